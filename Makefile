@@ -1,0 +1,38 @@
+# Each target sets up what it needs: a virtual environment in .venv, pinned by requirements.lock.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint lock clean help
+
+help:
+	@echo "make demo   generate, distil, export on the miniature model; results in out/demo/"
+	@echo "make test   the whole test suite"
+	@echo "make lint   ruff and pyright"
+	@echo "make lock   pin the newest versions that setup.cfg allows into requirements.lock"
+	@echo "make clean  remove .venv and out/"
+
+$(STAMP): requirements.lock setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "neodragon_jax needs Python 3.11 or newer; this is %s. Run: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m demo --out out/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra train --extra export --extra test setup.cfg --output-file requirements.lock
+
+clean:
+	rm -rf .venv out
