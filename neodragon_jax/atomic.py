@@ -1,0 +1,96 @@
+"""Files and folders that appear under their final name only when they are complete.
+
+A writer works under a hidden temporary name in the same folder; the rename at the end is one step of the file
+system. Whatever interrupts it, a reader finds the old content or the new one, never half of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+
+from neodragon_jax.errors import InputError
+
+PathLike = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
+    """Yield a temporary path with the same suffix, and rename it to `path` when the block ends without an exception.
+
+    The parent folder is made if needed. After an exception, KeyboardInterrupt included, the temporary file is removed
+    and `path` is as it was.
+
+    Raises:
+      InputError: `path` is a folder, or one of its parents is a file.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise InputError(f'{path} is a folder; give the name of a file.')
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: PathLike, replace: bool = False) -> Iterator[pathlib.Path]:
+    """Yield a new temporary folder, and rename it to `path` when the block ends without an exception.
+
+    Args:
+      path: the folder to make; an empty one may exist.
+      replace: whether a folder with content may exist. It stays until the new one is complete; of the two renames that
+        swap them, the first is undone if the second fails.
+    Raises:
+      InputError: `path` is a file, or a folder with content and not `replace`; the temporary folder is then not made.
+    """
+    path = pathlib.Path(path)
+    _check_folder(path, replace)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _check_folder(path, replace)
+        _swap(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    """Return an unused hidden name beside `path`, with its suffix, and make the parent folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f'{path.parent} is not a folder; choose another place for {path.name}.') from None
+    return path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}')
+
+
+def _check_folder(path: pathlib.Path, replace: bool) -> None:
+    """Raise InputError if a new folder must not take the place of what is at `path`."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f'{path} is a file; give the name of a folder.')
+    if path.is_dir() and any(path.iterdir()) and not replace:
+        raise InputError(f'{path} exists and is not empty; remove it or choose another folder.')
+
+
+def _swap(new: pathlib.Path, path: pathlib.Path) -> None:
+    """Rename the folder `new` to `path`, then delete what was there."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = _temporary(path)
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old)

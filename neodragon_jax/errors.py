@@ -1,0 +1,19 @@
+"""The one exception that means: the input is wrong, here is which and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input from the user. Its message is one line: the input, what is wrong, the remedy.
+
+    Command-line programs print the message and exit with status 2, without a traceback.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean "x"?' for the nearest known word, or '' when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f' Did you mean "{near[0]}"?' if near else ''
