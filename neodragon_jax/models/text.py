@@ -1,0 +1,296 @@
+"""Text encoders: the distilled T5 encoder of the token states, and the CLIP towers of the pooled prompt vector.
+
+Shapes: B batch (any number of leading axes, also none), L tokens, D width, N heads, K head dim, O projected width.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from neodragon_jax.config import CLIPTextConfig, T5Config
+from neodragon_jax.errors import InputError
+
+# Score of a forbidden key. Far enough below any real score for its weight to be exactly zero in float32, and finite in
+# float16, where the phone graphs run.
+MASKED = -1e4
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a bias added to the scores."""
+
+    num_heads: int
+    head_dim: int
+    scale: float
+    use_bias: bool
+    # (query, key and value, output)
+    inits: tuple[nn.initializers.Initializer, ...] = (nn.linear.default_kernel_init,) * 3
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '*B L D'], bias: Float[Array, '... L L']) -> Float[Array, '*B L D']:
+        """Return the mixed tokens; `bias` broadcasts against the scores [*B, N, L, L]."""
+        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
+        query_init, key_value_init, out_init = self.inits
+
+        def heads(name: str, init: nn.initializers.Initializer) -> Array:
+            flat = dense(self.num_heads * self.head_dim, kernel_init=init, name=name)(x)
+            split = flat.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+            return jnp.swapaxes(split, -3, -2)  # *B N L K
+
+        query, key, value = heads('query', query_init), heads('key', key_value_init), heads('value', key_value_init)
+        scores = jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * self.scale + bias, axis=-1)  # *B N L L
+        mixed = jnp.swapaxes(jnp.matmul(weights.astype(value.dtype), value), -3, -2)  # *B L N K
+        return dense(x.shape[-1], kernel_init=out_init, name='out')(mixed.reshape(*x.shape[:-1], -1))
+
+
+def relative_position_buckets(distance: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
+    """Return the T5 bucket of each signed distance, key position minus query position.
+
+    Each sign owns half of the buckets. In a half, the nearer distances have one bucket each; the others share buckets
+    whose widths grow geometrically up to `max_distance`, beyond which everything falls into the last.
+
+    Source: Raffel et al., Exploring the Limits of Transfer Learning, arXiv 1910.10683, section 2.1.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    size = np.abs(distance)
+    # Float32, as in T5: bucket limits are powers of two, where the logarithm's rounding decides.
+    growth = np.log(np.maximum(size, exact).astype(np.float32) / exact) / np.log(max_distance / exact)
+    shared = np.minimum(exact + (growth * (half - exact)).astype(np.int32), half - 1)
+    return np.where(size < exact, size, shared) + np.where(distance > 0, half, 0)
+
+
+class RelativePositionBias(nn.Module):
+    """Learned score bias per head and distance bucket, one table for all layers."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, length: int) -> Float[Array, 'N L L']:
+        """Return the bias for `length` query and key positions."""
+        c = self.config
+        positions = np.arange(length)
+        buckets = relative_position_buckets(
+            positions[None, :] - positions[:, None],
+            c.relative_attention_num_buckets,
+            c.relative_attention_max_distance,
+        )
+        table = nn.Embed(
+            c.relative_attention_num_buckets,
+            c.num_heads,
+            embedding_init=nn.initializers.normal(c.d_model**-0.5),
+            dtype=jnp.float32,
+            name='table',
+        )
+        return jnp.transpose(table(buckets), (2, 0, 1))
+
+
+class T5Block(nn.Module):
+    """Pre-norm attention and gated-GELU feed-forward, each with a residual."""
+
+    config: T5Config
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '*B L D'], bias: Float[Array, '*B N L L']) -> Float[Array, '*B L D']:
+        """Return the block's output; `bias` holds positions and mask."""
+        c = self.config
+        normal = nn.initializers.normal
+        norm = functools.partial(nn.RMSNorm, epsilon=c.layer_norm_epsilon, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        attention = SelfAttention(
+            num_heads=c.num_heads,
+            head_dim=c.d_kv,
+            scale=1.0,  # T5 folds 1/sqrt(K) into the initial query weights.
+            use_bias=False,
+            inits=(
+                normal((c.d_model * c.d_kv) ** -0.5),
+                normal(c.d_model**-0.5),
+                normal((c.num_heads * c.d_kv) ** -0.5),
+            ),
+            dtype=self.dtype,
+            name='attention',
+        )
+        x = x + attention(norm(name='attention_norm')(x), bias)
+        y = norm(name='mlp_norm')(x)
+        gate = dense(c.d_ff, kernel_init=normal(c.d_model**-0.5), name='mlp_gate')(y)
+        value = dense(c.d_ff, kernel_init=normal(c.d_model**-0.5), name='mlp_value')(y)
+        hidden = nn.gelu(gate, approximate=True) * value
+        return x + dense(c.d_model, kernel_init=normal(c.d_ff**-0.5), name='mlp_out')(hidden)
+
+
+class T5Encoder(nn.Module):
+    """T5 v1.1 encoder: unscaled embeddings, bias-free layers, relative positions only."""
+
+    config: T5Config
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, '*B L'], mask: Int[Array, '*B L'] | Bool[Array, '*B L']
+    ) -> Float[Array, '*B L D']:
+        """Return the final-normed states.
+
+        Padded positions attend to the valid ones like any other, so their states are defined but mean nothing.
+
+        Args:
+          ids: token ids.
+          mask: nonzero for valid tokens; at least one in each row.
+        Raises:
+          InputError: the shapes differ.
+        """
+        c = self.config
+        if ids.shape != mask.shape:
+            raise InputError(f'mask has shape {mask.shape}, ids {ids.shape}; give one mask value per token.')
+        keys = jnp.where(mask.astype(bool), 0.0, MASKED)[..., None, None, :]
+        bias = RelativePositionBias(c, name='position_bias')(ids.shape[-1]) + keys  # *B N L L
+        embed = nn.Embed(
+            c.vocab_size,
+            c.d_model,
+            embedding_init=nn.initializers.normal(1.0),
+            dtype=self.dtype,
+            name='token_embedding',
+        )
+        x = embed(ids)  # *B L D
+        for i in range(c.num_layers):
+            x = T5Block(c, self.dtype, name=f'block_{i}')(x, bias)
+        return nn.RMSNorm(epsilon=c.layer_norm_epsilon, dtype=self.dtype, name='final_norm')(x)
+
+
+class T5EncoderWithProjection(nn.Module):
+    """DT5: a T5 encoder and the two-layer projection to the width of the teacher's T5-XXL states.
+
+    Source: Neodragon, section on text-encoder distillation.
+    """
+
+    config: T5Config
+    dtype: Any = None
+
+    def setup(self) -> None:
+        c = self.config
+        dense = functools.partial(nn.Dense, c.out_dim, use_bias=False, dtype=self.dtype)
+        self.encoder = T5Encoder(c, self.dtype)
+        self.projection_in = dense()
+        self.projection_out = dense()
+        self.dropout = nn.Dropout(c.dropout_rate)
+
+    def encode(self, ids: Int[Array, '*B L'], mask: Int[Array, '*B L'] | Bool[Array, '*B L']) -> Float[Array, '*B L D']:
+        """Return the encoder's final-normed states, before the projection. Arguments as in `T5Encoder`."""
+        return self.encoder(ids, mask)
+
+    def __call__(
+        self,
+        ids: Int[Array, '*B L'],
+        mask: Int[Array, '*B L'] | Bool[Array, '*B L'],
+        deterministic: bool = True,
+    ) -> Float[Array, '*B L O']:
+        """Return the projected token states.
+
+        Args:
+          ids: token ids.
+          mask: nonzero for valid tokens; at least one in each row.
+          deterministic: False drops projected features at `config.dropout_rate` and needs the rng `dropout`.
+        """
+        hidden = nn.relu(self.projection_in(self.encode(ids, mask)))
+        return self.projection_out(self.dropout(hidden, deterministic=deterministic))
+
+
+class CLIPTextOutput(NamedTuple):
+    """What a CLIP tower gives.
+
+    `pooled` is the state at the end-of-text token, projected where the tower has a projection; `hidden_states` holds
+    the embeddings and the output of every layer, so its last item is `last_hidden_state` before the final norm.
+    """
+
+    pooled: Float[Array, '*B O']
+    last_hidden_state: Float[Array, '*B L D']
+    hidden_states: tuple[Float[Array, '*B L D'], ...]
+
+
+def _quick_gelu(x: Array) -> Array:
+    return x * nn.sigmoid(1.702 * x)
+
+
+_CLIP_ACTIVATIONS = {'quick_gelu': _quick_gelu, 'gelu': functools.partial(nn.gelu, approximate=False)}
+
+
+class CLIPLayer(nn.Module):
+    """Pre-norm attention and MLP, each with a residual."""
+
+    config: CLIPTextConfig
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '*B L D'], bias: Float[Array, 'L L']) -> Float[Array, '*B L D']:
+        """Return the layer's output; `bias` holds the causal mask."""
+        c = self.config
+        head_dim = c.hidden_size // c.num_attention_heads
+        norm = functools.partial(nn.LayerNorm, epsilon=c.layer_norm_eps, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        attention = SelfAttention(
+            num_heads=c.num_attention_heads,
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+            use_bias=True,
+            dtype=self.dtype,
+            name='attention',
+        )
+        x = x + attention(norm(name='attention_norm')(x), bias)
+        hidden = dense(c.intermediate_size, name='mlp_in')(norm(name='mlp_norm')(x))
+        return x + dense(c.hidden_size, name='mlp_out')(_CLIP_ACTIVATIONS[c.hidden_act](hidden))
+
+
+class CLIPTextModel(nn.Module):
+    """CLIP text tower with learned positions and causal attention; padding is not masked.
+
+    Source: Radford et al., Learning Transferable Visual Models, arXiv 2103.00020, section 2.4.
+    """
+
+    config: CLIPTextConfig
+    projection: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, '*B L']) -> CLIPTextOutput:
+        """Return pooled vector and states.
+
+        Raises:
+          InputError: the sequence is longer than the tower's table of positions.
+        """
+        c = self.config
+        length = ids.shape[-1]
+        if length > c.max_position_embeddings:
+            raise InputError(
+                f'ids are {length} tokens long; this tower has {c.max_position_embeddings} positions: cut them.'
+            )
+        embed = functools.partial(
+            nn.Embed, features=c.hidden_size, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype
+        )
+        tokens = embed(c.vocab_size, name='token_embedding')(ids)
+        x = tokens + embed(c.max_position_embeddings, name='position_embedding')(np.arange(length))  # *B L D
+        causal = jnp.asarray(np.where(np.tri(length, dtype=bool), 0.0, MASKED), jnp.float32)
+        states = [x]
+        for i in range(c.num_hidden_layers):
+            states.append(CLIPLayer(c, self.dtype, name=f'layer_{i}')(states[-1], causal))
+        norm = nn.LayerNorm(epsilon=c.layer_norm_eps, dtype=self.dtype, name='final_norm')
+        last = norm(states[-1])
+        end = self._end_of_text(ids)[..., None, None]
+        pooled = jnp.take_along_axis(last, end, axis=-2, mode='promise_in_bounds')  # *B 1 D
+        if self.projection:
+            pooled = nn.Dense(c.projection_dim, use_bias=False, dtype=self.dtype, name='projection')(pooled)
+        return CLIPTextOutput(pooled[..., 0, :], last, tuple(states))
+
+    def _end_of_text(self, ids: Int[Array, '*B L']) -> Int[Array, '*B']:
+        """Return the position of the first end-of-text token."""
+        # 2 is a historical mistake in published configs, whose true end-of-text token is the last of the vocabulary.
+        if self.config.eos_token_id == 2:
+            return jnp.argmax(ids, axis=-1)
+        return jnp.argmax(ids == self.config.eos_token_id, axis=-1)
