@@ -55,7 +55,7 @@ class Layout:
         return self.text_tokens + self.image_tokens
 
 
-def layout_of(clips: Sequence[Float[Array, 'B T H W C']], patch: int, text_tokens: int) -> Layout:
+def layout_of(clips: Sequence[Float[Array, 'B _ _ _ C']], patch: int, text_tokens: int) -> Layout:
     """Return the layout of clips given oldest first; the last clip is the current unit.
 
     Raises:

@@ -47,7 +47,7 @@ def down_noise(noise: Float[Array, '*B H W C'], times: int) -> Float[Array, '*B 
     return down(noise, times) * 2.0**times
 
 
-def levels(x: Latents, stages: int) -> list[Latents]:
+def levels(x: Latents, stages: int) -> list[Float[Array, 'B T _ _ C']]:
     """Return x at every stage, coarsest first; x itself is the last."""
     return [down(x, stages - 1 - stage) for stage in range(stages)]
 
@@ -93,7 +93,7 @@ def history_stage(stage: int, distance: int) -> int:
     return max(stage - (distance - 1), 0)
 
 
-def history(latents: Latents, stage: int, stages: int, frames_per_unit: int = 1) -> list[Latents]:
+def history(latents: Latents, stage: int, stages: int, frames_per_unit: int = 1) -> list[Float[Array, 'B _ _ _ C']]:
     """Return the history clips for the unit that follows `latents`, oldest first.
 
     Args:
@@ -103,7 +103,7 @@ def history(latents: Latents, stage: int, stages: int, frames_per_unit: int = 1)
     """
     units = latents.shape[1] // frames_per_unit
     pyramid = levels(latents, stages)
-    clips: list[Latents] = []
+    clips: list[Array] = []
     end = latents.shape[1]
     for distance in range(1, units + 1):
         level = history_stage(stage, distance)
@@ -138,8 +138,8 @@ def envelope(stage: int, units: int, stages: int, grid: tuple[int, int], text_to
 
 
 def envelope_history(
-    pyramid: Sequence[Latents], unit: Int[Array, ' B'], stage: int, units: int
-) -> list[Float[Array, 'B 1 h w C']]:
+    pyramid: Sequence[Float[Array, 'B T _ _ C']], unit: Int[Array, ' B'], stage: int, units: int
+) -> list[Float[Array, 'B 1 _ _ C']]:
     """Return `units` history frames for a unit that may differ per example, oldest first, front-padded with zeros.
 
     The frames have the shapes of `envelope`; where unit < units the first units - unit of them are padding.

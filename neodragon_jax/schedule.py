@@ -17,6 +17,9 @@ from jaxtyping import Array, Float
 
 from neodragon_jax.errors import InputError
 
+# A local level; the schedule's tables hold NumPy numbers.
+Scalar = float | np.floating | Array
+
 # The last of several steps starts at this local level (the training grid's finest), so it is 0.001 long.
 FINEST_LEVEL = 0.001
 
@@ -122,7 +125,7 @@ class Schedule:
 
 
 def euler_step(
-    x: Float[Array, '*shape'], flow: Float[Array, '*shape'], level: float | Array, next_level: float | Array
+    x: Float[Array, '*shape'], flow: Float[Array, '*shape'], level: Scalar, next_level: Scalar
 ) -> Float[Array, '*shape']:
     """Return x + (next_level - level) * flow, computed in float32.
 

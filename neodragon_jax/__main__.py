@@ -1,0 +1,207 @@
+"""Command line: prompts in, videos out. Run `python -m neodragon_jax --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from neodragon_jax.errors import InputError
+
+EXAMPLES = """
+examples:
+  animate a picture with the few-step student (18 denoiser calls):
+    python -m neodragon_jax --checkpoint CKPT --image dog.jpg --prompt "a dog runs on the beach" --out out/
+
+  the multi-step model, no picture, five samples each of many prompts (VBench's layout), resumable:
+    python -m neodragon_jax --checkpoint CKPT --mode monolithic --prompts-file prompts.txt --num-samples 5 --out out/
+
+  a student distilled with `python -m train.dmd`:
+    python -m neodragon_jax --checkpoint CKPT --student RUN/student --image dog.jpg --prompt "..." --out out/
+"""
+MAX_NAME_BYTES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One video to make."""
+
+    prompt: str
+    number: int
+    path: pathlib.Path
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m neodragon_jax',
+        description='Turn prompts into videos with a released or distilled Neodragon checkpoint.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
+    add('--out', required=True, metavar='DIR', help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png')
+    add('--prompt', action='append', default=[], metavar='TEXT', help='what to show; may be repeated')
+    add('--prompts-file', metavar='FILE', help='text file with one prompt per line')
+    add('--image', metavar='FILE', help='first frame; resized to the video size')
+    add('--mode', choices=('hybrid', 'monolithic'), default='hybrid',
+        help='hybrid: a given first frame, then the few-step model; monolithic: all frames by the multi-step model '
+        '(default: %(default)s)')  # fmt: skip
+    add('--student', metavar='DIR', help="folder with a distilled student's denoiser and context adapter")
+    add('--steps', type=int, nargs=3, metavar='N', help='steps per stage, coarsest first (default: 1 1 1, or 10 10 10)')
+    add('--first-steps', type=int, nargs=3, metavar='N', help='the same for unit 0 (default: --steps, or 20 20 20)')
+    add('--guidance', type=float, metavar='G', help='classifier-free guidance (default: none, or 5)')
+    add('--first-guidance', type=float, metavar='G', help='the same for unit 0 (default: --guidance, or 7)')
+    add('--prompt-modifier', metavar='TEXT', help='appended to every prompt (default: the released one)')
+    add('--negative-prompt', metavar='TEXT', help='what guidance steers away from (default: the released one)')
+    add('--frames', type=int, default=49, metavar='N', help='video frames, 8 n + 1 (default: %(default)s)')
+    add('--height', type=int, default=320, metavar='PX', help='default: %(default)s')
+    add('--width', type=int, default=512, metavar='PX', help='default: %(default)s')
+    add('--seed', type=int, default=0, help='default: %(default)s')
+    add('--num-samples', type=int, default=1, metavar='N', help='videos per prompt (default: %(default)s)')
+    add('--dtype', choices=('float32', 'bfloat16'), default='float32',
+        help="the denoiser's compute type (default: %(default)s)")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """Return the prompts of the command line and of the prompts file, without repetitions."""
+    prompts = list(args.prompt)
+    if args.prompts_file is not None:
+        path = pathlib.Path(args.prompts_file)
+        if not path.is_file():
+            raise InputError(f'--prompts-file {path}: no such file. Give a text file with one prompt per line.')
+        try:
+            lines = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
+        except UnicodeDecodeError:
+            raise InputError(f'--prompts-file {path}: not UTF-8 text. Save it as UTF-8, one prompt per line.') from None
+        if not any(lines):
+            raise InputError(f'--prompts-file {path}: empty. Write one prompt per line.')
+        prompts += [line for line in lines if line]
+    if not prompts:
+        raise InputError('no prompt given. Use --prompt TEXT or --prompts-file FILE.')
+    return list(dict.fromkeys(prompts))
+
+
+def video_name(prompt: str, number: int) -> str:
+    """Return `{prompt}-{number}` as VBench expects it, kept to what a file system takes."""
+    name = prompt.replace('/', '_').replace('\0', '')
+    if len(name.encode()) > MAX_NAME_BYTES:
+        digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+        name = name.encode()[:MAX_NAME_BYTES].decode(errors='ignore') + '~' + digest
+    return f'{name}-{number}'
+
+
+def make_jobs(args: argparse.Namespace, prompts: Sequence[str]) -> list[Job]:
+    """Return what is to be made and is not there yet."""
+    if args.num_samples < 1:
+        raise InputError(f'--num-samples is {args.num_samples}; give at least 1.')
+    out = pathlib.Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    named = [
+        Job(prompt, number, out / f'{video_name(prompt, number)}.mp4')
+        for prompt in prompts
+        for number in range(args.num_samples)
+    ]
+    # The contact sheet is written first, so a video that is there is complete.
+    todo = [job for job in named if not job.path.exists()]
+    if len(todo) < len(named):
+        print(
+            f'{len(named) - len(todo)} of {len(named)} videos exist already in {out}; delete them to make them again.'
+        )
+    return todo
+
+
+def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Cut jobs into lists of `size`; the last may be shorter."""
+    for start in range(0, len(jobs), size):
+        yield list(jobs[start : start + size])
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make all videos of a command line."""
+    if args.mode == 'hybrid' and args.image is None:
+        raise InputError(
+            '--mode hybrid starts from a given first frame. Pass --image FILE, or use --mode monolithic: it needs none.'
+        )
+    jobs = make_jobs(args, read_prompts(args))
+    if not jobs:
+        return
+    # Only now: JAX and the models take seconds to import, and the checks above should answer at once.
+    import jax
+    import jax.numpy as jnp
+    import tqdm
+
+    from neodragon_jax import pipeline, video
+    from neodragon_jax.sampler import DrawnNoise
+    from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
+
+    plan = pipeline.make_plan(args.mode, args.frames, args.height, args.width, args.steps, args.first_steps,
+                              args.guidance, args.first_guidance)  # fmt: skip
+    frame = None
+    if args.image is not None:
+        frame = video.image_to_frame(video.read_image(args.image), args.height, args.width)[None, None]
+
+    devices = jax.local_devices()
+    spread = pipeline.Spread(devices[: len(jobs)])
+    student = pathlib.Path(args.student) if args.student else None
+    components = pipeline.load(
+        args.checkpoint,
+        args.mode,
+        denoiser=student and student / 'diffusion_transformer_320p',
+        adapter=student and student / 'context_adapter',
+        dtype=jnp.dtype(args.dtype),
+        place=spread.replicate,
+    )
+    plan = components.check(plan)
+    modifier = DEFAULT_MODIFIER if args.prompt_modifier is None else args.prompt_modifier
+    negative = DEFAULT_NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt
+    calls = plan.calls(0 if frame is None else 1)
+    print(f'{len(jobs)} videos of {args.frames}x{args.height}x{args.width}, {calls} denoiser calls each, '
+          f'{len(spread.devices)} x {devices[0].platform}')  # fmt: skip
+
+    def advance(*_: object) -> None:
+        bar.update()
+
+    rounds = math.ceil(len(jobs) / len(spread.devices))
+    start = time.monotonic()
+    with tqdm.tqdm(total=rounds * plan.steps_total(0 if frame is None else 1), unit='step', disable=None) as bar:
+        for batch in batches(jobs, len(spread.devices)):
+            bar.set_description(batch[0].prompt[:32])
+            padded = batch + [batch[-1]] * (len(spread.devices) - len(batch))
+            keys = pipeline.sample_keys(args.seed, [job.prompt for job in padded], [job.number for job in padded])
+            frames = pipeline.generate(
+                components,
+                plan,
+                [job.prompt + modifier for job in padded],
+                DrawnNoise(spread.shard(keys)),
+                negative,
+                None if frame is None else jnp.repeat(frame, len(padded), axis=0),
+                on_step=advance,
+                shard=spread.shard,
+            )
+            for job, clip in zip(batch, frames, strict=False):
+                video.contact_sheet(job.path.with_suffix('.png'), clip)
+                video.write_mp4(job.path, clip, fps=24)
+                bar.write(str(job.path), file=sys.stdout)
+    print(f'{len(jobs)} videos in {time.monotonic() - start:.1f} s, compilation included')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    try:
+        run(parse_args(argv))
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
