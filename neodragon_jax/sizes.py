@@ -1,0 +1,53 @@
+"""Print the parameters of every component: `python -m neodragon_jax.sizes [full|tiny]`. Nothing is allocated."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import NamedTuple
+
+from neodragon_jax import checkpoint
+from neodragon_jax.config import FULL, TINY, ComponentConfig, SystemConfig
+
+PRESETS = {'full': FULL, 'tiny': TINY}
+# Stored with the weights, but fixed: not a parameter.
+TABLE = 'pos_embed.pos_embed'
+
+
+class Size(NamedTuple):
+    """Size of one component."""
+
+    name: str
+    tensors: int
+    parameters: int
+
+
+def component_sizes(system: SystemConfig) -> list[Size]:
+    """Return the size of every component of a preset, from abstract shapes."""
+    components: list[tuple[str, str, ComponentConfig]] = [
+        ('PyramidMMDiT', 'PyramidMMDiT', system.denoiser),
+        ('context adapter', 'ContextAdapter', system.context_adapter),
+        ('DT5', 'T5EncoderWithProjection', system.t5),
+        ('CLIP-L', 'CLIPTextModelWithProjection', system.clip_l),
+        ('CLIP-G', 'CLIPTextModelWithProjection', system.clip_g),
+        ('video VAE', 'AsymmetricCausalVideoVAE', system.video_vae),
+    ]
+    sizes = []
+    for name, kind, config in components:
+        shapes = checkpoint.abstract(kind, config)
+        count = sum(math.prod(leaf.shape) for key, leaf in shapes.items() if key != TABLE)
+        sizes.append(Size(name, len(shapes), count))
+    return sizes
+
+
+def main() -> None:
+    """Print the table of a preset."""
+    parser = argparse.ArgumentParser('python -m neodragon_jax.sizes', description=__doc__)
+    parser.add_argument('preset', nargs='?', choices=PRESETS, default='full', help='default: %(default)s')
+    sizes = component_sizes(PRESETS[parser.parse_args().preset])
+    for size in [*sizes, Size('all', sum(s.tensors for s in sizes), sum(s.parameters for s in sizes))]:
+        print(f'{size.name:16} {size.tensors:5} tensors {size.parameters:14,} parameters')
+
+
+if __name__ == '__main__':
+    main()

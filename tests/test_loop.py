@@ -1,0 +1,334 @@
+"""The training loop, on a toy program: a two-layer network that starts as its frozen teacher and learns a linear map.
+
+Run as a script it trains in the given folder until it is stopped: the process that the SIGTERM tests end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import conftest
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from neodragon_jax.errors import InputError
+from train import loop
+from train.loop import LoopConfig, run
+from train.metrics import read_metrics
+from train.sharding import MeshConfig, split_batch, to_host
+
+WIDTH, HIDDEN, SAMPLES = 16, 32, 40
+OPTIMIZER = optax.adam(1e-2)
+
+
+class LinearSource:
+    """Pairs (x, A x) with a name, as a teacher's samples have a prompt."""
+
+    def __init__(self, count: int = SAMPLES) -> None:
+        rng = np.random.default_rng(7)
+        self._x = rng.normal(size=(count, WIDTH)).astype(np.float32)
+        self._y = self._x @ (rng.normal(size=(WIDTH, WIDTH)) / 4).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return {'x': self._x[index], 'y': self._y[index], 'index': np.int64(index), 'prompt': f'sample {index}'}
+
+
+@flax.struct.dataclass
+class ToyState:
+    step: Any
+    student: Any
+    fake: Any
+    optimizer: Any
+    seen: Any
+
+
+@dataclasses.dataclass
+class Toy:
+    """Even steps fit the data, odd ones see noisy inputs; `seen` is a hash of the data in their order."""
+
+    poison: tuple[int, ...] = ()
+    stop_before: int = -1
+    flavour: str = 'plain'
+    seconds_per_step: float = 0.0
+    name: str = 'toy'
+
+    def frozen(self) -> Any:
+        rng = np.random.default_rng(1)
+        kernel = lambda *shape: (rng.normal(size=shape) / 4).astype(np.float32)
+        first = {'kernel': kernel(WIDTH, HIDDEN), 'bias': np.zeros(HIDDEN, np.float32)}
+        second = {'kernel': kernel(HIDDEN, WIDTH), 'bias': np.zeros(WIDTH, np.float32)}
+        return {'teacher': {'image_mlp': {'linear_1': first, 'linear_2': second}}}
+
+    def init_state(self, key, frozen):
+        teacher = frozen['teacher']
+        noisy = jax.tree.map(lambda leaf: leaf + 0.01 * jax.random.normal(key, leaf.shape), teacher)
+        scalar = jnp.zeros((), jnp.int32)
+        return ToyState(step=scalar, student=teacher, fake=noisy, optimizer=OPTIMIZER.init(teacher), seen=scalar)
+
+    def variant(self, step):
+        time.sleep(self.seconds_per_step)
+        if step == self.stop_before:
+            raise KeyboardInterrupt
+        return step % 2
+
+    def train_step(self, variant, state, frozen, batch, key):
+        noise = 0.1 * variant * jax.random.normal(key, batch['x'].shape)
+
+        def loss_of(params):
+            hidden = jnp.tanh(_linear(params['image_mlp']['linear_1'], batch['x'] + noise))
+            hidden = split_batch(hidden, axis=hidden.ndim - 2)
+            return jnp.square(_linear(params['image_mlp']['linear_2'], hidden) - batch['y']).mean()
+
+        loss, gradient = jax.value_and_grad(loss_of)(state.student)
+        poisoned = jnp.isin(state.step, jnp.asarray((*self.poison, -1)))
+        loss = jnp.where(poisoned, jnp.nan, loss)
+        updates, optimizer = OPTIMIZER.update(gradient, state.optimizer)
+        student = optax.apply_updates(state.student, updates)
+        places = jnp.arange(batch['index'].size, dtype=jnp.int32).reshape(batch['index'].shape)
+        seen = state.seen * 31 + jnp.sum(batch['index'] * (2 * places + 1))
+        metrics = {'loss': loss, 'grad_norm': optax.global_norm(gradient), f'loss_of_variant_{variant}': loss}
+        distance = {'distance': optax.global_norm(jax.tree.map(jnp.subtract, student, frozen['teacher']))}
+        return state.replace(student=student, optimizer=optimizer, seen=seen), metrics | distance
+
+    def finish(self, state, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / 'bias.npy', to_host(state.student['image_mlp']['linear_2']['bias']))
+
+    def metadata(self):
+        return {'flavour': self.flavour}
+
+
+def _linear(layer, x):
+    return x @ layer['kernel'] + layer['bias']
+
+
+def config_for(workdir, **changes) -> LoopConfig:
+    defaults = {'steps': 12, 'batch_size': 8, 'checkpoint_every': 5, 'log_every': 4, 'mesh': MeshConfig(2, 2, 2)}
+    return LoopConfig(workdir=str(workdir), **defaults | changes)
+
+
+def checkpoint_steps(workdir) -> list[int]:
+    return sorted(int(path.name) for path in (pathlib.Path(workdir) / 'checkpoints').iterdir() if path.name.isdigit())
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, to_host(a), to_host(b))
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+    """A run without incidents: (folder, state)."""
+    folder = tmp_path_factory.mktemp('unbroken')
+    return folder, run(Toy(), LinearSource(), config_for(folder))
+
+
+def test_learns_and_logs(tmp_path):
+    state = run(Toy(), LinearSource(), config_for(tmp_path, steps=120, log_every=20, checkpoint_every=1000))
+    rows = read_metrics(tmp_path)
+    assert [row['step'] for row in rows] == [20, 40, 60, 80, 100, 120]
+    assert rows[-1]['loss_of_variant_0'] < 0.1 * rows[0]['loss_of_variant_0']
+    assert rows[-1]['skipped'] == 0
+    assert int(state.step) == 120
+    assert list((tmp_path / 'tensorboard').iterdir())
+    np.testing.assert_array_equal(
+        np.load(tmp_path / 'result' / 'bias.npy'), np.asarray(state.student['image_mlp']['linear_2']['bias'])
+    )
+
+
+def test_state_lives_in_its_shardings(unbroken):
+    kernel = unbroken[1].student['image_mlp']['linear_1']['kernel']
+    assert kernel.sharding.spec == PartitionSpec('fsdp', 'tensor')
+    moment = unbroken[1].optimizer[0].mu['image_mlp']['linear_1']['kernel']
+    assert moment.sharding == kernel.sharding
+
+
+def test_resumed_run_equals_unbroken_one_bit_for_bit(unbroken, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Toy(stop_before=8), LinearSource(), config_for(tmp_path))
+    assert checkpoint_steps(tmp_path) == [5]
+    assert_equal(run(Toy(), LinearSource(), config_for(tmp_path)), unbroken[1])
+    rows, expected = read_metrics(tmp_path), read_metrics(unbroken[0])
+    assert [row['step'] for row in rows] == [row['step'] for row in expected] == [4, 8, 12]
+    assert rows[-1]['loss'] == expected[-1]['loss']
+
+
+def test_finished_run_is_not_run_again(unbroken, capsys):
+    folder, state = unbroken
+    before = checkpoint_steps(folder)
+    assert_equal(run(Toy(stop_before=0), LinearSource(), config_for(folder)), state)
+    assert checkpoint_steps(folder) == before
+    assert 'compiling' not in capsys.readouterr().out
+
+
+def test_longer_run_goes_on_from_the_end_on_another_mesh(unbroken, tmp_path):
+    longer = run(Toy(), LinearSource(), config_for(tmp_path / 'whole', steps=16))
+    run(Toy(), LinearSource(), config_for(tmp_path / 'parts', mesh=MeshConfig(1, 8, 1)))
+    resumed = run(Toy(), LinearSource(), config_for(tmp_path / 'parts', steps=16, mesh=MeshConfig(4, 1, 2)))
+    assert int(resumed.seen) == int(longer.seen)
+    _assert_close(resumed.student, longer.student)
+
+
+@pytest.mark.parametrize('sizes', [(1, 1, 1), (8, 1, 1), (1, 8, 1)])
+def test_meshes_agree(unbroken, tmp_path, sizes):
+    state = run(Toy(), LinearSource(), config_for(tmp_path, mesh=MeshConfig(*sizes)))
+    assert int(state.seen) == int(unbroken[1].seen)
+    _assert_close(state.student, unbroken[1].student)
+
+
+def _assert_close(a, b):
+    errors = jax.tree.map(conftest.relative_error, to_host(a), to_host(b))
+    assert max(jax.tree.leaves(errors)) < 1e-5
+
+
+def test_updates_stack_different_batches(tmp_path):
+    state = run(Toy(), LinearSource(), config_for(tmp_path, updates=3, steps=2))
+    other = run(Toy(), LinearSource(), config_for(tmp_path / 'other', batch_size=24, steps=2))
+    assert int(state.seen) == int(other.seen)
+
+
+def test_other_program_or_data_order_is_refused(tmp_path):
+    run(Toy(), LinearSource(), config_for(tmp_path, steps=2))
+    with pytest.raises(InputError, match=r'flavour = "plain", this run "bitter"; choose another workdir'):
+        run(Toy(flavour='bitter'), LinearSource(), config_for(tmp_path, steps=3))
+    with pytest.raises(InputError, match='seed = 0, this run 1'):
+        run(Toy(), LinearSource(), config_for(tmp_path, steps=3, seed=1))
+    with pytest.raises(InputError, match='samples = 40, this run 41'):
+        run(Toy(), LinearSource(41), config_for(tmp_path, steps=3))
+    with pytest.raises(InputError, match='at step 2 already, beyond steps = 1; raise steps'):
+        run(Toy(), LinearSource(), config_for(tmp_path, steps=1))
+
+
+def test_steps_that_are_not_finite_change_nothing(unbroken, tmp_path):
+    clean = run(Toy(), LinearSource(), config_for(tmp_path / 'clean', steps=4))
+    skipping = run(Toy(poison=(4, 5, 6)), LinearSource(), config_for(tmp_path / 'skipping', steps=7, log_every=1))
+    assert int(skipping.step) == 7
+    assert_equal(skipping.replace(step=clean.step), clean)
+    rows = read_metrics(tmp_path / 'skipping')
+    assert [row['skipped'] for row in rows] == [0, 0, 0, 0, 1, 2, 3]
+    assert rows[-1]['loss'] is None
+    healed = run(Toy(poison=(4, 5, 6)), LinearSource(), config_for(tmp_path / 'skipping', steps=9, log_every=1))
+    assert read_metrics(tmp_path / 'skipping')[-1]['skipped_in_a_row'] == 0
+    assert float(healed.optimizer[0].count) == 6
+
+
+def test_diverged_run_stops_with_its_last_good_state(tmp_path):
+    settings = {'max_skips': 3, 'log_every': 1, 'checkpoint_every': 100}
+    clean = run(Toy(), LinearSource(), config_for(tmp_path / 'clean', steps=4))
+    with pytest.raises(loop.DivergedError, match=r'step 7: the last 3 steps .* Lower the learning rate'):
+        run(Toy(poison=tuple(range(4, 99))), LinearSource(), config_for(tmp_path / 'bad', **settings))
+    assert checkpoint_steps(tmp_path / 'bad') == [7]
+    restored = run(Toy(stop_before=0), LinearSource(), config_for(tmp_path / 'bad', steps=7, **settings))
+    assert_equal(restored.student, clean.student)
+    assert int(run(Toy(), LinearSource(), config_for(tmp_path / 'bad', **settings)).step) == 12
+
+
+def test_unguarded_program_is_a_mistake(tmp_path):
+    class Unguarded(Toy):
+        def train_step(self, variant, state, frozen, batch, key):
+            return state, {'accuracy': jnp.zeros(())}
+
+    with pytest.raises(TypeError, match='no metric that ends in loss or grad_norm'):
+        run(Unguarded(), LinearSource(), config_for(tmp_path))
+
+
+def test_settings_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(InputError, match='3 does not divide the 8 devices'):
+        run(Toy(), LinearSource(), config_for(tmp_path, mesh=MeshConfig(-1, 3, 1)))
+    with pytest.raises(InputError, match=r'batch_size is 6, but data x fsdp of the mesh is 4'):
+        run(Toy(), LinearSource(), config_for(tmp_path, batch_size=6))
+    with pytest.raises(InputError, match='log_every is 0'):
+        config_for(tmp_path, log_every=0)
+    with pytest.raises(InputError, match='data source is empty'):
+        run(Toy(), LinearSource(0), config_for(tmp_path))
+
+
+def test_plan_counts_without_running(tmp_path):
+    text = loop.plan(Toy(), LinearSource(), config_for(tmp_path, updates=3))
+    numbers = 2 * WIDTH * HIDDEN + WIDTH + HIDDEN
+    lines = text.splitlines()
+    assert lines[0] == 'toy: 12 steps on 8 of 8 devices'
+    assert 'batch  x  [3, 8, 16]  float32' in lines
+    assert any(line.split()[:2] == ['student', f'{numbers:,}'] for line in lines)
+    assert any(line.split()[:2] == ['optimizer', f'{2 * numbers + 1:,}'] for line in lines)
+    assert any(line.split()[:1] == ['state/student/image_mlp/linear_1/kernel'] for line in lines)
+    assert not any(tmp_path.iterdir())
+
+
+def start(folder, **environment) -> subprocess.Popen[str]:
+    """Start a process that trains in a folder until it is stopped."""
+    paths = os.pathsep.join([str(conftest.GOLDENS.parents[1]), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, __file__, str(folder)],
+        env=os.environ | {'PYTHONPATH': paths} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def stop_one(processes: list[subprocess.Popen[str]], folder) -> str:
+    """Send SIGTERM to the last process once metrics appear; return the first one's output when all have ended well."""
+    try:
+        deadline = time.time() + 60
+        while not read_metrics(folder) and processes[0].poll() is None and time.time() < deadline:
+            time.sleep(0.05)
+        processes[-1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return outputs[0]
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path):
+    folder = tmp_path / 'run'
+    assert 'stopped and saved at step' in stop_one([start(folder)], folder)
+    step = checkpoint_steps(folder)[-1]
+    assert 4 <= step < 10_000
+    config = config_for(folder, steps=step + 3)
+    resumed = run(Toy(), LinearSource(), config)
+    whole = run(Toy(), LinearSource(), dataclasses.replace(config, workdir=str(tmp_path / 'whole')))
+    assert_equal(resumed, whole)
+
+
+def test_two_processes_stop_together_and_one_goes_on(tmp_path):
+    folder = tmp_path / 'run'
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        address = f'localhost:{free.getsockname()[1]}'
+    shared = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_NUM_CPU_DEVICES': '4'}
+    processes = [start(folder, **shared, JAX_PROCESS_ID=str(index)) for index in range(2)]
+    assert 'stopped and saved at step' in stop_one(processes, folder)
+    config = config_for(folder, steps=checkpoint_steps(folder)[-1] + 3)
+    resumed = run(Toy(), LinearSource(), config)
+    whole = run(Toy(), LinearSource(), dataclasses.replace(config, workdir=str(tmp_path / 'whole')))
+    assert int(resumed.seen) == int(whole.seen)
+    _assert_close(resumed.student, whole.student)
+
+
+def test_checkpoints_hold_the_newest_only(tmp_path):
+    run(Toy(), LinearSource(), config_for(tmp_path, steps=12, checkpoint_every=2, keep=2))
+    assert checkpoint_steps(tmp_path) == [10, 12]
+    assert json.loads((tmp_path / 'checkpoints' / '12' / 'metadata' / 'metadata').read_text())['flavour'] == 'plain'
+
+
+if __name__ == '__main__':
+    run(Toy(seconds_per_step=0.02), LinearSource(), config_for(sys.argv[1], steps=10_000, checkpoint_every=10_000))
