@@ -1,0 +1,134 @@
+"""ONNX graph to a QNN context binary for one Snapdragon chipset, with the metadata that deployment tools expect."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from typing import Any
+
+import onnx
+
+from export.htp import HtpSession
+from export.quantize import quantisation_parameters
+from neodragon_jax.atomic import atomic_folder
+from neodragon_jax.errors import InputError, did_you_mean
+
+PRECISIONS = ('w8a16', 'fp16')
+_TOOLS = ('neodragon-jax', 'jax', 'flax', 'jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime-qnn')
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A chipset: QNN's number for it, and the version of its HTP."""
+
+    chipset: str
+    soc_model: int
+    htp_arch: int
+    product: str
+
+
+TARGETS = {
+    target.chipset: target
+    for target in (
+        Target('sm8550', 43, 73, 'Snapdragon 8 Gen 2'),
+        Target('sm8650', 57, 75, 'Snapdragon 8 Gen 3'),
+        Target('sc8380xp', 60, 73, 'Snapdragon X Elite'),
+        Target('sm8750', 69, 79, 'Snapdragon 8 Elite'),
+        Target('sm8850', 87, 81, 'Snapdragon 8 Elite Gen 5'),
+    )
+}
+
+
+def find_target(chipset: str) -> Target:
+    """Return the target of a chipset's name, in any case.
+
+    Raises:
+      InputError: the name is unknown.
+    """
+    name = chipset.lower()
+    if name not in TARGETS:
+        known = ', '.join(f'{target.chipset} ({target.product})' for target in TARGETS.values())
+        raise InputError(f'chipset {chipset!r} is unknown.{did_you_mean(name, TARGETS)} Use one of {known}.')
+    return TARGETS[name]
+
+
+def provider_options(target: Target, precision: str) -> dict[str, str]:
+    """Return QNN's options; it ignores unknown ones without a word, so they are all here."""
+    options = {'soc_model': str(target.soc_model), 'htp_arch': str(target.htp_arch)}
+    return options | {'enable_htp_fp16_precision': '1'} if precision == 'fp16' else options
+
+
+def compile_graph(
+    name: str, model: pathlib.Path, folder: pathlib.Path, target: Target, precision: str, source: dict[str, Any]
+) -> dict[str, Any]:
+    """Compile a graph into `folder`: the context binary, its ONNX wrapper, metadata.json.
+
+    Args:
+      name: of the graph.
+      model: ONNX file, quantised or float as the precision says.
+      folder: appears when complete; an older one is replaced.
+      source: where the graph comes from, for the metadata.
+    Returns:
+      The metadata.
+    Raises:
+      InputError: the graph does not compile; the folder is as it was.
+    """
+    with atomic_folder(folder, replace=True) as draft:
+        wrapper = draft / f'{name}.onnx'
+        with HtpSession(model, provider_options(target, precision), context=wrapper) as session:
+            opened = session.opened
+        binaries = sorted(draft.glob('*.bin'))
+        if not wrapper.is_file() or len(binaries) != 1:
+            raise InputError(f'{name}: QNN wrote no context binary. Check that onnxruntime-qnn is the pinned version.')
+        metadata = {
+            'name': name,
+            'runtime': 'qnn_context_binary',
+            'precision': precision,
+            'chipset': dataclasses.asdict(target),
+            'model_files': {path.name: _file_entry(path) for path in (wrapper, *binaries)},
+            **_tensor_specs(model),
+            'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
+            'tool_versions': tool_versions() | {'qnn_sdk': _sdk_version(wrapper)},
+            'source': source,
+        }
+        (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
+    return metadata
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of everything that shapes a binary."""
+    return {tool: importlib.metadata.version(tool) for tool in _TOOLS}
+
+
+def _file_entry(path: pathlib.Path) -> dict[str, Any]:
+    with path.open('rb') as file:
+        return {'bytes': path.stat().st_size, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
+
+
+def _tensor_specs(path: pathlib.Path) -> dict[str, Any]:
+    """Return shapes and types of inputs and outputs, and how the HTP quantises them."""
+    graph = onnx.load(path, load_external_data=False).graph
+    parameters = quantisation_parameters(path)
+
+    def spec(value: onnx.ValueInfoProto) -> dict[str, Any]:
+        tensor = value.type.tensor_type
+        entry = {
+            'shape': [dim.dim_value for dim in tensor.shape.dim],
+            'dtype': str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
+        }
+        return entry | ({'quantised_inside_to': parameters[value.name]} if value.name in parameters else {})
+
+    return {
+        'inputs': {value.name: spec(value) for value in graph.input},
+        'outputs': {value.name: spec(value) for value in graph.output},
+    }
+
+
+def _sdk_version(wrapper: pathlib.Path) -> str:
+    """Return the version of the QNN SDK that a context binary was made with."""
+    (node,) = onnx.load(wrapper, load_external_data=False).graph.node
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return values['ep_sdk_version'].decode()

@@ -1,0 +1,175 @@
+"""Float ONNX graph to what the HTP runs: W8A16 with quantise/dequantise pairs, or a form that is safe in FP16.
+
+W8A16: weights in 8 bits with one scale per output channel, activations in 16 bits. Keys and values are the second
+operands of matrix products, which the HTP takes for weights: they are converted to symmetric 16 bits, or they would
+silently fall to 8. Source: arXiv 2511.06055, section 4.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, create_calibrator, quantize_static
+from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
+
+from export.graphs import Feeds
+
+# Another prompt's modulation easily leaves the ranges that calibration saw, and clipping costs far more than the half
+# bit of 16 that this takes.
+MARGIN = 1.5
+
+
+class _Reader(CalibrationDataReader):
+    """Hands one sample after the other to ONNX Runtime."""
+
+    def __init__(self, feeds: Iterable[Feeds]) -> None:
+        self._feeds: Iterator[Feeds] = iter(feeds)
+
+    def get_next(self) -> Any:
+        return next(self._feeds, None)
+
+
+def to_w8a16(source: pathlib.Path, destination: pathlib.Path, feeds: Iterable[Feeds], margin: float = MARGIN) -> None:
+    """Write the W8A16 form of a float graph, and the measured ranges beside it.
+
+    Args:
+      feeds: calibration inputs, read one by one.
+      margin: by how much the range of an activation exceeds what was measured.
+    """
+    model = onnx.load(source, load_external_data=False)
+    reader = _Reader(feeds)
+    config = get_qnn_qdq_config(
+        model,
+        reader,
+        activation_type=QuantType.QUInt16,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        init_overrides=_overrides(model.graph),
+    )
+    ranges = destination.with_name('ranges.json')
+    with tempfile.TemporaryDirectory(dir=destination.parent) as scratch:
+        calibrator = create_calibrator(
+            source,
+            config.op_types_to_quantize,
+            augmented_model_path=f'{scratch}/calibration.onnx',
+            use_external_data_format=config.use_external_data_format,
+        )
+        calibrator.collect_data(reader)
+        save_tensors_data(_widened(calibrator.compute_data(), model.graph, margin), ranges)
+    quantize_static(
+        source,
+        destination,
+        None,
+        calibration_cache_path=ranges,
+        activation_type=config.activation_type,
+        weight_type=config.weight_type,
+        op_types_to_quantize=config.op_types_to_quantize,
+        per_channel=config.per_channel,
+        use_external_data_format=config.use_external_data_format,
+        extra_options=config.extra_options,
+    )
+
+
+def _widened(measured: TensorsData, graph: onnx.GraphProto, margin: float) -> TensorsData:
+    """Scale the ranges of all activations, except probabilities, which no input can exceed."""
+    bounded = {output for node in graph.node if node.op_type == 'Softmax' for output in node.output}
+    ranges = {}
+    for name, data in measured.items():
+        lowest, highest = data.range_value
+        factor = np.float32(1 if name in bounded else margin)
+        ranges[name] = TensorData(lowest=lowest * factor, highest=highest * factor)
+    return TensorsData(measured.calibration_method, ranges)
+
+
+def _overrides(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
+    """Return the tensors whose quantisation differs from the default, by name."""
+    constants = {tensor.name for tensor in graph.initializer}
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    for node in graph.node:
+        if node.op_type == 'LayerNormalization':
+            overrides[node.input[1]] = [{'quant_type': QuantType.QUInt8, 'symmetric': False}]
+        if node.op_type == 'MatMul' and node.input[1] not in constants:
+            convert = {'quant_type': QuantType.QInt16, 'symmetric': True, 'recv_nodes': set()}
+            (entry,) = overrides.setdefault(node.input[1], [{'quant_type': QuantType.QUInt16, 'convert': convert}])
+            entry['convert']['recv_nodes'].add(node.name)
+    return overrides
+
+
+def to_fp16(source: pathlib.Path, destination: pathlib.Path) -> None:
+    """Write a float graph in the form whose FP16 kernels are right; the compiler rounds the weights.
+
+    The HTP's FP16 kernel of RMSNormalization reads and writes out of bounds for some shapes of rank 3 and 4 (few heads
+    of few dimensions), so the norm runs over rows of rank 2.
+    """
+    model = onnx.load(source, load_external_data=False)
+    shapes = _shapes(onnx.shape_inference.infer_shapes(model).graph)
+    nodes = []
+    for node in model.graph.node:
+        shape = shapes.get(node.input[0], []) if node.op_type == 'RMSNormalization' else []
+        nodes += _norm_over_rows(model.graph, node, shape) if len(shape) > 2 else [node]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    for data in _external_files(model):
+        shutil.copyfile(source.parent / data, destination.parent / data)
+    onnx.save(model, destination)
+
+
+def _norm_over_rows(graph: onnx.GraphProto, norm: onnx.NodeProto, shape: list[int]) -> list[onnx.NodeProto]:
+    """Return a norm over the last axis between two reshapes."""
+    value, out = norm.input[0], norm.output[0]
+    rows = [math.prod(shape[:-1]), shape[-1]]
+    for name, dims in ((f'{out}_rows_shape', rows), (f'{out}_shape', shape)):
+        graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(dims)], dims))
+    inner = onnx.NodeProto.FromString(norm.SerializeToString())
+    inner.input[0], inner.output[0] = f'{out}_rows', f'{out}_normed'
+    for attribute in inner.attribute:
+        if attribute.name == 'axis':
+            attribute.i = -1
+    return [
+        helper.make_node('Reshape', [value, f'{out}_rows_shape'], [f'{out}_rows'], name=f'{norm.name}_rows'),
+        inner,
+        helper.make_node('Reshape', [f'{out}_normed', f'{out}_shape'], [out], name=f'{norm.name}_heads'),
+    ]
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """Return the static shape of every value."""
+    values = [*graph.input, *graph.value_info, *graph.output]
+    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+
+
+def _external_files(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the files beside a model that hold its weights."""
+    return {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == 'location'
+    }
+
+
+def quantisation_parameters(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Return scale, zero point and type of the quantised inputs and outputs of a graph, by name."""
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    inputs, outputs = {value.name for value in graph.input}, {value.name for value in graph.output}
+    parameters: dict[str, dict[str, Any]] = {}
+    for node in graph.node:
+        is_input = node.op_type == 'QuantizeLinear' and node.input[0] in inputs
+        is_output = node.op_type == 'DequantizeLinear' and node.output[0] in outputs
+        if is_input or is_output:
+            scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+            name = node.input[0] if is_input else node.output[0]
+            parameters[name] = {'type': str(zero.dtype), 'scale': float(scale), 'zero_point': int(zero)}
+    return parameters
