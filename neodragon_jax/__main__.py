@@ -15,14 +15,17 @@ from neodragon_jax.errors import InputError
 
 EXAMPLES = """
 examples:
-  animate a picture with the few-step student (18 denoiser calls):
+  the released system: a first frame drawn from the prompt, then 18 calls of the few-step denoiser:
+    python -m neodragon_jax --checkpoint CKPT --prompt "a dog runs on the beach" --out out/
+
+  animate a picture instead:
     python -m neodragon_jax --checkpoint CKPT --image dog.jpg --prompt "a dog runs on the beach" --out out/
 
   the multi-step model, no picture, five samples each of many prompts (VBench's layout), resumable:
     python -m neodragon_jax --checkpoint CKPT --mode monolithic --prompts-file prompts.txt --num-samples 5 --out out/
 
   a student distilled with `python -m train.dmd`:
-    python -m neodragon_jax --checkpoint CKPT --student RUN/student --image dog.jpg --prompt "..." --out out/
+    python -m neodragon_jax --checkpoint CKPT --student RUN/result --image dog.jpg --prompt "..." --out out/
 """
 MAX_NAME_BYTES = 200
 
@@ -49,11 +52,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--out', required=True, metavar='DIR', help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png')
     add('--prompt', action='append', default=[], metavar='TEXT', help='what to show; may be repeated')
     add('--prompts-file', metavar='FILE', help='text file with one prompt per line')
-    add('--image', metavar='FILE', help='first frame; resized to the video size')
+    add(
+        '--image',
+        metavar='FILE',
+        help='first frame, resized to the video (default in hybrid mode: drawn from the prompt)',
+    )
     add('--mode', choices=('hybrid', 'monolithic'), default='hybrid',
-        help='hybrid: a given first frame, then the few-step model; monolithic: all frames by the multi-step model '
+        help='hybrid: a first frame, then the few-step model; monolithic: all frames by the multi-step model '
         '(default: %(default)s)')  # fmt: skip
     add('--student', metavar='DIR', help="folder with a distilled student's denoiser and context adapter")
+    add('--upscale', metavar='DIR', help='folder of a super-resolution network, see train.super_resolution')
     add('--steps', type=int, nargs=3, metavar='N', help='steps per stage, coarsest first (default: 1 1 1, or 10 10 10)')
     add('--first-steps', type=int, nargs=3, metavar='N', help='the same for unit 0 (default: --steps, or 20 20 20)')
     add('--guidance', type=float, metavar='G', help='classifier-free guidance (default: none, or 5)')
@@ -126,67 +134,25 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
 
 def run(args: argparse.Namespace) -> None:
     """Make all videos of a command line."""
-    if args.mode == 'hybrid' and args.image is None:
-        raise InputError(
-            '--mode hybrid starts from a given first frame. Pass --image FILE, or use --mode monolithic: it needs none.'
-        )
     jobs = make_jobs(args, read_prompts(args))
     if not jobs:
         return
     # Only now: JAX and the models take seconds to import, and the checks above should answer at once.
-    import jax
-    import jax.numpy as jnp
     import tqdm
 
-    from neodragon_jax import pipeline, video
-    from neodragon_jax.sampler import DrawnNoise
-    from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
+    from neodragon_jax import video
+    from neodragon_jax.studio import Studio
 
-    plan = pipeline.make_plan(args.mode, args.frames, args.height, args.width, args.steps, args.first_steps,
-                              args.guidance, args.first_guidance)  # fmt: skip
-    frame = None
-    if args.image is not None:
-        frame = video.image_to_frame(video.read_image(args.image), args.height, args.width)[None, None]
-
-    devices = jax.local_devices()
-    spread = pipeline.Spread(devices[: len(jobs)])
-    student = pathlib.Path(args.student) if args.student else None
-    components = pipeline.load(
-        args.checkpoint,
-        args.mode,
-        denoiser=student and student / 'diffusion_transformer_320p',
-        adapter=student and student / 'context_adapter',
-        dtype=jnp.dtype(args.dtype),
-        place=spread.replicate,
-    )
-    plan = components.check(plan)
-    modifier = DEFAULT_MODIFIER if args.prompt_modifier is None else args.prompt_modifier
-    negative = DEFAULT_NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt
-    calls = plan.calls(0 if frame is None else 1)
-    print(f'{len(jobs)} videos of {args.frames}x{args.height}x{args.width}, {calls} denoiser calls each, '
-          f'{len(spread.devices)} x {devices[0].platform}')  # fmt: skip
-
-    def advance(*_: object) -> None:
-        bar.update()
-
-    rounds = math.ceil(len(jobs) / len(spread.devices))
+    studio = Studio.open(args, videos=len(jobs))
+    size, devices = len(studio.spread.devices), studio.spread.devices
+    print(f'{len(jobs)} videos of {args.frames}x{args.height}x{args.width}, {studio.calls} denoiser calls each, on '
+          f'{size} x {devices[0].platform}')  # fmt: skip
     start = time.monotonic()
-    with tqdm.tqdm(total=rounds * plan.steps_total(0 if frame is None else 1), unit='step', disable=None) as bar:
-        for batch in batches(jobs, len(spread.devices)):
+    with tqdm.tqdm(total=math.ceil(len(jobs) / size) * studio.steps, unit='step', disable=None) as bar:
+        for batch in batches(jobs, size):
             bar.set_description(batch[0].prompt[:32])
-            padded = batch + [batch[-1]] * (len(spread.devices) - len(batch))
-            keys = pipeline.sample_keys(args.seed, [job.prompt for job in padded], [job.number for job in padded])
-            frames = pipeline.generate(
-                components,
-                plan,
-                [job.prompt + modifier for job in padded],
-                DrawnNoise(spread.shard(keys)),
-                negative,
-                None if frame is None else jnp.repeat(frame, len(padded), axis=0),
-                on_step=advance,
-                shard=spread.shard,
-            )
-            for job, clip in zip(batch, frames, strict=False):
+            clips = studio.make([job.prompt for job in batch], [job.number for job in batch], bar.update)
+            for job, clip in zip(batch, clips, strict=True):
                 video.contact_sheet(job.path.with_suffix('.png'), clip)
                 video.write_mp4(job.path, clip, fps=24)
                 bar.write(str(job.path), file=sys.stdout)

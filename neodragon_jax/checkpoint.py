@@ -29,16 +29,28 @@ from neodragon_jax.config import (
     ContextAdapterConfig,
     MMDiTConfig,
     T5Config,
+    T5EncoderConfig,
     VideoVAEConfig,
 )
+from neodragon_jax.config_pyramid_flow import PyramidFlowVAEConfig, TeacherMMDiTConfig
+from neodragon_jax.config_sdxl import SIZE_IDS, ImageVAEConfig, UNetConfig
+from neodragon_jax.config_super_resolution import SuperResolutionConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT, unstack_blocks
-from neodragon_jax.models.text import CLIPTextModel, T5EncoderWithProjection
-from neodragon_jax.models.vae import VideoVAE
+from neodragon_jax.models.native_decoder import NativeVAE
+from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
+from neodragon_jax.models.sdxl_vae import AutoencoderKL
+from neodragon_jax.models.super_resolution import QuickSRNet
+from neodragon_jax.models.teacher import TeacherMMDiT
+from neodragon_jax.models.text import CLIPTextModel, T5Encoder, T5EncoderWithProjection
+from neodragon_jax.models.vae import CausalVAE, VideoVAE
 from neodragon_jax.names.convert import Entry
-from neodragon_jax.names.mmdit import mmdit_names
-from neodragon_jax.names.text import T5_TIED_NAMES, clip_names, context_adapter_names, t5_names
+from neodragon_jax.names.mmdit import mmdit_names, teacher_names
+from neodragon_jax.names.native_vae import native_vae_names
+from neodragon_jax.names.sdxl import image_vae_names, unet_names
+from neodragon_jax.names.super_resolution import super_resolution_names
+from neodragon_jax.names.text import T5_TIED_NAMES, clip_names, context_adapter_names, t5_encoder_names, t5_names
 from neodragon_jax.names.vae import video_vae_names
 
 Params = dict[str, Any]
@@ -82,6 +94,21 @@ COMPONENTS: dict[str, Component] = {
     ),
     'CLIPTextModel': _clip(projection=False),
     'CLIPTextModelWithProjection': _clip(projection=True),
+    'UNet2DConditionModel': Component(UNetConfig, UNet2DConditionModel, unet_names),
+    'AutoencoderKL': Component(ImageVAEConfig, AutoencoderKL, image_vae_names),
+    'QuickSRNet': Component(SuperResolutionConfig, QuickSRNet, super_resolution_names),
+    # The teacher's components, as Pyramid-Flow released them.
+    'PyramidDiffusionMMDiT': Component(TeacherMMDiTConfig, TeacherMMDiT, teacher_names),
+    'CausalVideoVAE': Component(PyramidFlowVAEConfig, NativeVAE, native_vae_names),
+    'T5EncoderModel': Component(T5EncoderConfig, T5Encoder, t5_encoder_names, WEIGHT_FILES[1], transformers=True),
+}
+
+# Modules that do not have the name of their released class.
+RELEASED_NAMES: dict[type[nn.Module], str] = {
+    VideoVAE: 'AsymmetricCausalVideoVAE',
+    NativeVAE: 'CausalVideoVAE',
+    TeacherMMDiT: 'PyramidDiffusionMMDiT',
+    T5Encoder: 'T5EncoderModel',
 }
 
 
@@ -116,9 +143,7 @@ def save(folder: Path, module: nn.Module, params: Mapping[str, Any]) -> None:
     folder = pathlib.Path(folder)
     name = class_name(module)
     component, config = COMPONENTS[name], module.config  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(module, PyramidMMDiT) and module.scan:
-        params = unstack_blocks(dict(params), config.num_layers)
-    flat = traverse_util.flatten_dict(dict(params))
+    flat = traverse_util.flatten_dict(_unrolled(module, params))
     entries = component.names(config)
     unknown = set(flat) - {entry.path for entry in entries}
     if unknown:
@@ -134,6 +159,15 @@ def save(folder: Path, module: nn.Module, params: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(label | config.to_json(), indent=2) + '\n')
 
 
+def _unrolled(module: nn.Module, params: Mapping[str, Any]) -> Params:
+    """Return the parameters of a denoiser, or of a teacher around one, in the unrolled form; others as they are."""
+    if isinstance(module, PyramidMMDiT) and module.scan:
+        return unstack_blocks(dict(params), module.config.num_layers)
+    if isinstance(module, TeacherMMDiT) and module.scan:
+        return {**params, 'denoiser': unstack_blocks(params['denoiser'], module.config.num_layers)}
+    return dict(params)
+
+
 def class_name(module: nn.Module) -> str:
     """Return the released class name of a module.
 
@@ -142,9 +176,7 @@ def class_name(module: nn.Module) -> str:
     """
     if isinstance(module, CLIPTextModel):
         return 'CLIPTextModelWithProjection' if module.projection else 'CLIPTextModel'
-    if isinstance(module, VideoVAE):
-        return 'AsymmetricCausalVideoVAE'
-    name = type(module).__name__
+    name = RELEASED_NAMES.get(type(module), type(module).__name__)
     if name not in COMPONENTS:
         raise InputError(f'{name} is not a released component; use one of {", ".join(COMPONENTS)}.')
     return name
@@ -168,18 +200,28 @@ def abstract_params(module: nn.Module) -> Params:
 def example_inputs(module: nn.Module) -> tuple[Any, ...]:
     """Return the smallest inputs that initialise every parameter of a module."""
     ids = jnp.zeros((1, 2), jnp.int32)
-    if isinstance(module, PyramidMMDiT):
+    if isinstance(module, PyramidMMDiT | TeacherMMDiT):
         config, patch = module.config, module.config.patch_size
         clips = [jnp.zeros((1, 1, patch, patch, config.in_channels))]
-        text, pooled = jnp.zeros((1, 2, config.width)), jnp.zeros((1, config.pooled_projection_dim))
+        text_width = config.width if isinstance(module, PyramidMMDiT) else config.joint_attention_dim
+        text, pooled = jnp.zeros((1, 2, text_width)), jnp.zeros((1, config.pooled_projection_dim))
         return clips, text, ids, pooled, jnp.zeros(1)
     if isinstance(module, ContextAdapter):
         return (jnp.zeros((1, module.config.input_dims)),)
-    if isinstance(module, VideoVAE):
+    if isinstance(module, CausalVAE):
         config = module.config
-        side = config.spatial_downsample_scale
+        side = 2 ** sum(config.encoder_spatial_down_sample)
         return (jnp.zeros((1, 1, side, side, config.encoder_in_channels)),)
-    if isinstance(module, T5EncoderWithProjection):
+    if isinstance(module, UNet2DConditionModel):
+        config, side = module.config, 2 ** (len(module.config.block_out_channels) - 1)
+        text, pooled = jnp.zeros((1, 2, config.cross_attention_dim)), jnp.zeros((1, config.pooled_dim))
+        return jnp.zeros((1, side, side, config.in_channels)), jnp.zeros(1), text, pooled, jnp.zeros((1, SIZE_IDS))
+    if isinstance(module, AutoencoderKL):
+        side = module.config.spatial_factor
+        return (jnp.zeros((1, side, side, module.config.in_channels)),)
+    if isinstance(module, QuickSRNet):
+        return (jnp.zeros((1, 1, 1, module.config.in_channels)),)
+    if isinstance(module, T5Encoder | T5EncoderWithProjection):
         return ids, ids
     return (ids,)
 
@@ -238,6 +280,12 @@ def _weight_paths(folder: pathlib.Path) -> list[pathlib.Path]:
                 if not (folder / shard).is_file():
                     raise InputError(f'{index}: its shard {shard} is missing. Copy the folder again.')
             return [folder / shard for shard in shards]
+    pickles = sorted(path.name for path in folder.iterdir() if path.name.endswith(('.pth', '.pth.tar', '.pt', '.bin')))
+    if pickles:
+        raise InputError(
+            f'{folder}: {pickles[0]} is a PyTorch pickle, which can run code and is not read; save its state dict with '
+            f'safetensors.torch.save_file as {WEIGHT_FILES[0]}.'
+        )
     raise InputError(f'{folder}: no weights in it (looked for {" and ".join(WEIGHT_FILES)}). Copy the folder again.')
 
 

@@ -157,15 +157,14 @@ class ContextAdapterConfig(ComponentConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config(ComponentConfig):
-    """DT5: a T5 v1.1 encoder followed by a two-layer projection of width `out_dim`."""
+class T5EncoderConfig(ComponentConfig):
+    """A T5 v1.1 encoder; the defaults are those of T5-Base."""
 
     strict_keys: ClassVar[bool] = False
     constant_keys: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {'model_type': 't5', 'dense_act_fn': 'gelu_new', 'is_gated_act': True, 'is_encoder_decoder': False}
     )
 
-    out_dim: int
     vocab_size: int = 32128
     d_model: int = 768
     d_kv: int = 64
@@ -182,6 +181,13 @@ class T5Config(ComponentConfig):
 
     def __post_init__(self) -> None:
         _require(self, feed_forward_proj=('gated-gelu',))
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config(T5EncoderConfig):
+    """DT5: a T5 v1.1 encoder followed by a two-layer projection of width `out_dim`."""
+
+    out_dim: int = dataclasses.field(kw_only=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `config.json`; the projection's widths are repeated under the reference's names."""
@@ -213,8 +219,8 @@ class CLIPTextConfig(ComponentConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoVAEConfig(ComponentConfig):
-    """Asymmetric causal video VAE: a causal 3-D encoder and the TinyAEHV decoder."""
+class CausalEncoderConfig(ComponentConfig):
+    """The causal 3-D encoder, which Neodragon's video VAE has unchanged from Pyramid-Flow's."""
 
     encoder_in_channels: int = 3
     encoder_out_channels: int = 16
@@ -226,20 +232,22 @@ class VideoVAEConfig(ComponentConfig):
     encoder_block_dropout: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     encoder_act_fn: str = 'silu'
     encoder_norm_num_groups: int = 32
+
+    def __post_init__(self) -> None:
+        blocks = ('DownEncoderBlockCausal3D',) * len(self.encoder_block_out_channels)
+        _require(self, encoder_act_fn=('silu',), encoder_down_block_types=(blocks,))
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoVAEConfig(CausalEncoderConfig):
+    """Asymmetric causal video VAE: a causal 3-D encoder and the TinyAEHV decoder."""
+
     decoder_num_features: tuple[int, ...] = (256, 128, 64, 64)
     decoder_time_upscale: tuple[bool, ...] = (True, True, True)
     decoder_space_upscale: tuple[bool, ...] = (True, True, True)
     sample_size: int = 256
     temporal_downsample_scale: int = 8
     spatial_downsample_scale: int = 8
-
-    def __post_init__(self) -> None:
-        _require(self, encoder_act_fn=('silu',))
-        for block in self.encoder_down_block_types:
-            if block != 'DownEncoderBlockCausal3D':
-                raise InputError(
-                    f'VideoVAEConfig.encoder_down_block_types has {block!r}; supported: DownEncoderBlockCausal3D.'
-                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -235,7 +235,7 @@ def generate(
     noise: NoiseSource,
     negative_prompt: str = '',
     first_frame: Float[Array | np.ndarray, 'B 1 H W 3'] | None = None,
-    on_step: Callable[..., None] = lambda *_: None,
+    on_step: Callable[..., object] = lambda *_: None,
     shard: Callable[[Any], Any] = lambda tree: tree,
 ) -> UInt8[np.ndarray, 'B F H W 3']:
     """Generate one video per prompt.

@@ -213,7 +213,7 @@ def sample(
     noise: NoiseSource,
     negative: Prompt | None = None,
     first_frame: Unit | None = None,
-    on_step: Callable[[int, int, int, Unit], None] = lambda unit, stage, step, x: None,
+    on_step: Callable[[int, int, int, Unit], object] = lambda unit, stage, step, x: None,
 ) -> Latents:
     """Generate the normalised latents of a batch of videos, [B, T, H, W, C].
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from conftest import TINY_CHECKPOINT
 from PIL import Image
 
+from neodragon_jax import checkpoint
 from neodragon_jax.__main__ import main, video_name
+from neodragon_jax.config_super_resolution import variant
+from neodragon_jax.models.super_resolution import QuickSRNet
 from neodragon_jax.video import read_mp4
 
 
@@ -56,6 +60,21 @@ def test_monolithic_with_guidance_and_steps(tmp_path):
     assert read_mp4(tmp_path / 'a cat-0.mp4').shape == (9, 64, 128, 3)
 
 
+def test_first_frame_is_drawn_from_the_prompt(tmp_path):
+    assert main(command(tmp_path, '--prompt', 'a cat', '--prompt', 'a dog')) == 0
+    cat, dog = (read_mp4(tmp_path / f'a {animal}-0.mp4')[0].astype(int) for animal in ('cat', 'dog'))
+    assert np.abs(cat - dog).max() > 8
+
+
+def test_upscaled_frames_are_larger(tmp_path):
+    network = QuickSRNet(variant('small'))
+    params = network.init(jax.random.key(0), *checkpoint.example_inputs(network))['params']
+    checkpoint.save(tmp_path / 'network', network, params)
+    more = ['--mode', 'monolithic', '--prompt', 'x', '--steps', '1', '1', '1', '--upscale', str(tmp_path / 'network')]
+    assert main(command(tmp_path, *more)) == 0
+    assert read_mp4(tmp_path / 'x-0.mp4').shape == (9, 128, 256, 3)
+
+
 def refusal(capsys, argv: list[str]) -> str:
     """Return the one line that the program says when it refuses."""
     assert main(argv) == 2
@@ -69,13 +88,13 @@ def refusal(capsys, argv: list[str]) -> str:
     [
         (['--mode', 'monolithic'], 'no prompt given'),
         (['--mode', 'monolithic', '--prompts-file', 'nowhere.txt'], 'nowhere.txt'),
-        (['--prompt', 'x'], '--image'),
         (['--prompt', 'x', '--image', 'nowhere.png'], 'nowhere.png'),
         (['--prompt', 'x', '--mode', 'monolithic', '--frames', '10'], '10 frames'),
         (['--prompt', 'x', '--mode', 'monolithic', '--height', '65'], 'height 65'),
         (['--prompt', 'x', '--mode', 'monolithic', '--steps', '1', '0', '1'], 'steps is 1 0 1'),
         (['--prompt', 'x', '--mode', 'monolithic', '--num-samples', '0'], '--num-samples'),
         (['--prompt', 'x', '--mode', 'monolithic', '--student', 'nowhere'], 'nowhere'),
+        (['--prompt', 'x', '--mode', 'monolithic', '--upscale', 'nowhere'], 'nowhere'),
     ],
 )
 def test_bad_options_in_one_line(tmp_path, capsys, more, message):

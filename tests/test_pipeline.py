@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import GOLDENS, TINY_CHECKPOINT, channels_last, load_golden, relative_error
 
-from neodragon_jax import checkpoint, pipeline
+from neodragon_jax import checkpoint, first_frame, pipeline
 from neodragon_jax.config import ContextAdapterConfig, MMDiTConfig, VideoVAEConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.vae import normalise, posterior_sample
@@ -110,7 +110,17 @@ def components(mode: str) -> pipeline.Components:
     return pipeline.load(TINY_CHECKPOINT, mode)
 
 
-@pytest.mark.parametrize('run', ['hybrid_given_frame', 'monolithic'])
+class PictureReplay:
+    """Noise of the first-frame model from the golden."""
+
+    def initial(self, shape):
+        return jnp.asarray(channels_last(tiny_golden()['hybrid_ssd1b/draw/ssd_x0']))
+
+    def step(self, number, shape):
+        return jnp.asarray(channels_last(tiny_golden()[f'hybrid_ssd1b/draw/ssd_noise{number}']))
+
+
+@pytest.mark.parametrize('run', ['hybrid_given_frame', 'hybrid_ssd1b', 'monolithic'])
 def test_prompt_to_frames(run):
     golden = tiny_golden()
     settings = json.loads((GOLDENS / 'tiny_checkpoint_golden.json').read_text())[run]
@@ -123,6 +133,9 @@ def test_prompt_to_frames(run):
     parts = components(settings['mode'])
     latents = []
     prompt = [settings['prompt'] + DEFAULT_MODIFIER]
+    if settings['ssd']:
+        draw = first_frame.load(TINY_CHECKPOINT, 2 * size[1], 2 * size[2])
+        frame = first_frame.to_frames(draw(prompt, PictureReplay()), *size[1:])
     frames = pipeline.generate(
         parts, plan, prompt, Replay(golden, run), DEFAULT_NEGATIVE_PROMPT, frame,
         on_step=lambda unit, stage, step, x: latents.append((unit, x)),

@@ -133,8 +133,8 @@ def test_rename_table_at_full_size(released, kind, config):
     keys = json.loads((GOLDENS / 'manifest_full.json').read_text())[released]['keys']
     shapes = {key: tuple(shape) for key, shape in keys.items()}
     if kind == 't5':
-        for alias, stored in T5_TIED_NAMES.items():
-            assert shapes.pop(alias) == shapes[stored]
+        ((alias, stored),) = ((alias, stored) for alias, stored in T5_TIED_NAMES.items() if stored in shapes)
+        assert shapes.pop(alias) == shapes[stored]
     assert_table_matches(*build(kind, config), shapes)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from neodragon_jax.config import CLIPTextConfig, T5Config
+from neodragon_jax.config import CLIPTextConfig, T5Config, T5EncoderConfig
 from neodragon_jax.errors import InputError
 
 # Score of a forbidden key. Far enough below any real score for its weight to be exactly zero in float32, and finite in
@@ -71,7 +71,7 @@ def relative_position_buckets(distance: np.ndarray, num_buckets: int, max_distan
 class RelativePositionBias(nn.Module):
     """Learned score bias per head and distance bucket, one table for all layers."""
 
-    config: T5Config
+    config: T5EncoderConfig
 
     @nn.compact
     def __call__(self, length: int) -> Float[Array, 'N L L']:
@@ -96,7 +96,7 @@ class RelativePositionBias(nn.Module):
 class T5Block(nn.Module):
     """Pre-norm attention and gated-GELU feed-forward, each with a residual."""
 
-    config: T5Config
+    config: T5EncoderConfig
     dtype: Any = None
 
     @nn.compact
@@ -130,7 +130,7 @@ class T5Block(nn.Module):
 class T5Encoder(nn.Module):
     """T5 v1.1 encoder: unscaled embeddings, bias-free layers, relative positions only."""
 
-    config: T5Config
+    config: T5EncoderConfig
     dtype: Any = None
 
     @nn.compact

@@ -1,7 +1,7 @@
 """Video VAE: a causal 3-D encoder and the TinyAEHV decoder, 8x8x8 compression to 16 channels.
 
-`VideoVAE` holds the parameters and both directions. Around it, pure functions: the latents' normalisation, the
-posterior, and encoding in chunks of time or tiles of space.
+`VideoVAE` holds the parameters and both directions; `CausalVAE` is the half that it shares with Pyramid-Flow's own VAE.
+Around it, pure functions: the latents' normalisation, the posterior, and encoding in chunks of time or tiles of space.
 
 Legend: B batch, T frames, H W pixel grid, t latent frames, h w latent grid, C latent channels, M = 2C moments.
 Source: Neodragon, arXiv 2511.06055; Pyramid-Flow, arXiv 2410.05954, section 3.4.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import flax.linen as nn
 import jax
@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from neodragon_jax.config import VideoVAEConfig
+from neodragon_jax.config import CausalEncoderConfig, VideoVAEConfig
 from neodragon_jax.errors import InputError
+from neodragon_jax.models.causal_layers import CONTEXT
 from neodragon_jax.models.vae_decoder import Decoder, Memories, memory_shapes
-from neodragon_jax.models.vae_encoder import CONTEXT, Encoder
+from neodragon_jax.models.vae_encoder import Encoder
 
 # Mean and reciprocal deviation of the encoder's latents, by which they are normalised: of the first frame of a video,
 # which the encoder treats as a picture, and of all others.
@@ -35,11 +36,13 @@ Video = Float[Array, 'B T H W 3']
 Latents = Float[Array, 'B t h w C']
 Moments = Float[Array, 'B t h w M']
 
+Config = TypeVar('Config', bound=CausalEncoderConfig)
 
-class VideoVAE(nn.Module):
-    """Asymmetric causal video VAE: `encode` to moments, `decode` to frames, `decode_step` latent by latent."""
 
-    config: VideoVAEConfig
+class CausalVAE(nn.Module, Generic[Config]):
+    """The causal encoder and the pointwise convolutions next to the latents; the decoder is up to the subclass."""
+
+    config: Config
     dtype: Any = None
 
     def setup(self) -> None:
@@ -47,7 +50,6 @@ class VideoVAE(nn.Module):
         self.encoder = Encoder(self.config, self.dtype)
         self.quant_conv = nn.Conv(moments, (1, 1), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(self.config.encoder_out_channels, (1, 1), dtype=self.dtype)
-        self.decoder = Decoder(self.config, self.dtype)
 
     def __call__(self, video: Video) -> Video:
         """Return the reconstruction from the posterior mean."""
@@ -71,6 +73,18 @@ class VideoVAE(nn.Module):
         """Encode the next chunk of a clip; the collection 'context' must be mutable. See `encode_chunked`."""
         _check_clip(self.config, video, first=CONTEXT not in self.variables)
         return self.quant_conv(self.encoder(video))
+
+    def decode(self, latents: Latents) -> Video:
+        """Decode whole clips of de-normalised latents."""
+        raise NotImplementedError
+
+
+class VideoVAE(CausalVAE[VideoVAEConfig]):
+    """Asymmetric causal video VAE: `encode` to moments, `decode` to frames, `decode_step` latent by latent."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.decoder = Decoder(self.config, self.dtype)
 
     def decode(self, latents: Latents) -> Video:
         """Decode whole clips of de-normalised latents to 8 (t - 1) + 1 frames in [-1, 1] (not clamped)."""
@@ -101,7 +115,7 @@ class VideoVAE(nn.Module):
         return tuple(jnp.zeros(shape, self.dtype or jnp.float32) for shape in shapes)
 
 
-def _check_clip(config: VideoVAEConfig, video: Video, first: bool) -> None:
+def _check_clip(config: CausalEncoderConfig, video: Video, first: bool) -> None:
     """Raise InputError unless the clip divides into whole latents; the first latent of a video is one frame."""
     _, frames, height, width, _ = video.shape
     time = 2 ** sum(config.encoder_temporal_down_sample)
@@ -148,13 +162,27 @@ def posterior_sample(moments: Moments, noise: Latents) -> Latents:
     return mean + jnp.exp(jnp.clip(log_variance, *LOG_VARIANCE_RANGE) / 2) * noise
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_next(model: VideoVAE, variables: Mapping[str, Any], chunk: Video) -> tuple[Moments, Mapping[str, Any]]:
-    """Encode one chunk; compiled once per model and shape."""
-    return model.apply(variables, chunk, method='encode_next', mutable=[CONTEXT])
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _next_chunk(
+    model: CausalVAE, method: str, variables: Mapping[str, Any], chunk: Float[Array, 'B t _ _ _']
+) -> tuple[Float[Array, 'B _ _ _ _'], Mapping[str, Any]]:
+    """Run a method on one chunk; compiled once per model and shape."""
+    return model.apply(variables, chunk, method=method, mutable=[CONTEXT])
 
 
-def encode_chunked(model: VideoVAE, params: Mapping[str, Any], video: Video, window: int = 16) -> Moments:
+def in_chunks(
+    model: CausalVAE, method: str, params: Mapping[str, Any], clip: Float[Array, 'B T _ _ _'], window: int
+) -> Float[Array, 'B t _ _ _']:
+    """Run `encode_next` or `decode_next` over a clip: 1 + window frames (or latents) first, then window at a time."""
+    starts = [0, *range(window + 1, clip.shape[1], window)]
+    parts, context = [], {}
+    for chunk in jnp.split(clip, starts[1:], axis=1):
+        part, context = _next_chunk(model, method, {'params': params, **context}, chunk)
+        parts.append(part)
+    return jnp.concatenate(parts, axis=1)
+
+
+def encode_chunked(model: CausalVAE, params: Mapping[str, Any], video: Video, window: int = 16) -> Moments:
     """Encode a long clip in chunks of `window` frames after the first one; equal to encoding it whole.
 
     Every causal convolution keeps the frames that its next window needs, so peak memory is that of one chunk.
@@ -168,12 +196,7 @@ def encode_chunked(model: VideoVAE, params: Mapping[str, Any], video: Video, win
     if window < 1 or window % time:
         raise InputError(f'window is {window} frames; use a positive multiple of {time}.')
     _check_clip(model.config, video, first=True)
-    starts = [0, *range(window + 1, video.shape[1], window)]
-    moments, context = [], {}
-    for chunk in jnp.split(video, starts[1:], axis=1):
-        part, context = _encode_next(model, {'params': params, **context}, chunk)
-        moments.append(part)
-    return jnp.concatenate(moments, axis=1)
+    return in_chunks(model, 'encode_next', params, video, window)
 
 
 def encode_tiled(

@@ -1,4 +1,4 @@
-"""Rename table of PyramidMMDiT."""
+"""Rename tables of PyramidMMDiT, alone and as part of the teacher."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ def mmdit_names(config: MMDiTConfig) -> list[Entry]:
     for index in range(config.num_layers):
         entries += _block(config, index)
     return entries
+
+
+def teacher_names(config: MMDiTConfig) -> list[Entry]:
+    """Return every tensor of Pyramid-Flow's PyramidDiffusionMMDiT: the denoiser's, and the context embedder's."""
+    denoiser = [entry._replace(path=('denoiser', *entry.path)) for entry in mmdit_names(config)]
+    return dense('context_embedder', ('context_embedder',)) + denoiser
 
 
 def _block(config: MMDiTConfig, index: int) -> list[Entry]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from neodragon_jax.config import CLIPTextConfig, ContextAdapterConfig, T5Config
+from neodragon_jax.config import CLIPTextConfig, ContextAdapterConfig, T5Config, T5EncoderConfig
 from neodragon_jax.names.convert import SAME, Entry, dense, norm
 
 # Second names of one tensor. Files store it under the name on the right; a state dict lists both.
-T5_TIED_NAMES = {'encoder.encoder.embed_tokens.weight': 'encoder.shared.weight'}
+T5_TIED_NAMES = {
+    'encoder.encoder.embed_tokens.weight': 'encoder.shared.weight',  # DT5
+    'encoder.embed_tokens.weight': 'shared.weight',  # a bare T5 encoder
+}
 
 
-def t5_encoder_names(config: T5Config, prefix: str = '', path: tuple[str, ...] = ()) -> list[Entry]:
+def t5_encoder_names(config: T5EncoderConfig, prefix: str = '', path: tuple[str, ...] = ()) -> list[Entry]:
     """Return the entries of a bare T5 encoder under a released prefix and a Flax path."""
 
     def embedding(name: str, *at: str) -> Entry:

@@ -1,8 +1,8 @@
-"""Rename table of the video VAE."""
+"""Rename table of the video VAE; the encoder's half serves Pyramid-Flow's own VAE too."""
 
 from __future__ import annotations
 
-from neodragon_jax.config import VideoVAEConfig
+from neodragon_jax.config import CausalEncoderConfig, VideoVAEConfig
 from neodragon_jax.models.vae_decoder import MEMORY_BLOCKS
 from neodragon_jax.names.convert import CONV2D, CONV3D, Convert, Entry, dense, norm
 
@@ -16,52 +16,53 @@ _ATTENTION = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'out'
 
 def video_vae_names(config: VideoVAEConfig) -> list[Entry]:
     """Return every released tensor of the video VAE with its path in our tree."""
-    return [
-        *_encoder(config),
-        *dense('quant_conv.conv', ('quant_conv',), weight=_POINTWISE),
-        *dense('post_quant_conv.conv', ('post_quant_conv',), weight=_POINTWISE),
-        *_decoder(config),
-    ]
+    return [*encoder_names(config), *_decoder(config)]
 
 
-def _causal(source: str, path: tuple[str, ...]) -> list[Entry]:
+def causal(source: str, path: tuple[str, ...]) -> list[Entry]:
     """Return the tensors of a causal 3-D convolution."""
     return dense(f'{source}.conv', path, weight=CONV3D)
 
 
-def _resnet(source: str, path: tuple[str, ...], changes_width: bool) -> list[Entry]:
+def resnet(source: str, path: tuple[str, ...], changes_width: bool) -> list[Entry]:
     """Return the tensors of a residual block."""
     entries = []
     for index in (1, 2):
         entries += norm(f'{source}.norm{index}', (*path, f'norm_{index}'))
-        entries += _causal(f'{source}.conv{index}', (*path, f'conv_{index}'))
+        entries += causal(f'{source}.conv{index}', (*path, f'conv_{index}'))
     if changes_width:
         entries += dense(f'{source}.conv_shortcut.conv', (*path, 'skip'), weight=_POINTWISE)
     return entries
 
 
-def _encoder(config: VideoVAEConfig) -> list[Entry]:
-    """Return the tensors of the encoder."""
-    entries = _causal('encoder.conv_in', ('encoder', 'conv_in'))
+def ends(part: str) -> list[Entry]:
+    """Return the tensors of the encoder or decoder outside its levels: first and last layers, and the middle."""
+    entries = causal(f'{part}.conv_in', (part, 'conv_in'))
+    for index in (0, 1):
+        entries += resnet(f'{part}.mid_block.resnets.{index}', (part, f'mid_resnet_{index}'), False)
+    source, path = f'{part}.mid_block.attentions.0', (part, 'mid_attention')
+    entries += norm(f'{source}.group_norm', (*path, 'norm'))
+    for theirs, ours in _ATTENTION.items():
+        entries += dense(f'{source}.{theirs}', (*path, ours))
+    return entries + norm(f'{part}.conv_norm_out', (part, 'norm_out')) + causal(f'{part}.conv_out', (part, 'conv_out'))
+
+
+def encoder_names(config: CausalEncoderConfig) -> list[Entry]:
+    """Return the tensors of the encoder and of the convolutions next to the latents."""
+    entries = ends('encoder')
     previous = config.encoder_block_out_channels[0]
     for level, width in enumerate(config.encoder_block_out_channels):
         source, path = f'encoder.down_blocks.{level}', ('encoder', f'down_{level}')
         for index in range(config.encoder_layers_per_block[level]):
-            entries += _resnet(f'{source}.resnets.{index}', (*path, f'resnet_{index}'), width != previous)
+            entries += resnet(f'{source}.resnets.{index}', (*path, f'resnet_{index}'), width != previous)
             previous = width
         if config.encoder_spatial_down_sample[level]:
-            entries += _causal(f'{source}.downsamplers.0.conv', (*path, 'halve_space'))
+            entries += causal(f'{source}.downsamplers.0.conv', (*path, 'halve_space'))
         if config.encoder_temporal_down_sample[level]:
-            entries += _causal(f'{source}.temporal_downsamplers.0.conv', (*path, 'halve_time'))
-
-    for index in (0, 1):
-        entries += _resnet(f'encoder.mid_block.resnets.{index}', ('encoder', f'mid_resnet_{index}'), False)
-    source, path = 'encoder.mid_block.attentions.0', ('encoder', 'mid_attention')
-    entries += norm(f'{source}.group_norm', (*path, 'norm'))
-    for theirs, ours in _ATTENTION.items():
-        entries += dense(f'{source}.{theirs}', (*path, ours))
-    entries += norm('encoder.conv_norm_out', ('encoder', 'norm_out'))
-    return entries + _causal('encoder.conv_out', ('encoder', 'conv_out'))
+            entries += causal(f'{source}.temporal_downsamplers.0.conv', (*path, 'halve_time'))
+    for name in ('quant_conv', 'post_quant_conv'):
+        entries += dense(f'{name}.conv', (name,), weight=_POINTWISE)
+    return entries
 
 
 def _decoder(config: VideoVAEConfig) -> list[Entry]:

@@ -1,0 +1,206 @@
+"""Numbers for a folder of generated videos, and VBench where it is installed. Run with --help.
+
+The folder has VBench's layout, `{prompt}-{i}.mp4`, which is what `python -m neodragon_jax` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from neodragon_jax.atomic import atomic_file
+from neodragon_jax.errors import InputError
+from neodragon_jax.metrics import ClipMetrics, markdown_table, mean_metrics, measure
+
+EXAMPLES = """
+motion (px/frame), flicker and sharpness (grey levels), saturation (0..1) need no weights and no reference; their
+formulas are in neodragon_jax/metrics.py.
+
+examples:
+  python -m neodragon_jax.evaluate out/ --json out/metrics.json
+  python -m neodragon_jax.evaluate out/ --vbench ~/vbench/bin/vbench --vbench-out scores/
+
+VBench needs a GPU and other versions of common packages than this project, so it gets an environment of its own:
+  python3 -m venv ~/vbench && ~/vbench/bin/pip install vbench
+Some of its dimensions also need detectron2; see its own instructions.
+"""
+
+VBENCH_INSTALL = 'python3 -m venv ~/vbench && ~/vbench/bin/pip install vbench'
+# What VBench measures on its own prompts; the first six also on any others.
+ANY_PROMPT = (
+    'subject_consistency',
+    'background_consistency',
+    'motion_smoothness',
+    'dynamic_degree',
+    'aesthetic_quality',
+    'imaging_quality',
+)
+DIMENSIONS = (
+    *ANY_PROMPT,
+    'temporal_flickering',
+    'object_class',
+    'multiple_objects',
+    'human_action',
+    'color',
+    'spatial_relationship',
+    'scene',
+    'appearance_style',
+    'temporal_style',
+    'overall_consistency',
+)
+MODES = {'vbench_standard': DIMENSIONS, 'custom_input': ANY_PROMPT}
+_NAME = re.compile(r'.+-\d+')
+
+
+class Evaluation(NamedTuple):
+    """Metrics of the clips of a folder by file name, and why others have none."""
+
+    clips: dict[str, ClipMetrics]
+    unreadable: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what --json writes."""
+        clips = {name: metrics._asdict() for name, metrics in self.clips.items()}
+        mean = mean_metrics(self.clips)._asdict() if self.clips else None
+        return {'clips': clips, 'mean': mean, 'unreadable': self.unreadable}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m neodragon_jax.evaluate',
+        description='Print motion, flicker, sharpness and saturation of the videos in a folder.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('videos', metavar='VIDEOS_DIR', help='folder with {prompt}-{i}.mp4')
+    add('--json', metavar='FILE', help='also write the numbers here')
+    add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
+        help='also run VBench; COMMAND is the program of its environment (default: vbench)')  # fmt: skip
+    add('--vbench-out', default='vbench_results', metavar='DIR', help='its results (default: %(default)s)')
+    add('--vbench-mode', choices=MODES, default='vbench_standard',
+        help="vbench_standard for VBench's own prompts, custom_input for others (default: %(default)s)")  # fmt: skip
+    add('--vbench-dimensions', nargs='+', metavar='NAME', help='what VBench measures (default: all of the mode)')
+    return parser.parse_args(argv)
+
+
+def evaluate(folder: pathlib.Path) -> Evaluation:
+    """Measure every video of a folder; what cannot be read is listed, not fatal.
+
+    Raises:
+      InputError: there is no such folder, or no video in it.
+    """
+    # Only now: the command line should answer at once.
+    import tqdm
+
+    from neodragon_jax.video import read_mp4
+
+    if not folder.is_dir():
+        raise InputError(f'{folder}: no such folder. Give the folder that `python -m neodragon_jax --out` wrote.')
+    paths = sorted(path for path in folder.iterdir() if path.suffix == '.mp4' and not path.name.startswith('.'))
+    if not paths:
+        raise InputError(f'{folder}: no .mp4 in it. Give the folder that `python -m neodragon_jax --out` wrote.')
+    clips, unreadable = {}, {}
+    for path in tqdm.tqdm(paths, unit='clip', disable=None):
+        try:
+            if not _NAME.fullmatch(path.stem):
+                raise InputError('its name is not {prompt}-{i}.mp4; rename it.')
+            clips[path.name] = measure(read_mp4(path))
+        except InputError as error:
+            unreadable[path.name] = str(error)
+    return Evaluation(clips, unreadable)
+
+
+def find_vbench(command: str, mode: str, dimensions: Sequence[str]) -> str:
+    """Return the path of VBench's program.
+
+    Raises:
+      InputError: it is not there, or does not measure one of the dimensions in this mode.
+    """
+    for name in dimensions:
+        if name not in MODES[mode]:
+            raise InputError(f'--vbench-dimensions {name}: not in mode {mode}; choose from {", ".join(MODES[mode])}.')
+    path = shutil.which(os.path.expanduser(command))
+    if path is None:
+        raise InputError(
+            f'--vbench {command}: no such program. Install it in its own environment ({VBENCH_INSTALL}), then pass '
+            '--vbench ~/vbench/bin/vbench.'
+        )
+    return path
+
+
+def run_vbench(
+    program: str, videos: Sequence[pathlib.Path], out: pathlib.Path, mode: str, dimensions: Sequence[str]
+) -> dict[str, float | None]:
+    """Run VBench on videos, one dimension after the other, and return its scores; None where it gave none."""
+    # It starts itself again as `python`, which must be that of its own environment.
+    path = os.pathsep.join([str(pathlib.Path(program).absolute().parent), os.environ.get('PATH', '')])
+    scores: dict[str, float | None] = {}
+    # It takes every file of the folder for a video, so it gets a folder without contact sheets.
+    with tempfile.TemporaryDirectory(prefix='videos-') as links:
+        for video in videos:
+            (pathlib.Path(links) / video.name).symlink_to(video.absolute())
+        for name in dimensions:
+            print(f'vbench {name}: {len(videos)} videos', flush=True)
+            with tempfile.TemporaryDirectory(prefix='vbench-') as results:
+                command = [program, 'evaluate', '--videos_path', links, '--dimension', name]
+                command += ['--mode', mode, '--output_path', results]
+                subprocess.run(command, env=os.environ | {'PATH': path}, check=False)
+                scores[name] = _read_score(pathlib.Path(results), name)
+                shutil.copytree(results, out / name, dirs_exist_ok=True)
+    return scores
+
+
+def _read_score(results: pathlib.Path, dimension: str) -> float | None:
+    """Return the score in VBench's result file: [score, details per video] under the dimension."""
+    for path in sorted(results.glob('*eval_results.json')):
+        try:
+            return float(json.loads(path.read_text())[dimension][0])
+        except (ValueError, KeyError, TypeError, IndexError):
+            continue
+    return None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what a command line asks for."""
+    dimensions = args.vbench_dimensions or MODES[args.vbench_mode]
+    program = None if args.vbench is None else find_vbench(args.vbench, args.vbench_mode, dimensions)
+    folder = pathlib.Path(args.videos)
+    evaluation = evaluate(folder)
+    if evaluation.clips:
+        print(markdown_table(evaluation.clips))
+    for name, reason in evaluation.unreadable.items():
+        print(f'not measured: {name}: {reason}')
+    report = evaluation.to_json()
+    if program is not None and evaluation.clips:
+        videos = [folder / name for name in evaluation.clips]
+        report['vbench'] = run_vbench(program, videos, pathlib.Path(args.vbench_out), args.vbench_mode, dimensions)
+        for name, score in report['vbench'].items():
+            print(f'vbench {name}: ' + ('no result; see its messages above' if score is None else f'{score:.4f}'))
+    if args.json:
+        with atomic_file(args.json) as path:
+            path.write_text(json.dumps(report, indent=2) + '\n')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    try:
+        run(parse_args(argv))
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

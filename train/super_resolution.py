@@ -1,0 +1,172 @@
+"""Super-resolution: QuickSRNet learns to undo the reduction of frames.
+
+    python -m train.super_resolution --config=configs/super_resolution.py --config.data=FOLDER --config.workdir=DIR
+
+    loss = mean |QuickSRNet(small) - large|, in 0..1
+
+Small pictures are large ones through an antialiasing filter. The released checkpoint has no super-resolution network;
+this makes one, in the released layout.
+
+Source: QuickSRNet, arXiv 2303.04336; used by Neodragon, arXiv 2511.06055.
+Legend: B files of a batch, N crops of a file, h w and H W pixels of small and large crops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from ml_collections import ConfigDict
+
+from configs import command_line, freeze
+from neodragon_jax import checkpoint
+from neodragon_jax.atomic import atomic_file
+from neodragon_jax.config_super_resolution import variant
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.super_resolution import QuickSRNet
+from train import loop
+from train.frames import CropConfig, CropSource
+from train.sharding import split_batch, start_processes, to_host
+
+# Folder name of what comes out.
+NETWORK = 'super_resolution'
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperResolutionTraining:
+    """Options of the objective.
+
+    Attributes:
+      variant: 'small', 'medium' or 'large'.
+      scaling_factor: 2, 3 or 4.
+      learning_rate: of Adam, falling to 0 on a cosine over `decay_steps`; constant where that is 0.
+      clip_norm: limit of the gradient's global norm.
+    """
+
+    variant: str = 'medium'
+    scaling_factor: int = 2
+    learning_rate: float = 5e-4
+    decay_steps: int = 0
+    clip_norm: float = 1.0
+
+
+@flax.struct.dataclass
+class SuperResolutionState:
+    """What is trained, in float32."""
+
+    step: Array
+    params: Any
+    optimizer: Any
+
+
+class SuperResolution:
+    """The training of QuickSRNet as a program of the loop."""
+
+    name = 'super_resolution'
+
+    def __init__(self, config: SuperResolutionTraining, data: Mapping[str, Any]) -> None:
+        """Make the network.
+
+        Args:
+          data: JSON on the samples, on which a resumed run must agree.
+        Raises:
+          InputError: there is no such variant.
+        """
+        self.config, self.data = config, data
+        self.module = QuickSRNet(variant(config.variant, config.scaling_factor))
+        rate = optax.constant_schedule(config.learning_rate)
+        if config.decay_steps:
+            rate = optax.cosine_decay_schedule(config.learning_rate, config.decay_steps)
+        self.tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(rate))
+
+    def frozen(self) -> dict[str, Any]:
+        """Return nothing: all is trained."""
+        return {}
+
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> SuperResolutionState:
+        """Return a fresh network, near nearest-neighbour enlargement."""
+        del frozen
+        params = self.module.init(key, *checkpoint.example_inputs(self.module))['params']
+        return SuperResolutionState(step=jnp.zeros((), jnp.int32), params=params, optimizer=self.tx.init(params))
+
+    def variant(self, step: int) -> int:
+        """Return the only kind of step."""
+        del step
+        return 0
+
+    def train_step(
+        self, variant: int, state: SuperResolutionState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[SuperResolutionState, dict[str, Array]]:
+        """Run one update; besides the loss, report what nearest-neighbour enlargement would have.
+
+        Args:
+          batch: small [B, N, h, w, 3] and large [B, N, H, W, 3], bytes.
+        """
+        del variant, frozen, key
+        small, large = (_pictures(batch[name]) for name in ('small', 'large'))
+
+        def loss_of(params: Any) -> tuple[Float[Array, ''], dict[str, Array]]:
+            error = self.module.apply({'params': params}, small) - large  # pyright: ignore[reportOperatorIssue]
+            loss = jnp.mean(jnp.abs(error))
+            return loss, {'loss': loss, 'psnr': -10 * jnp.log10(jnp.mean(jnp.square(error)))}
+
+        (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        factor = self.config.scaling_factor
+        nearest = jnp.repeat(jnp.repeat(small, factor, axis=1), factor, axis=2)
+        metrics |= {'grad_norm': optax.global_norm(grads), 'nearest_l1': jnp.mean(jnp.abs(nearest - large))}
+        changes, optimizer = self.tx.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, changes)
+        return state.replace(params=params, optimizer=optimizer), metrics  # pyright: ignore[reportAttributeAccessIssue]
+
+    def finish(self, state: SuperResolutionState, folder: pathlib.Path) -> None:
+        """Write the network in the released layout, and `super_resolution.json`."""
+        params, step = to_host((state.params, state.step))
+        if jax.process_index() != 0:
+            return
+        checkpoint.save(folder / NETWORK, self.module, params)
+        with atomic_file(folder / f'{NETWORK}.json') as path:
+            path.write_text(json.dumps(self.metadata() | {'iterations': int(step)}, indent=2) + '\n')
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what makes two runs the same training: network and data, but not learning rates."""
+        return {name: getattr(self.config, name) for name in ('variant', 'scaling_factor')} | {'data': dict(self.data)}
+
+
+def _pictures(crops: UInt8[Array, 'B N H W 3']) -> Float[Array, 'B*N H W 3']:
+    """Return crops as one batch of pictures in [0, 1]."""
+    return split_batch(crops.reshape(-1, *crops.shape[2:]).astype(jnp.float32) / 255)
+
+
+def main(settings: ConfigDict, dry_run: bool = False) -> None:
+    """Train as the settings say (see configs/super_resolution.py), or print the plan of it.
+
+    Raises:
+      InputError: a setting is wrong or does not fit the data.
+    """
+    values = settings.to_dict()
+    for name in ('data', 'workdir'):
+        if not values[name]:
+            raise InputError(f'config.{name} is empty; pass --config.{name}=FOLDER.')
+    seeded = {'seed': values['seed']}
+    config = freeze(SuperResolutionTraining, values['super_resolution'], 'config.super_resolution')
+    crops = freeze(CropConfig, values['crops'] | seeded, 'config.crops')
+    loop_config = freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop')
+    start_processes(loop_config.distributed)
+    source = CropSource(values['data'], crops, config.scaling_factor)
+    program = SuperResolution(config, source.metadata())
+    if dry_run:
+        print(loop.plan(program, source, loop_config))
+    else:
+        loop.run(program, source, loop_config)
+
+
+if __name__ == '__main__':
+    command_line(main, 'configs/super_resolution.py')
