@@ -20,7 +20,7 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m demo --out out/demo
+	$(BIN)/python demo.py --out out/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -36,6 +36,7 @@ Keys = Key[Array, ' B']
 Latents = Float[Array, 'B T H W C']
 Unit = Float[Array, 'B 1 h w C']
 History = Sequence[Float[Array, 'B 1 _ _ C']]
+Scale = float | Callable[[Array], Array]
 
 
 class Prompt(NamedTuple):
@@ -178,8 +179,9 @@ def jax_denoiser(apply: Callable[..., Any], params: Any) -> Denoiser:
 
     Args:
       apply: `apply({'params': params}, clips, text, mask, pooled, timestep, frame_ids)`, a model's method.
-      params: its parameters.
+      params: its parameters, or a function that returns them.
     """
+    current = params if callable(params) else lambda: params
 
     @jax.jit
     def flow(params: Any, history: History, x: Unit, unit: Array, prompt: Prompt, timestep: Array) -> Unit:
@@ -188,20 +190,33 @@ def jax_denoiser(apply: Callable[..., Any], params: Any) -> Denoiser:
 
     def denoise(stage: int, history: History, x: Unit, unit: Array, prompt: Prompt, timestep: Array) -> Unit:
         del stage  # the shapes say it
-        return flow(params, list(history), x, unit, prompt, timestep)
+        return flow(current(), list(history), x, unit, prompt, timestep)
 
     return denoise
 
 
-def guided(denoise: Denoiser, negative: Prompt, scale: float) -> Denoiser:
-    """Return a denoiser with classifier-free guidance: negative + scale (positive - negative), in one doubled batch."""
+def guided(denoise: Denoiser, negative: Prompt, scale: Scale) -> Denoiser:
+    """Return a denoiser with classifier-free guidance: negative + scale (positive - negative), in one doubled batch.
+
+    A sample's negative and positive prompt are neighbours in the doubled batch, not in two halves of it: halves would
+    have to be exchanged between the devices that share the batch.
+
+    Args:
+      negative: what to steer away from, of a batch, or without batch axis the same for all samples.
+      scale: a number, or a function from the units of the samples [B] to a number for each.
+    """
 
     def both(stage: int, history: History, x: Unit, unit: Array, prompt: Prompt, timestep: Array) -> Unit:
-        double = lambda a: jnp.concatenate([a, a])
-        prompts = jax.tree.map(lambda n, p: jnp.concatenate([n, p]), negative, prompt)
-        flow = denoise(stage, [double(h) for h in history], double(x), double(unit), prompts, double(timestep))
-        without, with_prompt = jnp.split(flow, 2)
-        return without + scale * (with_prompt - without)
+        null = jax.tree.map(lambda n, p: jnp.broadcast_to(n, p.shape), negative, prompt)
+        doubled = jax.tree.map(
+            lambda n, p: jnp.stack([n, p], axis=1).reshape(-1, *p.shape[1:]),
+            (list(history), x, unit, null, timestep),
+            (list(history), x, unit, prompt, timestep),
+        )
+        flow = denoise(stage, *doubled)
+        flow = flow.reshape(-1, 2, *flow.shape[1:]).astype(jnp.float32)
+        factor = jnp.asarray(scale(unit) if callable(scale) else scale, jnp.float32).reshape(-1, 1, 1, 1, 1)
+        return flow[:, 0] + factor * (flow[:, 1] - flow[:, 0])
 
     return both
 
@@ -232,8 +247,10 @@ def sample(
         raise InputError('guidance needs a negative prompt; pass one or leave guidance out.')
 
     shape = (batch, plan.frames, plan.height, plan.width, plan.channels)
-    coarse = down_noise(noise.initial(shape), stages - 1)
-    video = jnp.zeros(shape, jnp.float32)
+    initial = noise.initial(shape)
+    coarse = down_noise(initial, stages - 1)
+    # Distributed like the noise from the start: another layout in the first unit would compile every stage twice.
+    video = jnp.zeros_like(initial, jnp.float32)
     if first_frame is not None:
         video = video.at[:, :1].set(first_frame)
 

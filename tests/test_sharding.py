@@ -81,7 +81,8 @@ def test_matrices_pair_column_then_row_over_tensor(tiny):
     assert specs['blocks/image_out/kernel'] == PartitionSpec(None, 'tensor', 'fsdp')
     assert specs['blocks/text_mlp/linear_1/kernel'] == PartitionSpec(None, 'fsdp', 'tensor')
     assert specs['blocks/text_mlp/linear_2/kernel'] == PartitionSpec(None, 'tensor', 'fsdp')
-    assert specs['modulators/image/linear/kernel'] == PartitionSpec(None, 'fsdp', None, 'tensor')
+    # A modulator is never split over tensor: see RULES.
+    assert specs['modulators/image/linear/kernel'] == PartitionSpec(None, 'fsdp')
     assert specs['last_block/image_query_norm/scale'] == PartitionSpec()
     assert specs['positions'] == PartitionSpec(None, None, 'fsdp')
 

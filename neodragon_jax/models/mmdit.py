@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
 from neodragon_jax.config import MMDiTConfig
@@ -398,11 +400,17 @@ def _positions_init(key: Array, config: MMDiTConfig) -> Float[Array, 'M M D']:
 
 
 def stack_blocks(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """Return parameters of the unrolled form as parameters of the scanned form."""
+    """Return parameters of the unrolled form as parameters of the scanned form; host arrays stay on the host."""
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+    stack = np.stack if on_host else jnp.stack
     stacked = dict(params)
+    del params  # unless the caller keeps them, single parameters are freed as soon as their stack is there
     for name in ('blocks', 'modulators') if num_layers > 1 else ():
-        trees = [stacked.pop(f'{name}_{i}') for i in range(num_layers - 1)]
-        stacked[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        trees: list[dict[Any, Any]] = [
+            dict(traverse_util.flatten_dict(stacked.pop(f'{name}_{i}'))) for i in range(num_layers - 1)
+        ]
+        leaves = {path: stack([tree.pop(path) for tree in trees]) for path in list(trees[0])}
+        stacked[name] = traverse_util.unflatten_dict(leaves)
     return stacked
 
 

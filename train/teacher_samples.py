@@ -1,0 +1,235 @@
+"""Videos of the multi-step teacher, as latents: the data of the step distillation.
+
+    python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --out SAMPLES --count 350000
+
+Writes latents and what the denoiser knows of each prompt, and once the conditioning that guidance steers away from.
+Killed and started again with the same command, it goes on after the last complete shard; started on several machines
+with --distributed, each writes its own shards.
+
+Legend: B batch, T latent frames, H W latent grid, C channels, L text tokens, D width.
+Source: Neodragon, arXiv 2511.06055, section on step distillation (350K teacher samples).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jaxtyping import Array, Float, Int
+
+from neodragon_jax import checkpoint, pipeline, video
+from neodragon_jax.__main__ import read_prompts
+from neodragon_jax.errors import InputError
+from neodragon_jax.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
+from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
+from train.data import DTYPES, SampleSpec, SampleWriter
+from train.sharding import start_processes
+
+TEACHER, TEACHER_ADAPTER = pipeline.DENOISER_FOLDERS['monolithic'], pipeline.ADAPTER_FOLDERS['monolithic']
+GENERATED = 'generated'
+PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser('python -m train.teacher_samples', description='Sample the multi-step teacher.')
+    parser.set_defaults(prompt=[])
+    add = parser.add_argument
+    add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
+    add('--prompts-file', required=True, metavar='FILE', help='text file with one prompt per line')
+    add('--out', required=True, metavar='DIR', help='folder of the samples')
+    add('--count', required=True, type=int, metavar='N', help='samples; prompts are taken in turn, again and again')
+    add('--first-frame', default=GENERATED, metavar=f'{GENERATED}|DIR',
+        help='where unit 0 comes from: the teacher, or a folder with one picture per prompt, in the order of their '
+        'names (default: %(default)s)')  # fmt: skip
+    add('--frames', type=int, default=49, metavar='N', help='video frames, 8 n + 1 (default: %(default)s)')
+    add('--height', type=int, default=320, metavar='PX', help='default: %(default)s')
+    add('--width', type=int, default=512, metavar='PX', help='default: %(default)s')
+    add('--steps', type=int, nargs=3, default=(10, 10, 10), metavar='N', help='steps per stage (default: 10 10 10)')
+    add('--first-steps', type=int, nargs=3, default=(20, 20, 20), metavar='N', help='of unit 0 (default: 20 20 20)')
+    add('--guidance', type=float, default=5.0, metavar='G', help='default: %(default)s')
+    add('--first-guidance', type=float, default=7.0, metavar='G', help='of unit 0 (default: %(default)s)')
+    add('--prompt-modifier', default=DEFAULT_MODIFIER, metavar='TEXT', help='appended to every prompt')
+    add('--negative-prompt', default=DEFAULT_NEGATIVE_PROMPT, metavar='TEXT', help='what guidance steers away from')
+    add('--seed', type=int, default=0, help='default: %(default)s')
+    add('--batch', type=int, default=1, metavar='N', help='samples at a time on each device (default: %(default)s)')
+    add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')
+    add('--dtype', choices=tuple(DTYPES), default='bfloat16', help="the denoiser's compute type (default: %(default)s)")
+    add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
+    add('--distributed', action='store_true', help='one of several processes that JAX recognises')
+    return parser.parse_args(argv)
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """Return a short SHA-256 of a component's config and weights; a copied or moved folder is the same component."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(folder).iterdir()):
+        if path.suffix in ('.json', '.safetensors'):
+            digest.update(path.name.encode())
+            with path.open('rb') as file:
+                digest.update(hashlib.file_digest(file, 'sha256').digest())
+    return digest.hexdigest()[:16]
+
+
+def scale_by_unit(guidance: float, first_guidance: float) -> Callable[[Int[Array, ' B']], Float[Array, ' B']]:
+    """Return the teacher's guidance scale as a function of each sample's unit; unit 0 has its own."""
+    return lambda unit: jnp.where(unit == 0, first_guidance, guidance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The multi-step system on all devices of this process.
+
+    Attributes:
+      denoise: guided.
+      plan: without guidance of its own.
+      negative: what guidance steers away from, of one prompt: text [L, D], mask [L], pooled [p].
+      pictures: first frames, one per prompt; None lets the teacher draw them.
+    """
+
+    components: pipeline.Components
+    denoise: Denoiser
+    plan: Plan
+    negative: Prompt
+    spread: pipeline.Spread
+    args: argparse.Namespace
+    prompts: list[str]
+    pictures: list[pathlib.Path] | None
+
+    def draw(self, indices: Sequence[int]) -> tuple[Prompt, Float[Array, 'B T H W C']]:
+        """Return the conditioning and the latents of some samples, which depend on their indices and the seed only."""
+        args, prompts = self.args, [self.prompts[index % len(self.prompts)] for index in indices]
+        numbers = [index // len(self.prompts) for index in indices]
+        prompt = self.spread.shard(self.components.encode_prompt([text + args.prompt_modifier for text in prompts]))
+        noise = DrawnNoise(self.spread.shard(pipeline.sample_keys(args.seed, prompts, numbers)))
+        first = None
+        if self.pictures is not None:
+            frames = [self._frame(self.pictures[index % len(self.prompts)]) for index in indices]
+            first = pipeline.encode_first_frame(self.components, self.spread.shard(jnp.asarray(frames)[:, None]), noise)
+        return prompt, sample(self.denoise, self.plan, prompt, noise, first_frame=first)
+
+    def _frame(self, path: pathlib.Path) -> np.ndarray:
+        return video.image_to_frame(video.read_image(path), self.args.height, self.args.width)
+
+
+def load_teacher(args: argparse.Namespace) -> Teacher:
+    """Return the teacher of a command line.
+
+    Raises:
+      InputError: an argument or the checkpoint is not usable.
+    """
+    prompts = read_prompts(args)
+    pictures = None if args.first_frame == GENERATED else find_pictures(args.first_frame, len(prompts))
+    if args.batch < 1:
+        raise InputError(f'--batch is {args.batch}; give at least 1.')
+    plan = pipeline.make_plan('monolithic', args.frames, args.height, args.width, args.steps, args.first_steps)
+    plan = dataclasses.replace(plan, guidance=None, first_guidance=None)
+    spread = pipeline.Spread(jax.local_devices())
+    components = pipeline.load(args.checkpoint, 'monolithic', dtype=jnp.dtype(args.dtype), place=spread.replicate)
+    negative = jax.tree.map(lambda leaf: leaf[0], components.encode_prompt([args.negative_prompt]))
+    denoise = guided(components.denoise, negative, scale_by_unit(args.guidance, args.first_guidance))
+    return Teacher(components, denoise, components.check(plan), negative, spread, args, prompts, pictures)
+
+
+def find_pictures(folder: str | os.PathLike[str], count: int) -> list[pathlib.Path]:
+    """Return the pictures in a folder, by name.
+
+    Raises:
+      InputError: the folder is absent, or does not hold `count` pictures.
+    """
+    if not pathlib.Path(folder).is_dir():
+        raise InputError(f'--first-frame {folder}: no such folder. Give a folder of pictures, or "{GENERATED}".')
+    found = sorted(path for path in pathlib.Path(folder).iterdir() if path.suffix.lower() in PICTURES)
+    if len(found) != count:
+        raise InputError(f'--first-frame {folder}: {len(found)} pictures for {count} prompts; give one per prompt.')
+    return found
+
+
+def protocol(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:
+    """Return how the samples come about: what a resumed run, and training on them, must agree on."""
+    names = ('frames', 'height', 'width', 'steps', 'first_steps', 'guidance', 'first_guidance', 'prompt_modifier')
+    given = {name: getattr(args, name) for name in (*names, 'negative_prompt', 'seed', 'dtype')}
+    first = GENERATED if args.first_frame == GENERATED else 'pictures'
+    return given | {
+        'first_frame': first,
+        'prompts': hashlib.sha256('\n'.join(prompts).encode()).hexdigest()[:16],
+        'teacher': fingerprint(checkpoint.component_folder(args.checkpoint, TEACHER)),
+        'adapter': fingerprint(checkpoint.component_folder(args.checkpoint, TEACHER_ADAPTER)),
+    }
+
+
+def records(teacher: Teacher, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the samples of some indices, in order; each batch fills all devices."""
+    size = teacher.args.batch * len(teacher.spread.devices)
+    for start in range(0, len(indices), size):
+        batch = list(indices[start : start + size])
+        padded = batch + [batch[-1]] * (size - len(batch))
+        prompt, latents = jax.device_get(teacher.draw(padded))
+        for row, index in enumerate(batch):
+            yield {
+                'index': index,
+                'prompt': teacher.prompts[index % len(teacher.prompts)],
+                'latents': latents[row],
+                'text': prompt.text[row],
+                'text_mask': prompt.mask[row],
+                'pooled': prompt.pooled[row],
+            }
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write all samples that are missing.
+
+    Raises:
+      InputError: an argument, the checkpoint or the folder is not usable.
+    """
+    start_processes(args.distributed)
+    teacher = load_teacher(args)
+    plan = teacher.plan
+    negative = jax.device_get(teacher.negative)
+    spec = SampleSpec(
+        latents=(plan.frames, plan.height, plan.width, plan.channels),
+        text=negative.text.shape,
+        pooled=negative.pooled.shape[0],
+        latents_dtype=args.store_dtype,
+        text_dtype=args.store_dtype,
+    )
+    writer = SampleWriter(
+        args.out,
+        spec,
+        args.count,
+        protocol=protocol(args, teacher.prompts),
+        samples_per_shard=args.samples_per_shard,
+        part=jax.process_index(),
+        parts=jax.process_count(),
+    )
+    with writer:
+        if jax.process_index() == 0:
+            writer.write_negative(*negative)
+        missing = writer.missing()
+        for record in tqdm.tqdm(records(teacher, missing), total=len(missing), unit='sample', disable=None):
+            writer.append(record)
+    print(f'{args.out}: {len(missing)} samples written by process {jax.process_index()}')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    try:
+        run(parse_args(argv))
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
