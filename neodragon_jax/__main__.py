@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
 
 EXAMPLES = """
@@ -26,6 +27,9 @@ examples:
 
   a student distilled with `python -m train.dmd`:
     python -m neodragon_jax --checkpoint CKPT --student RUN/result --image dog.jpg --prompt "..." --out out/
+
+  a small machine: half the bytes per parameter, one module in memory at a time, and what each costs:
+    python -m neodragon_jax --checkpoint CKPT --dtype bfloat16 --low-memory --profile --prompt "..." --out out/
 """
 MAX_NAME_BYTES = 200
 
@@ -74,7 +78,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--seed', type=int, default=0, help='default: %(default)s')
     add('--num-samples', type=int, default=1, metavar='N', help='videos per prompt (default: %(default)s)')
     add('--dtype', choices=('float32', 'bfloat16'), default='float32',
-        help="the denoiser's compute type (default: %(default)s)")  # fmt: skip
+        help='compute type; bfloat16 also halves the memory for parameters: all are held in it but norms, biases, '
+        'positions and what embeds timesteps (default: %(default)s)')  # fmt: skip
+    add('--low-memory', action='store_true',
+        help='hold one module at a time (text encoders, first-frame model, encoder, denoiser, decoder), each loaded '
+        'once for up to 16 videos per device; the videos are the same')  # fmt: skip
+    add('--profile', action='store_true',
+        help='measure each module; the table of times, tokens and peak memory goes to the end of the output and to '
+        'OUT/profile.md')  # fmt: skip
+    add('--no-safety-checker', action='store_true',
+        help="do not blacken what the checkpoint's safety_checker refuses (if it has none, nothing is)")  # fmt: skip
+    add('--distributed', action='store_true',
+        help='this is one of several processes that share the prompts and OUT; they find each other on a TPU pod, '
+        'under Slurm or Open MPI, else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID')  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -106,8 +122,13 @@ def video_name(prompt: str, number: int) -> str:
     return f'{name}-{number}'
 
 
-def make_jobs(args: argparse.Namespace, prompts: Sequence[str]) -> list[Job]:
-    """Return what is to be made and is not there yet."""
+def share(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
+    """Return the jobs of one of `count` processes: every count-th, so that all have as many, to within one."""
+    return list(jobs[index::count])
+
+
+def make_jobs(args: argparse.Namespace, prompts: Sequence[str], index: int = 0, count: int = 1) -> list[Job]:
+    """Return what process `index` of `count` has to make and is not there yet."""
     if args.num_samples < 1:
         raise InputError(f'--num-samples is {args.num_samples}; give at least 1.')
     out = pathlib.Path(args.out)
@@ -117,6 +138,8 @@ def make_jobs(args: argparse.Namespace, prompts: Sequence[str]) -> list[Job]:
         for prompt in prompts
         for number in range(args.num_samples)
     ]
+    # Shared before looking what exists: by then, another process may have made some of its own.
+    named = share(named, index, count)
     # The contact sheet is written first, so a video that is there is complete.
     todo = [job for job in named if not job.path.exists()]
     if len(todo) < len(named):
@@ -134,7 +157,12 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
 
 def run(args: argparse.Namespace) -> None:
     """Make all videos of a command line."""
-    jobs = make_jobs(args, read_prompts(args))
+    prompts, process = read_prompts(args), (0, 1)
+    if args.distributed:
+        from neodragon_jax.studio import start_processes
+
+        process = start_processes()
+    jobs = make_jobs(args, prompts, *process)
     if not jobs:
         return
     # Only now: JAX and the models take seconds to import, and the checks above should answer at once.
@@ -149,14 +177,21 @@ def run(args: argparse.Namespace) -> None:
           f'{size} x {devices[0].platform}')  # fmt: skip
     start = time.monotonic()
     with tqdm.tqdm(total=math.ceil(len(jobs) / size) * studio.steps, unit='step', disable=None) as bar:
-        for batch in batches(jobs, size):
+        for batch in batches(jobs, studio.videos_at_once):
             bar.set_description(batch[0].prompt[:32])
             clips = studio.make([job.prompt for job in batch], [job.number for job in batch], bar.update)
             for job, clip in zip(batch, clips, strict=True):
-                video.contact_sheet(job.path.with_suffix('.png'), clip)
-                video.write_mp4(job.path, clip, fps=24)
-                bar.write(str(job.path), file=sys.stdout)
+                video.contact_sheet(job.path.with_suffix('.png'), clip.frames)
+                video.write_mp4(job.path, clip.frames, fps=24)
+                note = ' (refused by the safety checker, made black)' if clip.refused else ''
+                bar.write(f'{job.path}{note}', file=sys.stdout)
     print(f'{len(jobs)} videos in {time.monotonic() - start:.1f} s, compilation included')
+    if studio.profile is not None:
+        report = studio.profile.report(studio.store.sizes)
+        print(f'\n{report}', end='')
+        name = 'profile.md' if process[1] == 1 else f'profile-{process[0]}.md'
+        with atomic_file(pathlib.Path(args.out) / name) as path:
+            path.write_text(report, encoding='utf-8')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

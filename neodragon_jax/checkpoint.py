@@ -33,12 +33,14 @@ from neodragon_jax.config import (
     VideoVAEConfig,
 )
 from neodragon_jax.config_pyramid_flow import PyramidFlowVAEConfig, TeacherMMDiTConfig
+from neodragon_jax.config_safety import SafetyCheckerConfig
 from neodragon_jax.config_sdxl import SIZE_IDS, ImageVAEConfig, UNetConfig
 from neodragon_jax.config_super_resolution import SuperResolutionConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT, unstack_blocks
 from neodragon_jax.models.native_decoder import NativeVAE
+from neodragon_jax.models.safety_checker import StableDiffusionSafetyChecker
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
 from neodragon_jax.models.super_resolution import QuickSRNet
@@ -48,6 +50,7 @@ from neodragon_jax.models.vae import CausalVAE, VideoVAE
 from neodragon_jax.names.convert import Entry
 from neodragon_jax.names.mmdit import mmdit_names, teacher_names
 from neodragon_jax.names.native_vae import native_vae_names
+from neodragon_jax.names.safety_checker import safety_checker_names
 from neodragon_jax.names.sdxl import image_vae_names, unet_names
 from neodragon_jax.names.super_resolution import super_resolution_names
 from neodragon_jax.names.text import T5_TIED_NAMES, clip_names, context_adapter_names, t5_encoder_names, t5_names
@@ -58,7 +61,11 @@ Path = str | os.PathLike[str]
 
 # Tensors that some files hold and that say nothing: a second name of a tied weight, and a constant 0, 1, 2, ... that
 # old versions of transformers stored. They are not written back.
-REDUNDANT = {*T5_TIED_NAMES, 'text_model.embeddings.position_ids'}
+REDUNDANT = {
+    *T5_TIED_NAMES,
+    'text_model.embeddings.position_ids',
+    'vision_model.vision_model.embeddings.position_ids',
+}
 
 WEIGHT_FILES = ('diffusion_pytorch_model.safetensors', 'model.safetensors')
 
@@ -97,6 +104,9 @@ COMPONENTS: dict[str, Component] = {
     'UNet2DConditionModel': Component(UNetConfig, UNet2DConditionModel, unet_names),
     'AutoencoderKL': Component(ImageVAEConfig, AutoencoderKL, image_vae_names),
     'QuickSRNet': Component(SuperResolutionConfig, QuickSRNet, super_resolution_names),
+    'StableDiffusionSafetyChecker': Component(
+        SafetyCheckerConfig, StableDiffusionSafetyChecker, safety_checker_names, WEIGHT_FILES[1], transformers=True
+    ),
     # The teacher's components, as Pyramid-Flow released them.
     'PyramidDiffusionMMDiT': Component(TeacherMMDiTConfig, TeacherMMDiT, teacher_names),
     'CausalVideoVAE': Component(PyramidFlowVAEConfig, NativeVAE, native_vae_names),
@@ -110,6 +120,16 @@ RELEASED_NAMES: dict[type[nn.Module], str] = {
     TeacherMMDiT: 'PyramidDiffusionMMDiT',
     T5Encoder: 'T5EncoderModel',
 }
+
+
+def load_module(folder: Path) -> nn.Module:
+    """Return the module of a component folder, with its sizes from `config.json`; no weights are read.
+
+    Raises:
+      InputError: the folder or its config are missing, damaged or of another architecture.
+    """
+    component, config = _read_config(pathlib.Path(folder))
+    return component.build(config)
 
 
 def load(folder: Path) -> tuple[nn.Module, Params]:
@@ -219,6 +239,8 @@ def example_inputs(module: nn.Module) -> tuple[Any, ...]:
     if isinstance(module, AutoencoderKL):
         side = module.config.spatial_factor
         return (jnp.zeros((1, side, side, module.config.in_channels)),)
+    if isinstance(module, StableDiffusionSafetyChecker):
+        return (jnp.zeros((1, module.config.image_size, module.config.image_size, 3)),)
     if isinstance(module, QuickSRNet):
         return (jnp.zeros((1, 1, 1, module.config.in_channels)),)
     if isinstance(module, T5Encoder | T5EncoderWithProjection):
@@ -311,7 +333,7 @@ def _read_weights(folder: pathlib.Path, entries: list[Entry]) -> Params:
                 'Weights and config belong to different models; copy the folder again.'
             )
     return traverse_util.unflatten_dict(
-        {entry.path: entry.convert.to_flax(tensors[entry.torch_name]) for entry in entries}
+        {entry.path: entry.convert.to_flax(tensors.pop(entry.torch_name)) for entry in entries}
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from jaxtyping import Array, Float, UInt8
 
 from neodragon_jax import checkpoint
 from neodragon_jax.errors import InputError
+from neodragon_jax.memory import Store, Task, finish, read_params
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
 from neodragon_jax.models.text import CLIPTextModel, CLIPTextOutput
@@ -37,6 +39,9 @@ TRAIN_STEPS = 1000
 # Width of the boundary at timestep 0, where a consistency function is the identity: deviation of the data, and the
 # factor from timesteps to its unit.
 DATA_DEVIATION, TIMESTEP_SCALE = 0.5, 10.0
+
+# Names of the modules in a store.
+TEXT_ENCODERS, UNET, DECODER = 'first frame: text encoders', 'first frame: UNet', 'first frame: decoder'
 
 # Size of the released system's picture; the video shows it at half that size.
 HEIGHT, WIDTH = 640, 1024
@@ -107,8 +112,16 @@ class FirstFrameModel:
         Raises:
           InputError: the prompts are not a list of texts, or the pictures have values that are not numbers.
         """
+        return finish(self.drawing(prompts, noise, shard))
+
+    def drawing(
+        self, prompts: Sequence[str], noise: PictureNoise, shard: Callable[[Any], Any] = lambda tree: tree
+    ) -> Task[UInt8[np.ndarray, 'B H W 3']]:
+        """Draw pictures as a task, whose phases are those of `memory`; arguments as in calling the model."""
         condition = shard(self.encode_prompt(prompts))
+        yield condition
         latents = sample(self.denoise, (len(prompts), *self.latent_size), condition, noise)
+        yield latents
         return to_picture(np.asarray(self.decode(latents)))
 
 
@@ -118,27 +131,34 @@ def load(
     width: int = WIDTH,
     dtype: Any = None,
     place: Callable[[Any], Any] = jax.device_put,
+    store: Store | None = None,
 ) -> FirstFrameModel:
     """Load the first-frame model of a released checkpoint as compiled JAX functions.
 
     Args:
       root: folder of the whole checkpoint.
       height, width: size of the pictures in pixels.
-      dtype: compute type of the UNet; None computes in the stored type.
+      dtype: compute type; parameters are held in it if they are stored in a wider one, see `memory.cast`. None
+        computes in the stored type. What the UNet embeds, norms and softmax stay float32.
       place: puts a tree of arrays on the devices.
+      store: holds the parameters; default: one that reads them all now and places them with `place`.
     Raises:
       InputError: a component is missing, damaged or does not fit the others, or the size does not fit the model.
     """
-    unet, unet_params = _load_as(root, 'ssd_1b_unet', UNet2DConditionModel)
-    vae, vae_params = _load_as(root, 'ssd_1b_vae', AutoencoderKL)
+    store = store or Store(place)
+    unet_folder, unet = _find(root, 'ssd_1b_unet', UNet2DConditionModel)
+    vae_folder, vae = _find(root, 'ssd_1b_vae', AutoencoderKL)
     factor = vae.config.spatial_factor
     multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
     for name, size in (('height', height), ('width', width)):
         if size < multiple or size % multiple:
             near = max(multiple, round(size / multiple) * multiple)
             raise InputError(f'{name} {size} of the first frame is not a positive multiple of {multiple}; use {near}.')
-    encode_prompt = _prompt_encoder(root, unet, (height, width), place)
-    unet, params = unet.clone(dtype=dtype), place({'unet': unet_params, 'vae': vae_params})
+    encode_prompt = _prompt_encoder(root, unet, (height, width), dtype, store)
+    unet, vae = unet.clone(dtype=dtype), vae.clone(dtype=dtype)
+    unet_params = store.hold(UNET, lambda: read_params(unet_folder, dtype))
+    # The encoder of this VAE is for training only.
+    vae_params = store.hold(DECODER, lambda: read_params(vae_folder, dtype, 'decoder', 'post_quant_conv'))
 
     @jax.jit
     def denoise(params: Any, x: Array, timestep: Array, condition: Condition) -> Array:
@@ -150,30 +170,31 @@ def load(
 
     return FirstFrameModel(
         encode_prompt=encode_prompt,
-        denoise=lambda *inputs: denoise(params['unet'], *inputs),
-        decode=lambda latents: decode(params['vae'], latents),
+        denoise=lambda *inputs: denoise(unet_params(), *inputs),
+        decode=lambda latents: decode(vae_params(), latents),
         latent_size=(height // factor, width // factor, unet.config.in_channels),
     )
 
 
-def _load_as(root: str | os.PathLike[str], name: str, kind: type) -> tuple[Any, Any]:
-    """Load a component, which must be of one class."""
+def _find(root: str | os.PathLike[str], name: str, kind: type) -> tuple[pathlib.Path, Any]:
+    """Return the folder and the module of a component, which must be of one class."""
     folder = checkpoint.component_folder(root, name)
-    module, params = checkpoint.load(folder)
+    module = checkpoint.load_module(folder)
     if not isinstance(module, kind):
         raise InputError(f'{folder}: holds a {type(module).__name__}; put the released {kind.__name__} there.')
-    return module, params
+    return folder, module
 
 
 def _prompt_encoder(
     root: str | os.PathLike[str],
     unet: UNet2DConditionModel,
     size: tuple[int, int],
-    place: Callable[[Any], Any],
+    dtype: Any,
+    store: Store,
 ) -> Callable[[Sequence[str]], Condition]:
     """Return the function from prompts to what the UNet knows of pictures of that size."""
-    first_tower, first_params = _load_as(root, 'ssd_1b_text_encoder', CLIPTextModel)
-    second_tower, second_params = _load_as(root, 'ssd_1b_text_encoder_2', CLIPTextModel)
+    first_folder, first_tower = _find(root, 'ssd_1b_text_encoder', CLIPTextModel)
+    second_folder, second_tower = _find(root, 'ssd_1b_text_encoder_2', CLIPTextModel)
     widths = (first_tower.config.hidden_size + second_tower.config.hidden_size, second_tower.config.projection_dim)
     expected = (unet.config.cross_attention_dim, unet.config.pooled_dim)
     if not second_tower.projection or widths != expected:
@@ -181,17 +202,19 @@ def _prompt_encoder(
             f'{root}: the text encoders of SSD-1B give states and pooled vectors of widths {widths}, the UNet takes '
             f'{expected}. They belong to different models; copy the ssd_1b folders again.'
         )
-    folders = (checkpoint.component_folder(root, f'ssd_1b_tokenizer{suffix}') for suffix in ('', '_2'))
-    tokenizers = [ClipTokenizer.load(folder) for folder in folders]
-    params = place([first_params, second_params])
+    names = ('ssd_1b_tokenizer', 'ssd_1b_tokenizer_2')
+    tokenizers = [ClipTokenizer.load(checkpoint.component_folder(root, name)) for name in names]
+    folders = {'first': first_folder, 'second': second_folder}
+    params = store.hold(TEXT_ENCODERS, lambda: {name: read_params(folder, dtype) for name, folder in folders.items()})
+    first_tower, second_tower = first_tower.clone(dtype=dtype), second_tower.clone(dtype=dtype)
 
     @jax.jit
     def encode(params: Any, first_ids: Array, second_ids: Array) -> Condition:
-        first = first_tower.apply({'params': params[0]}, first_ids)
-        second = second_tower.apply({'params': params[1]}, second_ids)
+        first = first_tower.apply({'params': params['first']}, first_ids)
+        second = second_tower.apply({'params': params['second']}, second_ids)
         return make_condition(first, second, *size)
 
-    return lambda prompts: encode(params, *(tokenizer(prompts) for tokenizer in tokenizers))
+    return lambda prompts: encode(params(), *(tokenizer(prompts) for tokenizer in tokenizers))
 
 
 def make_condition(first: CLIPTextOutput, second: CLIPTextOutput, height: int, width: int) -> Condition:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from jaxtyping import Array, Float, UInt8
 
 from neodragon_jax import checkpoint
 from neodragon_jax.errors import InputError
+from neodragon_jax.memory import Store, Task, finish, read_params
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.models.vae import VideoVAE, denormalise, normalise, posterior_sample
 from neodragon_jax.sampler import (
@@ -42,6 +44,10 @@ from neodragon_jax.video import to_uint8
 # Folder names of the released checkpoint: hybrid starts from a given first frame, monolithic from nothing.
 DENOISER_FOLDERS = {'hybrid': 'diffusion_transformer_320p', 'monolithic': 'diffusion_transformer_320p_multistep_t2v'}
 ADAPTER_FOLDERS = {'hybrid': 'context_adapter', 'monolithic': 'context_adapter_multistep_t2v'}
+
+# Names of the modules in a store.
+TEXT_ENCODERS, DENOISER = 'text encoders', 'denoiser'
+VIDEO_ENCODER, VIDEO_DECODER = 'video encoder', 'video decoder'
 
 TEMPORAL_FACTOR = 8
 SPATIAL_FACTOR = 8
@@ -116,6 +122,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     dtype: Any = None,
     place: Callable[[Any], Any] = jax.device_put,
+    store: Store | None = None,
 ) -> Components:
     """Load a released checkpoint as compiled JAX functions.
 
@@ -123,26 +130,31 @@ def load(
       root: folder of the whole checkpoint.
       mode: 'hybrid' (few-step denoiser) or 'monolithic' (multi-step denoiser); each has its own context adapter.
       denoiser, adapter: component folders to use instead of the mode's own, such as a distilled student's.
-      dtype: compute type of the denoiser's blocks; None computes in the stored type.
+      dtype: compute type; parameters are held in it if they are stored in a wider one, see `memory.cast`. None
+        computes in the stored type. What the denoiser embeds and modulates with, norms and softmax stay float32.
       place: puts a tree of arrays on the devices.
+      store: holds the parameters; default: one that reads them all now and places them with `place`.
     Raises:
       InputError: a component is missing or damaged, or the mode is unknown.
     """
     if mode not in DENOISER_FOLDERS:
         raise InputError(f'mode {mode!r} is unknown; use one of {", ".join(DENOISER_FOLDERS)}.')
     find = lambda name: checkpoint.component_folder(root, name)
-    model, params = checkpoint.load(denoiser or find(DENOISER_FOLDERS[mode]))
+    store = store or Store(place)
+    folder = pathlib.Path(denoiser or find(DENOISER_FOLDERS[mode]))
+    model = checkpoint.load_module(folder)
     if not isinstance(model, PyramidMMDiT):
-        raise InputError(f'{denoiser}: holds a {type(model).__name__}; pass the folder of a PyramidMMDiT.')
-    params = place(stack_blocks(params, model.config.num_layers))
-    model = model.clone(scan=True, dtype=dtype)
-    vae, vae_params = checkpoint.load(find('causal_video_vae'))
+        raise InputError(f'{folder}: holds a {type(model).__name__}; pass the folder of a PyramidMMDiT.')
+    layers = model.config.num_layers
+    params = store.hold(DENOISER, lambda: stack_blocks(read_params(folder, dtype), layers))
+    vae = checkpoint.load_module(find('causal_video_vae'))
     assert isinstance(vae, VideoVAE)
-    encode_image, decode_step = _vae_functions(vae, place(vae_params))
+    vae = vae.clone(dtype=dtype)
+    encode_image, decode_step = _vae_functions(vae, find('causal_video_vae'), dtype, store)
     return Components(
-        encode_prompt=_prompt_encoder(root, adapter or find(ADAPTER_FOLDERS[mode]), place),
+        encode_prompt=_prompt_encoder(root, adapter or find(ADAPTER_FOLDERS[mode]), dtype, store),
         encode_image=encode_image,
-        denoise=jax_denoiser(model.apply, params),
+        denoise=jax_denoiser(model.clone(scan=True, dtype=dtype).apply, params),
         decode_step=decode_step,
         init_memories=vae.init_memories,
         channels=model.config.in_channels,
@@ -151,15 +163,19 @@ def load(
     )
 
 
-def _vae_functions(vae: VideoVAE, params: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the compiled encoder and decoder step."""
+def _vae_functions(
+    vae: VideoVAE, folder: pathlib.Path, dtype: Any, store: Store
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the compiled encoder and decoder step, each with its own half of the parameters."""
+    encoder = store.hold(VIDEO_ENCODER, lambda: read_params(folder, dtype, 'encoder', 'quant_conv'))
+    decoder = store.hold(VIDEO_DECODER, lambda: read_params(folder, dtype, 'decoder', 'post_quant_conv'))
     encode = jax.jit(lambda params, video: vae.apply({'params': params}, video, method='encode'))
     step = jax.jit(lambda params, *args: vae.apply({'params': params}, *args, method='decode_step'))
-    return lambda video: encode(params, video), lambda latent, memories: step(params, latent, memories)
+    return lambda video: encode(encoder(), video), lambda latent, memories: step(decoder(), latent, memories)
 
 
 def _prompt_encoder(
-    root: str | os.PathLike[str], adapter_folder: str | os.PathLike[str], place: Callable[[Any], Any]
+    root: str | os.PathLike[str], adapter_folder: str | os.PathLike[str], dtype: Any, store: Store
 ) -> Callable[[Sequence[str]], Prompt]:
     """Return the function from prompts to what the denoiser knows of them."""
     tokenizers = Tokenizers.load(root)
@@ -170,18 +186,21 @@ def _prompt_encoder(
         't5': find('text_encoder_3'),
         'adapter': adapter_folder,
     }
-    loaded = {name: checkpoint.load(folder) for name, folder in folders.items()}
-    modules: dict[str, Any] = {name: module for name, (module, _) in loaded.items()}
-    params = place({name: params for name, (_, params) in loaded.items()})
+    modules: dict[str, Any] = {
+        name: checkpoint.load_module(folder).clone(dtype=dtype) for name, folder in folders.items()
+    }
+    params = store.hold(TEXT_ENCODERS, lambda: {name: read_params(folder, dtype) for name, folder in folders.items()})
 
     @jax.jit
     def encode(params: Any, tokens: Tokens) -> Prompt:
         run = lambda name, *args: modules[name].apply({'params': params[name]}, *args)
         pooled = [run('clip_l', tokens.clip_l_ids).pooled, run('clip_g', tokens.clip_g_ids).pooled]
         text = run('adapter', run('t5', tokens.t5_ids, tokens.t5_mask))
-        return Prompt(text, jnp.asarray(tokens.t5_mask), jnp.concatenate(pooled, axis=-1))
+        # Float32 whatever it was computed in, as in stored samples.
+        text, joined = (x.astype(jnp.float32) for x in (text, jnp.concatenate(pooled, axis=-1)))
+        return Prompt(text, jnp.asarray(tokens.t5_mask), joined)
 
-    return lambda prompts: encode(params, tokenizers(prompts))
+    return lambda prompts: encode(params(), tokenizers(prompts))
 
 
 def make_plan(
@@ -246,31 +265,54 @@ def generate(
       on_step: called after every denoising step, see `sampler.sample`.
       shard: distributes a tree of arrays with a leading batch axis over devices.
     """
+    return finish(generation(components, plan, prompts, noise, negative_prompt, first_frame, on_step, shard))
+
+
+def generation(
+    components: Components,
+    plan: Plan,
+    prompts: Sequence[str],
+    noise: NoiseSource,
+    negative_prompt: str = '',
+    first_frame: Float[Array | np.ndarray, 'B 1 H W 3'] | None = None,
+    on_step: Callable[..., object] = lambda *_: None,
+    shard: Callable[[Any], Any] = lambda tree: tree,
+) -> Task[UInt8[np.ndarray, 'B F H W 3']]:
+    """Generate one video per prompt as a task, whose phases are those of `memory`; arguments as in `generate`."""
     prompt = shard(components.encode_prompt(prompts))
     negative = None
     if plan.guidance is not None or plan.first_guidance is not None:
         negative = shard(components.encode_prompt([negative_prompt] * len(prompts)))
+    yield prompt, negative
     latent = None
     if first_frame is not None:
         latent = encode_first_frame(components, shard(first_frame), noise)
+    yield latent
     latents = sample(components.denoise, plan, prompt, noise, negative, latent, on_step)
-    return decode(components, latents)
+    yield latents
+    return decode(components, latents, shard)
 
 
 def encode_first_frame(
     components: Components, frame: Float[Array | np.ndarray, 'B 1 H W 3'], noise: NoiseSource
 ) -> Unit:
     """Return the normalised latent of a first frame: a sample of the encoder's posterior, not its mean."""
-    moments = components.encode_image(jnp.asarray(frame))
+    moments = components.encode_image(jnp.asarray(frame)).astype(jnp.float32)
     shape = (*moments.shape[:-1], components.channels)
     return normalise(posterior_sample(moments, noise.posterior(shape)))
 
 
-def decode(components: Components, latents: Float[Array, 'B T h w C']) -> UInt8[np.ndarray, 'B F H W 3']:
-    """Decode normalised latents frame by frame: each gives eight video frames, of which the first latent keeps one."""
+def decode(
+    components: Components, latents: Float[Array, 'B T h w C'], shard: Callable[[Any], Any] = lambda tree: tree
+) -> UInt8[np.ndarray, 'B F H W 3']:
+    """Decode normalised latents frame by frame: each gives eight video frames, of which the first latent keeps one.
+
+    Args:
+      shard: distributes a tree of arrays with a leading batch axis over devices.
+    """
     latents = denormalise(latents)
     batch, frames, height, width, _ = latents.shape
-    memories = components.init_memories(batch, height, width)
+    memories = shard(components.init_memories(batch, height, width))
     chunks = []
     for index in range(frames):
         pixels, memories = components.decode_step(latents[:, index : index + 1], memories)

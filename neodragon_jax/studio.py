@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from neodragon_jax import checkpoint, first_frame, pipeline, video
+from neodragon_jax import checkpoint, first_frame, pipeline, safety, video
 from neodragon_jax.errors import InputError
+from neodragon_jax.memory import Store, Task, in_step, read_params
 from neodragon_jax.models.super_resolution import QuickSRNet, upscale
+from neodragon_jax.profile import UPSCALER, Profile
 from neodragon_jax.sampler import DrawnNoise, Keys, Plan
 from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 
 Frames = Float[np.ndarray, 'B 1 H W 3']
 
+# Makes the first frames of a batch as a task, from prompts with modifier and keys.
+FirstFrames = Callable[[Sequence[str], Keys], Task[Frames]]
+
 # The released first-frame model draws at twice the video's size.
 PICTURE_SCALE = 2
+# Batches that share one loading of each module with --low-memory. Their frames wait in memory for the last phase.
+BATCHES_PER_LOADING = 16
+# Seconds that a process waits at its end for the others, which may have longer videos to make.
+SHUTDOWN_TIMEOUT = 24 * 3600
+
+
+class Clip(NamedTuple):
+    """A finished video."""
+
+    frames: UInt8[np.ndarray, 'F _ _ 3']
+    refused: bool  # by the safety checker: all frames, or the first frame it grew from, were made black
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +50,11 @@ class Studio:
       components: the modules.
       plan: what to generate and how.
       spread: the devices; a full batch has one video for each.
+      store: the parameters.
       upscale: frames [..., H, W, 3] to larger ones; None leaves the decoder's size.
-      first_frames: (prompts with modifier, keys) -> first frames in [-1, 1]; None generates all frames.
+      first_frames: the source of first frames in [-1, 1]; None generates all frames.
+      checker: judges first frames and videos; None lets all pass.
+      profile: measurements; None takes none.
       modifier: appended to every prompt.
       negative: what guidance steers away from.
       seed: of all videos.
@@ -42,8 +63,11 @@ class Studio:
     components: pipeline.Components
     plan: Plan
     spread: pipeline.Spread
+    store: Store
     upscale: Callable[[np.ndarray], np.ndarray] | None
-    first_frames: Callable[[Sequence[str], Keys], Frames] | None
+    first_frames: FirstFrames | None
+    checker: safety.SafetyChecker | None
+    profile: Profile | None
     modifier: str
     negative: str
     seed: int
@@ -60,21 +84,27 @@ class Studio:
         plan = pipeline.make_plan(args.mode, args.frames, *size, *steps, args.guidance, args.first_guidance)
         picture = None if args.image is None else video.image_to_frame(video.read_image(args.image), *size)
         spread = pipeline.Spread(jax.local_devices()[:videos])
+        store = Store(spread.replicate, one_at_a_time=args.low_memory)
+        profile = Profile() if args.profile else None
+        dtype = jnp.dtype(args.dtype)
         student = pathlib.Path(args.student) if args.student else None
         components = pipeline.load(
             args.checkpoint,
             args.mode,
             denoiser=student and student / pipeline.DENOISER_FOLDERS['hybrid'],
             adapter=student and student / pipeline.ADAPTER_FOLDERS['hybrid'],
-            dtype=jnp.dtype(args.dtype),
-            place=spread.replicate,
+            dtype=dtype,
+            store=store,
         )
         return cls(
-            components=components,
+            components=profile.components(components) if profile else components,
             plan=components.check(plan),
             spread=spread,
-            upscale=None if args.upscale is None else _upscaler(args.upscale),
-            first_frames=_first_frames(args, picture, spread),
+            store=store,
+            upscale=None if args.upscale is None else _upscaler(args.upscale, dtype, store, profile),
+            first_frames=_first_frames(args, picture, spread, store, profile),
+            checker=_checker(args, spread, store, profile),
+            profile=profile,
             modifier=DEFAULT_MODIFIER if args.prompt_modifier is None else args.prompt_modifier,
             negative=DEFAULT_NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt,
             seed=args.seed,
@@ -95,56 +125,131 @@ class Studio:
         """Denoising steps per batch."""
         return self.plan.steps_total(self.first_unit)
 
+    @property
+    def videos_at_once(self) -> int:
+        """How many videos are best made by one call of `make`: a batch, or as many as share a loading."""
+        return len(self.spread.devices) * (BATCHES_PER_LOADING if self.store.one_at_a_time else 1)
+
     def make(
-        self, prompts: Sequence[str], numbers: Sequence[int], on_step: Callable[[], object]
-    ) -> UInt8[np.ndarray, 'b F _ _ 3']:
-        """Return the videos of a batch; one that is shorter than the number of devices is filled up meanwhile.
+        self, prompts: Sequence[str], numbers: Sequence[int], on_step: Callable[[], object] = lambda: None
+    ) -> Iterator[Clip]:
+        """Make videos, one per device at a time; with one module at a time in memory, phase by phase for all of them.
 
         Args:
           prompts: without modifier.
           numbers: sample number of each video among those of its prompt.
           on_step: called after every denoising step.
         """
+        size = len(self.spread.devices)
+        starts = range(0, len(prompts), size)
+        tasks = [self._batch(prompts[i : i + size], numbers[i : i + size], on_step) for i in starts]
+        for clips, refused in in_step(tasks):
+            clips = clips if self.upscale is None else self.upscale(clips)
+            yield from (Clip(frames, bool(black)) for frames, black in zip(clips, refused, strict=True))
+
+    def _batch(
+        self, prompts: Sequence[str], numbers: Sequence[int], on_step: Callable[[], object]
+    ) -> Task[tuple[np.ndarray, np.ndarray]]:
+        """Make the videos of a batch, and tell which were refused; a short batch is filled up meanwhile."""
         missing = len(self.spread.devices) - len(prompts)
         texts = [*prompts, *[prompts[-1]] * missing]
         keys = self.spread.shard(pipeline.sample_keys(self.seed, texts, [*numbers, *[numbers[-1]] * missing]))
         texts = [text + self.modifier for text in texts]
-        clips = pipeline.generate(
-            self.components,
-            self.plan,
-            texts,
-            DrawnNoise(keys),
-            self.negative,
-            None if self.first_frames is None else self.first_frames(texts, keys),
-            on_step=lambda *_: on_step(),
-            shard=self.spread.shard,
+        frames, refused = None, np.zeros(len(texts), bool)
+        if self.first_frames is not None:
+            frames = yield from self.first_frames(texts, keys)
+            if self.checker is not None:
+                yield frames
+                frames, refused = self.checker.frames(frames)
+            yield frames
+        noise, report = DrawnNoise(keys), lambda *_: on_step()
+        clips = yield from pipeline.generation(
+            self.components, self.plan, texts, noise, self.negative, frames, report, self.spread.shard
         )
-        clips = clips[: len(prompts)]
-        return clips if self.upscale is None else self.upscale(clips)
+        if self.checker is not None:
+            yield clips
+            clips, also_refused = self.checker.videos(clips)
+            refused = refused | also_refused
+        return clips[: len(prompts)], refused[: len(prompts)]
 
 
-def _upscaler(folder: str) -> Callable[[np.ndarray], np.ndarray]:
+def start_processes() -> tuple[int, int]:
+    """Join the other processes of this run; return this one's index and their number.
+
+    Processes on a TPU pod, under Slurm or under Open MPI find each other. Elsewhere JAX_COORDINATOR_ADDRESS
+    (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it.
+
+    Raises:
+      InputError: the processes cannot find each other with what is given.
+    """
+    given: dict[str, Any] = {}
+    try:
+        if 'JAX_COORDINATOR_ADDRESS' in os.environ:
+            given['num_processes'] = int(os.environ['JAX_NUM_PROCESSES'])
+            given['process_id'] = int(os.environ['JAX_PROCESS_ID'])
+        jax.distributed.initialize(**given, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f'--distributed, but JAX recognises no cluster here ({error}): set JAX_COORDINATOR_ADDRESS, '
+            'JAX_NUM_PROCESSES and JAX_PROCESS_ID, or leave the option out.'
+        ) from None
+    return jax.process_index(), jax.process_count()
+
+
+def _upscaler(folder: str, dtype: Any, store: Store, profile: Profile | None) -> Callable[[np.ndarray], np.ndarray]:
     """Return a compiled super-resolution network as a function of frames."""
-    module, params = checkpoint.load(folder)
+    module = checkpoint.load_module(folder)
     if not isinstance(module, QuickSRNet):
         raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a QuickSRNet.')
-    apply = jax.jit(lambda frames: module.apply({'params': params}, frames))
-    return lambda frames: upscale(apply, frames)
+    # It runs between two batches of the decoder and is tiny: it stays, on one device.
+    own = Store(lambda leaf: jax.device_put(leaf, jax.local_devices()[0]))
+    params = own.hold(UPSCALER, lambda: read_params(folder, dtype))
+    store.sizes.update(own.sizes)
+    module = module.clone(dtype=dtype)
+    apply = jax.jit(lambda params, frames: module.apply({'params': params}, frames))
+    enlarge = lambda frames: apply(params(), frames)
+    measured = profile.timed(enlarge, UPSCALER) if profile else enlarge
+    return lambda frames: upscale(measured, frames)
 
 
 def _first_frames(
-    args: argparse.Namespace, picture: Float[np.ndarray, 'H W 3'] | None, spread: pipeline.Spread
-) -> Callable[[Sequence[str], Keys], Frames] | None:
+    args: argparse.Namespace,
+    picture: Float[np.ndarray, 'H W 3'] | None,
+    spread: pipeline.Spread,
+    store: Store,
+    profile: Profile | None,
+) -> FirstFrames | None:
     """Return the source of first frames: the given picture, the first-frame model in hybrid mode, else none."""
     if picture is not None:
-        return lambda prompts, keys: np.broadcast_to(picture, (len(prompts), 1, *picture.shape))
+
+        def show(prompts: Sequence[str], keys: Keys) -> Task[Frames]:
+            yield from ()  # no phase of its own
+            return np.broadcast_to(picture, (len(prompts), 1, *picture.shape))
+
+        return show
     if args.mode != 'hybrid':
         return None
     size = (PICTURE_SCALE * args.height, PICTURE_SCALE * args.width)
-    model = first_frame.load(args.checkpoint, *size, dtype=jnp.dtype(args.dtype), place=spread.replicate)
+    model = first_frame.load(args.checkpoint, *size, dtype=jnp.dtype(args.dtype), store=store)
+    model = profile.first_frame(model) if profile else model
 
-    def draw(prompts: Sequence[str], keys: Keys) -> Frames:
-        pictures = model(prompts, first_frame.DrawnPictureNoise(keys), spread.shard)
+    def draw(prompts: Sequence[str], keys: Keys) -> Task[Frames]:
+        pictures = yield from model.drawing(prompts, first_frame.DrawnPictureNoise(keys), spread.shard)
         return first_frame.to_frames(pictures, args.height, args.width)
 
     return draw
+
+
+def _checker(
+    args: argparse.Namespace, spread: pipeline.Spread, store: Store, profile: Profile | None
+) -> safety.SafetyChecker | None:
+    """Return the checkpoint's safety checker, or none, and say so unless that is what the user asked for."""
+    if args.no_safety_checker:
+        return None
+    checker = safety.load(args.checkpoint, store, spread.shard)
+    if checker is None:
+        print(f'No {safety.FOLDER} in {args.checkpoint}: videos are not checked for unsafe content.')
+        return None
+    if profile is None:
+        return checker
+    return dataclasses.replace(checker, judge=profile.timed(checker.judge, safety.SAFETY_CHECKER))

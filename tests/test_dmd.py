@@ -34,14 +34,6 @@ FRAMES, GRID, CHANNELS, BATCH = 3, 8, 16, 8
 PROMPTS = ('a red ball', 'a blue cube', 'a cat')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-    """Compile without optimisations: the programs here run for milliseconds and compile for a minute."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-
-
 # --- A denoiser whose distribution is one point -----------------------------------------------------------------------
 
 

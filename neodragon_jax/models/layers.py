@@ -55,10 +55,10 @@ def sincos_table(size: int, width: int, base: int) -> np.ndarray:
     coordinate = np.arange(size, dtype=np.float64) / (size / base)
     frequencies = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
     angles = coordinate[:, None] * frequencies
-    line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # size, width / 2
+    line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)  # size, width / 2
     columns = np.broadcast_to(line[None, :, :], (size, size, width // 2))
     rows = np.broadcast_to(line[:, None, :], (size, size, width // 2))
-    return np.concatenate([columns, rows], axis=-1).astype(np.float32)
+    return np.concatenate([columns, rows], axis=-1)
 
 
 def layer_norm(x: Float[Array, '*B D'], epsilon: float = 1e-6) -> Float[Array, '*B D']:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from neodragon_jax.config import CLIPTextConfig, T5Config, T5EncoderConfig
+from neodragon_jax.config_safety import SafetyCheckerConfig
 from neodragon_jax.errors import InputError
 
 # Score of a forbidden key. Far enough below any real score for its weight to be exactly zero in float32, and finite in
@@ -223,14 +224,14 @@ _CLIP_ACTIVATIONS = {'quick_gelu': _quick_gelu, 'gelu': functools.partial(nn.gel
 
 
 class CLIPLayer(nn.Module):
-    """Pre-norm attention and MLP, each with a residual."""
+    """Pre-norm attention and MLP, each with a residual; the same in towers of text and of pictures."""
 
-    config: CLIPTextConfig
+    config: CLIPTextConfig | SafetyCheckerConfig
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, '*B L D'], bias: Float[Array, 'L L']) -> Float[Array, '*B L D']:
-        """Return the layer's output; `bias` holds the causal mask."""
+        """Return the layer's output; `bias` holds the causal mask, which a tower of pictures has not."""
         c = self.config
         head_dim = c.hidden_size // c.num_attention_heads
         norm = functools.partial(nn.LayerNorm, epsilon=c.layer_norm_eps, dtype=self.dtype)

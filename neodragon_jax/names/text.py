@@ -51,6 +51,16 @@ def context_adapter_names(config: ContextAdapterConfig) -> list[Entry]:
     return rows
 
 
+def clip_layer_names(layer: str, path: tuple[str, ...]) -> list[Entry]:
+    """Return the entries of one layer of a CLIP tower, of text or pictures."""
+    rows = []
+    for theirs, ours in (('q_proj', 'query'), ('k_proj', 'key'), ('v_proj', 'value'), ('out_proj', 'out')):
+        rows += dense(f'{layer}.self_attn.{theirs}', (*path, 'attention', ours))
+    rows += dense(f'{layer}.mlp.fc1', (*path, 'mlp_in')) + dense(f'{layer}.mlp.fc2', (*path, 'mlp_out'))
+    rows += norm(f'{layer}.layer_norm1', (*path, 'attention_norm'))
+    return rows + norm(f'{layer}.layer_norm2', (*path, 'mlp_norm'))
+
+
 def clip_names(config: CLIPTextConfig, projection: bool) -> list[Entry]:
     """Return the entries of CLIPTextModel, with or without the projection of the pooled state."""
     embeddings = 'text_model.embeddings'
@@ -59,10 +69,6 @@ def clip_names(config: CLIPTextConfig, projection: bool) -> list[Entry]:
         for name in ('token_embedding', 'position_embedding')
     ]
     for i in range(config.num_hidden_layers):
-        layer, at = f'text_model.encoder.layers.{i}', (f'layer_{i}',)
-        for theirs, ours in (('q_proj', 'query'), ('k_proj', 'key'), ('v_proj', 'value'), ('out_proj', 'out')):
-            rows += dense(f'{layer}.self_attn.{theirs}', (*at, 'attention', ours))
-        rows += dense(f'{layer}.mlp.fc1', (*at, 'mlp_in')) + dense(f'{layer}.mlp.fc2', (*at, 'mlp_out'))
-        rows += norm(f'{layer}.layer_norm1', (*at, 'attention_norm')) + norm(f'{layer}.layer_norm2', (*at, 'mlp_norm'))
+        rows += clip_layer_names(f'text_model.encoder.layers.{i}', (f'layer_{i}',))
     rows += norm('text_model.final_layer_norm', ('final_norm',))
     return rows + dense('text_projection', ('projection',), bias=False) * projection

@@ -1,0 +1,146 @@
+"""Safety checker of Stable Diffusion: does a picture resemble what must not be shown?
+
+A picture's CLIP embedding is compared with stored ones of 17 concepts, each with a threshold of its own. Three special
+concepts refuse nothing by themselves; a picture that resembles one of them is judged more strictly.
+
+Legend: B pictures, S side in pixels, D width, E embedding width, K concepts, k special concepts.
+Source: Rando et al., Red-Teaming the Stable Diffusion Safety Filter, arXiv 2210.04610, section 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+from PIL import Image
+
+from neodragon_jax.config_safety import CONCEPTS, SPECIAL_CONCEPTS, SafetyCheckerConfig
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.text import CLIPLayer
+
+# By how much thresholds sink for a picture that resembles a special concept.
+ADJUSTMENT = 0.01
+# Scores are judged after rounding to this many decimals.
+DECIMALS = 3
+
+_SMALL, _ONES = nn.initializers.normal(0.02), nn.initializers.ones_init()
+
+
+class StableDiffusionSafetyChecker(nn.Module):
+    """CLIP vision tower and concept embeddings; pictures come prepared by `Preparation`."""
+
+    config: SafetyCheckerConfig
+    dtype: Any = None
+
+    def setup(self) -> None:
+        c, dtype = self.config, self.dtype
+        norm, side = functools.partial(nn.LayerNorm, c.layer_norm_eps, dtype=dtype), (c.patch_size, c.patch_size)
+        self.class_embedding = self.param('class_embedding', _SMALL, (c.hidden_size,))
+        self.position_embedding = self.param('position_embedding', _SMALL, (c.tokens, c.hidden_size))
+        self.patch_embed = nn.Conv(c.hidden_size, side, side, 'VALID', use_bias=False, dtype=dtype)
+        self.pre_norm, self.post_norm = norm(), norm()
+        self.layer = [CLIPLayer(c, dtype) for _ in range(c.num_hidden_layers)]
+        self.projection = nn.Dense(c.projection_dim, use_bias=False, dtype=dtype)
+        self.concepts = self.param('concepts', _SMALL, (CONCEPTS, c.projection_dim))
+        self.special_concepts = self.param('special_concepts', _SMALL, (SPECIAL_CONCEPTS, c.projection_dim))
+        self.concept_thresholds = self.param('concept_thresholds', _ONES, (CONCEPTS,))
+        self.special_thresholds = self.param('special_thresholds', _ONES, (SPECIAL_CONCEPTS,))
+
+    def __call__(self, pictures: Float[Array, 'B S S 3']) -> Bool[Array, ' B']:
+        """Return which pictures are refused."""
+        special = (self.special_concepts, self.special_thresholds)
+        return refused(self.embed(pictures), self.concepts, self.concept_thresholds, *special)
+
+    def embed(self, pictures: Float[Array, 'B S S 3']) -> Float[Array, 'B E']:
+        """Return CLIP's embedding of pictures, in float32."""
+        c = self.config
+        patches = self.patch_embed(pictures).reshape(len(pictures), -1, c.hidden_size)
+        first = jnp.broadcast_to(self.class_embedding.astype(patches.dtype), (len(pictures), 1, c.hidden_size))
+        x = jnp.concatenate([first, patches], axis=1) + self.position_embedding.astype(patches.dtype)
+        x = self.pre_norm(x)
+        unmasked = jnp.zeros((c.tokens, c.tokens), jnp.float32)
+        for layer in self.layer:
+            x = layer(x, unmasked)
+        return self.projection(self.post_norm(x[:, 0])).astype(jnp.float32)
+
+
+def refused(
+    pictures: Float[Array, 'B E'],
+    concepts: Float[Array, 'K E'],
+    thresholds: Float[Array, ' K'],
+    special: Float[Array, 'k E'],
+    special_thresholds: Float[Array, ' k'],
+) -> Bool[Array, ' B']:
+    """Return which embeddings are nearer to a concept, in cosine, than its threshold allows."""
+    strict = _exceeds(_cosine(pictures, special) - special_thresholds.astype(jnp.float32)).any(axis=1, keepdims=True)
+    scores = _cosine(pictures, concepts) - thresholds.astype(jnp.float32) + jnp.where(strict, ADJUSTMENT, 0.0)
+    return _exceeds(scores).any(axis=1)
+
+
+def _cosine(left: Float[Array, 'B E'], right: Float[Array, 'K E']) -> Float[Array, 'B K']:
+    """Return the cosine of every pair, in float32."""
+    left, right = (x.astype(jnp.float32) for x in (left, right))
+    left, right = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (left, right))
+    return jnp.matmul(left, right.T, precision='highest')
+
+
+def _exceeds(scores: Float[Array, 'B K']) -> Bool[Array, 'B K']:
+    """Return which scores are positive after rounding."""
+    return jnp.round(scores * 10**DECIMALS) > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """From pictures in bytes to what the tower takes: shorter side to `resize`, the centre's square, CLIP's units.
+
+    Attributes:
+      resize: pixels of the shorter side after resizing (bicubic).
+      crop: pixels of the square's side.
+      mean, deviation: of each colour, in [0, 1].
+    """
+
+    resize: int = 224
+    crop: int = 224
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    deviation: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> Preparation:
+        """Read `preprocessor_config.json` in a folder.
+
+        Raises:
+          InputError: the file is missing or damaged.
+        """
+        path = pathlib.Path(folder) / 'preprocessor_config.json'
+        try:
+            values = json.loads(path.read_text())
+            side = lambda size: (
+                int(size.get('shortest_edge') or size['height']) if isinstance(size, dict) else int(size)
+            )
+            mean, deviation = (tuple(map(float, values[name])) for name in ('image_mean', 'image_std'))
+            return cls(side(values['size']), side(values['crop_size']), mean, deviation)
+        except FileNotFoundError:
+            raise InputError(f'{path}: no such file. Copy the folder again, or use --no-safety-checker.') from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f'{path}: damaged ({error!r}). Copy the file again.') from None
+
+    def __call__(self, pictures: UInt8[np.ndarray, 'B H W 3']) -> Float[np.ndarray, 'B S S 3']:
+        """Prepare pictures."""
+        return np.stack([self._prepare(picture) for picture in pictures])
+
+    def _prepare(self, picture: UInt8[np.ndarray, 'H W 3']) -> Float[np.ndarray, 'S S 3']:
+        height, width = picture.shape[:2]
+        shorter = min(height, width)
+        size = (width * self.resize // shorter, height * self.resize // shorter)
+        resized = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
+        left, top = ((edge - self.crop) // 2 for edge in size)
+        square = resized.crop((left, top, left + self.crop, top + self.crop))
+        pixels = np.asarray(square, np.float32) / np.float32(255)
+        return (pixels - np.array(self.mean, np.float32)) / np.array(self.deviation, np.float32)
