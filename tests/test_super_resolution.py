@@ -22,15 +22,6 @@ from neodragon_jax.models.super_resolution import QuickSRNet, depth_to_space, up
 from train import frames, loop, super_resolution
 from train.metrics import read_metrics
 
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-    """Compile without optimisations: random numbers of the large variant compile longer than everything here runs."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-
-
 # --- The network ------------------------------------------------------------------------------------------------------
 
 
