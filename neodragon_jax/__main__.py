@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from neodragon_jax.atomic import atomic_file
-from neodragon_jax.errors import InputError
+from neodragon_jax.errors import InputError, exit_status
 
 EXAMPLES = """
 examples:
@@ -196,12 +196,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    try:
-        run(parse_args(argv))
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(parse_args(argv)))
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from neodragon_jax.atomic import atomic_file
-from neodragon_jax.errors import InputError
+from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.metrics import ClipMetrics, markdown_table, mean_metrics, measure
 
 EXAMPLES = """
@@ -194,12 +194,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    try:
-        run(parse_args(argv))
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(parse_args(argv)))
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from neodragon_jax import checkpoint, pipeline, video
 from neodragon_jax.__main__ import read_prompts
-from neodragon_jax.errors import InputError
+from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
 from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 from train.data import DTYPES, SampleSpec, SampleWriter
@@ -223,12 +223,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    try:
-        run(parse_args(argv))
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(parse_args(argv)))
 
 
 if __name__ == '__main__':
