@@ -50,8 +50,14 @@ def test_videos_of_a_prompts_file(tmp_path, picture, capsys):
     assert 'exist already' in capsys.readouterr().out
     assert (out / 'a cat-0.mp4').stat().st_mtime_ns == kept
     # Made on one device now and on four before: floats differ in the last place, and the video codec amplifies that.
-    difference = np.abs(read_mp4(out / 'a cat-1.mp4').astype(int) - clips['a cat-1.mp4'].astype(int))
-    assert difference.mean() < 0.05
+    # Another seed differs a hundred times more.
+    again = read_mp4(out / 'a cat-1.mp4')
+    assert mean_difference(again, clips['a cat-1.mp4']) < 0.1 * mean_difference(again, clips['a cat-0.mp4'])
+
+
+def mean_difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the mean absolute difference of two clips, in 1/255."""
+    return float(np.abs(first.astype(int) - second.astype(int)).mean())
 
 
 def test_monolithic_with_guidance_and_steps(tmp_path):
