@@ -177,9 +177,14 @@ def run(args: argparse.Namespace) -> None:
           f'{size} x {devices[0].platform}')  # fmt: skip
     start = time.monotonic()
     with tqdm.tqdm(total=math.ceil(len(jobs) / size) * studio.steps, unit='step', disable=None) as bar:
+
+        def advance(phase: str) -> None:
+            bar.set_postfix_str(phase, refresh=False)
+            bar.update()
+
         for batch in batches(jobs, studio.videos_at_once):
             bar.set_description(batch[0].prompt[:32])
-            clips = studio.make([job.prompt for job in batch], [job.number for job in batch], bar.update)
+            clips = studio.make([job.prompt for job in batch], [job.number for job in batch], advance)
             for job, clip in zip(batch, clips, strict=True):
                 video.contact_sheet(job.path.with_suffix('.png'), clip.frames)
                 video.write_mp4(job.path, clip.frames, fps=24)

@@ -115,12 +115,16 @@ class FirstFrameModel:
         return finish(self.drawing(prompts, noise, shard))
 
     def drawing(
-        self, prompts: Sequence[str], noise: PictureNoise, shard: Callable[[Any], Any] = lambda tree: tree
+        self,
+        prompts: Sequence[str],
+        noise: PictureNoise,
+        shard: Callable[[Any], Any] = lambda tree: tree,
+        on_step: Callable[[int, Latents], object] = lambda number, x: None,
     ) -> Task[UInt8[np.ndarray, 'B H W 3']]:
-        """Draw pictures as a task, whose phases are those of `memory`; arguments as in calling the model."""
+        """Draw pictures as a task with the phases of `memory`; arguments as in calling the model and in `sample`."""
         condition = shard(self.encode_prompt(prompts))
         yield condition
-        latents = sample(self.denoise, (len(prompts), *self.latent_size), condition, noise)
+        latents = sample(self.denoise, (len(prompts), *self.latent_size), condition, noise, on_step)
         yield latents
         return to_picture(np.asarray(self.decode(latents)))
 
@@ -232,7 +236,7 @@ def sample(
     shape: tuple[int, int, int, int],
     condition: Condition,
     noise: PictureNoise,
-    on_step: Callable[[int, Latents], None] = lambda number, x: None,
+    on_step: Callable[[int, Latents], object] = lambda number, x: None,
 ) -> Latents:
     """Generate scaled latents [B, h, w, C] in four steps, without guidance.
 

@@ -256,6 +256,7 @@ def generate(
     first_frame: Float[Array | np.ndarray, 'B 1 H W 3'] | None = None,
     on_step: Callable[..., object] = lambda *_: None,
     shard: Callable[[Any], Any] = lambda tree: tree,
+    on_decoded: Callable[[int], object] = lambda index: None,
 ) -> UInt8[np.ndarray, 'B F H W 3']:
     """Generate one video per prompt.
 
@@ -264,8 +265,11 @@ def generate(
       first_frame: given first frames in [-1, 1]; None generates all frames.
       on_step: called after every denoising step, see `sampler.sample`.
       shard: distributes a tree of arrays with a leading batch axis over devices.
+      on_decoded: called with the index of every latent frame that has been decoded.
     """
-    return finish(generation(components, plan, prompts, noise, negative_prompt, first_frame, on_step, shard))
+    return finish(
+        generation(components, plan, prompts, noise, negative_prompt, first_frame, on_step, shard, on_decoded)
+    )
 
 
 def generation(
@@ -277,6 +281,7 @@ def generation(
     first_frame: Float[Array | np.ndarray, 'B 1 H W 3'] | None = None,
     on_step: Callable[..., object] = lambda *_: None,
     shard: Callable[[Any], Any] = lambda tree: tree,
+    on_decoded: Callable[[int], object] = lambda index: None,
 ) -> Task[UInt8[np.ndarray, 'B F H W 3']]:
     """Generate one video per prompt as a task, whose phases are those of `memory`; arguments as in `generate`."""
     prompt = shard(components.encode_prompt(prompts))
@@ -290,7 +295,7 @@ def generation(
     yield latent
     latents = sample(components.denoise, plan, prompt, noise, negative, latent, on_step)
     yield latents
-    return decode(components, latents, shard)
+    return decode(components, latents, shard, on_decoded)
 
 
 def encode_first_frame(
@@ -303,12 +308,16 @@ def encode_first_frame(
 
 
 def decode(
-    components: Components, latents: Float[Array, 'B T h w C'], shard: Callable[[Any], Any] = lambda tree: tree
+    components: Components,
+    latents: Float[Array, 'B T h w C'],
+    shard: Callable[[Any], Any] = lambda tree: tree,
+    on_decoded: Callable[[int], object] = lambda index: None,
 ) -> UInt8[np.ndarray, 'B F H W 3']:
     """Decode normalised latents frame by frame: each gives eight video frames, of which the first latent keeps one.
 
     Args:
       shard: distributes a tree of arrays with a leading batch axis over devices.
+      on_decoded: called with the index of every latent frame that has been decoded.
     """
     latents = denormalise(latents)
     batch, frames, height, width, _ = latents.shape
@@ -317,6 +326,7 @@ def decode(
     for index in range(frames):
         pixels, memories = components.decode_step(latents[:, index : index + 1], memories)
         chunks.append(to_uint8(np.asarray(pixels)))
+        on_decoded(index)
     return np.concatenate(chunks, axis=1)[:, TEMPORAL_FACTOR - 1 :]
 
 

@@ -24,8 +24,11 @@ from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 
 Frames = Float[np.ndarray, 'B 1 H W 3']
 
+# What is told of progress: called after every step with the name of its phase.
+OnStep = Callable[[str], object]
+
 # Makes the first frames of a batch as a task, from prompts with modifier and keys.
-FirstFrames = Callable[[Sequence[str], Keys], Task[Frames]]
+FirstFrames = Callable[[Sequence[str], Keys, OnStep], Task[Frames]]
 
 # The released first-frame model draws at twice the video's size.
 PICTURE_SCALE = 2
@@ -53,6 +56,7 @@ class Studio:
       store: the parameters.
       upscale: frames [..., H, W, 3] to larger ones; None leaves the decoder's size.
       first_frames: the source of first frames in [-1, 1]; None generates all frames.
+      first_frame_steps: steps that this source takes.
       checker: judges first frames and videos; None lets all pass.
       profile: measurements; None takes none.
       modifier: appended to every prompt.
@@ -66,6 +70,7 @@ class Studio:
     store: Store
     upscale: Callable[[np.ndarray], np.ndarray] | None
     first_frames: FirstFrames | None
+    first_frame_steps: int
     checker: safety.SafetyChecker | None
     profile: Profile | None
     modifier: str
@@ -103,6 +108,7 @@ class Studio:
             store=store,
             upscale=None if args.upscale is None else _upscaler(args.upscale, dtype, store, profile),
             first_frames=_first_frames(args, picture, spread, store, profile),
+            first_frame_steps=len(first_frame.TIMESTEPS) if picture is None and args.mode == 'hybrid' else 0,
             checker=_checker(args, spread, store, profile),
             profile=profile,
             modifier=DEFAULT_MODIFIER if args.prompt_modifier is None else args.prompt_modifier,
@@ -122,8 +128,8 @@ class Studio:
 
     @property
     def steps(self) -> int:
-        """Denoising steps per batch."""
-        return self.plan.steps_total(self.first_unit)
+        """Steps of progress per batch: of the first frame, of denoising, and of decoding, latent frame by frame."""
+        return self.first_frame_steps + self.plan.steps_total(self.first_unit) + self.plan.frames
 
     @property
     def videos_at_once(self) -> int:
@@ -131,14 +137,14 @@ class Studio:
         return len(self.spread.devices) * (BATCHES_PER_LOADING if self.store.one_at_a_time else 1)
 
     def make(
-        self, prompts: Sequence[str], numbers: Sequence[int], on_step: Callable[[], object] = lambda: None
+        self, prompts: Sequence[str], numbers: Sequence[int], on_step: OnStep = lambda phase: None
     ) -> Iterator[Clip]:
         """Make videos, one per device at a time; with one module at a time in memory, phase by phase for all of them.
 
         Args:
           prompts: without modifier.
           numbers: sample number of each video among those of its prompt.
-          on_step: called after every denoising step.
+          on_step: called after each of `steps` with the name of its phase.
         """
         size = len(self.spread.devices)
         starts = range(0, len(prompts), size)
@@ -148,7 +154,7 @@ class Studio:
             yield from (Clip(frames, bool(black)) for frames, black in zip(clips, refused, strict=True))
 
     def _batch(
-        self, prompts: Sequence[str], numbers: Sequence[int], on_step: Callable[[], object]
+        self, prompts: Sequence[str], numbers: Sequence[int], on_step: OnStep
     ) -> Task[tuple[np.ndarray, np.ndarray]]:
         """Make the videos of a batch, and tell which were refused; a short batch is filled up meanwhile."""
         missing = len(self.spread.devices) - len(prompts)
@@ -157,20 +163,33 @@ class Studio:
         texts = [text + self.modifier for text in texts]
         frames, refused = None, np.zeros(len(texts), bool)
         if self.first_frames is not None:
-            frames = yield from self.first_frames(texts, keys)
+            frames = yield from self.first_frames(texts, keys, on_step)
             if self.checker is not None:
                 yield frames
                 frames, refused = self.checker.frames(frames)
             yield frames
-        noise, report = DrawnNoise(keys), lambda *_: on_step()
         clips = yield from pipeline.generation(
-            self.components, self.plan, texts, noise, self.negative, frames, report, self.spread.shard
+            self.components,
+            self.plan,
+            texts,
+            DrawnNoise(keys),
+            self.negative,
+            frames,
+            on_step=lambda *arguments: _reached('denoising', on_step, arguments[-1]),
+            shard=self.spread.shard,
+            on_decoded=lambda index: on_step('decoding'),
         )
         if self.checker is not None:
             yield clips
             clips, also_refused = self.checker.videos(clips)
             refused = refused | also_refused
         return clips[: len(prompts)], refused[: len(prompts)]
+
+
+def _reached(phase: str, on_step: OnStep, x: Any) -> None:
+    """Report a step when its result is there, not when it is only asked for: a bar that runs ahead is of no use."""
+    jax.block_until_ready(x)
+    on_step(phase)
 
 
 def start_processes() -> tuple[int, int]:
@@ -222,7 +241,7 @@ def _first_frames(
     """Return the source of first frames: the given picture, the first-frame model in hybrid mode, else none."""
     if picture is not None:
 
-        def show(prompts: Sequence[str], keys: Keys) -> Task[Frames]:
+        def show(prompts: Sequence[str], keys: Keys, on_step: OnStep) -> Task[Frames]:
             yield from ()  # no phase of its own
             return np.broadcast_to(picture, (len(prompts), 1, *picture.shape))
 
@@ -233,8 +252,9 @@ def _first_frames(
     model = first_frame.load(args.checkpoint, *size, dtype=jnp.dtype(args.dtype), store=store)
     model = profile.first_frame(model) if profile else model
 
-    def draw(prompts: Sequence[str], keys: Keys) -> Task[Frames]:
-        pictures = yield from model.drawing(prompts, first_frame.DrawnPictureNoise(keys), spread.shard)
+    def draw(prompts: Sequence[str], keys: Keys, on_step: OnStep) -> Task[Frames]:
+        report = lambda number, latents: _reached('first frame', on_step, latents)
+        pictures = yield from model.drawing(prompts, first_frame.DrawnPictureNoise(keys), spread.shard, report)
         return first_frame.to_frames(pictures, args.height, args.width)
 
     return draw

@@ -107,6 +107,14 @@ def test_denoiser_in_bfloat16():
     assert 1e-5 < relative_error(got, want) < 0.02
 
 
+def test_every_step_is_told():
+    """The progress bar ends full: the first frame's four steps, then the denoiser's, then one per latent frame."""
+    worker, told = plain_studio(), []
+    list(worker.make(['a cat'], [0], told.append))
+    assert len(told) == worker.steps
+    assert told == ['first frame'] * 4 + ['denoising'] * worker.calls + ['decoding'] * worker.plan.frames
+
+
 def test_video_in_bfloat16():
     """The whole program, first frame included. Measured: PSNR 44.8 dB."""
     got = clips(narrow_studio(), ['a cat'])[0].frames

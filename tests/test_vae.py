@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from neodragon_jax.config import FULL, TINY, VideoVAEConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.vae import (
+    PYRAMID_FLOW,
     VideoVAE,
     denormalise,
     encode_chunked,
@@ -199,6 +200,15 @@ def test_normalisation_constants(golden):
     assert np.array_equal(later[:, 1:], got[:, 1:]) and not np.allclose(later[:, 0], got[:, 0])
     for first_frame in (True, False):
         assert relative_error(denormalise(normalise(latents, first_frame), first_frame), latents) < 1e-6
+
+
+def test_pyramid_flow_normalises_by_its_own_constants():
+    """Pyramid-Flow divides a picture by 1.8415 and later frames by 3.0986 (arXiv 2410.05954, its released pipeline)."""
+    latents = random((1, 2, 2, 2, 16))
+    got = normalise(latents, statistics=PYRAMID_FLOW)
+    assert relative_error(got[:, 0], (latents[:, 0] - 0.1490) / 1.8415) < 1e-6
+    assert relative_error(got[:, 1], (latents[:, 1] + 0.2343) / 3.0986) < 1e-6
+    assert relative_error(denormalise(got, statistics=PYRAMID_FLOW), latents) < 1e-6
 
 
 def test_posterior_clamps_the_log_variance():

@@ -9,6 +9,7 @@ Source: Neodragon, arXiv 2511.06055; Pyramid-Flow, arXiv 2410.05954, section 3.4
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -25,11 +26,6 @@ from neodragon_jax.models.causal_layers import CONTEXT
 from neodragon_jax.models.vae_decoder import Decoder, Memories, memory_shapes
 from neodragon_jax.models.vae_encoder import Encoder
 
-# Mean and reciprocal deviation of the encoder's latents, by which they are normalised: of the first frame of a video,
-# which the encoder treats as a picture, and of all others.
-FIRST_FRAME_SHIFT, FIRST_FRAME_SCALE = 0.1490, 0.5430
-VIDEO_SHIFT, VIDEO_SCALE = -0.2343, 0.3031
-
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 Video = Float[Array, 'B T H W 3']
@@ -37,6 +33,24 @@ Latents = Float[Array, 'B t h w C']
 Moments = Float[Array, 'B t h w M']
 
 Config = TypeVar('Config', bound=CausalEncoderConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and reciprocal deviation of an encoder's latents, by which they are normalised.
+
+    A video's first frame, which the encoder treats as a picture, has its own.
+    """
+
+    first_shift: float
+    first_scale: float
+    shift: float
+    scale: float
+
+
+# The release of Neodragon, and Pyramid-Flow's, which differ for videos only by their scale.
+NEODRAGON = LatentStatistics(first_shift=0.1490, first_scale=0.5430, shift=-0.2343, scale=0.3031)
+PYRAMID_FLOW = LatentStatistics(first_shift=0.1490, first_scale=1 / 1.8415, shift=-0.2343, scale=1 / 3.0986)
 
 
 class CausalVAE(nn.Module, Generic[Config]):
@@ -126,28 +140,29 @@ def _check_clip(config: CausalEncoderConfig, video: Video, first: bool) -> None:
         raise InputError(f'video is {height}x{width}; resize or crop it to multiples of {space}.')
 
 
-def _shift_and_scale(length: int, first_frame: bool) -> tuple[np.ndarray, np.ndarray]:
+def _shift_and_scale(length: int, first_frame: bool, statistics: LatentStatistics) -> tuple[np.ndarray, np.ndarray]:
     """Return the normalisation of each latent frame, two arrays [t, 1, 1, 1]."""
     first = (np.arange(length) == 0) & first_frame
-    shift = np.where(first, np.float32(FIRST_FRAME_SHIFT), np.float32(VIDEO_SHIFT))
-    scale = np.where(first, np.float32(FIRST_FRAME_SCALE), np.float32(VIDEO_SCALE))
+    shift = np.where(first, np.float32(statistics.first_shift), np.float32(statistics.shift))
+    scale = np.where(first, np.float32(statistics.first_scale), np.float32(statistics.scale))
     return shift.reshape(-1, 1, 1, 1), scale.reshape(-1, 1, 1, 1)
 
 
-def normalise(latents: Latents, first_frame: bool = True) -> Latents:
+def normalise(latents: Latents, first_frame: bool = True, statistics: LatentStatistics = NEODRAGON) -> Latents:
     """Bring latents to about unit variance, as the denoiser works on them.
 
     Args:
       latents: samples of the posterior.
       first_frame: whether index 0 of the time axis is the video's first frame.
+      statistics: of the encoder; a denoiser works on the latents it was trained on only.
     """
-    shift, scale = _shift_and_scale(latents.shape[-4], first_frame)
+    shift, scale = _shift_and_scale(latents.shape[-4], first_frame, statistics)
     return (latents - shift) * scale
 
 
-def denormalise(latents: Latents, first_frame: bool = True) -> Latents:
+def denormalise(latents: Latents, first_frame: bool = True, statistics: LatentStatistics = NEODRAGON) -> Latents:
     """Invert `normalise`."""
-    shift, scale = _shift_and_scale(latents.shape[-4], first_frame)
+    shift, scale = _shift_and_scale(latents.shape[-4], first_frame, statistics)
     return latents / scale + shift
 
 

@@ -1,0 +1,168 @@
+"""Write a checkpoint of random weights in the released layout: the whole system at its true size, without a download.
+
+    python -m neodragon_jax.random_checkpoint --tokenizers tests/goldens/tiny_checkpoint --out out/random
+
+What is measured on it (time, memory, sizes of exported graphs) is that of the released weights; its videos are noise.
+One component at a time is in memory, and one that is complete is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import shutil
+import sys
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from flax import traverse_util
+
+from neodragon_jax import checkpoint
+from neodragon_jax.atomic import atomic_folder
+from neodragon_jax.config import FULL, TINY, ComponentConfig, SystemConfig
+from neodragon_jax.config_sdxl import FULL_IMAGE_VAE, FULL_UNET, TINY_IMAGE_VAE, TINY_UNET
+from neodragon_jax.config_super_resolution import VARIANTS
+from neodragon_jax.errors import InputError, did_you_mean, exit_status
+from neodragon_jax.memory import cast
+from neodragon_jax.models.layers import sincos_table
+
+TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3', 'ssd_1b_tokenizer', 'ssd_1b_tokenizer_2')
+SMALL = 0.02  # deviation of embeddings and of conditioning layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One component folder: its released class and sizes."""
+
+    kind: str
+    config: ComponentConfig
+
+
+def system_parts(system: SystemConfig, unet: ComponentConfig, image_vae: ComponentConfig) -> dict[str, Part]:
+    """Return every component folder of the released checkpoint, and `quicksrnet` for --upscale."""
+    denoiser, adapter = Part('PyramidMMDiT', system.denoiser), Part('ContextAdapter', system.context_adapter)
+    clip_g = Part('CLIPTextModelWithProjection', system.clip_g)
+    return {
+        'text_encoder': Part('CLIPTextModelWithProjection', system.clip_l),
+        'text_encoder_2': clip_g,
+        'text_encoder_3': Part('T5EncoderWithProjection', system.t5),
+        'context_adapter': adapter,
+        'context_adapter_multistep_t2v': adapter,
+        'diffusion_transformer_320p': denoiser,
+        'diffusion_transformer_320p_multistep_t2v': denoiser,
+        'causal_video_vae': Part('AsymmetricCausalVideoVAE', system.video_vae),
+        'ssd_1b_text_encoder': Part('CLIPTextModel', system.clip_l),
+        'ssd_1b_text_encoder_2': clip_g,
+        'ssd_1b_unet': Part('UNet2DConditionModel', unet),
+        'ssd_1b_vae': Part('AutoencoderKL', image_vae),
+        'quicksrnet': Part('QuickSRNet', VARIANTS['medium']),
+    }
+
+
+PRESETS = {'full': system_parts(FULL, FULL_UNET, FULL_IMAGE_VAE), 'tiny': system_parts(TINY, TINY_UNET, TINY_IMAGE_VAE)}
+# What the hybrid system does not use.
+MULTISTEP = ('context_adapter_multistep_t2v', 'diffusion_transformer_320p_multistep_t2v')
+
+
+def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, Any]:
+    """Return parameters that keep the size of activations about constant: nothing is zero that a checkpoint has not.
+
+    Kernels are normal with deviation 1 / sqrt(fan-in), embeddings with `SMALL`; gains are one, biases small. The fixed
+    positional table is the true one.
+    """
+    module = checkpoint.COMPONENTS[kind].build(config)
+    rng = np.random.default_rng(seed)
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(checkpoint.abstract_params(module)))
+    params: dict[Any, Any] = {}
+    for path, leaf in flat.items():
+        if path[-1] == 'positions':
+            assert isinstance(config, type(FULL.denoiser))
+            base = config.sample_size // config.patch_size
+            params[path] = np.asarray(sincos_table(config.pos_embed_max_size, config.width, base), leaf.dtype)
+            continue
+        values = rng.standard_normal(leaf.shape, np.float32)
+        # The modulation's kernels [width, vectors, width] are the only ones of three dimensions.
+        fan_in = leaf.shape[0] if len(leaf.shape) == 3 else math.prod(leaf.shape[:-1])
+        if path[-1] == 'scale':
+            values = 1 + SMALL * values
+        else:
+            values *= fan_in**-0.5 if path[-1] == 'kernel' else SMALL
+        params[path] = values
+    return traverse_util.unflatten_dict(params)
+
+
+def write(
+    out: pathlib.Path, parts: dict[str, Part], tokenizers: pathlib.Path, dtype: Any = None, seed: int = 0
+) -> list[str]:
+    """Write component folders and copy tokenizers; return the names of those that were not there yet.
+
+    Raises:
+      InputError: a tokenizer folder is missing.
+    """
+    for name in TOKENIZERS:
+        if not (tokenizers / name).is_dir():
+            raise InputError(f'{tokenizers}: no {name} in it. Pass a checkpoint that has tokenizers with --tokenizers.')
+    for name in TOKENIZERS:
+        if not (out / name).is_dir():
+            with atomic_folder(out / name) as partial:
+                shutil.copytree(tokenizers / name, partial, dirs_exist_ok=True)
+    made = []
+    with tqdm.tqdm(parts.items(), unit='component', disable=None) as bar:
+        for name, part in bar:
+            bar.set_description(name)
+            # A component's config is written last.
+            if (out / name / 'config.json').is_file():
+                continue
+            params = cast(random_params(part.kind, part.config, zlib.crc32(name.encode()) + seed), dtype)
+            checkpoint.save(out / name, checkpoint.COMPONENTS[part.kind].build(part.config), params)
+            made.append(name)
+    return made
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m neodragon_jax.random_checkpoint',
+        description='Write a checkpoint of random weights in the released layout, to measure the system without the '
+        'released weights. Components that are complete are kept, so an interrupted run goes on.',
+    )
+    add = parser.add_argument
+    add('--out', required=True, metavar='DIR', help='root of the new checkpoint')
+    add('--size', choices=PRESETS, default='full', help='full: the released sizes, 12 GB in bfloat16 '
+        '(default: %(default)s)')  # fmt: skip
+    add('--tokenizers', required=True, metavar='DIR', help='checkpoint to copy the tokenizers from; a smaller '
+        'vocabulary than the text encoders have is fine')  # fmt: skip
+    add('--components', nargs='+', metavar='NAME', help='make these only (default: what --mode hybrid needs)')
+    add('--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help='default: %(default)s')
+    add('--seed', type=int, default=0, help='default: %(default)s')
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write what a command line asks for."""
+    parts = PRESETS[args.size]
+    names = args.components or [name for name in parts if name not in MULTISTEP]
+    for name in names:
+        if name not in parts:
+            raise InputError(
+                f'--components {name}: no such component.{did_you_mean(name, parts)} Known: {", ".join(parts)}.'
+            )
+    chosen = {name: parts[name] for name in names}
+    made = write(pathlib.Path(args.out), chosen, pathlib.Path(args.tokenizers), jnp.dtype(args.dtype), args.seed)
+    size = sum(path.stat().st_size for path in pathlib.Path(args.out).rglob('*') if path.is_file())
+    print(f'{args.out}: {len(made)} components made, {len(chosen) - len(made)} kept; {size / 1e9:.2f} GB')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: run(parse_args(argv)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
