@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from neodragon_jax import vbench
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError, exit_status
 
@@ -22,8 +23,12 @@ examples:
   animate a picture instead:
     python -m neodragon_jax --checkpoint CKPT --image dog.jpg --prompt "a dog runs on the beach" --out out/
 
-  the multi-step model, no picture, five samples each of many prompts (VBench's layout), resumable:
+  the multi-step model, no picture, five samples each of many prompts, resumable:
     python -m neodragon_jax --checkpoint CKPT --mode monolithic --prompts-file prompts.txt --num-samples 5 --out out/
+
+  all videos that VBench judges, then its scores (see python -m neodragon_jax.evaluate --help):
+    python -m neodragon_jax --checkpoint CKPT --vbench ~/vbench/bin/vbench --no-safety-checker --out out/
+    python -m neodragon_jax.evaluate out/ --vbench ~/vbench/bin/vbench
 
   a student distilled with `python -m train.dmd`:
     python -m neodragon_jax --checkpoint CKPT --student RUN/result --image dog.jpg --prompt "..." --out out/
@@ -55,7 +60,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
     add('--out', required=True, metavar='DIR', help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png')
     add('--prompt', action='append', default=[], metavar='TEXT', help='what to show; may be repeated')
-    add('--prompts-file', metavar='FILE', help='text file with one prompt per line')
+    add('--prompts-file', metavar='FILE', help="text file with one prompt per line, or VBench's VBench_full_info.json")
+    add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
+        help="make VBench's own prompts, five samples each; COMMAND is the program of its environment (default: "
+        'vbench)')  # fmt: skip
     add(
         '--image',
         metavar='FILE',
@@ -76,7 +84,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--height', type=int, default=320, metavar='PX', help='default: %(default)s')
     add('--width', type=int, default=512, metavar='PX', help='default: %(default)s')
     add('--seed', type=int, default=0, help='default: %(default)s')
-    add('--num-samples', type=int, default=1, metavar='N', help='videos per prompt (default: %(default)s)')
+    add('--num-samples', type=int, metavar='N', help='videos per prompt (default: 1, or 5 with --vbench)')
     add('--dtype', choices=('float32', 'bfloat16'), default='float32',
         help='compute type; bfloat16 also halves the memory for parameters: all are held in it but norms, biases, '
         'positions and what embeds timesteps (default: %(default)s)')  # fmt: skip
@@ -95,22 +103,30 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
-    """Return the prompts of the command line and of the prompts file, without repetitions."""
+    """Return the prompts of the command line, of the prompts file and of VBench, without repetitions."""
     prompts = list(args.prompt)
     if args.prompts_file is not None:
-        path = pathlib.Path(args.prompts_file)
-        if not path.is_file():
-            raise InputError(f'--prompts-file {path}: no such file. Give a text file with one prompt per line.')
-        try:
-            lines = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
-        except UnicodeDecodeError:
-            raise InputError(f'--prompts-file {path}: not UTF-8 text. Save it as UTF-8, one prompt per line.') from None
-        if not any(lines):
-            raise InputError(f'--prompts-file {path}: empty. Write one prompt per line.')
-        prompts += [line for line in lines if line]
+        prompts += _prompts_of_file(pathlib.Path(args.prompts_file))
+    if args.vbench is not None:
+        prompts += vbench.read_prompts(vbench.find_prompts(args.vbench))
     if not prompts:
-        raise InputError('no prompt given. Use --prompt TEXT or --prompts-file FILE.')
+        raise InputError('no prompt given. Use --prompt TEXT, --prompts-file FILE or --vbench.')
     return list(dict.fromkeys(prompts))
+
+
+def _prompts_of_file(path: pathlib.Path) -> list[str]:
+    """Return the prompts of a text file, one per line, or of VBench's list."""
+    if not path.is_file():
+        raise InputError(f'--prompts-file {path}: no such file. Give a text file with one prompt per line.')
+    if path.suffix == '.json':
+        return vbench.read_prompts(path)
+    try:
+        lines = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
+    except UnicodeDecodeError:
+        raise InputError(f'--prompts-file {path}: not UTF-8 text. Save it as UTF-8, one prompt per line.') from None
+    if not any(lines):
+        raise InputError(f'--prompts-file {path}: empty. Write one prompt per line.')
+    return [line for line in lines if line]
 
 
 def video_name(prompt: str, number: int) -> str:
@@ -129,14 +145,15 @@ def share(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
 
 def make_jobs(args: argparse.Namespace, prompts: Sequence[str], index: int = 0, count: int = 1) -> list[Job]:
     """Return what process `index` of `count` has to make and is not there yet."""
-    if args.num_samples < 1:
-        raise InputError(f'--num-samples is {args.num_samples}; give at least 1.')
+    samples = (1 if args.vbench is None else vbench.SAMPLES) if args.num_samples is None else args.num_samples
+    if samples < 1:
+        raise InputError(f'--num-samples is {samples}; give at least 1.')
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     named = [
         Job(prompt, number, out / f'{video_name(prompt, number)}.mp4')
         for prompt in prompts
-        for number in range(args.num_samples)
+        for number in range(samples)
     ]
     # Shared before looking what exists: by then, another process may have made some of its own.
     named = share(named, index, count)

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.metrics import ClipMetrics, markdown_table, mean_metrics, measure
+from neodragon_jax.vbench import MODES, find_vbench, run_vbench
 
 EXAMPLES = """
 motion (px/frame), flicker and sharpness (grey levels), saturation (0..1) need no weights and no reference; their
@@ -31,33 +28,10 @@ examples:
 
 VBench needs a GPU and other versions of common packages than this project, so it gets an environment of its own:
   python3 -m venv ~/vbench && ~/vbench/bin/pip install vbench
-Some of its dimensions also need detectron2; see its own instructions.
+Some of its dimensions also need detectron2; see its own instructions. The videos that it judges are made by
+  python -m neodragon_jax --vbench ~/vbench/bin/vbench --checkpoint CKPT --no-safety-checker --out out/
 """
 
-VBENCH_INSTALL = 'python3 -m venv ~/vbench && ~/vbench/bin/pip install vbench'
-# What VBench measures on its own prompts; the first six also on any others.
-ANY_PROMPT = (
-    'subject_consistency',
-    'background_consistency',
-    'motion_smoothness',
-    'dynamic_degree',
-    'aesthetic_quality',
-    'imaging_quality',
-)
-DIMENSIONS = (
-    *ANY_PROMPT,
-    'temporal_flickering',
-    'object_class',
-    'multiple_objects',
-    'human_action',
-    'color',
-    'spatial_relationship',
-    'scene',
-    'appearance_style',
-    'temporal_style',
-    'overall_consistency',
-)
-MODES = {'vbench_standard': DIMENSIONS, 'custom_input': ANY_PROMPT}
 _NAME = re.compile(r'.+-\d+')
 
 
@@ -119,56 +93,6 @@ def evaluate(folder: pathlib.Path) -> Evaluation:
         except InputError as error:
             unreadable[path.name] = str(error)
     return Evaluation(clips, unreadable)
-
-
-def find_vbench(command: str, mode: str, dimensions: Sequence[str]) -> str:
-    """Return the path of VBench's program.
-
-    Raises:
-      InputError: it is not there, or does not measure one of the dimensions in this mode.
-    """
-    for name in dimensions:
-        if name not in MODES[mode]:
-            raise InputError(f'--vbench-dimensions {name}: not in mode {mode}; choose from {", ".join(MODES[mode])}.')
-    path = shutil.which(os.path.expanduser(command))
-    if path is None:
-        raise InputError(
-            f'--vbench {command}: no such program. Install it in its own environment ({VBENCH_INSTALL}), then pass '
-            '--vbench ~/vbench/bin/vbench.'
-        )
-    return path
-
-
-def run_vbench(
-    program: str, videos: Sequence[pathlib.Path], out: pathlib.Path, mode: str, dimensions: Sequence[str]
-) -> dict[str, float | None]:
-    """Run VBench on videos, one dimension after the other, and return its scores; None where it gave none."""
-    # It starts itself again as `python`, which must be that of its own environment.
-    path = os.pathsep.join([str(pathlib.Path(program).absolute().parent), os.environ.get('PATH', '')])
-    scores: dict[str, float | None] = {}
-    # It takes every file of the folder for a video, so it gets a folder without contact sheets.
-    with tempfile.TemporaryDirectory(prefix='videos-') as links:
-        for video in videos:
-            (pathlib.Path(links) / video.name).symlink_to(video.absolute())
-        for name in dimensions:
-            print(f'vbench {name}: {len(videos)} videos', flush=True)
-            with tempfile.TemporaryDirectory(prefix='vbench-') as results:
-                command = [program, 'evaluate', '--videos_path', links, '--dimension', name]
-                command += ['--mode', mode, '--output_path', results]
-                subprocess.run(command, env=os.environ | {'PATH': path}, check=False)
-                scores[name] = _read_score(pathlib.Path(results), name)
-                shutil.copytree(results, out / name, dirs_exist_ok=True)
-    return scores
-
-
-def _read_score(results: pathlib.Path, dimension: str) -> float | None:
-    """Return the score in VBench's result file: [score, details per video] under the dimension."""
-    for path in sorted(results.glob('*eval_results.json')):
-        try:
-            return float(json.loads(path.read_text())[dimension][0])
-        except (ValueError, KeyError, TypeError, IndexError):
-            continue
-    return None
 
 
 def run(args: argparse.Namespace) -> None:

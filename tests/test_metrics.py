@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import stat
 import sys
+import venv
 
 import numpy as np
 import pytest
 
-from neodragon_jax import evaluate, metrics, video
+from neodragon_jax import __main__ as cli
+from neodragon_jax import evaluate, metrics, vbench, video
 from neodragon_jax.errors import InputError
 
 FRAMES, HEIGHT, WIDTH = 6, 64, 96
@@ -203,3 +205,50 @@ def test_vbench_is_driven(folder, tmp_path, capfd):
 
     assert evaluate.main([str(folder), *arguments, '--vbench-dimensions', 'scene']) == 2
     assert 'not in mode custom_input' in capfd.readouterr().err
+
+
+# --- VBench's prompts ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def vbench_environment(tmp_path_factory):
+    """An environment with a package that has VBench's list of prompts where VBench has it, and its command."""
+    root = tmp_path_factory.mktemp('environment')
+    venv.create(root, with_pip=False)
+    (package,) = root.glob('lib/python3*/site-packages')
+    (package / 'vbench').mkdir()
+    (package / 'vbench' / '__init__.py').write_text('raise ImportError("this takes seconds and needs PyTorch")')
+    rows = [{'prompt_en': name, 'dimension': ['color']} for name in ('a cat', 'a dog', 'a cat')]
+    (package / 'vbench' / vbench.PROMPTS).write_text(json.dumps(rows))
+    command = root / 'bin' / 'vbench'
+    command.write_text(f'#!{root}/bin/python\n')
+    command.chmod(stat.S_IRWXU)
+    return root
+
+
+def test_prompts_of_the_installed_package(vbench_environment, tmp_path):
+    args = cli.parse_args(
+        ['--checkpoint', '-', '--out', str(tmp_path), '--vbench', str(vbench_environment / 'bin/vbench')]
+    )
+    prompts = cli.read_prompts(args)
+    assert prompts == ['a cat', 'a dog']
+    names = [job.path.name for job in cli.make_jobs(args, prompts)]
+    assert names == [f'{prompt}-{i}.mp4' for prompt in prompts for i in range(5)]
+
+
+def test_prompts_by_path(vbench_environment, tmp_path):
+    (path,) = vbench_environment.rglob(vbench.PROMPTS)
+    args = cli.parse_args(['--checkpoint', '-', '--out', str(tmp_path), '--prompts-file', str(path)])
+    assert cli.read_prompts(args) == ['a cat', 'a dog']
+    (tmp_path / 'wrong.json').write_text('{"prompt": 1}')
+    args = cli.parse_args(['--checkpoint', '-', '--out', '-', '--prompts-file', str(tmp_path / 'wrong.json')])
+    with pytest.raises(InputError, match=r'wrong\.json: not a list of prompts'):
+        cli.read_prompts(args)
+
+
+def test_a_command_without_the_package(tmp_path):
+    command = tmp_path / 'vbench'
+    command.write_text(f'#!{sys.executable}\n')
+    command.chmod(stat.S_IRWXU)
+    with pytest.raises(InputError, match=r'no VBench_full_info\.json in its package'):
+        vbench.find_prompts(str(command))
