@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from neodragon_jax import vbench
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.prompts import read_prompts
 
 EXAMPLES = """
 examples:
@@ -102,31 +103,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_prompts(args: argparse.Namespace) -> list[str]:
+def asked_prompts(args: argparse.Namespace) -> list[str]:
     """Return the prompts of the command line, of the prompts file and of VBench, without repetitions."""
     prompts = list(args.prompt)
     if args.prompts_file is not None:
-        prompts += _prompts_of_file(pathlib.Path(args.prompts_file))
+        prompts += read_prompts(args.prompts_file)
     if args.vbench is not None:
-        prompts += vbench.read_prompts(vbench.find_prompts(args.vbench))
+        prompts += read_prompts(vbench.find_prompts(args.vbench))
     if not prompts:
         raise InputError('no prompt given. Use --prompt TEXT, --prompts-file FILE or --vbench.')
     return list(dict.fromkeys(prompts))
-
-
-def _prompts_of_file(path: pathlib.Path) -> list[str]:
-    """Return the prompts of a text file, one per line, or of VBench's list."""
-    if not path.is_file():
-        raise InputError(f'--prompts-file {path}: no such file. Give a text file with one prompt per line.')
-    if path.suffix == '.json':
-        return vbench.read_prompts(path)
-    try:
-        lines = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
-    except UnicodeDecodeError:
-        raise InputError(f'--prompts-file {path}: not UTF-8 text. Save it as UTF-8, one prompt per line.') from None
-    if not any(lines):
-        raise InputError(f'--prompts-file {path}: empty. Write one prompt per line.')
-    return [line for line in lines if line]
 
 
 def video_name(prompt: str, number: int) -> str:
@@ -174,7 +160,7 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
 
 def run(args: argparse.Namespace) -> None:
     """Make all videos of a command line."""
-    prompts, process = read_prompts(args), (0, 1)
+    prompts, process = asked_prompts(args), (0, 1)
     if args.distributed:
         from neodragon_jax.studio import start_processes
 

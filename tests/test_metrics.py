@@ -230,7 +230,7 @@ def test_prompts_of_the_installed_package(vbench_environment, tmp_path):
     args = cli.parse_args(
         ['--checkpoint', '-', '--out', str(tmp_path), '--vbench', str(vbench_environment / 'bin/vbench')]
     )
-    prompts = cli.read_prompts(args)
+    prompts = cli.asked_prompts(args)
     assert prompts == ['a cat', 'a dog']
     names = [job.path.name for job in cli.make_jobs(args, prompts)]
     assert names == [f'{prompt}-{i}.mp4' for prompt in prompts for i in range(5)]
@@ -239,11 +239,11 @@ def test_prompts_of_the_installed_package(vbench_environment, tmp_path):
 def test_prompts_by_path(vbench_environment, tmp_path):
     (path,) = vbench_environment.rglob(vbench.PROMPTS)
     args = cli.parse_args(['--checkpoint', '-', '--out', str(tmp_path), '--prompts-file', str(path)])
-    assert cli.read_prompts(args) == ['a cat', 'a dog']
+    assert cli.asked_prompts(args) == ['a cat', 'a dog']
     (tmp_path / 'wrong.json').write_text('{"prompt": 1}')
     args = cli.parse_args(['--checkpoint', '-', '--out', '-', '--prompts-file', str(tmp_path / 'wrong.json')])
     with pytest.raises(InputError, match=r'wrong\.json: not a list of prompts'):
-        cli.read_prompts(args)
+        cli.asked_prompts(args)
 
 
 def test_a_command_without_the_package(tmp_path):

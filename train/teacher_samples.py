@@ -28,8 +28,8 @@ import tqdm
 from jaxtyping import Array, Float, Int
 
 from neodragon_jax import checkpoint, pipeline, video
-from neodragon_jax.__main__ import read_prompts
 from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.prompts import read_prompts
 from neodragon_jax.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
 from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 from train.data import DTYPES, SampleSpec, SampleWriter
@@ -43,7 +43,6 @@ PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser('python -m train.teacher_samples', description='Sample the multi-step teacher.')
-    parser.set_defaults(prompt=[])
     add = parser.add_argument
     add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
     add('--prompts-file', required=True, metavar='FILE', help='text file with one prompt per line')
@@ -128,7 +127,7 @@ def load_teacher(args: argparse.Namespace) -> Teacher:
     Raises:
       InputError: an argument or the checkpoint is not usable.
     """
-    prompts = read_prompts(args)
+    prompts = read_prompts(args.prompts_file)
     pictures = None if args.first_frame == GENERATED else find_pictures(args.first_frame, len(prompts))
     if args.batch < 1:
         raise InputError(f'--batch is {args.batch}; give at least 1.')
