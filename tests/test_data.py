@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from neodragon_jax.errors import InputError
-from train.data import SampleSource, SampleSpec, SampleWriter
+from train.data import ArraySpec, RecordSpec, SampleSource, SampleSpec, SampleWriter
 from train.loader import Loader, abstract_batch
 from train.sharding import MeshConfig, batch_sharding, make_mesh
 
@@ -90,10 +90,10 @@ def test_resumed_writing_equals_unbroken_writing(folder, tmp_path):
         SampleSource(tmp_path)
     # The process is killed in the middle of a shard: no chance to clean up.
     writer = writer_for(tmp_path)
-    assert writer.missing() == list(range(4, COUNT))
-    writer.append(sample(4))
+    assert writer.missing() == list(range(6, COUNT))
+    writer.append(sample(6))
     del writer
-    assert writer_for(tmp_path).missing() == list(range(4, COUNT))
+    assert writer_for(tmp_path).missing() == list(range(7, COUNT))
     assert fill(tmp_path)
     assert (tmp_path / 'teacher_samples-train.array_record-00000-of-00003').stat().st_mtime_ns == first.st_mtime_ns
     # Equal sizes and hashes of all shards.
@@ -110,7 +110,7 @@ def test_two_parts_make_one_dataset(folder, tmp_path):
 
 
 def test_folder_keeps_to_its_plan(copied):
-    with pytest.raises(InputError, match=r'begun with protocol = .*multistep'):
+    with pytest.raises(InputError, match=r'begun with protocol.guidance = 5.0, not 7.0'):
         writer_for(copied, protocol=PROTOCOL | {'guidance': 7.0})
     with pytest.raises(InputError, match='begun with samples_per_shard = 4, not 5'):
         writer_for(copied, samples_per_shard=5)
@@ -131,13 +131,49 @@ def test_wrong_samples_are_refused(tmp_path):
         SampleSpec(latents=(1, 1, 1, 1), text=(1, 1), pooled=1, text_dtype='int8')
 
 
-def test_negative_conditioning(copied):
+def test_negative_and_null_conditioning(copied):
     with pytest.raises(InputError, match=r'no negative\.npz'):
         SampleSource(copied).negative()
-    null = {name: sample(99)[name] for name in ('text', 'text_mask', 'pooled')}
+    negative, null = ({name: sample(seed)[name] for name in ('text', 'text_mask', 'pooled')} for seed in (98, 99))
     with writer_for(copied) as writer:
-        writer.write_negative(**null)
-    assert_same(SampleSource(copied).negative(), null)
+        writer.write_negative(**negative)
+        writer.write_conditioning('null', null)
+        with pytest.raises(InputError, match=r'null conditioning: text has shape \[7\]'):
+            writer.write_conditioning('null', {'text': null['text'][0]})
+    assert_same(SampleSource(copied).negative(), negative)
+    assert_same(SampleSource(copied).null(), null)
+
+
+def test_records_hold_what_their_spec_names(tmp_path):
+    arrays = {'pixels': ArraySpec((2, 3), 'uint8'), 'start': ArraySpec((), 'float32')}
+    spec = RecordSpec(arrays, texts=('caption', 'file'), blobs=('clip',))
+    given = {
+        'pixels': np.arange(6).reshape(2, 3),
+        'start': 1.5,
+        'caption': 'né 🐉',
+        'file': 'a\nb',
+        'clip': b'\xff\0\0',
+    }
+    with SampleWriter(tmp_path, spec, 1, protocol={}, name='clips') as writer:
+        with pytest.raises(InputError, match=r'sample 0 has no clip'):
+            writer.append({'index': 0} | {name: value for name, value in given.items() if name != 'clip'})
+        with pytest.raises(InputError, match=r'pixels has values that uint8 does not hold'):
+            writer.append(given | {'index': 0, 'pixels': given['pixels'] - 1})
+        with pytest.raises(InputError, match=r'pixels has values that uint8 does not hold'):
+            writer.append(given | {'index': 0, 'pixels': given['pixels'] / 2})
+        with pytest.raises(InputError, match=r'caption has half a surrogate pair'):
+            writer.append(given | {'index': 0, 'caption': '\ud83d'})
+        writer.append(given | {'index': 0})
+    source = SampleSource(tmp_path, verify=True)
+    want = {'pixels': given['pixels'].astype(np.uint8), 'start': np.float32(1.5), 'index': 0}
+    assert_same(source[0], given | want)
+    assert source.spec == spec
+    with pytest.raises(InputError, match=r'hold pixels, start, caption, file, clip, but no latents'):
+        _ = source.spec.latents
+    with pytest.raises(InputError, match=r'index is there twice'):
+        RecordSpec(arrays, texts=('index',))
+    with pytest.raises(InputError, match=r"dtype 'complex64' cannot be stored"):
+        ArraySpec((), 'complex64')
 
 
 def damage(path, kind: str) -> None:

@@ -18,6 +18,7 @@ import hashlib
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -214,10 +215,13 @@ def run(args: argparse.Namespace) -> None:
     with writer:
         if jax.process_index() == 0:
             writer.write_negative(*negative)
-        missing = writer.missing()
-        for record in tqdm.tqdm(records(teacher, missing), total=len(missing), unit='sample', disable=None):
+        missing, start = writer.missing(), time.monotonic()
+        hidden = None if jax.process_index() == 0 else True
+        for record in tqdm.tqdm(records(teacher, missing), total=len(missing), unit='sample', disable=hidden):
             writer.append(record)
-    print(f'{args.out}: {len(missing)} samples written by process {jax.process_index()}')
+    seconds = time.monotonic() - start
+    print(f'{args.out}: {len(missing)} samples written by process {jax.process_index()} in {seconds:.1f} s, '
+          f'{len(missing) / seconds:.3f} per second')  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

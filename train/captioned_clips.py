@@ -1,0 +1,277 @@
+"""A folder of videos with captions becomes clips of one length and rate, ready for the VAE.
+
+    python -m train.captioned_clips --videos DIR --captions captions.csv --out CLIPS --frames 49 --sizes 320x512 512x320
+
+Every video is decoded to its end. What is damaged, cut off, too short, too small or has no usable caption is named with
+its reason in CLIPS/report.tsv, and left out. The others are resampled to 24 frames per second by the times of their
+frames, cut to the size that keeps most of the picture, and stored as H.264 with their captions.
+
+Each size is a dataset of its own, CLIPS/320x512 and so on: batches are arrays of one shape, a training step is compiled
+per shape, and the shares of the sizes can be chosen when training (train.mixture).
+
+Started again with the same command, it goes on where it was stopped.
+
+Legend: T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import hashlib
+import itertools
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from neodragon_jax import pipeline
+from neodragon_jax.atomic import PathLike
+from neodragon_jax.errors import InputError, exit_status
+from train import clip_codec
+from train.captions import Captions, file_key, read_sidecars, read_table, readable, sidecars
+from train.clip_report import REPORT, print_summary, write_report
+from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
+from train.inspection import Criteria, Verdict, inspect_files
+from train.parallel import ordered_map
+from train.video_files import FPS, Unusable, read_clips
+
+NAME = 'captioned_clips'
+SPEC = RecordSpec({'start': ArraySpec((), 'float32')}, texts=('prompt', 'file'), blobs=('video',))
+
+EXAMPLES = """
+captions: a .csv with a header, or a .jsonl with one object per line; the keys are file (or path, video, filename),
+relative to --videos, and caption (or text, prompt). Without --captions: a text file a.txt beside each a.mp4.
+
+examples:
+  videos of both orientations, captions in a table:
+    python -m train.captioned_clips --videos DIR --captions captions.csv --out CLIPS --sizes 320x512 512x320
+
+  pictures, which train the first frame, captions in text files; then mixed with clips by train.mixture:
+    python -m train.captioned_clips --videos PICTURES --out STILLS --frames 1 --sizes 320x512
+
+  then, for each size, latents and text states:
+    python -m train.latents --checkpoint CKPT --clips CLIPS --out LATENTS
+"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m train.captioned_clips',
+        description='Cut validated clips of one length, at 24 frames per second, out of a folder of captioned videos.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('--videos', required=True, metavar='DIR', help='folder of videos and pictures, searched at any depth')
+    add('--captions', metavar='FILE', help='.csv or .jsonl (default: text files beside the videos)')
+    add('--out', required=True, metavar='DIR', help=f'folder for one dataset per size, and {REPORT}')
+    add('--frames', type=int, default=49, metavar='N', help='frames of a clip, 8 n + 1; 1: pictures (default: 49)')
+    add('--sizes', nargs='+', default=['320x512'], metavar='HxW',
+        help='a video goes to the one that keeps most of it without enlarging it (default: 320x512)')  # fmt: skip
+    add('--clips-per-video', type=int, default=1, metavar='N',
+        help='at most; evenly spread, without overlap, all with the same caption (default: 1, the middle)')  # fmt: skip
+    add('--min-fps', type=float, default=23.0, metavar='F',
+        help='videos with fewer frames per second are left out, for frames would repeat (default: 23)')  # fmt: skip
+    add('--quality', type=int, default=12, metavar='CRF',
+        help="of the stored clips, x264's scale from 0 (largest) to 51 (default: %(default)s)")  # fmt: skip
+    add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')
+    add('--workers', type=int, default=os.cpu_count() or 1, metavar='N', help='threads (default: one per core)')
+    return parser.parse_args(argv)
+
+
+def read_sizes(texts: Sequence[str], frames: int) -> list[tuple[int, int]]:
+    """Return (height, width) of each size.
+
+    Raises:
+      InputError: one is no size, or no size or length of a video of ours.
+    """
+    sizes = []
+    for text in texts:
+        match = re.fullmatch(r'(\d+)x(\d+)', text)
+        if match is None:
+            raise InputError(f'--sizes {text}: not a size; give height x width in pixels, such as 320x512.')
+        height, width = int(match[1]), int(match[2])
+        pipeline.make_plan('hybrid', frames, height, width)
+        sizes.append((height, width))
+    return list(dict.fromkeys(sizes))
+
+
+def find_files(folder: pathlib.Path, leave_out: Sequence[PathLike]) -> list[str]:
+    """Return the files in a folder, relative to it and sorted, without hidden ones and captions beside other files.
+
+    Args:
+      leave_out: files, and folders with all that is in them.
+    Raises:
+      InputError: the folder is not there, or has no files.
+    """
+    if not folder.is_dir():
+        raise InputError(f'--videos {folder}: no such folder. Give a folder of videos.')
+    excluded = [pathlib.Path(path).resolve() for path in leave_out]
+    names = set()
+    for root, folders, files in os.walk(folder):
+        here = pathlib.Path(root)
+        folders[:] = [name for name in folders if name[0] != '.' and (here / name).resolve() not in excluded]
+        for name in files:
+            if name[0] != '.' and (here / name).is_file() and (here / name).resolve() not in excluded:
+                names.add(os.path.relpath(here / name, folder))
+    captions = {sidecar for name in names for sidecar in sidecars(name) if sidecar != name}
+    found = sorted(names - captions)
+    if not found:
+        raise InputError(f'--videos {folder}: no files in it. Give a folder of videos.')
+    return found
+
+
+def judge(args: argparse.Namespace, folder: pathlib.Path, names: Sequence[str], captions: Captions) -> list[Verdict]:
+    """Return the verdict on every file, and on every caption without one."""
+    described = [name for name in names if captions.of(name) is not None]
+    verdicts = [Verdict(name, captions.problem_of(name)) for name in names if captions.of(name) is None]
+    criteria = Criteria(args.frames, args.clips_per_video, args.min_fps, tuple(read_sizes(args.sizes, args.frames)))
+    verdicts += inspect_files(folder, described, criteria, pathlib.Path(args.out), args.workers)
+    keys = {file_key(name) for name in names}
+    keys |= {os.path.splitext(key)[0] for key in keys}
+    verdicts += [Verdict(file, reason) for file, reason in captions.problems.items() if file not in keys]
+    verdicts += [Verdict(file, 'has a caption, but is not there') for file in captions.by_file if file not in keys]
+    return sorted(verdicts, key=lambda verdict: verdict.file)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One clip to store: the `number`-th of a file."""
+
+    index: int
+    verdict: Verdict
+    number: int
+
+
+def write_clips(
+    args: argparse.Namespace, size: tuple[int, int], verdicts: Sequence[Verdict], captions: Captions
+) -> int:
+    """Write the dataset of one size, as far as it is missing; return its number of clips."""
+    folder = pathlib.Path(args.videos)
+    clips = [(verdict, number) for verdict in verdicts for number in range(len(verdict.clips))]
+    content = [[readable(verdict.file), captions.of(verdict.file), verdict.clips] for verdict in verdicts]
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    protocol = {'frames': args.frames, 'fps': FPS, 'height': size[0], 'width': size[1], 'quality': args.quality}
+    out = pathlib.Path(args.out) / size_name(size)
+    with SampleWriter(
+        out,
+        SPEC,
+        len(clips),
+        protocol=protocol | {'clips': digest},
+        samples_per_shard=args.samples_per_shard,
+        name=NAME,
+    ) as writer:
+        todo = [Clip(index, *clips[index]) for index in writer.missing()]
+        by_file = [list(group) for _, group in itertools.groupby(todo, key=lambda clip: clip.verdict.file)]
+        make = lambda group: list(_records(folder, group, captions, args.quality))
+        with tqdm.tqdm(total=len(todo), unit='clip', desc=out.name, disable=None) as bar:
+            for records in ordered_map(make, by_file, args.workers):
+                for record in records:
+                    writer.append(record)
+                bar.update(len(records))
+    return len(clips)
+
+
+def _records(
+    folder: pathlib.Path, clips: Sequence[Clip], captions: Captions, quality: int
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the records of clips of one file."""
+    verdict = clips[0].verdict
+    assert verdict.size is not None
+    try:
+        cut = read_clips(folder / verdict.file, [verdict.clips[clip.number] for clip in clips], verdict.size)
+    except Unusable as problem:
+        raise InputError(
+            f'{readable(verdict.file)} was usable when it was inspected, and now: {problem}. Put it back as it was, or '
+            'begin with another --out.'
+        ) from None
+    for clip, frames in zip(clips, cut, strict=True):
+        yield {
+            'index': clip.index,
+            'prompt': captions.of(verdict.file),
+            'file': readable(verdict.file),
+            'start': verdict.starts[clip.number],
+            'video': clip_codec.encode(frames, FPS, quality),
+        }
+
+
+def size_name(size: tuple[int, int]) -> str:
+    """Return the name of a size's dataset."""
+    return f'{size[0]}x{size[1]}'
+
+
+class ClipSource:
+    """A dataset of clips as a `Source` of {'video': uint8 [T, H, W, 3], 'prompt', 'index'} and what else it holds.
+
+    Clips may be stored as this program does, or as plain arrays.
+
+    Attributes:
+      protocol: what the clips have in common: frames, height, width, and how they were made.
+      texts: names of the texts of a sample.
+    """
+
+    def __init__(self, folder: PathLike, *, verify: bool = False) -> None:
+        """Open a dataset of one size; see `SampleSource`.
+
+        Raises:
+          InputError: it cannot be read, or holds something else.
+        """
+        self._folder, self._records = folder, SampleSource(folder, verify=verify)
+        spec = self._records.spec
+        self.protocol, self.texts, self._encoded = self._records.protocol, spec.texts, 'video' in spec.blobs
+        if not self._encoded and 'video' not in spec.arrays:
+            raise InputError(f'{folder}: holds {", ".join(spec.names())}, no video; pass a folder of {NAME}.')
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        sample = self._records[index]
+        if not self._encoded:
+            return sample
+        where = f'{self._folder}: sample {index}'
+        return sample | {'video': clip_codec.decode(sample['video'], self.protocol['frames'], where)}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Inspect all files, then write the clips that are missing.
+
+    Raises:
+      InputError: an argument is wrong, or no file is usable.
+    """
+    for name, least in (('clips_per_video', 1), ('workers', 1), ('samples_per_shard', 1), ('quality', 0)):
+        if getattr(args, name) < least:
+            raise InputError(f'--{name.replace("_", "-")} is {getattr(args, name)}; give at least {least}.')
+    if args.quality > 51:
+        raise InputError(f'--quality is {args.quality}; give 0 (largest files) to 51.')
+    sizes, folder = read_sizes(args.sizes, args.frames), pathlib.Path(args.videos)
+    names = find_files(folder, [args.out, *([args.captions] if args.captions else [])])
+    captions = read_table(args.captions, folder) if args.captions else read_sidecars(folder, names)
+    verdicts = judge(args, folder, names, captions)
+    write_report(pathlib.Path(args.out) / REPORT, verdicts)
+    by_size: dict[tuple[int, int], list[Verdict]] = collections.defaultdict(list)
+    for verdict in verdicts:
+        if verdict.size is not None:
+            by_size[verdict.size].append(verdict)
+    counts = {size_name(size): write_clips(args, size, by_size[size], captions) for size in sizes if by_size[size]}
+    if captions.repeated:
+        print(f'{len(captions.repeated)} files have several captions; the first is used. One: {captions.repeated[0]}')
+    print_summary(pathlib.Path(args.out), verdicts, counts)
+    if not counts:
+        raise InputError(f'--videos {folder}: no file is usable; {pathlib.Path(args.out) / REPORT} tells why.')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: run(parse_args(argv)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

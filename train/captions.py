@@ -1,0 +1,180 @@
+"""Captions of video files: from a table (csv, jsonl) or from a text file beside each video.
+
+A caption that cannot be used is a problem with a reason, never an exception: in a million captions some are damaged.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from neodragon_jax.errors import InputError
+
+FILE_KEYS, CAPTION_KEYS = ('file', 'path', 'video', 'filename'), ('caption', 'text', 'prompt')
+# Longer ones come from a quotation mark that is never closed; 128 T5 tokens are about 500 characters.
+MAX_CHARACTERS = 10_000
+
+
+class BadCaption(Exception):
+    """A text is no caption; the message says why."""
+
+
+@dataclasses.dataclass
+class Captions:
+    """The captions of a table or of text files.
+
+    Attributes:
+      by_file: file name, as `file_key` makes it -> cleaned caption.
+      problems: file, or line of the table, -> why its caption cannot be used.
+      repeated: files with several captions, of which the first counts.
+    """
+
+    by_file: dict[str, str] = dataclasses.field(default_factory=dict)
+    problems: dict[str, str] = dataclasses.field(default_factory=dict)
+    repeated: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, file: str, text: Any) -> None:
+        """Take one caption, or note what is wrong with it."""
+        key = file_key(file)
+        try:
+            caption = clean(text)
+        except BadCaption as problem:
+            self.problems[key] = str(problem)
+            return
+        if self.by_file.setdefault(key, caption) != caption:
+            self.repeated.append(key)
+
+    def of(self, name: str) -> str | None:
+        """Return the caption of a file, which the table may name without its suffix; None if there is none."""
+        return _find(self.by_file, name)
+
+    def problem_of(self, name: str) -> str:
+        """Return why a file has no caption."""
+        return _find(self.problems, name) or 'no caption'
+
+
+def _find(table: Mapping[str, str], name: str) -> str | None:
+    key = file_key(name)
+    return table.get(key, table.get(os.path.splitext(key)[0]))
+
+
+def file_key(name: str) -> str:
+    """Return a relative path as captions are looked up: some systems store é as one character, others as two."""
+    return unicodedata.normalize('NFC', readable(name).replace('\\', '/').removeprefix('./'))
+
+
+def readable(name: str) -> str:
+    """Return a file name as valid Unicode, whatever bytes it has on disk."""
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
+def clean(text: Any) -> str:
+    """Return a caption in NFC, on one line, without control characters, byte order marks and double spaces.
+
+    Raises:
+      BadCaption: nothing is left, or it cannot be what its author wrote.
+    """
+    if not isinstance(text, str):
+        raise BadCaption('caption is not a text')
+    if any(unicodedata.category(character) == 'Cs' for character in text):
+        raise BadCaption('caption is not valid Unicode (not UTF-8?)')
+    if '\ufffd' in text:
+        raise BadCaption('caption has lost characters (U+FFFD)')
+    text = unicodedata.normalize('NFC', text).replace('\ufeff', '')
+    kept = (' ' if unicodedata.category(character) == 'Cc' else character for character in text)
+    cleaned = ' '.join(''.join(kept).split())
+    # Joiners and marks of direction alone show nothing.
+    if not any(unicodedata.category(character)[0] not in 'CZ' for character in cleaned):
+        raise BadCaption('caption is empty')
+    if len(cleaned) > MAX_CHARACTERS:
+        raise BadCaption(f'caption has {len(cleaned)} characters (a quotation mark left open?)')
+    return cleaned
+
+
+def read_table(path: str | os.PathLike[str], folder: pathlib.Path) -> Captions:
+    """Return the captions of a .csv file with a header, or of a .jsonl file with one object per line.
+
+    Args:
+      folder: to which the file names in the table are relative; absolute ones are taken as well.
+    Raises:
+      InputError: the table cannot be read, or does not say which columns are the file and the caption.
+    """
+    path = pathlib.Path(path)
+    readers = {'.csv': _csv_rows, '.jsonl': _jsonl_rows}
+    if path.suffix.lower() not in readers:
+        raise InputError(f'--captions {path}: give a .csv or .jsonl file, or nothing to read NAME.txt beside NAME.mp4.')
+    if not path.is_file():
+        raise InputError(f'--captions {path}: no such file. Give a .csv or .jsonl file with files and captions.')
+    # What is not UTF-8 becomes half surrogates, which `clean` finds: one such line must not spoil the others.
+    text = path.read_bytes().decode('utf-8-sig', 'surrogateescape')
+    captions = Captions()
+    for line, row in readers[path.suffix.lower()](text, path):
+        file, caption = (_pick(row, keys) for keys in (FILE_KEYS, CAPTION_KEYS))
+        if isinstance(file, str) and file and '\0' not in file and caption is not None:
+            captions.add(_relative(file, folder), caption)
+        else:
+            captions.problems[f'{path.name}:{line}'] = 'line has no file or no caption'
+    return captions
+
+
+def read_sidecars(folder: pathlib.Path, names: Iterable[str]) -> Captions:
+    """Return the captions in NAME.txt or NAME.mp4.txt beside each file NAME.mp4; files without one are left out."""
+    captions = Captions()
+    for name in names:
+        path = next((folder / sidecar for sidecar in sidecars(name) if (folder / sidecar).is_file()), None)
+        if path is not None:
+            try:
+                captions.add(name, path.read_bytes().decode('utf-8-sig', 'surrogateescape'))
+            except OSError as error:
+                captions.problems[file_key(name)] = f'caption cannot be read ({error.strerror})'
+    return captions
+
+
+def sidecars(name: str) -> tuple[str, str]:
+    """Return the names that a file's caption file may have."""
+    return f'{os.path.splitext(name)[0]}.txt', f'{name}.txt'
+
+
+def _csv_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True)
+    try:
+        columns = reader.fieldnames or []
+        if not all(any(key in columns for key in keys) for keys in (FILE_KEYS, CAPTION_KEYS)):
+            raise InputError(
+                f'--captions {path}: its first line names the columns {readable(", ".join(columns))}; name one of them '
+                f'{FILE_KEYS[0]} and one {CAPTION_KEYS[0]}.'
+            )
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise InputError(f'--captions {path}: line {reader.line_num}: {error}; correct that line.') from None
+
+
+def _jsonl_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    del path
+    for number, line in enumerate(text.split('\n'), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield number, row if isinstance(row, dict) else {}
+
+
+def _pick(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """Return the first of some keys that a row has."""
+    return next((row[key] for key in keys if row.get(key) is not None), None)
+
+
+def _relative(file: str, folder: pathlib.Path) -> str:
+    """Return a file's path relative to the folder if it is absolute and lies in it, else as it is."""
+    path = pathlib.PurePath(file)
+    root = folder.resolve()
+    return str(path.relative_to(root)) if path.is_absolute() and path.is_relative_to(root) else file

@@ -1,0 +1,94 @@
+"""A file of records that a killed process leaves whole: each stands behind its length and checksum.
+
+What a process has appended is there for the next one, however it ended; a record that it was writing is not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import pathlib
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, Self
+
+from neodragon_jax.errors import InputError
+
+HEADER = struct.Struct('<Q16s')  # length in bytes, checksum
+
+
+def checksum(record: bytes) -> bytes:
+    """Return 16 bytes that tell a record from any other."""
+    return hashlib.blake2b(record, digest_size=16).digest()
+
+
+def records(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the whole records from the start of a file up to the first that is torn or damaged."""
+    file.seek(0)
+    size = os.fstat(file.fileno()).st_size
+    while len(header := file.read(HEADER.size)) == HEADER.size:
+        length, digest = HEADER.unpack(header)
+        # A damaged length must not make us ask for more memory than the file has bytes.
+        record = file.read(min(length, size))
+        if len(record) != length or checksum(record) != digest:
+            return
+        yield record
+
+
+def count_records(path: pathlib.Path) -> int:
+    """Return the number of whole records of a journal; none if it is not there."""
+    if not path.exists():
+        return 0
+    with path.open('rb') as file:
+        return sum(1 for _ in records(file))
+
+
+class Journal:
+    """A journal open for appending, by one process at a time.
+
+    Attributes:
+      count: records in it.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Open or make a journal, and cut off what a killed process left half-written.
+
+        Raises:
+          InputError: another process has it open.
+        """
+        self.path = path
+        self._file = path.open('a+b')
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system unlocks it when the process ends
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(f'{path}: another process is writing it; stop that one, or wait for it.') from None
+        self.count, end = 0, 0
+        for record in records(self._file):
+            self.count, end = self.count + 1, end + HEADER.size + len(record)
+        self._file.truncate(end)
+
+    def append(self, record: bytes) -> None:
+        """Add a record; when this returns, killing the process does not lose it."""
+        self._file.write(HEADER.pack(len(record), checksum(record)) + record)
+        self._file.flush()
+        self.count += 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        return records(self._file)
+
+    def remove(self) -> None:
+        """Delete the journal."""
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the journal."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,119 @@
+"""Prompts alone, as tokens: the data of the text distillation, which needs no videos.
+
+    python -m train.prompts --checkpoint CKPT --file prompts.txt --out PROMPTS
+
+A sample holds ids [L], text_mask [L] of the T5 tokenizer, clip_l_ids and clip_g_ids [77], and the prompt. Started again
+with the same command, it goes on where it was stopped.
+
+Legend: L T5 tokens (128).
+Source: Neodragon, arXiv 2511.06055, section on the text encoder: prompts are all that its distillation needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tqdm
+
+from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.tokens import Tokenizers
+from train.captions import BadCaption, clean
+from train.conditioning import token_ids
+from train.data import ArraySpec, RecordSpec, SampleWriter
+
+# Tokenizers are faster on many texts at once.
+PROMPTS_AT_ONCE = 256
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m train.prompts',
+        description='Tokenize a file of prompts with the three tokenizers of a checkpoint.',
+        epilog='example: python -m train.prompts --checkpoint CKPT --file prompts.txt --out PROMPTS',
+    )
+    add = parser.add_argument
+    add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
+    add('--file', required=True, metavar='FILE',
+        help='UTF-8 text, one prompt per line; empty, unreadable and repeated ones are left out')  # fmt: skip
+    add('--out', required=True, metavar='DIR', help='folder of the tokens')
+    add('--prompt-modifier', default='', metavar='TEXT', help='appended to every prompt (default: nothing)')
+    add('--samples-per-shard', type=int, default=65536, metavar='N', help='default: %(default)s')
+    return parser.parse_args(argv)
+
+
+def read_prompts(path: pathlib.Path) -> tuple[list[str], collections.Counter[str]]:
+    """Return the prompts of a file, each once, and how many lines were left out for each reason.
+
+    Raises:
+      InputError: the file cannot be read, or has no prompt.
+    """
+    if not path.is_file():
+        raise InputError(f'--file {path}: no such file. Give a text file with one prompt per line.')
+    prompts: dict[str, None] = {}
+    left_out: collections.Counter[str] = collections.Counter()
+    # Not text mode, and not splitlines: both take rare characters within a prompt for the end of a line.
+    for line in path.read_bytes().removesuffix(b'\n').split(b'\n'):
+        try:
+            prompt = clean(line.decode('utf-8', 'surrogateescape'))
+        except BadCaption as problem:
+            left_out[str(problem).replace('caption', 'line')] += 1
+            continue
+        left_out['repeated'] += prompt in prompts
+        prompts[prompt] = None
+    if not prompts:
+        raise InputError(f'--file {path}: no prompt in it. Write one per line, in UTF-8.')
+    return list(prompts), +left_out
+
+
+def records(
+    tokenizers: Tokenizers, prompts: Sequence[str], indices: Sequence[int], modifier: str
+) -> Iterator[dict[str, Any]]:
+    """Yield the samples of some prompts, in order."""
+    for start in range(0, len(indices), PROMPTS_AT_ONCE):
+        batch = indices[start : start + PROMPTS_AT_ONCE]
+        arrays = token_ids(tokenizers, [prompts[index] + modifier for index in batch])
+        for row, index in enumerate(batch):
+            yield {'index': index, 'prompt': prompts[index]} | {name: array[row] for name, array in arrays.items()}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the tokens that are missing.
+
+    Raises:
+      InputError: an argument, the checkpoint or the folder is not usable.
+    """
+    prompts, left_out = read_prompts(pathlib.Path(args.file))
+    tokenizers = Tokenizers.load(args.checkpoint)
+    example = token_ids(tokenizers, prompts[:PROMPTS_AT_ONCE])
+    protocol = {
+        'prompt_modifier': args.prompt_modifier,
+        'prompts': hashlib.sha256('\n'.join(prompts).encode()).hexdigest()[:16],
+        # What the tokenizers make of texts tells them apart.
+        'tokenizers': hashlib.sha256(b''.join(array.tobytes() for array in example.values())).hexdigest()[:16],
+    }
+    spec = RecordSpec({name: ArraySpec(array.shape[1:], 'int32') for name, array in example.items()})
+    options = {'samples_per_shard': args.samples_per_shard, 'name': 'prompts'}
+    with SampleWriter(args.out, spec, len(prompts), protocol=protocol, **options) as writer:
+        missing = writer.missing()
+        made = records(tokenizers, prompts, missing, args.prompt_modifier)
+        for record in tqdm.tqdm(made, total=len(missing), unit='prompt', disable=None):
+            writer.append(record)
+    print(f'{args.out}: {len(prompts)} prompts, {len(missing)} of them written now')
+    for reason, count in left_out.most_common():
+        print(f'{count:8} lines left out: {reason}')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: run(parse_args(argv)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
