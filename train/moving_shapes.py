@@ -1,0 +1,245 @@
+"""Samples of the world of moving shapes: drawn on the fly for training, or written to disk.
+
+    python -m train.moving_shapes --out DATA --count 4096 --frames 17 --height 64 --width 64
+
+Writes a TFDS dataset of clips with captions and exact attributes; with --videos, a folder of mp4 files with a table of
+their captions instead, as `train.captioned_clips` reads it. Killed and started again with the same command, it goes on
+where it was.
+
+Legend: T frames, H W pixels, N attributes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from neodragon_jax.atomic import PathLike, atomic_file
+from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.video import write_mp4
+from train.data import ArraySpec, RecordSpec, SampleWriter
+from train.shapes_world import SPLITS, WORLDS, Scene, Traits, World, caption, draw, track
+
+FPS = 24
+# What the video VAE compresses: 8 n + 1 frames, and sides that still halve after its factor of 8.
+TEMPORAL, SPATIAL = 8, 32
+# Hidden, so that no program takes the settings for one of the clips.
+CAPTIONS, SETTINGS = 'captions.csv', '.moving_shapes.json'
+PREVIEW_CLIPS, PREVIEW_FRAMES, PREVIEW_HEIGHT, PREVIEW_LABEL = 12, 6, 96, 20
+
+EXAMPLES = """
+worlds, at any size and length:
+  cpu   4 colours x 3 shapes x 4 directions x 2 backgrounds, one size and one speed: little to learn
+  gpu   6 colours x 3 shapes x 2 sizes x 4 directions x 3 speeds x 3 backgrounds, and turns that no caption tells
+Combinations of the split held_out never occur in the split train; train/shapes_world.py has the rules.
+
+examples:
+  python -m train.moving_shapes --out data/shapes --count 4096 --preview shapes.png
+  python -m train.moving_shapes --out data/clips --count 512 --world gpu --frames 49 --height 128 --width 128 --videos
+
+reading:
+  train.data.SampleSource('data/shapes')[0]['video']
+  tfds.builder_from_directory('data/shapes').as_data_source('train')[0]['video']
+"""
+
+
+class MovingShapesSource:
+    """Scenes of a world, drawn when they are asked for: a `Source` that needs no disk.
+
+    A sample holds video uint8 [T, H, W, 3], prompt (str), attributes int32 [N] (`World.numbers`), combination (the row
+    among `world.combinations('all')`, for tables with one row per caption), track [T, 2] and index.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        frames: int,
+        size: tuple[int, int],
+        seed: int = 0,
+        count: int = 4096,
+        split: str = 'train',
+        paraphrase: bool = False,
+    ) -> None:
+        """Define the samples.
+
+        Args:
+          size: H, W.
+          count: samples; more cost nothing.
+          split: 'train', 'held_out' or 'all'.
+          paraphrase: caption in random wordings instead of the canonical one.
+        Raises:
+          InputError: `count` is not positive, or there is no such split.
+        """
+        if count < 1:
+            raise InputError(f'count is {count}; give at least 1.')
+        self.world, self.frames, self.size, self.split = world, frames, size, split
+        self._seed, self._count, self._paraphrase = seed, count, paraphrase
+        world.combinations(split)
+        self._rows = {traits: row for row, traits in enumerate(world.combinations('all'))}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        scene = self.scene(index)
+        return {
+            'video': draw(scene, self.frames, *self.size),
+            'prompt': self.caption(index),
+            'attributes': np.array(self.world.numbers(scene.traits), np.int32),
+            'combination': np.int32(self._rows[scene.traits]),
+            'track': track(scene, self.frames, *self.size),
+            'index': index,
+        }
+
+    def scene(self, index: int) -> Scene:
+        """Return the scene of a sample."""
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self.world.scene(self._seed, index, self.split)
+
+    def caption(self, index: int) -> str:
+        """Return the caption of a sample."""
+        return caption(self.scene(index).traits, (self._seed, index) if self._paraphrase else None)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return JSON that tells whether two sources give the same samples."""
+        size = {'frames': self.frames, 'height': self.size[0], 'width': self.size[1]}
+        options = {'seed': self._seed, 'count': self._count, 'split': self.split, 'paraphrase': self._paraphrase}
+        world = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self.world).items()}
+        return size | options | {'world': world}
+
+
+def write_samples(source: MovingShapesSource, folder: PathLike, samples_per_shard: int = 256) -> None:
+    """Write what of a dataset is missing; `SampleSource` and TFDS read the folder when all is there.
+
+    Raises:
+      InputError: the folder was begun with other settings.
+    """
+    arrays = {
+        'video': ArraySpec((source.frames, *source.size, 3), 'uint8'),
+        'attributes': ArraySpec((len(Traits._fields),), 'int32'),
+        'combination': ArraySpec((), 'int32'),
+        'track': ArraySpec((source.frames, 2), 'float32'),
+    }
+    with SampleWriter(
+        folder,
+        RecordSpec(arrays),
+        len(source),
+        protocol=source.metadata(),
+        samples_per_shard=samples_per_shard,
+        name='moving_shapes',
+    ) as writer:
+        for index in tqdm.tqdm(writer.missing(), unit='clip', disable=None):
+            writer.append(source[index])
+
+
+def write_videos(source: MovingShapesSource, folder: PathLike) -> None:
+    """Write what is missing of a folder of mp4 files, and when they are complete the table of their captions.
+
+    Raises:
+      InputError: the folder was begun with other settings.
+    """
+    folder = pathlib.Path(folder)
+    settings = json.dumps(source.metadata(), indent=2) + '\n'
+    if not (folder / SETTINGS).exists():
+        with atomic_file(folder / SETTINGS) as path:
+            path.write_text(settings)
+    elif (folder / SETTINGS).read_text() != settings:
+        raise InputError(f'{folder / SETTINGS}: other settings than now; choose another folder, or those settings.')
+    names = [f'{index:06d}.mp4' for index in range(len(source))]
+    for index, name in enumerate(tqdm.tqdm(names, unit='clip', disable=None)):
+        if not (folder / name).exists():
+            write_mp4(folder / name, source[index]['video'], FPS)
+    with atomic_file(folder / CAPTIONS) as path, path.open('w', newline='', encoding='utf-8') as file:
+        table = csv.writer(file)
+        table.writerow(('file', 'caption', *Traits._fields))
+        table.writerows((name, source.caption(i), *source.scene(i).traits) for i, name in enumerate(names))
+
+
+def preview(path: PathLike, clips: Sequence[UInt8[np.ndarray, 'T H W 3']], labels: Sequence[str]) -> None:
+    """Write one picture with a row per clip: evenly spaced frames, first and last included, under the clip's label."""
+    _, height, width, _ = clips[0].shape
+    tile_width, row_height = round(PREVIEW_HEIGHT * width / height), PREVIEW_HEIGHT + PREVIEW_LABEL
+    sheet = Image.new('RGB', (PREVIEW_FRAMES * (tile_width + 2), len(clips) * row_height), 'white')
+    write, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for row, (clip, label) in enumerate(zip(clips, labels, strict=True)):
+        write.text((2, row * row_height + 2), label, fill='black', font=font)
+        shown = np.linspace(0, len(clip) - 1, PREVIEW_FRAMES).round().astype(int)
+        for column, frame in enumerate(clip[shown]):
+            tile = Image.fromarray(frame).resize((tile_width, PREVIEW_HEIGHT), Image.Resampling.NEAREST)
+            sheet.paste(tile, (column * (tile_width + 2), row * row_height + PREVIEW_LABEL))
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format='PNG')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m train.moving_shapes',
+        description='Write captioned clips of moving shapes, with exact attributes.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('--out', required=True, metavar='DIR', help='folder of the dataset')
+    add('--count', type=int, default=4096, metavar='N', help='clips (default: %(default)s)')
+    add('--world', choices=tuple(WORLDS), default='cpu', help='which scenes there are (default: %(default)s)')
+    add('--split', choices=SPLITS, default='train', help='combinations of attributes (default: %(default)s)')
+    add('--frames', type=int, default=17, metavar='N', help='8 n + 1 (default: %(default)s)')
+    add('--height', type=int, default=64, metavar='PX', help='a multiple of 32 (default: %(default)s)')
+    add('--width', type=int, default=64, metavar='PX', help='a multiple of 32 (default: %(default)s)')
+    add('--seed', type=int, default=0, help='default: %(default)s')
+    add('--paraphrase', action='store_true', help='captions in random wordings')
+    add('--videos', action='store_true', help=f'write mp4 files and {CAPTIONS} instead of a TFDS dataset')
+    add('--preview', metavar='FILE', help='also write a PNG: frames of the first clips, with captions')
+    add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write what the command line asks for.
+
+    Raises:
+      InputError: an option is out of range, or the folder was begun with other settings.
+    """
+    if args.frames < 1 or (args.frames - 1) % TEMPORAL:
+        raise InputError(f'--frames is {args.frames}; use {TEMPORAL} n + 1, such as 17, 33 or 49.')
+    for name in ('height', 'width'):
+        size = getattr(args, name)
+        if size < SPATIAL or size % SPATIAL:
+            near = max(SPATIAL, round(size / SPATIAL) * SPATIAL)
+            raise InputError(f'--{name} is {size}, not a positive multiple of {SPATIAL}; use {near}.')
+    if args.seed < 0:
+        raise InputError(f'--seed is {args.seed}; give a number from 0 on.')
+    size = (args.height, args.width)
+    source = MovingShapesSource(
+        WORLDS[args.world], args.frames, size, args.seed, args.count, args.split, args.paraphrase
+    )
+    if args.videos:
+        write_videos(source, args.out)
+    else:
+        write_samples(source, args.out, args.samples_per_shard)
+    if args.preview:
+        samples = [source[index] for index in range(min(PREVIEW_CLIPS, len(source)))]
+        clips, captions = ([sample[name] for sample in samples] for name in ('video', 'prompt'))
+        preview(args.preview, clips, captions)
+    print(f'{args.out}: {len(source)} clips of {args.frames} frames, {args.height}x{args.width}')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: run(parse_args(argv)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
