@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from neodragon_jax.errors import InputError, did_you_mean
+from train.program import DivergedError
+from train.sharding import leave
 
 T = TypeVar('T')
 
@@ -43,18 +47,49 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def defaults(cls: type, *left_out: str, **changes: Any) -> dict[str, Any]:
+    """Return every setting of a frozen dataclass, so that a settings file shows them all and each can be overridden.
+
+        'loop': defaults(LoopConfig, 'workdir', 'seed', 'updates', steps=5000, batch_size=8)
+
+    Args:
+      left_out: fields that the program fills in.
+      changes: other values than the defaults; required where there is no default, nested mappings for dataclasses.
+    Raises:
+      InputError: a change is no field of the dataclass.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in left_out}
+    for name in changes:
+        if name not in fields:
+            raise InputError(
+                f'{cls.__name__}.{name}: no such setting.{did_you_mean(name, fields)} Correct or remove it.'
+            )
+    types, values = typing.get_type_hints(cls), {}
+    for name, field in fields.items():
+        if dataclasses.is_dataclass(types[name]):
+            values[name] = defaults(typing.cast(type, types[name]), **changes.get(name, {}))
+        elif name in changes:
+            values[name] = changes[name]
+        elif field.default is not dataclasses.MISSING:
+            values[name] = field.default
+        else:
+            raise InputError(f'{cls.__name__}.{name} has no default; give a value, or leave it out.')
+    return values
+
+
 def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None:
     """Run a program on the settings of the command line.
 
     `--config=configs/NAME.py:PRESET`, then any `--config.KEY=VALUE`, and `--dry-run`. Whatever is wrong with them ends
-    the process with one line and status 2.
+    the process with one line and status 2, a run that diverges with one line and status 1. Any other error of one
+    process of several ends it at once, with status 1.
 
     Args:
       main: the program: (settings, whether it is a dry run).
       default: its settings file.
     """
     settings = config_flags.DEFINE_config_file('config', default, 'settings file, and :preset')
-    dry_run = flags.DEFINE_bool('dry-run', False, 'print mesh, shapes and bytes per device, then stop')
+    dry_run = flags.DEFINE_bool('dry-run', False, 'print mesh, shapes, bytes and arithmetic, then stop')
 
     def parse(argv: Sequence[str]) -> list[str]:
         # The libraries below tell every file they write.
@@ -71,6 +106,13 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
             main(settings.value, dry_run.value)
         except InputError as error:
             _refuse(str(error))
+        except DivergedError as error:
+            _refuse(str(error), status=1)
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            leave(1)
 
     app.run(run, flags_parser=parse)
 
@@ -83,6 +125,6 @@ def _last_line(error: BaseException) -> str:
     return line.rpartition('InputError: ')[2]
 
 
-def _refuse(reason: str) -> NoReturn:
+def _refuse(reason: str, status: int = 2) -> NoReturn:
     print(f'error: {reason}', file=sys.stderr)
-    sys.exit(2)
+    leave(status)

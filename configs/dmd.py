@@ -17,8 +17,16 @@ tiny: the miniature checkpoint of the test suite; any computer, two minutes on t
 Expected: RUN/result with a student in the released layout; in RUN/metrics.jsonl `fake_mse` falls from 1.7 to 0.8. The
 weights are random, so there is nothing to see in the videos.
 
-`--dry-run` prints shapes, shardings and bytes per device. Any setting: `--config.dmd.student.learning_rate=2e-6`. The
-same command goes on where a run was stopped.
+Behind its own frames a student may lose the motion that it keeps behind the teacher's. To train it there, too, from
+step 1,000 on and in all examples from step 3,000 on:
+
+    --config.dmd.own_history.last=1.0 --config.dmd.own_history.ramp_start=1000 --config.dmd.own_history.ramp_steps=2000
+
+Controls: `--config.dmd.distribution_weight=0.0` leaves the regression, `--config.dmd.cauchy_weight=0.0` the matching.
+
+`--dry-run` prints shapes, shardings and bytes per device; `python -m train.aot --config=configs/dmd.py
+--topology=v5e:4x4` what a TPU slice would make of it (docs/tpu_sizing.md). Any setting:
+`--config.dmd.student.learning_rate=2e-6`. The same command goes on where a run was stopped.
 """
 
 from __future__ import annotations
@@ -46,12 +54,18 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'student_taus': (0.125, 0.375, 0.625, 0.875),
                 'guidance': 5.0,
                 'first_guidance': 7.0,
-                'cauchy_weight': 0.5,
+                'distribution_weight': 1.0,  # 0: regression alone, a control
+                'cauchy_weight': 0.5,  # 0: distribution matching alone
+                # Share of the examples behind the student's own frames: from `first` to `last`; 0 and 0 is the paper.
+                'own_history': {'first': 0.0, 'last': 0.0, 'ramp_start': 0, 'ramp_steps': 0, 'arrive': True},
                 'dtype': 'bfloat16',
-                'remat': 'full',
+                'remat': 'full',  # or 'dots', 'none': what the backward pass recomputes
+                'attention': 'masked',  # or 'prefix', with fewer scores; 'splash', the TPU kernel
                 'student': optimizer(learning_rate=1e-6, warmup_steps=0),
                 'fake': optimizer(learning_rate=1e-6, warmup_steps=0),
             },
+            # What --dry-run and train.aot assume where there is no data: latents of 49 frames of 320x512.
+            'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
             'loop': {
                 'steps': 5000,
                 'batch_size': 8,
@@ -71,6 +85,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
             {
                 'checkpoint': 'tests/goldens/tiny_checkpoint',
                 'dmd': {'dtype': 'float32', 'remat': 'none', **rates},
+                'shapes': {'frames': 3, 'height': 8, 'width': 8},
                 'loop': {'steps': 60, 'log_every': 5, 'checkpoint_every': 30, 'mesh': {'data': -1, 'fsdp': 1}},
             }
         )

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,11 +31,14 @@ class Layout:
       text_tokens: L.
       grids: patches (rows, columns) of every latent frame, oldest first.
       current_frames: how many of the last frames are the current unit.
+      text_sees_current: whether the current unit may be frame 0 of the video, the only frame that text attends to.
+        Attention by key prefixes then takes current keys into account for text as well.
     """
 
     text_tokens: int
     grids: tuple[tuple[int, int], ...]
     current_frames: int = 1
+    text_sees_current: bool = True
 
     @functools.cached_property
     def frame_of_token(self) -> np.ndarray:
@@ -53,6 +59,43 @@ class Layout:
     def tokens(self) -> int:
         """S, text included."""
         return self.text_tokens + self.image_tokens
+
+    @property
+    def equal_run(self) -> int:
+        """Image tokens in the longest run that divides every frame: tokens of a run have one position."""
+        return math.gcd(*(rows * columns for rows, columns in self.grids))
+
+
+class QueryGroup(NamedTuple):
+    """Image queries that see the same prefix of the keys, apart from the order of the frames among themselves.
+
+    Attributes:
+      start, stop: which image tokens.
+      frames: how many latent frames they are.
+      keys: length of the prefix, text included.
+    """
+
+    start: int
+    stop: int
+    frames: int
+    keys: int
+
+
+def query_groups(layout: Layout) -> list[QueryGroup]:
+    """Return the image queries in groups, in order: neighbours of one grid are a group, the current unit is its own.
+
+    Attention is causal over frames, so no query of a group sees a key behind the group. Grouping equal frames trades a
+    few masked scores for fewer and larger matrix products: it is coarse history that has equal neighbours.
+    """
+    past = len(layout.grids) - layout.current_frames
+    groups: list[QueryGroup] = []
+    start = 0
+    for _, frames in itertools.groupby(enumerate(layout.grids), key=lambda frame: (frame[0] >= past, frame[1])):
+        sizes = [rows * columns for _, (rows, columns) in frames]
+        stop = start + sum(sizes)
+        groups.append(QueryGroup(start, stop, len(sizes), layout.text_tokens + stop))
+        start = stop
+    return groups
 
 
 def layout_of(clips: Sequence[Float[Array, 'B _ _ _ C']], patch: int, text_tokens: int) -> Layout:
@@ -97,17 +140,22 @@ def position_ids(layout: Layout, frame_ids: Int[Array, 'B F']) -> Int[Array, 'B 
     return jnp.concatenate([text, frame_ids[:, layout.frame_of_token]], axis=1)
 
 
+def valid_tokens(ids: Int[Array, 'B S'], text_mask: Int[Array, 'B L']) -> Bool[Array, 'B S']:
+    """Return False for padding: of the text as `text_mask` says, frames with negative ids."""
+    return jnp.concatenate([text_mask.astype(bool), ids[:, text_mask.shape[1] :] >= 0], axis=1)
+
+
 def attention_mask(ids: Int[Array, 'B S'], text_mask: Int[Array, 'B L']) -> Bool[Array, 'B 1 S S']:
     """Return True where query i may attend to key j: both valid (or both padding), and id_i >= id_j.
 
-    Padding sees only padding, so that no row is empty. Text padding comes from `text_mask`, padding frames from
-    negative ids. Source: arXiv 2410.05954, section 3.4 (blockwise causal attention).
+    Padding sees only padding, so that no row is empty.
+    Source: arXiv 2410.05954, section 3.4 (blockwise causal attention).
     """
-    valid = jnp.concatenate([text_mask.astype(bool), ids[:, text_mask.shape[1] :] >= 0], axis=1)
+    valid = valid_tokens(ids, text_mask)
     same = valid[:, :, None] == valid[:, None, :]
     return (same & (ids[:, :, None] >= ids[:, None, :]))[:, None]
 
 
-def attention_bias(mask: Bool[Array, 'B 1 S S'], forbidden: float = FORBIDDEN) -> Float[Array, 'B 1 S S']:
-    """Return the mask as what is added to the scores: 0 where allowed, `forbidden` elsewhere."""
+def attention_bias(mask: Bool[Array, '*B'], forbidden: float = FORBIDDEN) -> Float[Array, '*B']:
+    """Return a mask as what is added to the scores: 0 where allowed, `forbidden` elsewhere."""
     return jnp.where(mask, 0.0, forbidden).astype(jnp.float32)

@@ -20,6 +20,7 @@ from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.names.mmdit import mmdit_names
 from neodragon_jax.schedule import Schedule
 from train import dmd, losses, packing
+from train.optimizer import OptimizerConfig
 
 SCHEDULE = Schedule()
 FRAMES, GRID, CHANNELS, BATCH = 3, 8, 16, 8
@@ -108,7 +109,7 @@ def test_only_the_student_gets_a_gradient():
     assert np.any(gradients[0]['point'])
     assert not np.any(gradients[1]['point'])
     assert not np.any(gradients[2]['teacher']['point'])
-    fake_loss = lambda fake, student: program.fake_loss(fake, student, 1, batch, key)
+    fake_loss = lambda fake, student: program.fake_loss(fake, student, 1, batch, key)[0]
     gradients = jax.grad(fake_loss, argnums=(0, 1))(point(2), point(1))
     assert np.any(gradients[0]['point'])
     assert not np.any(gradients[1]['point'])
@@ -117,7 +118,7 @@ def test_only_the_student_gets_a_gradient():
 @pytest.mark.parametrize('stage', range(3))
 def test_distribution_matching_alone_finds_the_teacher(stage):
     """Student and fake model start at another point than the teacher's, and nothing but the DMD term moves them."""
-    rate = dmd.OptimizerConfig(learning_rate=0.03, betas=(0.0, 0.95), weight_decay=0.0)
+    rate = OptimizerConfig(learning_rate=0.03, betas=(0.0, 0.95), weight_decay=0.0)
     program = point_program(student=rate, fake=rate, cauchy_weight=0.0)
     state = program.init_state(jax.random.key(0), program.frozen()).replace(student=point(1), fake=point(1))
     at_stage = lambda params: pyramid.down(params['point'], 2 - stage)

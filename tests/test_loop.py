@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from test_launch import Job
 
 from neodragon_jax.errors import InputError
 from train import loop
@@ -268,6 +268,12 @@ def test_plan_counts_without_running(tmp_path):
     assert any(line.split()[:2] == ['student', f'{numbers:,}'] for line in lines)
     assert any(line.split()[:2] == ['optimizer', f'{2 * numbers + 1:,}'] for line in lines)
     assert any(line.split()[:1] == ['state/student/image_mlp/linear_1/kernel'] for line in lines)
+    # Five products of 24 rows: two forward, one and two backward, where the inputs need no gradient.
+    products = 5 * 2 * 24 * WIDTH * HIDDEN
+    assert f'step of variant 1  {products / 1e3:.0f} kFLOP  50% of the steps' in lines
+    average, per_device, total = (products / scale for scale in (1e3, 8e3, 1e6 / 12))
+    summary = f'{average:.0f} kFLOP per step on average, {per_device:.1f} kFLOP per device, {total:.2f} MFLOP in all: '
+    assert any(line.startswith(summary) for line in lines), text
     assert not any(tmp_path.iterdir())
 
 
@@ -283,24 +289,31 @@ def start(folder, **environment) -> subprocess.Popen[str]:
     )
 
 
-def stop_one(processes: list[subprocess.Popen[str]], folder) -> str:
-    """Send SIGTERM to the last process once metrics appear; return the first one's output when all have ended well."""
-    try:
-        deadline = time.time() + 60
-        while not read_metrics(folder) and processes[0].poll() is None and time.time() < deadline:
-            time.sleep(0.05)
-        processes[-1].send_signal(signal.SIGTERM)
-        outputs = [process.communicate(timeout=60)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * len(processes), outputs
-    return outputs[0]
+def wait_for(condition, process) -> None:
+    """Return when a condition holds, or the process has ended, or it takes too long."""
+    deadline = time.time() + 60
+    while not condition() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.05)
 
 
-def test_sigterm_saves_and_exits_cleanly(tmp_path):
+def traces(folder) -> list[str]:
+    """Return the names of the complete traces in a run's folder."""
+    return [path.parents[3].name for path in pathlib.Path(folder).glob('profile/[!.]*/plugins/profile/*/*.xplane.pb')]
+
+
+def test_signals_ask_for_a_trace_and_for_a_clean_end(tmp_path):
     folder = tmp_path / 'run'
-    assert 'stopped and saved at step' in stop_one([start(folder)], folder)
+    process = start(folder)
+    try:
+        wait_for(lambda: read_metrics(folder), process)
+        process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: traces(folder), process)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0 and 'stopped and saved at step' in output, output
+    assert len(traces(folder)) == 1 and f'profile of steps {traces(folder)[0].split("-")[1]} to ' in output
     step = checkpoint_steps(folder)[-1]
     assert 4 <= step < 10_000
     config = config_for(folder, steps=step + 3)
@@ -311,12 +324,11 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 
 def test_two_processes_stop_together_and_one_goes_on(tmp_path):
     folder = tmp_path / 'run'
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        address = f'localhost:{free.getsockname()[1]}'
-    shared = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_NUM_CPU_DEVICES': '4'}
-    processes = [start(folder, **shared, JAX_PROCESS_ID=str(index)) for index in range(2)]
-    assert 'stopped and saved at step' in stop_one(processes, folder)
+    with Job([__file__, str(folder)], tmp_path / 'log.txt') as job:
+        job.until(lambda: read_metrics(folder))
+        job.workers()[1].send_signal(signal.SIGTERM)
+        assert job.wait() == 0, job.output
+        assert '[0] toy: stopped and saved at step' in job.output
     config = config_for(folder, steps=checkpoint_steps(folder)[-1] + 3)
     resumed = run(Toy(), LinearSource(), config)
     whole = run(Toy(), LinearSource(), dataclasses.replace(config, workdir=str(tmp_path / 'whole')))

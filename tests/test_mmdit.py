@@ -18,7 +18,8 @@ from neodragon_jax.checkpoint import abstract_params
 from neodragon_jax.config import FULL, MMDiTConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.layout import attention_mask, layout_of, patchify, position_ids
-from neodragon_jax.models.layers import rotary_table, sincos_table, timestep_sinusoid
+from neodragon_jax.models.attention import rotary_table
+from neodragon_jax.models.layers import sincos_table, timestep_sinusoid
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks, unstack_blocks
 from neodragon_jax.names.mmdit import half_split_order, mmdit_names
 from neodragon_jax.pyramid import envelope_frame_ids
@@ -105,8 +106,9 @@ def test_intermediates(case):
     (condition, _), state = model.apply(
         {'params': params}, method=run, capture_intermediates=True, mutable='intermediates'
     )
-    assert relative_error(condition.cos[:, :, 0], want('rope_cos')) < TOLERANCE
-    assert relative_error(condition.sin[:, :, 0], want('rope_sin')) < TOLERANCE
+    for table, name, at_text in ((condition.rotary.cos, 'rope_cos', 1), (condition.rotary.sin, 'rope_sin', 0)):
+        assert relative_error(table[:, :, 0], want(name)[:, layout.text_tokens :]) < TOLERANCE
+        assert np.all(want(name)[:, : layout.text_tokens] == at_text), 'text is not rotated'
     crops = [want(f'pos_crop{i}')[0] for i in range(len(clips))]
     frames = [clip.shape[1] for clip in clips]
     rows = np.concatenate([np.tile(crop, (count, 1)) for crop, count in zip(crops, frames, strict=True)])

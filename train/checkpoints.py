@@ -1,42 +1,96 @@
-"""Checkpoints of a run: its state, its place in the data, and what it must agree on to go on."""
+"""Checkpoints of a run: its state, its place in data and randomness, and what it must agree on to go on.
+
+A checkpoint holds three items besides Orbax's own. `state`: parameters, optimizers, averages, step and counters, in
+pieces that any mesh and any number of processes can read. `place`: the data iterator, and the key of all randomness.
+`metadata`: the program's, and the seed. It is written in the background, and appears under its step when complete.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
 
+from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
+
+# Which checkpoints the keep policy holds for their metric, beside the checkpoints' folder.
+BEST = 'best.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest, and the best by a metric of their evaluation.
+
+    Attributes:
+      newest: how many of the newest.
+      best: how many of the best; they may be among the newest, and may be older than all of those.
+      metric, mode: 'eval/loss' and 'min', for instance.
+    """
+
+    newest: int
+    best: int = 0
+    metric: str = ''
+    mode: str = 'min'
+
+    def ranked(self, metrics: Mapping[int, Mapping[str, float] | None]) -> dict[int, float]:
+        """Return {step: metric} of the best checkpoints, best first; of equals the older is better.
+
+        Args:
+          metrics: step -> metrics of its evaluation. Without the metric, or a finite one, it is not among the best.
+        """
+        values = {step: (given or {}).get(self.metric) for step, given in metrics.items()}
+        scored = {step: value for step, value in values.items() if value is not None and math.isfinite(value)}
+        sign = 1 if self.mode == 'min' else -1
+        return dict(sorted(scored.items(), key=lambda item: (sign * item[1], item[0]))[: self.best])
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return which checkpoints stay: Orbax's interface."""
+        del context
+        steps = [info.step for info in checkpoints]
+        kept = {*steps[-self.newest :], *self.ranked({info.step: info.metrics for info in checkpoints})}
+        return [step in kept for step in steps]
 
 
 class Checkpoints:
-    """The newest checkpoints of a run, written in the background; each appears when it is complete."""
+    """The checkpoints of a run, written in the background; each appears when it is complete."""
 
-    def __init__(self, folder: pathlib.Path, *, keep: int, metadata: dict[str, Any]) -> None:
+    def __init__(self, folder: pathlib.Path, *, keep: Keep, metadata: dict[str, Any]) -> None:
         """Open the folder.
 
         Args:
-          keep: newest checkpoints to keep.
+          keep: which checkpoints stay; `best.json` beside the folder names the best.
           metadata: JSON that a checkpoint and a run that resumes from it must agree on.
         Raises:
           InputError: the newest checkpoint there belongs to another kind of run.
         """
-        self._folder = folder.absolute()
+        self._folder, self._keep = folder.absolute(), keep
         self._metadata = json.loads(json.dumps(metadata))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        handlers = {'state': ocp.StandardCheckpointHandler(), 'data': ocp.JsonCheckpointHandler()}
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep,  # pyright: ignore[reportArgumentType]
+            # Its presence makes Orbax store metrics; `keep` ranks them.
+            best_fn=lambda metrics: metrics[keep.metric],
+            # What a killed process left unfinished.
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        handlers = {'state': ocp.StandardCheckpointHandler(), 'place': ocp.JsonCheckpointHandler()}
         handlers['metadata'] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._metrics: dict[int, Any] = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
         latest = self.latest()
         if latest is not None:
             self._check(latest)
+        self._record_best()
 
     def latest(self) -> int | None:
         """Return the step of the newest complete checkpoint."""
@@ -54,37 +108,58 @@ class Checkpoints:
                     'choose another workdir, or the recorded setting.'
                 )
 
-    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
-        """Save in the background, unless this step is saved already. The state may be donated once this returns."""
+    def save(self, step: int, state: Any, place: dict[str, Any], metrics: Mapping[str, float]) -> None:
+        """Save in the background, unless this step is saved already. The state may be donated once this returns.
+
+        Args:
+          place: JSON, equal on every process.
+          metrics: of an evaluation of this state; {} without one.
+        """
         if self.latest() == step:
             return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave(data),
+            place=ocp.args.JsonSave(place),
             metadata=ocp.args.JsonSave(self._metadata),
         )
-        self._manager.save(step, args=items, force=True)
+        # Orbax would begin by waiting for the checkpoint before this one; only then is it known to be there.
+        self.wait()
+        self._metrics[step] = dict(metrics)
+        self._manager.save(step, args=items, metrics=self._metrics[step], force=True)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """Return the newest state, in the shardings of `abstract_state`, and its place in the data."""
+        """Return the newest state, in the shardings of `abstract_state`, and its place."""
         step = self.latest()
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore())
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), place=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
-        return restored['state'], restored['data']
+        return restored['state'], restored['place']
 
     def preempted(self, step: int) -> bool:
         """Return whether the processes of this run have agreed that one of them must stop; all call it every step."""
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Return when everything is written."""
+        """Return when everything is written, and record which checkpoints are the best."""
         self._manager.wait_until_finished()
+        self._record_best()
+
+    def _record_best(self) -> None:
+        """Write `best.json`."""
+        if not self._keep.best or jax.process_index() != 0:
+            return
+        there = {step: self._metrics[step] for step in self._manager.all_steps()}
+        best = [{'step': step, self._keep.metric: value} for step, value in self._keep.ranked(there).items()]
+        with atomic_file(self._folder.parent / BEST) as path:
+            path.write_text(json.dumps({'mode': self._keep.mode, 'best_first': best}, indent=2) + '\n')
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
+        # Closing waits for all processes. After an error of this one the others do not come; see `leave`.
+        alone = kind is not None and issubclass(kind, Exception) and jax.process_count() > 1
+        if not alone:
+            self._manager.close()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ few-step model; the *fake* model D_phi, which follows the student's output distr
     fake:      || D_phi(z_tau) - (y0 - y1) ||^2, z_theta detached, tau ~ U(0, 1)
     student:   gradient w (D(z_tau) - D_phi(z_tau)) on z_theta, plus 0.5 log(1 + ||z_theta - z||^2)
 
+The history before x is the data's, or in a share of the examples the student's own (`rollout.py`).
+
 Source: ND = Neodragon, arXiv 2511.06055, section on step distillation; formulas are in losses.py.
 Legend: B batch, T latent frames (= units), H W full-size latent grid, h w the stage's, C channels, L text tokens,
 D width, N updates in an iteration.
@@ -20,11 +22,11 @@ D width, N updates in an iteration.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -38,79 +40,26 @@ from configs import command_line, freeze
 from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
-from neodragon_jax.models.context_adapter import ContextAdapter
-from neodragon_jax.models.mmdit import REMAT_POLICIES, PyramidMMDiT, stack_blocks
 from neodragon_jax.pyramid import envelope_history, levels, stage_pair
 from neodragon_jax.sampler import Denoiser, Prompt, Unit, guided, jax_denoiser
 from neodragon_jax.schedule import Schedule
-from train import loop, losses
+from train import flow_matching, loop, losses
+from train.aot_program import AbstractProgram
 from train.data import DTYPES, SampleSource
-from train.optimizer import OptimizerConfig, make_optimizer
+from train.dmd_config import PROTOCOLS, DMDConfig
+from train.dmd_examples import Example, Probe, by_unit, prompt_of, student_metrics
+from train.dmd_teacher import Teacher, abstract_teacher, read_teacher
+from train.optimizer import make_optimizer
+from train.rollout import Rollout, drawn_noise
 from train.sharding import start_processes, to_host
-from train.teacher_samples import TEACHER, TEACHER_ADAPTER, fingerprint, scale_by_unit
+from train.sources import Repeated
+from train.teacher_samples import TEACHER_ADAPTER, fingerprint, scale_by_unit
 
 # Released folder names of what comes out.
 STUDENT, STUDENT_ADAPTER = 'diffusion_transformer_320p', 'context_adapter'
 
-# Denoiser calls of a 1-1-1 video of seven units -> the first unit that the student generates itself.
-PROTOCOLS = {'18': 1, '21': 0}
-
-
-@dataclasses.dataclass(frozen=True)
-class DMDConfig:
-    """Options of the objective.
-
-    Attributes:
-      checkpoint: root folder of a released checkpoint; its multi-step denoiser is the teacher.
-      protocol: denoiser calls of a 1-1-1 video of seven units: '18' starts from an external first frame, '21' does not.
-      clean_prediction: 'exact' or 'paper', see `losses.clean_prediction`.
-      student_steps: n of the n-n-n student.
-      fake_updates: updates of the fake model per update of the student.
-      student_taus: local levels at which the student's gradient is measured.
-      guidance, first_guidance: the teacher's scales for units > 0 and for unit 0.
-      cauchy_weight: factor of the regression loss.
-      dtype: compute type of the denoisers, 'float32' or 'bfloat16'; masters stay float32.
-      remat: see `PyramidMMDiT`.
-      seed: of the order of the stages.
-    """
-
-    checkpoint: str
-    protocol: str = '18'
-    clean_prediction: str = 'exact'
-    student_steps: int = 1
-    fake_updates: int = 2
-    # Four evenly spaced levels inside (0, 1). Both ends teach nothing: at 1 the coarsest stage is pure noise, which
-    # no longer depends on z_theta, and at 0 the finest is z_theta itself, of which no model removes noise.
-    student_taus: tuple[float, ...] = (0.125, 0.375, 0.625, 0.875)
-    guidance: float = 5.0
-    first_guidance: float = 7.0
-    cauchy_weight: float = 0.5
-    dtype: str = 'bfloat16'
-    remat: str = 'full'
-    seed: int = 0
-    student: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    fake: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-
-    def __post_init__(self) -> None:
-        choices = {
-            'protocol': PROTOCOLS,
-            'clean_prediction': losses.CLEAN_PREDICTIONS,
-            'dtype': DTYPES,
-            'remat': ('none', *REMAT_POLICIES),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f'{name} is {getattr(self, name)!r}; use one of {", ".join(known)}.')
-        for name in ('student_steps', 'fake_updates'):
-            if getattr(self, name) < 1:
-                raise InputError(f'{name} is {getattr(self, name)}; at least one is needed.')
-        if not self.student_taus or not all(0 <= tau <= 1 for tau in self.student_taus):
-            raise InputError(f'student_taus is {self.student_taus}; give at least one level in 0..1.')
-
-    @property
-    def updates(self) -> int:
-        """N, the batches that one iteration reads."""
-        return self.fake_updates + 1
+# Numbers of further random keys, beside those that a step with the data's history splits: they stay as they are.
+OWN_HISTORY, OWN_INPUT = 2**30, 2**30 + 1
 
 
 @flax.struct.dataclass
@@ -124,27 +73,6 @@ class DMDState:
     fake_opt: Any
 
 
-class Example(NamedTuple):
-    """A batch of the student's tasks at one stage, each at its own unit."""
-
-    unit: Int[Array, ' B']
-    history: list[Unit]
-    clean: Unit  # z at the stage's resolution
-    prompt: Prompt
-
-    def ask(self, denoise: Denoiser, stage: int, x: Unit, timestep: Float[Array, ' B']) -> Unit:
-        """Return a denoiser's flow at x, in float32 whatever it is computed in."""
-        return denoise(stage, self.history, x, self.unit, self.prompt, timestep).astype(jnp.float32)
-
-
-class Probe(NamedTuple):
-    """The re-noised student prediction z_tau, and the pair it lies on."""
-
-    x: Unit
-    flow: Unit  # y0 - y1
-    timestep: Float[Array, ' B']
-
-
 class DMD:
     """The step distillation as a program of the loop.
 
@@ -156,35 +84,34 @@ class DMD:
 
     name = 'dmd'
 
-    def __init__(self, config: DMDConfig, negative: Mapping[str, np.ndarray], frames: int) -> None:
-        """Read the teacher.
+    def __init__(
+        self, config: DMDConfig, negative: Mapping[str, Any], frames: int, teacher: Teacher | None = None
+    ) -> None:
+        """Make the program.
 
         Args:
           negative: what the teacher is guided away from, of one prompt: text [L, D], text_mask [L], pooled [p].
           frames: T of the training samples.
+          teacher: by default it is read from `config.checkpoint`.
         Raises:
           InputError: the checkpoint cannot be read, or does not fit the samples.
         """
-        module, params = checkpoint.load(checkpoint.component_folder(config.checkpoint, TEACHER))
-        if not isinstance(module, PyramidMMDiT):
-            raise InputError(f'{config.checkpoint}: {TEACHER} holds a {type(module).__name__}; copy the folder again.')
-        adapter, adapter_params = checkpoint.load(checkpoint.component_folder(config.checkpoint, TEACHER_ADAPTER))
-        assert isinstance(adapter, ContextAdapter)
-        if negative['text'].shape[-1] != module.config.width:
+        teacher = read_teacher(config.checkpoint) if teacher is None else teacher
+        if negative['text'].shape[-1] != teacher.module.config.width:
             raise InputError(
                 f'the text states of the samples are {negative["text"].shape[-1]} wide, the denoiser takes '
-                f'{module.config.width}: make the samples with the checkpoint that is distilled.'
+                f'{teacher.module.config.width}: make the samples with the checkpoint that is distilled.'
             )
         self.config, self.schedule, self.frames = config, Schedule(), frames
         self.first_unit = PROTOCOLS[config.protocol]
         if frames <= self.first_unit:
             raise InputError(f'protocol {config.protocol} needs more than {self.first_unit} latent frames per sample.')
-        self.fingerprint = fingerprint(checkpoint.component_folder(config.checkpoint, TEACHER))
-        self.module = module.clone(scan=True, dtype=DTYPES[config.dtype], remat=config.remat)
-        self.adapter = adapter, adapter_params
-        self.teacher = jax.tree.map(lambda a: np.asarray(a, np.float32), stack_blocks(params, module.config.num_layers))
+        self.fingerprint, self.adapter, self.teacher = teacher.fingerprint, teacher.adapter, teacher.params
+        options = {'dtype': DTYPES[config.dtype], 'remat': config.remat, 'attention': config.attention}
+        self.module = teacher.module.clone(scan=True, **options)
         self.negative = Prompt(*(negative[name] for name in ('text', 'text_mask', 'pooled')))  # pyright: ignore[reportArgumentType]
         self.student_tx, self.fake_tx = make_optimizer(config.student), make_optimizer(config.fake)
+        self.rollout = Rollout(frames, config.student_steps, self.schedule)
 
     def frozen(self) -> dict[str, Any]:
         """Return the teacher and what it is guided away from."""
@@ -204,9 +131,8 @@ class DMD:
         )
 
     def variant(self, step: int) -> int:
-        """Return the stage of a step: uniform, and the same on every machine, from a hash of seed and step."""
-        digest = hashlib.blake2b(f'{self.config.seed}/{step}'.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, 'big') % self.schedule.stages
+        """Return the stage of a step."""
+        return flow_matching.stage_of_step(self.config.seed, step, self.schedule.stages)
 
     def train_step(
         self, variant: int, state: DMDState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
@@ -218,17 +144,24 @@ class DMD:
         """
         keys = jax.random.split(key, self.config.updates)
         batch = {name: batch[name] for name in ('latents', 'text', 'text_mask', 'pooled')}
+        own_metrics = {}
+        if self.config.own_history.ever:
+            own_keys = jax.random.split(jax.random.fold_in(key, OWN_HISTORY), self.config.updates)
+            generate = functools.partial(self.own_histories, state.student, state.step)
+            batch |= jax.lax.map(lambda inputs: generate(*inputs), (batch, own_keys))
+            own_metrics['own_history'] = jnp.mean(batch['own'], dtype=jnp.float32)
         fake_batches = {name: array[:-1] for name, array in batch.items()}
         student_batch = {name: array[-1] for name, array in batch.items()}
 
-        def update_fake(carry: tuple[Any, Any], inputs: tuple[Any, PRNGKeyArray]) -> tuple[Any, dict[str, Array]]:
+        def update_fake(carry: tuple[Any, Any], inputs: tuple[Any, PRNGKeyArray]) -> tuple[Any, Any]:
             fake, opt = carry
-            loss, grads = jax.value_and_grad(self.fake_loss)(fake, state.student, variant, *inputs)
+            fake_loss = jax.value_and_grad(self.fake_loss, has_aux=True)
+            (loss, sums), grads = fake_loss(fake, state.student, variant, *inputs)
             changes, opt = self.fake_tx.update(grads, opt, fake)
             metrics = {'fake_mse': loss, 'fake_grad_norm': optax.global_norm(grads)}
-            return (optax.apply_updates(fake, changes), opt), metrics
+            return (optax.apply_updates(fake, changes), opt), (metrics, sums)
 
-        (fake, fake_opt), fake_metrics = jax.lax.scan(
+        (fake, fake_opt), (fake_metrics, fake_sums) = jax.lax.scan(
             update_fake, (state.fake, state.fake_opt), (fake_batches, keys[:-1])
         )
         grads, metrics = jax.grad(self.student_loss, has_aux=True)(
@@ -236,6 +169,7 @@ class DMD:
         )
         changes, student_opt = self.student_tx.update(grads, state.student_opt, state.student)
         metrics |= {'student_grad_norm': optax.global_norm(grads)} | jax.tree.map(jnp.mean, fake_metrics)
+        metrics |= own_metrics | by_unit('fake_mse', jnp.sum(fake_sums, axis=0), variant, self.first_unit)
         state = state.replace(  # pyright: ignore[reportAttributeAccessIssue]
             student=optax.apply_updates(state.student, changes), student_opt=student_opt, fake=fake, fake_opt=fake_opt
         )
@@ -243,14 +177,15 @@ class DMD:
 
     def fake_loss(
         self, fake: Any, student: Any, stage: int, batch: Mapping[str, Array], key: PRNGKeyArray
-    ) -> Float[Array, '']:
-        """Return the flow matching loss of the fake model on the student's detached prediction."""
+    ) -> tuple[Float[Array, ''], Float[Array, '2 T']]:
+        """Return the flow matching loss of the fake model on the student's detached prediction, and its unit sums."""
         example_key, tau_key, noise_key = jax.random.split(key, 3)
         example, z_theta = self.predict(student, stage, batch, example_key)
         tau = jax.random.uniform(tau_key, example.unit.shape)
         probe = self.probe(z_theta, stage, tau, noise_key)
         flow = example.ask(self._denoiser(fake), stage, probe.x, probe.timestep)
-        return jnp.mean(losses.squared_error(flow, probe.flow))
+        errors = losses.squared_error(flow, probe.flow)
+        return jnp.mean(errors), flow_matching.unit_sums(errors, example.unit, self.frames)
 
     def student_loss(
         self, student: Any, fake: Any, frozen: Any, stage: int, batch: Mapping[str, Array], key: PRNGKeyArray
@@ -266,8 +201,8 @@ class DMD:
         fake_flow = jax.lax.stop_gradient(example.ask(self._denoiser(fake), stage, probe.x, probe.timestep))
         weight = losses.probe_weight(teacher_flow, probe.flow)
         cauchy = losses.cauchy(z_theta, example.clean)
-        loss = losses.distribution_matching(z_theta, teacher_flow, fake_flow, weight)
-        loss += self.config.cauchy_weight * jnp.mean(cauchy)
+        matching = losses.distribution_matching(z_theta, teacher_flow, fake_flow, weight)
+        loss = self.config.distribution_weight * matching + self.config.cauchy_weight * jnp.mean(cauchy)
 
         values = {
             'endpoint_mse': losses.squared_error(z_theta, example.clean),
@@ -276,7 +211,7 @@ class DMD:
             'direction_square': losses.squared_error(teacher_flow, fake_flow),
             'weight': weight,
         }
-        return loss, self._metrics(values, example.unit, stage)
+        return loss, student_metrics(values, example.unit, stage, self.frames, self.first_unit)
 
     def predict(self, student: Any, stage: int, batch: Mapping[str, Array], key: PRNGKeyArray) -> tuple[Example, Unit]:
         """Draw a unit and a level per example, and return the example with the student's clean prediction z_theta."""
@@ -286,21 +221,64 @@ class DMD:
         level = jax.random.choice(level_key, starts, example.unit.shape)
         start, end = stage_pair(example.clean, _normal_like(noise_key, example.clean), stage, self.schedule)
         x = losses.interpolate(start, end, level)
+        if 'own' in batch and self.config.own_history.arrive:
+            own_x = self._own_input(student, stage, batch, example, level, jax.random.fold_in(key, OWN_INPUT))
+            x = jnp.where(losses.per_sample(batch['own'], x) > 0, own_x, x)
         flow = example.ask(self._denoiser(student), stage, x, self.schedule.timestep(stage, level))
         return example, losses.clean_prediction(x, flow, level, stage, self.schedule, self.config.clean_prediction)
 
     def example(self, stage: int, batch: Mapping[str, Array], key: PRNGKeyArray) -> Example:
-        """Draw a unit per sample, and lay out its history: clean frames of the teacher's sample."""
+        """Draw a unit per sample, and lay out its history: clean frames of the teacher's sample, or the student's."""
         latents = batch['latents'].astype(jnp.float32)
         rows = jnp.arange(latents.shape[0])
         unit = jax.random.randint(key, rows.shape, self.first_unit, self.frames)
         pyramid = levels(latents, self.schedule.stages)
+        past = levels(batch['history'], self.schedule.stages) if 'history' in batch else pyramid
         return Example(
             unit=unit,
-            history=envelope_history(pyramid, unit, stage, self.frames - 1),
+            history=envelope_history(past, unit, stage, self.frames - 1),
             clean=pyramid[stage][rows, unit][:, None],
-            prompt=Prompt(batch['text'], batch['text_mask'], batch['pooled']),
+            prompt=prompt_of(batch),
         )
+
+    def own_histories(
+        self, student: Any, step: Int[Array, ''], batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> dict[str, Array]:
+        """Draw which examples stand behind the student's own frames; return that and all histories.
+
+        Returns:
+          own [B]; history [B, T, H, W, C]. Where no example is drawn, nothing is generated.
+        """
+        own_key, noise_key = jax.random.split(key)
+        latents = batch['latents'].astype(jnp.float32)
+        own = jax.random.bernoulli(own_key, self.config.own_history.share(step), latents.shape[:1])
+        noise = drawn_noise(noise_key, len(latents), self.schedule)
+        denoise = self._denoiser(student)
+        generate = lambda: self.rollout.videos(denoise, prompt_of(batch), latents, self.first_unit, noise)
+        generated = jax.lax.cond(jnp.any(own), generate, lambda: latents)
+        return {'own': own, 'history': jnp.where(losses.per_sample(own, latents) > 0, generated, latents)}
+
+    def _own_input(
+        self,
+        student: Any,
+        stage: int,
+        batch: Mapping[str, Array],
+        example: Example,
+        level: Float[Array, ' B'],
+        key: PRNGKeyArray,
+    ) -> Unit:
+        """Return x at each example's level as the student's own earlier steps of the unit leave it; no gradient."""
+        noise = drawn_noise(key, len(level), self.schedule)
+        denoise = self._denoiser(jax.lax.stop_gradient(student))
+        starts = jnp.asarray(self.schedule.steps(stage, self.config.student_steps).levels[:-1], jnp.float32)
+        index = jnp.argmin(jnp.abs(starts - level[:, None]), axis=1)
+
+        def generate() -> Unit:
+            history = batch['history']
+            inputs = self.rollout.inputs(denoise, example.prompt, history, example.unit, stage, noise)
+            return jnp.stack(inputs)[index, jnp.arange(len(level))]
+
+        return jax.lax.cond(jnp.any(batch['own']), generate, lambda: jnp.zeros_like(example.clean))
 
     def probe(self, z_theta: Unit, stage: int, tau: Float[Array, ' B'], key: PRNGKeyArray) -> Probe:
         """Re-noise a detached prediction as a new pair of the stage, and return its point at level tau."""
@@ -312,22 +290,13 @@ class DMD:
         """Return a copy as a function."""
         return jax_denoiser(self.module.apply, params)  # pyright: ignore[reportArgumentType]
 
-    def _metrics(self, values: dict[str, Float[Array, ' B']], unit: Int[Array, ' B'], stage: int) -> dict[str, Array]:
-        """Return batch means, and the regression's per unit and stage (NaN where no example has the unit)."""
-        metrics = {name: jnp.mean(value) for name, value in values.items()}
-        metrics['direction_rms'] = jnp.sqrt(metrics.pop('direction_square'))
-        for index in range(self.first_unit, self.frames):
-            here = unit == index
-            mean = jnp.sum(jnp.where(here, values['endpoint_mse'], 0)) / jnp.sum(here)
-            metrics[f'endpoint_mse/stage{stage}/unit{index}'] = mean
-        return metrics
-
     def finish(self, state: DMDState, folder: pathlib.Path) -> None:
         """Write the student and the adapter it was trained with in the released layout, and `student.json`."""
         student, step = to_host((state.student, state.step))
         if jax.process_index() != 0:
             return
         checkpoint.save(folder / STUDENT, self.module, student)
+        assert self.adapter is not None  # only a program without weights has none
         checkpoint.save(folder / STUDENT_ADAPTER, *self.adapter)
         record = self.metadata() | {'iterations': int(step), 'checkpoint': str(self.config.checkpoint)}
         with atomic_file(folder / 'student.json') as path:
@@ -336,7 +305,7 @@ class DMD:
     def metadata(self) -> dict[str, Any]:
         """Return what makes two runs the same distillation: teacher, protocol and objective, but not learning rates."""
         config = dataclasses.asdict(self.config)
-        for name in ('checkpoint', 'dtype', 'remat', 'student', 'fake'):
+        for name in ('checkpoint', 'dtype', 'remat', 'attention', 'student', 'fake'):
             del config[name]
         return config | {
             'student_taus': list(self.config.student_taus),
@@ -370,22 +339,49 @@ def read_settings(settings: ConfigDict) -> tuple[DMDConfig, loop.LoopConfig, str
     Raises:
       InputError: a setting is unknown, missing or out of range.
     """
-    values = settings.to_dict()
     for name in ('checkpoint', 'data', 'workdir'):
-        if not values[name]:
+        if not settings[name]:
             raise InputError(f'config.{name} is empty; pass --config.{name}=FOLDER.')
+    return *_configs(settings), str(settings['data'])
+
+
+def _configs(settings: ConfigDict) -> tuple[DMDConfig, loop.LoopConfig]:
+    """Return the objective and the run, whatever folders are given."""
+    values = settings.to_dict()
     seeded = {'seed': values['seed']}
     config = freeze(DMDConfig, values['dmd'] | seeded | {'checkpoint': values['checkpoint']}, 'config.dmd')
     run = values['loop'] | seeded | {'workdir': values['workdir'], 'updates': config.updates}
-    return config, freeze(loop.LoopConfig, run, 'config.loop'), values['data']
+    return config, freeze(loop.LoopConfig, run, 'config.loop')
+
+
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for a plan or for sizing, see train/aot_program.py; `settings.shapes` stands for the data.
+
+    Raises:
+      InputError: a setting is unknown or out of range.
+    """
+    config, run = _configs(settings)
+    teacher, shapes = abstract_teacher(config.checkpoint), settings.to_dict()['shapes']
+    sizes, stored = teacher.module.config, DTYPES['bfloat16']
+    sample = {
+        'latents': np.zeros((shapes['frames'], shapes['height'], shapes['width'], sizes.in_channels), stored),
+        'text': np.zeros((shapes['text_tokens'], sizes.width), stored),
+        'text_mask': np.zeros(shapes['text_tokens'], np.int32),
+        'pooled': np.zeros(sizes.pooled_projection_dim, stored),
+    }
+    abstract = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in sample.items()}
+    return AbstractProgram(DMD(config, abstract, shapes['frames'], teacher), Repeated(sample, 2**20), run)
 
 
 def main(settings: ConfigDict, dry_run: bool = False) -> None:
-    """Distil as the settings say, or print the plan of it.
+    """Distil as the settings say, or print the plan of it; a plan needs no data.
 
     Raises:
       InputError: a setting is wrong or does not fit the data.
     """
+    if dry_run and not settings['data']:
+        print(loop.plan(*abstract_program(settings)))
+        return
     config, run, data = read_settings(settings)
     start_processes(run.distributed)
     source = SampleSource(data)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -16,9 +17,10 @@ import tensorboardX
 from tqdm import tqdm
 
 from neodragon_jax.atomic import atomic_file
+from train.program import EVALUATION
 
 JSON_LINES = 'metrics.jsonl'
-# Most screens show this many numbers on one line; the files have them all.
+# Most screens show this many numbers on one line; the files have them all. Evaluations get a line of their own.
 CONSOLE_METRICS = 8
 # Steps that the host may be ahead of the devices: enough to keep them busy, few enough to bound memory.
 STEPS_AHEAD = 2
@@ -68,8 +70,10 @@ class MetricsLog:
         self._file.flush()
         for name, value in plain.items():
             self._board.add_scalar(name, value, step)
-        shown = list(plain.items())[:CONSOLE_METRICS]
-        self.say('  '.join([f'step {step}', *(f'{name} {value:.4g}' for name, value in shown)]))
+        for evaluated in (False, True):
+            shown = [item for item in plain.items() if item[0].startswith(EVALUATION) == evaluated][:CONSOLE_METRICS]
+            if shown:
+                self.say('  '.join([f'step {step}', *(f'{name} {value:.4g}' for name, value in shown)]))
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -99,6 +103,13 @@ class Window:
         self._rows.append(metrics)
         if len(self._rows) > STEPS_AHEAD:
             jax.block_until_ready(self._rows[-1 - STEPS_AHEAD])
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside, such as an evaluation, out of the speed."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
 
     def read(self) -> dict[str, float]:
         """Return means over the window, its counters and its speed; begin a new window."""

@@ -1,19 +1,37 @@
-"""The optimizer of denoisers: clipped AdamW that leaves fixed tables alone."""
+"""What turns gradients into parameters: clipped AdamW that leaves fixed tables alone, its rate, and an average.
+
+rate(n)    = learning_rate * n / warmup_steps                     while n < warmup_steps
+           = learning_rate * decay(n)                             then, down to final_fraction at decay_steps
+average(n) = average(n-1) + (1 - d) (params(n) - average(n-1)),   d = min(decay, (1 + n) / (10 + n)), n from 0
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
+from typing import Any
 
+import flax.struct
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
+
+from neodragon_jax.errors import InputError
+
+SCHEDULES = ('constant', 'cosine', 'linear')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW at a constant rate after a linear warm-up; Pyramid-Flow's recipe (arXiv 2410.05954) but for the rate.
+    """AdamW at a rate that warms up, and stays or falls; Pyramid-Flow's recipe (arXiv 2410.05954) but for the rate.
 
     Attributes:
-      warmup_steps: updates until the rate is reached.
+      warmup_steps: updates until the rate is reached, in a straight line from 0.
       clip_norm: limit of the gradient's global norm.
+      schedule: the rate after the warm-up: 'constant', or falling on a 'cosine' or a 'linear' line.
+      decay_steps: the update at which a falling rate ends, warm-up included; it stays there.
+      final_fraction: of the learning rate, at which a falling rate ends.
     """
 
     learning_rate: float = 1e-6
@@ -22,19 +40,96 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
+    schedule: str = 'constant'
+    decay_steps: int = 0
+    final_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise InputError(f'schedule is {self.schedule!r}; use one of {", ".join(SCHEDULES)}.')
+        if self.warmup_steps < 0:
+            raise InputError(f'warmup_steps is {self.warmup_steps}; it must be at least 0.')
+        if not 0 <= self.final_fraction <= 1:
+            raise InputError(f'final_fraction is {self.final_fraction}; it must be in 0..1.')
+        falls = self.schedule != 'constant'
+        if falls and self.decay_steps <= self.warmup_steps:
+            raise InputError(
+                f'decay_steps is {self.decay_steps}, but schedule is {self.schedule!r} and warmup_steps is '
+                f'{self.warmup_steps}; set the update at which the rate ends, after the warm-up.'
+            )
+        if not falls and self.decay_steps:
+            raise InputError(
+                f'decay_steps is {self.decay_steps}, but schedule is constant; use cosine or linear, or 0.'
+            )
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Return clipped AdamW for a denoiser's parameters; its fixed positional table gets neither updates nor moments."""
-    if config.warmup_steps:
-        rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+def learning_rate(config: OptimizerConfig) -> optax.Schedule:
+    """Return the rate as a function of the number of updates made before."""
+    rate, warmup = config.learning_rate, config.warmup_steps
+    span = config.decay_steps - warmup
+    if config.schedule == 'cosine':
+        after = optax.cosine_decay_schedule(rate, span, alpha=config.final_fraction)
+    elif config.schedule == 'linear':
+        after = optax.linear_schedule(rate, rate * config.final_fraction, span)
+    elif warmup:
+        # It ends at its last value.
+        return optax.linear_schedule(0.0, rate, warmup)
     else:
-        rate = optax.constant_schedule(config.learning_rate)
+        return optax.constant_schedule(rate)
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
+
+
+def make_optimizer(
+    config: OptimizerConfig, fixed: Collection[str] = ('positions',)
+) -> optax.GradientTransformationExtraArgs:
+    """Return clipped AdamW for a tree of parameters; its `fixed` top-level entries get neither updates nor moments.
+
+    The default is a denoiser's: its positional table is a constant.
+    """
     trained = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(rate, *config.betas, eps=config.epsilon, weight_decay=config.weight_decay),
+        optax.adamw(learning_rate(config), *config.betas, eps=config.epsilon, weight_decay=config.weight_decay),
     )
     return optax.partition(
         {'trained': trained, 'fixed': optax.set_to_zero()},
-        lambda params: {name: 'fixed' if name == 'positions' else 'trained' for name in params},
+        lambda params: {name: 'fixed' if name in fixed else 'trained' for name in params},
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaConfig:
+    """An exponential moving average of parameters.
+
+    Attributes:
+      decay: what an update keeps of the average.
+      warmup: let the first updates keep less, (1 + n) / (10 + n), so that the initial parameters are soon forgotten.
+    """
+
+    decay: float = 0.999
+    warmup: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise InputError(f'decay is {self.decay}; it must be in 0..1, 1 excluded.')
+
+
+@flax.struct.dataclass
+class Ema:
+    """An average as part of a program's state; it is sharded as the parameters are, and saved with them."""
+
+    params: Any
+    updates: Int[Array, '']
+
+
+def init_ema(params: Any) -> Ema:
+    """Return an average that begins at some parameters, as a copy: a state's buffers are donated, each once."""
+    return Ema(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
+
+
+def update_ema(ema: Ema, params: Any, config: EmaConfig) -> Ema:
+    """Return the average after an update of the parameters. What does not change stays as it is, bit for bit."""
+    decay: Any = config.decay
+    if config.warmup:
+        decay = jnp.minimum(decay, (1 + ema.updates) / (10 + ema.updates))
+    moved = optax.tree.add_scale(ema.params, 1 - decay, optax.tree.sub(params, ema.params))
+    return Ema(jax.tree.map(lambda new, old: new.astype(old.dtype), moved, ema.params), ema.updates + 1)

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from neodragon_jax.config import MMDiTConfig
 from neodragon_jax.layout import FORBIDDEN, layout_of, patchify, unpatchify
+from neodragon_jax.models.attention import Rotary
 from neodragon_jax.models.mmdit import BlockModulation, Condition, FinalModulation, Modulation, PyramidMMDiT
 from neodragon_jax.pyramid import envelope_frame_ids, envelope_history, levels
 
@@ -75,7 +76,6 @@ def merge(conditions: Sequence[Condition], texts: list[int], pasts: list[int], c
       texts, pasts, currents: tokens of the text, the history and the current unit of each part.
     """
     order = _token_order(texts, pasts, currents)
-    ordered = lambda arrays: jnp.concatenate(arrays, axis=1)[:, order]
     bias = _block_diagonal([condition.bias for condition in conditions])[:, :, order][:, :, :, order]
     current, words = _spread(currents), _spread(texts)
     image = lambda *vectors: jnp.concatenate([_spread(pasts)(*vectors), current(*vectors)], axis=-2)
@@ -99,8 +99,10 @@ def merge(conditions: Sequence[Condition], texts: list[int], pasts: list[int], c
     scanned = isinstance(blocks[0], BlockModulation)
     return Condition(
         positions=_histories_first([condition.positions[None] for condition in conditions], pasts)[0],
-        cos=ordered([condition.cos for condition in conditions]),
-        sin=ordered([condition.sin for condition in conditions]),
+        rotary=Rotary(
+            _histories_first([condition.rotary.cos for condition in conditions], pasts),
+            _histories_first([condition.rotary.sin for condition in conditions], pasts),
+        ),
         bias=bias,
         blocks=block(*blocks) if scanned else [block(*parts) for parts in zip(*blocks, strict=True)],
         last_block=last_block(*(condition.last_block for condition in conditions)),

@@ -8,25 +8,37 @@ its rows, so that each pair needs one reduction.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from neodragon_jax.errors import InputError
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 AXES, BATCH_AXES = (DATA, FSDP, TENSOR), (DATA, FSDP)
 
+# Seconds that one process may take longer than another to load and compile.
+LONGEST_WAIT_S = 3600
+# All processes come to the same places in the same order, and each place needs a name of its own.
+_PLACES = itertools.count()
+
+# What tells a process of its run where no cluster does.
+PROCESS_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+
 # The last axes of a parameter by the end of its path. Axes to the left (blocks stacked by a scan) are never split:
-# every device needs its part of each block. The paths are those of PyramidMMDiT, scanned or not, and of any tree that
-# contains them, such as optimizer states.
+# every device needs its part of each block. The paths are those of PyramidMMDiT, scanned or not, then of what else
+# programs train or hold, and of any tree that contains them, such as optimizer states.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'(image|text)_(query|key|value)/kernel', (FSDP, TENSOR)),
     (r'(image|text)_(query|key|value)/bias', (TENSOR,)),
@@ -47,6 +59,29 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # ContextAdapter: every layer reads the whole output of the one before, and its input besides.
     (r'layer_\d+/kernel', (FSDP, None)),
     (r'layer_\d+/bias', ()),
+    # T5, as the text teacher (T5-XXL) and as DT5: heads and hidden units over `tensor`, like the denoiser's.
+    (r'attention/(query|key|value)/kernel', (FSDP, TENSOR)),
+    (r'attention/out/kernel', (TENSOR, FSDP)),
+    (r'mlp_(gate|value)/kernel', (FSDP, TENSOR)),
+    (r'mlp_out/kernel', (TENSOR, FSDP)),
+    (r'projection_in/kernel', (FSDP, TENSOR)),
+    (r'projection_out/kernel', (TENSOR, FSDP)),
+    (r'token_embedding/embedding', (None, FSDP)),
+    # The text teacher's linear embedding, and low-rank additions to T5.
+    (r'(context_embedder|embedder)/kernel', (FSDP, None)),
+    (r'lora_down', (FSDP, None)),
+    (r'lora_up', (None, FSDP)),
+    # The multi-step denoiser's own projection of text states.
+    (r'context_embedder/kernel', (FSDP, None)),
+    # Text encoders and video codecs: little beside the denoisers, whose work the tensor axis divides.
+    (r'attention/(query|key|value|out)/kernel', (FSDP, None)),
+    (r'mlp_(in|gate|value|out)/kernel', (FSDP, None)),
+    (r'projection(_in|_out)?/kernel', (FSDP, None)),
+    (r'token_embedding/embedding', (None, FSDP)),
+    (r'(\w+_)?(resnet|memory)_\d+/conv_\d+/kernel', (FSDP, None)),
+    (r'(halve|double)_(space|time)/kernel', (FSDP, None)),
+    (r'(conv_out|level_\d+_out)/kernel', (FSDP, None)),
+    (r'lpips/conv_\d+/kernel', (FSDP, None)),
 )
 _COMPILED_RULES = tuple((re.compile(f'(^|/){pattern}$'), axes) for pattern, axes in RULES)
 
@@ -66,35 +101,74 @@ class MeshConfig:
 def start_processes(distributed: bool = False) -> None:
     """Join the other processes of this run, if there are any. Call it before anything touches a device.
 
+    Processes find each other by what is there first: JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID in the environment, as `train.launch` sets them; a TPU slice of several hosts under GKE, by its
+    TPU_WORKER_HOSTNAMES; what JAX recognises where `distributed` is set.
+
     Args:
-      distributed: this is one of several processes on a TPU pod, under Slurm or under Open MPI, which JAX recognises.
-        Elsewhere set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID instead.
+      distributed: this is one of several processes on a TPU pod, under Slurm or under Open MPI.
     Raises:
       InputError: the processes cannot find each other with what is given.
     """
     if jax.distributed.is_initialized():
         return
-    if 'JAX_COORDINATOR_ADDRESS' in os.environ:
-        try:
-            count, index = int(os.environ['JAX_NUM_PROCESSES']), int(os.environ['JAX_PROCESS_ID'])
-        except (KeyError, ValueError) as error:
-            raise InputError(
-                f'JAX_COORDINATOR_ADDRESS is set without valid process numbers ({error}): set JAX_NUM_PROCESSES and '
-                'JAX_PROCESS_ID as well, or unset it.'
-            ) from None
-        jax.distributed.initialize(num_processes=count, process_id=index)
-    elif distributed:
-        try:
-            jax.distributed.initialize()
-        except ValueError as error:
-            raise InputError(
-                f'distributed is set, but JAX recognises no cluster here ({error}): set JAX_COORDINATOR_ADDRESS, '
-                'JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset it.'
-            ) from None
+    given = [name for name in PROCESS_VARIABLES if name in os.environ]
+    if given:
+        _join(*_process_numbers(given))
+    elif distributed or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
+        _join(None, None)
     elif jax.process_count() > 1:
         raise InputError(
             f'this is one of {jax.process_count()} processes: set distributed, so that they start together.'
         )
+
+
+def _process_numbers(given: Sequence[str]) -> tuple[int, int]:
+    """Return (processes, index of this one) from the environment, where some of the variables are."""
+    try:
+        count, index = int(os.environ['JAX_NUM_PROCESSES']), int(os.environ['JAX_PROCESS_ID'])
+        if not (os.environ['JAX_COORDINATOR_ADDRESS'] and 0 <= index < count):
+            raise ValueError(f'process {index} of {count}')
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f'{" and ".join(given)} set without valid process numbers ({error}): set all of '
+            f'{", ".join(PROCESS_VARIABLES)}, or none.'
+        ) from None
+    return count, index
+
+
+def _join(count: int | None, index: int | None) -> None:
+    """Start JAX's coordination; None lets it recognise the cluster."""
+    try:
+        jax.distributed.initialize(num_processes=count, process_id=index)
+    except ValueError as error:
+        raise InputError(
+            f'distributed is set, but JAX recognises no cluster here ({error}): set {", ".join(PROCESS_VARIABLES)}, '
+            'or unset it.'
+        ) from None
+
+
+def wait_for_processes() -> None:
+    """Return when all processes of the run are here, as before the first collective operation after a compilation.
+
+    The operations of CPU devices find their partners within 30 seconds or fail; compiling may differ by more.
+    """
+    if jax.process_count() > 1:
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes(f'place {next(_PLACES)}', processes=everyone, timeout=LONGEST_WAIT_S)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process after an error that the other processes of the run do not share.
+
+    An ordinary exit would first wait minutes for them, while they wait for this one. A launcher or a cluster sees the
+    status at once, and ends them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        os._exit(status)
+    sys.exit(status)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -207,6 +281,16 @@ def to_host(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def of_first_process(value: Any) -> Any:
+    """Return JSON as process 0 has it, on every process; all must call it."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8) if jax.process_index() == 0 else np.zeros(0, np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    received = multihost_utils.broadcast_one_to_all(text if text.size == size else np.zeros(size, np.uint8))
+    return json.loads(np.asarray(received, np.uint8).tobytes())
 
 
 def count_parameters(tree: Any) -> int:

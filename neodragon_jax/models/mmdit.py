@@ -1,7 +1,7 @@
 """PyramidMMDiT: the joint-attention denoiser of Neodragon (SD3-style blocks, blockwise causal over frames).
 
 Two entrances share one definition. `condition` computes what depends on the prompt, the timestep and the place in
-the video only: positions, rotary tables, attention bias, modulation. `denoise` is the rest, the part that a phone
+the video only: positions, rotary embedding, attention mask, modulation. `denoise` is the rest, the part that a phone
 runs. Training and sampling call both inside one compiled function; the phone gets `condition`'s result as inputs.
 
 Legend: B batch, T latent frames, H W latent grid, C channels, F frames, L text tokens, I image tokens, S = L + I,
@@ -11,6 +11,7 @@ Source: arXiv 2511.06055, section 3; arXiv 2403.03206 (SD3) for the block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,29 +24,27 @@ from jaxtyping import Array, Float, Int
 
 from neodragon_jax.config import MMDiTConfig
 from neodragon_jax.errors import InputError
-from neodragon_jax.layout import (
-    Layout,
-    attention_bias,
-    attention_mask,
-    layout_of,
-    patchify,
-    position_ids,
-    unpatchify,
-)
-from neodragon_jax.models.layers import (
-    attention,
-    layer_norm,
-    rotary_table,
-    rotate,
-    sincos_table,
-    timestep_sinusoid,
+from neodragon_jax.layout import Layout, layout_of, patchify, position_ids, unpatchify
+from neodragon_jax.models.attention import Queries, make_rotary, rotate, strategy
+from neodragon_jax.models.layers import sincos_table, timestep_sinusoid
+from neodragon_jax.models.modulation import (
+    TWO_PARTS,
+    BlockModulation,
+    BlockModulator,
+    ConditioningMLP,
+    FinalModulation,
+    Modulation,
+    ModulationLinear,
+    modulate,
 )
 
 TIMESTEP_WIDTH = 256
 QK_NORM_EPSILON = 1e-5
+# Name of the two token streams among the intermediates, for those who make these mutable: before the first block at the
+# top, and after every block in its own scope.
+STREAMS = 'streams'
 
 _XAVIER = nn.initializers.xavier_uniform()
-_SMALL = nn.initializers.normal(0.02)
 _ZEROS = nn.initializers.zeros_init()
 
 # What rematerialisation keeps from the forward pass of a block.
@@ -55,38 +54,13 @@ REMAT_POLICIES = {
 }
 
 
-class Modulation(NamedTuple):
-    """AdaLN vectors of one token stream of one block, each [B, 1, D]; a gain is 1 + the released scale."""
-
-    shift_attention: Array
-    gain_attention: Array
-    gate_attention: Array
-    shift_mlp: Array
-    gain_mlp: Array
-    gate_mlp: Array
-
-
-class FinalModulation(NamedTuple):
-    """AdaLN vectors of a norm that nothing follows, each [B, 1, D]."""
-
-    gain: Array
-    shift: Array
-
-
-class BlockModulation(NamedTuple):
-    """AdaLN vectors of one block; the last block's text stream only feeds attention."""
-
-    image: Modulation
-    text: Modulation | FinalModulation
-
-
 class Condition(NamedTuple):
     """All inputs of `denoise` that do not depend on the latents.
 
     Attributes:
       positions: [I, D], rows of the positional table.
-      cos, sin: [B, S, 1, K/2], rotary tables.
-      bias: [B, 1, S, S], added to the attention scores.
+      rotary: rotary embedding of the image tokens, in the form that the module asks for.
+      bias: added to the attention scores, as the module's attention strategy takes it; 'masked': [B, 1, S, S].
       blocks: modulation of all blocks but the last: one BlockModulation of arrays [blocks, B, 1, D] if the blocks
         are scanned, else a sequence of them.
       last_block: modulation of the last block.
@@ -94,61 +68,11 @@ class Condition(NamedTuple):
     """
 
     positions: Array
-    cos: Array
-    sin: Array
-    bias: Array
+    rotary: Any
+    bias: Any
     blocks: Any
     last_block: BlockModulation
     head: FinalModulation
-
-
-class ConditioningMLP(nn.Module):
-    """Linear, SiLU, linear: embeds the timestep or the pooled prompt, [B, *] -> [B, D], in float32."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, 'B p']) -> Float[Array, 'B D']:
-        x = nn.Dense(self.width, dtype=jnp.float32, kernel_init=_SMALL, name='linear_1')(x)
-        return nn.Dense(self.width, dtype=jnp.float32, kernel_init=_SMALL, name='linear_2')(nn.silu(x))
-
-
-class ModulationLinear(nn.Module):
-    """Linear from the activated conditioning to `parts` vectors of the same width, in float32."""
-
-    parts: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, 'B D']) -> list[Float[Array, 'B 1 D']]:
-        features = (self.parts, x.shape[-1])
-        dense = nn.DenseGeneral(features, dtype=jnp.float32, kernel_init=_ZEROS, name='linear')
-        return list(jnp.split(dense(x), self.parts, axis=1))
-
-
-class BlockModulator(nn.Module):
-    """All AdaLN vectors of one block from the conditioning, [B, D] -> BlockModulation.
-
-    These linears hold a third of the model's parameters and run once per timestep, not once per token, so they are
-    apart from the block: a phone computes them outside the denoiser graph.
-    """
-
-    last: bool = False
-
-    @nn.compact
-    def __call__(self, embedding: Float[Array, 'B D']) -> BlockModulation:
-        active = nn.silu(embedding)
-        image = _modulation(ModulationLinear(6, name='image')(active))
-        if not self.last:
-            return BlockModulation(image, _modulation(ModulationLinear(6, name='text')(active)))
-        # Released order of the two: scale, then shift; everywhere else shift comes first.
-        scale, shift = ModulationLinear(2, name='text')(active)
-        return BlockModulation(image, FinalModulation(1 + scale, shift))
-
-
-def _modulation(parts: Sequence[Array]) -> Modulation:
-    """Turn the six released vectors (shift, scale, gate for attention, then for the MLP) into a Modulation."""
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-    return Modulation(shift, 1 + scale, gate, mlp_shift, 1 + mlp_scale, mlp_gate)
 
 
 class FeedForward(nn.Module):
@@ -165,7 +89,7 @@ class FeedForward(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """Transformer block over two token streams that attend jointly, text first.
+    """Transformer block over two token streams that attend jointly.
 
     Tokens come as [B, L, D], or as [L, D] for a batch of one: matrix products of rank 2 are what quantises per
     channel on a phone. The last block ends the text stream, and computes only the `keep` image tokens that are read.
@@ -174,68 +98,61 @@ class JointBlock(nn.Module):
     config: MMDiTConfig
     dtype: Any = None
     last: bool = False
+    attention: str = 'masked'
 
     @nn.compact
     def __call__(
         self,
         streams: tuple[Float[Array, '... I D'], Float[Array, '... L D']],
         modulation: BlockModulation,
-        cos: Float[Array, '#B S 1 k'],
-        sin: Float[Array, '#B S 1 k'],
-        bias: Float[Array, '#B 1 S S'],
+        rotary: Any,
+        bias: Any,
         keep: int,
     ) -> tuple[tuple[Array, Array], None]:
         """Return both streams, of the image its last `keep` tokens, and None: a scan over blocks collects nothing."""
         image, text = streams
-        length = text.shape[-2]
+        tokens = image.shape[-2]
         on_image, on_text = modulation
-        normed = _modulate(image, on_image.gain_attention, on_image.shift_attention)
+        normed = modulate(image, on_image.gain_attention, on_image.shift_attention)
         if isinstance(on_text, Modulation):
-            text_normed = _modulate(text, on_text.gain_attention, on_text.shift_attention)
+            text_normed = modulate(text, on_text.gain_attention, on_text.shift_attention)
         else:
-            text_normed = _modulate(text, on_text.gain, on_text.shift)
+            text_normed = modulate(text, on_text.gain, on_text.shift)
 
-        query = self._heads('image_query', normed[..., -keep:, :])
         # The last block's text query is read by nobody, but it has parameters in every released checkpoint.
         text_query = self._heads('text_query', text_normed)
-        key = self._joint('key', text_normed, normed)
-        value = self._joint('value', text_normed, normed)
-        if not self.last:
-            query = jnp.concatenate([text_query, query], axis=1)
-        rows = query.shape[1]
-        query, key = rotate(query, cos[:, -rows:], sin[:, -rows:]), rotate(key, cos, sin)
-        out = attention(query, key, value, bias[:, :, -rows:])
-        out = out.reshape(*image.shape[:-2], rows, image.shape[-1])
-        image = self._residual('image', image[..., -keep:, :], out[..., -keep:, :], on_image)
-        if isinstance(on_text, Modulation):
-            text = self._residual('text', text, out[..., :length, :], on_text)
+        query = rotate(self._heads('image_query', normed[..., -keep:, :]), rotary, tokens)
+        key = rotate(self._heads('image_key', normed), rotary, tokens)
+        attended_text, attended = strategy(self.attention).attend(
+            Queries(None if self.last else text_query, query),
+            jnp.concatenate([self._heads('text_key', text_normed), key], axis=1),
+            jnp.concatenate([self._heads('text_value', text_normed), self._heads('image_value', normed)], axis=1),
+            bias,
+        )
+        image = self._residual('image', image[..., -keep:, :], attended, on_image)
+        if isinstance(on_text, Modulation) and attended_text is not None:
+            text = self._residual('text', text, attended_text, on_text)
+        self.sow('intermediates', STREAMS, (image, text))
         return (image, text), None
 
-    def _heads(self, name: str, x: Array) -> Float[Array, 'B L N K']:
-        """Project to heads; queries and keys get an RMS norm per head."""
+    def _heads(self, name: str, x: Array) -> Float[Array, 'B _ N K']:
+        """Project to heads; queries and keys get an RMS norm per head, queries the factor 1 / sqrt(K) too."""
         config = self.config
         x = nn.Dense(config.width, dtype=self.dtype, kernel_init=_XAVIER, name=name)(x)
         x = x.reshape(-1, x.shape[-2], config.num_attention_heads, config.attention_head_dim)
         if name.endswith('value'):
             return x
-        return nn.RMSNorm(epsilon=QK_NORM_EPSILON, dtype=self.dtype, name=f'{name}_norm')(x)
-
-    def _joint(self, part: str, text: Array, image: Array) -> Float[Array, 'B S N K']:
-        """Return keys or values of both streams, text first."""
-        return jnp.concatenate([self._heads(f'text_{part}', text), self._heads(f'image_{part}', image)], axis=1)
+        x = nn.RMSNorm(epsilon=QK_NORM_EPSILON, dtype=self.dtype, name=f'{name}_norm')(x)
+        return x * (1 / math.sqrt(config.attention_head_dim)) if name.endswith('query') else x
 
     def _residual(self, stream: str, x: Array, attended: Array, modulation: Modulation) -> Array:
         """Add the gated attention output, then the gated MLP."""
         width = self.config.width
+        attended = attended.reshape(*x.shape[:-1], width)
         attended = nn.Dense(width, dtype=self.dtype, kernel_init=_XAVIER, name=f'{stream}_out')(attended)
         x = x + modulation.gate_attention.astype(x.dtype) * attended
-        normed = _modulate(x, modulation.gain_mlp, modulation.shift_mlp)
+        normed = modulate(x, modulation.gain_mlp, modulation.shift_mlp)
         return x + modulation.gate_mlp.astype(x.dtype) * FeedForward(width, self.dtype, name=f'{stream}_mlp')(normed)
-
-
-def _modulate(x: Array, gain: Array, shift: Array) -> Array:
-    """Layer norm without learned parameters, then gain and shift."""
-    return layer_norm(x) * gain.astype(x.dtype) + shift.astype(x.dtype)
 
 
 class PyramidMMDiT(nn.Module):
@@ -247,12 +164,17 @@ class PyramidMMDiT(nn.Module):
       scan: run all blocks but the last as one scan over stacked parameters (fast to compile, for training and
         sampling) instead of one after the other (for export). `stack_blocks` and `unstack_blocks` convert parameters.
       remat: 'none', 'full' or 'dots': what a block recomputes in the backward pass.
+      attention: how the mask is applied, see models/attention.py; all but 'masked' take frames in the order of their
+        ids, as `pyramid.envelope` has them.
+      rotary: form of the rotary embedding, see `attention.make_rotary`.
     """
 
     config: MMDiTConfig
     dtype: Any = None
     scan: bool = False
     remat: str = 'none'
+    attention: str = 'masked'
+    rotary: str = 'halves'
 
     def setup(self) -> None:
         config, repeated = self.config, self.config.num_layers - 1
@@ -264,18 +186,21 @@ class PyramidMMDiT(nn.Module):
         self.modulators: Any
         self.blocks: Any
         if self.scan and repeated:
-            stacked: dict[str, Any] = {'variable_axes': {'params': 0}, 'split_rngs': {'params': True}}
+            stacked: dict[str, Any] = {
+                'variable_axes': {'params': 0, 'intermediates': 0},
+                'split_rngs': {'params': True},
+            }
             shared_by_all: Any = None
-            per_block: Any = (0, *(nn.broadcast,) * 4)  # modulation; cos, sin, bias and keep are the same for all
+            per_block: Any = (0, *(nn.broadcast,) * 3)  # modulation; rotary, bias and keep are the same for all
             modulators = nn.vmap(BlockModulator, in_axes=shared_by_all, out_axes=0, axis_size=repeated, **stacked)
             blocks = nn.scan(block, in_axes=per_block, length=repeated, **stacked)
-            self.modulators, self.blocks = modulators(), blocks(config, self.dtype)
+            self.modulators, self.blocks = modulators(), blocks(config, self.dtype, attention=self.attention)
         else:
             self.modulators = [BlockModulator() for _ in range(repeated)]
-            self.blocks = [block(config, self.dtype) for _ in range(repeated)]
+            self.blocks = [block(config, self.dtype, attention=self.attention) for _ in range(repeated)]
         self.last_modulator = BlockModulator(last=True)
-        self.last_block = block(config, self.dtype, last=True)
-        self.head_modulator = ModulationLinear(2)
+        self.last_block = block(config, self.dtype, last=True, attention=self.attention)
+        self.head_modulator = ModulationLinear(TWO_PARTS)
         self.head = nn.Dense(config.patch_dim, dtype=self.dtype, kernel_init=_ZEROS)
 
     def _block_class(self) -> Any:
@@ -283,9 +208,9 @@ class PyramidMMDiT(nn.Module):
             return JointBlock
         if self.remat not in REMAT_POLICIES:
             raise InputError(f'remat is {self.remat!r}; use one of none, {", ".join(REMAT_POLICIES)}.')
-        # Argument 6 is `keep` (self is 0). A scan already keeps XLA from undoing the recomputation.
+        # Argument 5 is `keep` (self is 0). A scan already keeps XLA from undoing the recomputation.
         policy = REMAT_POLICIES[self.remat]
-        return nn.remat(JointBlock, policy=policy, prevent_cse=not self.scan, static_argnums=(6,))
+        return nn.remat(JointBlock, policy=policy, prevent_cse=not self.scan, static_argnums=(5,))
 
     def __call__(
         self,
@@ -329,22 +254,29 @@ class PyramidMMDiT(nn.Module):
         """Compute everything in a call that does not depend on the latents or the text states."""
         config = self.config
         ids = position_ids(layout, frame_ids)
-        cos, sin = (
-            jnp.asarray(table)[jnp.clip(ids, 0)][:, :, None]
-            for table in rotary_table(config.max_num_frames, config.attention_head_dim)
-        )
-        embedding = self.time_embed(timestep_sinusoid(timestep, TIMESTEP_WIDTH)) + self.pooled_embed(pooled)
-        blocks = self.modulators(embedding) if self.scan else [modulator(embedding) for modulator in self.modulators]
-        scale, shift = self.head_modulator(nn.silu(embedding))
+        blocks, last_block, head = self.modulate(timestep_sinusoid(timestep, TIMESTEP_WIDTH), pooled)
         return Condition(
-            positions=self._position_rows(layout),
-            cos=cos,
-            sin=sin,
-            bias=attention_bias(attention_mask(ids, text_mask)),
+            positions=self.position_rows(layout),
+            rotary=make_rotary(self.rotary, layout, ids, config.max_num_frames, config.attention_head_dim),
+            bias=strategy(self.attention).bias(layout, ids, text_mask, config.num_attention_heads),
             blocks=blocks,
-            last_block=self.last_modulator(embedding),
-            head=FinalModulation(1 + scale, shift),
+            last_block=last_block,
+            head=head,
         )
+
+    def modulate(
+        self, sinusoid: Float[Array, 'B t'], pooled: Float[Array, 'B p']
+    ) -> tuple[Any, BlockModulation, FinalModulation]:
+        """Return the AdaLN vectors of all blocks but the last, of the last, and of the head, as Condition has them.
+
+        Args:
+          sinusoid: embedded timestep, `timestep_sinusoid(timestep, TIMESTEP_WIDTH)`.
+          pooled: pooled prompt vector.
+        """
+        embedding = self.time_embed(sinusoid) + self.pooled_embed(pooled)
+        blocks = self.modulators(embedding) if self.scan else [modulator(embedding) for modulator in self.modulators]
+        head = FinalModulation(*self.head_modulator(nn.silu(embedding)))
+        return blocks, self.last_modulator(embedding), head
 
     def denoise(
         self, patches: Float[Array, '... I P'], text: Float[Array, '... L D'], condition: Condition, keep: int
@@ -357,21 +289,37 @@ class PyramidMMDiT(nn.Module):
           condition: from `condition`.
           keep: image tokens of the current unit.
         """
-        image = self.patch_embed(patches)
-        image = image + condition.positions.astype(image.dtype)
-        text = text.astype(image.dtype)
-        shared = (condition.cos, condition.sin, condition.bias)
-        streams = (image, text)
+        image = self.embed(patches, condition.positions)
+        streams = (image, text.astype(image.dtype))
+        self.sow('intermediates', STREAMS, streams)
+        shared = (condition.rotary, condition.bias)
         tokens = image.shape[-2]
         if self.scan and self.config.num_layers > 1:
             streams, _ = self.blocks(streams, condition.blocks, *shared, tokens)
         else:
             for block, modulation in zip(self.blocks, condition.blocks, strict=True):
                 streams, _ = block(streams, modulation, *shared, tokens)
-        (image, _), _ = self.last_block(streams, condition.last_block, *shared, keep)
-        return self.head(_modulate(image, condition.head.gain, condition.head.shift))
+        return self.finish(streams, condition.last_block, condition.head, *shared, keep)
 
-    def _position_rows(self, layout: Layout) -> Float[Array, 'I D']:
+    def embed(self, patches: Float[Array, '... I P'], positions: Float[Array, 'I D']) -> Float[Array, '... I D']:
+        """Return the image stream before the first block."""
+        image = self.patch_embed(patches)
+        return image + positions.astype(image.dtype)
+
+    def finish(
+        self,
+        streams: tuple[Float[Array, '... I D'], Float[Array, '... L D']],
+        modulation: BlockModulation,
+        head: FinalModulation,
+        rotary: Any,
+        bias: Any,
+        keep: int,
+    ) -> Float[Array, '... X P']:
+        """Run the last block and the head on the last `keep` image tokens."""
+        (image, _), _ = self.last_block(streams, modulation, rotary, bias, keep)
+        return self.head(modulate(image, head.gain, head.shift))
+
+    def position_rows(self, layout: Layout) -> Float[Array, 'I D']:
         """Return the positional row of every image token.
 
         The table is cropped to its centre at the current unit's grid; coarser history sees that crop resized

@@ -23,18 +23,20 @@ class TeacherMMDiT(nn.Module):
 
     Attributes:
       config: sizes.
-      dtype, scan, remat: as in PyramidMMDiT.
+      dtype, scan, remat, attention, rotary: as in PyramidMMDiT.
     """
 
     config: TeacherMMDiTConfig
     dtype: Any = None
     scan: bool = False
     remat: str = 'none'
+    attention: str = 'masked'
+    rotary: str = 'halves'
 
     def setup(self) -> None:
         init = nn.initializers.normal(0.02)
         self.context_embedder = nn.Dense(self.config.caption_projection_dim, dtype=self.dtype, kernel_init=init)
-        self.denoiser = PyramidMMDiT(self.config, self.dtype, self.scan, self.remat)
+        self.denoiser = PyramidMMDiT(self.config, self.dtype, self.scan, self.remat, self.attention, self.rotary)
 
     def embed_text(self, states: Float[Array, 'B L E']) -> Float[Array, 'B L D']:
         """Return text states at the denoiser's width: what a distilled text encoder and its adapter aim at."""

@@ -1,0 +1,94 @@
+"""A video autoencoder from nothing: causal encoder and native decoder (Pyramid-Flow, arXiv 2410.05954).
+
+    python -m train.autoencoder --config=configs/autoencoder.py --config.data=CLIPS --config.workdir=RUN \
+        --config.autoencoder.terms.lpips_weights=lpips_vgg.safetensors
+
+CLIPS is a dataset of one size by train.captioned_clips or train.moving_shapes. RUN/result gets `pyramid_flow_vae`, in
+Pyramid-Flow's layout, with latents as `neodragon_jax.models.vae.normalise` expects them, and `autoencoder.json`, which
+tells how close they are. train/perceptual.py tells how to get the weights of LPIPS; without them the run says so, and
+`autoencoder.terms.edges` is the next best.
+
+full (the default): the released sizes, 0.336B parameters, on cuts of 17 frames of 256x256. For 8 accelerators with
+40 GB or more; look at `--dry-run` first, which needs no data. For longer clips set `autoencoder.memory.window=16`, with
+which memory hardly grows with the frames. To go on from Pyramid-Flow's own: `autoencoder.start=FOLDER`.
+
+tiny: TINY_NUMBERS
+
+Any setting: `--config.autoencoder.kl=1e-5`. The same command goes on where a run was stopped.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+from neodragon_jax.errors import InputError
+from train.autoencoder import AutoencoderConfig
+from train.clips import ClipsConfig
+from train.loop import LoopConfig
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+    """Return the settings; `preset` is what follows the colon of --config=configs/autoencoder.py:tiny."""
+    if preset not in ('', 'full', 'tiny'):
+        raise InputError(f'configs/autoencoder.py:{preset}: no such preset; use full or tiny.')
+    config = ConfigDict(
+        {
+            'data': '',  # folder of clips, or shapes:cpu, shapes:gpu
+            'workdir': '',
+            'seed': 0,
+            'autoencoder': defaults(
+                AutoencoderConfig,
+                ema_decay=0.9995,
+                terms={'absolute': 1.0, 'lpips': 1.0},
+                memory={'blocks': True},
+                optimizer={'learning_rate': 1e-4, 'warmup_steps': 1000},
+            ),
+            'clips': defaults(ClipsConfig, held_out=16),
+            'loop': defaults(
+                LoopConfig,
+                'workdir',
+                'seed',
+                'updates',
+                steps=200_000,
+                batch_size=32,
+                mesh={'data': 1, 'fsdp': -1},
+                checkpoint_every=2000,
+                evaluate_every=5000,
+            ),
+        }
+    )
+    if preset == 'tiny':
+        config.update(TINY)
+    return config
+
+
+TINY = {
+    'data': 'shapes:cpu',
+    'autoencoder': {
+        'sizes': {
+            'encoder_block_out_channels': (8, 16, 32, 32),
+            'encoder_layers_per_block': (1, 1, 1, 1),
+            'encoder_norm_num_groups': 4,
+            'decoder_block_out_channels': (8, 8, 16, 32),
+            'decoder_layers_per_block': (1, 1, 1, 1),
+            'decoder_norm_num_groups': 4,
+        },
+        'terms': {'edges': 0.5, 'lpips': 0.0},
+        'statistics': 16,
+        'ema_decay': 0.99,
+        'dtype': 'float32',
+        'memory': {'blocks': False},
+        'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 20},
+        'evaluation': {'batch': 8, 'videos': 4},
+    },
+    'clips': {'height': 64, 'width': 64, 'held_out': 8},
+    'loop': {
+        'steps': 400,
+        'batch_size': 8,
+        'mesh': {'data': -1, 'fsdp': 1},
+        'checkpoint_every': 200,
+        'log_every': 20,
+        'evaluate_every': 200,
+    },
+}

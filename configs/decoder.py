@@ -1,0 +1,86 @@
+"""Asymmetric decoder distillation: the small decoder on a frozen encoder (Neodragon, arXiv 2511.06055).
+
+    python -m train.decoder --config=configs/decoder.py --config.decoder.start=VAE --config.data=CLIPS \
+        --config.workdir=RUN --config.decoder.terms.lpips_weights=lpips_vgg.safetensors
+
+VAE is the component folder of a video VAE: Pyramid-Flow's, one of train.autoencoder, or the released one. CLIPS is a
+dataset of one size by train.captioned_clips or train.moving_shapes. RUN/result gets `causal_video_vae` in the released
+layout, its encoder byte for byte as in VAE: put it into a checkpoint. Evaluations judge it against the videos and
+against the native decoder, side by side in RUN/samples.
+
+full (the default): TinyAEHV, 0.010B parameters, on cuts of 17 frames of 256x256; the paper's terms, squared error and
+LPIPS (train/perceptual.py tells how to get its weights; without them the run says so). For 8 accelerators with 16 GB
+or more; `--dry-run` needs neither data nor weights. Expected, by the paper: more than 29 dB on DAVIS after 350K clips.
+`decoder.features=()` goes on from the small decoder in VAE; `decoder.native_weight=1` learns from the native one, too.
+
+tiny: TINY_NUMBERS
+
+Any setting: `--config.decoder.terms.edges=0.5`. The same command goes on where a run was stopped.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+from neodragon_jax.errors import InputError
+from train.clips import ClipsConfig
+from train.decoder import DecoderConfig
+from train.loop import LoopConfig
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+    """Return the settings; `preset` is what follows the colon of --config=configs/decoder.py:tiny."""
+    if preset not in ('', 'full', 'tiny'):
+        raise InputError(f'configs/decoder.py:{preset}: no such preset; use full or tiny.')
+    config = ConfigDict(
+        {
+            'data': '',  # folder of clips, or shapes:cpu, shapes:gpu
+            'workdir': '',
+            'seed': 0,
+            'decoder': defaults(
+                DecoderConfig,
+                ema_decay=0.9995,
+                terms={'square': 1.0, 'lpips': 1.0},
+                memory={'blocks': True},
+                optimizer={'learning_rate': 1e-4, 'warmup_steps': 1000},
+            ),
+            'clips': defaults(ClipsConfig, held_out=16),
+            'loop': defaults(
+                LoopConfig,
+                'workdir',
+                'seed',
+                'updates',
+                steps=100_000,
+                batch_size=32,
+                mesh={'data': -1, 'fsdp': 1},
+                checkpoint_every=2000,
+                evaluate_every=5000,
+            ),
+        }
+    )
+    if preset == 'tiny':
+        config.update(TINY)
+    return config
+
+
+TINY = {
+    'data': 'shapes:cpu',
+    'decoder': {
+        'features': (32, 24, 16, 16),
+        'terms': {'edges': 0.5, 'lpips': 0.0},
+        'ema_decay': 0.99,
+        'dtype': 'float32',
+        'memory': {'blocks': False},
+        'optimizer': {'learning_rate': 2e-3, 'warmup_steps': 20},
+        'evaluation': {'batch': 8, 'videos': 4},
+    },
+    'clips': {'height': 64, 'width': 64, 'held_out': 8},
+    'loop': {
+        'steps': 400,
+        'batch_size': 8,
+        'checkpoint_every': 200,
+        'log_every': 20,
+        'evaluate_every': 200,
+    },
+}

@@ -1,0 +1,145 @@
+"""The teacher: pyramidal flow matching, autoregressive, from latents (Pyramid-Flow, arXiv 2410.05954).
+
+    python -m train.teacher --config=configs/teacher.py --config.data=LATENTS --config.workdir=RUN
+
+LATENTS is a folder of train.latents: latents of videos, T5-XXL's states (--text t5), pooled vectors, and those of the
+empty caption; or several folders, as of videos and of pictures, with their shares:
+
+    --config.data=VIDEOS/320x512,PICTURES/320x512 --config.weights="(3.0, 1.0)"
+
+ The result in RUN/result is a denoiser in the released layout, which train.teacher_samples samples and
+train.dmd distils; with a context embedder, it is there in Pyramid-Flow's layout as well.
+
+full (the default): 24 blocks of width 1536 with their context embedder of T5-XXL states, 2.03B parameters, and the
+paper's recipe: AdamW 0.9 / 0.95, weight decay 1e-4, rate 5e-5 after 1,000 steps of warm-up, clipped at 1. Parameters,
+average and moments are 32 GB in float32, split over the mesh's fsdp axis: for 16 accelerators with 16 GB or more. Look
+at `--dry-run` first; it needs no data: 1.4 PFLOP a step on average, 2.8 at stage 2.
+
+tiny: two blocks of width 64 on latents [3, 8, 8, 16], with text states of the test suite's miniature checkpoint; any
+computer, two minutes on two cores, most of them compiling:
+
+    python -m train.moving_shapes --out VIDEOS --videos --count 96 --frames 17 --height 64 --width 64
+    python -m train.captioned_clips --videos VIDEOS --captions VIDEOS/captions.csv --out CLIPS --frames 17 --sizes 64x64
+    python -m train.latents --checkpoint tests/goldens/tiny_checkpoint --clips CLIPS --out LATENTS --dtype float32
+    python -m train.teacher --config=configs/teacher.py:tiny --config.data=LATENTS/64x64 --config.workdir=RUN
+
+Expected in RUN/metrics.jsonl: `loss` from 0.25 (the first 20 steps) to 0.13 (step 200), at stages 0, 1 and 2 from 0.10,
+0.23 and 0.40 to 0.008, 0.05 and 0.32; `eval/validation` 0.135. The VAE is random, so there is nothing to see.
+
+Any setting: `--config.teacher.optimizer.learning_rate=1e-4`. The same command goes on where a run was stopped.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+from neodragon_jax.errors import InputError
+from train.program import LoopConfig
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+    """Return the settings; `preset` is what follows the colon of --config=configs/teacher.py:tiny."""
+    if preset not in ('', 'full', 'tiny'):
+        raise InputError(f'configs/teacher.py:{preset}: no such preset; use full or tiny.')
+    config = ConfigDict(
+        {
+            'data': '',  # folders of train.latents, separated by commas
+            'weights': (),  # share of each folder; () gives equal ones
+            'workdir': '',
+            'seed': 0,
+            'teacher': {
+                'sizes': {
+                    'num_layers': 24,
+                    'num_attention_heads': 24,
+                    'attention_head_dim': 64,
+                    'caption_projection_dim': 1536,  # heads x head dim
+                    'joint_attention_dim': 4096,  # of the text states
+                    'pooled_projection_dim': 2048,
+                    'in_channels': 16,
+                    'sample_size': 128,
+                    'pos_embed_max_size': 192,
+                },
+                'context_embedder': True,
+                'start': '',  # component folder of a denoiser to go on from
+                'stages': 'one',  # per step; or 'all'
+                'caption_dropout': 0.1,
+                'corruption': 1 / 3,
+                'ema_decay': 0.9999,
+                'accumulate': 1,
+                'dtype': 'bfloat16',
+                'remat': 'full',
+                'optimizer': {
+                    'learning_rate': 5e-5,
+                    'warmup_steps': 1000,
+                    'betas': (0.9, 0.95),
+                    'epsilon': 1e-8,
+                    'weight_decay': 1e-4,
+                    'clip_norm': 1.0,
+                },
+                'evaluation': {
+                    'examples': 64,
+                    'batch': 64,
+                    'samples': 16,
+                    'steps': (10, 10, 10),
+                    'first_steps': (20, 20, 20),
+                    'guidance': 5.0,
+                    'first_guidance': 7.0,
+                    'decoder': '',  # component folder of a video VAE; '' writes latents only
+                },
+            },
+            'loop': defaults(
+                LoopConfig,
+                *('workdir', 'seed', 'updates'),
+                steps=100_000,
+                batch_size=256,
+                mesh={'data': 1, 'fsdp': -1, 'tensor': 1},
+                evaluate_every=5000,
+            ),
+            # What --dry-run assumes where there is no data: latents of 49 frames of 320x512.
+            'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
+        }
+    )
+    if preset == 'tiny':
+        config.update(TINY)
+    return config
+
+
+TINY = {
+    'teacher': {
+        'sizes': {
+            'num_layers': 2,
+            'num_attention_heads': 4,
+            'attention_head_dim': 16,
+            'caption_projection_dim': 64,
+            'joint_attention_dim': 64,
+            'pooled_projection_dim': 48,
+            'sample_size': 16,
+            'pos_embed_max_size': 24,
+        },
+        'context_embedder': False,
+        'stages': 'all',
+        'ema_decay': 0.99,
+        'dtype': 'float32',
+        'remat': 'none',
+        'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 10},
+        'evaluation': {
+            'examples': 8,
+            'batch': 8,
+            'samples': 4,
+            'steps': (2, 2, 2),
+            'first_steps': (2, 2, 2),
+            'guidance': 2.0,
+            'first_guidance': 2.0,
+        },
+    },
+    'loop': {
+        'steps': 200,
+        'batch_size': 16,
+        'mesh': {'data': -1, 'fsdp': 1},
+        'checkpoint_every': 100,
+        'log_every': 20,
+        'evaluate_every': 100,
+    },
+    'shapes': {'frames': 3, 'height': 8, 'width': 8},
+}

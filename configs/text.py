@@ -1,0 +1,119 @@
+"""Text-encoder distillation: DT5 and a context adapter take T5-XXL's place (Neodragon, arXiv 2511.06055).
+
+    python -m train.text --config=configs/text.py --config.data=PROMPTS --config.teacher=T5XXL \
+        --config.embedder=PYRAMID_FLOW/diffusion_transformer_384p --config.encoder=CKPT/text_encoder_3 \
+        --config.workdir=RUN
+
+PROMPTS is a folder of train.prompts (no pictures are needed). T5XXL and the embedder's folder are Pyramid-Flow's own;
+where the samples hold T5-XXL's states (train.text_states), leave config.teacher empty. RUN/result gets
+`context_adapter_multistep_t2v` and, where DT5 changed, `text_encoder_3`, both in the released layout: copy them into a
+checkpoint. The places of the adapter and how each is stored are told in train/text_parts.py:
+
+    --config.text.adapter=replace                              the deployed one [RM] (default)
+    --config.text.adapter=extend                               before the embedder [EM]; stored joined to it
+    --config.text.adapter=none --config.text.encoder=lora      low-rank updates of DT5 alone; stored merged, and apart
+    --config.text.encoder=trained                              DT5 as well [TDT5]
+
+full (the default): 100,000 steps of 256 prompts, 18 epochs of 1.4M. T5-XXL is 9.5 GB in bfloat16, split over the
+mesh's fsdp axis: for 8 accelerators with 16 GB or more; with stored states one suffices. `--dry-run` needs neither data
+nor weights. Expected, by the paper: VBench 79.64 where T5-XXL has 80.31.
+
+tiny: a random teacher as wide as the miniature checkpoint of the test suite; any computer, half a minute on two cores.
+PROMPTS needs some hundreds of lines:
+
+    python -m train.random_teacher --out out/random_teacher
+    python -m train.prompts --checkpoint tests/goldens/tiny_checkpoint --file prompts.txt --out PROMPTS
+    python -m train.text --config=configs/text.py:tiny --config.data=PROMPTS --config.workdir=RUN
+
+Expected on 1,200 prompts made of 36 words, 1,000 of them held out (--config.text.held_out=1000): `loss` from 1.24 (the
+first 20 steps) to 0.49 (step 300), `eval/retrieval/mean_rank` 106 among 1,000, where chance has 500. On 5,760 such
+prompts and 1,500 steps `eval/retrieval/top1` is 0.10 (adapter replace), 0.10 (extend), 0.11 (none, with lora), and 0.88
+where DT5, whose weights are random here, is trained as well.
+
+Any setting: `--config.text.cosine_weight=0`. The same command goes on where a run was stopped.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+from neodragon_jax.errors import InputError
+from train.program import LoopConfig
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+    """Return the settings; `preset` is what follows the colon of --config=configs/text.py:tiny."""
+    if preset not in ('', 'full', 'tiny'):
+        raise InputError(f'configs/text.py:{preset}: no such preset; use full or tiny.')
+    config = ConfigDict(
+        {
+            'data': '',  # folder of train.prompts
+            'workdir': '',
+            'encoder': '',  # component folder of DT5
+            'embedder': '',  # component folder of Pyramid-Flow's denoiser
+            'teacher': '',  # component folder of T5-XXL; '' where the samples hold its states
+            'start': '',  # component folder of a context adapter to go on from
+            'seed': 0,
+            'text': {
+                'adapter': 'replace',
+                'encoder': 'frozen',
+                'hidden': (4096, 4096, 4096, 4096),
+                'mse_weight': 1.0,
+                'cosine_weight': 0.1,
+                'held_out': 1000,
+                'held_out_batch': 200,
+                'dtype': 'bfloat16',
+                'lora': {
+                    'rank': 16,
+                    'alpha': 16.0,
+                    'layers': '(query|key|value|out|mlp_gate|mlp_value|mlp_out|projection_in|projection_out)',
+                },
+                'optimizer': {
+                    'learning_rate': 1e-4,
+                    'warmup_steps': 1000,
+                    'betas': (0.9, 0.95),
+                    'epsilon': 1e-8,
+                    'weight_decay': 1e-4,
+                    'clip_norm': 1.0,
+                },
+            },
+            'loop': defaults(
+                LoopConfig,
+                *('workdir', 'seed', 'updates'),
+                steps=100_000,
+                batch_size=256,
+                mesh={'data': 1, 'fsdp': -1, 'tensor': 1},
+                evaluate_every=2000,
+            ),
+            # What --dry-run assumes where there is no data: ids alone, or T5-XXL's states besides.
+            'text_tokens': 128,
+            'cached': False,
+        }
+    )
+    if preset == 'tiny':
+        config.update(TINY)
+    return config
+
+
+TINY = {
+    'encoder': 'tests/goldens/tiny_checkpoint/text_encoder_3',
+    'embedder': 'out/random_teacher/pyramid_flow_dit',
+    'teacher': 'out/random_teacher/text_encoder',
+    'text': {
+        'hidden': (48, 48),
+        'held_out': 16,
+        'held_out_batch': 16,
+        'dtype': 'float32',
+        'lora': {'rank': 4, 'alpha': 4.0},
+        'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 10},
+    },
+    'loop': {
+        'steps': 300,
+        'batch_size': 16,
+        'mesh': {'data': -1, 'fsdp': 1},
+        'checkpoint_every': 150,
+        'log_every': 20,
+        'evaluate_every': 100,
+    },
+}

@@ -1,0 +1,309 @@
+"""Joint attention of the text and the image stream: rotary embedding, and the strategies that apply the mask.
+
+Attention is causal over frames: a query sees the text and the frames up to its own. All strategies compute the same on
+real tokens; padding comes out differently, and nobody reads it.
+
+  masked          every query meets every key; a mask is added to the scores.
+  prefix          image queries in groups meet only the prefix of the keys that they may see; what remains to forbid in
+                  it, mostly padding, is added to the scores as one row.
+  prefix_folded   the same groups, but the rest is part of the contraction: a few more dimensions of queries and keys
+                  whose product is very negative where forbidden. The scores, which are what attention costs on a phone,
+                  are then written by one operation and read by one.
+
+A strategy is two functions: `bias` turns layout, positions and text mask into arrays once per condition, and `attend`
+uses them in every block. Another one needs a row in `STRATEGIES`, and nothing else.
+
+Legend: B batch, L text tokens, I image tokens, S = L + I, X image tokens whose output is read (the last ones), N heads,
+K head dim, k = K / 2, R runs of image tokens with one position, F dimensions that hold the mask.
+Source: arXiv 2410.05954, section 3.4 (blockwise causal attention); arXiv 2104.09864 (rotary embedding).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.layout import (
+    Layout,
+    QueryGroup,
+    attention_bias,
+    attention_mask,
+    query_groups,
+    valid_tokens,
+)
+
+# Their product is added to a forbidden score: exp(-100) is nothing, and neither widens the range of what it joins much.
+QUERY_FEATURE, KEY_FEATURE = 4.0, -25.0
+
+ROTARY_FORMS = ('halves', 'matrices')
+
+
+class Rotary(NamedTuple):
+    """Rotary embedding of the image tokens, half by half; text is at position 0, which turns nothing."""
+
+    cos: Float[Array, 'B I 1 k']
+    sin: Float[Array, 'B I 1 k']
+
+
+class RotaryMatrices(NamedTuple):
+    """Rotary embedding of the image tokens as one matrix per run of tokens with the same position."""
+
+    matrices: Float[Array, 'B R K K']
+
+
+class Queries(NamedTuple):
+    """Queries of the two streams, scaled, those of the image rotated; no text if nobody reads its output."""
+
+    text: Float[Array, 'B L N K'] | None
+    image: Float[Array, 'B X N K']
+
+
+Attended = tuple[Array | None, Array]  # text [B, L, N*K] or None, image [B, X, N*K]
+
+
+class Strategy(NamedTuple):
+    """A way to apply the mask.
+
+    Attributes:
+      bias: (layout, position ids [B, S], text mask [B, L], heads) -> any tree of arrays.
+      attend: (queries, keys [B, S, N, K], values [B, S, N, K], that tree) -> Attended; text comes first in S.
+    """
+
+    bias: Callable[[Layout, Array, Array, int], Any]
+    attend: Callable[[Queries, Array, Array, Any], Attended]
+
+
+def strategy(name: str) -> Strategy:
+    """Return a strategy by its name.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    if name not in STRATEGIES:
+        raise InputError(
+            f'attention is {name!r}.{did_you_mean(name, STRATEGIES)} Use one of {", ".join(sorted(STRATEGIES))}.'
+        )
+    return STRATEGIES[name]
+
+
+def rotary_table(positions: int, head_dim: int, theta: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return cos and sin of position * theta^(-2i/K), each [positions, K/2], computed in float64."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies[None, :]
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def make_rotary(
+    form: str, layout: Layout, ids: Int[Array, 'B S'], positions: int, head_dim: int
+) -> Rotary | RotaryMatrices:
+    """Return the rotary embedding of the image tokens.
+
+    Args:
+      form: 'halves', or 'matrices': one product instead of five passes over queries and keys, for a phone.
+      positions: length of the table.
+    Raises:
+      InputError: the form is unknown.
+    """
+    if form not in ROTARY_FORMS:
+        raise InputError(f'rotary is {form!r}.{did_you_mean(form, ROTARY_FORMS)} Use one of {", ".join(ROTARY_FORMS)}.')
+    cos, sin = rotary_table(positions, head_dim)
+    image = jnp.clip(ids[:, layout.text_tokens :], 0)
+    if form == 'halves':
+        return Rotary(*(jnp.asarray(table)[image][:, :, None] for table in (cos, sin)))
+    diagonal = lambda table: np.eye(head_dim // 2, dtype=np.float32) * table[:, None, :]
+    matrices = np.block([[diagonal(cos), diagonal(sin)], [-diagonal(sin), diagonal(cos)]])
+    return RotaryMatrices(jnp.asarray(matrices)[image[:, :: layout.equal_run]])
+
+
+def rotate(x: Float[Array, 'B X N K'], rotary: Rotary | RotaryMatrices, image_tokens: int) -> Float[Array, 'B X N K']:
+    """Apply the rotary embedding of the last X of all image tokens: dimension i pairs with i + K/2.
+
+    The released weights pair neighbours (2i, 2i + 1); loading permutes them, because contiguous halves cost a phone
+    little while interleaving costs it a quarter of the graph.
+    """
+    batch, rows, _, width = x.shape
+    if isinstance(rotary, RotaryMatrices):
+        runs = rows * rotary.matrices.shape[1] // image_tokens
+        matrices = _last(rotary.matrices, runs, axis=1).astype(x.dtype)
+        return jnp.matmul(x.reshape(batch, runs, -1, width), matrices).reshape(x.shape)
+    cos, sin = _last(rotary.cos, rows, axis=1), _last(rotary.sin, rows, axis=1)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _masked_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> Float[Array, 'B 1 S S']:
+    del layout, heads
+    return attention_bias(attention_mask(ids, text_mask))
+
+
+def _attend_masked(queries: Queries, key: Array, value: Array, bias: Float[Array, '#B 1 S S']) -> Attended:
+    query = queries.image if queries.text is None else jnp.concatenate([queries.text, queries.image], axis=1)
+    bias = _last(bias, query.shape[1], axis=2)
+    out = _merge_heads(_weigh(query.swapaxes(1, 2), key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), bias))
+    if queries.text is None:
+        return None, out
+    length = queries.text.shape[1]
+    return out[:, :length], out[:, length:]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Which queries see which prefix of the keys: static, but travels with the arrays of a bias.
+
+    Attributes:
+      text_keys: prefix that text sees.
+      image: groups of image queries.
+    """
+
+    text_keys: int
+    image: tuple[QueryGroup, ...]
+
+    @classmethod
+    def of(cls, layout: Layout) -> Groups:
+        """Return the groups of a sequence whose frames are in the order of their ids."""
+        unseen = 0 if layout.text_sees_current else layout.current_tokens
+        return cls(layout.tokens - unseen, tuple(query_groups(layout)))
+
+
+class PrefixBias(NamedTuple):
+    """What to add to the scores: of text, [B, 1, 1, keys]; of each group of image queries, [B, 1, 1 or rows, keys]."""
+
+    groups: Groups
+    text: Array
+    image: tuple[Array, ...]
+
+
+class FoldedBias(NamedTuple):
+    """What a PrefixBias holds, as a product: further dimensions of queries and keys, the same for all heads."""
+
+    groups: Groups
+    text_query: Float[Array, 'B L N F']
+    image_query: Float[Array, 'B I N F']
+    key: Float[Array, 'B S N F']
+
+
+def _seen_by_text(ids: Int[Array, 'B S']) -> Bool[Array, 'B S']:
+    """Text, which is at position 0, sees text and frame 0, wherever in the sequence that is."""
+    return ids <= 0
+
+
+def _prefix_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> PrefixBias:
+    del heads
+    groups, valid = Groups.of(layout), valid_tokens(ids, text_mask)[:, None, None]
+    text = attention_bias(valid & _seen_by_text(ids)[:, None, None])[..., : groups.text_keys]
+    frames = np.concatenate([np.full(layout.text_tokens, -1), layout.frame_of_token])
+    image = []
+    for start, stop, count, keys in groups.image:
+        mask = valid[..., :keys]
+        if count > 1:
+            mask &= layout.frame_of_token[start:stop, None] >= frames[:keys]
+        image.append(attention_bias(mask))
+    return PrefixBias(groups, text, tuple(image))
+
+
+def _attend_prefix(queries: Queries, key: Array, value: Array, bias: PrefixBias) -> Attended:
+    return _attend_groups(queries, key, value, bias.groups, bias.text, bias.image)
+
+
+def _folded_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> FoldedBias:
+    """Return dimensions for padding, for frames that text does not see, and for each frame of a group but its first."""
+    groups, length = Groups.of(layout), layout.text_tokens
+    is_text = np.arange(layout.tokens) < length
+    # Query and key side of one dimension each: a score is forbidden where both are set.
+    columns: list[tuple[Any, Any]] = [
+        (np.ones(layout.tokens), ~valid_tokens(ids, text_mask)),
+        (is_text, ~is_text & ~_seen_by_text(ids)),
+    ]
+    for start, stop, _, _ in groups.image:
+        frames = layout.frame_of_token[start:stop]
+        for frame in range(frames[0] + 1, frames[-1] + 1):
+            earlier, same = np.zeros((2, layout.tokens))
+            earlier[length + start : length + stop] = frames < frame
+            same[length + start : length + stop] = frames == frame
+            columns.append((earlier, same))
+
+    def spread(columns: Sequence[Any]) -> Float[Array, 'B S N F']:
+        rows = [jnp.broadcast_to(jnp.asarray(column, jnp.float32), ids.shape) for column in columns]
+        return jnp.broadcast_to(jnp.stack(rows, axis=-1)[:, :, None], (*ids.shape, heads, len(columns)))
+
+    query = QUERY_FEATURE * spread([column for column, _ in columns])
+    key = KEY_FEATURE * spread([column for _, column in columns])
+    return FoldedBias(groups, query[:, :length], query[:, length:], key)
+
+
+def _attend_folded(queries: Queries, key: Array, value: Array, bias: FoldedBias) -> Attended:
+    extend = lambda x, more: jnp.concatenate([x, _last(more, x.shape[1], axis=1).astype(x.dtype)], axis=-1)
+    text = None if queries.text is None else extend(queries.text, bias.text_query)
+    queries = Queries(text, extend(queries.image, bias.image_query))
+    nothing = (None,) * len(bias.groups.image)
+    return _attend_groups(queries, extend(key, bias.key), value, bias.groups, None, nothing)
+
+
+def _attend_groups(
+    queries: Queries,
+    key: Float[Array, 'B S N _'],
+    value: Float[Array, 'B S N K'],
+    groups: Groups,
+    text_bias: Array | None,
+    image_biases: Sequence[Array | None],
+) -> Attended:
+    """Let each group of queries meet its prefix of the keys."""
+    tokens = key.shape[1]
+    prefixes = {tokens: (key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))}
+
+    def attend(query: Array, keys: int, bias: Array | None) -> Float[Array, 'B N _ K']:
+        if keys not in prefixes:  # groups with the same prefix share the cut
+            prefixes[keys] = prefixes[tokens][0][..., :keys], prefixes[tokens][1][:, :, :keys]
+        return _weigh(query, *prefixes[keys], bias)
+
+    text_out = None
+    if queries.text is not None:
+        text_out = _merge_heads(attend(queries.text.swapaxes(1, 2), groups.text_keys, text_bias))
+    query = queries.image.swapaxes(1, 2)  # B N X K
+    skipped = groups.image[-1].stop - query.shape[2]
+    outs = []
+    for (start, stop, _, keys), bias in zip(groups.image, image_biases, strict=True):
+        start, stop = max(start - skipped, 0), stop - skipped
+        if stop > 0:
+            rows = query if stop - start == query.shape[2] else query[:, :, start:stop]
+            outs.append(attend(rows, keys, _bias_rows(bias, stop - start)))
+    return text_out, _merge_heads(outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2))
+
+
+def _bias_rows(bias: Array | None, rows: int) -> Array | None:
+    """Return the last rows of a bias that has rows."""
+    return bias if bias is None or bias.shape[2] == 1 else _last(bias, rows, axis=2)
+
+
+def _weigh(query: Array, key: Array, value: Array, bias: Array | None) -> Float[Array, 'B N _ K']:
+    """Return the values averaged with softmax(query key + bias); scores and softmax in float32."""
+    scores = jnp.matmul(query, key, preferred_element_type=jnp.float32)  # B N L S
+    weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
+    return jnp.matmul(weights.astype(value.dtype), value)
+
+
+def _merge_heads(x: Float[Array, 'B N L K']) -> Float[Array, 'B L N*K']:
+    """Return tokens of full width."""
+    x = x.swapaxes(1, 2)
+    return x.reshape(*x.shape[:2], -1)
+
+
+def _last(x: Array, count: int, axis: int) -> Array:
+    """Return the last entries along an axis; the array itself if these are all."""
+    size = x.shape[axis]
+    return x if count == size else jax.lax.slice_in_dim(x, size - count, size, axis=axis)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    'masked': Strategy(_masked_bias, _attend_masked),
+    'prefix': Strategy(_prefix_bias, _attend_prefix),
+    'prefix_folded': Strategy(_folded_bias, _attend_folded),
+}

@@ -1,0 +1,107 @@
+"""Conditioning of the denoiser: one vector from timestep and prompt, and from it the AdaLN vectors of every block.
+
+The linears here hold a third of the model's parameters and run once per timestep, not once per token: a phone computes
+them outside the denoiser graph, once per stage.
+
+Legend: B batch, D width, p width of the pooled prompt or of the timestep's sinusoid.
+Source: arXiv 2212.09748 (AdaLN-zero); arXiv 2403.03206 (SD3) for the two streams.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from neodragon_jax.models.layers import layer_norm
+
+_SMALL = nn.initializers.normal(0.02)
+_ZEROS = nn.initializers.zeros_init()
+
+# What is added to the released vectors, in their order: a gain is 1 + the released scale.
+SIX_PARTS = (0.0, 1.0, 0.0, 0.0, 1.0, 0.0)  # shift, scale, gate for attention, then for the MLP
+TWO_PARTS = (1.0, 0.0)  # scale, shift: the order of norms that nothing follows
+
+
+class Modulation(NamedTuple):
+    """AdaLN vectors of one token stream of one block, each [B, 1, D]; a gain is 1 + the released scale."""
+
+    shift_attention: Array
+    gain_attention: Array
+    gate_attention: Array
+    shift_mlp: Array
+    gain_mlp: Array
+    gate_mlp: Array
+
+
+class FinalModulation(NamedTuple):
+    """AdaLN vectors of a norm that nothing follows, each [B, 1, D]."""
+
+    gain: Array
+    shift: Array
+
+
+class BlockModulation(NamedTuple):
+    """AdaLN vectors of one block; the last block's text stream only feeds attention."""
+
+    image: Modulation
+    text: Modulation | FinalModulation
+
+
+class ConditioningMLP(nn.Module):
+    """Linear, SiLU, linear: embeds the timestep or the pooled prompt, [B, *] -> [B, D], in float32."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'B p']) -> Float[Array, 'B D']:
+        x = nn.Dense(self.width, dtype=jnp.float32, kernel_init=_SMALL, name='linear_1')(x)
+        return nn.Dense(self.width, dtype=jnp.float32, kernel_init=_SMALL, name='linear_2')(nn.silu(x))
+
+
+class OffsetLinear(nn.Module):
+    """Linear to several vectors of the input's width, in float32; offsets join the bias and cost nothing."""
+
+    offsets: tuple[float, ...]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'B D']) -> Float[Array, 'B parts D']:
+        parts, width = len(self.offsets), x.shape[-1]
+        kernel = self.param('kernel', _ZEROS, (width, parts, width))
+        bias = self.param('bias', _ZEROS, (parts, width)) + np.array(self.offsets, np.float32)[:, None]
+        # Flax's layer rather than its formula: exporters turn it into one native node.
+        params = {'kernel': kernel.reshape(width, -1), 'bias': bias.reshape(-1)}
+        flat: Any = nn.Dense(parts * width, dtype=jnp.float32, parent=None).apply({'params': params}, x)
+        return flat.reshape(-1, parts, width)
+
+
+class ModulationLinear(nn.Module):
+    """Linear from the activated conditioning to one vector per offset."""
+
+    offsets: tuple[float, ...]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'B D']) -> list[Float[Array, 'B 1 D']]:
+        return list(jnp.split(OffsetLinear(self.offsets, name='linear')(x), len(self.offsets), axis=1))
+
+
+class BlockModulator(nn.Module):
+    """All AdaLN vectors of one block from the conditioning, [B, D] -> BlockModulation."""
+
+    last: bool = False
+
+    @nn.compact
+    def __call__(self, embedding: Float[Array, 'B D']) -> BlockModulation:
+        active = nn.silu(embedding)
+        image = Modulation(*ModulationLinear(SIX_PARTS, name='image')(active))
+        if not self.last:
+            return BlockModulation(image, Modulation(*ModulationLinear(SIX_PARTS, name='text')(active)))
+        return BlockModulation(image, FinalModulation(*ModulationLinear(TWO_PARTS, name='text')(active)))
+
+
+def modulate(x: Array, gain: Array, shift: Array) -> Array:
+    """Layer norm without learned parameters, then gain and shift."""
+    return layer_norm(x) * gain.astype(x.dtype) + shift.astype(x.dtype)

@@ -1,0 +1,126 @@
+"""TPU slices by name: what a chip can do, how chips are wired, and which devices stand for them at compile time.
+
+Peak rates, memory and link rates are those of Google's Cloud TPU documentation ("System architecture" of each
+generation); usable memory is what the compiler itself allows. `device` is what JAX calls a device: a chip, except on
+tpu7x, which shows its two cores as two devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from neodragon_jax.errors import InputError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One generation.
+
+    Attributes:
+      peak_flops: of a device in bfloat16, per second.
+      flops_per_cycle: of all matrix units of a device; with the peak it gives the clock, in which the compiler counts.
+      matrix_unit: rows and columns of one matrix unit.
+      hbm_gib: that a program may use on a device.
+      link_bytes: per second, one way, of one link of a device.
+      grid_axes: of the wiring: 2 or 3.
+      wrap: an axis of the slice closes to a ring when its length is a multiple of this (3 axes: when all are).
+      topologies: shapes that Google Cloud offers.
+      options: what `get_topology_desc` needs besides the name.
+      devices: of one chip.
+    """
+
+    peak_flops: float
+    flops_per_cycle: int
+    matrix_unit: int
+    hbm_gib: float
+    link_bytes: float
+    grid_axes: int
+    wrap: int
+    topologies: tuple[str, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+    devices: int = 1
+
+    @property
+    def clock(self) -> float:
+        """Cycles per second."""
+        return self.peak_flops / self.flops_per_cycle
+
+
+_FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16')
+
+# The matrix units of v6e and tpu7x are 256 x 256; the compiler's estimates for them exceed what two units could do in a
+# cycle, so four of them are assumed, which puts the clocks at 1.75 and 2.2 GHz.
+CHIPS = {
+    'v4': Chip(275e12, 8 * 2 * 128**2, 128, 30.75, 50e9, 3, 4, _CUBES, (('chip_config_name', 'megacore'),)),
+    'v5e': Chip(197e12, 4 * 2 * 128**2, 128, 15.75, 50e9, 2, 16, _FLAT),
+    'v5p': Chip(459e12, 8 * 2 * 128**2, 128, 95.74, 100e9, 3, 4, _CUBES),
+    'v6e': Chip(918e12, 4 * 2 * 256**2, 256, 31.25, 100e9, 2, 16, _FLAT),
+    'tpu7x': Chip(1153.5e12, 4 * 2 * 256**2, 256, 94.75, 50e9, 3, 4, _CUBES, devices=2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A named slice, such as v5e:4x4."""
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        return self.chips * self.chip.devices
+
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `jax.experimental.topologies.get_topology_desc`."""
+        single = {'chips_per_host_bounds': (1, 1, 1)} if self.chips == 1 else {}
+        return dict(self.chip.options) | single
+
+    def bandwidth(self, places: Sequence[Sequence[int]]) -> float:
+        """Return the bytes per second that the worst placed device of a group can receive from the others.
+
+        Along every axis of the slice on which the group extends, a device has two links where the axis is a ring that
+        the group fills, else one: that of a device at an end.
+
+        Args:
+          places: coordinates of the group's devices.
+        """
+        rings = [length % self.chip.wrap == 0 for length in self.shape]
+        if self.chip.grid_axes == 3:
+            rings = [all(rings)] * 3
+        links = 0
+        for axis, length in enumerate(self.shape):
+            extent = len({place[axis] for place in places})
+            if extent > 1:
+                links += 2 if rings[axis] and extent == length else 1
+        # Two cores of one chip exchange faster than any link; they count as one.
+        return max(links, 1) * self.chip.link_bytes
+
+
+def known_topologies() -> list[str]:
+    """Return the names of all slices."""
+    return [f'{name}:{shape}' for name, chip in CHIPS.items() for shape in chip.topologies]
+
+
+def topology(name: str) -> Topology:
+    """Return a slice by its name.
+
+    Raises:
+      InputError: there is no such slice.
+    """
+    known = known_topologies()
+    if name not in known:
+        listed = '; '.join(f'{kind}: {" ".join(chip.topologies)}' for kind, chip in CHIPS.items())
+        raise InputError(
+            f'--topology={name}: no such slice.{did_you_mean(name, known)} Write CHIP:SHAPE with one of {listed}.'
+        )
+    kind, _, shape = name.partition(':')
+    return Topology(name, CHIPS[kind], tuple(map(int, shape.split('x'))))

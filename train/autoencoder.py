@@ -1,0 +1,294 @@
+"""A video autoencoder from nothing: the causal encoder and the native decoder learn a domain's own latents.
+
+    python -m train.autoencoder --config=configs/autoencoder.py:tiny --config.workdir=DIR
+
+    z    = mean + deviation noise,   the posterior of clip x
+    loss = terms(decode(z), x) + kl KL(posterior || N(0, 1) of normalised latents)
+
+`terms` are weighted differences (`reconstruction.TermsConfig`). At the end, what latents' moments lack to those that
+everything downstream assumes is folded into the weights (`latent_statistics`).
+
+The result is a video VAE in Pyramid-Flow's layout. train.latents makes a teacher's data with it, and train.decoder
+distils its decoder into the small one that runs on phones.
+
+Source: Pyramid-Flow, arXiv 2410.05954, section 3.4; the prior on normalised latents is ours.
+Legend: B batch, T frames, H W pixels, t latent frames, h w latent grid, C latent channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from configs import command_line, freeze
+from neodragon_jax import checkpoint
+from neodragon_jax.atomic import atomic_file
+from neodragon_jax.config_pyramid_flow import PyramidFlowVAEConfig
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.native_decoder import NativeVAE
+from neodragon_jax.models.vae import Moments, Video, posterior_mean, posterior_sample
+from train import loop
+from train.clips import Clips, ClipsConfig, blank_clips, middle_cut, open_clips, random_cuts, to_float
+from train.data import DTYPES
+from train.gradients import value_and_grad
+from train.latent_statistics import fit_and_fold, prior_divergence
+from train.optimizer import Ema, EmaConfig, OptimizerConfig, init_ema, make_optimizer, update_ema
+from train.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
+from train.rematerialise import MemoryConfig, decode, encode
+from train.sharding import count_parameters, split_batch, start_processes, to_host
+
+# Folder name of what comes out.
+AUTOENCODER = 'pyramid_flow_vae'
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """Options of the objective.
+
+    Attributes:
+      sizes: of the autoencoder.
+      start: component folder of one to go on from, which then decides on the sizes; '' begins with fresh parameters.
+      kl: weight of the divergence, in nats per latent number.
+      statistics: training clips on which the latents' moments are measured at the end.
+      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
+      ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
+      dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
+    """
+
+    sizes: PyramidFlowVAEConfig = dataclasses.field(default_factory=PyramidFlowVAEConfig)
+    start: str = ''
+    terms: TermsConfig = dataclasses.field(default_factory=lambda: TermsConfig(absolute=1.0, lpips=1.0))
+    kl: float = 1e-4
+    statistics: int = 64
+    accumulate: int = 1
+    ema_decay: float = 0.999
+    dtype: str = 'bfloat16'
+    memory: MemoryConfig = dataclasses.field(default_factory=lambda: MemoryConfig(blocks=True))
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f'dtype is {self.dtype!r}; use one of {", ".join(DTYPES)}.')
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f'ema_decay is {self.ema_decay}; it must be at least 0 and less than 1.')
+        if self.kl < 0:
+            raise InputError(f'kl is {self.kl}; it must be at least 0.')
+        for name in ('accumulate', 'statistics'):
+            if getattr(self, name) < 1:
+                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 1.')
+
+
+@flax.struct.dataclass
+class CodecState:
+    """What is trained: parameters in float32, their optimizer, and their average or None."""
+
+    step: Array
+    params: Any
+    opt: Any
+    ema: Ema | None
+
+    @property
+    def result(self) -> Any:
+        """The parameters to be used: the average where there is one."""
+        return self.params if self.ema is None else self.ema.params
+
+
+def begin(params: Any, tx: optax.GradientTransformation, ema_decay: float) -> CodecState:
+    """Return the state before the first step."""
+    average = init_ema(params) if ema_decay else None
+    return CodecState(step=jnp.zeros((), jnp.int32), params=params, opt=tx.init(params), ema=average)
+
+
+def update(state: CodecState, grads: Any, tx: optax.GradientTransformation, ema_decay: float) -> CodecState:
+    """Return the state after one update."""
+    changes, opt = tx.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, changes)
+    ema = None if state.ema is None else update_ema(state.ema, params, EmaConfig(ema_decay))
+    return state.replace(params=params, opt=opt, ema=ema)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Autoencoder:
+    """The training of a video autoencoder as a program of the loop."""
+
+    name = 'autoencoder'
+
+    def __init__(self, config: AutoencoderConfig, clips: Clips, cut: ClipsConfig) -> None:
+        """Build the autoencoder, or read the one to go on from.
+
+        Args:
+          cut: what is seen of the clips.
+        Raises:
+          InputError: the autoencoder or the weights of LPIPS cannot be read, or the cuts do not fit it.
+        """
+        self.config, self.clips, self.cut = config, clips, cut
+        module, self.start = _read_start(config.start) if config.start else (NativeVAE(config.sizes), None)
+        self.module = module.clone(dtype=DTYPES[config.dtype])
+        self.latents = latent_shape(self.module, cut)
+        self.terms = Terms(config.terms, DTYPES[config.dtype])
+        self.tx = make_optimizer(config.optimizer, fixed=())
+        self.evaluation = Evaluation(config.evaluation, clips.held_out)
+        self._reconstruct = jax.jit(self.reconstruct)
+
+    def frozen(self) -> dict[str, Any]:
+        """Return what is constant: LPIPS, and the parameters to begin with if they were read."""
+        return self.terms.frozen() | ({} if self.start is None else {'start': self.start})
+
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
+        """Return the state before the first step."""
+        if self.start is None:
+            params = self.module.init(key, *checkpoint.example_inputs(self.module))['params']
+        else:
+            # Copies even where the type is the same: the state's buffers are donated, these must survive.
+            params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), frozen['start'])
+        return begin(params, self.tx, self.config.ema_decay)
+
+    def variant(self, step: int) -> int:
+        """Return the only kind of step."""
+        del step
+        return 0
+
+    def train_step(
+        self, variant: int, state: CodecState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[CodecState, dict[str, Array]]:
+        """Run one update.
+
+        Args:
+          batch: video [B, T, H, W, 3], bytes.
+        """
+        del variant
+        batch = seen(batch['video'], self.cut, self.latents, key)
+        loss_of = lambda params, batch, key: self.loss(params, frozen, batch)
+        (loss, metrics), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
+        metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | metrics
+        return update(state, grads, self.tx, self.config.ema_decay), metrics
+
+    def loss(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Float[Array, ''], dict[str, Array]]:
+        """Return the loss of clips `video` with the posterior's `noise`, and its terms."""
+        moments = self.encode(params, batch['video'])
+        latents = posterior_sample(moments.astype(jnp.float32), batch['noise'])
+        frames = decode(self.module, params, latents, self.config.memory)
+        loss, terms = self.terms(frozen, frames, batch['video'])
+        divergence = prior_divergence(moments)
+        return loss + self.config.kl * divergence, terms | {'kl': divergence}
+
+    def encode(self, params: Any, video: Video) -> Moments:
+        """Return the moments of clips."""
+        return encode(self.module, params, video, self.config.memory)
+
+    def reconstruct(self, params: Any, video: Video) -> Video:
+        """Return what becomes of clips, without the posterior's noise."""
+        return decode(self.module, params, posterior_mean(self.encode(params, video)), self.config.memory)
+
+    def evaluate(self, state: CodecState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+        """Return PSNR and SSIM of held-out clips, and write some beside their originals."""
+        del frozen
+        ways = {'autoencoder': functools.partial(self._reconstruct, state.result)}
+        return self.evaluation(ways, state.result, folder)
+
+    def finish(self, state: CodecState, folder: pathlib.Path) -> None:
+        """Write the autoencoder with the latents' moments folded in, and `autoencoder.json`, which tells them."""
+        params, step = to_host((state.result, state.step))
+        if jax.process_index() != 0:
+            return
+        encoder = functools.partial(jax.jit(self.encode), jax.device_put(params))
+        params, folded = fit_and_fold(params, encoder, self._to_measure())
+        checkpoint.save(folder / AUTOENCODER, self.module, params)
+        record = {'latents': folded.to_json(), 'parameters': count_parameters(params), 'iterations': int(step)}
+        with atomic_file(folder / f'{self.name}.json') as path:
+            path.write_text(json.dumps(self.metadata() | record, indent=2) + '\n')
+        moments = ', '.join(f'{name} {value:.3f}' for name, value in folded.after._asdict().items())
+        print(f'{self.name}: normalised latents after folding: {moments}')
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
+        terms = {name: value for name, value in vars(self.config.terms).items() if name != 'lpips_weights'}
+        terms['with_lpips'] = bool(self.config.terms.lpips_weights)
+        names = {name: getattr(self.config, name) for name in ('kl', 'ema_decay')}
+        return names | {'terms': terms, 'sizes': self.module.config.to_json(), 'data': self.clips.metadata}
+
+    def _to_measure(self) -> Iterator[Video]:
+        """Yield training clips, on which the latents' moments are measured."""
+        for index in range(min(self.config.statistics, len(self.clips.training))):
+            clip = middle_cut(np.asarray(self.clips.training[index]['video']), self.cut)
+            yield to_float(jnp.asarray(clip[None]))
+
+
+def seen(videos: Array, cut: ClipsConfig, latents: tuple[int, int, int, int], key: PRNGKeyArray) -> dict[str, Array]:
+    """Return random cuts of clips as `video`, and the posterior's `noise`, which then depend on nothing else."""
+    cut_key, noise_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, (videos.shape[0], *latents))
+    return {'video': random_cuts(videos, cut, cut_key), 'noise': split_batch(noise)}
+
+
+def latent_shape(module: Any, cut: ClipsConfig) -> tuple[int, int, int, int]:
+    """Return [t, h, w, C] of a cut's latents.
+
+    Raises:
+      InputError: the frames or pixels of the cut do not divide into latents.
+    """
+    params = checkpoint.abstract_params(module)
+    clip = jax.ShapeDtypeStruct((1, *cut.size, 3), jnp.float32)
+    moments = jax.eval_shape(lambda params, clip: module.apply({'params': params}, clip, method='encode'), params, clip)
+    return (*moments.shape[1:-1], moments.shape[-1] // 2)
+
+
+def _read_start(folder: str) -> tuple[NativeVAE, Any]:
+    """Return a stored autoencoder and its parameters."""
+    module, params = checkpoint.load(folder)
+    if not isinstance(module, NativeVAE):
+        name = checkpoint.class_name(module)
+        raise InputError(f'start {folder} holds a {name}; pass the folder of a CausalVideoVAE, or use train.decoder.')
+    return module, params
+
+
+def main(settings: ConfigDict, dry_run: bool = False) -> None:
+    """Train as the settings say (see configs/autoencoder.py), or print the plan of it; a plan needs no data.
+
+    Raises:
+      InputError: a setting is wrong or does not fit the data.
+    """
+    values = settings.to_dict()
+    seeded = {'seed': values['seed']}
+    config = freeze(AutoencoderConfig, values['autoencoder'], 'config.autoencoder')
+    cut = freeze(ClipsConfig, values['clips'], 'config.clips')
+    run = freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop')
+    start_processes(run.distributed)
+    program = Autoencoder(config, clips_of(values, cut, dry_run), cut)
+    if dry_run:
+        print(loop.plan(program, program.clips.training, run))
+        return
+    if jax.process_index() == 0:
+        print(f'{program.name}: {program.terms.describe()}')
+    loop.run(program, program.clips.training, run)
+
+
+def clips_of(values: Mapping[str, Any], cut: ClipsConfig, dry_run: bool) -> Clips:
+    """Return the clips that settings name; a plan does without.
+
+    Raises:
+      InputError: they are not there, or there is no folder for the run.
+    """
+    if dry_run and not values['data']:
+        return blank_clips(cut)
+    if not values['data']:
+        raise InputError('config.data is empty; pass --config.data=FOLDER of clips, or shapes:cpu to draw them.')
+    if not (values['workdir'] or dry_run):
+        raise InputError('config.workdir is empty; pass --config.workdir=FOLDER.')
+    return open_clips(values['data'], cut, values['seed'])
+
+
+if __name__ == '__main__':
+    command_line(main, 'configs/autoencoder.py')

@@ -1,0 +1,363 @@
+"""Asymmetric decoder distillation: the small decoder learns to read the latents of a frozen encoder.
+
+    python -m train.decoder --config=configs/decoder.py --config.decoder.start=VAE --config.data=FOLDER \
+        --config.workdir=DIR
+
+    z    = a posterior sample of clip x, by the frozen encoder
+    loss = terms(small decoder(z), x) + native || small decoder(z) - native decoder(z) ||^2
+
+The paper's terms are the squared error and LPIPS; the second part is an option of ours, 0 by default. There is no
+divergence: the encoder does not move, so a denoiser of its latents serves both decoders.
+
+The result is a video VAE in Neodragon's layout, with the encoder's tensors byte for byte as they were.
+
+Source: Neodragon, arXiv 2511.06055, section on asymmetric decoder distillation.
+Legend: B batch, T frames, H W pixels, t latent frames, h w latent grid, C latent channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from configs import command_line, freeze
+from neodragon_jax import checkpoint
+from neodragon_jax.atomic import atomic_file
+from neodragon_jax.config import CausalEncoderConfig, VideoVAEConfig
+from neodragon_jax.config_pyramid_flow import PyramidFlowVAEConfig
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.native_decoder import NativeVAE
+from neodragon_jax.models.vae import (
+    NEODRAGON,
+    CausalVAE,
+    Latents,
+    Moments,
+    Video,
+    VideoVAE,
+    posterior_mean,
+    posterior_sample,
+)
+from train import loop
+from train.autoencoder import CodecState, begin, clips_of, latent_shape, seen, update
+from train.clips import Clips, ClipsConfig
+from train.data import DTYPES
+from train.gradients import value_and_grad
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
+from train.rematerialise import MemoryConfig, decode, encode
+from train.sharding import count_parameters, start_processes, to_host
+
+# Folder name of what comes out: that of the released checkpoint.
+VIDEO_VAE = 'causal_video_vae'
+ENCODER, DECODER = ('encoder', 'quant_conv'), ('decoder', 'post_quant_conv')
+# Relative difference up to which two encoders are one, stored in different types.
+SAME_ENCODER = 0.01
+
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Options of the objective.
+
+    Attributes:
+      start: component folder of a video VAE, native or asymmetric: the frozen encoder.
+      features: widths of a fresh small decoder; () goes on from the one in `start`.
+      native: component folder with the native decoder of this encoder, to compare with; '' takes that of `start`, if
+        it has one.
+      native_weight: weight of the squared difference to what the native decoder makes.
+      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
+      ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
+      dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
+    """
+
+    start: str = ''
+    features: tuple[int, ...] = (256, 128, 64, 64)
+    native: str = ''
+    native_weight: float = 0.0
+    terms: TermsConfig = dataclasses.field(default_factory=lambda: TermsConfig(square=1.0, lpips=1.0))
+    accumulate: int = 1
+    ema_decay: float = 0.999
+    dtype: str = 'bfloat16'
+    memory: MemoryConfig = dataclasses.field(default_factory=lambda: MemoryConfig(blocks=True))
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f'dtype is {self.dtype!r}; use one of {", ".join(DTYPES)}.')
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f'ema_decay is {self.ema_decay}; it must be at least 0 and less than 1.')
+        if self.accumulate < 1 or self.native_weight < 0:
+            raise InputError('accumulate must be at least 1, native_weight at least 0.')
+        levels = len(VideoVAEConfig().decoder_num_features)
+        if self.features and (len(self.features) != levels or min(self.features) < 1):
+            raise InputError(f'features is {self.features}; give {levels} widths, or () to go on from a decoder.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Codecs:
+    """The networks of the distillation.
+
+    Attributes:
+      module: encoder and small decoder.
+      encoder: its frozen parameters, as stored.
+      start: parameters of the small decoder to begin with, or None.
+      native, native_decoder: the native decoder and its parameters, or None.
+    """
+
+    module: VideoVAE
+    encoder: Params
+    start: Params | None = None
+    native: NativeVAE | None = None
+    native_decoder: Params | None = None
+
+
+class DecoderDistillation:
+    """The training of the small decoder as a program of the loop."""
+
+    name = 'decoder'
+
+    def __init__(self, config: DecoderConfig, codecs: Codecs, clips: Clips, cut: ClipsConfig) -> None:
+        """Prepare.
+
+        Args:
+          codecs: from `read_codecs`, or abstract ones for a plan.
+          cut: what is seen of the clips.
+        Raises:
+          InputError: the weights of LPIPS cannot be read, the cuts do not fit the encoder, or there is no native
+            decoder to weigh.
+        """
+        if config.native_weight and codecs.native is None:
+            raise InputError('native_weight is not 0, but there is no native decoder; pass its folder as native.')
+        self.config, self.codecs, self.clips, self.cut = config, codecs, clips, cut
+        dtype = DTYPES[config.dtype]
+        self.module = codecs.module.clone(dtype=dtype)
+        self.native = None if codecs.native is None else codecs.native.clone(dtype=dtype)
+        self.latents = latent_shape(self.module, cut)
+        self.terms = Terms(config.terms, dtype)
+        self.tx = make_optimizer(config.optimizer, fixed=())
+        self.evaluation = Evaluation(config.evaluation, clips.held_out)
+        self._reconstruct, self._reconstruct_natively = jax.jit(self.reconstruct), jax.jit(self.reconstruct_natively)
+
+    def frozen(self) -> dict[str, Any]:
+        """Return the encoder, the native decoder, LPIPS, and the decoder to begin with, as far as there are such."""
+        parts = {**self.codecs.encoder, 'native': self.codecs.native_decoder, 'start': self.codecs.start}
+        return self.terms.frozen() | {name: part for name, part in parts.items() if part is not None}
+
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
+        """Return the state before the first step."""
+        if self.codecs.start is None:
+            params = fresh_decoder(self.module, key)
+        else:
+            # Copies even where the type is the same: the state's buffers are donated, these must survive.
+            params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), frozen['start'])
+        return begin(params, self.tx, self.config.ema_decay)
+
+    def variant(self, step: int) -> int:
+        """Return the only kind of step."""
+        del step
+        return 0
+
+    def train_step(
+        self, variant: int, state: CodecState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[CodecState, dict[str, Array]]:
+        """Run one update.
+
+        Args:
+          batch: video [B, T, H, W, 3], bytes.
+        """
+        del variant
+        batch = seen(batch['video'], self.cut, self.latents, key)
+        loss_of = lambda params, batch, key: self.loss(params, frozen, batch)
+        (loss, metrics), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
+        metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | metrics
+        return update(state, grads, self.tx, self.config.ema_decay), metrics
+
+    def loss(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Float[Array, ''], dict[str, Array]]:
+        """Return the loss of clips `video` with the posterior's `noise`, and its terms."""
+        moments = self.encode(frozen, batch['video']).astype(jnp.float32)
+        latents = posterior_sample(moments, batch['noise'])
+        frames = decode(self.module, params, latents, self.config.memory)
+        loss, terms = self.terms(frozen, frames, batch['video'])
+        if self.config.native_weight:
+            error = frames.astype(jnp.float32) - self._native_frames(frozen, latents).astype(jnp.float32)
+            terms['native'] = jnp.mean(jnp.square(error))
+            loss += self.config.native_weight * terms['native']
+        return loss, terms
+
+    def encode(self, frozen: Any, video: Video) -> Moments:
+        """Return the moments of clips; they do not depend on what is trained."""
+        return encode(self.module, {name: frozen[name] for name in ENCODER}, video, self.config.memory)
+
+    def reconstruct(self, params: Any, frozen: Any, video: Video) -> Video:
+        """Return what becomes of clips, without the posterior's noise."""
+        return decode(self.module, params, posterior_mean(self.encode(frozen, video)), self.config.memory)
+
+    def reconstruct_natively(self, frozen: Any, video: Video) -> Video:
+        """Return what the native decoder makes of the same latents."""
+        return self._native_frames(frozen, posterior_mean(self.encode(frozen, video)))
+
+    def _native_frames(self, frozen: Any, latents: Latents) -> Video:
+        assert self.native is not None
+        return decode(self.native, frozen['native'], latents, self.config.memory)
+
+    def evaluate(self, state: CodecState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+        """Return PSNR and SSIM of held-out clips, of both decoders where there are two; write some side by side."""
+        ways = {'small': functools.partial(self._reconstruct, state.result, frozen)}
+        if self.native is not None:
+            ways['native'] = functools.partial(self._reconstruct_natively, frozen)
+        return self.evaluation(ways, state.result, folder)
+
+    def finish(self, state: CodecState, folder: pathlib.Path) -> None:
+        """Write encoder and small decoder in the released layout, and `decoder.json`."""
+        params, step = to_host((state.result, state.step))
+        if jax.process_index() != 0:
+            return
+        # Not through the devices, which may store other types.
+        checkpoint.save(folder / VIDEO_VAE, self.module, {**self.codecs.encoder, **params})
+        record = {'decoder_parameters': count_parameters(params), 'iterations': int(step)}
+        with atomic_file(folder / f'{self.name}.json') as path:
+            path.write_text(json.dumps(self.metadata() | record, indent=2) + '\n')
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
+        terms = {name: value for name, value in vars(self.config.terms).items() if name != 'lpips_weights'}
+        terms['with_lpips'] = bool(self.config.terms.lpips_weights)
+        names = {name: getattr(self.config, name) for name in ('native_weight', 'ema_decay')}
+        networks = {'sizes': self.module.config.to_json(), 'encoder': digest(self.codecs.encoder)}
+        return names | networks | {'terms': terms, 'data': self.clips.metadata}
+
+
+def digest(params: Params) -> str:
+    """Return a hash of parameters, with their names."""
+    sha = hashlib.sha256()
+    for path, leaf in sorted(traverse_util.flatten_dict(dict(params)).items()):
+        sha.update('/'.join(path).encode() + np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def fresh_decoder(module: VideoVAE, key: PRNGKeyArray) -> dict[str, Any]:
+    """Return parameters of a new small decoder.
+
+    Its first convolution begins as the normalisation of latents after the first one, so that the bounding by tanh that
+    follows has room for them.
+    """
+    params = module.init(key, *checkpoint.example_inputs(module))['params']
+    channels = module.config.encoder_out_channels
+    identity = jnp.eye(channels).reshape(1, 1, channels, channels)
+    shift = jnp.full(channels, -NEODRAGON.shift * NEODRAGON.scale)
+    return {'decoder': params['decoder'], 'post_quant_conv': {'kernel': NEODRAGON.scale * identity, 'bias': shift}}
+
+
+def read_codecs(config: DecoderConfig) -> Codecs:
+    """Return the networks that settings name.
+
+    Raises:
+      InputError: a folder is missing or of another kind, or the native decoder is of another encoder.
+    """
+    if not config.start:
+        raise InputError('config.decoder.start is empty; pass the folder of a video VAE, which has the encoder.')
+    module, params = _read(config.start)
+    encoder = {name: params[name] for name in ENCODER}
+    start = None
+    if not config.features:
+        if not isinstance(module, VideoVAE):
+            raise InputError(f'features is (), but start {config.start} has no small decoder; give its widths.')
+        start = {name: params[name] for name in DECODER}
+    native, native_params = (module, params) if isinstance(module, NativeVAE) else (None, None)
+    if config.native:
+        native, native_params = _read(config.native)
+        if not isinstance(native, NativeVAE):
+            raise InputError(f'native {config.native} has a small decoder; pass the folder of a CausalVideoVAE.')
+        _check_same(encoder, {name: native_params[name] for name in ENCODER}, config)
+    small = module if isinstance(module, VideoVAE) and start else VideoVAE(_sizes(module.config, config.features))
+    decoder = None if native_params is None else {name: native_params[name] for name in DECODER}
+    return Codecs(small, encoder, start, native, decoder)  # pyright: ignore[reportArgumentType]
+
+
+def full_codecs(config: DecoderConfig) -> Codecs:
+    """Return abstract networks of the released sizes, for a plan without weights."""
+    sizes = _sizes(VideoVAEConfig(), config.features or VideoVAEConfig().decoder_num_features)
+    small, native = VideoVAE(sizes), NativeVAE(PyramidFlowVAEConfig()) if config.native_weight else None
+    params = checkpoint.abstract_params(small)
+    part = lambda params, names: {name: params[name] for name in names}
+    decoder = None if native is None else part(checkpoint.abstract_params(native), DECODER)
+    return Codecs(small, part(params, ENCODER), None, native, decoder)
+
+
+def _read(folder: str) -> tuple[CausalVAE, Any]:
+    """Return a stored video VAE of either kind, and its parameters."""
+    module, params = checkpoint.load(folder)
+    if not isinstance(module, CausalVAE):
+        raise InputError(f'{folder} holds a {checkpoint.class_name(module)}; pass the folder of a video VAE.')
+    return module, params
+
+
+def _sizes(encoder: CausalEncoderConfig, features: tuple[int, ...]) -> VideoVAEConfig:
+    """Return the sizes of an encoder with a small decoder."""
+    names = [field.name for field in dataclasses.fields(CausalEncoderConfig)]
+    sizes = VideoVAEConfig(**{name: getattr(encoder, name) for name in names}, decoder_num_features=features)
+    for down, up in (('spatial', sizes.decoder_space_upscale), ('temporal', sizes.decoder_time_upscale)):
+        if sum(getattr(sizes, f'encoder_{down}_down_sample')) != sum(up):
+            raise InputError(f'the encoder does not halve its {down} axes {sum(up)} times, as the small decoder needs.')
+    return sizes
+
+
+def _check_same(encoder: Params, other: Params, config: DecoderConfig) -> None:
+    """Raise InputError unless two encoders are the same but for their stored types."""
+    left, right = (dict[Any, Any](traverse_util.flatten_dict(dict(tree))) for tree in (encoder, other))
+    same = left.keys() == right.keys() and all(_close(left[path], right[path]) for path in left)
+    if not same:
+        raise InputError(
+            f'native {config.native} has another encoder than start {config.start}, hence other latents; pass the one '
+            'that the encoder was trained with.'
+        )
+
+
+def _close(left: np.ndarray, right: np.ndarray) -> bool:
+    left, right = np.asarray(left, np.float32), np.asarray(right, np.float32)
+    return left.shape == right.shape and bool(
+        np.linalg.norm(left - right) <= SAME_ENCODER * np.linalg.norm(left.reshape(-1))
+    )
+
+
+def main(settings: ConfigDict, dry_run: bool = False) -> None:
+    """Train as the settings say (see configs/decoder.py), or print the plan of it.
+
+    A plan needs neither data nor weights; without weights it has the released sizes.
+
+    Raises:
+      InputError: a setting is wrong or does not fit the data.
+    """
+    values = settings.to_dict()
+    seeded = {'seed': values['seed']}
+    config = freeze(DecoderConfig, values['decoder'], 'config.decoder')
+    cut = freeze(ClipsConfig, values['clips'], 'config.clips')
+    run = freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop')
+    start_processes(run.distributed)
+    codecs = full_codecs(config) if dry_run and not config.start else read_codecs(config)
+    program = DecoderDistillation(config, codecs, clips_of(values, cut, dry_run), cut)
+    if dry_run:
+        print(loop.plan(program, program.clips.training, run))
+        return
+    if jax.process_index() == 0:
+        print(f'{program.name}: {program.terms.describe()}')
+    loop.run(program, program.clips.training, run)
+
+
+if __name__ == '__main__':
+    command_line(main, 'configs/decoder.py')

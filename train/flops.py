@@ -1,0 +1,88 @@
+"""Arithmetic of a function, counted in its jaxpr before any compiler sees it.
+
+Counted are multiplications and additions of matrix products and convolutions, two per pair, over all devices. A loop
+body counts as often as the loop runs (XLA's own cost analysis counts it once), and what rematerialisation computes
+again counts again. Not counted: elementwise work, reductions, softmax and norms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """A count.
+
+    Attributes:
+      open_loops: loops whose number of rounds depends on data; their bodies are counted once.
+    """
+
+    total: float = 0.0
+    open_loops: int = 0
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.total + other.total, self.open_loops + other.open_loops)
+
+    def times(self, rounds: float) -> Flops:
+        """Return the count of something done several times; it is still the same loops that are open."""
+        return Flops(self.total * rounds, self.open_loops)
+
+
+def count(jaxpr: Jaxpr | ClosedJaxpr) -> Flops:
+    """Return the floating-point operations of a function, such as `jax.jit(f).trace(*abstract).jaxpr`."""
+    equations = jaxpr.jaxpr.eqns if isinstance(jaxpr, ClosedJaxpr) else jaxpr.eqns
+    return sum((_count_equation(equation) for equation in equations), Flops())
+
+
+def _count_equation(equation: JaxprEqn) -> Flops:
+    """Return the count of one operation with everything inside it."""
+    name, params = equation.primitive.name, equation.params
+    if name == 'dot_general':
+        return Flops(_dot(equation))
+    if name == 'conv_general_dilated':
+        return Flops(_convolution(equation))
+    if name == 'cond':
+        return max((count(branch) for branch in params['branches']), key=lambda flops: flops.total)
+    inside = sum((count(body) for body in jaxprs_in_params(params)), Flops())
+    if name == 'while':
+        return inside + Flops(0.0, 1 if inside.total else 0)
+    return inside.times(_rounds(name, params))
+
+
+def _rounds(name: str, params: dict[str, Any]) -> int:
+    """Return how often an operation runs the functions inside it, over all devices."""
+    if name == 'scan':
+        return params['length']
+    if name == 'shard_map':
+        return math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes'])
+    if name == 'pallas_call':
+        return math.prod(size for size in params['grid_mapping'].grid if isinstance(size, int))
+    return 1
+
+
+def _dot(equation: JaxprEqn) -> float:
+    """Return the count of a matrix product: two per element of the result and element summed over."""
+    (contracted, _), _ = equation.params['dimension_numbers']
+    left = _shape(equation.invars[0])
+    return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation: JaxprEqn) -> float:
+    """Return the count of a convolution, the zeros of its padding included.
+
+    Zeros between the inputs of a transposed convolution, which is also the gradient of a strided one, are left out.
+    """
+    params = equation.params
+    kernel, out = _shape(equation.invars[1]), _shape(equation.outvars[0])
+    per_output = math.prod(kernel) / kernel[params['dimension_numbers'].rhs_spec[0]]
+    return 2.0 * math.prod(out) * per_output / math.prod(params['lhs_dilation'])
+
+
+def _shape(variable: Any) -> Sequence[int]:
+    return variable.aval.shape

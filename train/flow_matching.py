@@ -1,0 +1,122 @@
+"""Examples of pyramidal flow matching: a unit at a stage, its corrupted history, and the flow to predict there.
+
+    start = s0 noise + (1 - s0) Up(Down(clean)), end = s1 noise + (1 - s1) clean
+    x     = level start + (1 - level) end, to be mapped to start - end
+    history frame <- amount noise + (1 - amount) frame, amount ~ U[0, 1/3] per sample
+
+What is random is drawn first (`draw`) and used afterwards (`build`), so that given numbers make given examples. A
+sample may be an image: it has only its first frame, and trains unit 0.
+
+Source: Pyramid-Flow, arXiv 2410.05954, sections 3.2 to 3.4.
+Legend: B batch, T latent frames (= units), H W full-size latent grid, h w the stage's, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from neodragon_jax.pyramid import down_noise, envelope_history, history_stage, levels, stage_pair
+from neodragon_jax.schedule import Schedule
+from train import losses
+
+# Most noise that a history frame gets.
+CORRUPTION = 1 / 3
+
+
+class Draws(NamedTuple):
+    """What is random in a batch of examples of one stage."""
+
+    unit: Int[Array, ' B']
+    level: Float[Array, ' B']  # local level, on the schedule's training grid
+    amount: Float[Array, ' B']  # of noise in the history
+    noise: Float[Array, 'B 1 H W C']  # of the unit at full size; coarser stages halve it
+    history_noise: list[Float[Array, 'B 1 _ _ C']]  # of the envelope's T - 1 history frames, oldest first
+
+
+class Example(NamedTuple):
+    """A batch of denoiser inputs of one stage, each at its own unit, and the flow to predict."""
+
+    unit: Int[Array, ' B']
+    history: list[Float[Array, 'B 1 _ _ C']]
+    x: Float[Array, 'B 1 h w C']
+    timestep: Float[Array, ' B']
+    flow: Float[Array, 'B 1 h w C']
+
+
+def draw(
+    key: PRNGKeyArray,
+    stage: int,
+    shape: tuple[int, ...],
+    units: Int[Array, ' B'],
+    schedule: Schedule,
+    corruption: float = CORRUPTION,
+) -> Draws:
+    """Draw a unit, a level and all noise for every sample of a batch.
+
+    Args:
+      shape: of the batch's latents, [B, T, H, W, C].
+      units: valid latent frames of each sample, 1 for an image; the unit is one of them.
+      corruption: largest amount of noise in the history.
+    """
+    unit_key, level_key, amount_key, noise_key, history_key = jax.random.split(key, 5)
+    batch, frames, height, width, channels = shape
+    index = jax.random.randint(level_key, (batch,), 0, schedule.train_steps)
+    grids = [
+        schedule.stages - 1 - history_stage(stage, distance)  # halvings of the frame at each distance
+        for distance in range(frames - 1, 0, -1)
+    ]
+    keys = jax.random.split(history_key, max(len(grids), 1))
+    return Draws(
+        unit=jax.random.randint(unit_key, (batch,), 0, units),
+        level=jnp.asarray(schedule.train_levels, jnp.float32)[index],
+        amount=jax.random.uniform(amount_key, (batch,), maxval=corruption),
+        noise=jax.random.normal(noise_key, (batch, 1, height, width, channels)),
+        history_noise=[
+            jax.random.normal(key, (batch, 1, height >> halvings, width >> halvings, channels))
+            for key, halvings in zip(keys, grids, strict=False)
+        ],
+    )
+
+
+def build(stage: int, latents: Float[Array, 'B T H W C'], draws: Draws, schedule: Schedule) -> Example:
+    """Return the examples that drawn numbers make of clean latents, in float32.
+
+    History frames have the shapes of the stage's envelope, front-padded where the unit has fewer before it.
+    """
+    pyramid = levels(latents.astype(jnp.float32), schedule.stages)
+    frames = envelope_history(pyramid, draws.unit, stage, latents.shape[1] - 1)
+    clean = pyramid[stage][jnp.arange(latents.shape[0]), draws.unit][:, None]
+    noise = down_noise(draws.noise, schedule.stages - 1 - stage)
+    start, end = stage_pair(clean, noise, stage, schedule)
+    return Example(
+        unit=draws.unit,
+        history=[
+            losses.corrupt(frame, frame_noise, draws.amount)
+            for frame, frame_noise in zip(frames, draws.history_noise, strict=True)
+        ],
+        x=losses.interpolate(start, end, draws.level),
+        timestep=schedule.timestep(stage, draws.level),
+        flow=start - end,
+    )
+
+
+def stage_of_step(seed: int, step: int, stages: int) -> int:
+    """Return the stage that a step trains: uniform, and the same on every machine, from a hash of seed and step."""
+    digest = hashlib.blake2b(f'{seed}/{step}'.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'big') % stages
+
+
+def unit_sums(values: Float[Array, ' B'], unit: Int[Array, ' B'], frames: int) -> Float[Array, '2 T']:
+    """Return, for every unit, the sum of the values of the examples at it, and their number."""
+    here = jax.nn.one_hot(unit, frames)
+    return jnp.stack([values @ here, jnp.sum(here, axis=0)])
+
+
+def unit_means(sums: Float[Array, '2 T'], name: str) -> dict[str, Float[Array, '']]:
+    """Return '{name}/unit{u}' -> mean of the values at unit u, NaN where there are none."""
+    return {f'{name}/unit{unit}': mean for unit, mean in enumerate(sums[0] / sums[1])}

@@ -1,0 +1,197 @@
+"""Several processes on this machine, each with virtual CPU devices: what a pod is, to try and to test on.
+
+    python -m train.launch --processes 2 --devices 4 -- train.dmd --config=configs/dmd.py:tiny --config.data=DATA
+
+After the two dashes comes a module, or a file that ends in .py, with its arguments. Each process finds the others by
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which this sets; its lines are shown behind its number.
+
+SIGTERM and SIGINT are passed on, and so is SIGUSR1, which asks for a trace. When one process fails the others cannot
+go on: they are ended, and so is this, with the status of the first that failed (128 + n where signal n killed it).
+They do not outlive this process either, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from neodragon_jax.errors import InputError, exit_status
+
+# Seconds in which the others may report the same error, when a process failed by itself.
+GRACE = 5.0
+POLL = 0.05
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# From linux/prctl.h: the signal that a process gets when its parent dies.
+PR_SET_PDEATHSIG = 1
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the options, and `command`: what comes after the two dashes.
+
+    Raises:
+      InputError: there is no command, or a number is not positive.
+    """
+    own, command = list(argv), []
+    if '--' in own:
+        split = own.index('--')
+        own, command = own[:split], own[split + 1 :]
+    parser = argparse.ArgumentParser(
+        'python -m train.launch',
+        usage='%(prog)s [--processes N] [--devices N] -- MODULE [ARGUMENT ...]',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--processes', type=int, default=2, metavar='N', help='default: %(default)s')
+    parser.add_argument('--devices', type=int, default=4, metavar='N', help='of each process (default: %(default)s)')
+    args = parser.parse_args(own)
+    for name in ('processes', 'devices'):
+        if getattr(args, name) < 1:
+            raise InputError(f'--{name} is {getattr(args, name)}; give at least 1.')
+    if not command:
+        raise InputError('no program to launch; give it after two dashes: -- train.dmd --config=configs/dmd.py:tiny.')
+    args.command = command
+    return args
+
+
+def launch(command: Sequence[str], processes: int, devices: int) -> int:
+    """Run a program in several processes until all have ended; return the status of the job.
+
+    Args:
+      command: a module, or a file that ends in .py, and its arguments.
+      devices: virtual CPU devices of each process.
+    """
+    program = command[:1] if command[0].endswith('.py') else ['-m', command[0]]
+    job = [sys.executable, *program, *command[1:]]
+    shared = {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_NUM_CPU_DEVICES': str(devices),
+        'JAX_COORDINATOR_ADDRESS': f'localhost:{_free_port()}',
+        'JAX_NUM_PROCESSES': str(processes),
+        'PYTHONUNBUFFERED': '1',
+    }
+    children: list[subprocess.Popen[bytes]] = []
+    readers: list[threading.Thread] = []
+    with _forwarding(children):
+        try:
+            for index in range(processes):
+                child = _start(job, os.environ | shared | {'JAX_PROCESS_ID': str(index)})
+                children.append(child)
+                readers += _readers(child, f'[{index}] '.encode())
+            return _wait(children)
+        finally:
+            for child in children:
+                child.kill()
+            for child in children:
+                child.wait()
+            for reader in readers:
+                reader.join(timeout=GRACE)
+
+
+def _start(job: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, so that a terminal's signals come through us only."""
+    parent, library = os.getpid(), ctypes.CDLL(None) if sys.platform == 'linux' else None
+
+    def follow_parent() -> None:
+        if library is not None:
+            library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it died before we asked
+                os._exit(1)
+
+    return subprocess.Popen(
+        job,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=follow_parent,
+    )
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Return 0 when all have ended well, or else the status of the first that has not, without waiting for the rest."""
+    while True:
+        running = [child for child in children if child.poll() is None]
+        failed = {index: child.returncode for index, child in enumerate(children) if child.returncode}
+        if failed:
+            # Whom a signal killed, failed before those that miss it.
+            first = min(failed, key=lambda index: failed[index] > 0)
+            return _report(first, failed[first], children)
+        if not running:
+            return 0
+        time.sleep(POLL)
+
+
+def _report(index: int, status: int, children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Say which process failed, let the others end by themselves where they may, and return the job's status."""
+    how = f'was killed by {signal.Signals(-status).name}' if status < 0 else f'failed with status {status}'
+    print(f'launch: process {index} of {len(children)} {how}; ending the others.', file=sys.stderr, flush=True)
+    deadline = time.monotonic() + (GRACE if status > 0 else 0)
+    while time.monotonic() < deadline and any(child.poll() is None for child in children):
+        time.sleep(POLL)
+    return 128 - status if status < 0 else status
+
+
+@contextlib.contextmanager
+def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Pass signals on to the processes that there are."""
+
+    def forward(number: int, frame: object) -> None:
+        del frame
+        for child in children:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _readers(child: subprocess.Popen[bytes], prefix: bytes) -> list[threading.Thread]:
+    """Start to show what a process writes, each line behind a prefix."""
+    pairs = ((child.stdout, sys.stdout.buffer), (child.stderr, sys.stderr.buffer))
+    threads = [threading.Thread(target=_show, args=(*pair, prefix), daemon=True) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _show(lines: IO[bytes], sink: IO[bytes], prefix: bytes) -> None:
+    """Copy lines; each is written at once, so that those of two processes do not mix."""
+    for line in lines:
+        sink.write(prefix + line.rstrip(b'\r\n') + b'\n')
+        sink.flush()
+
+
+def _free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(('localhost', 0))
+        return listener.getsockname()[1]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Launch what the command line says; return the exit status."""
+    status = 0
+
+    def work() -> None:
+        nonlocal status
+        args = parse_args(argv)
+        status = launch(args.command, args.processes, args.devices)
+
+    return exit_status(work) or status
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

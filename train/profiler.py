@@ -1,0 +1,81 @@
+"""Traces of steps on demand, for TensorBoard's profile plugin, XProf or Perfetto.
+
+`kill -USR1 PID` asks a running process for a trace of its next steps; `LoopConfig.profile_steps` names steps in
+advance. A trace appears in workdir/profile when it is complete; `tensorboard --logdir workdir/profile` shows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+
+from neodragon_jax.atomic import atomic_folder
+
+# Steps that a signal asks for: the first shows how the host feeds the devices, the others a steady state.
+STEPS_ON_SIGNAL = 3
+
+
+class Profiler:
+    """Traces some of the steps of a run; `before` and `after` are called around each."""
+
+    def __init__(self, folder: pathlib.Path, steps: tuple[int, ...], say: Callable[[str], None]) -> None:
+        """Prepare.
+
+        Args:
+          folder: gets one folder per trace.
+          steps: (first, last) steps to trace, or ().
+          say: shows a line to the user.
+        """
+        self._folder, self._say = folder, say
+        self._first, self._last = steps or (0, 0)
+        self._asked = False
+        self._trace: contextlib.ExitStack | None = None
+        self._restore: Callable[[], Any] | None = None
+
+    def before(self, step: int) -> None:
+        """Begin a trace if this step is to be in one."""
+        if self._trace is not None:
+            return
+        if self._asked:
+            self._asked = False
+            self._first, self._last = step, step + STEPS_ON_SIGNAL - 1
+        if self._first <= step <= self._last:
+            self._begin(step)
+
+    def after(self, step: int, results: Any) -> None:
+        """End the trace after its last step, when the results are there."""
+        if self._trace is not None and step >= self._last:
+            jax.block_until_ready(results)
+            self._end()
+
+    def _begin(self, step: int) -> None:
+        process = f'-process-{jax.process_index()}' if jax.process_count() > 1 else ''
+        folder = self._folder / f'steps-{step}-{self._last}{process}'
+        self._trace = contextlib.ExitStack()
+        self._trace.callback(self._say, f'profile of steps {step} to {self._last}: {folder}')
+        partial = self._trace.enter_context(atomic_folder(folder, replace=True))
+        jax.profiler.start_trace(partial)
+        self._trace.callback(jax.profiler.stop_trace)
+
+    def _end(self) -> None:
+        assert self._trace is not None
+        trace, self._trace = self._trace, None
+        trace.close()
+
+    def __enter__(self) -> Self:
+        if hasattr(signal, 'SIGUSR1') and threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGUSR1, lambda *_: setattr(self, '_asked', True))
+            self._restore = lambda: signal.signal(signal.SIGUSR1, before)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._restore is not None:
+            self._restore()
+        if self._trace is not None:
+            self._end()

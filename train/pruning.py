@@ -1,0 +1,234 @@
+"""Block pruning: a denoiser without some of its blocks learns to be the full one again, in two stages.
+
+    python -m train.pruning --config=configs/pruning.py:stage1 --config.denoiser=FULL --config.keep=OUT/keep.json ...
+
+    stage 1: flow matching on data, as `train.teacher`; a few hundred steps
+    stage 2: for every kept block k   image_weight || image_k - teacher image ||^2
+                                    + text_weight (1 - cos(text_k, teacher text)), means over tokens and blocks
+             and on the flow          output_weight || D - D_teacher ||^2 + data_weight || D - (start - end) ||^2
+
+The teacher of stage 2 is the full denoiser, asked the same without guidance. `mapping` says what a kept block is
+compared with: 'simple', the same block of the teacher; 'next', the input of the next kept block, so that it learns the
+work of the blocks that are missing in between, too. `train.prune` chooses the blocks.
+
+Source: Neodragon, arXiv 2511.06055, section on block pruning. Stage 2 without stage 1 fails there; factors are ours.
+Legend: B batch, T latent frames (= units), K kept blocks but the last, I image tokens, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from configs import command_line, freeze
+from neodragon_jax.errors import InputError
+from train import flow_matching, loop, losses
+from train.features import Features, observer, with_features
+from train.flow_evaluation import ask
+from train.gradients import value_and_grad
+from train.keep_list import prune, read_keep
+from train.sharding import start_processes
+from train.teacher import Teacher, TeacherConfig, TeacherState, load_program
+from train.teacher_parts import read_denoiser
+from train.teacher_samples import fingerprint
+
+MAPPINGS = ('simple', 'next')
+WEIGHTS = ('image_weight', 'text_weight', 'output_weight', 'data_weight')
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningConfig:
+    """Options of the objective, beside those of flow matching (`TeacherConfig`).
+
+    Attributes:
+      denoiser: component folder of the full denoiser.
+      keep: blocks to keep, '0,1,2,4', or the keep.json of `train.prune`.
+      stage: 1 or 2.
+      start: component folder of the pruned denoiser to go on from; '' begins with the full one's blocks as they are.
+      mapping: 'simple' or 'next'.
+    """
+
+    denoiser: str
+    keep: str
+    stage: int = 1
+    start: str = ''
+    mapping: str = 'simple'
+    image_weight: float = 1.0
+    text_weight: float = 1.0
+    output_weight: float = 1.0
+    data_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.stage not in (1, 2):
+            raise InputError(f'stage is {self.stage}; use 1 or 2.')
+        if self.mapping not in MAPPINGS:
+            raise InputError(f'mapping is {self.mapping!r}; use one of {", ".join(MAPPINGS)}.')
+        for name in WEIGHTS:
+            if getattr(self, name) < 0:
+                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 0.')
+
+
+class Pruning(Teacher):
+    """Both stages as a program of the loop: flow matching as the teacher's, with another loss in stage 2."""
+
+    name = 'pruning'
+
+    def __init__(self, pruning: PruningConfig, config: TeacherConfig, *data: Any) -> None:
+        """Read the full denoiser, and prune it or read a pruned one.
+
+        Args:
+          data: as of `Teacher`.
+        Raises:
+          InputError: a denoiser cannot be read, the keep list does not suit it, or they do not go together.
+        """
+        super().__init__(dataclasses.replace(config, start=pruning.denoiser), *data)
+        self.pruning, self.keep = pruning, read_keep(pruning.keep)
+        self.fingerprint = fingerprint(pruning.denoiser)
+        self.full_module, self.full = self.module, self.start
+        assert self.full is not None
+        self.module, self.start = prune(self.full_module, self.full, self.keep)
+        if pruning.start:
+            module, self.start = read_denoiser(pruning.start)
+            if (type(module), module.config) != (type(self.module), self.module.config):
+                raise InputError(
+                    f'start {pruning.start} holds a {type(module).__name__} of {module.config.num_layers} blocks, the '
+                    f'keep list makes a {type(self.module).__name__} of {len(self.keep)} of {pruning.denoiser}: give '
+                    'the denoiser and the keep list that it was made with.'
+                )
+
+    def frozen(self) -> dict[str, Any]:
+        """Return the parameters to begin with, and in stage 2 the teacher's."""
+        teacher = {'teacher': self.flat(self.full)} if self.pruning.stage == 2 else {}  # pyright: ignore[reportArgumentType]
+        return super().frozen() | teacher
+
+    def train_step(
+        self, variant: tuple[int, ...], state: TeacherState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[TeacherState, dict[str, Array]]:
+        """Run one update; arguments as of the teacher."""
+        if self.pruning.stage == 1:
+            return super().train_step(variant, state, frozen, batch, key)
+        batch = {name: batch[name] for name in ('latents', 'units') if name in batch} | self.prompts(batch)
+        loss_of = functools.partial(self.matching, variant, frozen['teacher'])
+        (loss, (parts, sums)), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
+        metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | _metrics(parts, self.keep)
+        for stage, values in sums.items():
+            metrics |= flow_matching.unit_means(values, f'flow/stage{stage}')
+        return self.updated(state, grads), metrics
+
+    def matching(
+        self, stages: tuple[int, ...], teacher: Any, params: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[Float[Array, ''], tuple[dict[str, Array], dict[int, Float[Array, '2 T']]]]:
+        """Return the loss of stage 2, the mean over the pyramid's stages, its parts, and the flow's sums by unit."""
+        prompt, examples = self.examples(stages, batch, key)
+        ask_student = observer(functools.partial(self._featured, self.module), params)
+        ask_teacher = observer(functools.partial(self._featured, self.full_module), teacher)
+        rows, sums = [], {}
+        for stage, example in examples.items():
+            flow, features = ask(ask_student, stage, example, prompt)
+            teacher_flow, teacher_features = jax.lax.stop_gradient(ask(ask_teacher, stage, example, prompt))
+            errors = losses.squared_error(flow, example.flow)
+            image, text = block_errors(features, teacher_features, targets(self.keep, self.pruning.mapping))
+            output = jnp.mean(losses.squared_error(flow, teacher_flow))
+            rows.append({'image': image, 'text': text, 'output': output, 'data': jnp.mean(errors)})
+            sums[stage] = flow_matching.unit_sums(errors, example.unit, batch['latents'].shape[1])
+        parts = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *rows)
+        config = self.pruning
+        loss = config.image_weight * jnp.mean(parts['image']) + config.output_weight * parts['output']
+        loss += config.data_weight * parts['data']
+        if parts['text'].size:
+            loss += config.text_weight * jnp.mean(parts['text'])
+        return loss, (parts, sums)
+
+    def _featured(self, module: Any, variables: Mapping[str, Any], *arguments: Any) -> Any:
+        """Run a denoiser on parameters as a state holds them; return its flow and its features."""
+        return with_features(module)({'params': self.nested(variables['params'])}, *arguments)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the teacher's, and what was pruned and how."""
+        options = {name: getattr(self.pruning, name) for name in ('stage', 'mapping', *WEIGHTS)}
+        return super().metadata() | {'pruning': options | {'keep': list(self.keep), 'denoiser': self.fingerprint}}
+
+
+def targets(keep: Sequence[int], mapping: str) -> list[int]:
+    """Return the teacher's block whose output each kept block but the last is to match."""
+    return [after - 1 for after in keep[1:]] if mapping == 'next' else list(keep[:-1])
+
+
+def block_errors(
+    student: Features, teacher: Features, blocks: Sequence[int]
+) -> tuple[Float[Array, ' K+1'], Float[Array, ' K']]:
+    """Return the squared error on image tokens of every kept block, and the cosine distance on text tokens.
+
+    Means over valid tokens. The last block has current image tokens only, and no text.
+
+    Args:
+      blocks: the teacher's, for each of the student's but the last.
+    """
+    errors = jax.vmap(losses.token_errors, in_axes=(0, 0, None))
+    last, _ = losses.token_errors(student.last, teacher.last, jnp.ones(student.last.shape[:2]))
+    if not blocks:
+        return last[None], jnp.zeros(0)
+    image, text = (stream[np.asarray(blocks)] for stream in teacher.after)
+    squares, _ = errors(student.after.image, image, student.image_mask)
+    _, cosines = errors(student.after.text, text, student.text_mask)
+    return jnp.append(squares, last), cosines
+
+
+def _metrics(parts: Mapping[str, Array], keep: Sequence[int]) -> dict[str, Array]:
+    """Return the parts of the loss; blocks have the full denoiser's numbers."""
+    metrics = {'output': parts['output'], 'data': parts['data']}
+    for stream in ('image', 'text'):
+        if parts[stream].size:
+            metrics[stream] = jnp.mean(parts[stream])
+        metrics |= {f'{stream}/block{block}': value for block, value in zip(keep, parts[stream], strict=False)}
+    return metrics
+
+
+def read_settings(settings: ConfigDict) -> tuple[PruningConfig, TeacherConfig, loop.LoopConfig]:
+    """Return the objective, that of flow matching, and the run from settings such as configs/pruning.py.
+
+    Raises:
+      InputError: a setting is unknown, missing or out of range.
+    """
+    values = settings.to_dict()
+    for name in ('denoiser', 'keep', 'data', 'workdir'):
+        if not values[name]:
+            what = '0,1,2 or FILE.json' if name == 'keep' else 'FOLDER'
+            raise InputError(f'config.{name} is empty; pass --config.{name}={what}.')
+    seeded = {'seed': values['seed']}
+    given = {name: values[name] for name in ('denoiser', 'keep', 'start')}
+    pruning = freeze(PruningConfig, values['pruning'] | given, 'config.pruning')
+    config = freeze(TeacherConfig, values['flow'] | seeded, 'config.flow')
+    run = values['loop'] | seeded | {'workdir': values['workdir']}
+    return pruning, config, freeze(loop.LoopConfig, run, 'config.loop')
+
+
+def main(settings: ConfigDict, dry_run: bool = False) -> None:
+    """Train as the settings say, or print the plan of it.
+
+    Raises:
+      InputError: a setting is wrong or does not fit the data.
+    """
+    pruning, config, run = read_settings(settings)
+    values = settings.to_dict()
+    start_processes(run.distributed)
+    folders = values['data'].split(',')
+    weights = values['weights'] or [1.0] * len(folders)
+    program, source = load_program(config, folders, weights, functools.partial(Pruning, pruning))
+    if dry_run:
+        print(loop.plan(program, source, run))
+    else:
+        loop.run(program, source, run)
+
+
+if __name__ == '__main__':
+    command_line(main, 'configs/pruning.py')

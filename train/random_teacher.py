@@ -1,0 +1,68 @@
+"""A miniature of the teacher's text side with random weights, to try the text distillation without the real one.
+
+    python -m train.random_teacher --out out/random_teacher
+
+Writes a T5 encoder and Pyramid-Flow's denoiser in their own layouts, as wide as the project's miniature checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from neodragon_jax import checkpoint
+from neodragon_jax.config import TINY, ComponentConfig, T5EncoderConfig
+from neodragon_jax.config_pyramid_flow import TeacherMMDiTConfig
+from neodragon_jax.errors import exit_status
+from neodragon_jax.random_checkpoint import random_params
+
+TEXT_ENCODER, DENOISER = 'text_encoder', 'pyramid_flow_dit'
+
+_DENOISER = TINY.denoiser
+# Folder -> released class and sizes.
+PARTS: dict[str, tuple[str, ComponentConfig]] = {
+    TEXT_ENCODER: (
+        'T5EncoderModel',
+        T5EncoderConfig(
+            vocab_size=TINY.t5.vocab_size, d_model=TINY.t5.out_dim, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+        ),
+    ),
+    DENOISER: (
+        'PyramidDiffusionMMDiT',
+        TeacherMMDiTConfig(
+            num_layers=2,
+            num_attention_heads=_DENOISER.num_attention_heads,
+            attention_head_dim=_DENOISER.attention_head_dim,
+            sample_size=_DENOISER.sample_size,
+            pos_embed_max_size=_DENOISER.pos_embed_max_size,
+            joint_attention_dim=TINY.t5.out_dim,
+            caption_projection_dim=_DENOISER.width,
+            pooled_projection_dim=_DENOISER.pooled_projection_dim,
+        ),
+    ),
+}
+
+
+def write(out: pathlib.Path, seed: int = 0) -> None:
+    """Write both components; others in the folder stay."""
+    for number, (name, (kind, config)) in enumerate(PARTS.items()):
+        params = random_params(kind, config, 1000 * seed + number)
+        if kind == 'T5EncoderModel':
+            # T5's embeddings are not scaled: as small as others start, every token would look the same.
+            params['token_embedding']['embedding'] *= 50
+        checkpoint.save(out / name, checkpoint.COMPONENTS[kind].build(config), params)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser('python -m train.random_teacher', description=__doc__.splitlines()[0])  # pyright: ignore[reportOptionalMemberAccess]
+    parser.add_argument('--out', default='out/random_teacher', metavar='DIR', help='default: %(default)s')
+    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    args = parser.parse_args(argv)
+    return exit_status(lambda: write(pathlib.Path(args.out), args.seed))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

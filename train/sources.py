@@ -1,0 +1,55 @@
+"""Data sources made of others: a part, such as what is held out; one sample repeated, for plans without data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from neodragon_jax.errors import InputError
+from train.data import Source
+
+
+class Part:
+    """The samples of a source from `start` to before `stop`, as a `Source`."""
+
+    def __init__(self, source: Source, start: int, stop: int) -> None:
+        self._source, self._range = source, range(len(source))[start:stop]
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+        return self._source[self._range[index]]
+
+
+class Repeated:
+    """One sample, `count` times, as a `Source`."""
+
+    def __init__(self, sample: Mapping[str, Any], count: int) -> None:
+        self._sample, self._count = sample, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+        return self._sample
+
+
+def hold_out(source: Source, count: int) -> tuple[Part, Part]:
+    """Return (all samples but the last `count`, these).
+
+    Raises:
+      InputError: nothing would be left to train on.
+    """
+    if not 0 <= count < len(source):
+        raise InputError(f'{count} samples are to be held out of {len(source)}; hold out fewer, or add data.')
+    return Part(source, 0, len(source) - count), Part(source, len(source) - count, len(source))
+
+
+def stacked(source: Source) -> dict[str, np.ndarray]:
+    """Return all samples of a source as arrays with a leading axis; text is left out."""
+    samples = [source[index] for index in range(len(source))]
+    arrays = {name: np.stack([np.asarray(sample[name]) for sample in samples]) for name in samples[0]}
+    return {name: array for name, array in arrays.items() if array.dtype.kind not in 'OSU'}

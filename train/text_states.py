@@ -1,0 +1,105 @@
+"""States of T5-XXL, stored once: the text distillation then trains without the teacher in memory.
+
+    python -m train.text_states --data PROMPTS --teacher T5XXL --out STATES
+
+Reads a folder of train.prompts and writes one with the same ids and masks, and the teacher's states besides: t5 [L, E],
+zero at padded tokens. At full size that is 1 MiB a prompt in bfloat16. Started again with the same command, it goes on
+where it was stopped; with --distributed, each process writes shards of its own.
+
+Legend: B prompts at a time, L text tokens, E width of the states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from neodragon_jax import checkpoint, pipeline
+from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.memory import read_params
+from neodragon_jax.models.text import T5Encoder
+from train.data import DTYPES, ArraySpec, RecordSpec, SampleSource, SampleWriter
+from train.sharding import start_processes
+from train.teacher_samples import fingerprint
+from train.text import IDS, MASK, STATES
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m train.text_states',
+        description="Store T5-XXL's states of prompts.",
+        epilog='example: python -m train.text_states --data PROMPTS --teacher T5XXL --out STATES',
+    )
+    add = parser.add_argument
+    add('--data', required=True, metavar='DIR', help='folder of train.prompts')
+    add('--teacher', required=True, metavar='DIR', help='component folder of a T5 encoder')
+    add('--out', required=True, metavar='DIR', help='folder of the states')
+    add('--batch', type=int, default=16, metavar='N', help='prompts at a time on each device (default: %(default)s)')
+    add('--dtype', choices=tuple(DTYPES), default='bfloat16', help='compute type (default: %(default)s)')
+    add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
+    add('--samples-per-shard', type=int, default=1024, metavar='N', help='default: %(default)s')
+    add('--distributed', action='store_true', help='one of several processes that JAX recognises')
+    return parser.parse_args(argv)
+
+
+def records(
+    source: SampleSource, module: T5Encoder, params: Any, indices: Sequence[int], spread: pipeline.Spread, batch: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the samples of some indices, in order; each batch fills all devices."""
+    run = jax.jit(lambda params, ids, mask: module.apply({'params': params}, ids, mask) * (mask != 0)[..., None])
+    size = batch * len(spread.devices)
+    for start in range(0, len(indices), size):
+        rows = [source[index] for index in indices[start : start + size]]
+        padded = rows + [rows[-1]] * (size - len(rows))
+        states = jax.device_get(
+            run(params, *(spread.shard(np.stack([r[name] for r in padded])) for name in (IDS, MASK)))
+        )
+        for index, row, state in zip(indices[start : start + size], rows, states, strict=False):
+            yield {'index': index, 'prompt': row['prompt'], IDS: row[IDS], MASK: row[MASK], STATES: state}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the states that are missing.
+
+    Raises:
+      InputError: an argument or a folder is not usable.
+    """
+    if args.batch < 1:
+        raise InputError(f'--batch is {args.batch}; give at least 1.')
+    start_processes(args.distributed)
+    source = SampleSource(args.data)
+    if not {IDS, MASK} <= set(source.spec.arrays):
+        raise InputError(f'{args.data}: its samples have no {IDS}; pass a folder of train.prompts.')
+    module = checkpoint.load_module(args.teacher)
+    if not isinstance(module, T5Encoder):
+        raise InputError(f'{args.teacher}: holds a {type(module).__name__}; pass the folder of a T5 encoder.')
+    spread = pipeline.Spread(jax.local_devices())
+    params = spread.replicate(read_params(args.teacher, DTYPES[args.dtype]))
+    ids = source.spec.arrays[IDS]
+    states = ArraySpec((*ids.shape, module.config.d_model), args.store_dtype)
+    spec = RecordSpec({IDS: ids, MASK: source.spec.arrays[MASK], STATES: states})
+    protocol = source.protocol | {'teacher': fingerprint(args.teacher), 'dtype': args.dtype}
+    options = {'part': jax.process_index(), 'parts': jax.process_count(), 'name': 'text_states'}
+    options['samples_per_shard'] = args.samples_per_shard
+    with SampleWriter(args.out, spec, len(source), protocol=protocol, **options) as writer:
+        missing = writer.missing()
+        made = records(source, module.clone(dtype=DTYPES[args.dtype]), params, missing, spread, args.batch)
+        for record in tqdm.tqdm(made, total=len(missing), unit='prompt', disable=None):
+            writer.append(record)
+    print(f'{args.out}: {len(missing)} prompts written by process {jax.process_index()}')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: run(parse_args(argv)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
