@@ -1,38 +1,45 @@
-"""Command line: a denoiser checkpoint in, Snapdragon context binaries and a report out. See `--help`."""
+"""Command line: a checkpoint in, Snapdragon context binaries of every module and a report out. See `--help`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import errno
+import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from neodragon_jax.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from export.build import Exported
-    from export.calibration import Recording, Video
-    from export.compile_qnn import Target
-    from export.graphs import DenoiserHost
+    from export.build import Exported, Settings
+    from export.calibration import Scenes
+    from export.dataset import Dataset, Protocol
     from export.report import Report, VideoRow
-    from neodragon_jax.models.mmdit import PyramidMMDiT
-    from neodragon_jax.sampler import Plan
+    from export.tasks import Workshop
 
 # What runs the graphs of a whole generation.
 CPU = 'CPU'
 SIMULATOR = 'HTP simulator'
+PACKAGES = ('jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime_qnn')
 
 EXAMPLES = """
 examples:
-  the released few-step denoiser for Snapdragon 8 Elite, calibrated on first frames of your own:
-    python -m export --checkpoint CKPT --soc sm8750 --image dog.jpg --image street.jpg --out export/
+  the whole released system for two chipsets, calibrated on 50 generated videos:
+    python -m export --checkpoint CKPT --soc sm8750,sc8380xp --prompts 50 --out export/
 
-  a distilled student, W8A16 only, without the simulator:
+  a distilled student's denoiser, W8A16 and FP16, calibrated on first frames of your own, without the simulator:
     python -m export --checkpoint CKPT --denoiser RUN/student/diffusion_transformer_320p \\
-        --adapter RUN/student/context_adapter --precision w8a16 --no-simulate --out export/
+        --adapter RUN/student/context_adapter --graphs denoiser --precision w8a16,fp16 --image dog.jpg \\
+        --no-simulate --out export/
 
+  the video decoder alone, with three rules for the ranges of activations compared:
+    python -m export --checkpoint CKPT --graphs video_decoder --ranges minmax,percentile,mse --out export/
+
+Every step skips itself when its result is there and current, so that the same command goes on where it was stopped.
 exit status: 0 done, 1 a graph is below its target, 2 wrong input
 """
 
@@ -41,31 +48,41 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         'python -m export',
-        description='Export the three denoiser stages: JAX to ONNX, quantised on recorded generations, compiled to QNN '
-        'context binaries, run on the HTP simulator, and compared with JAX in float32.',
+        description='Export the modules of a checkpoint: JAX to ONNX, quantised on recorded generations, compiled to '
+        'QNN context binaries, run on the HTP simulator, and compared with JAX in float32.',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
     add('--out', required=True, metavar='DIR',
-        help='folder for {graph}-{runtime}-{precision}-{chipset}/, report.md and report.json')  # fmt: skip
+        help='folder for {graph}-{runtime}-{precision}-{chipset}/, calibration/, report.md, report.json')  # fmt: skip
+    add('--graphs', metavar='LIST',
+        help='comma-separated graphs, or beginnings such as "denoiser" and "first_frame" (default: all)')  # fmt: skip
     add('--denoiser', metavar='DIR', help="denoiser folder to export instead of the checkpoint's")
     add('--adapter', metavar='DIR', help="context adapter folder to use instead of the checkpoint's")
+    add('--upscale', metavar='DIR', help='folder of a QuickSRNet; exports super_resolution too')
     add('--mode', choices=('hybrid', 'monolithic'), default='hybrid',
         help='which denoiser of the checkpoint, and how calibration generates (default: %(default)s)')  # fmt: skip
-    add('--soc', default='sm8750', metavar='NAME', help='chipset (default: %(default)s)')
-    add('--precision', default='w8a16,fp16', metavar='LIST', help='comma-separated: w8a16, fp16 (default: %(default)s)')
+    add('--soc', default='sm8750', metavar='LIST',
+        help='comma-separated chipsets; the first is simulated (default: %(default)s)')  # fmt: skip
+    add('--precision', metavar='LIST', help="comma-separated: w8a16, fp16 (default: each graph's own)")
     add('--frames', type=int, default=49, metavar='N', help='video frames, 8 n + 1 (default: %(default)s)')
     add('--height', type=int, default=320, metavar='PX', help='default: %(default)s')
     add('--width', type=int, default=512, metavar='PX', help='default: %(default)s')
     add('--steps', type=int, nargs=3, metavar='N', help="steps per stage in calibration (default: the mode's)")
+    add('--calibration', metavar='DIR', help='calibration set to make or use again (default: OUT/calibration)')
+    add('--prompts', type=int, metavar='N',
+        help='videos to record, one prompt each (default: as many as the calibration samples take)')  # fmt: skip
     add('--prompts-file', metavar='FILE', help='calibration prompts, one per line (default: eight built-in ones)')
     add('--image', action='append', default=[], metavar='FILE',
-        help='first frame for calibration; may be repeated (default: the denoiser draws unit 0 as well)')  # fmt: skip
-    add('--calibration-samples', type=int, metavar='N', help='per graph (default: 300)')
+        help='first frame for calibration; may be repeated (default: drawn from the prompt)')  # fmt: skip
+    add('--calibration-samples', type=int, metavar='N', help='per quantised graph (default: 50 to 500, as the paper)')
+    add('--ranges', default='minmax', metavar='LIST',
+        help='rules for the ranges of activations: minmax, percentile, mse; of several the best is taken '
+        '(default: %(default)s)')  # fmt: skip
     add('--evaluation-samples', type=int, default=2, metavar='N',
-        help='per graph; each is one run of the simulator (default: %(default)s)')  # fmt: skip
+        help='per graph, at most 8; each is one run of the simulator (default: %(default)s)')  # fmt: skip
     add('--simulate', action=argparse.BooleanOptionalAction, default=True,
         help='run the binaries on the HTP simulator (minutes per run at full size)')  # fmt: skip
     add('--simulate-video', action='store_true', help='run one whole generation on the simulator, too')
@@ -74,18 +91,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_precisions(text: str) -> list[str]:
-    """Return the precisions of a comma-separated list."""
-    from export.compile_qnn import PRECISIONS
+def read_list(option: str, text: str, known: Sequence[str]) -> list[str]:
+    """Return the entries of a comma-separated list, each once.
 
+    Raises:
+      InputError: an entry is unknown, or there is none.
+    """
     names = [name.strip().lower() for name in text.split(',') if name.strip()]
     for name in names:
-        if name not in PRECISIONS:
+        if name not in known:
             raise InputError(
-                f'--precision has {name!r}.{did_you_mean(name, PRECISIONS)} Use one or more of {", ".join(PRECISIONS)}.'
+                f'{option} has {name!r}.{did_you_mean(name, known)} Use one or more of {", ".join(known)}.'
             )
     if not names:
-        raise InputError(f'--precision is empty; use one or more of {", ".join(PRECISIONS)}.')
+        raise InputError(f'{option} is empty; use one or more of {", ".join(known)}.')
     return list(dict.fromkeys(names))
 
 
@@ -131,124 +150,204 @@ class Progress:
 
 def run(args: argparse.Namespace) -> Report:
     """Export everything a command line asks for; return the report, which is also written."""
-    from export.compile_qnn import find_target
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f'{", ".join(missing)}: not installed. Run: pip install -e ".[export]" (x86-64 Linux).')
+    from export.compile_qnn import find_targets
 
-    target, precisions = find_target(args.soc), read_precisions(args.precision)
-    prompts = read_prompts(args.prompts_file)
-    for option in ('calibration_samples', 'evaluation_samples'):
-        if getattr(args, option) is not None and getattr(args, option) < 1:
-            raise InputError(f'--{option.replace("_", "-")} is {getattr(args, option)}; give at least 1.')
+    find_targets(args.soc)
+    _check_numbers(args)
     # Only now: JAX and the models take seconds to import, and the checks above should answer at once.
     import jax
 
     # The reference is float32 on accelerators too.
     with jax.default_matmul_precision('highest'):
-        return _export(args, target, precisions, prompts)
+        return _export(args, read_prompts(args.prompts_file))
 
 
-def _export(args: argparse.Namespace, target: Target, precisions: Sequence[str], prompts: Sequence[str]) -> Report:
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Raise InputError if a count is out of range."""
+    for option in ('calibration_samples', 'evaluation_samples', 'prompts'):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise InputError(f'--{option.replace("_", "-")} is {value}; give at least 1.')
+
+
+def _export(args: argparse.Namespace, prompts: Sequence[str]) -> Report:
     """Record, then export and measure graph by graph."""
-    from export import build, calibration
-    from export.graphs import DEPLOYMENTS, DenoiserHost, denoiser_graphs
+    from export import build
+    from export.dataset import Dataset
     from export.report import Report
-    from neodragon_jax import pipeline
-    from neodragon_jax.tokens import T5_LENGTH
 
-    plan = pipeline.make_plan(args.mode, args.frames, args.height, args.width, args.steps)
-    folder, model, params = _load(args)
-    counts = [0] * plan.schedule.stages
-    if 'w8a16' in precisions:
-        rows_of_stages = [DEPLOYMENTS[f'denoiser_stage{stage}'] for stage in range(plan.schedule.stages)]
-        counts = [args.calibration_samples or row.calibration_samples for row in rows_of_stages]
-    videos = calibration.videos_needed(plan, counts, first_frame=bool(args.image))
-    whole = _whole_videos(args, precisions)
-    progress = Progress(videos + len(counts) * (2 + 3 * len(precisions)) + len(whole))
-    recording = _record(args, plan, folder, prompts, counts, lambda i: progress(f'recorded video {i + 1} of {videos}'))
-
-    grid = (plan.height // model.config.patch_size, plan.width // model.config.patch_size)
-    graphs = denoiser_graphs(model, params, plan.frames - 1, grid, T5_LENGTH, plan.schedule.stages)
-    host = DenoiserHost(model, params)
-    size = {'frames': args.frames, 'height': args.height, 'width': args.width}
-    source = build.fingerprint(folder, recording.calibration, **size)
-    out, exported, rows = pathlib.Path(args.out), [], []
-    for stage, graph in enumerate(graphs):
-        feeds = lambda stage=stage: build.graph_feeds(host, recording.calibration[stage])
-        exported.append(build.export_graph(graph, out, target, precisions, feeds, source, progress))
-        samples = calibration.spread(recording.evaluation.samples[stage], args.evaluation_samples)
-        rows += build.measure(exported[-1], host, samples, target, args.simulate, progress)
-    generations = [_generate(*how, host, exported, target, recording.evaluation, plan, progress) for how in whole]
+    workshop = _workshop(args)
+    scenes = _scenes(args, prompts)
+    counts = _counts(args, workshop)
+    protocol = _protocol(args, workshop, scenes, counts)
+    settings = _settings(args, counts)
+    whole = _whole_videos(args, workshop)
+    steps = sum(build.steps_of(name, settings) for name in workshop.names)
+    progress = Progress(protocol.videos + 1 + steps + len(whole))
+    folder = pathlib.Path(args.calibration or settings.out / 'calibration')
+    dataset = Dataset.record(folder, protocol, workshop.open_recording, progress)
+    settings = dataclasses.replace(settings, calibration_sha256=dataset.sha256)
+    exported, rows = [], []
+    for task in workshop.tasks(dataset, counts, args.evaluation_samples):
+        exported.append(build.export_graph(task, settings, progress))
+        rows += build.measure(exported[-1], settings, progress)
+    videos = []
+    for graphs, runner in whole:
+        videos.append(_generate(graphs, runner, workshop, exported, settings, dataset))
+        progress(f'whole video, {graphs} on the {runner}: {videos[-1].latents_db:.1f} dB')
     progress.close()
-    counted = {'calibration_samples': counts, 'evaluation_samples': args.evaluation_samples}
-    report = Report(rows, generations, {'chipset': target.product, 'mode': args.mode, **counted, **source})
-    report.write(out)
+    report = Report(rows, videos, _made_from(args, workshop, dataset, counts))
+    report.write(settings.out)
     return report
 
 
-def _load(args: argparse.Namespace) -> tuple[pathlib.Path, PyramidMMDiT, dict[str, Any]]:
-    """Return the denoiser's folder, module and parameters."""
+def _workshop(args: argparse.Namespace) -> Workshop:
+    """Return what a command line exports.
+
+    Raises:
+      InputError: a component is missing or of another kind, or a graph is unknown.
+    """
+    from export import modules, tasks
     from neodragon_jax import checkpoint, pipeline
-    from neodragon_jax.models.mmdit import PyramidMMDiT
 
-    folder = args.denoiser or checkpoint.component_folder(args.checkpoint, pipeline.DENOISER_FOLDERS[args.mode])
-    model, params = checkpoint.load(folder)
-    if not isinstance(model, PyramidMMDiT):
-        raise InputError(f'{folder}: holds a {type(model).__name__}; pass the folder of a PyramidMMDiT.')
-    return pathlib.Path(folder), model, params
+    plan = pipeline.make_plan(args.mode, args.frames, args.height, args.width, args.steps)
+    denoiser = args.denoiser or checkpoint.component_folder(args.checkpoint, pipeline.DENOISER_FOLDERS[args.mode])
+    tasks.check_denoiser(pathlib.Path(denoiser))
+    source = modules.Source(args.checkpoint, args.mode, plan, args.adapter, args.upscale)
+    names = modules.select(args.graphs, tasks.available(source))
+    return tasks.Workshop(source, pathlib.Path(denoiser), names, bool(args.image))
 
 
-def _record(
-    args: argparse.Namespace,
-    plan: Plan,
-    denoiser: pathlib.Path,
-    prompts: Sequence[str],
-    counts: Sequence[int],
-    on_video: Callable[[int], None],
-) -> Recording:
-    """Run the real program in JAX; its components leave memory when this returns."""
-    import jax.numpy as jnp
-
-    from export.calibration import Scenes, record
-    from neodragon_jax import pipeline, video
+def _scenes(args: argparse.Namespace, prompts: Sequence[str]) -> Scenes:
+    """Return what calibration generates."""
+    from export.calibration import Scenes
+    from neodragon_jax import video
     from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 
     images = [video.image_to_frame(video.read_image(path), args.height, args.width) for path in args.image]
-    components = pipeline.load(args.checkpoint, args.mode, denoiser, args.adapter, dtype=jnp.float32)
-    scenes = Scenes(prompts, DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT, images, args.seed)
-    return record(components, components.check(plan), scenes, counts, on_video)
+    return Scenes(prompts, DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT, images, args.seed)
 
 
-def _whole_videos(args: argparse.Namespace, precisions: Sequence[str]) -> list[tuple[str, str]]:
-    """Return what the evaluation video is generated with: (precision, runner)."""
-    on_cpu = [('w8a16', CPU)] if 'w8a16' in precisions else []
-    return on_cpu + [(precision, SIMULATOR) for precision in precisions if args.simulate_video]
+def _counts(args: argparse.Namespace, workshop: Workshop) -> dict[str, int]:
+    """Return the calibration samples of every graph; none for those that are not quantised."""
+    from export.compile_qnn import PRECISIONS
+    from export.graphs import DEPLOYMENTS
+
+    precisions = args.precision and read_list('--precision', args.precision, PRECISIONS)
+    counts = {}
+    for name in workshop.names:
+        quantised = 'w8a16' in (precisions or [DEPLOYMENTS[name].precision])
+        wanted = args.calibration_samples or DEPLOYMENTS[name].calibration_samples or 50
+        counts[name] = wanted if quantised else 0
+    return counts
+
+
+def _protocol(args: argparse.Namespace, workshop: Workshop, scenes: Scenes, counts: Mapping[str, int]) -> Protocol:
+    """Return how calibration is recorded: as many videos as the counts take, or as many as the user says."""
+    from export.calibration import videos_needed
+    from export.dataset import Protocol
+
+    recorded = {name: counts.get(name, 0) for name in workshop.calls}
+    videos = args.prompts or videos_needed(workshop.calls, recorded)
+    keep = {name: min(workshop.calls[name], -(-count // max(videos, 1))) for name, count in recorded.items()}
+    return Protocol(workshop.weights, scenes, workshop.source.plan, keep, videos if any(keep.values()) else 0)
+
+
+def _settings(args: argparse.Namespace, counts: Mapping[str, int]) -> Settings:
+    """Return how graphs are exported."""
+    from export.build import Settings
+    from export.compile_qnn import PRECISIONS, find_targets
+    from export.ranges import METHODS
+
+    return Settings(
+        out=pathlib.Path(args.out),
+        targets=find_targets(args.soc),
+        precisions=args.precision and read_list('--precision', args.precision, PRECISIONS),
+        ranges=read_list('--ranges', args.ranges, METHODS),
+        calibration_sha256='',
+        calibration_samples=dict(counts),
+        simulate=args.simulate,
+    )
+
+
+def _whole_videos(args: argparse.Namespace, workshop: Workshop) -> list[tuple[str, str]]:
+    """Return what the evaluation video is generated with again: (graphs, runner)."""
+    from export.graphs import DENOISER
+
+    stages = [f'{DENOISER}{stage}' for stage in range(workshop.source.plan.schedule.stages)]
+    runners = [CPU, SIMULATOR] if args.simulate_video else [CPU]
+    parts = []
+    if all(name in workshop.names for name in stages):
+        parts.append('the denoiser')
+        if all(name in workshop.names for name in workshop.modules):
+            parts.append('all graphs')
+    return [(part, runner) for part in parts for runner in runners]
 
 
 def _generate(
-    precision: str,
+    graphs: str,
     runner: str,
-    host: DenoiserHost,
+    workshop: Workshop,
     exported: Sequence[Exported],
-    target: Target,
-    video: Video,
-    plan: Plan,
-    on_step: Callable[[str], None],
+    settings: Settings,
+    dataset: Dataset,
 ) -> VideoRow:
-    """Generate the evaluation video with the exported graphs, under the same sampler."""
+    """Generate the evaluation video with exported graphs, in the first of their precisions."""
     from export.compile_qnn import provider_options
     from export.htp import HtpSession
     from export.report import VideoRow, snr_db
-    from export.runtime import GraphDenoiser, OnnxSession
+    from export.runtime import OnnxSession
+    from neodragon_jax.sampler import DrawnNoise
 
+    video, scenes, plan = dataset.video(), dataset.protocol.scenes, workshop.source.plan
     with contextlib.ExitStack() as sessions:
-        if runner == SIMULATOR:
-            options = provider_options(target, precision)
-            runners = [sessions.enter_context(HtpSession(graph.wrappers[precision], options)) for graph in exported]
+        runners = {}
+        for graph in exported:
+            name, target = graph.task.name, settings.targets[0]
+            precision = settings.precisions_of(name)[0]
+            if graphs == 'the denoiser' and not name.startswith('denoiser'):
+                continue
+            if runner == SIMULATOR:
+                wrapper = graph.wrappers[precision, target.chipset]
+                session = HtpSession(wrapper, provider_options(target, precision))
+                runners[name] = sessions.enter_context(session)
+            else:
+                runners[name] = OnnxSession(graph.precise[precision])
+        denoise = workshop.graph_denoiser(runners)
+        if graphs == 'all graphs':
+            again = workshop.program(runners, denoise).generate(scenes, 0)
+            latents, frames = again.latents, again.frames
         else:
-            runners = [OnnxSession(graph.precise[precision]) for graph in exported]
-        latents = video.replay(GraphDenoiser(host, runners), plan)
-    row = VideoRow(precision, runner, snr_db(video.latents[:, video.generated], latents[:, video.generated]))
-    on_step(f'whole video, {precision} on the {runner}: {row.latents_db:.1f} dB')
-    return row
+            noise = DrawnNoise(scenes.keys(0), plan.schedule)
+            latents, frames = video.replay(denoise, plan, noise), None
+    kept = video.generated
+    frames_db = None if frames is None or video.frames is None else snr_db(video.frames, frames)
+    return VideoRow(graphs, runner, snr_db(video.latents[:, kept], latents[:, kept]), frames_db)
+
+
+def _made_from(
+    args: argparse.Namespace, workshop: Workshop, dataset: Dataset, counts: Mapping[str, int]
+) -> dict[str, object]:
+    """Return what the report says that it was made from."""
+    from export.build import makers
+
+    return {
+        'checkpoint': str(args.checkpoint),
+        'mode': args.mode,
+        'chipsets': args.soc,
+        'frames': args.frames,
+        'height': args.height,
+        'width': args.width,
+        'weights_sha256': {name: digest for name, digest in workshop.weights.items()},
+        'calibration_sha256': dataset.sha256,
+        'calibration_videos': dataset.protocol.videos,
+        'calibration_samples': dict(counts),
+        'evaluation_samples': args.evaluation_samples,
+        **makers(),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -258,6 +357,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = run(args)
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f'error: {args.out}: no space left on the device. Free some, or choose another --out; '
+            'what is finished is kept, and the same command goes on from there.',
+            file=sys.stderr,
+        )
         return 2
     print(pathlib.Path(args.out) / 'report.md')
     for line in report.below_target:

@@ -1,29 +1,34 @@
-"""One graph from JAX to a measured context binary, each step in a folder of its own.
+"""One graph from JAX to measured context binaries, each step in a folder of its own.
 
-Folders are named {graph}-{runtime}-{precision}-{chipset} and hold metadata.json. A folder that was made from the same
-checkpoint, settings and code is kept, so that an interrupted export of the full-size model resumes.
+Folders are named {graph}-{runtime}-{precision}-{chipset} and hold metadata.json, which says what they were made from:
+the hashes of the weights and of the files of the step before, the settings, the code, the tools. A step whose folder
+says the same is skipped, so that an interrupted export of the full-size model resumes, and a change costs only what
+depends on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 import neodragon_jax
-from export.calibration import Sample
 from export.compile_qnn import Target, compile_graph, provider_options, tool_versions
-from export.graphs import DenoiserHost, Feeds, Graph
+from export.denoiser import ChainedGraph
+from export.graphs import DEPLOYMENTS, Deployment, Feeds, Graph
 from export.htp import HtpSession
-from export.quantize import to_fp16, to_w8a16
-from export.report import Row, snr_db
-from export.runtime import GraphRunner, OnnxSession
+from export.mixed import lowest_db, quantise_to_target
+from export.quantize import quantise, quantised_operations, to_fp16, to_w8a16
+from export.ranges import measure_ranges
+from export.report import Row
+from export.runtime import Call, OnnxSession
+from export.stitch import export_chain, quantise_chain
 from export.to_onnx import to_onnx
 from neodragon_jax.atomic import atomic_folder
 from neodragon_jax.errors import InputError
@@ -31,168 +36,260 @@ from neodragon_jax.errors import InputError
 # The float graph is the same arithmetic in another order; anything below this is a wrong export.
 EXPORT_DB = 90.0
 
+OnStep = Callable[[str], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A graph to export, and the recorded calls around it. Nothing is read before it is needed.
+
+    Attributes:
+      name: its row in the table.
+      output: what the graph is judged by.
+      make: returns the graph.
+      made_from: hashes and sizes that decide what `make` returns.
+      calibration: returns the inputs that ranges are measured on, read one by one.
+      judging: returns a few calibration calls with their outputs in JAX, to choose settings by.
+      evaluation: returns calls that calibration did not see.
+    """
+
+    name: str
+    output: str
+    make: Callable[[], Graph]
+    made_from: dict[str, Any]
+    calibration: Callable[[], Iterator[Feeds]]
+    judging: Callable[[], Sequence[Call]]
+    evaluation: Callable[[], Sequence[Call]]
+
+    @property
+    def deployment(self) -> Deployment:
+        """The graph's row in the table."""
+        return DEPLOYMENTS[self.name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How graphs are exported.
+
+    Attributes:
+      out: parent of all folders.
+      targets: chipsets; the simulator runs the binaries of the first.
+      precisions: None takes each graph's own.
+      ranges: rules for the ranges of activations, of `ranges.METHODS`; the best of several is taken.
+      calibration_sha256: hash of the calibration set.
+      calibration_samples: calls of it that ranges are measured on, by graph.
+      simulate: whether to run binaries on the HTP simulator.
+    """
+
+    out: pathlib.Path
+    targets: Sequence[Target]
+    precisions: Sequence[str] | None
+    ranges: Sequence[str]
+    calibration_sha256: str
+    calibration_samples: dict[str, int]
+    simulate: bool
+
+    def precisions_of(self, name: str) -> Sequence[str]:
+        """Return the precisions that a graph is exported in."""
+        return self.precisions or (DEPLOYMENTS[name].precision,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
     """The artefacts of one graph.
 
     Attributes:
-      onnx: float graph.
-      operations: nodes in it.
+      onnx: float graph; its metadata has the number of operations by kind.
       precise: ONNX file at each precision.
-      metadata: of the context binary at each precision.
-      wrappers: context binary at each precision, as an ONNX file that wraps it.
+      details: what the metadata of each says about how it was quantised.
+      metadata, wrappers: of the context binary, and the ONNX file that wraps it, at each (precision, chipset).
     """
 
-    graph: Graph
+    task: Task
     onnx: pathlib.Path
-    operations: int
+    operations: dict[str, int]
     precise: dict[str, pathlib.Path]
-    metadata: dict[str, dict[str, Any]]
-    wrappers: dict[str, pathlib.Path]
+    details: dict[str, dict[str, Any]]
+    metadata: dict[tuple[str, str], dict[str, Any]]
+    wrappers: dict[tuple[str, str], pathlib.Path]
 
 
-def fingerprint(folder: pathlib.Path, calibration: Mapping[int, Sequence[Sample]], **settings: Any) -> dict[str, Any]:
-    """Return what artefacts are made from: weights, calibration inputs, code, tools, and whatever else is given.
-
-    Args:
-      folder: of the denoiser.
-      calibration: recorded calls of every stage.
-    """
-    weights, inputs, code = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
-    for path in sorted(folder.glob('*.safetensors')):
-        with path.open('rb') as file:
-            weights.update(hashlib.file_digest(file, 'sha256').digest())
-    for leaf in jax.tree.leaves(dict(calibration)):
-        inputs.update(np.ascontiguousarray(leaf).data)
+@functools.cache
+def makers() -> dict[str, Any]:
+    """Return what makes artefacts besides their inputs: this code and the tools, by hash and version."""
+    code = hashlib.sha256()
     for package in (pathlib.Path(__file__).parent, pathlib.Path(neodragon_jax.__file__).parent):
         for path in sorted(package.rglob('*.py')):
             code.update(path.read_bytes())
-    return {
-        'checkpoint': folder.name,
-        'checkpoint_sha256': weights.hexdigest(),
-        'calibration_sha256': inputs.hexdigest(),
-        'code_sha256': code.hexdigest(),
-        'tool_versions': tool_versions(),
-        **settings,
-    }
+    return {'code_sha256': code.hexdigest(), 'tool_versions': tool_versions()}
 
 
-def export_graph(
-    graph: Graph,
-    out: pathlib.Path,
-    target: Target,
-    precisions: Sequence[str],
-    feeds: Callable[[], Iterable[Feeds]],
-    source: dict[str, Any],
-    on_step: Callable[[str], None],
-) -> Exported:
-    """Export, quantise and compile a graph.
+def steps_of(name: str, settings: Settings) -> int:
+    """Return how many steps `export_graph` and `measure` report for a graph."""
+    return 2 + len(settings.precisions_of(name)) * (2 + len(settings.targets))
+
+
+def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
+    """Export, quantise and compile a graph; skip every step that is done.
 
     Args:
-      out: parent of all folders.
-      feeds: returns the calibration inputs.
-      source: see `fingerprint`.
       on_step: called with the name of each finished step.
     Raises:
       InputError: the graph cannot be exported or compiled.
     """
-    name = graph.name
+    name, out = task.name, settings.out
+    graph = functools.cache(task.make)
 
     def write_float(draft: pathlib.Path) -> dict[str, Any]:
-        return {'operations': dict(to_onnx(graph, draft / f'{name}.onnx'))}
+        return {'operations': _write_float(graph(), draft / f'{name}.onnx')}
 
     folder = out / f'{name}-onnx-float'
-    operations = sum(_kept_or_made(folder, source, write_float)['operations'].values())
-    float_onnx = folder / f'{name}.onnx'
-    on_step(f'{name}: ONNX, {operations} operations')
+    made = _kept_or_made(folder, task.made_from | {'graph': name} | makers(), write_float)
+    onnx_path, operations = folder / f'{name}.onnx', made['operations']
+    on_step(f'{name}: ONNX, {sum(operations.values())} operations')
 
-    precise, metadata, wrappers = {}, {}, {}
-    for precision in precisions:
-
-        def write_precise(draft: pathlib.Path, precision: str = precision) -> dict[str, Any]:
-            if precision == 'fp16':
-                to_fp16(float_onnx, draft / f'{name}.onnx')
-            else:
-                to_w8a16(float_onnx, draft / f'{name}.onnx', feeds())
-            return {'precision': precision}
-
+    exported = Exported(task, onnx_path, operations, {}, {}, {}, {})
+    for precision in settings.precisions_of(name):
+        source = {'float': made['files'], 'precision': precision} | makers()
+        if precision == 'w8a16':
+            samples = settings.calibration_samples[name]
+            source |= {'calibration_sha256': settings.calibration_sha256, 'calibration_samples': samples}
+            source |= {'ranges': list(settings.ranges), 'target_db': task.deployment.target_db}
         folder = out / f'{name}-onnx-{precision}'
-        _kept_or_made(folder, source, write_precise)
-        precise[precision] = folder / f'{name}.onnx'
-        on_step(f'{name}: {precision}')
-
-        folder = out / f'{name}-qnn-{precision}-{target.chipset}'
-        metadata[precision] = _kept(folder, source) or compile_graph(
-            name, precise[precision], folder, target, precision, source
-        )
-        wrappers[precision] = folder / f'{name}.onnx'
-        on_step(f'{name}: {precision} for {target.chipset}, {metadata[precision]["compile"]["seconds"]} s')
-    return Exported(graph, float_onnx, operations, precise, metadata, wrappers)
+        write = functools.partial(_write_precise, task, graph, onnx_path, precision, settings.ranges)
+        details = _kept_or_made(folder, source, write)
+        exported.precise[precision], exported.details[precision] = folder / f'{name}.onnx', details
+        on_step(f'{name}: {precision}{_doubled_note(details)}')
+        for target in settings.targets:
+            _compile(exported, precision, target, out, details['files'], on_step)
+    return exported
 
 
-def measure(
-    exported: Exported,
-    host: DenoiserHost,
-    samples: Sequence[Sample],
-    target: Target,
-    simulate: bool,
-    on_step: Callable[[str], None],
-) -> Iterator[Row]:
-    """Yield one row of the report per precision.
+def _write_float(graph: Graph, path: pathlib.Path) -> dict[str, int]:
+    """Write a float graph; return its operations by kind."""
+    if isinstance(graph, ChainedGraph):
+        return {'all': export_chain(graph, path)}
+    return dict(to_onnx(graph, path))
 
-    Args:
-      samples: calls with their reference flows, none of them used for calibration.
-      simulate: whether to run the context binaries on the HTP simulator.
+
+def _write_precise(
+    task: Task,
+    graph: Callable[[], Graph],
+    source: pathlib.Path,
+    precision: str,
+    methods: Sequence[str],
+    draft: pathlib.Path,
+) -> dict[str, Any]:
+    """Write a graph at a precision; return what metadata is to say about it."""
+    path = draft / f'{task.name}.onnx'
+    if precision == 'fp16':
+        to_fp16(source, path)
+        return {'precision': precision}
+    chain = graph() if task.name.startswith('denoiser') else None
+    if isinstance(chain, ChainedGraph):
+        quantise_chain(chain, path, task.calibration(), to_w8a16)
+        return {'precision': precision, 'ranges': 'minmax'}
+    return {'precision': precision} | _quantise(task, source, path, methods)
+
+
+def _quantise(task: Task, source: pathlib.Path, path: pathlib.Path, methods: Sequence[str]) -> dict[str, Any]:
+    """Write the W8A16 form with the best ranges and as few weights in two parts as the target needs."""
+    judging, output = task.judging(), task.output
+    reached = {}
+    for method in methods:
+        ranges = path.with_name(f'ranges-{method}.json')
+        measure_ranges(source, ranges, task.calibration, quantised_operations(source), method)
+        if len(methods) > 1:
+            quantise(source, path, ranges)
+            reached[method] = lowest_db(OnnxSession(path), judging, output)
+    best = max(methods, key=lambda method: reached.get(method, 0))
+    ranges = path.with_name(f'ranges-{best}.json')
+    doubled, judged_db = quantise_to_target(source, path, ranges, judging, output, task.deployment.target_db)
+    return {'ranges': best, 'ranges_db': reached, 'doubled_weights': doubled, 'judged_db': judged_db}
+
+
+def _doubled_note(details: dict[str, Any]) -> str:
+    count = len(details.get('doubled_weights', ()))
+    return f', {count} weights in two parts' if count else ''
+
+
+def _compile(
+    exported: Exported, precision: str, target: Target, out: pathlib.Path, files: dict[str, str], on_step: OnStep
+) -> None:
+    """Compile a graph for a chipset, unless that is done."""
+    name = exported.task.name
+    folder = out / f'{name}-qnn-{precision}-{target.chipset}'
+    source = {'model': files, 'options': provider_options(target, precision)} | makers()
+    metadata = _kept(folder, source)
+    if metadata is None:
+        metadata = compile_graph(name, exported.precise[precision], folder, target, precision, source)
+    key = (precision, target.chipset)
+    exported.metadata[key], exported.wrappers[key] = metadata, folder / f'{name}.onnx'
+    on_step(f'{name}: {precision} for {target.chipset}, {metadata["compile"]["seconds"]} s')
+
+
+def measure(exported: Exported, settings: Settings, on_step: OnStep) -> Iterator[Row]:
+    """Yield one row of the report per precision and chipset.
+
     Raises:
       InputError: the float graph does not compute what JAX computes.
     """
-    name, deployment = exported.graph.name, exported.graph.deployment
-    onnx_db = _lowest_db(OnnxSession(exported.onnx), host, samples)
+    task, calls = exported.task, exported.task.evaluation()
+    output = task.output
+    onnx_db = lowest_db(OnnxSession(exported.onnx), calls, output)
     if onnx_db < EXPORT_DB:
         raise InputError(
-            f'{name}: the float ONNX graph is only {onnx_db:.1f} dB from JAX, not {EXPORT_DB:.0f}. '
+            f'{task.name}: the float ONNX graph is only {onnx_db:.1f} dB from JAX, not {EXPORT_DB:.0f}. '
             'Check the pinned versions of jax2onnx and onnxruntime.'
         )
-    on_step(f'{name}: ONNX {onnx_db:.1f} dB')
-    for precision, metadata in exported.metadata.items():
-        quantised_db = htp_db = None
-        if precision == 'w8a16':
-            quantised_db = _lowest_db(OnnxSession(exported.precise[precision]), host, samples)
-        if simulate:
-            with HtpSession(exported.wrappers[precision], provider_options(target, precision)) as session:
-                htp_db = _lowest_db(session, host, samples)
-        sizes = {file: entry['bytes'] for file, entry in metadata['model_files'].items()}
-        row = Row(
-            graph=name,
-            precision=precision,
-            ships=precision == deployment.precision,
-            operations=exported.operations,
-            target_db=deployment.target_db,
-            onnx_db=onnx_db,
-            quantised_db=quantised_db,
-            htp_db=htp_db,
-            binary_mb=sum(size for file, size in sizes.items() if file.endswith('.bin')) / 1e6,
-            compile_s=metadata['compile']['seconds'],
-            peak_gb=metadata['compile']['peak_gb'],
-        )
-        on_step(f'{name}: {precision} {"not measured" if row.deploy_db is None else f"{row.deploy_db:.1f} dB"}')
-        yield row
+    on_step(f'{task.name}: ONNX {onnx_db:.1f} dB')
+    for precision, path in exported.precise.items():
+        quantised_db = lowest_db(OnnxSession(path), calls, output) if precision == 'w8a16' else None
+        for number, target in enumerate(settings.targets):
+            key, htp_db = (precision, target.chipset), None
+            if settings.simulate and number == 0:
+                with HtpSession(exported.wrappers[key], provider_options(target, precision)) as session:
+                    htp_db = lowest_db(session, calls, output)
+            row = _row(exported, precision, target, onnx_db, quantised_db, htp_db)
+            if number == 0:
+                on_step(f'{task.name}: {precision}, {"not measured" if row.met is None else f"{row.deploy_db:.1f} dB"}')
+            yield row
 
 
-def graph_feeds(host: DenoiserHost, samples: Iterable[Sample]) -> Iterator[Feeds]:
-    """Yield the inputs of a stage's graph for recorded calls."""
-    for sample in samples:
-        yield host.stage_inputs(*sample[:-1])
-
-
-def _lowest_db(runner: GraphRunner, host: DenoiserHost, samples: Sequence[Sample]) -> float:
-    """Return the lowest ratio of a graph over recorded calls."""
-    ratios = []
-    for sample, feeds in zip(samples, graph_feeds(host, samples), strict=True):
-        got = runner.run(feeds)['flow']
-        ratios.append(snr_db(host.patches(sample.flow), got))
-    return float(np.min(ratios))
+def _row(
+    exported: Exported,
+    precision: str,
+    target: Target,
+    onnx_db: float,
+    quantised_db: float | None,
+    htp_db: float | None,
+) -> Row:
+    """Return a row of the report."""
+    task, metadata = exported.task, exported.metadata[precision, target.chipset]
+    sizes = {file: entry['bytes'] for file, entry in metadata['model_files'].items()}
+    view, deployment = metadata['static_view'], task.deployment
+    return Row(
+        graph=task.name,
+        precision=precision,
+        chipset=target.chipset,
+        ships=precision == deployment.precision,
+        operations=sum(exported.operations.values()),
+        target_db=deployment.target_db,
+        onnx_db=onnx_db,
+        quantised_db=quantised_db,
+        htp_db=htp_db,
+        doubled_weights=len(exported.details[precision].get('doubled_weights', ())),
+        ranges_db=exported.details[precision].get('ranges_db', {}),
+        qnn_operations=view['operations'],
+        moved_mb=view['moved_mb'],
+        transposes=view['transposes'],
+        transposed_mb=view['transposed_mb'],
+        float_operations=sum(view['float_operations'].values()) if precision == 'w8a16' else 0,
+        binary_mb=sum(size for file, size in sizes.items() if file.endswith('.bin')) / 1e6,
+        compile_s=metadata['compile']['seconds'],
+        peak_gb=metadata['compile']['peak_gb'],
+        paper_ms={'X Elite': deployment.x_elite_ms, '8 Elite': deployment.elite_8_ms},
+    )
 
 
 def _kept(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, Any] | None:
@@ -207,10 +304,23 @@ def _kept(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, Any] | None
 def _kept_or_made(
     folder: pathlib.Path, source: dict[str, Any], write: Callable[[pathlib.Path], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the metadata of a folder, making it with `write` unless it is there."""
+    """Return the metadata of a folder, making it with `write` unless it is there; it holds the hashes of its files."""
     metadata = _kept(folder, source)
     if metadata is None:
         with atomic_folder(folder, replace=True) as draft:
             metadata = write(draft) | {'source': source}
-            (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
+            metadata['files'] = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+            (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2, default=_plain) + '\n')
     return metadata
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f'{type(value).__name__} in metadata')

@@ -1,26 +1,28 @@
-"""True inputs of the denoiser graphs, recorded while the real sampler runs.
+"""True inputs of all graphs, recorded while the real program runs.
 
-Ranges measured on noise are wrong ranges: what matters is the distribution of latents, histories and prompts that a
-generation meets. The same recording holds the reference flows in float32 that exported graphs are judged by.
+Ranges measured on noise are wrong ranges: what matters is the distribution of latents, histories, memories and prompts
+that a generation meets. The same recording holds the outputs in float32 that exported graphs are judged by.
 
-Legend: B batch, T latent frames, H W full-size latent grid, h w a stage's grid, C channels.
-Source: arXiv 2511.06055, section 4 (300 samples per stage).
+Legend: B batch, T latent frames, F video frames, H W full-size latent grid, h w a stage's grid, C channels.
+Source: arXiv 2511.06055, section 4 (table 9: 50 to 500 samples per graph).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from neodragon_jax.pipeline import Components, encode_first_frame, sample_keys
+from export.graphs import DENOISER
+from export.runtime import Call, RecordingRunner
+from neodragon_jax import first_frame, pipeline
+from neodragon_jax.models.super_resolution import upscale
 from neodragon_jax.sampler import Denoiser, DrawnNoise, NoiseSource, Plan, Prompt, Unit, sample
 
 # Used when the user gives none: one for each kind of content that changes what activations look like.
@@ -51,7 +53,7 @@ class Recorder:
     """A denoiser that behaves like the one it wraps and keeps every call.
 
     Attributes:
-      samples: the calls of every stage, in order.
+      samples: the calls of every stage, in order; the caller may clear it.
     """
 
     def __init__(self, denoise: Denoiser) -> None:
@@ -68,35 +70,15 @@ class Recorder:
         return flow
 
 
-class Video(NamedTuple):
-    """One generation: what it started from, its denoiser calls, its latents."""
-
-    prompt: Prompt
-    negative: Prompt | None
-    noise: NoiseSource
-    first_frame: Unit | None
-    samples: dict[int, list[Sample]]
-    latents: Float[np.ndarray, '1 T H W C']
-
-    def replay(self, denoise: Denoiser, plan: Plan) -> Float[np.ndarray, '1 T H W C']:
-        """Return the latents that another denoiser generates from the same start."""
-        return np.asarray(sample(denoise, plan, self.prompt, self.noise, self.negative, self.first_frame))
-
-    @property
-    def generated(self) -> slice:
-        """Frames that the denoiser made: all but a given first one."""
-        return slice(0 if self.first_frame is None else 1, None)
-
-
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """What to generate for a recording.
+    """What to generate.
 
     Attributes:
       prompts: used in turn, modifier not included.
       modifier: appended to every prompt.
       negative_prompt: for guided plans.
-      images: first frames in [-1, 1], used in turn; none lets the denoiser draw unit 0 too.
+      images: first frames in [-1, 1], used in turn, instead of drawn ones.
       seed: of all noise.
     """
 
@@ -106,63 +88,164 @@ class Scenes:
     images: Sequence[Float[np.ndarray, 'H W 3']] = ()
     seed: int = 0
 
-    def videos(self, components: Components, plan: Plan) -> Iterator[Video]:
-        """Generate videos without end; prompts and images recur with new noise."""
-        guided = plan.guidance is not None or plan.first_guidance is not None
-        negative = components.encode_prompt([self.negative_prompt]) if guided else None
-        for number in itertools.count():
-            text = self.prompts[number % len(self.prompts)]
-            prompt = components.encode_prompt([text + self.modifier])
-            noise = DrawnNoise(sample_keys(self.seed, [text], [number // len(self.prompts)]), plan.schedule)
-            first = None
-            if self.images:
-                image = jnp.asarray(self.images[number % len(self.images)])[None, None]
-                first = encode_first_frame(components, image, noise)
-            recorder = Recorder(components.denoise)
-            latents = sample(recorder, plan, prompt, noise, negative, first)
-            yield Video(prompt, negative, noise, first, dict(recorder.samples), np.asarray(latents))
+    def text(self, number: int) -> str:
+        """Return the prompt of a video, modifier included."""
+        return self.prompts[number % len(self.prompts)] + self.modifier
+
+    def keys(self, number: int) -> Array:
+        """Return the key of a video's noise [1]; prompts recur with new noise."""
+        text = self.prompts[number % len(self.prompts)]
+        return pipeline.sample_keys(self.seed, [text], [number // len(self.prompts)])
+
+    def image(self, number: int) -> Float[np.ndarray, '1 1 H W 3'] | None:
+        """Return the given first frame of a video."""
+        return np.asarray(self.images[number % len(self.images)])[None, None] if self.images else None
 
 
-class Recording(NamedTuple):
-    """Calls to measure ranges on, and one video apart from them to judge the result by."""
+class Video(NamedTuple):
+    """One generation: what the denoiser started from, its latents, and the frames."""
 
-    calibration: dict[int, list[Sample]]
-    evaluation: Video
+    prompt: Prompt
+    negative: Prompt | None
+    first_frame: Unit | None
+    latents: Float[np.ndarray, '1 T H W C']
+    frames: np.ndarray | None  # bytes [1, F, _, _, 3]
+
+    @property
+    def generated(self) -> slice:
+        """Latent frames that the denoiser made: all but a given first one."""
+        return slice(0 if self.first_frame is None else 1, None)
+
+    def replay(self, denoise: Denoiser, plan: Plan, noise: NoiseSource) -> Float[np.ndarray, '1 T H W C']:
+        """Return the latents that another denoiser generates from the same start."""
+        prompt, negative, first_frame = jax.tree.map(jnp.asarray, (self.prompt, self.negative, self.first_frame))
+        return np.asarray(sample(denoise, plan, prompt, noise, negative, first_frame))
 
 
-def record(
-    components: Components, plan: Plan, scenes: Scenes, counts: Sequence[int], on_video: Callable[[int], None]
-) -> Recording:
-    """Generate videos until every stage has its number of calibration samples.
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The whole program over functions of any kind.
+
+    Attributes:
+      components: the modules.
+      plan: what to generate.
+      draw: makes first frames; None starts from a given image or from nothing.
+      enlarge: super-resolution of pictures [B, H, W, 3] in [0, 1]; None leaves the decoder's size.
+      frames: whether to decode latents at all.
+    """
+
+    components: pipeline.Components
+    plan: Plan
+    draw: first_frame.FirstFrameModel | None = None
+    enlarge: Callable[[Array], Array] | None = None
+    frames: bool = True
+
+    def generate(self, scenes: Scenes, number: int) -> Video:
+        """Generate a video, every module in turn."""
+        guided = self.plan.guidance is not None or self.plan.first_guidance is not None
+        prompt = self.components.encode_prompt([scenes.text(number)])
+        negative = self.components.encode_prompt([scenes.negative_prompt]) if guided else None
+        noise, picture = self.noise(scenes, number), scenes.image(number)
+        if self.draw is not None:
+            drawn = self.draw([scenes.text(number)], first_frame.DrawnPictureNoise(scenes.keys(number)))
+            size = (self.plan.height * pipeline.SPATIAL_FACTOR, self.plan.width * pipeline.SPATIAL_FACTOR)
+            picture = first_frame.to_frames(drawn, *size) if picture is None else picture
+        first = None if picture is None else pipeline.encode_first_frame(self.components, picture, noise)
+        latents = sample(self.components.denoise, self.plan, prompt, noise, negative, first)
+        frames = pipeline.decode(self.components, latents) if self.frames else None
+        if frames is not None and self.enlarge is not None:
+            frames = upscale(self.enlarge, frames, at_once=1)
+        return jax.device_get(Video(prompt, negative, first, np.asarray(latents), frames))
+
+    def noise(self, scenes: Scenes, number: int) -> DrawnNoise:
+        """Return the denoiser's noise for a video."""
+        return DrawnNoise(scenes.keys(number), self.plan.schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A program that keeps the calls of its graphs.
+
+    Attributes:
+      program: over the runners and the denoiser below.
+      runners: of all graphs but the denoiser's.
+      denoiser: the same for the denoiser.
+    """
+
+    program: Program
+    runners: Mapping[str, RecordingRunner]
+    denoiser: Recorder
+
+    def generate(self, scenes: Scenes, number: int) -> tuple[Video, dict[str, list[Any]]]:
+        """Generate a video; return it and the calls of every graph, as `Call` or `Sample`."""
+        for runner in self.runners.values():
+            runner.calls.clear()
+        self.denoiser.samples.clear()
+        video = self.program.generate(scenes, number)
+        calls: dict[str, list[Any]] = {name: list(runner.calls) for name, runner in self.runners.items()}
+        calls |= {f'{DENOISER}{stage}': list(samples) for stage, samples in self.denoiser.samples.items()}
+        return video, calls
+
+
+def calls_per_video(plan: Plan, first_frame_given: bool) -> dict[str, int]:
+    """Return how often a video calls each graph.
 
     Args:
-      counts: calibration samples per stage.
-      on_video: called with the number of each finished video.
+      first_frame_given: whether there is a first frame, drawn or given.
     """
-    videos = enumerate(scenes.videos(components, plan))
-    _, evaluation = next(videos)
-    on_video(0)
-    calibration: dict[int, list[Sample]] = {stage: [] for stage in range(len(counts))}
-    while any(len(calibration[stage]) < count for stage, count in enumerate(counts)):
-        number, video = next(videos)
-        for stage, samples in video.samples.items():
-            calibration[stage] += samples
-        on_video(number)
-    return Recording({stage: spread(calibration[stage], count) for stage, count in enumerate(counts)}, evaluation)
+    guidances = (plan.guidance, plan.first_guidance)
+    prompts = 1 if all(scale is None for scale in guidances) else 2
+    units = range(1 if first_frame_given else 0, plan.frames)
 
-
-def videos_needed(plan: Plan, counts: Sequence[int], first_frame: bool) -> int:
-    """Return how many videos `record` generates, the one for evaluation included."""
-    units = range(1 if first_frame else 0, plan.frames)
-
-    def calls(stage: int) -> int:
+    def denoiser_calls(stage: int) -> int:
         return sum(plan.unit_steps(unit)[stage] * (1 if plan.unit_guidance(unit) is None else 2) for unit in units)
 
-    return 1 + max(-(-count // calls(stage)) for stage, count in enumerate(counts))
+    return {
+        **dict.fromkeys(('clip_l', 'clip_g', 'dt5', 'context_adapter'), prompts),
+        **dict.fromkeys(('first_frame_clip_l', 'first_frame_clip_g', 'first_frame_decoder', 'video_encoder'), 1),
+        'first_frame_unet': len(first_frame.TIMESTEPS),
+        **{f'{DENOISER}{stage}': denoiser_calls(stage) for stage in range(plan.schedule.stages)},
+        'video_decoder': plan.frames,
+        'super_resolution': 1 + pipeline.TEMPORAL_FACTOR * (plan.frames - 1),
+    }
 
 
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+def videos_needed(calls: Mapping[str, int], counts: Mapping[str, int]) -> int:
+    """Return how many videos give every graph its number of calibration samples."""
+    return max((-(-count // calls[name]) for name, count in counts.items()), default=0)
+
+
+def rotating(calls: Sequence[Any], keep: int, video: int) -> list[Any]:
+    """Return `keep` calls of a video, at even distances, beginning with another one in every video.
+
+    So all units and steps are met even when one call per video is enough: of a decoder, zero memories 1 in T.
+    """
+    keep, count = min(keep, len(calls)), len(calls)
+    return [calls[index] for index in sorted((video + number * count // keep) % count for number in range(keep))]
+
+
+def spread(samples: Sequence[Any], count: int) -> list[Any]:
     """Return `count` samples, or all if there are fewer, at even distances, so that all units are among them."""
     if count >= len(samples):
         return list(samples)
     return [samples[index] for index in np.linspace(0, len(samples) - 1, count).round().astype(int)]
+
+
+def flatten(call: Call | Sample) -> dict[str, np.ndarray]:
+    """Return the arrays of a call by path, such as `inputs.latent` or `history.0`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(call)
+    return {jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf) for path, leaf in leaves}
+
+
+def unflatten(arrays: Mapping[str, np.ndarray]) -> Call | Sample:
+    """Invert `flatten`."""
+    if 'x' not in arrays:
+        parts = {'inputs': {}, 'outputs': {}}
+        for path, array in arrays.items():
+            kind, _, name = path.partition('.')
+            parts[kind][name] = array
+        return Call(**parts)
+    history = [arrays[f'history.{index}'] for index in range(sum(path.startswith('history.') for path in arrays))]
+    prompt = Prompt(*(jnp.asarray(arrays[f'prompt.{field}']) for field in Prompt._fields))
+    x, unit, timestep, flow = (jnp.asarray(arrays[name]) for name in ('x', 'unit', 'timestep', 'flow'))
+    return Sample(list(map(jnp.asarray, history)), x, unit, prompt, timestep, flow)

@@ -1,4 +1,7 @@
-"""ONNX graph to a QNN context binary for one Snapdragon chipset, with the metadata that deployment tools expect."""
+"""ONNX graphs to QNN context binaries for Snapdragon chipsets, with the metadata that deployment tools expect.
+
+A binary holds one graph, or several that share their weights: the stages of the denoiser are one model at three shapes.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
 
-from export.htp import HtpSession
+from export.cost import estimate
+from export.htp import HtpSession, compile_sharing
 from export.quantize import quantisation_parameters
+from export.static_view import dump_options, read_view
 from neodragon_jax.atomic import atomic_folder
 from neodragon_jax.errors import InputError, did_you_mean
 
@@ -55,6 +62,18 @@ def find_target(chipset: str) -> Target:
     return TARGETS[name]
 
 
+def find_targets(chipsets: str) -> list[Target]:
+    """Return the targets of a comma-separated list of chipsets, each once.
+
+    Raises:
+      InputError: a name is unknown, or there is none.
+    """
+    names = [name.strip() for name in chipsets.split(',') if name.strip()]
+    if not names:
+        raise InputError(f'no chipset is named; use one or more of {", ".join(TARGETS)}.')
+    return list(dict.fromkeys(find_target(name) for name in names))
+
+
 def provider_options(target: Target, precision: str) -> dict[str, str]:
     """Return QNN's options; it ignores unknown ones without a word, so they are all here."""
     options = {'soc_model': str(target.soc_model), 'htp_arch': str(target.htp_arch)}
@@ -76,26 +95,77 @@ def compile_graph(
     Raises:
       InputError: the graph does not compile; the folder is as it was.
     """
-    with atomic_folder(folder, replace=True) as draft:
+    with atomic_folder(folder, replace=True) as draft, tempfile.TemporaryDirectory(dir=draft.parent) as dump:
         wrapper = draft / f'{name}.onnx'
-        with HtpSession(model, provider_options(target, precision), context=wrapper) as session:
+        options = provider_options(target, precision) | dump_options(pathlib.Path(dump))
+        with HtpSession(model, options, context=wrapper) as session:
             opened = session.opened
-        binaries = sorted(draft.glob('*.bin'))
-        if not wrapper.is_file() or len(binaries) != 1:
-            raise InputError(f'{name}: QNN wrote no context binary. Check that onnxruntime-qnn is the pinned version.')
         metadata = {
             'name': name,
-            'runtime': 'qnn_context_binary',
-            'precision': precision,
-            'chipset': dataclasses.asdict(target),
-            'model_files': {path.name: _file_entry(path) for path in (wrapper, *binaries)},
+            **_binary_entry(draft, target, precision),
             **_tensor_specs(model),
+            'static_view': _static_view(pathlib.Path(dump), precision),
             'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
-            'tool_versions': tool_versions() | {'qnn_sdk': _sdk_version(wrapper)},
             'source': source,
         }
         (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
     return metadata
+
+
+def compile_together(
+    name: str,
+    models: Mapping[str, pathlib.Path],
+    folder: pathlib.Path,
+    target: Target,
+    precision: str,
+    source: dict[str, Any],
+) -> dict[str, Any]:
+    """Compile graphs into one context binary, in which equal weights are stored once.
+
+    The x86 simulator cannot load such a binary: judge the graphs by binaries of their own.
+
+    Args:
+      name: of the binary.
+      models: ONNX file of each graph.
+      folder: gets the binary, a wrapper per graph, and metadata.json; as in `compile_graph`.
+    Raises:
+      InputError: a graph does not compile; the folder is as it was.
+    """
+    with atomic_folder(folder, replace=True) as draft:
+        wrappers = {graph: draft / f'{graph}.onnx' for graph in models}
+        jobs = [(models[graph], wrappers[graph]) for graph in models]
+        opened = compile_sharing(jobs, provider_options(target, precision))
+        metadata = {
+            'name': name,
+            **_binary_entry(draft, target, precision),
+            'graphs': {graph: _tensor_specs(model) for graph, model in models.items()},
+            'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
+            'source': source,
+        }
+        (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
+    return metadata
+
+
+def _binary_entry(folder: pathlib.Path, target: Target, precision: str) -> dict[str, Any]:
+    """Return what metadata says about a folder with one binary and its wrappers."""
+    wrappers, binaries = sorted(folder.glob('*.onnx')), sorted(folder.glob('*.bin'))
+    if not wrappers or len(binaries) != 1:
+        raise InputError(
+            f'QNN wrote {len(binaries)} context binaries, not one. Check that onnxruntime-qnn is the pinned version.'
+        )
+    return {
+        'runtime': 'qnn_context_binary',
+        'precision': precision,
+        'chipset': dataclasses.asdict(target),
+        'model_files': {path.name: _file_entry(path) for path in (*wrappers, *binaries)},
+        'tool_versions': tool_versions() | {'qnn_sdk': _sdk_version(wrappers[0])},
+    }
+
+
+def _static_view(dump: pathlib.Path, precision: str) -> dict[str, Any]:
+    """Return the counts of a graph, and for 16-bit activations the latencies that they suggest."""
+    view = read_view(dump, half=precision == 'fp16')
+    return view.summary() | {'estimated_ms_on_8_elite': dataclasses.asdict(estimate(view))}
 
 
 def tool_versions() -> dict[str, str]:

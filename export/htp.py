@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +39,8 @@ class _Job:
     model: str
     options: Mapping[str, str]
     context: str | None
+    sharing: bool = False  # with the binary of the jobs that follow
+    last_sharing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,65 @@ class Opened:
 
     seconds: float
     peak_gb: float
+
+
+class _Child:
+    """A process that opens QNN sessions; what it says on its own goes to a log that is read when it fails."""
+
+    def __init__(self, label: str) -> None:
+        """Start the process.
+
+        Args:
+          label: what errors are about.
+        """
+        self._label = label
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._pipe, child = multiprocessing.Pipe()
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'export.htp', str(child.fileno())],
+            pass_fds=[child.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=os.environ | {'PYTHONPATH': path},
+        )
+        child.close()
+
+    def ask(self, doing: str, message: Any) -> Any:
+        """Return the child's answer, or raise InputError with everything known about why there is none."""
+        answer = None
+        try:
+            self._pipe.send(message)
+            error, answer = self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            status = self.process.wait()
+            ending = signal.Signals(-status).name if status < 0 else f'status {status}'
+            error = f'the QNN process ended with {ending}'
+        if not error:
+            return answer
+        self._log.seek(0)
+        log = self._log.read().decode(errors='replace')
+        lines = [match['text'].strip() for match in _ERROR_LINE.finditer(log)]
+        if not lines:  # a Python error of the child's, perhaps; the simulator's banner says nothing
+            lines = [line for line in log.splitlines() if line.strip() and 'LIBNATIVE' not in line][-1:]
+        # That nothing may fall back is our own setting; the nodes that would are the reason.
+        reasons = [line for line in dict.fromkeys([*lines, error]) if 'fallback' not in line] or [error]
+        summary = '; '.join(reasons).rstrip('.')
+        raise InputError(
+            f'{self._label}: the HTP does not {doing} this graph: {summary}. '
+            'Change the operations named here, the precision, or the chipset.'
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
 
 
 class HtpSession:
@@ -66,22 +127,11 @@ class HtpSession:
         Raises:
           InputError: the graph does not compile, with QNN's reasons.
         """
-        self._model = model
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        self._pipe, child = multiprocessing.Pipe()
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-        self._process = subprocess.Popen(
-            [sys.executable, '-m', 'export.htp', str(child.fileno())],
-            pass_fds=[child.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env=os.environ | {'PYTHONPATH': path},
-        )
-        child.close()
+        self._child = _Child(model.name)
+        self._process = self._child.process
         try:
             job = _Job(str(model), dict(options), str(context) if context else None)
-            self.opened: Opened = self._ask('compile', job)
+            self.opened: Opened = self._child.ask('compile', [job])
         except BaseException:
             self.close()
             raise
@@ -92,17 +142,11 @@ class HtpSession:
         Raises:
           InputError: the run failed or the library ended the process.
         """
-        return self._ask('run', dict(feeds))
+        return self._child.ask('run', dict(feeds))
 
     def close(self) -> None:
         """End the child process."""
-        self._pipe.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
+        self._child.close()
 
     def __enter__(self) -> Self:
         return self
@@ -112,37 +156,36 @@ class HtpSession:
     ) -> None:
         self.close()
 
-    def _ask(self, doing: str, message: Any) -> Any:
-        """Return the child's answer, or raise InputError with everything known about why there is none."""
-        answer = None
-        try:
-            self._pipe.send(message)
-            error, answer = self._pipe.recv()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            status = self._process.wait()
-            ending = signal.Signals(-status).name if status < 0 else f'status {status}'
-            error = f'the QNN process ended with {ending}'
-        if not error:
-            return answer
-        self._log.seek(0)
-        log = self._log.read().decode(errors='replace')
-        lines = [match['text'].strip() for match in _ERROR_LINE.finditer(log)]
-        if not lines:  # a Python error of the child's, perhaps; the simulator's banner says nothing
-            lines = [line for line in log.splitlines() if line.strip() and 'LIBNATIVE' not in line][-1:]
-        # That nothing may fall back is our own setting; the nodes that would are the reason.
-        reasons = [line for line in dict.fromkeys([*lines, error]) if 'fallback' not in line] or [error]
-        summary = '; '.join(reasons).rstrip('.')
-        raise InputError(
-            f'{self._model.name}: the HTP does not {doing} this graph: {summary}. '
-            'Change the operations named here, the precision, or the chipset.'
-        )
+
+def compile_sharing(graphs: Sequence[tuple[pathlib.Path, pathlib.Path]], options: Mapping[str, str]) -> Opened:
+    """Compile graphs into one context binary that holds equal weights once.
+
+    Args:
+      graphs: ONNX file and wrapper to write, of each graph; the binary goes beside the wrappers.
+      options: of the QNN provider.
+    Raises:
+      InputError: a graph does not compile, with QNN's reasons.
+    """
+    jobs = [
+        _Job(str(model), dict(options), str(wrapper), sharing=True, last_sharing=number == len(graphs))
+        for number, (model, wrapper) in enumerate(graphs, 1)
+    ]
+    child = _Child(', '.join(model.name for model, _ in graphs))
+    try:
+        return child.ask('compile', jobs)
+    finally:
+        child.close()
 
 
 def _serve(pipe: Connection) -> None:
-    """Open the session that the parent asks for, then run it as often as asked; answers are (error, value)."""
+    """Open the sessions that the parent asks for, then run the last as often as asked; answers are (error, value)."""
     try:
+        jobs = pipe.recv()
         start = time.monotonic()
-        session = _open(pipe.recv())
+        devices = _register()
+        for job in jobs[:-1]:
+            _open(job, devices)  # what is shared stays in the library until the last one
+        session = _open(jobs[-1], devices)
         pipe.send(('', Opened(time.monotonic() - start, _peak_gb())))
         names = [value.name for value in session.get_outputs()]
         while True:
@@ -163,20 +206,31 @@ def _peak_gb() -> float:
     return int(kibibytes) * 1024 / 1e9
 
 
-def _open(job: _Job) -> Any:
-    """Open a session on the HTP without any fallback."""
+def _register() -> list[Any]:
+    """Load QNN, which a process can do once, and return its devices."""
     import onnxruntime
     import onnxruntime_qnn
 
     onnxruntime.set_default_logger_severity(3)  # errors: they name the nodes that QNN refuses
     onnxruntime.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
-    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == PROVIDER]
+    return [device for device in onnxruntime.get_ep_devices() if device.ep_name == PROVIDER]
+
+
+def _open(job: _Job, devices: list[Any]) -> Any:
+    """Open a session on the HTP without any fallback."""
+    import onnxruntime
+    import onnxruntime_qnn
+
     settings = onnxruntime.SessionOptions()
     settings.add_session_config_entry('session.disable_cpu_ep_fallback', '1')
     if job.context:
         settings.add_session_config_entry('ep.context_enable', '1')
         settings.add_session_config_entry('ep.context_embed_mode', '0')
         settings.add_session_config_entry('ep.context_file_path', job.context)
+    if job.sharing:
+        settings.add_session_config_entry('ep.share_ep_contexts', '1')
+    if job.last_sharing:
+        settings.add_session_config_entry('ep.stop_share_ep_contexts', '1')
     options = {'backend_path': onnxruntime_qnn.get_qnn_htp_path(), **job.options}
     settings.add_provider_for_devices(devices[:1], options)
     return onnxruntime.InferenceSession(job.model, sess_options=settings)

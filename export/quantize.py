@@ -10,32 +10,20 @@ from __future__ import annotations
 import math
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantType, create_calibrator, quantize_static
-from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+from onnxruntime.quantization import QuantType, quantize_static
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from export.graphs import Feeds
+from export.ranges import MARGIN, Reader, measure_ranges
+from export.rewrites import constants_of, drop_unused
 
-# Another prompt's modulation easily leaves the ranges that calibration saw, and clipping costs far more than the half
-# bit of 16 that this takes.
-MARGIN = 1.5
-
-
-class _Reader(CalibrationDataReader):
-    """Hands one sample after the other to ONNX Runtime."""
-
-    def __init__(self, feeds: Iterable[Feeds]) -> None:
-        self._feeds: Iterator[Feeds] = iter(feeds)
-
-    def get_next(self) -> Any:
-        return next(self._feeds, None)
+_REORDERING = ('Transpose', 'Reshape')
 
 
 def to_w8a16(source: pathlib.Path, destination: pathlib.Path, feeds: Iterable[Feeds], margin: float = MARGIN) -> None:
@@ -45,26 +33,24 @@ def to_w8a16(source: pathlib.Path, destination: pathlib.Path, feeds: Iterable[Fe
       feeds: calibration inputs, read one by one.
       margin: by how much the range of an activation exceeds what was measured.
     """
-    model = onnx.load(source, load_external_data=False)
-    reader = _Reader(feeds)
-    config = get_qnn_qdq_config(
-        model,
-        reader,
-        activation_type=QuantType.QUInt16,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        init_overrides=_overrides(model.graph),
-    )
     ranges = destination.with_name('ranges.json')
-    with tempfile.TemporaryDirectory(dir=destination.parent) as scratch:
-        calibrator = create_calibrator(
-            source,
-            config.op_types_to_quantize,
-            augmented_model_path=f'{scratch}/calibration.onnx',
-            use_external_data_format=config.use_external_data_format,
-        )
-        calibrator.collect_data(reader)
-        save_tensors_data(_widened(calibrator.compute_data(), model.graph, margin), ranges)
+    measure_ranges(source, ranges, lambda: feeds, quantised_operations(source), margin=margin)
+    quantise(source, destination, ranges)
+
+
+def quantised_operations(source: pathlib.Path) -> list[str]:
+    """Return the kinds of nodes that are quantised in a graph."""
+    return _config(onnx.load(source, load_external_data=False), {}).op_types_to_quantize
+
+
+def quantise(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path) -> None:
+    """Write the W8A16 form of a float graph with given ranges.
+
+    Args:
+      ranges: what `measure_ranges` wrote.
+    """
+    model = onnx.load(source, load_external_data=False)
+    config = _config(model, _overrides(model.graph))
     quantize_static(
         source,
         destination,
@@ -77,17 +63,41 @@ def to_w8a16(source: pathlib.Path, destination: pathlib.Path, feeds: Iterable[Fe
         use_external_data_format=config.use_external_data_format,
         extra_options=config.extra_options,
     )
+    _float_gains(destination, model)
 
 
-def _widened(measured: TensorsData, graph: onnx.GraphProto, margin: float) -> TensorsData:
-    """Scale the ranges of all activations, except probabilities, which no input can exceed."""
-    bounded = {output for node in graph.node if node.op_type == 'Softmax' for output in node.output}
-    ranges = {}
-    for name, data in measured.items():
-        lowest, highest = data.range_value
-        factor = np.float32(1 if name in bounded else margin)
-        ranges[name] = TensorData(lowest=lowest * factor, highest=highest * factor)
-    return TensorsData(measured.calibration_method, ranges)
+def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:
+    """Let norms over groups read their gains and biases in float.
+
+    QNN's provider has no quantised form of that norm: it computes in FP16 between conversions of its input and output.
+    Gains in 16 bits would only add a conversion each.
+    """
+    model = onnx.load(path, load_external_data=False)
+    norms = [node for node in model.graph.node if node.op_type == 'GroupNormalization']
+    if not norms:
+        return
+    exact = constants_of(source.graph)
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for norm in norms:
+        for position in (1, 2):
+            name = producers[norm.input[position]].input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)
+            if name not in constants_of(model.graph):
+                model.graph.initializer.append(exact[name])
+            norm.input[position] = name
+    drop_unused(model.graph)
+    onnx.save(model, path)
+
+
+def _config(model: onnx.ModelProto, overrides: dict[str, list[dict[str, Any]]]) -> Any:
+    """Return the settings of ONNX Runtime's quantiser for QNN."""
+    return get_qnn_qdq_config(
+        model,
+        Reader(()),
+        activation_type=QuantType.QUInt16,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        init_overrides=overrides,
+    )
 
 
 def _overrides(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
@@ -163,13 +173,23 @@ def quantisation_parameters(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Return scale, zero point and type of the quantised inputs and outputs of a graph, by name."""
     graph = onnx.load(path, load_external_data=False).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    inputs, outputs = {value.name for value in graph.input}, {value.name for value in graph.output}
+    # What a value is to the outside, also where its axes are put in another order first or last.
+    inputs, outputs = (
+        {value.name: value.name for value in graph.input},
+        {value.name: value.name for value in graph.output},
+    )
+    for node in graph.node:
+        if node.op_type in _REORDERING and node.input[0] in inputs:
+            inputs[node.output[0]] = inputs[node.input[0]]
+    for node in reversed(graph.node):
+        if node.op_type in _REORDERING and node.output[0] in outputs:
+            outputs[node.input[0]] = outputs[node.output[0]]
     parameters: dict[str, dict[str, Any]] = {}
     for node in graph.node:
         is_input = node.op_type == 'QuantizeLinear' and node.input[0] in inputs
         is_output = node.op_type == 'DequantizeLinear' and node.output[0] in outputs
         if is_input or is_output:
             scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
-            name = node.input[0] if is_input else node.output[0]
+            name = inputs[node.input[0]] if is_input else outputs[node.output[0]]
             parameters[name] = {'type': str(zero.dtype), 'scale': float(scale), 'zero_point': int(zero)}
     return parameters

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from export.graphs import DenoiserHost
+from export.denoiser import DenoiserHost
+from export.graphs import Module
 from neodragon_jax.layout import unpatchify
 from neodragon_jax.sampler import Prompt, Unit
 
@@ -39,6 +41,48 @@ class OnnxSession:
         """Return the outputs by name."""
         arrays = [np.asarray(array) for array in self._session.run(self._names, dict(feeds))]
         return dict(zip(self._names, arrays, strict=True))
+
+
+class JaxRunner:
+    """A module in JAX, in float32: what its graph is compared with, and what records its inputs."""
+
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        self._apply = jax.jit(module.apply)
+        self._params: Any = None  # read when first needed
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        if self._params is None:
+            self._params = jax.device_put(self._module.read())
+        arrays = self._apply(self._params, *(feeds[name] for name in self._module.inputs))
+        arrays = arrays if isinstance(arrays, tuple) else (arrays,)
+        return {name: np.asarray(array) for name, array in zip(self._module.outputs, arrays, strict=True)}
+
+
+class Call(NamedTuple):
+    """One call of a graph."""
+
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+class RecordingRunner:
+    """A runner that behaves like the one it wraps and keeps every call.
+
+    Attributes:
+      calls: in order; the caller may clear it.
+    """
+
+    def __init__(self, runner: GraphRunner) -> None:
+        self.calls: list[Call] = []
+        self._runner = runner
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        outputs = self._runner.run(feeds)
+        self.calls.append(Call(dict(feeds), outputs))
+        return outputs
 
 
 class GraphDenoiser:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,23 +15,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
-from onnx import numpy_helper
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+from export import rewrites
 from export.graphs import Graph
 from neodragon_jax.errors import InputError
 
 # Shape arithmetic, gathers and comparisons are absent on purpose: they mean that host work leaked into the graph.
 ALLOWED = frozenset(
     {
-        *('Add', 'Sub', 'Mul', 'Gemm', 'MatMul', 'Softmax', 'Gelu', 'LayerNormalization', 'RMSNormalization'),
-        *('Concat', 'Reshape', 'Slice', 'Split', 'Transpose'),
+        *('Add', 'Sub', 'Mul', 'Max', 'Softmax', 'Gelu', 'Relu', 'Sigmoid', 'Tanh', 'Clip'),
+        *('Gemm', 'MatMul', 'Conv', 'LayerNormalization', 'RMSNormalization', 'GroupNormalization'),
+        *('Concat', 'Reshape', 'Slice', 'Split', 'Transpose', 'Resize', 'DepthToSpace'),
     }
 )
 
+# A protobuf message ends at two gigabytes; beyond this many bytes, weights go to a file beside the graph.
+INLINE_BYTES = 1 << 30
+
 
 def to_onnx(graph: Graph, path: pathlib.Path) -> collections.Counter[str]:
-    """Write a graph as `path`; large weights go to a file `path`.data beside it.
+    """Write a graph as `path`; large weights go to files beside it, whose names start like its own.
 
     Returns:
       How many nodes of each operation there are.
@@ -40,7 +44,7 @@ def to_onnx(graph: Graph, path: pathlib.Path) -> collections.Counter[str]:
     """
     from jax2onnx import to_onnx as convert
 
-    def traced(*arrays: jax.Array) -> jax.Array:
+    def traced(*arrays: jax.Array) -> Any:
         with nn.intercept_methods(_native_layer_norm):
             return graph.function(*arrays)
 
@@ -48,18 +52,19 @@ def to_onnx(graph: Graph, path: pathlib.Path) -> collections.Counter[str]:
         traced,
         [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in graph.inputs.values()],
         input_names=list(graph.inputs),
-        output_names=[graph.output],
+        output_names=list(graph.outputs),
         model_name=graph.name,
         return_mode='file',
         output_path=str(path),
         normalization_mode='prefer_native',
     )
     model = onnx.load(path, load_external_data=False)
-    _merge_reshapes(model.graph)
-    _fold_query_scale(model.graph, path.parent)
-    _drop_unused(model.graph)
+    rewrites.tidy(model.graph, path.parent)
+    if graph.gelu_floor is not None:
+        rewrites.clamp_gelu(model.graph, graph.gelu_floor)
+    rewrites.write_shapes(model.graph)
     add_pre_process_metadata(model)  # tells ONNX Runtime's quantiser that the graph is clean
-    onnx.save(model, path)
+    save(model, path)
     counts = collections.Counter(node.op_type for node in model.graph.node)
     forbidden = sorted(set(counts) - ALLOWED)
     if forbidden:
@@ -68,6 +73,17 @@ def to_onnx(graph: Graph, path: pathlib.Path) -> collections.Counter[str]:
             'positions to the host, or write the operation in another way.'
         )
     return counts
+
+
+def save(model: onnx.ModelProto, path: pathlib.Path) -> None:
+    """Write a model; weights that it holds itself go to a file of their own if they are too many."""
+    inline = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if inline <= INLINE_BYTES:
+        onnx.save(model, path)
+        return
+    location = f'{path.name}.weights'
+    path.with_name(location).unlink(missing_ok=True)  # onnx would append to it
+    onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=1024)
 
 
 def _native_layer_norm(next_call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -83,63 +99,3 @@ def _native_layer_norm(next_call: Callable[..., Any], args: Any, kwargs: Any, co
     params |= module.variables.get('params', {})
     native = module.clone(parent=None, use_fast_variance=True, use_scale=True, use_bias=True)
     return native.apply({'params': params}, *args, **kwargs)
-
-
-def _merge_reshapes(graph: onnx.GraphProto) -> None:
-    """Let a Reshape that follows a Reshape read what the first one reads."""
-    source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == 'Reshape'}
-    for node in graph.node:
-        while node.op_type == 'Reshape' and node.input[0] in source:
-            node.input[0] = source[node.input[0]]
-
-
-def _fold_query_scale(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
-    """Move a constant factor on rotated queries into the gains of the norms they come from.
-
-    Rotation and concatenation are linear, so this is exact, and saves one pass over the queries of every block.
-    """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    norms = {node.output[0]: node for node in graph.node if node.op_type == 'RMSNormalization'}
-    behind: dict[str, set[str]] = {}  # value -> the norms it is linear in
-    renamed = {}
-    for node in graph.node:
-        sources = _norms_behind(node, behind)
-        behind |= dict.fromkeys(node.output, sources)
-        if sources and node.op_type == 'Mul' and node.input[1] in constants and not constants[node.input[1]].dims:
-            renamed[node.output[0]] = node.input[0]
-            for name in sources:
-                names = (node.input[1], norms[name].input[1])
-                factor, gain = (numpy_helper.to_array(constants[i], str(folder)) for i in names)
-                graph.initializer.append(numpy_helper.from_array(gain * factor, f'{name}_scaled_gain'))
-                norms[name].input[1] = f'{name}_scaled_gain'
-    for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-
-
-def _norms_behind(node: onnx.NodeProto, behind: Mapping[str, set[str]]) -> set[str]:
-    """Return the RMS norms that a node's outputs are linear in; nothing if they depend on more than those."""
-    if node.op_type == 'RMSNormalization':
-        return set(node.output)
-    found = [behind.get(name, set()) for name in node.input]
-    linear = {
-        **dict.fromkeys(('Slice', 'Split', 'Reshape'), bool(found and found[0])),
-        **dict.fromkeys(('Add', 'Sub', 'Concat'), all(found)),
-        'Mul': sum(map(bool, found)) == 1,
-    }
-    return set().union(*found) if linear.get(node.op_type) else set()
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes and initializers that no output depends on."""
-    needed = {output.name for output in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(nodes)]
-    for position in reversed(range(len(graph.initializer))):
-        if graph.initializer[position].name not in needed:
-            del graph.initializer[position]
-    del graph.node[:]
-    graph.node.extend(kept)

@@ -9,6 +9,7 @@ real tokens; padding comes out differently, and nobody reads it.
   prefix_folded   the same groups, but the rest is part of the contraction: a few more dimensions of queries and keys
                   whose product is very negative where forbidden. The scores, which are what attention costs on a phone,
                   are then written by one operation and read by one.
+  splash          the image queries of `prefix` by a TPU kernel that never writes the scores: for training.
 
 A strategy is two functions: `bias` turns layout, positions and text mask into arrays once per condition, and `attend`
 uses them in every block. Another one needs a row in `STRATEGIES`, and nothing else.
@@ -38,6 +39,7 @@ from neodragon_jax.layout import (
     query_groups,
     valid_tokens,
 )
+from neodragon_jax.models.splash import Prefixes, attend_prefixes
 
 # Their product is added to a forbidden score: exp(-100) is nothing, and neither widens the range of what it joins much.
 QUERY_FEATURE, KEY_FEATURE = 4.0, -25.0
@@ -190,6 +192,15 @@ class FoldedBias(NamedTuple):
     key: Float[Array, 'B S N F']
 
 
+class SplashBias(NamedTuple):
+    """What to add to the scores of text, as in PrefixBias; what the kernel needs for the image."""
+
+    groups: Groups
+    text: Array
+    prefixes: Prefixes
+    valid: Bool[Array, 'B S']
+
+
 def _seen_by_text(ids: Int[Array, 'B S']) -> Bool[Array, 'B S']:
     """Text, which is at position 0, sees text and frame 0, wherever in the sequence that is."""
     return ids <= 0
@@ -245,6 +256,21 @@ def _attend_folded(queries: Queries, key: Array, value: Array, bias: FoldedBias)
     queries = Queries(text, extend(queries.image, bias.image_query))
     nothing = (None,) * len(bias.groups.image)
     return _attend_groups(queries, extend(key, bias.key), value, bias.groups, None, nothing)
+
+
+def _splash_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> SplashBias:
+    prefix = _prefix_bias(layout, ids, text_mask, heads)
+    return SplashBias(prefix.groups, prefix.text, Prefixes.of(layout), valid_tokens(ids, text_mask))
+
+
+def _attend_splash(queries: Queries, key: Array, value: Array, bias: SplashBias) -> Attended:
+    query, key, value = queries.image.swapaxes(1, 2), key.swapaxes(1, 2), value.swapaxes(1, 2)
+    out, text_out = _merge_heads(attend_prefixes(query, key, value, bias.valid, bias.prefixes)), None
+    if queries.text is not None:
+        keys = bias.groups.text_keys
+        text = queries.text.swapaxes(1, 2)
+        text_out = _merge_heads(_weigh(text, key[:, :, :keys].swapaxes(2, 3), value[:, :, :keys], bias.text))
+    return text_out, out
 
 
 def _attend_groups(
@@ -306,4 +332,5 @@ STRATEGIES: dict[str, Strategy] = {
     'masked': Strategy(_masked_bias, _attend_masked),
     'prefix': Strategy(_prefix_bias, _attend_prefix),
     'prefix_folded': Strategy(_folded_bias, _attend_folded),
+    'splash': Strategy(_splash_bias, _attend_splash),
 }

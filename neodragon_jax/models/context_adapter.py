@@ -20,8 +20,13 @@ def _linear(x: Array) -> Array:
     return x
 
 
+def _gelu(x: Array) -> Array:
+    # Looked up when called: exporters replace the function by one operation.
+    return nn.gelu(x, approximate=False)
+
+
 _ACTIVATIONS = {
-    'gelu': functools.partial(nn.gelu, approximate=False),
+    'gelu': _gelu,
     'silu': nn.silu,
     'relu': nn.relu,
     'tanh': nn.tanh,

@@ -129,12 +129,23 @@ class T5Block(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """T5 v1.1 encoder: unscaled embeddings, bias-free layers, relative positions only."""
+    """T5 v1.1 encoder: unscaled embeddings, bias-free layers, relative positions only.
+
+    Calling it fuses its parts: a phone looks `embed` up on the host and runs `transform`.
+    """
 
     config: T5EncoderConfig
     dtype: Any = None
 
-    @nn.compact
+    def setup(self) -> None:
+        c = self.config
+        self.position_bias = RelativePositionBias(c)
+        self.token_embedding = nn.Embed(
+            c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(1.0), dtype=self.dtype
+        )
+        self.block = [T5Block(c, self.dtype) for _ in range(c.num_layers)]
+        self.final_norm = nn.RMSNorm(epsilon=c.layer_norm_epsilon, dtype=self.dtype)
+
     def __call__(
         self, ids: Int[Array, '*B L'], mask: Int[Array, '*B L'] | Bool[Array, '*B L']
     ) -> Float[Array, '*B L D']:
@@ -148,22 +159,29 @@ class T5Encoder(nn.Module):
         Raises:
           InputError: the shapes differ.
         """
-        c = self.config
         if ids.shape != mask.shape:
             raise InputError(f'mask has shape {mask.shape}, ids {ids.shape}; give one mask value per token.')
-        keys = jnp.where(mask.astype(bool), 0.0, MASKED)[..., None, None, :]
-        bias = RelativePositionBias(c, name='position_bias')(ids.shape[-1]) + keys  # *B N L L
-        embed = nn.Embed(
-            c.vocab_size,
-            c.d_model,
-            embedding_init=nn.initializers.normal(1.0),
-            dtype=self.dtype,
-            name='token_embedding',
-        )
-        x = embed(ids)  # *B L D
-        for i in range(c.num_layers):
-            x = T5Block(c, self.dtype, name=f'block_{i}')(x, bias)
-        return nn.RMSNorm(epsilon=c.layer_norm_epsilon, dtype=self.dtype, name='final_norm')(x)
+        keys = key_bias(mask)[..., None, :, :]
+        return self.transform(self.embed(ids), self.positions(ids.shape[-1]) + keys)
+
+    def embed(self, ids: Int[Array, '*B L']) -> Float[Array, '*B L D']:
+        """Return the embeddings of tokens."""
+        return self.token_embedding(ids)
+
+    def positions(self, length: int) -> Float[Array, 'N L L']:
+        """Return the score bias that the distances between `length` tokens give."""
+        return self.position_bias(length)
+
+    def transform(self, x: Float[Array, '*B L D'], bias: Float[Array, '*B N L L']) -> Float[Array, '*B L D']:
+        """Return the final-normed states of embeddings; `bias` holds positions and mask."""
+        for block in self.block:
+            x = block(x, bias)
+        return self.final_norm(x)
+
+
+def key_bias(mask: Int[Array, '*B L'] | Bool[Array, '*B L']) -> Float[Array, '*B 1 L']:
+    """Return what is added to the scores of each key: nothing for valid tokens, MASKED for others."""
+    return jnp.where(mask.astype(bool), 0.0, MASKED)[..., None, :]
 
 
 class T5EncoderWithProjection(nn.Module):
@@ -200,7 +218,11 @@ class T5EncoderWithProjection(nn.Module):
           mask: nonzero for valid tokens; at least one in each row.
           deterministic: False drops projected features at `config.dropout_rate` and needs the rng `dropout`.
         """
-        hidden = nn.relu(self.projection_in(self.encode(ids, mask)))
+        return self.project(self.encode(ids, mask), deterministic)
+
+    def project(self, states: Float[Array, '*B L D'], deterministic: bool = True) -> Float[Array, '*B L O']:
+        """Return the projection of the encoder's states."""
+        hidden = nn.relu(self.projection_in(states))
         return self.projection_out(self.dropout(hidden, deterministic=deterministic))
 
 
@@ -220,7 +242,12 @@ def _quick_gelu(x: Array) -> Array:
     return x * nn.sigmoid(1.702 * x)
 
 
-_CLIP_ACTIVATIONS = {'quick_gelu': _quick_gelu, 'gelu': functools.partial(nn.gelu, approximate=False)}
+def _gelu(x: Array) -> Array:
+    # Looked up when called: exporters replace the function by one operation.
+    return nn.gelu(x, approximate=False)
+
+
+_CLIP_ACTIVATIONS = {'quick_gelu': _quick_gelu, 'gelu': _gelu}
 
 
 class CLIPLayer(nn.Module):
@@ -252,6 +279,8 @@ class CLIPLayer(nn.Module):
 class CLIPTextModel(nn.Module):
     """CLIP text tower with learned positions and causal attention; padding is not masked.
 
+    Calling it fuses its parts: a phone looks `embed` and `end_of_text` up on the host and runs `transform` and `pool`.
+
     Source: Radford et al., Learning Transferable Visual Models, arXiv 2103.00020, section 2.4.
     """
 
@@ -259,37 +288,59 @@ class CLIPTextModel(nn.Module):
     projection: bool
     dtype: Any = None
 
-    @nn.compact
+    def setup(self) -> None:
+        c = self.config
+        embed = functools.partial(
+            nn.Embed, features=c.hidden_size, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype
+        )
+        self.token_embedding = embed(c.vocab_size)
+        self.position_embedding = embed(c.max_position_embeddings)
+        self.layer = [CLIPLayer(c, self.dtype) for _ in range(c.num_hidden_layers)]
+        self.final_norm = nn.LayerNorm(epsilon=c.layer_norm_eps, dtype=self.dtype)
+        if self.projection:
+            self.projected = nn.Dense(c.projection_dim, use_bias=False, dtype=self.dtype, name='projection')
+
     def __call__(self, ids: Int[Array, '*B L']) -> CLIPTextOutput:
         """Return pooled vector and states.
 
         Raises:
           InputError: the sequence is longer than the tower's table of positions.
         """
-        c = self.config
-        length = ids.shape[-1]
-        if length > c.max_position_embeddings:
-            raise InputError(
-                f'ids are {length} tokens long; this tower has {c.max_position_embeddings} positions: cut them.'
-            )
-        embed = functools.partial(
-            nn.Embed, features=c.hidden_size, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype
-        )
-        tokens = embed(c.vocab_size, name='token_embedding')(ids)
-        x = tokens + embed(c.max_position_embeddings, name='position_embedding')(np.arange(length))  # *B L D
+        states = self.transform(self.embed(ids))
+        last = self.final_norm(states[-1])
+        end = self.end_of_text(ids)[..., None, None]
+        pooled = self.project(jnp.take_along_axis(last, end, axis=-2, mode='promise_in_bounds'))  # *B 1 O
+        return CLIPTextOutput(pooled[..., 0, :], last, states)
+
+    def embed(self, ids: Int[Array, '*B L']) -> Float[Array, '*B L D']:
+        """Return the embeddings of tokens and positions.
+
+        Raises:
+          InputError: the sequence is longer than the tower's table of positions.
+        """
+        length, positions = ids.shape[-1], self.config.max_position_embeddings
+        if length > positions:
+            raise InputError(f'ids are {length} tokens long; this tower has {positions} positions: cut them.')
+        return self.token_embedding(ids) + self.position_embedding(np.arange(length))
+
+    def transform(self, x: Float[Array, '*B L D']) -> tuple[Float[Array, '*B L D'], ...]:
+        """Return embeddings and the output of every layer."""
+        length = x.shape[-2]
         causal = jnp.asarray(np.where(np.tri(length, dtype=bool), 0.0, MASKED), jnp.float32)
         states = [x]
-        for i in range(c.num_hidden_layers):
-            states.append(CLIPLayer(c, self.dtype, name=f'layer_{i}')(states[-1], causal))
-        norm = nn.LayerNorm(epsilon=c.layer_norm_eps, dtype=self.dtype, name='final_norm')
-        last = norm(states[-1])
-        end = self._end_of_text(ids)[..., None, None]
-        pooled = jnp.take_along_axis(last, end, axis=-2, mode='promise_in_bounds')  # *B 1 D
-        if self.projection:
-            pooled = nn.Dense(c.projection_dim, use_bias=False, dtype=self.dtype, name='projection')(pooled)
-        return CLIPTextOutput(pooled[..., 0, :], last, tuple(states))
+        for layer in self.layer:
+            states.append(layer(states[-1], causal))
+        return tuple(states)
 
-    def _end_of_text(self, ids: Int[Array, '*B L']) -> Int[Array, '*B']:
+    def pool(self, states: Float[Array, '*B L D'], end: Float[Array, '*B 1 L']) -> Float[Array, '*B 1 O']:
+        """Return the pooled vector from the last layer's output; `end` is 1 at the end-of-text token and else 0."""
+        return self.project(jnp.matmul(end, self.final_norm(states)))
+
+    def project(self, state: Float[Array, '*B 1 D']) -> Float[Array, '*B 1 O']:
+        """Return the projection of a final-normed state, or the state where the tower has none."""
+        return self.projected(state) if self.projection else state
+
+    def end_of_text(self, ids: Int[Array, '*B L']) -> Int[Array, '*B']:
         """Return the position of the first end-of-text token."""
         # 2 is a historical mistake in published configs, whose true end-of-text token is the last of the vocabulary.
         if self.config.eos_token_id == 2:

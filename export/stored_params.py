@@ -1,0 +1,59 @@
+"""Parameters that stay on disk until they are asked for, one block at a time."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import safetensors
+from flax import traverse_util
+
+from neodragon_jax import checkpoint
+from neodragon_jax.errors import InputError
+
+
+class StoredParams(Mapping[str, Any]):
+    """The parameters of a component folder by their first name, such as `blocks_3`; nothing read is kept.
+
+    Attributes:
+      module: the Flax module, with its sizes from `config.json`.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Look up where every tensor is.
+
+        Raises:
+          InputError: as in `checkpoint.load`; shapes are not checked.
+        """
+        self.module = checkpoint.load_module(folder)
+        component = checkpoint.COMPONENTS[checkpoint.class_name(self.module)]
+        self._paths: dict[str, pathlib.Path] = {}
+        for path in checkpoint._weight_paths(folder):
+            try:
+                with safetensors.safe_open(path, framework='numpy') as file:
+                    self._paths |= dict.fromkeys(file.keys(), path)
+            except (safetensors.SafetensorError, OSError) as error:
+                raise InputError(f'{path}: truncated or not a safetensors file ({error}). Copy it again.') from None
+        self._entries: dict[str, list[Any]] = {}
+        for entry in component.names(self.module.config):  # pyright: ignore[reportAttributeAccessIssue]
+            if entry.torch_name not in self._paths:
+                raise InputError(
+                    f'{folder}: tensor {entry.torch_name} is missing for the sizes in its config.json. '
+                    'Weights and config belong to different models; copy the folder again.'
+                )
+            self._entries.setdefault(entry.path[0], []).append(entry)
+
+    def __getitem__(self, name: str) -> Any:
+        """Read one subtree, in the stored types."""
+        flat = {}
+        for entry in self._entries[name]:
+            with safetensors.safe_open(self._paths[entry.torch_name], framework='numpy') as file:
+                flat[entry.path] = entry.convert.to_flax(file.get_tensor(entry.torch_name))
+        return traverse_util.unflatten_dict(flat)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

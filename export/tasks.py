@@ -1,0 +1,251 @@
+"""What an export works on: the graphs of a checkpoint with the recorded calls around them.
+
+`Workshop` knows the checkpoint, the plan and the calibration set. It makes the tasks of build.py, and puts exported
+graphs back into the whole program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from export import modules
+from export.build import Task
+from export.calibration import Program, Recorder, Recording, Sample, calls_per_video
+from export.dataset import Dataset, folder_sha256
+from export.denoiser import MODULATION, SHIPPED, DenoiserHost, Form, denoiser_graphs, modulation_graph
+from export.graphs import DENOISER, DEPLOYMENTS, Feeds, Graph, Module, Params
+from export.runtime import Call, GraphDenoiser, GraphRunner, JaxRunner, RecordingRunner
+from neodragon_jax import checkpoint, pipeline
+from neodragon_jax.errors import InputError
+from neodragon_jax.memory import Store, read_params
+from neodragon_jax.models.mmdit import PyramidMMDiT
+from neodragon_jax.tokens import T5_LENGTH
+
+# Calibration calls that settings are chosen by: one per step of the UNet.
+JUDGING_CALLS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop:
+    """The graphs of a checkpoint, for videos of one size.
+
+    Attributes:
+      source: checkpoint, mode and plan.
+      denoiser: its folder.
+      names: graphs to export, in the table's order.
+      images: whether first frames are given.
+    """
+
+    source: modules.Source
+    denoiser: pathlib.Path
+    names: Sequence[str]
+    images: bool
+
+    @functools.cached_property
+    def modules(self) -> dict[str, Module]:
+        """All modules but the denoiser, by name."""
+        return modules.phone_modules(self.source)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the program draws first frames: asked to export that, or with no image to start from."""
+        wanted = any(name in modules.FIRST_FRAME for name in self.names)
+        return self.source.mode == 'hybrid' and (wanted or not self.images)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether recorded videos are decoded."""
+        return any(name in ('video_decoder', 'super_resolution') for name in self.names)
+
+    @property
+    def first_frame(self) -> bool:
+        """Whether videos start from a first frame."""
+        return self.draws or self.images
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """How often a video calls each graph that is recorded."""
+        calls = calls_per_video(self.source.plan, self.first_frame)
+        return {name: count for name, count in calls.items() if name in self.names or name.startswith(DENOISER)}
+
+    @property
+    def form(self) -> Form:
+        """The form of the denoiser's graphs."""
+        return dataclasses.replace(SHIPPED, draws_frame_zero=not self.first_frame)
+
+    def folders(self) -> dict[str, pathlib.Path]:
+        """Return the folder of every component that decides what a video is."""
+        folders = {name: module.folder for name, module in self.modules.items()}
+        return {**folders, 'denoiser': self.denoiser}
+
+    @functools.cached_property
+    def weights(self) -> dict[str, str]:
+        """Hash of every component's weights."""
+        of_folder = {folder: folder_sha256(folder) for folder in set(self.folders().values())}
+        return {name: of_folder[folder] for name, folder in self.folders().items()}
+
+    def open_recording(self) -> Recording:
+        """Load the program in JAX; its parameters leave memory with what is returned."""
+        runners = {name: RecordingRunner(JaxRunner(module)) for name, module in self.modules.items()}
+        # One at a time: of its modules only the denoiser is used.
+        base = self._base(Store(one_at_a_time=True))
+        recorder = Recorder(base.denoise)
+        return Recording(self.program(runners, recorder, base), runners, recorder)
+
+    def program(
+        self,
+        runners: Mapping[str, GraphRunner],
+        denoise: Any,
+        base: pipeline.Components | None = None,
+    ) -> Program:
+        """Return the whole program over runners of graphs.
+
+        Args:
+          denoise: the denoiser.
+          base: where the denoiser's sizes come from.
+        """
+        base = base or self._base(Store(one_at_a_time=True))
+        host = modules.Host.load(self.source)
+        drawing = modules.FirstFrameHost.load(self.source) if self.draws else None
+        return Program(
+            modules.components(host, runners, denoise, base),
+            base.check(self.source.plan),
+            drawing and modules.first_frame_model(drawing, runners),
+            modules.upscaler(runners) if 'super_resolution' in self.modules and self.decodes else None,
+            self.decodes,
+        )
+
+    def tasks(self, dataset: Dataset, counts: Mapping[str, int], evaluation: int) -> Iterator[Task]:
+        """Yield the task of every graph.
+
+        Args:
+          counts: calibration calls per graph.
+          evaluation: calls per graph to measure by.
+        """
+        plan = {'plan': dataset.protocol.to_json()['plan']}
+        for name in self.names:
+            if name in self.modules:
+                module = self.modules[name]
+                made_from = {'weights_sha256': self.weights[name], **plan}
+                read = functools.partial(_calls, dataset, name)
+                yield self._task(name, module.output, module.graph, made_from, read, counts[name], evaluation)
+            else:
+                made_from = {'weights_sha256': self.weights['denoiser'], 'form': dataclasses.asdict(self.form), **plan}
+                read = functools.partial(self._denoiser_calls, dataset, name)
+                make = functools.partial(self._denoiser_graph, name)
+                output = make().output if name == MODULATION else 'flow'
+                yield self._task(name, output, make, made_from, read, counts[name], evaluation)
+
+    def host(self, modulate: Callable[[Feeds], Mapping[str, np.ndarray]] | None = None) -> DenoiserHost:
+        """Return the host's half of the denoiser.
+
+        Args:
+          modulate: runs the modulation graph; None computes the same in JAX.
+        """
+        model, params = self._denoiser
+        return DenoiserHost(model, params, self.form, modulate)
+
+    def graph_denoiser(self, runners: Mapping[str, GraphRunner]) -> GraphDenoiser:
+        """Return the denoiser over the graphs of its stages, and of its modulation if that is among them."""
+        modulate = runners[MODULATION].run if MODULATION in runners else None
+        stages = range(self.source.plan.schedule.stages)
+        return GraphDenoiser(self.host(modulate), [runners[f'{DENOISER}{stage}'] for stage in stages])
+
+    def _task(
+        self,
+        name: str,
+        output: str,
+        make: Callable[[], Graph],
+        made_from: dict[str, Any],
+        read: Callable[[str, int], Iterator[Call]],
+        count: int,
+        evaluation: int,
+    ) -> Task:
+        return Task(
+            name=name,
+            output=output,
+            make=make,
+            made_from=made_from,
+            calibration=lambda: (call.inputs for call in read('calibration', count)),
+            judging=lambda: list(read('calibration', min(count, JUDGING_CALLS))),
+            evaluation=lambda: list(read('evaluation', evaluation)),
+        )
+
+    def _denoiser_calls(self, dataset: Dataset, name: str, part: str, count: int) -> Iterator[Call]:
+        """Yield recorded calls of the denoiser as calls of one of its graphs."""
+        host = self._host
+        if name == MODULATION:
+            runner = None
+            for sample in _calls(dataset, f'{DENOISER}0', part, count):
+                runner = runner or _FunctionRunner(self._denoiser_graph(name))
+                inputs = host.modulation_inputs(sample.prompt, sample.timestep)
+                yield Call(inputs, runner.run(inputs))
+            return
+        for sample in _calls(dataset, name, part, count):
+            assert isinstance(sample, Sample)
+            yield Call(host.stage_inputs(*sample[:-1]), {'flow': host.patches(sample.flow)})
+
+    def _denoiser_graph(self, name: str) -> Graph:
+        if name == MODULATION:
+            return modulation_graph(*self._denoiser)
+        return self._stages[int(name.removeprefix(DENOISER))]
+
+    @functools.cached_property
+    def _stages(self) -> Sequence[Graph]:
+        model, params = self._denoiser
+        plan, patch = self.source.plan, model.config.patch_size
+        grid = (plan.height // patch, plan.width // patch)
+        return denoiser_graphs(model, params, plan.frames - 1, grid, T5_LENGTH, plan.schedule.stages, self.form)
+
+    @functools.cached_property
+    def _denoiser(self) -> tuple[PyramidMMDiT, Params]:
+        model = checkpoint.load_module(self.denoiser)
+        assert isinstance(model, PyramidMMDiT)
+        return model, read_params(self.denoiser, np.float32)
+
+    @functools.cached_property
+    def _host(self) -> DenoiserHost:
+        return self.host()
+
+    def _base(self, store: Store) -> pipeline.Components:
+        source = self.source
+        return pipeline.load(source.root, source.mode, self.denoiser, source.adapter, jnp.float32, store=store)
+
+
+class _FunctionRunner:
+    """A graph's function in JAX."""
+
+    def __init__(self, graph: Graph) -> None:
+        import jax
+
+        self._function, self._names = jax.jit(graph.function), graph.outputs
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        outputs = self._function(*feeds.values())
+        return {name: np.asarray(array) for name, array in zip(self._names, outputs, strict=True)}
+
+
+def available(source: modules.Source) -> list[str]:
+    """Return the names of the graphs that a checkpoint has in a mode, in the table's order."""
+    have = {*modules.phone_modules(source), MODULATION, *(f'{DENOISER}{i}' for i in range(source.plan.schedule.stages))}
+    return [name for name in DEPLOYMENTS if name in have]
+
+
+def check_denoiser(folder: pathlib.Path) -> None:
+    """Raise InputError unless a folder holds a denoiser."""
+    model = checkpoint.load_module(folder)
+    if not isinstance(model, PyramidMMDiT):
+        raise InputError(f'{folder}: holds a {type(model).__name__}; pass the folder of a PyramidMMDiT.')
+
+
+def _calls(dataset: Dataset, name: str, part: str, count: int) -> Iterator[Any]:
+    """Yield recorded calls of a graph: for calibration, or of the video that calibration did not see."""
+    return dataset.calls(name, count) if part == 'calibration' else iter(dataset.evaluation(name, count))

@@ -1,0 +1,206 @@
+"""`python -m export` on the miniature checkpoint: all graphs on the simulator, resuming, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY_CHECKPOINT
+
+import export.__main__ as command
+from export.__main__ import main
+from export.graphs import DEPLOYMENTS
+from export.report import Report, Row
+from neodragon_jax import checkpoint
+from neodragon_jax.config_super_resolution import variant
+from neodragon_jax.models.super_resolution import QuickSRNet
+
+SIZE = ['--height', '64', '--width', '64', '--frames', '9']
+COUNTS = ['--calibration-samples', '4', '--evaluation-samples', '1']
+EXACT_DB = 100.0
+
+
+@pytest.fixture(scope='module')
+def upscaler(tmp_path_factory) -> str:
+    """A QuickSRNet near the identity that it starts from, like a trained one."""
+    folder = tmp_path_factory.mktemp('upscaler')
+    network = QuickSRNet(variant('small'), randomness=0.3)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
+    checkpoint.save(folder, network, jax.tree.map(np.asarray, params))
+    return str(folder)
+
+
+@pytest.fixture(scope='module')
+def arguments(upscaler) -> list[str]:
+    return ['--checkpoint', str(TINY_CHECKPOINT), '--upscale', upscaler, *SIZE, *COUNTS]
+
+
+@pytest.fixture(scope='module')
+def exported(arguments, tmp_path_factory) -> pathlib.Path:
+    """The output of one run over all graphs."""
+    out = tmp_path_factory.mktemp('export')
+    assert main([*arguments, '--out', str(out)]) == 0
+    return out
+
+
+@pytest.mark.qnn
+def test_all_graphs_meet_their_targets_on_the_simulator(exported):
+    """On calls that calibration did not see, of the real program, with nothing falling back to the CPU."""
+    report = json.loads((exported / 'report.json').read_text())
+    rows = {row['graph']: row for row in report['graphs']}
+    assert list(rows) == list(DEPLOYMENTS)
+    for row in rows.values():
+        assert row['met'] and row['ships'] and row['htp_db'] >= row['target_db']
+        assert row['onnx_db'] > EXACT_DB
+        if row['precision'] == 'w8a16' and row['quantised_db'] < 55:
+            assert abs(row['htp_db'] - row['quantised_db']) < 1
+    assert '| first_frame_unet | w8a16 * |' in (exported / 'report.md').read_text()
+
+
+@pytest.mark.qnn
+def test_pictures_stay_channels_last(exported):
+    """No transpose in convolutional graphs but for the attention's keys; only group norms leave fixed point."""
+    rows = {row['graph']: row for row in json.loads((exported / 'report.json').read_text())['graphs']}
+    for name, most in (('video_decoder', 0), ('super_resolution', 0), ('video_encoder', 1), ('first_frame_decoder', 1)):
+        assert rows[name]['transposes'] <= most, name
+    assert rows['video_decoder']['float_operations'] == rows['super_resolution']['float_operations'] == 0
+    assert rows['first_frame_unet']['transposed_mb'] < 0.06 * rows['first_frame_unet']['moved_mb']
+
+
+@pytest.mark.qnn
+def test_whole_video_of_exported_graphs(exported):
+    videos = json.loads((exported / 'report.json').read_text())['videos']
+    assert [(video['graphs'], video['runner']) for video in videos] == [('the denoiser', 'CPU'), ('all graphs', 'CPU')]
+    assert videos[0]['latents_db'] > 30 and videos[1]['latents_db'] > 25 and videos[1]['frames_db'] > 25
+
+
+@pytest.mark.qnn
+def test_binary_folder_is_complete(exported):
+    folder = exported / 'video_decoder-qnn-w8a16-sm8750'
+    metadata = json.loads((folder / 'metadata.json').read_text())
+    assert {path.name for path in folder.iterdir()} == {*metadata['model_files'], 'metadata.json'}
+    assert metadata['chipset']['product'] == 'Snapdragon 8 Elite'
+    latent = metadata['inputs']['latent']
+    assert latent['shape'] == [1, 8, 8, 16] and latent['quantised_inside_to']['type'] == 'uint16'
+    assert list(metadata['outputs']) == ['frames', *(f'next_memory_{index}' for index in range(9))]
+    assert not [path for path in exported.rglob('.*')]
+
+
+def files_of(out: pathlib.Path) -> dict[str, int]:
+    """Return when each file but the report was written."""
+    paths = [path for path in out.rglob('*') if path.is_file() and path.parent != out]
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in paths}
+
+
+@pytest.mark.qnn
+def test_finished_steps_are_kept_and_lost_ones_made_again(exported, arguments, monkeypatch):
+    """A second run loads no program and writes nothing; without the files of one step, it makes those and no others."""
+    from export.tasks import Workshop
+
+    only = ['--graphs', 'context_adapter,super_resolution', '--no-simulate']
+    out = exported.with_name('part')
+    first = main([*arguments, *only, '--out', str(out)])
+    before = files_of(out)
+    monkeypatch.setattr(Workshop, 'open_recording', lambda self: pytest.fail('the calibration set is complete'))
+    assert main([*arguments, *only, '--out', str(out)]) == first == 0
+    assert files_of(out) == before
+    shutil.rmtree(out / 'super_resolution-qnn-w8a16-sm8750')
+    assert main([*arguments, *only, '--out', str(out)]) == 0
+    after = files_of(out)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert set(after) == set(before)
+    assert {name.split('/')[0] for name in changed} == {'super_resolution-qnn-w8a16-sm8750'}
+
+
+@pytest.mark.qnn
+def test_other_calibration_set_is_refused(exported, arguments, capsys):
+    command = [*arguments, '--out', str(exported), '--seed', '7', '--prompts', '1']
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'recorded with other' in line and 'seed' in line and '--calibration' in line
+
+
+def make_row(htp_db: float | None, precision: str = 'w8a16') -> Row:
+    return Row(
+        graph='denoiser_stage0',
+        precision=precision,
+        chipset='sm8750',
+        ships=precision == 'w8a16',
+        operations=142,
+        target_db=29.0,
+        onnx_db=130.0,
+        quantised_db=40.0,
+        htp_db=htp_db,
+        doubled_weights=0,
+        ranges_db={'minmax': 40.0, 'mse': 39.0},
+        qnn_operations=170,
+        moved_mb=1.0,
+        transposes=4,
+        transposed_mb=0.1,
+        float_operations=0,
+        binary_mb=0.4,
+        compile_s=0.5,
+        peak_gb=0.2,
+        paper_ms={'X Elite': 54.9, '8 Elite': None},
+    )
+
+
+def test_exit_status_is_the_verdict(monkeypatch, tmp_path, capsys):
+    good, bad, other = (Report([row], [], {}) for row in (make_row(31.0), make_row(28.9), make_row(28.0, 'fp16')))
+    arguments = ['--checkpoint', 'c', '--out', str(tmp_path)]
+    monkeypatch.setattr('export.__main__.run', lambda args: good)
+    assert main(arguments) == 0
+    monkeypatch.setattr('export.__main__.run', lambda args: bad)
+    assert main(arguments) == 1
+    assert 'denoiser_stage0 in w8a16 for sm8750: 28.9 dB, target 29 dB' in capsys.readouterr().err
+    assert main([*arguments, '--allow-below-target']) == 0
+    assert make_row(None).deploy_db == 40.0
+    assert other.below_target and not Report([*good.rows, *other.rows], [], {}).below_target
+    assert '| denoiser_stage0 | 40.0 | 39.0 |' in good.markdown()
+
+
+def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
+    def fail(args: object) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('export.__main__.run', fail)
+    assert main(['--checkpoint', 'c', '--out', str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'no space left' in line and 'goes on from there' in line
+
+
+def test_missing_provider_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, 'PACKAGES', (*command.PACKAGES, 'no_such_provider'))
+    assert main(['--checkpoint', str(TINY_CHECKPOINT), '--out', str(tmp_path / 'out')]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'no_such_provider: not installed' in line and 'pip install' in line
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'complaint'),
+    [
+        (['--soc', 'sm8750,sm875'], 'Did you mean "sm8750"?'),
+        (['--precision', 'w8a6'], 'Did you mean "w8a16"?'),
+        (['--precision', ','], '--precision is empty'),
+        (['--ranges', 'minmx'], 'Did you mean "minmax"?'),
+        (['--graphs', 'denoizer'], "--graphs has 'denoizer'"),
+        (['--graphs', 'super_resolution'], "--graphs has 'super_resolution'"),
+        (['--prompts-file', 'missing.txt'], 'missing.txt: no such file'),
+        (['--evaluation-samples', '0'], '--evaluation-samples is 0'),
+        (['--prompts', '0'], '--prompts is 0'),
+        (['--frames', '20'], 'use 8 n + 1'),
+        (['--denoiser', 'missing'], 'missing: no such folder'),
+        (['--denoiser', str(TINY_CHECKPOINT / 'context_adapter')], 'holds a ContextAdapter'),
+        (['--upscale', str(TINY_CHECKPOINT / 'context_adapter')], 'holds a ContextAdapter'),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, complaint, tmp_path, capsys):
+    assert main(['--checkpoint', str(TINY_CHECKPOINT), '--out', str(tmp_path / 'out'), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and complaint in line
+    assert not (tmp_path / 'out').exists()
