@@ -57,7 +57,7 @@ def steps(out: pathlib.Path) -> list[Step]:
     samples = ['--count', '16', '--steps', '2', '2', '2', '--prompts-file', str(out / 'prompts.txt')]
     run = [f'--config.data={data}', f'--config.workdir={out / "dmd"}', f'--config.loop.steps={DMD_STEPS}']
     parts = ['--denoiser', str(student / 'diffusion_transformer_320p'), '--adapter', str(student / 'context_adapter')]
-    calibration = ['--calibration-samples', '24', '--simulate-video']
+    options = ['--graphs', 'denoiser', '--precision', 'w8a16,fp16', '--calibration-samples', '24', '--simulate-video']
     return [
         Step(
             'Generate with the multi-step teacher',
@@ -74,7 +74,7 @@ def steps(out: pathlib.Path) -> list[Step]:
         ),
         Step(
             'Export the three stages to the phone',
-            ['export', '--checkpoint', checkpoint, *parts, '--image', first, *SIZE, *calibration, '--out', phone],
+            ['export', '--checkpoint', checkpoint, *parts, '--image', first, *SIZE, *options, '--out', phone],
         ),
     ]
 

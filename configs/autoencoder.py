@@ -12,7 +12,11 @@ full (the default): the released sizes, 0.336B parameters, on cuts of 17 frames 
 40 GB or more; look at `--dry-run` first, which needs no data. For longer clips set `autoencoder.memory.window=16`, with
 which memory hardly grows with the frames. To go on from Pyramid-Flow's own: `autoencoder.start=FOLDER`.
 
-tiny: TINY_NUMBERS
+tiny: a small one on scenes of train.moving_shapes that are drawn when they are needed; any computer:
+
+    python -m train.autoencoder --config=configs/autoencoder.py:tiny --config.workdir=RUN
+
+RUN/metrics.jsonl has the quality on scenes that were held out, every 200 steps; RUN/samples shows them.
 
 Any setting: `--config.autoencoder.kl=1e-5`. The same command goes on where a run was stopped.
 """

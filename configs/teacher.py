@@ -7,7 +7,7 @@ empty caption; or several folders, as of videos and of pictures, with their shar
 
     --config.data=VIDEOS/320x512,PICTURES/320x512 --config.weights="(3.0, 1.0)"
 
- The result in RUN/result is a denoiser in the released layout, which train.teacher_samples samples and
+The result in RUN/result is a denoiser in the released layout, which train.teacher_samples samples and
 train.dmd distils; with a context embedder, it is there in Pyramid-Flow's layout as well.
 
 full (the default): 24 blocks of width 1536 with their context embedder of T5-XXL states, 2.03B parameters, and the

@@ -29,7 +29,7 @@ class StoredParams(Mapping[str, Any]):
         self.module = checkpoint.load_module(folder)
         component = checkpoint.COMPONENTS[checkpoint.class_name(self.module)]
         self._paths: dict[str, pathlib.Path] = {}
-        for path in checkpoint._weight_paths(folder):
+        for path in checkpoint.weight_paths(folder):
             try:
                 with safetensors.safe_open(path, framework='numpy') as file:
                     self._paths |= dict.fromkeys(file.keys(), path)

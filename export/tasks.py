@@ -20,11 +20,12 @@ from export.build import Task
 from export.calibration import Program, Recorder, Recording, Sample, calls_per_video
 from export.dataset import Dataset, folder_sha256
 from export.denoiser import MODULATION, SHIPPED, DenoiserHost, Form, denoiser_graphs, modulation_graph
-from export.graphs import DENOISER, DEPLOYMENTS, Feeds, Graph, Module, Params
+from export.graphs import DENOISER, DEPLOYMENTS, Feeds, Graph, Module
 from export.runtime import Call, GraphDenoiser, GraphRunner, JaxRunner, RecordingRunner
+from export.stored_params import StoredParams
 from neodragon_jax import checkpoint, pipeline
 from neodragon_jax.errors import InputError
-from neodragon_jax.memory import Store, read_params
+from neodragon_jax.memory import Store
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.tokens import T5_LENGTH
 
@@ -205,10 +206,11 @@ class Workshop:
         return denoiser_graphs(model, params, plan.frames - 1, grid, T5_LENGTH, plan.schedule.stages, self.form)
 
     @functools.cached_property
-    def _denoiser(self) -> tuple[PyramidMMDiT, Params]:
-        model = checkpoint.load_module(self.denoiser)
-        assert isinstance(model, PyramidMMDiT)
-        return model, read_params(self.denoiser, np.float32)
+    def _denoiser(self) -> tuple[PyramidMMDiT, Mapping[str, Any]]:
+        # Read block by block: at full size they would hold 6 GB in float32.
+        stored = StoredParams(pathlib.Path(self.denoiser))
+        assert isinstance(stored.module, PyramidMMDiT)
+        return stored.module, stored
 
     @functools.cached_property
     def _host(self) -> DenoiserHost:

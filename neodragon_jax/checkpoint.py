@@ -290,7 +290,7 @@ def _read_config(folder: pathlib.Path) -> tuple[Component, ComponentConfig]:
     return component, component.config.from_json(values, str(path))
 
 
-def _weight_paths(folder: pathlib.Path) -> list[pathlib.Path]:
+def weight_paths(folder: pathlib.Path) -> list[pathlib.Path]:
     """Return the safetensors files of a component: one, or the shards of an index."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
@@ -314,7 +314,7 @@ def _weight_paths(folder: pathlib.Path) -> list[pathlib.Path]:
 def _read_weights(folder: pathlib.Path, entries: list[Entry]) -> Params:
     """Read the tensors that the entries name, checking that they are all of the file."""
     tensors: dict[str, np.ndarray] = {}
-    for path in _weight_paths(folder):
+    for path in weight_paths(folder):
         try:
             with safetensors.safe_open(path, framework='numpy') as file:
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
