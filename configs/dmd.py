@@ -33,7 +33,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from configs import defaults
 from neodragon_jax.errors import InputError
+from train.program import LoopConfig
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
@@ -66,17 +68,17 @@ def get_config(preset: str = 'full') -> ConfigDict:
             },
             # What --dry-run and train.aot assume where there is no data: latents of 49 frames of 320x512.
             'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
-            'loop': {
-                'steps': 5000,
-                'batch_size': 8,
-                'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1},
-                'checkpoint_every': 250,
-                'keep': 3,
-                'log_every': 20,
-                'max_skips': 20,
-                'progress': True,
-                'distributed': False,
-            },
+            'loop': defaults(
+                LoopConfig,
+                'workdir',
+                'seed',
+                'updates',
+                steps=5000,
+                batch_size=8,
+                mesh={'data': 1, 'fsdp': -1},
+                checkpoint_every=250,
+                log_every=20,
+            ),
         }
     )
     if preset == 'tiny':

@@ -25,7 +25,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from configs import defaults
 from neodragon_jax.errors import InputError
+from train.program import LoopConfig
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
@@ -50,17 +52,16 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'rounds': 1000,
                 'filter': 'lanczos',  # or 'bicubic'
             },
-            'loop': {
-                'steps': 200_000,
-                'batch_size': 16,  # files
-                'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
-                'checkpoint_every': 5000,
-                'keep': 3,
-                'log_every': 100,
-                'max_skips': 20,
-                'progress': True,
-                'distributed': False,
-            },
+            'loop': defaults(
+                LoopConfig,
+                'workdir',
+                'seed',
+                'updates',
+                steps=200_000,
+                batch_size=16,  # files
+                checkpoint_every=5000,
+                log_every=100,
+            ),
         }
     )
     if preset == 'tiny':
