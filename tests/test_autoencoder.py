@@ -313,7 +313,7 @@ def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(unbroken, tmp_p
     assert digests(tmp_path) == digests(unbroken)
 
 
-@pytest.mark.parametrize(('mesh', 'parts'), [((1, 1, 1), 1), ((2, 2, 1), 2)])
+@pytest.mark.parametrize(('mesh', 'parts'), [((1, 1, 1), 1), pytest.param((2, 2, 1), 2, marks=pytest.mark.slow)])
 def test_meshes_and_parts_of_batches_agree(unbroken, tmp_path, mesh, parts):
     """The unbroken run is on eight devices, each batch at once."""
     config = settings(tmp_path, 3)

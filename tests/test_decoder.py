@@ -137,7 +137,7 @@ def test_another_encoder_does_not_continue_a_run(native, unbroken, tmp_path):
         decoder.main(config)
 
 
-@pytest.mark.parametrize(('mesh', 'parts'), [((1, 1, 1), 1), ((2, 2, 1), 2)])
+@pytest.mark.parametrize(('mesh', 'parts'), [((1, 1, 1), 1), pytest.param((2, 2, 1), 2, marks=pytest.mark.slow)])
 def test_meshes_and_parts_of_batches_agree(native, unbroken, tmp_path, mesh, parts):
     """The unbroken run is on eight devices, each batch at once."""
     config = settings(native, tmp_path, 3)

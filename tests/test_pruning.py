@@ -168,6 +168,7 @@ def placed_step(full: str, data: str, mesh: tuple[int, int, int]):
     return jit_step(program, (0,), abstract), lambda: begin(jax.random.key(0), frozen), frozen, batch, key
 
 
+@pytest.mark.slow
 def test_meshes_agree(full, data):
     results = []
     for mesh in ((1, 1, 1), (2, 2, 2)):
