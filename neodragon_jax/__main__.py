@@ -11,18 +11,28 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from neodragon_jax import vbench
+from neodragon_jax import generation, shipped, vbench
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.generation import RELEASED
 from neodragon_jax.prompts import read_prompts
 
 EXAMPLES = """
+What no option says is as in the checkpoint's generation.json, and what that leaves out as in the released system. An
+option always wins.
+
 examples:
+  the small checkpoint that is installed with this package:
+    python -m neodragon_jax --prompt "a small red circle moves right on a blue background"
+
   the released system: a first frame drawn from the prompt, then 18 calls of the few-step denoiser:
     python -m neodragon_jax --checkpoint CKPT --prompt "a dog runs on the beach" --out out/
 
   animate a picture instead:
     python -m neodragon_jax --checkpoint CKPT --image dog.jpg --prompt "a dog runs on the beach" --out out/
+
+  no first-frame model at all, 21 calls of a few-step denoiser that learned frame 0, too:
+    python -m neodragon_jax --checkpoint CKPT --student RUN/result --first-frame denoiser --prompt "..." --out out/
 
   the multi-step model, no picture, five samples each of many prompts, resumable:
     python -m neodragon_jax --checkpoint CKPT --mode monolithic --prompts-file prompts.txt --num-samples 5 --out out/
@@ -58,32 +68,49 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
-    add('--out', required=True, metavar='DIR', help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png')
+    released = 'default, without generation.json: %s'
+    add('--checkpoint', metavar='DIR|NAME',
+        help='root of a checkpoint in the released layout, or the name of one that is installed with this package '
+        f'(default: {shipped.DEFAULT})')  # fmt: skip
+    add('--out', default='out/videos', metavar='DIR',
+        help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png (default: %(default)s)')  # fmt: skip
     add('--prompt', action='append', default=[], metavar='TEXT', help='what to show; may be repeated')
     add('--prompts-file', metavar='FILE', help="text file with one prompt per line, or VBench's VBench_full_info.json")
     add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
         help="make VBench's own prompts, five samples each; COMMAND is the program of its environment (default: "
         'vbench)')  # fmt: skip
-    add(
-        '--image',
-        metavar='FILE',
-        help='first frame, resized to the video (default in hybrid mode: drawn from the prompt)',
-    )
-    add('--mode', choices=('hybrid', 'monolithic'), default='hybrid',
+    add('--image', metavar='FILE', help='first frame, resized to the video')
+    add('--first-frame', choices=generation.FIRST_FRAMES,
+        help='who makes the first frame in hybrid mode, without --image: the first-frame model of the checkpoint, or '
+        f'the few-step denoiser, as it makes all others ({released % RELEASED.hybrid.first_frame})')  # fmt: skip
+    add('--mode', choices=generation.MODES,
         help='hybrid: a first frame, then the few-step model; monolithic: all frames by the multi-step model '
-        '(default: %(default)s)')  # fmt: skip
+        f'({released % RELEASED.mode})')  # fmt: skip
     add('--student', metavar='DIR', help="folder with a distilled student's denoiser and context adapter")
     add('--upscale', metavar='DIR', help='folder of a super-resolution network, see train.super_resolution')
-    add('--steps', type=int, nargs=3, metavar='N', help='steps per stage, coarsest first (default: 1 1 1, or 10 10 10)')
-    add('--first-steps', type=int, nargs=3, metavar='N', help='the same for unit 0 (default: --steps, or 20 20 20)')
-    add('--guidance', type=float, metavar='G', help='classifier-free guidance (default: none, or 5)')
-    add('--first-guidance', type=float, metavar='G', help='the same for unit 0 (default: --guidance, or 7)')
-    add('--prompt-modifier', metavar='TEXT', help='appended to every prompt (default: the released one)')
-    add('--negative-prompt', metavar='TEXT', help='what guidance steers away from (default: the released one)')
-    add('--frames', type=int, default=49, metavar='N', help='video frames, 8 n + 1 (default: %(default)s)')
-    add('--height', type=int, default=320, metavar='PX', help='default: %(default)s')
-    add('--width', type=int, default=512, metavar='PX', help='default: %(default)s')
+    few, many = RELEASED.hybrid, RELEASED.monolithic
+    steps = [' '.join(map(str, count)) for count in (few.steps, many.steps, many.first_steps)]
+    add('--steps', type=int, nargs=3, metavar='N',
+        help=f'steps per stage, coarsest first ({released % steps[0]}, or {steps[1]})')  # fmt: skip
+    add('--first-steps', type=int, nargs=3, metavar='N',
+        help=f'the same for unit 0 ({released % "--steps"}, or {steps[2]})')  # fmt: skip
+    add('--guidance', type=float, metavar='G',
+        help=f'classifier-free guidance ({released % "none"}, or {many.guidance:g})')  # fmt: skip
+    add('--first-guidance', type=float, metavar='G',
+        help=f'the same for unit 0 ({released % "--guidance"}, or {many.first_guidance:g})')  # fmt: skip
+    add(
+        '--prompt-modifier',
+        metavar='TEXT',
+        help=f'appended to every prompt ({released % "the released one"})',
+    )
+    add(
+        '--negative-prompt',
+        metavar='TEXT',
+        help=f'what guidance steers away from ({released % repr(RELEASED.negative_prompt)})',
+    )
+    add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 ({released % RELEASED.frames})')
+    add('--height', type=int, metavar='PX', help=released % RELEASED.height)
+    add('--width', type=int, metavar='PX', help=released % RELEASED.width)
     add('--seed', type=int, default=0, help='default: %(default)s')
     add('--num-samples', type=int, metavar='N', help='videos per prompt (default: 1, or 5 with --vbench)')
     add('--dtype', choices=('float32', 'bfloat16'), default='float32',
@@ -111,7 +138,8 @@ def asked_prompts(args: argparse.Namespace) -> list[str]:
     if args.vbench is not None:
         prompts += read_prompts(vbench.find_prompts(args.vbench))
     if not prompts:
-        raise InputError('no prompt given. Use --prompt TEXT, --prompts-file FILE or --vbench.')
+        example = generation.read(shipped.find(args.checkpoint)).example
+        raise InputError(f'no prompt given. Use --prompt "{example or "TEXT"}", --prompts-file FILE or --vbench.')
     return list(dict.fromkeys(prompts))
 
 
@@ -176,7 +204,7 @@ def run(args: argparse.Namespace) -> None:
 
     studio = Studio.open(args, videos=len(jobs))
     size, devices = len(studio.spread.devices), studio.spread.devices
-    print(f'{len(jobs)} videos of {args.frames}x{args.height}x{args.width}, {studio.calls} denoiser calls each, on '
+    print(f'{len(jobs)} videos of {"x".join(map(str, studio.size))}, {studio.calls} denoiser calls each, on '
           f'{size} x {devices[0].platform}')  # fmt: skip
     start = time.monotonic()
     with tqdm.tqdm(total=math.ceil(len(jobs) / size) * studio.steps, unit='step', disable=None) as bar:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, UInt8
 
 from neodragon_jax import checkpoint
 from neodragon_jax.errors import InputError
+from neodragon_jax.generation import RELEASED, SPATIAL_FACTOR, TEMPORAL_FACTOR, ModeDefaults, check_size
 from neodragon_jax.memory import Store, Task, finish, read_params
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.models.vae import VideoVAE, denormalise, normalise, posterior_sample
@@ -37,7 +38,6 @@ from neodragon_jax.sampler import (
     jax_denoiser,
     sample,
 )
-from neodragon_jax.schedule import Schedule
 from neodragon_jax.tokens import Tokenizers, Tokens
 from neodragon_jax.video import to_uint8
 
@@ -48,10 +48,6 @@ ADAPTER_FOLDERS = {'hybrid': 'context_adapter', 'monolithic': 'context_adapter_m
 # Names of the modules in a store.
 TEXT_ENCODERS, DENOISER = 'text encoders', 'denoiser'
 VIDEO_ENCODER, VIDEO_DECODER = 'video encoder', 'video decoder'
-
-TEMPORAL_FACTOR = 8
-SPATIAL_FACTOR = 8
-PATCH = 2
 
 Memories = Any
 
@@ -212,38 +208,34 @@ def make_plan(
     first_steps: Sequence[int] | None = None,
     guidance: float | None = None,
     first_guidance: float | None = None,
+    defaults: ModeDefaults | None = None,
 ) -> Plan:
     """Return the plan of a mode for a video of `frames` frames of `height` x `width` pixels.
 
-    Defaults: hybrid 1-1-1 without guidance; monolithic 20-20-20 at guidance 7 for unit 0, 10-10-10 at 5 for others.
-    `steps` alone sets all units.
+    `steps` alone sets all units, and so does `guidance`.
 
+    Args:
+      defaults: what holds for arguments that are None; default: the released ones of the mode. Hybrid: 1-1-1 without
+        guidance; monolithic: 20-20-20 at guidance 7 for unit 0, 10-10-10 at 5 for others.
     Raises:
       InputError: the size does not fit the latent pyramid.
     """
-    multiple = SPATIAL_FACTOR * PATCH * 2 ** (Schedule().stages - 1)
-    if frames < 1 or (frames - 1) % TEMPORAL_FACTOR:
-        raise InputError(f'{frames} frames; use 8 n + 1, such as 17, 25 or 49.')
-    for name, size in (('height', height), ('width', width)):
-        if size < multiple or size % multiple:
-            near = max(multiple, round(size / multiple) * multiple)
-            raise InputError(f'{name} {size} is not a positive multiple of {multiple}; use {near}.')
-    if mode == 'monolithic':
-        defaults = {'steps': (10, 10, 10), 'first_steps': (20, 20, 20), 'guidance': 5.0, 'first_guidance': 7.0}
-    else:
-        defaults = {'steps': (1, 1, 1), 'first_steps': (1, 1, 1), 'guidance': None, 'first_guidance': None}
+    check_size(frames, height, width)
     given = {
         'steps': tuple(steps) if steps else None,
-        'first_steps': tuple(first_steps or steps or ()) or None,
+        'first_steps': tuple(first_steps) if first_steps else None,
         'guidance': guidance,
-        'first_guidance': guidance if first_guidance is None else first_guidance,
+        'first_guidance': first_guidance,
     }
-    chosen: dict[str, Any] = defaults | {name: value for name, value in given.items() if value is not None}
+    chosen = (defaults or RELEASED.of(mode)).but({key: value for key, value in given.items() if value is not None})
     return Plan(
         frames=1 + (frames - 1) // TEMPORAL_FACTOR,
         height=height // SPATIAL_FACTOR,
         width=width // SPATIAL_FACTOR,
-        **chosen,
+        steps=chosen.steps,
+        first_steps=chosen.first_steps,
+        guidance=chosen.guidance,
+        first_guidance=chosen.first_guidance,
     )
 
 

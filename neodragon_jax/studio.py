@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from neodragon_jax import checkpoint, first_frame, pipeline, safety, video
+from neodragon_jax import checkpoint, first_frame, generation, pipeline, safety, shipped, video
 from neodragon_jax.errors import InputError
 from neodragon_jax.memory import Store, Task, in_step, read_params
 from neodragon_jax.models.super_resolution import QuickSRNet, upscale
 from neodragon_jax.profile import UPSCALER, Profile
 from neodragon_jax.sampler import DrawnNoise, Keys, Plan
-from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 
 Frames = Float[np.ndarray, 'B 1 H W 3']
 
@@ -30,6 +29,7 @@ OnStep = Callable[[str], object]
 # Makes the first frames of a batch as a task, from prompts with modifier and keys.
 FirstFrames = Callable[[Sequence[str], Keys, OnStep], Task[Frames]]
 
+FIRST_FRAME_FOLDER = 'ssd_1b_unet'
 # The released first-frame model draws at twice the video's size.
 PICTURE_SCALE = 2
 # Batches that share one loading of each module with --low-memory. Their frames wait in memory for the last phase.
@@ -84,9 +84,10 @@ class Studio:
         Raises:
           InputError: an option does not fit the checkpoint, or a file is missing or damaged.
         """
+        args, defaults = _settled(args)
         size = (args.height, args.width)
-        steps = (args.steps, args.first_steps)
-        plan = pipeline.make_plan(args.mode, args.frames, *size, *steps, args.guidance, args.first_guidance)
+        steps, guidance = (args.steps, args.first_steps), (args.guidance, args.first_guidance)
+        plan = pipeline.make_plan(args.mode, args.frames, *size, *steps, *guidance, defaults)
         picture = None if args.image is None else video.image_to_frame(video.read_image(args.image), *size)
         spread = pipeline.Spread(jax.local_devices()[:videos])
         store = Store(spread.replicate, one_at_a_time=args.low_memory)
@@ -108,13 +109,19 @@ class Studio:
             store=store,
             upscale=None if args.upscale is None else _upscaler(args.upscale, dtype, store, profile),
             first_frames=_first_frames(args, picture, spread, store, profile),
-            first_frame_steps=len(first_frame.TIMESTEPS) if picture is None and args.mode == 'hybrid' else 0,
+            first_frame_steps=len(first_frame.TIMESTEPS) if picture is None and args.first_frame == 'model' else 0,
             checker=_checker(args, spread, store, profile),
             profile=profile,
-            modifier=DEFAULT_MODIFIER if args.prompt_modifier is None else args.prompt_modifier,
-            negative=DEFAULT_NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt,
+            modifier=args.prompt_modifier,
+            negative=args.negative_prompt,
             seed=args.seed,
         )
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width in pixels of what is decoded."""
+        plan, side = self.plan, generation.SPATIAL_FACTOR
+        return 1 + generation.TEMPORAL_FACTOR * (plan.frames - 1), side * plan.height, side * plan.width
 
     @property
     def first_unit(self) -> int:
@@ -186,6 +193,27 @@ class Studio:
         return clips[: len(prompts)], refused[: len(prompts)]
 
 
+def _settled(args: argparse.Namespace) -> tuple[argparse.Namespace, generation.ModeDefaults]:
+    """Return a command line with all choices made: by its options, else by the checkpoint's generation.json.
+
+    The numbers of steps and the guidance are left as they are; they go over the defaults of the mode, returned too.
+    """
+    root = shipped.find(args.checkpoint)
+    defaults = generation.read(root)
+    if args.checkpoint is None:
+        about = f', trained on {defaults.prompts}' if defaults.prompts else ''
+        print(f'Using the shipped checkpoint {root.name}{about}. --checkpoint takes another.')
+    names = ('mode', 'frames', 'height', 'width', 'prompt_modifier', 'negative_prompt')
+    chosen = {name: getattr(defaults if getattr(args, name) is None else args, name) for name in names}
+    mode = defaults.of(chosen['mode'])
+    if args.image is not None and args.first_frame is not None:
+        raise InputError(f'--image {args.image} is the first frame, and so is --first-frame; leave one of them out.')
+    if args.first_frame == 'model' and chosen['mode'] == 'monolithic':
+        raise InputError('--first-frame model is for --mode hybrid; in monolithic mode the denoiser makes all frames.')
+    chosen |= {'checkpoint': root, 'first_frame': args.first_frame or mode.first_frame}
+    return argparse.Namespace(**vars(args) | chosen), mode
+
+
 def _reached(phase: str, on_step: OnStep, x: Any) -> None:
     """Report a step when its result is there, not when it is only asked for: a bar that runs ahead is of no use."""
     jax.block_until_ready(x)
@@ -238,7 +266,11 @@ def _first_frames(
     store: Store,
     profile: Profile | None,
 ) -> FirstFrames | None:
-    """Return the source of first frames: the given picture, the first-frame model in hybrid mode, else none."""
+    """Return the source of first frames: the given picture, the first-frame model, or none for the denoiser.
+
+    Raises:
+      InputError: the first-frame model is asked for and not there, or does not fit.
+    """
     if picture is not None:
 
         def show(prompts: Sequence[str], keys: Keys, on_step: OnStep) -> Task[Frames]:
@@ -246,8 +278,13 @@ def _first_frames(
             return np.broadcast_to(picture, (len(prompts), 1, *picture.shape))
 
         return show
-    if args.mode != 'hybrid':
+    if args.first_frame == 'denoiser':
         return None
+    if not (args.checkpoint / FIRST_FRAME_FOLDER).is_dir():
+        raise InputError(
+            f'{args.checkpoint}: no first-frame model ({FIRST_FRAME_FOLDER}) in it. Let the denoiser make frame 0, '
+            'too, with --first-frame denoiser, or give a picture with --image.'
+        )
     size = (PICTURE_SCALE * args.height, PICTURE_SCALE * args.width)
     model = first_frame.load(args.checkpoint, *size, dtype=jnp.dtype(args.dtype), store=store)
     model = profile.first_frame(model) if profile else model

@@ -1,6 +1,6 @@
 """Prompts to token ids, with the three tokenizers of a released checkpoint.
 
-Shapes: B prompts, L tokens.
+Shapes: B prompts, L tokens of T5: 128, or fewer where the checkpoint's tokenizer says so.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ import numpy as np
 from jaxtyping import Int32
 
 from neodragon_jax.errors import InputError
+from neodragon_jax.generation import RELEASED
 
-# Appended to every prompt, and given as the prompt to steer away from, unless the user says otherwise.
-DEFAULT_MODIFIER = ', cinematic, realistic textures, high detail, natural colours'
-DEFAULT_NEGATIVE_PROMPT = (
-    'cartoon style, worst quality, low quality, blurry, absolute black, absolute white, low res, extra limbs, '
-    'extra digits, misplaced objects, mutated anatomy, monochrome, horror'
-)
-CLIP_LENGTH = 77
+# Of the released system; a checkpoint may say otherwise, see `generation`.
+DEFAULT_MODIFIER = RELEASED.prompt_modifier
+DEFAULT_NEGATIVE_PROMPT = RELEASED.negative_prompt
 T5_LENGTH = 128
+CLIP_LENGTH = 77
 
 
 class Tokens(NamedTuple):
@@ -31,8 +29,8 @@ class Tokens(NamedTuple):
 
     clip_l_ids: Int32[np.ndarray, 'B 77']
     clip_g_ids: Int32[np.ndarray, 'B 77']
-    t5_ids: Int32[np.ndarray, 'B 128']
-    t5_mask: Int32[np.ndarray, 'B 128']  # 1 for tokens, 0 for padding
+    t5_ids: Int32[np.ndarray, 'B L']
+    t5_mask: Int32[np.ndarray, 'B L']  # 1 for tokens, 0 for padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +72,14 @@ class T5Tokenizer:
         """
         return cls(_load_backend(pathlib.Path(folder), 'T5Tokenizer', ('spiece.model',)))
 
-    def __call__(self, prompts: Sequence[str]) -> tuple[Int32[np.ndarray, 'B 128'], Int32[np.ndarray, 'B 128']]:
+    def __call__(self, prompts: Sequence[str]) -> tuple[Int32[np.ndarray, 'B L'], Int32[np.ndarray, 'B L']]:
         """Return ids and their mask."""
-        return _encode(self.backend, _checked(prompts), T5_LENGTH)
+        return _encode(self.backend, _checked(prompts), self.length)
+
+    @property
+    def length(self) -> int:
+        """L: the released 128, or the tokenizer's own `model_max_length` if that is less."""
+        return min(T5_LENGTH, self.backend.model_max_length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 
@@ -11,10 +12,13 @@ import pytest
 from conftest import TINY_CHECKPOINT
 from PIL import Image
 
-from neodragon_jax import checkpoint
-from neodragon_jax.__main__ import main, video_name
+from neodragon_jax import checkpoint, pipeline, shipped
+from neodragon_jax.__main__ import main, parse_args, video_name
 from neodragon_jax.config_super_resolution import variant
 from neodragon_jax.models.super_resolution import QuickSRNet
+from neodragon_jax.sampler import DrawnNoise
+from neodragon_jax.studio import Studio
+from neodragon_jax.tokens import DEFAULT_MODIFIER
 from neodragon_jax.video import read_mp4
 
 
@@ -72,6 +76,74 @@ def test_first_frame_is_drawn_from_the_prompt(tmp_path):
     assert np.abs(cat - dog).max() > 8
 
 
+def test_first_frame_by_the_denoiser(tmp_path, capsys):
+    """The few-step denoiser makes unit 0, too: the same video as the library's functions give."""
+    argv = command(tmp_path, '--prompt', 'a cat', '--first-frame', 'denoiser')
+    assert main(argv) == 0
+    # Two units of three stages.
+    assert '6 denoiser calls each' in capsys.readouterr().out
+    assert read_mp4(tmp_path / 'a cat-0.mp4').shape == (9, 64, 128, 3)
+    worker, told = Studio.open(parse_args(argv), videos=1), []
+    (clip,) = worker.make(['a cat'], [0], told.append)
+    assert told == ['denoising'] * 6 + ['decoding'] * 2 and len(told) == worker.steps
+
+    parts = pipeline.load(TINY_CHECKPOINT, 'hybrid', dtype=np.float32)
+    plan = parts.check(pipeline.make_plan('hybrid', 9, 64, 128))
+    noise = DrawnNoise(pipeline.sample_keys(0, ['a cat'], [0]))
+    (want,) = pipeline.generate(parts, plan, ['a cat' + DEFAULT_MODIFIER], noise)
+    np.testing.assert_array_equal(clip.frames, want)
+
+
+@pytest.fixture
+def shapes(tmp_path, monkeypatch) -> pathlib.Path:
+    """The miniature as the shipped checkpoint, without a first-frame model, in an empty current directory."""
+    monkeypatch.setattr(shipped, 'FOLDER', tmp_path / 'checkpoints')
+    root = tmp_path / 'checkpoints' / shipped.DEFAULT
+    shutil.copytree(TINY_CHECKPOINT, root, ignore=shutil.ignore_patterns('ssd_1b_*'))
+    monkeypatch.chdir(tmp_path)
+    return root
+
+
+def describe(root: pathlib.Path, **values: object) -> None:
+    """Write the generation.json of a checkpoint."""
+    (root / 'generation.json').write_text(json.dumps(values))
+
+
+def test_nothing_but_a_prompt(shapes, capsys):
+    size = {'frames': 17, 'height': 64, 'width': 64, 'prompt_modifier': ''}
+    monolithic = {'steps': [1, 2, 1], 'first_steps': [2, 2, 2], 'guidance': 2.0}
+    modes = {'hybrid': {'first_frame': 'denoiser'}, 'monolithic': monolithic}
+    describe(shapes, **size, modes=modes, prompts='captions of shapes', example='a red circle')
+    assert 'Use --prompt "a red circle"' in refusal(capsys, [])
+    assert main(['--prompt', 'a cat']) == 0
+    said = capsys.readouterr().out
+    assert 'Using the shipped checkpoint moving_shapes, trained on captions of shapes. --checkpoint takes' in said
+    assert '1 videos of 17x64x64, 9 denoiser calls each' in said
+    assert read_mp4('out/videos/a cat-0.mp4').shape == (17, 64, 64, 3)
+
+    # By name, in the other mode, with options that win: guided steps are two calls.
+    argv = ['--checkpoint', 'moving_shapes', '--mode', 'monolithic', '--frames', '9', '--prompt', 'x']
+    worker = Studio.open(parse_args(argv), videos=1)
+    assert worker.size == (9, 64, 64) and worker.calls == 2 * (6 + 4)
+    assert worker.modifier == '' and worker.plan.first_guidance == 2.0
+    told = Studio.open(parse_args([*argv, '--prompt-modifier', '!', '--steps', '3', '3', '3']), videos=1)
+    assert told.modifier == '!' and told.plan.steps == told.plan.first_steps == (3, 3, 3)
+    assert 'Using the shipped' not in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_a_first_frame_model(shapes, capsys, picture):
+    more = ['--frames', '9', '--height', '64', '--width', '128', '--prompt', 'a cat']
+    message = refusal(capsys, more)
+    assert 'no first-frame model' in message and '--first-frame denoiser' in message and '--image' in message
+    describe(shapes, modes={'hybrid': {'first_frame': 'denoiser'}})
+    assert 'no first-frame model' in refusal(capsys, [*more, '--first-frame', 'model'])
+    # A picture wins over what the file says: unit 0 is given.
+    worker = Studio.open(parse_args([*more, '--image', picture]), videos=1)
+    assert (worker.first_unit, worker.calls) == (1, 3)
+    describe(shapes, frame=9)
+    assert 'generation.json: unknown key "frame". Did you mean "frames"?' in refusal(capsys, more)
+
+
 def test_upscaled_frames_are_larger(tmp_path):
     network = QuickSRNet(variant('small'))
     params = network.init(jax.random.key(0), *checkpoint.example_inputs(network))['params']
@@ -95,6 +167,11 @@ def refusal(capsys, argv: list[str]) -> str:
         (['--mode', 'monolithic'], 'no prompt given'),
         (['--mode', 'monolithic', '--prompts-file', 'nowhere.txt'], 'nowhere.txt'),
         (['--prompt', 'x', '--image', 'nowhere.png'], 'nowhere.png'),
+        (['--prompt', 'x', '--image', 'nowhere.png', '--first-frame', 'denoiser'], '--image nowhere.png is the first'),
+        (
+            ['--prompt', 'x', '--mode', 'monolithic', '--first-frame', 'model'],
+            '--first-frame model is for --mode hybrid',
+        ),
         (['--prompt', 'x', '--mode', 'monolithic', '--frames', '10'], '10 frames'),
         (['--prompt', 'x', '--mode', 'monolithic', '--height', '65'], 'height 65'),
         (['--prompt', 'x', '--mode', 'monolithic', '--steps', '1', '0', '1'], 'steps is 1 0 1'),
@@ -147,4 +224,6 @@ def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as stop:
         main(['--help'])
     assert stop.value.code == 0
-    assert 'examples:' in capsys.readouterr().out
+    said = ' '.join(capsys.readouterr().out.split())
+    assert 'examples:' in said and 'An option always wins.' in said
+    assert 'generation.json: 49' in said and 'default: moving_shapes' in said and 'default: out/videos' in said

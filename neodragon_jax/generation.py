@@ -1,0 +1,201 @@
+"""What to make by default with a checkpoint: `generation.json` in its root folder.
+
+    {
+      "frames": 17, "height": 64, "width": 64,
+      "prompt_modifier": "", "negative_prompt": "",
+      "modes": {
+        "hybrid": {"first_frame": "denoiser"},
+        "monolithic": {"steps": [10, 10, 10], "guidance": 2.0}
+      },
+      "prompts": "captions of one to three shapes that move",
+      "example": "a small red circle moves right on a blue background"
+    }
+
+Every key may be left out, and so may the file: then the values of the released system hold, which this module defines.
+As on the command line, `steps` and `guidance` alone are those of unit 0, too.
+Source of the released values: Neodragon, arXiv 2511.06055, and its released pipeline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from neodragon_jax.errors import InputError, did_you_mean
+
+FILE = 'generation.json'
+MODES = ('hybrid', 'monolithic')
+# Who makes frame 0 without a given picture: the checkpoint's first-frame model, or the denoiser, like all other frames.
+FIRST_FRAMES = ('model', 'denoiser')
+
+# Video frames and pixels per latent, and latents per side of the denoiser's patches.
+TEMPORAL_FACTOR = 8
+SPATIAL_FACTOR = 8
+PATCH = 2
+STAGES = 3
+# A side in pixels is a multiple of this: the coarsest stage, too, consists of whole patches.
+SIDE_MULTIPLE = SPATIAL_FACTOR * PATCH * 2 ** (STAGES - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModeDefaults:
+    """What the two modes do differently.
+
+    Attributes:
+      steps, first_steps: denoiser steps per stage, coarsest first; those of unit 0.
+      guidance, first_guidance: classifier-free guidance scale, None for no guidance; that of unit 0.
+      first_frame: one of FIRST_FRAMES.
+    """
+
+    steps: tuple[int, ...]
+    first_steps: tuple[int, ...]
+    guidance: float | None
+    first_guidance: float | None
+    first_frame: str
+
+    def but(self, given: Mapping[str, Any]) -> ModeDefaults:
+        """Return these defaults with some changed; `steps` or `guidance` alone changes unit 0, too."""
+        first = {f'first_{name}': given[name] for name in ('steps', 'guidance') if name in given}
+        return dataclasses.replace(self, **(first | dict(given)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What to make by default; the field's defaults are those of the released system.
+
+    Attributes:
+      mode: one of MODES.
+      frames: of the video, 8 n + 1.
+      height, width: in pixels, multiples of SIDE_MULTIPLE.
+      prompt_modifier: appended to every prompt.
+      negative_prompt: what guidance steers away from.
+      hybrid, monolithic: of each mode; in the file under `modes`.
+      prompts: one line on the prompts that the checkpoint was trained on; '' says nothing.
+      example: one such prompt.
+    """
+
+    mode: str = 'hybrid'
+    frames: int = 49
+    height: int = 320
+    width: int = 512
+    prompt_modifier: str = ', cinematic, realistic textures, high detail, natural colours'
+    negative_prompt: str = (
+        'cartoon style, worst quality, low quality, blurry, absolute black, absolute white, low res, extra limbs, '
+        'extra digits, misplaced objects, mutated anatomy, monochrome, horror'
+    )
+    hybrid: ModeDefaults = ModeDefaults((1, 1, 1), (1, 1, 1), None, None, 'model')
+    monolithic: ModeDefaults = ModeDefaults((10, 10, 10), (20, 20, 20), 5.0, 7.0, 'denoiser')
+    prompts: str = ''
+    example: str = ''
+
+    def of(self, mode: str) -> ModeDefaults:
+        """Return the defaults of a mode.
+
+        Raises:
+          InputError: the mode is unknown.
+        """
+        if mode not in MODES:
+            raise InputError(f'mode {mode!r} is unknown; use one of {", ".join(MODES)}.')
+        return self.hybrid if mode == 'hybrid' else self.monolithic
+
+
+RELEASED = Generation()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What a key's value may be, and how to say it."""
+
+    fits: Callable[[Any], bool]
+    remedy: str
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_scale(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+
+
+_FRAMES = _Kind(
+    lambda value: _is_whole(value) and (value - 1) % TEMPORAL_FACTOR == 0, 'use 8 n + 1, such as 17, 25 or 49.'
+)
+_SIDE = _Kind(
+    lambda value: _is_whole(value) and value % SIDE_MULTIPLE == 0, f'use a positive multiple of {SIDE_MULTIPLE}.'
+)
+_LINE = _Kind(lambda value: isinstance(value, str) and len(value.splitlines()) < 2, 'give a text of one line.')
+_STEPS = _Kind(
+    lambda value: isinstance(value, list) and len(value) == STAGES and all(map(_is_whole, value)),
+    f'give {STAGES} positive numbers in brackets, one per stage.',
+)
+_SCALE = _Kind(_is_scale, 'give a number, or null for no guidance.')
+_OBJECT = _Kind(lambda value: isinstance(value, dict), 'give an object, {...}.')
+
+_KINDS = {
+    'mode': _Kind(lambda value: value in MODES, f'use one of {", ".join(MODES)}.'),
+    'frames': _FRAMES,
+    'height': _SIDE,
+    'width': _SIDE,
+    **dict.fromkeys(('prompt_modifier', 'negative_prompt', 'prompts', 'example'), _LINE),
+    'modes': _OBJECT,
+}
+_MODE_KINDS = {
+    **dict.fromkeys(('steps', 'first_steps'), _STEPS),
+    **dict.fromkeys(('guidance', 'first_guidance'), _SCALE),
+}
+_FIRST_FRAME_KINDS = {
+    'hybrid': _Kind(lambda value: value in FIRST_FRAMES, f'use one of {", ".join(FIRST_FRAMES)}.'),
+    # The multi-step model begins with unit 0.
+    'monolithic': _Kind(lambda value: value == 'denoiser', 'only "denoiser" is possible in this mode.'),
+}
+
+
+def check_size(frames: int, height: int, width: int) -> None:
+    """Raise InputError unless a video of `frames` frames of `height` x `width` pixels fits the latent pyramid."""
+    if not _FRAMES.fits(frames):
+        raise InputError(f'{frames} frames; {_FRAMES.remedy}')
+    for name, side in (('height', height), ('width', width)):
+        if not _SIDE.fits(side):
+            near = max(SIDE_MULTIPLE, round(side / SIDE_MULTIPLE) * SIDE_MULTIPLE)
+            raise InputError(f'{name} {side} is not a positive multiple of {SIDE_MULTIPLE}; use {near}.')
+
+
+def read(root: str | os.PathLike[str]) -> Generation:
+    """Return what to make by default with the checkpoint in a folder; without the file, the released defaults.
+
+    Raises:
+      InputError: the file is damaged, a key is unknown, or a value is of a wrong kind.
+    """
+    path = pathlib.Path(root) / FILE
+    if not path.exists():
+        return RELEASED
+    try:
+        values = json.loads(path.read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f'{path}: not valid JSON ({error}). Correct or remove it.') from None
+    if not isinstance(values, dict):
+        raise InputError(f'{path}: not a JSON object. Write {{"frames": 17, ...}}, or remove it.')
+    _check(path, '', values, _KINDS)
+    modes = values.pop('modes', {})
+    _check(path, 'modes.', modes, dict.fromkeys(MODES, _OBJECT))
+    for mode, changes in modes.items():
+        _check(path, f'modes.{mode}.', changes, _MODE_KINDS | {'first_frame': _FIRST_FRAME_KINDS[mode]})
+        frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+        values[mode] = RELEASED.of(mode).but(frozen)
+    return Generation(**values)
+
+
+def _check(path: pathlib.Path, prefix: str, values: Mapping[str, Any], kinds: Mapping[str, _Kind]) -> None:
+    """Raise InputError unless all keys are known and their values of the right kinds."""
+    for key, value in values.items():
+        if key not in kinds:
+            hint = did_you_mean(key, kinds)
+            raise InputError(f'{path}: unknown key "{prefix}{key}".{hint} Known: {", ".join(kinds)}.')
+        if not kinds[key].fits(value):
+            raise InputError(f'{path}: "{prefix}{key}" is {json.dumps(value)}; {kinds[key].remedy}')
