@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import errno
 import importlib.util
@@ -15,15 +14,12 @@ from typing import TYPE_CHECKING
 from neodragon_jax.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from export.build import Exported, Settings
+    from export.build import Settings
     from export.calibration import Scenes
     from export.dataset import Dataset, Protocol
-    from export.report import Report, VideoRow
+    from export.report import Report
     from export.tasks import Workshop
 
-# What runs the graphs of a whole generation.
-CPU = 'CPU'
-SIMULATOR = 'HTP simulator'
 PACKAGES = ('jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime_qnn')
 
 EXAMPLES = """
@@ -56,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
     add('--out', required=True, metavar='DIR',
-        help='folder for {graph}-{runtime}-{precision}-{chipset}/, calibration/, report.md, report.json')  # fmt: skip
+        help='folder for {graph}-{runtime}-{precision}-{chipset}/, calibration/ and report.*')  # fmt: skip
     add('--graphs', metavar='LIST',
         help='comma-separated graphs, or beginnings such as "denoiser" and "first_frame" (default: all)')  # fmt: skip
     add('--denoiser', metavar='DIR', help="denoiser folder to export instead of the checkpoint's")
@@ -81,6 +77,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--ranges', default='minmax', metavar='LIST',
         help='rules for the ranges of activations: minmax, percentile, mse; of several the best is taken '
         '(default: %(default)s)')  # fmt: skip
+    add('--separate-contexts', action='store_true',
+        help='one binary per stage of the denoiser, not one for all stages with the weights stored once; takes less '
+        'memory to compile, and the simulator can load them')  # fmt: skip
+    add('--compare', action='store_true',
+        help='report the last stage of the denoiser against a straightforward export of it, and the shared binary '
+        'against separate ones; compiles all of them')  # fmt: skip
     add('--evaluation-samples', type=int, default=2, metavar='N',
         help='per graph, at most 8; each is one run of the simulator (default: %(default)s)')  # fmt: skip
     add('--simulate', action=argparse.BooleanOptionalAction, default=True,
@@ -175,31 +177,42 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace, prompts: Sequence[str]) -> Report:
     """Record, then export and measure graph by graph."""
-    from export import build
+    from export import build, shared, straightforward, whole_video
     from export.dataset import Dataset
     from export.report import Report
 
     workshop = _workshop(args)
+    if args.compare:
+        straightforward.check(workshop.names, workshop.subject)
     scenes = _scenes(args, prompts)
     counts = _counts(args, workshop)
     protocol = _protocol(args, workshop, scenes, counts)
-    settings = _settings(args, counts)
-    whole = _whole_videos(args, workshop)
-    steps = sum(build.steps_of(name, settings) for name in workshop.names)
+    settings = _settings(args, workshop, counts)
+    whole = whole_video.planned(workshop, args.simulate_video)
+    steps = sum(build.steps_of(name, settings) for name in workshop.names) + shared.steps_of(settings)
+    steps += straightforward.GRAPHS * args.compare
     progress = Progress(protocol.videos + 1 + steps + len(whole))
     folder = pathlib.Path(args.calibration or settings.out / 'calibration')
     dataset = Dataset.record(folder, protocol, workshop.open_recording, progress)
     settings = dataclasses.replace(settings, calibration_sha256=dataset.sha256)
-    exported, rows = [], []
+    exported, rows, binaries = [], [], []
     for task in workshop.tasks(dataset, counts, args.evaluation_samples):
         exported.append(build.export_graph(task, settings, progress))
-        rows += build.measure(exported[-1], settings, progress)
+        ready = exported[-1:]
+        if task.name in settings.shared:  # the last one waits for no other
+            ready = [graph for graph in exported if graph.task.name in settings.shared]
+            if len(ready) < len(settings.shared):
+                continue
+            binaries = shared.compile_stages(ready, settings, progress)
+        for graph in ready:
+            rows += build.measure(graph, settings, progress)
+    comparison = straightforward.compare(workshop.subject, settings, progress) if args.compare else []
     videos = []
     for graphs, runner in whole:
-        videos.append(_generate(graphs, runner, workshop, exported, settings, dataset))
+        videos.append(whole_video.generate(graphs, runner, workshop, exported, settings, dataset))
         progress(f'whole video, {graphs} on the {runner}: {videos[-1].latents_db:.1f} dB')
     progress.close()
-    report = Report(rows, videos, _made_from(args, workshop, dataset, counts))
+    report = Report(rows, videos, _made_from(args, workshop, dataset, counts), binaries, comparison)
     report.write(settings.out)
     return report
 
@@ -256,12 +269,14 @@ def _protocol(args: argparse.Namespace, workshop: Workshop, scenes: Scenes, coun
     return Protocol(workshop.weights, scenes, workshop.source.plan, keep, videos if any(keep.values()) else 0)
 
 
-def _settings(args: argparse.Namespace, counts: Mapping[str, int]) -> Settings:
+def _settings(args: argparse.Namespace, workshop: Workshop, counts: Mapping[str, int]) -> Settings:
     """Return how graphs are exported."""
     from export.build import Settings
     from export.compile_qnn import PRECISIONS, find_targets
+    from export.graphs import DENOISER
     from export.ranges import METHODS
 
+    stages = [name for name in workshop.names if name.startswith(DENOISER)]
     return Settings(
         out=pathlib.Path(args.out),
         targets=find_targets(args.soc),
@@ -269,63 +284,11 @@ def _settings(args: argparse.Namespace, counts: Mapping[str, int]) -> Settings:
         ranges=read_list('--ranges', args.ranges, METHODS),
         calibration_sha256='',
         calibration_samples=dict(counts),
+        evaluation_samples=args.evaluation_samples,
         simulate=args.simulate,
+        shared=stages if len(stages) > 1 and not args.separate_contexts else [],
+        compare=args.compare,
     )
-
-
-def _whole_videos(args: argparse.Namespace, workshop: Workshop) -> list[tuple[str, str]]:
-    """Return what the evaluation video is generated with again: (graphs, runner)."""
-    from export.graphs import DENOISER
-
-    stages = [f'{DENOISER}{stage}' for stage in range(workshop.source.plan.schedule.stages)]
-    runners = [CPU, SIMULATOR] if args.simulate_video else [CPU]
-    parts = []
-    if all(name in workshop.names for name in stages):
-        parts.append('the denoiser')
-        if all(name in workshop.names for name in workshop.modules):
-            parts.append('all graphs')
-    return [(part, runner) for part in parts for runner in runners]
-
-
-def _generate(
-    graphs: str,
-    runner: str,
-    workshop: Workshop,
-    exported: Sequence[Exported],
-    settings: Settings,
-    dataset: Dataset,
-) -> VideoRow:
-    """Generate the evaluation video with exported graphs, in the first of their precisions."""
-    from export.compile_qnn import provider_options
-    from export.htp import HtpSession
-    from export.report import VideoRow, snr_db
-    from export.runtime import OnnxSession
-    from neodragon_jax.sampler import DrawnNoise
-
-    video, scenes, plan = dataset.video(), dataset.protocol.scenes, workshop.source.plan
-    with contextlib.ExitStack() as sessions:
-        runners = {}
-        for graph in exported:
-            name, target = graph.task.name, settings.targets[0]
-            precision = settings.precisions_of(name)[0]
-            if graphs == 'the denoiser' and not name.startswith('denoiser'):
-                continue
-            if runner == SIMULATOR:
-                wrapper = graph.wrappers[precision, target.chipset]
-                session = HtpSession(wrapper, provider_options(target, precision))
-                runners[name] = sessions.enter_context(session)
-            else:
-                runners[name] = OnnxSession(graph.precise[precision])
-        denoise = workshop.graph_denoiser(runners)
-        if graphs == 'all graphs':
-            again = workshop.program(runners, denoise).generate(scenes, 0)
-            latents, frames = again.latents, again.frames
-        else:
-            noise = DrawnNoise(scenes.keys(0), plan.schedule)
-            latents, frames = video.replay(denoise, plan, noise), None
-    kept = video.generated
-    frames_db = None if frames is None or video.frames is None else snr_db(video.frames, frames)
-    return VideoRow(graphs, runner, snr_db(video.latents[:, kept], latents[:, kept]), frames_db)
 
 
 def _made_from(

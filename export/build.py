@@ -13,13 +13,14 @@ import functools
 import hashlib
 import json
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 import neodragon_jax
-from export.compile_qnn import Target, compile_graph, provider_options, tool_versions
+from export.compile_qnn import Target, binary_mb, compile_graph, provider_options, tool_versions
 from export.denoiser import ChainedGraph
 from export.graphs import DEPLOYMENTS, Deployment, Feeds, Graph
 from export.htp import HtpSession
@@ -28,6 +29,7 @@ from export.quantize import quantise, quantised_operations, to_fp16, to_w8a16
 from export.ranges import measure_ranges
 from export.report import Row
 from export.runtime import Call, OnnxSession
+from export.spent import Spent, measured
 from export.stitch import export_chain, quantise_chain
 from export.to_onnx import to_onnx
 from neodragon_jax.atomic import atomic_folder
@@ -78,7 +80,10 @@ class Settings:
       ranges: rules for the ranges of activations, of `ranges.METHODS`; the best of several is taken.
       calibration_sha256: hash of the calibration set.
       calibration_samples: calls of it that ranges are measured on, by graph.
+      evaluation_samples: calls per graph that binaries are judged by.
       simulate: whether to run binaries on the HTP simulator.
+      shared: graphs to be compiled into one binary (see shared.py), not each into its own.
+      compare: whether to also do what is only for comparison: those graphs' own binaries, a straightforward export.
     """
 
     out: pathlib.Path
@@ -87,7 +92,10 @@ class Settings:
     ranges: Sequence[str]
     calibration_sha256: str
     calibration_samples: dict[str, int]
+    evaluation_samples: int
     simulate: bool
+    shared: Sequence[str]
+    compare: bool
 
     def precisions_of(self, name: str) -> Sequence[str]:
         """Return the precisions that a graph is exported in."""
@@ -99,7 +107,9 @@ class Exported:
     """The artefacts of one graph.
 
     Attributes:
-      onnx: float graph; its metadata has the number of operations by kind.
+      onnx: float graph.
+      operations: number of its operations by kind.
+      spent: seconds and peak memory of making it.
       precise: ONNX file at each precision.
       details: what the metadata of each says about how it was quantised.
       metadata, wrappers: of the context binary, and the ONNX file that wraps it, at each (precision, chipset).
@@ -108,6 +118,7 @@ class Exported:
     task: Task
     onnx: pathlib.Path
     operations: dict[str, int]
+    spent: Spent
     precise: dict[str, pathlib.Path]
     details: dict[str, dict[str, Any]]
     metadata: dict[tuple[str, str], dict[str, Any]]
@@ -126,11 +137,12 @@ def makers() -> dict[str, Any]:
 
 def steps_of(name: str, settings: Settings) -> int:
     """Return how many steps `export_graph` and `measure` report for a graph."""
-    return 2 + len(settings.precisions_of(name)) * (2 + len(settings.targets))
+    compiled = 0 if name in settings.shared else len(settings.targets)
+    return 2 + len(settings.precisions_of(name)) * (2 + compiled)
 
 
 def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
-    """Export, quantise and compile a graph; skip every step that is done.
+    """Export, quantise and compile a graph, unless it shares a binary; skip every step that is done.
 
     Args:
       on_step: called with the name of each finished step.
@@ -144,11 +156,11 @@ def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
         return {'operations': _write_float(graph(), draft / f'{name}.onnx')}
 
     folder = out / f'{name}-onnx-float'
-    made = _kept_or_made(folder, task.made_from | {'graph': name} | makers(), write_float)
+    made = kept_or_made(folder, task.made_from | {'graph': name} | makers(), write_float)
     onnx_path, operations = folder / f'{name}.onnx', made['operations']
     on_step(f'{name}: ONNX, {sum(operations.values())} operations')
 
-    exported = Exported(task, onnx_path, operations, {}, {}, {}, {})
+    exported = Exported(task, onnx_path, operations, made['spent'], {}, {}, {}, {})
     for precision in settings.precisions_of(name):
         source = {'float': made['files'], 'precision': precision} | makers()
         if precision == 'w8a16':
@@ -157,11 +169,13 @@ def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
             source |= {'ranges': list(settings.ranges), 'target_db': task.deployment.target_db}
         folder = out / f'{name}-onnx-{precision}'
         write = functools.partial(_write_precise, task, graph, onnx_path, precision, settings.ranges)
-        details = _kept_or_made(folder, source, write)
+        details = kept_or_made(folder, source, write)
         exported.precise[precision], exported.details[precision] = folder / f'{name}.onnx', details
         on_step(f'{name}: {precision}{_doubled_note(details)}')
-        for target in settings.targets:
-            _compile(exported, precision, target, out, details['files'], on_step)
+        for target in () if name in settings.shared else settings.targets:
+            key = (precision, target.chipset)
+            exported.metadata[key], exported.wrappers[key] = compile_alone(exported, precision, target, out)
+            on_step(f'{name}: {precision} for {target.chipset}, {exported.metadata[key]["compile"]["seconds"]} s')
     return exported
 
 
@@ -213,19 +227,22 @@ def _doubled_note(details: dict[str, Any]) -> str:
     return f', {count} weights in two parts' if count else ''
 
 
-def _compile(
-    exported: Exported, precision: str, target: Target, out: pathlib.Path, files: dict[str, str], on_step: OnStep
-) -> None:
-    """Compile a graph for a chipset, unless that is done."""
+def compile_alone(
+    exported: Exported, precision: str, target: Target, out: pathlib.Path
+) -> tuple[dict[str, Any], pathlib.Path]:
+    """Compile a graph for a chipset into a binary of its own, unless that is done; return metadata and wrapper.
+
+    Raises:
+      InputError: the graph does not compile.
+    """
     name = exported.task.name
     folder = out / f'{name}-qnn-{precision}-{target.chipset}'
+    files = exported.details[precision]['files']
     source = {'model': files, 'options': provider_options(target, precision)} | makers()
-    metadata = _kept(folder, source)
+    metadata = kept(folder, source)
     if metadata is None:
         metadata = compile_graph(name, exported.precise[precision], folder, target, precision, source)
-    key = (precision, target.chipset)
-    exported.metadata[key], exported.wrappers[key] = metadata, folder / f'{name}.onnx'
-    on_step(f'{name}: {precision} for {target.chipset}, {metadata["compile"]["seconds"]} s')
+    return metadata, folder / f'{name}.onnx'
 
 
 def measure(exported: Exported, settings: Settings, on_step: OnStep) -> Iterator[Row]:
@@ -246,14 +263,23 @@ def measure(exported: Exported, settings: Settings, on_step: OnStep) -> Iterator
     for precision, path in exported.precise.items():
         quantised_db = lowest_db(OnnxSession(path), calls, output) if precision == 'w8a16' else None
         for number, target in enumerate(settings.targets):
-            key, htp_db = (precision, target.chipset), None
-            if settings.simulate and number == 0:
-                with HtpSession(exported.wrappers[key], provider_options(target, precision)) as session:
-                    htp_db = lowest_db(session, calls, output)
-            row = _row(exported, precision, target, onnx_db, quantised_db, htp_db)
+            judged = settings.simulate and number == 0
+            simulated = _simulate(exported, precision, target, calls) if judged else None
+            row = _row(exported, precision, target, onnx_db, quantised_db, simulated)
             if number == 0:
                 on_step(f'{task.name}: {precision}, {"not measured" if row.met is None else f"{row.deploy_db:.1f} dB"}')
             yield row
+
+
+def _simulate(exported: Exported, precision: str, target: Target, calls: Sequence[Call]) -> dict[str, float]:
+    """Return the ratio of a binary on the simulator and what running it took; of a shared one, as it was measured."""
+    metadata = exported.metadata[precision, target.chipset]
+    if metadata.get('shared'):
+        return metadata['simulated']
+    start = time.monotonic()
+    with HtpSession(exported.wrappers[precision, target.chipset], provider_options(target, precision)) as session:
+        reached = lowest_db(session, calls, exported.task.output)
+        return {'db': reached, 'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(session.peak_gb(), 2)}
 
 
 def _row(
@@ -262,11 +288,10 @@ def _row(
     target: Target,
     onnx_db: float,
     quantised_db: float | None,
-    htp_db: float | None,
+    simulated: dict[str, float] | None,
 ) -> Row:
     """Return a row of the report."""
     task, metadata = exported.task, exported.metadata[precision, target.chipset]
-    sizes = {file: entry['bytes'] for file, entry in metadata['model_files'].items()}
     view, deployment = metadata['static_view'], task.deployment
     return Row(
         graph=task.name,
@@ -277,7 +302,7 @@ def _row(
         target_db=deployment.target_db,
         onnx_db=onnx_db,
         quantised_db=quantised_db,
-        htp_db=htp_db,
+        htp_db=None if simulated is None else simulated['db'],
         doubled_weights=len(exported.details[precision].get('doubled_weights', ())),
         ranges_db=exported.details[precision].get('ranges_db', {}),
         qnn_operations=view['operations'],
@@ -285,14 +310,20 @@ def _row(
         transposes=view['transposes'],
         transposed_mb=view['transposed_mb'],
         float_operations=sum(view['float_operations'].values()) if precision == 'w8a16' else 0,
-        binary_mb=sum(size for file, size in sizes.items() if file.endswith('.bin')) / 1e6,
-        compile_s=metadata['compile']['seconds'],
-        peak_gb=metadata['compile']['peak_gb'],
+        binary_mb=binary_mb(metadata),
+        shared=bool(metadata.get('shared')),
+        estimated_ms=view['estimated_ms_on_8_elite'],
+        spent={
+            'float graph': exported.spent,
+            'quantise': exported.details[precision]['spent'],
+            'compile': metadata['compile'],
+            'simulate': simulated,
+        },
         paper_ms={'X Elite': deployment.x_elite_ms, '8 Elite': deployment.elite_8_ms},
     )
 
 
-def _kept(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, Any] | None:
+def kept(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, Any] | None:
     """Return the metadata of a folder that was made from the same things, or None."""
     path = folder / 'metadata.json'
     if not path.is_file():
@@ -301,14 +332,16 @@ def _kept(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, Any] | None
     return metadata if metadata.get('source') == source else None
 
 
-def _kept_or_made(
+def kept_or_made(
     folder: pathlib.Path, source: dict[str, Any], write: Callable[[pathlib.Path], dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the metadata of a folder, making it with `write` unless it is there; it holds the hashes of its files."""
-    metadata = _kept(folder, source)
+    metadata = kept(folder, source)
     if metadata is None:
         with atomic_folder(folder, replace=True) as draft:
-            metadata = write(draft) | {'source': source}
+            with measured() as spent:
+                metadata = write(draft)
+            metadata |= {'spent': spent, 'source': source}
             metadata['files'] = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
             (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2, default=_plain) + '\n')
     return metadata

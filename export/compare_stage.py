@@ -14,12 +14,14 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from neodragon_jax.errors import InputError, did_you_mean, exit_status
 
 if TYPE_CHECKING:
+    import tqdm
+
     from export.compile_qnn import Target
     from export.cost import Estimate
     from export.denoiser import DenoiserHost, Form
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from export.static_view import StaticView
     from neodragon_jax.config import MMDiTConfig
 
-STAGES, UNITS, GRID, TEXT_TOKENS = 3, 6, (20, 32), 128
 BASELINE = 'straightforward'
 # What the shipped form has to save of the straightforward one's bytes and weights, and its latency (stage 2).
 LESS_BYTES, LESS_WEIGHTS, LATENCY_MS = 0.35, 0.30, 850.0
@@ -42,6 +43,19 @@ examples:
 
 exit status: 0 the shipped form saves what it has to, 1 it does not, 2 wrong input
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a stage's graph is made for: history frames, patches (rows, columns) of a latent frame, text tokens."""
+
+    stages: int = 3
+    units: int = 6
+    grid: tuple[int, int] = (20, 32)
+    text_tokens: int = 128
+
+
+RELEASED = Size()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +94,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('--out', required=True, metavar='DIR', help='folder for compare.md and compare.json')
-    add('--stage', type=int, default=2, choices=range(STAGES), help='default: %(default)s')
+    add('--stage', type=int, default=2, choices=range(RELEASED.stages), help='default: %(default)s')
     add('--soc', default='sm8750', metavar='NAME', help='chipset (default: %(default)s)')
     add('--forms', metavar='LIST', help='comma-separated (default: all)')
     add('--blocks', type=int, default=18, metavar='N', help='of the whole model (default: %(default)s)')
@@ -98,28 +112,50 @@ def run(args: argparse.Namespace) -> list[FormRow]:
     from export.compile_qnn import find_target
     from neodragon_jax.config import FULL
 
-    forms, target = read_forms(args.forms), find_target(args.soc)
+    names, target = read_forms(args.forms), find_target(args.soc)
     if args.blocks < 2 or args.heads < 1:
         raise InputError(f'--blocks {args.blocks} --heads {args.heads}: give at least two blocks and one head.')
     config = dataclasses.replace(FULL.denoiser, num_attention_heads=args.heads)
-    bar = tqdm.tqdm(total=2 * len(forms), unit='graph', disable=not sys.stderr.isatty())
+    bar = tqdm.tqdm(total=2 * len(names), unit='graph', disable=not sys.stderr.isatty())
+    forms = {name: dataclasses.replace(_form(name), draws_frame_zero=not args.first_frame_given) for name in names}
     rows = []
-    for name in forms:
-        form = dataclasses.replace(_form(name), draws_frame_zero=not args.first_frame_given)
-
-        def built(blocks: int, name: str = name, form: Form = form) -> Compiled:
-            bar.set_description(f'{name}, {blocks} blocks')
-            sized = dataclasses.replace(config, num_layers=blocks)
-            compiled = build(sized, form, args.stage, target)
-            bar.update()
-            return compiled
-
-        rows.append(form_row(name, built, args.blocks))
+    for row in compare(config, forms, args.stage, target, args.blocks, RELEASED, lambda text: _advance(bar, text)):
+        rows.append(row)
         if bar.disable:
-            print(table_line(rows[-1]), flush=True)
+            print(table_line(row), flush=True)
     bar.close()
     write(pathlib.Path(args.out), rows, vars(args))
     return rows
+
+
+def _advance(bar: tqdm.tqdm[Any], text: str) -> None:
+    bar.set_description(text)
+    bar.update()
+
+
+def compare(
+    config: MMDiTConfig,
+    forms: Mapping[str, Form],
+    stage: int,
+    target: Target,
+    blocks: int,
+    size: Size,
+    on_graph: Callable[[str], object],
+) -> Iterator[FormRow]:
+    """Yield a row per form of a model of so many blocks.
+
+    Args:
+      config: of the model; its own number of blocks is not used.
+      on_graph: called with the name of each built graph.
+    """
+    for name, form in forms.items():
+
+        def built(count: int, name: str = name, form: Form = form) -> Compiled:
+            compiled = build(dataclasses.replace(config, num_layers=count), form, stage, target, size)
+            on_graph(f'{name}, {count} blocks')
+            return compiled
+
+        yield form_row(name, built, blocks)
 
 
 def read_forms(text: str | None) -> list[str]:
@@ -151,7 +187,7 @@ def form_row(name: str, built: Callable[[int], Compiled], blocks: int) -> FormRo
     return FormRow(name, view, estimate(view), long)
 
 
-def build(config: MMDiTConfig, form: Form, stage: int, target: Target) -> Compiled:
+def build(config: MMDiTConfig, form: Form, stage: int, target: Target, size: Size) -> Compiled:
     """Quantise a stage of a model with random weights on one random call, compile it, and count."""
     from export.compile_qnn import provider_options
     from export.denoiser import DenoiserHost, denoiser_graphs
@@ -165,9 +201,9 @@ def build(config: MMDiTConfig, form: Form, stage: int, target: Target) -> Compil
     from neodragon_jax.random_checkpoint import random_params
 
     model, params = PyramidMMDiT(config), random_params('PyramidMMDiT', config, seed=0)
-    graph = denoiser_graphs(model, params, UNITS, GRID, TEXT_TOKENS, STAGES, form)[stage]
+    graph = denoiser_graphs(model, params, size.units, size.grid, size.text_tokens, size.stages, form)[stage]
     host = DenoiserHost(model, params, form)
-    call = random_call(host, config, stage)
+    call = random_call(host, config, stage, size)
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         export_chain(graph, folder / 'float.onnx')
@@ -185,7 +221,7 @@ def build(config: MMDiTConfig, form: Form, stage: int, target: Target) -> Compil
     return Compiled(view, snr_db(want, got), quantise_s, opened.seconds, opened.peak_gb)
 
 
-def random_call(host: DenoiserHost, config: MMDiTConfig, stage: int) -> Feeds:
+def random_call(host: DenoiserHost, config: MMDiTConfig, stage: int, size: Size) -> Feeds:
     """Return the inputs of a stage's graph for a random call at the last unit."""
     import jax.numpy as jnp
     import numpy as np
@@ -195,12 +231,12 @@ def random_call(host: DenoiserHost, config: MMDiTConfig, stage: int) -> Feeds:
 
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-    rows, columns = (side * config.patch_size for side in GRID)
-    pyramid = levels(draw(1, UNITS + 1, rows, columns, config.in_channels), STAGES)
-    unit = jnp.array([UNITS])
-    mask = (jnp.arange(TEXT_TOKENS) < TEXT_TOKENS // 2)[None].astype(jnp.int32)
-    prompt = Prompt(draw(1, TEXT_TOKENS, config.width), mask, draw(1, config.pooled_projection_dim))
-    history = envelope_history(pyramid, unit, stage, UNITS)
+    rows, columns = (side * config.patch_size for side in size.grid)
+    pyramid = levels(draw(1, size.units + 1, rows, columns, config.in_channels), size.stages)
+    unit = jnp.array([size.units])
+    mask = (jnp.arange(size.text_tokens) < size.text_tokens // 2)[None].astype(jnp.int32)
+    prompt = Prompt(draw(1, size.text_tokens, config.width), mask, draw(1, config.pooled_projection_dim))
+    history = envelope_history(pyramid, unit, stage, size.units)
     return host.stage_inputs(history, pyramid[stage][:, -1:], unit, prompt, jnp.array([700.0]))
 
 
@@ -209,21 +245,26 @@ def verdict(rows: Sequence[FormRow], stage: int) -> list[str]:
     by_name = {row.form: row for row in rows}
     if BASELINE not in by_name or rows[-1].form == BASELINE:
         return []
-    base, best = by_name[BASELINE], rows[-1]
-    saved = lambda get: 1 - get(best) / get(base)
-    checks = [
-        ('bytes moved', saved(lambda row: row.bytes_mb), LESS_BYTES),
-        ('weights', saved(lambda row: row.view.weights_mb), LESS_WEIGHTS),
-    ]
+    best = rows[-1]
+    saved = savings(by_name[BASELINE], best)
+    checks = [('bytes moved', saved['bytes moved'], LESS_BYTES), ('weights', saved['weights'], LESS_WEIGHTS)]
     lines = [
         f'{best.form} against {BASELINE}: {what} {share:.1%} less, promised {least:.0%}' + ' MISSED' * (share < least)
         for what, share, least in checks
     ]
-    if stage == STAGES - 1:
+    if stage == RELEASED.stages - 1:
         worst = best.estimate.worst_ms
         line = f'{best.form}: estimated latency {worst:.0f} ms by the worse model, promised {LATENCY_MS:.0f} ms'
         lines.append(line + ' MISSED' * (worst > LATENCY_MS))
     return lines
+
+
+def savings(base: FormRow, best: FormRow) -> dict[str, float]:
+    """Return which share of its bytes and weights a form saves."""
+    return {
+        'bytes moved': 1 - best.bytes_mb / base.bytes_mb,
+        'weights': 1 - best.view.weights_mb / base.view.weights_mb,
+    }
 
 
 HEADER = (

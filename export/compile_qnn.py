@@ -11,19 +11,20 @@ import importlib.metadata
 import json
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
 
 from export.cost import estimate
-from export.htp import HtpSession, compile_sharing
+from export.htp import ContextGraph, HtpContext, HtpSession, SharedGraph
 from export.quantize import quantisation_parameters
 from export.static_view import dump_options, read_view
 from neodragon_jax.atomic import atomic_folder
 from neodragon_jax.errors import InputError, did_you_mean
 
 PRECISIONS = ('w8a16', 'fp16')
+Judge = Callable[[Mapping[str, ContextGraph]], dict[str, Any]]
 _TOOLS = ('neodragon-jax', 'jax', 'flax', 'jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime-qnn')
 
 
@@ -119,31 +120,53 @@ def compile_together(
     target: Target,
     precision: str,
     source: dict[str, Any],
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Compile graphs into one context binary, in which equal weights are stored once.
 
-    The x86 simulator cannot load such a binary: judge the graphs by binaries of their own.
+    The x86 simulator runs the graphs only in the process that compiles them, see `htp.HtpContext`: what is to be known
+    of them from the simulator is asked here.
 
     Args:
       name: of the binary.
       models: ONNX file of each graph.
       folder: gets the binary, a wrapper per graph, and metadata.json; as in `compile_graph`.
+      judge: runs the graphs, by name, and returns what the metadata is to say about that; None does not.
+    Returns:
+      The metadata; `graphs` has the inputs, outputs and counts of each.
     Raises:
       InputError: a graph does not compile; the folder is as it was.
     """
-    with atomic_folder(folder, replace=True) as draft:
-        wrappers = {graph: draft / f'{graph}.onnx' for graph in models}
-        jobs = [(models[graph], wrappers[graph]) for graph in models]
-        opened = compile_sharing(jobs, provider_options(target, precision))
+    with atomic_folder(folder, replace=True) as draft, tempfile.TemporaryDirectory(dir=draft.parent) as scratch:
+        dumps = {graph: pathlib.Path(scratch) / graph for graph in models}
+        for dump in dumps.values():
+            dump.mkdir()
+        options = provider_options(target, precision)
+        jobs = {
+            graph: SharedGraph(model, draft / f'{graph}.onnx', options | dump_options(dumps[graph]))
+            for graph, model in models.items()
+        }
+        with HtpContext(jobs) as context:
+            opened = context.opened
+            simulated = judge({graph: context.runner(graph) for graph in models}) if judge else None
         metadata = {
             'name': name,
             **_binary_entry(draft, target, precision),
-            'graphs': {graph: _tensor_specs(model) for graph, model in models.items()},
+            'graphs': {
+                graph: _tensor_specs(model) | {'static_view': _static_view(dumps[graph], precision)}
+                for graph, model in models.items()
+            },
             'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
+            'simulated': simulated,
             'source': source,
         }
         (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
     return metadata
+
+
+def binary_mb(metadata: Mapping[str, Any]) -> float:
+    """Return the size of the context binary that metadata describes."""
+    return sum(entry['bytes'] for file, entry in metadata['model_files'].items() if file.endswith('.bin')) / 1e6
 
 
 def _binary_entry(folder: pathlib.Path, target: Target, precision: str) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 The QNN library registers itself once per process, can end the process, and needs gigabytes: a child process keeps all
 that away from the program, gives an exact peak memory, and turns a crash into an error message.
 
-Run as a module, this file is the child: `python -m export.htp FD` serves one session on the pipe FD.
+Run as a module, this file is the child: `python -m export.htp FD` serves sessions on the pipe FD.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import pathlib
@@ -18,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from export.spent import peak_gb
 from neodragon_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -125,8 +127,9 @@ class HtpSession:
           options: of the QNN provider.
           context: where to write the wrapper of the context binary; the binary goes beside it.
         Raises:
-          InputError: the graph does not compile, with QNN's reasons.
+          InputError: the graph does not compile, with QNN's reasons; or it is one of several in a binary.
         """
+        _refuse_shared(model)
         self._child = _Child(model.name)
         self._process = self._child.process
         try:
@@ -142,7 +145,11 @@ class HtpSession:
         Raises:
           InputError: the run failed or the library ended the process.
         """
-        return self._child.ask('run', dict(feeds))
+        return self._child.ask('run', (0, dict(feeds)))
+
+    def peak_gb(self) -> float:
+        """Return the peak memory of the child process so far."""
+        return self._child.ask('run', None)
 
     def close(self) -> None:
         """End the child process."""
@@ -157,53 +164,116 @@ class HtpSession:
         self.close()
 
 
-def compile_sharing(graphs: Sequence[tuple[pathlib.Path, pathlib.Path]], options: Mapping[str, str]) -> Opened:
-    """Compile graphs into one context binary that holds equal weights once.
+class HtpContext:
+    """Several graphs in one context binary that holds equal weights once; they run in the process that compiled it.
 
-    Args:
-      graphs: ONNX file and wrapper to write, of each graph; the binary goes beside the wrappers.
-      options: of the QNN provider.
-    Raises:
-      InputError: a graph does not compile, with QNN's reasons.
+    The x86 library writes such a binary but does not read it back ("Shared weights buffer isn't supported on this
+    platform", error 1000; the provider then dies of SIGSEGV), whatever the options, with onnxruntime-qnn 2.7.0. The
+    context in the memory of the process that compiled it is the same one, and all its graphs run there.
+
+    Attributes:
+      opened: time and peak memory of compiling all graphs.
     """
-    jobs = [
-        _Job(str(model), dict(options), str(wrapper), sharing=True, last_sharing=number == len(graphs))
-        for number, (model, wrapper) in enumerate(graphs, 1)
-    ]
-    child = _Child(', '.join(model.name for model, _ in graphs))
-    try:
-        return child.ask('compile', jobs)
-    finally:
-        child.close()
+
+    def __init__(self, graphs: Mapping[str, SharedGraph]) -> None:
+        """Compile graphs into one binary; it goes beside the wrappers.
+
+        Raises:
+          InputError: a graph does not compile, with QNN's reasons.
+        """
+        jobs = [
+            _Job(str(graph.model), dict(graph.options), str(graph.wrapper), True, number == len(graphs))
+            for number, graph in enumerate(graphs.values(), 1)
+        ]
+        self._child = _Child(', '.join(graph.model.name for graph in graphs.values()))
+        self._places = {name: number for number, name in enumerate(graphs)}
+        try:
+            self.opened: Opened = self._child.ask('compile', jobs)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one of the graphs once on the simulator.
+
+        Raises:
+          InputError: the run failed or the library ended the process.
+        """
+        return self._child.ask('run', (self._places[name], dict(feeds)))
+
+    def runner(self, name: str) -> ContextGraph:
+        """Return one of the graphs; it lives as long as this context."""
+        return ContextGraph(self, name)
+
+    def peak_gb(self) -> float:
+        """Return the peak memory of the child process so far."""
+        return self._child.ask('run', None)
+
+    def close(self) -> None:
+        """End the child process."""
+        self._child.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedGraph:
+    """A graph to compile into a common context: ONNX file, wrapper to write, options of the QNN provider."""
+
+    model: pathlib.Path
+    wrapper: pathlib.Path
+    options: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextGraph:
+    """One graph of a common context, as a `runtime.GraphRunner`."""
+
+    context: HtpContext
+    name: str
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph once on the simulator."""
+        return self.context.run(self.name, feeds)
+
+
+def _refuse_shared(model: pathlib.Path) -> None:
+    """Raise InputError if a file wraps a graph of a common context, which no simulator session can load."""
+    metadata = model.with_name('metadata.json')
+    if metadata.is_file() and len(json.loads(metadata.read_text()).get('graphs', ())) > 1:
+        raise InputError(
+            f'{model}: the x86 simulator cannot load a binary of several graphs, only a phone can. '
+            'Run its graphs in the process that compiles them (HtpContext), or export with --separate-contexts.'
+        )
 
 
 def _serve(pipe: Connection) -> None:
-    """Open the sessions that the parent asks for, then run the last as often as asked; answers are (error, value)."""
+    """Open the sessions that the parent asks for, then run them as often as asked; answers are (error, value)."""
     try:
         jobs = pipe.recv()
         start = time.monotonic()
         devices = _register()
-        for job in jobs[:-1]:
-            _open(job, devices)  # what is shared stays in the library until the last one
-        session = _open(jobs[-1], devices)
-        pipe.send(('', Opened(time.monotonic() - start, _peak_gb())))
-        names = [value.name for value in session.get_outputs()]
+        # All stay open: what they share is in the library until the last one is compiled, and runs after that.
+        sessions = [_open(job, devices) for job in jobs]
+        pipe.send(('', Opened(time.monotonic() - start, peak_gb())))
         while True:
-            pipe.send(('', dict(zip(names, session.run(names, pipe.recv()), strict=True))))
+            message = pipe.recv()
+            if message is None:
+                pipe.send(('', peak_gb()))
+                continue
+            number, feeds = message
+            names = [value.name for value in sessions[number].get_outputs()]
+            pipe.send(('', dict(zip(names, sessions[number].run(names, feeds), strict=True))))
     except EOFError:
         return
     except Exception as error:  # whatever it is, the parent reports it
         pipe.send((' '.join(str(error).split()), None))
-
-
-def _peak_gb() -> float:
-    """Return the peak memory of this process.
-
-    From /proc, because getrusage also counts the moment when a new process is still a copy of its parent.
-    """
-    status = pathlib.Path('/proc/self/status').read_text()
-    (kibibytes,) = re.findall(r'VmHWM:\s+(\d+) kB', status)
-    return int(kibibytes) * 1024 / 1e9
 
 
 def _register() -> list[Any]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from export.chart import draw_ratios
+from export.spent import Spent
 from neodragon_jax.atomic import atomic_file
 
 
@@ -38,7 +40,10 @@ class Row:
       ranges_db: ratio on calibration calls with each rule for the ranges of activations, if several were compared.
       qnn_operations, moved_mb, transposes, transposed_mb, float_operations: static view of the compiled graph: what
         operations write, and how many of them left fixed point in W8A16.
-      binary_mb, compile_s, peak_gb: size of the context binary, and time and memory of making it.
+      binary_mb: size of the context binary.
+      shared: whether that binary has other graphs, too; then its size and what compiling took are those of all.
+      estimated_ms: latency on a Snapdragon 8 Elite by both models of cost.py; not measured.
+      spent: seconds and peak memory of each step, see STEPS; None for a step that was not done.
       paper_ms: latency that the paper measured, by chipset; ours is for a phone to say.
     """
 
@@ -59,9 +64,15 @@ class Row:
     transposed_mb: float
     float_operations: int
     binary_mb: float
-    compile_s: float
-    peak_gb: float
+    shared: bool
+    estimated_ms: Mapping[str, float]
+    spent: Mapping[str, Spent | None]
     paper_ms: Mapping[str, float | None]
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other rows."""
+        return f'{self.graph}, {self.precision}, {self.chipset}'
 
     @property
     def deploy_db(self) -> float | None:
@@ -92,12 +103,39 @@ class VideoRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class SharedBinary:
+    """One context binary of several graphs.
+
+    Attributes:
+      binary_mb: its size.
+      constants_mb: constants of all its graphs, each counted for itself: what separate binaries hold at the least.
+      apart_mb: sum of the graphs' separate binaries; None if they were not compiled.
+      compile_s, peak_gb: of compiling all graphs in one process.
+    """
+
+    graphs: Sequence[str]
+    precision: str
+    chipset: str
+    binary_mb: float
+    constants_mb: float
+    apart_mb: float | None
+    compile_s: float
+    peak_gb: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
-    """All results of an export, and what they were made from."""
+    """All results of an export, and what they were made from.
+
+    Attributes:
+      comparison: lines of Markdown about the denoiser against a straightforward export; none unless asked for.
+    """
 
     rows: Sequence[Row]
     videos: Sequence[VideoRow]
     made_from: dict[str, Any]
+    shared: Sequence[SharedBinary] = ()
+    comparison: Sequence[str] = ()
 
     @property
     def below_target(self) -> list[str]:
@@ -110,19 +148,28 @@ class Report:
         ]
 
     def write(self, folder: pathlib.Path) -> None:
-        """Write report.md and report.json."""
+        """Write report.md, report.json and report.png."""
         rows = [dataclasses.asdict(row) | {'deploy_db': row.deploy_db, 'met': row.met} for row in self.rows]
         videos = [dataclasses.asdict(video) for video in self.videos]
-        values = {'graphs': rows, 'videos': videos, 'made_from': self.made_from}
+        shared = [dataclasses.asdict(binary) for binary in self.shared]
+        values = {'graphs': rows, 'shared_binaries': shared, 'videos': videos, 'made_from': self.made_from}
         with atomic_file(folder / 'report.json') as path:
             path.write_text(json.dumps(values, indent=2) + '\n')
         with atomic_file(folder / 'report.md') as path:
             path.write_text(self.markdown())
+        with atomic_file(folder / 'report.png') as path:
+            draw_ratios([(row.label, row.deploy_db, row.target_db) for row in self.rows]).save(path)
 
     def markdown(self) -> str:
         """Return the report as tables."""
         lines = ['# Export report', '', *_INTRODUCTION, '', *_table(_FIDELITY, self.rows), '']
+        lines += ['![ratio against target of every graph](report.png)', '']
         lines += ['## What the chipset is given', '', *_STATIC, '', *_table(_COST, self.rows)]
+        lines += ['', '## Time and memory', '', *_SPENT, '', *_table(_STEPS, self.rows)]
+        if self.shared:
+            lines += ['', '## Binaries of several graphs', '', *_SHARED, '', *_table(_SIZES, self.shared)]
+        if self.comparison:
+            lines += ['', *self.comparison]
         compared = [row for row in self.rows if row.ranges_db]
         if compared:
             rules = list(compared[0].ranges_db)
@@ -130,11 +177,7 @@ class Report:
             lines += [f'| graph | {" | ".join(rules)} |', '|---' * (1 + len(rules)) + '|']
             lines += [f'| {row.graph} | {" | ".join(_db(row.ranges_db[rule]) for rule in rules)} |' for row in compared]
         if self.videos:
-            lines += ['', '## Whole video', '', '| graphs | on | latents dB | frames dB |', '|---|---|---|---|']
-            lines += [
-                f'| {video.graphs} | {video.runner} | {_db(video.latents_db)} | {_db(video.frames_db)} |'
-                for video in self.videos
-            ]
+            lines += ['', '## Whole video', '', *_table(_VIDEOS, self.videos)]
         return '\n'.join([*lines, '', '```json', json.dumps(self.made_from, indent=2), '```', ''])
 
 
@@ -145,8 +188,21 @@ _INTRODUCTION = (
 )
 _STATIC = (
     'Counted in the graph that QNN compiles: bytes that operations write, transposes, and operations that leave fixed',
-    'point. Nothing runs on the CPU: a graph that would is refused. Latency is what the paper measured of its graphs.',
+    'point (floats). Nothing runs on the CPU: a graph that would is refused. Two models (export/cost.py) ESTIMATE the',
+    'latency on a Snapdragon 8 Elite; nothing here ran on a phone. The last column is what the paper measured of its',
+    'own graphs.',
 )
+_SPENT = (
+    'Seconds / peak GB of each step when it was done; a step that was kept from an earlier run says what it took then.',
+    'Compiling and the simulator have processes of their own, the other steps share one. Where a binary has several',
+    'graphs (+), compiling is that of all. - means not done, or memory that this system does not tell.',
+)
+_SHARED = (
+    'Graphs compiled into one binary store equal weights once. "constants" counts those of every graph for itself:',
+    'what separate binaries hold at the least; "apart" is the sum of the separate ones, compiled only with --compare.',
+)
+# What Row.spent has.
+STEPS = ('float graph', 'quantise', 'compile', 'simulate')
 _MET = {True: 'yes', False: 'NO', None: 'not measured'}
 _FIDELITY: dict[str, Callable[[Row], object]] = {
     'graph': lambda row: row.graph,
@@ -168,15 +224,36 @@ _COST: dict[str, Callable[[Row], object]] = {
     'moved MB': lambda row: f'{row.moved_mb:.1f}',
     'transposes': lambda row: row.transposes,
     'transposed MB': lambda row: f'{row.transposed_mb:.2f}',
-    'float ops': lambda row: row.float_operations,
-    'binary MB': lambda row: f'{row.binary_mb:.1f}',
-    'compile s': lambda row: f'{row.compile_s:.1f}',
-    'peak GB': lambda row: f'{row.peak_gb:.2f}',
+    'floats': lambda row: row.float_operations,
+    'estimated 8 Elite ms, flat / by operation': lambda row: ' / '.join(f'{t:.2f}' for t in row.estimated_ms.values()),
+    'binary MB': lambda row: f'{row.binary_mb:.1f}' + ' +' * row.shared,
     'paper X Elite / 8 Elite ms': lambda row: ' / '.join(_db(value) for value in row.paper_ms.values()),
+}
+_STEPS: dict[str, Callable[[Row], object]] = {
+    'graph': lambda row: row.graph,
+    'precision': lambda row: row.precision + ' *' * row.ships,
+    'chipset': lambda row: row.chipset,
+    **{step: lambda row, step=step: _spent(row.spent[step], step == 'compile' and row.shared) for step in STEPS},
+}
+_SIZES: dict[str, Callable[[SharedBinary], object]] = {
+    'graphs': lambda binary: ', '.join(binary.graphs),
+    'precision': lambda binary: binary.precision,
+    'chipset': lambda binary: binary.chipset,
+    'binary MB': lambda binary: f'{binary.binary_mb:.2f}',
+    'constants MB': lambda binary: f'{binary.constants_mb:.2f}',
+    'apart MB': lambda binary: '-' if binary.apart_mb is None else f'{binary.apart_mb:.2f}',
+    'compile s': lambda binary: f'{binary.compile_s:.1f}',
+    'peak GB': lambda binary: f'{binary.peak_gb:.2f}',
+}
+_VIDEOS: dict[str, Callable[[VideoRow], object]] = {
+    'graphs': lambda video: video.graphs,
+    'on': lambda video: video.runner,
+    'latents dB': lambda video: _db(video.latents_db),
+    'frames dB': lambda video: _db(video.frames_db),
 }
 
 
-def _table(columns: Mapping[str, Callable[[Row], object]], rows: Sequence[Row]) -> list[str]:
+def _table(columns: Mapping[str, Callable[[Any], object]], rows: Sequence[Any]) -> list[str]:
     """Return the lines of a table with one line per row."""
     lines = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
     return lines + [f'| {" | ".join(str(cell(row)) for cell in columns.values())} |' for row in rows]
@@ -184,3 +261,11 @@ def _table(columns: Mapping[str, Callable[[Row], object]], rows: Sequence[Row]) 
 
 def _db(value: float | None) -> str:
     return '-' if value is None else f'{value:.1f}'
+
+
+def _spent(spent: Spent | None, shared: bool) -> str:
+    """Return a step's cell: seconds / GB."""
+    if spent is None:
+        return '-'
+    memory = spent['peak_gb']
+    return f'{spent["seconds"]:.1f} / ' + ('-' if memory is None else f'{memory:.2f}') + ' +' * shared

@@ -18,11 +18,13 @@ import numpy as np
 from export import modules
 from export.build import Task
 from export.calibration import Program, Recorder, Recording, Sample, calls_per_video
+from export.compare_stage import Size
 from export.dataset import Dataset, folder_sha256
 from export.denoiser import MODULATION, SHIPPED, DenoiserHost, Form, denoiser_graphs, modulation_graph
 from export.graphs import DENOISER, DEPLOYMENTS, Feeds, Graph, Module
 from export.runtime import Call, GraphDenoiser, GraphRunner, JaxRunner, RecordingRunner
 from export.stored_params import StoredParams
+from export.straightforward import Subject
 from neodragon_jax import checkpoint, pipeline
 from neodragon_jax.errors import InputError
 from neodragon_jax.memory import Store
@@ -80,6 +82,15 @@ class Workshop:
     def form(self) -> Form:
         """The form of the denoiser's graphs."""
         return dataclasses.replace(SHIPPED, draws_frame_zero=not self.first_frame)
+
+    @property
+    def subject(self) -> Subject:
+        """What --compare is about."""
+        plan, (model, _) = self.source.plan, self._denoiser
+        patch = model.config.patch_size
+        grid = (plan.height // patch, plan.width // patch)
+        size = Size(plan.schedule.stages, plan.frames - 1, grid, T5_LENGTH)
+        return Subject(model.config, size, self.form)
 
     def folders(self) -> dict[str, pathlib.Path]:
         """Return the folder of every component that decides what a video is."""

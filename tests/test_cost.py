@@ -7,9 +7,14 @@ import pathlib
 
 import pytest
 
-from export.compare_stage import FormRow, main, verdict
+from export.build import Settings
+from export.compare_stage import FormRow, Size, main, verdict
+from export.compile_qnn import find_target
 from export.cost import estimate
+from export.denoiser import SHIPPED
 from export.static_view import StaticView, extrapolate, read_view
+from export.straightforward import GRAPHS, Subject, compare
+from neodragon_jax.config import TINY
 from neodragon_jax.errors import InputError
 
 INPUT, OUTPUT, NATIVE, STATIC = 0, 1, 3, 4
@@ -116,6 +121,23 @@ def test_verdict_names_what_is_missed():
     missed = verdict([base, row('prefix_folded', 9000, 1200)], stage=2)
     assert [('MISSED' in line) for line in missed] == [True, True, True]
     assert verdict([row('masked', 1, 1)], stage=2) == []
+
+
+@pytest.mark.qnn
+def test_comparison_for_the_report(tmp_path):
+    """The miniature denoiser in both forms, counted from what QNN compiled; a second time it is read."""
+    config, size = TINY.denoiser, Size(stages=2, units=1, grid=(4, 4), text_tokens=16)
+    subject = Subject(config, size, SHIPPED)
+    target = find_target('sm8750')
+    settings = Settings(tmp_path, [target], None, ['minmax'], '', {}, 1, False, [], True)
+    steps: list[str] = []
+    lines = compare(subject, settings, steps.append)
+    assert len(steps) == GRAPHS and any(line.startswith('| straightforward |') for line in lines)
+    forms = json.loads((tmp_path / 'denoiser-compare-sm8750' / 'compare.json').read_text())['forms']
+    base, best = forms
+    assert best['weights_mb'] < base['weights_mb'] and best['operations'] < base['operations']
+    assert best['quantised_db'] > 30
+    assert compare(subject, settings, steps.append) == lines and steps[GRAPHS:] == ['compared before'] * GRAPHS
 
 
 @pytest.mark.parametrize(

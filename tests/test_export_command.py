@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY_CHECKPOINT
+from PIL import Image, ImageColor
 
 import export.__main__ as command
 from export.__main__ import main
+from export.chart import LINE, MARGIN, MET, MISSED, draw_ratios
 from export.graphs import DEPLOYMENTS
-from export.report import Report, Row
+from export.report import Report, Row, SharedBinary
 from neodragon_jax import checkpoint
 from neodragon_jax.config_super_resolution import variant
 from neodragon_jax.models.super_resolution import QuickSRNet
@@ -97,24 +99,38 @@ def files_of(out: pathlib.Path) -> dict[str, int]:
     return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in paths}
 
 
+@pytest.fixture(scope='module')
+def picture(tmp_path_factory) -> str:
+    """A first frame: with one, recording needs no model that draws."""
+    path = tmp_path_factory.mktemp('picture') / 'picture.png'
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)
+    Image.fromarray(pixels).resize((64, 64)).save(path)
+    return str(path)
+
+
 @pytest.mark.qnn
-def test_finished_steps_are_kept_and_lost_ones_made_again(exported, arguments, monkeypatch):
+def test_finished_steps_are_kept_and_lost_ones_made_again(picture, tmp_path, monkeypatch):
     """A second run loads no program and writes nothing; without the files of one step, it makes those and no others."""
     from export.tasks import Workshop
 
-    only = ['--graphs', 'context_adapter,super_resolution', '--no-simulate']
-    out = exported.with_name('part')
-    first = main([*arguments, *only, '--out', str(out)])
-    before = files_of(out)
+    graphs = 'denoiser_modulation,denoiser_stage0,denoiser_stage1'
+    command = ['--checkpoint', str(TINY_CHECKPOINT), *SIZE, *COUNTS, '--image', picture, '--graphs', graphs]
+    command += ['--out', str(tmp_path)]
+    assert main(command) == 0
+    before = files_of(tmp_path)
     monkeypatch.setattr(Workshop, 'open_recording', lambda self: pytest.fail('the calibration set is complete'))
-    assert main([*arguments, *only, '--out', str(out)]) == first == 0
-    assert files_of(out) == before
-    shutil.rmtree(out / 'super_resolution-qnn-w8a16-sm8750')
-    assert main([*arguments, *only, '--out', str(out)]) == 0
-    after = files_of(out)
-    changed = {name for name in after if after[name] != before.get(name)}
+    assert main(command) == 0
+    assert files_of(tmp_path) == before, 'what the simulator said of shared binaries is kept, too'
+    lost = ('denoiser-qnn-w8a16-sm8750', 'denoiser_modulation-qnn-fp16-sm8750')
+    for folder in lost:
+        shutil.rmtree(tmp_path / folder)
+    assert main([*command, '--no-simulate']) == 0
+    after = files_of(tmp_path)
     assert set(after) == set(before)
-    assert {name.split('/')[0] for name in changed} == {'super_resolution-qnn-w8a16-sm8750'}
+    assert {name.split('/')[0] for name in after if after[name] != before[name]} == set(lost)
+    (binary,) = json.loads((tmp_path / 'report.json').read_text())['shared_binaries']
+    assert binary['graphs'] == ['denoiser_stage0', 'denoiser_stage1'] and binary['apart_mb'] is None
+    assert 0.5 < binary['binary_mb'] < 1.5 * binary['constants_mb']
 
 
 @pytest.mark.qnn
@@ -144,8 +160,14 @@ def make_row(htp_db: float | None, precision: str = 'w8a16') -> Row:
         transposed_mb=0.1,
         float_operations=0,
         binary_mb=0.4,
-        compile_s=0.5,
-        peak_gb=0.2,
+        shared=True,
+        estimated_ms={'flat_ms': 0.105, 'by_operation_ms': 0.09},
+        spent={
+            'float graph': {'seconds': 1.0, 'peak_gb': None},
+            'quantise': {'seconds': 2.0, 'peak_gb': 0.5},
+            'compile': {'seconds': 0.5, 'peak_gb': 0.2},
+            'simulate': None,
+        },
         paper_ms={'X Elite': 54.9, '8 Elite': None},
     )
 
@@ -161,7 +183,28 @@ def test_exit_status_is_the_verdict(monkeypatch, tmp_path, capsys):
     assert main([*arguments, '--allow-below-target']) == 0
     assert make_row(None).deploy_db == 40.0
     assert other.below_target and not Report([*good.rows, *other.rows], [], {}).below_target
-    assert '| denoiser_stage0 | 40.0 | 39.0 |' in good.markdown()
+
+
+def test_report_shows_costs_and_comparisons(tmp_path):
+    binary = SharedBinary(['denoiser_stage0', 'denoiser_stage1'], 'w8a16', 'sm8750', 1.1, 2.0, 2.2, 3.0, 0.25)
+    Report([make_row(31.0), make_row(None)], [], {}, [binary], ['## Compared', '', 'more']).write(tmp_path)
+    text = (tmp_path / 'report.md').read_text()
+    assert '| denoiser_stage0 | 40.0 | 39.0 |' in text
+    assert '| 0.10 / 0.09 | 0.4 + |' in text or '| 0.11 / 0.09 | 0.4 + |' in text
+    assert '| 1.0 / - | 2.0 / 0.50 | 0.5 / 0.20 + | - |' in text
+    assert '| denoiser_stage0, denoiser_stage1 | w8a16 | sm8750 | 1.10 | 2.00 | 2.20 | 3.0 | 0.25 |' in text
+    assert '\n## Compared\n' in text
+    values = json.loads((tmp_path / 'report.json').read_text())
+    assert values['shared_binaries'][0]['apart_mb'] == 2.2 and values['graphs'][0]['met'] is True
+
+
+def test_chart_tells_met_from_missed():
+    """Its bars: longer for more, of another colour below the target, none for what was not measured."""
+    chart = np.asarray(draw_ratios([('a', 40.0, 29.0), ('b', 20.0, 29.0), ('c', None, 29.0)]))
+    bars = [(chart == ImageColor.getrgb(colour)).all(-1).any(0).nonzero()[0] for colour in (MET, MISSED)]
+    met, missed = (int(columns[-1] - columns[0]) for columns in bars)
+    assert met == pytest.approx(2 * missed, abs=2)
+    assert not (chart == ImageColor.getrgb(MISSED)).all(-1)[MARGIN + 3 * LINE :].any()
 
 
 def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
@@ -193,6 +236,7 @@ def test_missing_provider_is_one_line(monkeypatch, tmp_path, capsys):
         (['--prompts-file', 'missing.txt'], 'missing.txt: no such file'),
         (['--evaluation-samples', '0'], '--evaluation-samples is 0'),
         (['--prompts', '0'], '--prompts is 0'),
+        (['--compare', '--graphs', 'denoiser_stage0'], '--compare is about denoiser_stage2'),
         (['--frames', '20'], 'use 8 n + 1'),
         (['--denoiser', 'missing'], 'missing: no such folder'),
         (['--denoiser', str(TINY_CHECKPOINT / 'context_adapter')], 'holds a ContextAdapter'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,10 +17,17 @@ import safetensors.numpy
 from conftest import TINY_CHECKPOINT
 from onnx import numpy_helper
 
-from export.compile_qnn import compile_graph, compile_together, find_target, find_targets
+from export.compile_qnn import (
+    binary_mb,
+    compile_graph,
+    compile_together,
+    find_target,
+    find_targets,
+    provider_options,
+)
 from export.denoiser import FORMS, MODULATION, SHIPPED, ChainedGraph, DenoiserHost, Form, denoiser_graphs
 from export.denoiser import modulation_graph as make_modulation_graph
-from export.htp import HtpSession
+from export.htp import ContextGraph, HtpSession
 from export.quantize import to_fp16, to_w8a16
 from export.report import snr_db
 from export.runtime import OnnxSession
@@ -230,27 +238,48 @@ def test_modulation_in_fp16(denoiser, tmp_path):
     assert min(snr_db(want[name], got[name]) for name in want) > 45
 
 
+@pytest.fixture(scope='module')
+def stages(denoiser, quantised, tmp_path_factory) -> dict[str, pathlib.Path]:
+    """All stages in W8A16."""
+    folder = tmp_path_factory.mktemp('stages')
+    models = {f'denoiser_stage{stage}': folder / f'denoiser_stage{stage}.onnx' for stage in (0, 1)}
+    for stage, path in enumerate(models.values()):
+        quantise_chain(chain(denoiser, SHIPPED, stage), path, feeds(denoiser, SHIPPED, range(1, 3), stage), to_w8a16)
+    return {**models, 'denoiser_stage2': quantised}
+
+
 @pytest.mark.qnn
-def test_stages_share_weights(denoiser, quantised, tmp_path):
-    """Three stages in one binary, hardly larger than one; a failure leaves nothing."""
-    models = {'denoiser_stage2': quantised}
-    for stage in (0, 1):
-        path = tmp_path / f'denoiser_stage{stage}.onnx'
-        samples = feeds(denoiser, SHIPPED, range(1, 3), stage)
-        quantise_chain(chain(denoiser, SHIPPED, stage), path, samples, to_w8a16)
-        models[f'denoiser_stage{stage}'] = path
-    target = find_target('sm8750')
-    metadata = compile_together('denoiser', models, tmp_path / 'shared', target, 'w8a16', {})
-    (tmp_path / 'alone').mkdir()
-    alone = [
-        compile_graph(name, model, tmp_path / 'alone' / name, target, 'w8a16', {}) for name, model in models.items()
-    ]
-    size = lambda entry: sum(f['bytes'] for name, f in entry['model_files'].items() if name.endswith('.bin'))
-    assert size(metadata) < 0.9 * sum(map(size, alone))
-    assert set(metadata['graphs']) == set(models)
+def test_stages_share_weights(denoiser, stages, tmp_path):
+    """Three stages in one binary, hardly larger than one; each computes what its own binary does, bit for bit."""
+    target, samples = find_target('sm8750'), {}
+    for stage, name in enumerate(stages):
+        (samples[name],) = feeds(denoiser, SHIPPED, range(2, 3), stage)
+    flows: dict[str, np.ndarray] = {}
+
+    def judge(runners: Mapping[str, ContextGraph]) -> dict[str, Any]:
+        flows.update({name: runners[name].run(samples[name])['flow'] for name in reversed(runners)})
+        return {'ran': list(runners)}
+
+    metadata = compile_together('denoiser', stages, tmp_path / 'shared', target, 'w8a16', {}, judge)
+    assert metadata['simulated'] == {'ran': list(stages)} and set(metadata['graphs']) == set(stages)
+    alone = 0.0
+    for name, model in stages.items():
+        own = compile_graph(name, model, tmp_path / name, target, 'w8a16', {})
+        alone += binary_mb(own)
+        assert metadata['graphs'][name]['static_view'] == own['static_view']
+        with HtpSession(tmp_path / name / f'{name}.onnx', provider_options(target, 'w8a16')) as session:
+            np.testing.assert_array_equal(flows[name], session.run(samples[name])['flow'])
+    assert binary_mb(metadata) < 0.9 * alone
     on_disk = json.loads((tmp_path / 'shared' / 'metadata.json').read_text())
     assert {path.name for path in (tmp_path / 'shared').iterdir()} == {*on_disk['model_files'], 'metadata.json'}
-    models['denoiser_stage0'].write_bytes(b'no graph')
-    with pytest.raises(InputError, match='denoiser_stage0'):
-        compile_together('denoiser', models, tmp_path / 'broken', target, 'w8a16', {})
-    assert not (tmp_path / 'broken').exists()
+    with pytest.raises(InputError, match='simulator cannot load a binary of several graphs'):
+        HtpSession(tmp_path / 'shared' / 'denoiser_stage1.onnx', provider_options(target, 'w8a16'))
+
+
+@pytest.mark.qnn
+def test_failed_sharing_leaves_nothing(stages, tmp_path):
+    (tmp_path / 'bad.onnx').write_bytes(b'no graph')
+    models = {**stages, 'denoiser_stage0': tmp_path / 'bad.onnx'}
+    with pytest.raises(InputError, match=r'bad\.onnx'):
+        compile_together('denoiser', models, tmp_path / 'broken', find_target('sm8750'), 'w8a16', {})
+    assert [path.name for path in tmp_path.iterdir()] == ['bad.onnx']
