@@ -37,6 +37,7 @@ from neodragon_jax.models.modulation import (
     ModulationLinear,
     modulate,
 )
+from neodragon_jax.models.placement import keep_batch_split
 
 TIMESTEP_WIDTH = 256
 QK_NORM_EPSILON = 1e-5
@@ -110,7 +111,7 @@ class JointBlock(nn.Module):
         keep: int,
     ) -> tuple[tuple[Array, Array], None]:
         """Return both streams, of the image its last `keep` tokens, and None: a scan over blocks collects nothing."""
-        image, text = streams
+        image, text = keep_batch_split(streams)
         tokens = image.shape[-2]
         on_image, on_text = modulation
         normed = modulate(image, on_image.gain_attention, on_image.shift_attention)

@@ -23,9 +23,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from neodragon_jax.layout import Layout
-
-# The mesh axis that splits heads; all others split the batch.
-HEADS_AXIS = 'tensor'
+from neodragon_jax.models.placement import HEADS_AXIS, batch_axes
 
 # Tiles are multiples of a vector register's lanes, and their scores must fit a core's vector memory in float32.
 LANES, LONGEST_TILE = 128, 1024
@@ -62,7 +60,7 @@ def attend_prefixes(
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         # The partitioner cannot look into a kernel.
-        batch = tuple(name for name in mesh.axis_names if name != HEADS_AXIS)
+        batch = batch_axes()
         heads = PartitionSpec(batch, HEADS_AXIS if HEADS_AXIS in mesh.axis_names else None)
         specs = (heads, heads, heads, PartitionSpec(batch))
         local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
