@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint lock clean help
+.PHONY: demo benchmark test lint lock clean help
 
 help:
-	@echo "make demo   generate, distil, export on the miniature model; results in out/demo/"
-	@echo "make test   the whole test suite"
-	@echo "make lint   ruff and pyright"
-	@echo "make lock   pin the newest versions that setup.cfg allows into requirements.lock"
-	@echo "make clean  remove .venv and out/"
+	@echo "make demo        generate, distil, export on the miniature model; results in out/demo/"
+	@echo "make benchmark   train the whole system on moving shapes, judge its videos; results in out/benchmark/"
+	@echo "make test        the whole test suite"
+	@echo "make lint        ruff and pyright"
+	@echo "make lock        pin the newest versions that setup.cfg allows into requirements.lock"
+	@echo "make clean       remove .venv and out/"
 
 $(STAMP): requirements.lock setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "neodragon_jax needs Python 3.11 or newer; this is %s. Run: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'
@@ -21,6 +22,9 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/python demo.py --out out/demo
+
+benchmark: $(STAMP)
+	$(BIN)/python -m train.benchmark --out out/benchmark
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

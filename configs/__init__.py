@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from neodragon_jax.errors import InputError, did_you_mean
-from train.program import DivergedError
+from train.platform.program import DivergedError
 from train.sharding import leave
 
 T = TypeVar('T')

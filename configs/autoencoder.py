@@ -5,8 +5,8 @@
 
 CLIPS is a dataset of one size by train.captioned_clips or train.moving_shapes. RUN/result gets `pyramid_flow_vae`, in
 Pyramid-Flow's layout, with latents as `neodragon_jax.models.vae.normalise` expects them, and `autoencoder.json`, which
-tells how close they are. train/perceptual.py tells how to get the weights of LPIPS; without them the run says so, and
-`autoencoder.terms.edges` is the next best.
+tells how close they are. train/codec/perceptual.py tells how to get the weights of LPIPS; without them the run says so,
+and `autoencoder.terms.edges` is the next best.
 
 full (the default): the released sizes, 0.336B parameters, on cuts of 17 frames of 256x256. For 8 accelerators with
 40 GB or more; look at `--dry-run` first, which needs no data. For longer clips set `autoencoder.memory.window=16`, with
@@ -18,6 +18,14 @@ tiny: a small one on scenes of train.moving_shapes that are drawn when they are 
 
 RUN/metrics.jsonl has the quality on scenes that were held out, every 200 steps; RUN/samples shows them.
 
+shapes: the latents of a whole chain on moving shapes of 64x64, for a CPU. Never trained to its end yet: with other work
+on the same core, a step took 0.7 to 1 s, and after 200 steps held-out scenes had 19.2 dB, too little to read shapes
+from. Change `loop.steps` and `autoencoder.optimizer.decay_steps` together:
+
+    python -m train.autoencoder --config=configs/autoencoder.py:shapes --config.workdir=RUN
+
+Evaluations also tell which attributes can be read from the reconstructions, such as `shape_right` and `mismatch`.
+
 Any setting: `--config.autoencoder.kl=1e-5`. The same command goes on where a run was stopped.
 """
 
@@ -28,14 +36,14 @@ from ml_collections import ConfigDict
 from configs import defaults
 from neodragon_jax.errors import InputError
 from train.autoencoder import AutoencoderConfig
-from train.clips import ClipsConfig
+from train.data.clips import ClipsConfig
 from train.loop import LoopConfig
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
     """Return the settings; `preset` is what follows the colon of --config=configs/autoencoder.py:tiny."""
-    if preset not in ('', 'full', 'tiny'):
-        raise InputError(f'configs/autoencoder.py:{preset}: no such preset; use full or tiny.')
+    if preset not in ('', 'full', 'tiny', 'shapes'):
+        raise InputError(f'configs/autoencoder.py:{preset}: no such preset; use full, shapes or tiny.')
     config = ConfigDict(
         {
             'data': '',  # folder of clips, or shapes:cpu, shapes:gpu
@@ -64,6 +72,8 @@ def get_config(preset: str = 'full') -> ConfigDict:
     )
     if preset == 'tiny':
         config.update(TINY)
+    if preset == 'shapes':
+        config.update(SHAPES)
     return config
 
 
@@ -94,5 +104,40 @@ TINY = {
         'checkpoint_every': 200,
         'log_every': 20,
         'evaluate_every': 200,
+    },
+}
+
+# Channels are few where pixels are many: at the full resolution are three convolutions only.
+SHAPES = {
+    'data': 'shapes:cpu',
+    'autoencoder': {
+        'sizes': {
+            'encoder_block_out_channels': (8, 24, 64, 64),
+            'encoder_layers_per_block': (0, 1, 1, 1),
+            'encoder_norm_num_groups': 4,
+            'decoder_block_out_channels': (8, 32, 48, 64),
+            'decoder_layers_per_block': (1, 1, 1, 1),
+            'decoder_spatial_up_sample': (False, True, True, True),
+            'decoder_temporal_up_sample': (True, True, False, True),
+            'decoder_norm_num_groups': 4,
+        },
+        'terms': {'absolute': 0.1, 'square': 1.0, 'edges': 0.2, 'lpips': 0.0},
+        'kl': 1e-4,
+        'statistics': 64,
+        'ema_decay': 0.99,
+        'dtype': 'float32',
+        'flat': True,
+        'memory': {'blocks': False},
+        'optimizer': {'learning_rate': 2e-3, 'warmup_steps': 20, 'schedule': 'cosine', 'decay_steps': 1600},
+        'evaluation': {'batch': 8, 'videos': 4},
+    },
+    'clips': {'height': 64, 'width': 64, 'held_out': 32},
+    'loop': {
+        'steps': 1600,
+        'batch_size': 2,
+        'mesh': {'data': -1, 'fsdp': 1},
+        'checkpoint_every': 250,
+        'log_every': 20,
+        'evaluate_every': 250,
     },
 }

@@ -9,9 +9,10 @@ layout, its encoder byte for byte as in VAE: put it into a checkpoint. Evaluatio
 against the native decoder, side by side in RUN/samples.
 
 full (the default): TinyAEHV, 0.010B parameters, on cuts of 17 frames of 256x256; the paper's terms, squared error and
-LPIPS (train/perceptual.py tells how to get its weights; without them the run says so). For 8 accelerators with 16 GB
-or more; `--dry-run` needs neither data nor weights. Expected, by the paper: more than 29 dB on DAVIS after 350K clips.
-`decoder.features=()` goes on from the small decoder in VAE; `decoder.native_weight=1` learns from the native one, too.
+LPIPS (train/codec/perceptual.py tells how to get its weights; without them the run says so). For 8 accelerators with
+16 GB or more; `--dry-run` needs neither data nor weights. Expected, by the paper: more than 29 dB on DAVIS after 350K
+clips. `decoder.features=()` goes on from the small decoder in VAE; `decoder.native_weight=1` learns from the native
+one, too.
 
 tiny: a small one, on the autoencoder of configs/autoencoder.py:tiny and its scenes; any computer:
 
@@ -19,6 +20,8 @@ tiny: a small one, on the autoencoder of configs/autoencoder.py:tiny and its sce
         --config.decoder.start=AUTOENCODER_RUN/result/pyramid_flow_vae
 
 RUN/metrics.jsonl has the quality on scenes that were held out, beside that of the native decoder.
+
+shapes: the same for configs/autoencoder.py:shapes, with a tenth of its decoder's parameters; not measured yet.
 
 Any setting: `--config.decoder.terms.edges=0.5`. The same command goes on where a run was stopped.
 """
@@ -29,15 +32,15 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from neodragon_jax.errors import InputError
-from train.clips import ClipsConfig
+from train.data.clips import ClipsConfig
 from train.decoder import DecoderConfig
 from train.loop import LoopConfig
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
     """Return the settings; `preset` is what follows the colon of --config=configs/decoder.py:tiny."""
-    if preset not in ('', 'full', 'tiny'):
-        raise InputError(f'configs/decoder.py:{preset}: no such preset; use full or tiny.')
+    if preset not in ('', 'full', 'tiny', 'shapes'):
+        raise InputError(f'configs/decoder.py:{preset}: no such preset; use full, shapes or tiny.')
     config = ConfigDict(
         {
             'data': '',  # folder of clips, or shapes:cpu, shapes:gpu
@@ -66,6 +69,8 @@ def get_config(preset: str = 'full') -> ConfigDict:
     )
     if preset == 'tiny':
         config.update(TINY)
+    if preset == 'shapes':
+        config.update(SHAPES)
     return config
 
 
@@ -84,6 +89,29 @@ TINY = {
     'loop': {
         'steps': 400,
         'batch_size': 8,
+        'checkpoint_every': 200,
+        'log_every': 20,
+        'evaluate_every': 200,
+    },
+}
+
+# A tenth of the parameters of the native decoder in configs/autoencoder.py:shapes.
+SHAPES = {
+    'data': 'shapes:cpu',
+    'decoder': {
+        'features': (24, 20, 16, 16),
+        'terms': {'absolute': 0.1, 'square': 1.0, 'edges': 0.2, 'lpips': 0.0},
+        'ema_decay': 0.99,
+        'dtype': 'float32',
+        'flat': True,
+        'memory': {'blocks': False},
+        'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 20, 'schedule': 'cosine', 'decay_steps': 800},
+        'evaluation': {'batch': 8, 'videos': 4},
+    },
+    'clips': {'height': 64, 'width': 64, 'held_out': 32},
+    'loop': {
+        'steps': 800,
+        'batch_size': 2,
         'checkpoint_every': 200,
         'log_every': 20,
         'evaluate_every': 200,

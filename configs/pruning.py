@@ -19,6 +19,8 @@ with 16 GB or more. By the paper 2.028B parameters become 1.518B, and VBench goe
 
 stage1-tiny, stage2-tiny: the same on the miniature of configs/teacher.py:tiny, on any computer.
 
+stage1-shapes, stage2-shapes: what `train.benchmark` does with the denoiser of configs/teacher.py:shapes.
+
 `--dry-run` prints shapes, shardings and bytes per device. The same command goes on where a run was stopped.
 """
 
@@ -28,9 +30,9 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from neodragon_jax.errors import InputError
-from train.program import LoopConfig
+from train.platform.program import LoopConfig
 
-PRESETS = ('stage1', 'stage2', 'stage1-tiny', 'stage2-tiny')
+PRESETS = ('stage1', 'stage2', 'stage1-tiny', 'stage2-tiny', 'stage1-shapes', 'stage2-shapes')
 
 
 def get_config(preset: str = 'stage1') -> ConfigDict:
@@ -97,6 +99,9 @@ def get_config(preset: str = 'stage1') -> ConfigDict:
     )
     if preset.endswith('tiny'):
         config.update(TINY)
+    elif preset.endswith('shapes'):
+        config.update(SHAPES)
+        config.loop.steps = SHAPES_STEPS[stage - 1]
     return config
 
 
@@ -123,5 +128,24 @@ TINY = {
         'checkpoint_every': 30,
         'log_every': 10,
         'evaluate_every': 30,
+    },
+}
+
+SHAPES_STEPS = (200, 800)
+SHAPES = {
+    'flow': {
+        'stages': 'all',
+        'dtype': 'float32',
+        'remat': 'none',
+        'ema_decay': 0.99,
+        'optimizer': {'learning_rate': 5e-4, 'warmup_steps': 20},
+        'evaluation': {'examples': 64, 'batch': 64, 'samples': 0},
+    },
+    'loop': {
+        'batch_size': 32,
+        'mesh': {'data': -1, 'fsdp': 1},
+        'checkpoint_every': 200,
+        'log_every': 50,
+        'evaluate_every': 200,
     },
 }

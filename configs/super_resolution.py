@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from neodragon_jax.errors import InputError
-from train.program import LoopConfig
+from train.platform.program import LoopConfig
 
 
 def get_config(preset: str = 'full') -> ConfigDict:

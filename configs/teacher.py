@@ -26,6 +26,9 @@ computer, two minutes on two cores, most of them compiling:
 Expected in RUN/metrics.jsonl: `loss` from 0.25 (the first 20 steps) to 0.13 (step 200), at stages 0, 1 and 2 from 0.10,
 0.23 and 0.40 to 0.008, 0.05 and 0.32; `eval/validation` 0.135. The VAE is random, so there is nothing to see.
 
+shapes: what `train.benchmark` trains on moving shapes: four blocks of width 96, 1.5M parameters, T5 states of 16
+tokens; two cores, about a quarter of an hour. docs/benchmark.md tells what comes out.
+
 Any setting: `--config.teacher.optimizer.learning_rate=1e-4`. The same command goes on where a run was stopped.
 """
 
@@ -35,13 +38,13 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from neodragon_jax.errors import InputError
-from train.program import LoopConfig
+from train.platform.program import LoopConfig
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
     """Return the settings; `preset` is what follows the colon of --config=configs/teacher.py:tiny."""
-    if preset not in ('', 'full', 'tiny'):
-        raise InputError(f'configs/teacher.py:{preset}: no such preset; use full or tiny.')
+    if preset not in ('', 'full', 'tiny', 'shapes'):
+        raise InputError(f'configs/teacher.py:{preset}: no such preset; use full, tiny or shapes.')
     config = ConfigDict(
         {
             'data': '',  # folders of train.latents, separated by commas
@@ -102,6 +105,8 @@ def get_config(preset: str = 'full') -> ConfigDict:
     )
     if preset == 'tiny':
         config.update(TINY)
+    elif preset == 'shapes':
+        config.update(SHAPES)
     return config
 
 
@@ -142,4 +147,34 @@ TINY = {
         'evaluate_every': 100,
     },
     'shapes': {'frames': 3, 'height': 8, 'width': 8},
+}
+
+SHAPES = {
+    'teacher': {
+        'sizes': {
+            'num_layers': 4,
+            'num_attention_heads': 3,
+            'attention_head_dim': 32,
+            'caption_projection_dim': 96,
+            'joint_attention_dim': 64,
+            'pooled_projection_dim': 64,
+            'sample_size': 8,
+            'pos_embed_max_size': 16,
+        },
+        'stages': 'all',
+        'ema_decay': 0.998,
+        'dtype': 'float32',
+        'remat': 'none',
+        'optimizer': {'learning_rate': 1.5e-3, 'warmup_steps': 150, 'schedule': 'cosine', 'decay_steps': 4000},
+        'evaluation': {'examples': 64, 'batch': 64, 'samples': 0},
+    },
+    'loop': {
+        'steps': 4000,
+        'batch_size': 32,
+        'mesh': {'data': -1, 'fsdp': 1},
+        'checkpoint_every': 500,
+        'log_every': 50,
+        'evaluate_every': 1000,
+    },
+    'shapes': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
 }

@@ -15,9 +15,14 @@ from ml_collections import ConfigDict
 
 from configs import dmd as dmd_config
 from neodragon_jax.errors import InputError
-from train import aot, aot_chips, aot_program, aot_report, dmd_teacher, tpu_flags
-from train.aot import traced_flops
-from train.aot_report import Case, Facts
+from train import tpu_flags
+from train.aot import abstract as aot_program
+from train.aot import chips as aot_chips
+from train.aot import report as aot_report
+from train.aot import sizing as aot
+from train.aot.report import Case, Facts
+from train.aot.sizing import traced_flops
+from train.distillation import dmd_teacher
 
 GIB = 2**30
 

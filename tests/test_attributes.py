@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from neodragon_jax.errors import InputError
-from train.attributes import Attributes, markdown_table, measure, summarise
-from train.shapes_world import CPU, GPU, Scene, Traits, draw
+from train.shapes.attributes import Attributes, markdown_table, measure, summarise
+from train.shapes.world import CPU, GPU, Scene, Traits, draw
 
 BOTH = pytest.mark.parametrize('world', [CPU, GPU], ids=['cpu', 'gpu'])
 COUNT = 24

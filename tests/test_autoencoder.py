@@ -20,14 +20,15 @@ from neodragon_jax.config_pyramid_flow import PYRAMID_FLOW_VAE, PyramidFlowVAECo
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import NEODRAGON, VideoVAE, normalise, posterior_mean, posterior_sample
-from train import autoencoder, clips, moving_shapes
-from train import latent_statistics as statistics
-from train.clips import ClipsConfig
-from train.metrics import read_metrics
-from train.perceptual import LPIPS
-from train.reconstruction import BEST_PSNR_DB, Terms, TermsConfig, quality
-from train.rematerialise import MemoryConfig, decode, encode
-from train.shapes_world import CPU
+from train import autoencoder, moving_shapes
+from train.codec import latent_statistics as statistics
+from train.codec.perceptual import LPIPS
+from train.codec.reconstruction import BEST_PSNR_DB, Terms, TermsConfig, quality
+from train.codec.rematerialise import MemoryConfig, decode, encode
+from train.data import clips
+from train.data.clips import ClipsConfig
+from train.platform.metrics import read_metrics
+from train.shapes.world import CPU
 
 # Three levels instead of four, with one block each.
 SIZES = {
@@ -221,6 +222,18 @@ def test_stored_clips(tmp_path):
         clips.open_clips('shapes:gpuu', ClipsConfig())
 
 
+def test_drawn_clips_tell_which_attributes_survive():
+    opened = clips.open_clips('shapes:cpu', ClipsConfig(17, 64, 64, held_out=2))
+    assert opened.read is not None
+    whole = opened.read(1, opened.held_out[1])
+    assert {name for name, value in whole.items() if value == 1} >= {'shape_right', 'colour_right', 'direction_right'}
+    assert 0 < whole['mismatch'] < 0.06
+    backwards = opened.read(1, opened.held_out[1][::-1])
+    assert backwards['direction_right'] == 0 and backwards['shape_right'] == 1
+    small = clips.open_clips('shapes:cpu', ClipsConfig(9, 16, 16, held_out=1))
+    assert small.read is not None and small.read(0, small.held_out[0]) == {}
+
+
 def test_quality():
     want = np.random.default_rng(0).integers(0, 245, (3, 16, 16, 3), dtype=np.uint8)
     assert quality(want, want) == (BEST_PSNR_DB, pytest.approx(1.0))
@@ -240,7 +253,7 @@ def test_terms_are_weighted_and_lpips_is_missed_aloud(monkeypatch):
 
     module = LPIPS('alex')
     params = jax.jit(module.init)(jax.random.key(0), got[:, 0], want[:, 0])['params']
-    monkeypatch.setattr('train.reconstruction.load_lpips', lambda path, dtype: (module, params))
+    monkeypatch.setattr('train.codec.reconstruction.load_lpips', lambda path, dtype: (module, params))
     terms = Terms(TermsConfig(absolute=1.0, lpips=0.25, lpips_weights='weights.npz'))
     assert '0.25 lpips; LPIPS by alex from weights.npz' in terms.describe()
     loss, values = jax.jit(terms)(terms.frozen(), got, want)
@@ -275,8 +288,9 @@ def test_it_learns(unbroken):
     first, last = (np.mean([row['loss'] for row in part]) for part in (rows[:3], rows[-3:]))
     judged = [row['eval/psnr'] for row in rows if 'eval/psnr' in row]
     print(f'loss {first:.3f} -> {last:.3f}, held-out PSNR {judged}')
-    assert last < 0.6 * first
-    assert len(judged) == 2 and judged[1] > judged[0]
+    # The easy part, the mean colour, is there before the first step.
+    assert last < 0.9 * first
+    assert len(judged) == 2 and judged[1] > judged[0] + 1
 
 
 def test_result_is_in_the_released_layout_with_latents_as_expected(unbroken):

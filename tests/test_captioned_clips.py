@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from neodragon_jax.errors import InputError
-from train import captioned_clips, clip_codec, inspection, video_files
+from train import captioned_clips
 from train.captioned_clips import ClipSource
-from train.video_files import Footage, Unusable, choose_size, cut, ticks
+from train.data import clip_codec, inspection, video_files
+from train.data.video_files import Footage, Unusable, choose_size, cut, ticks
 
 FRAMES = 9
 CLOCK = fractions.Fraction(1, 600)  # seconds

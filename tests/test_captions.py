@@ -7,7 +7,7 @@ import json
 import pytest
 
 from neodragon_jax.errors import InputError
-from train.captions import BadCaption, clean, read_table
+from train.data.captions import BadCaption, clean, read_table
 
 
 @pytest.mark.parametrize(

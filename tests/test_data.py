@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from neodragon_jax.errors import InputError
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleSpec, SampleWriter
-from train.loader import Loader, abstract_batch
+from train.data.loader import Loader, abstract_batch
 from train.sharding import MeshConfig, batch_sharding, make_mesh
 
 COUNT = 11

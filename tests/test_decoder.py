@@ -25,8 +25,9 @@ from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import VideoVAE, normalise
 from train import decoder
-from train.clips import ClipsConfig, blank_clips
-from train.metrics import read_metrics
+from train.codec.fresh_codecs import fresh_small_decoder
+from train.data.clips import ClipsConfig, blank_clips
+from train.platform.metrics import read_metrics
 
 WEIGHTS = checkpoint.WEIGHT_FILES[0]
 FEATURES = (16, 12, 8, 8)
@@ -165,11 +166,16 @@ def test_it_goes_on_from_a_small_decoder(native, unbroken):
 
 def test_a_fresh_decoder_sees_normalised_latents():
     module = VideoVAE(VideoVAEConfig(decoder_num_features=FEATURES))
-    params = decoder.fresh_decoder(module, jax.random.key(0))
+    colour = jnp.array([0.5, -0.25, 0.0])
+    params = fresh_small_decoder(module, jax.random.key(0), colour)
     latents = jax.random.normal(jax.random.key(1), (1, 3, 4, 4, 16))
     layer = params['post_quant_conv']
     got = jnp.einsum('bthwi,io->bthwo', latents, layer['kernel'][0, 0]) + layer['bias']
     assert np.allclose(got, normalise(latents, first_frame=False), atol=1e-5)
+    frames = module.apply({'params': params}, latents, method='decode')
+    assert np.allclose(frames.mean(axis=(0, 1, 2, 3)), colour, atol=0.1)
+    own = module.init(jax.random.key(0), *checkpoint.example_inputs(module))['params']
+    assert jax.tree.structure(params) == jax.tree.structure({name: own[name] for name in decoder.DECODER})
 
 
 def test_folders_are_refused_with_a_remedy(native, tmp_path):

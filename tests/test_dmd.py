@@ -21,7 +21,7 @@ from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.schedule import Schedule
 from train import dmd, loop, teacher_samples
 from train.data import SampleSource
-from train.metrics import read_metrics
+from train.platform.metrics import read_metrics
 from train.sharding import AXES, make_mesh, put, to_host
 
 SCHEDULE = Schedule()

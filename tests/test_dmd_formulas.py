@@ -20,7 +20,7 @@ from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.names.mmdit import mmdit_names
 from neodragon_jax.schedule import Schedule
 from train import dmd, losses, packing
-from train.optimizer import OptimizerConfig
+from train.platform.optimizer import OptimizerConfig
 
 SCHEDULE = Schedule()
 FRAMES, GRID, CHANNELS, BATCH = 3, 8, 16, 8

@@ -12,7 +12,7 @@ from conftest import GOLDENS, channels_last, load_golden, relative_error
 
 from neodragon_jax import pyramid
 from neodragon_jax.schedule import Schedule
-from train import flow_matching
+from train.flow import flow_matching
 
 SCHEDULE = Schedule()
 CASES = json.loads((GOLDENS / 'pf_training' / 'config.json').read_text())

@@ -12,7 +12,8 @@ import pytest
 from conftest import GOLDENS
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from train import aot_cost, hlo
+from train.aot import cost as aot_cost
+from train.aot import hlo
 
 
 def compiled_text(function, *arguments, **options) -> str:

@@ -18,11 +18,11 @@ from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks, unstack_blocks
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.random_checkpoint import random_params
-from train.block_selection import check_choice, choose, difference
-from train.features import with_features
-from train.importance import Importance, block_cosines, mean_cosine
-from train.importance_chart import importance_svg
-from train.keep_list import check_keep, prune, read_keep
+from train.blocks.block_selection import check_choice, choose, difference
+from train.blocks.features import with_features
+from train.blocks.importance import Importance, block_cosines, mean_cosine
+from train.blocks.importance_chart import importance_svg
+from train.blocks.keep_list import check_keep, prune, read_keep
 
 BLOCKS, IDENTITY, WIDTH, TOKENS, POOLED, CHANNELS, GRID = 4, 1, 32, 3, 6, 4, 8
 SIZES = MMDiTConfig(

@@ -26,10 +26,10 @@ from test_launch import Job
 
 from train import loop, teacher_samples
 from train.data import SampleSource, SampleSpec, SampleWriter
-from train.flow_matching import stage_of_step
-from train.gradients import value_and_grad
-from train.metrics import read_metrics
-from train.optimizer import EmaConfig, OptimizerConfig, init_ema, make_optimizer, update_ema
+from train.flow.flow_matching import stage_of_step
+from train.platform.gradients import value_and_grad
+from train.platform.metrics import read_metrics
+from train.platform.optimizer import EmaConfig, OptimizerConfig, init_ema, make_optimizer, update_ema
 from train.sharding import MeshConfig, path_name, start_processes, to_host
 
 SPEC = SampleSpec(latents=(2, 2, 2, 4), text=(2, 4), pooled=16, latents_dtype='float32')

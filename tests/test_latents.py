@@ -16,10 +16,10 @@ from neodragon_jax import checkpoint, pipeline
 from neodragon_jax.memory import Store
 from neodragon_jax.models.vae import normalise, posterior_mean
 from neodragon_jax.tokens import DEFAULT_NEGATIVE_PROMPT, Tokenizers
-from train import captioned_clips, clip_codec, dmd, latents
+from train import captioned_clips, dmd, latents
 from train.captioned_clips import ClipSource
-from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.mixture import Mixture
+from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, clip_codec
+from train.data.mixture import Mixture
 
 COUNT, FRAMES, SIDE = 11, 9, 64
 CAPTIONS = [f'a dragon née №{index} 🐉' for index in range(COUNT)]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from train.loader import Loader
+from train.data.loader import Loader
 from train.sharding import MeshConfig, batch_sharding, make_mesh
 
 

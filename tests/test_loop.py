@@ -28,7 +28,7 @@ from test_launch import Job
 from neodragon_jax.errors import InputError
 from train import loop
 from train.loop import LoopConfig, run
-from train.metrics import read_metrics
+from train.platform.metrics import read_metrics
 from train.sharding import MeshConfig, split_batch, to_host
 
 WIDTH, HIDDEN, SAMPLES = 16, 32, 40

@@ -17,7 +17,7 @@ from test_loop import LinearSource, Toy, checkpoint_steps, config_for, traces
 from configs import defaults, freeze
 from neodragon_jax.errors import InputError
 from train.loop import LoopConfig, run
-from train.metrics import read_metrics
+from train.platform.metrics import read_metrics
 from train.sharding import MeshConfig, to_host
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from neodragon_jax.errors import InputError
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.loader import Loader
-from train.mixture import Mixture, drop_captions
+from train.data.loader import Loader
+from train.data.mixture import Mixture, drop_captions
 from train.sharding import MeshConfig, batch_sharding, make_mesh
 
 

@@ -14,9 +14,9 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from neodragon_jax.errors import InputError
-from train import flops
-from train.gradients import value_and_grad
-from train.optimizer import EmaConfig, OptimizerConfig, init_ema, learning_rate, make_optimizer, update_ema
+from train.platform import flops
+from train.platform.gradients import value_and_grad
+from train.platform.optimizer import EmaConfig, OptimizerConfig, init_ema, learning_rate, make_optimizer, update_ema
 from train.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 
 # --- Rates ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import safetensors.numpy
 from conftest import relative_error
 
 from neodragon_jax.errors import InputError
-from train.perceptual import LPIPS, edge_error, load_lpips
+from train.codec.perceptual import LPIPS, edge_error, load_lpips
 
 # (name in the published file, features, kernel, stride, padding, pool before: side), and where slices end.
 VGG = [

@@ -20,10 +20,10 @@ from neodragon_jax import checkpoint
 from neodragon_jax.errors import InputError
 from train import prune, pruning
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.metrics import read_metrics
-from train.program import LoopConfig
+from train.platform.metrics import read_metrics
+from train.platform.program import LoopConfig
+from train.platform.step import abstract_arguments, initial, jit_step
 from train.sharding import AXES, make_mesh, put, to_host
-from train.step import abstract_arguments, initial, jit_step
 from train.teacher import TEACHER, Teacher, load_program
 
 FRAMES, BATCH, COUNT = 2, 8, 24

@@ -16,7 +16,7 @@ from neodragon_jax.errors import InputError
 from neodragon_jax.pyramid import block_noise, down
 from neodragon_jax.sampler import DrawnNoise, Plan, Prompt, sample
 from train import dmd
-from train.rollout import OwnHistoryConfig, Rollout
+from train.distillation.rollout import OwnHistoryConfig, Rollout
 from train.sharding import to_host
 
 ALWAYS = OwnHistoryConfig(first=1.0, last=1.0)

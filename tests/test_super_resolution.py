@@ -19,8 +19,9 @@ from neodragon_jax import checkpoint, video
 from neodragon_jax.config_super_resolution import VARIANTS, SuperResolutionConfig, variant
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.super_resolution import QuickSRNet, depth_to_space, upscale
-from train import frames, loop, super_resolution
-from train.metrics import read_metrics
+from train import loop, super_resolution
+from train.data import frames
+from train.platform.metrics import read_metrics
 
 # --- The network ------------------------------------------------------------------------------------------------------
 

@@ -23,12 +23,13 @@ from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.sampler import Prompt
 from neodragon_jax.schedule import Schedule
-from train import flow_matching, losses, teacher
+from train import losses, teacher
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.flow_evaluation import SAMPLES, motion
-from train.metrics import read_metrics
+from train.flow import flow_matching
+from train.flow.flow_evaluation import SAMPLES, motion
+from train.platform.metrics import read_metrics
+from train.platform.step import abstract_arguments, initial, jit_step
 from train.sharding import AXES, make_mesh, put, to_host
-from train.step import abstract_arguments, initial, jit_step
 
 SCHEDULE = Schedule()
 # --- The program ------------------------------------------------------------------------------------------------------

@@ -24,12 +24,12 @@ from neodragon_jax.models.text import T5EncoderWithProjection
 from neodragon_jax.random_checkpoint import random_params
 from train import losses, random_teacher, text, text_states
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.lora import init_lora, merge_lora
-from train.metrics import read_metrics
-from train.retrieval import ranks, retrieval
+from train.platform.metrics import read_metrics
+from train.platform.step import abstract_arguments, initial, jit_step
 from train.sharding import AXES, make_mesh, put, to_host
-from train.step import abstract_arguments, initial, jit_step
-from train.text_parts import TextParts, deployed_adapter
+from train.texts.lora import init_lora, merge_lora
+from train.texts.retrieval import ranks, retrieval
+from train.texts.text_parts import TextParts, deployed_adapter
 
 VOCABULARY, TOKENS, STATES, WIDTH, PROMPTS, BATCH = 24, 6, 20, 16, 40, 8
 SMALL = {'vocab_size': VOCABULARY, 'd_kv': 4, 'd_ff': 12, 'num_layers': 1, 'num_heads': 2}

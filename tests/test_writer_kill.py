@@ -15,8 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from train import journal, sample_writer
-from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
+from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, journal, sample_writer
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROCESS = {'cwd': ROOT, 'env': os.environ | {'PYTHONPATH': str(ROOT)}}

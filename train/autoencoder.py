@@ -22,7 +22,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -38,16 +38,22 @@ from neodragon_jax.atomic import atomic_file
 from neodragon_jax.config_pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
-from neodragon_jax.models.vae import Moments, Video, posterior_mean, posterior_sample
+from neodragon_jax.models.vae import Latents, Moments, Video, posterior_mean, posterior_sample
 from train import loop
-from train.clips import Clips, ClipsConfig, blank_clips, middle_cut, open_clips, random_cuts, to_float
+from train.aot.abstract import AbstractProgram
+from train.codec.flat_convolutions import flat_convolutions
+from train.codec.fresh_codecs import fresh_autoencoder, mean_colour
+from train.codec.latent_statistics import fit_and_fold, prior_divergence
+from train.codec.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
+from train.codec.rematerialise import MemoryConfig, decode, encode
 from train.data import DTYPES
-from train.gradients import value_and_grad
-from train.latent_statistics import fit_and_fold, prior_divergence
-from train.optimizer import Ema, EmaConfig, OptimizerConfig, init_ema, make_optimizer, update_ema
-from train.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
-from train.rematerialise import MemoryConfig, decode, encode
+from train.data.clips import Clips, ClipsConfig, blank_clips, middle_cut, open_clips, random_cuts, to_float
+from train.platform.gradients import value_and_grad
+from train.platform.optimizer import Ema, EmaConfig, OptimizerConfig, init_ema, make_optimizer, update_ema
+from train.platform.program import LoopConfig
 from train.sharding import count_parameters, split_batch, start_processes, to_host
+
+Options = TypeVar('Options')
 
 # Folder name of what comes out.
 AUTOENCODER = 'pyramid_flow_vae'
@@ -65,6 +71,7 @@ class AutoencoderConfig:
       accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
       ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
       dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
+      flat: compute causal convolutions in two dimensions, the same but faster on CPUs; see `flat_convolutions`.
     """
 
     sizes: PyramidFlowVAEConfig = dataclasses.field(default_factory=PyramidFlowVAEConfig)
@@ -75,6 +82,7 @@ class AutoencoderConfig:
     accumulate: int = 1
     ema_decay: float = 0.999
     dtype: str = 'bfloat16'
+    flat: bool = False
     memory: MemoryConfig = dataclasses.field(default_factory=lambda: MemoryConfig(blocks=True))
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -139,17 +147,18 @@ class Autoencoder:
         self.latents = latent_shape(self.module, cut)
         self.terms = Terms(config.terms, DTYPES[config.dtype])
         self.tx = make_optimizer(config.optimizer, fixed=())
-        self.evaluation = Evaluation(config.evaluation, clips.held_out)
+        self.evaluation = Evaluation(config.evaluation, clips)
         self._reconstruct = jax.jit(self.reconstruct)
 
     def frozen(self) -> dict[str, Any]:
-        """Return what is constant: LPIPS, and the parameters to begin with if they were read."""
-        return self.terms.frozen() | ({} if self.start is None else {'start': self.start})
+        """Return what is constant: LPIPS, and what to begin with: parameters, or the mean colour of the clips."""
+        begin = {'colour': mean_colour(self.clips.training)} if self.start is None else {'start': self.start}
+        return self.terms.frozen() | begin
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
         """Return the state before the first step."""
         if self.start is None:
-            params = self.module.init(key, *checkpoint.example_inputs(self.module))['params']
+            params = fresh_autoencoder(self.module, key, frozen['colour'])
         else:
             # Copies even where the type is the same: the state's buffers are donated, these must survive.
             params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), frozen['start'])
@@ -179,18 +188,24 @@ class Autoencoder:
         """Return the loss of clips `video` with the posterior's `noise`, and its terms."""
         moments = self.encode(params, batch['video'])
         latents = posterior_sample(moments.astype(jnp.float32), batch['noise'])
-        frames = decode(self.module, params, latents, self.config.memory)
+        frames = self.decode(params, latents)
         loss, terms = self.terms(frozen, frames, batch['video'])
         divergence = prior_divergence(moments)
         return loss + self.config.kl * divergence, terms | {'kl': divergence}
 
     def encode(self, params: Any, video: Video) -> Moments:
         """Return the moments of clips."""
-        return encode(self.module, params, video, self.config.memory)
+        with flat_convolutions(self.config.flat):
+            return encode(self.module, params, video, self.config.memory)
+
+    def decode(self, params: Any, latents: Latents) -> Video:
+        """Return the clips of latents."""
+        with flat_convolutions(self.config.flat):
+            return decode(self.module, params, latents, self.config.memory)
 
     def reconstruct(self, params: Any, video: Video) -> Video:
         """Return what becomes of clips, without the posterior's noise."""
-        return decode(self.module, params, posterior_mean(self.encode(params, video)), self.config.memory)
+        return self.decode(params, posterior_mean(self.encode(params, video)))
 
     def evaluate(self, state: CodecState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
         """Return PSNR and SSIM of held-out clips, and write some beside their originals."""
@@ -254,6 +269,39 @@ def _read_start(folder: str) -> tuple[NativeVAE, Any]:
     return module, params
 
 
+def read_settings(kind: type[Options], name: str, values: Mapping[str, Any]) -> tuple[Options, ClipsConfig, LoopConfig]:
+    """Return a codec program's options, what it sees of the clips, and its run.
+
+    Args:
+      name: of the section with the options.
+    Raises:
+      InputError: a setting is unknown or out of range.
+    """
+    run = values['loop'] | {'seed': values['seed'], 'workdir': values['workdir']}
+    cut = freeze(ClipsConfig, values['clips'], 'config.clips')
+    return freeze(kind, values[name], f'config.{name}'), cut, freeze(LoopConfig, run, 'config.loop')
+
+
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for sizing, see train/aot/abstract.py; `settings.clips` stands for the data.
+
+    What is named, an autoencoder to go on from or LPIPS, is read. Without a file LPIPS is left out, as in training.
+
+    Raises:
+      InputError: a setting is unknown or out of range, or what is named cannot be read.
+    """
+    config, cut, run = read_settings(AutoencoderConfig, 'autoencoder', settings.to_dict())
+    program = Autoencoder(config, blank_clips(cut), cut)
+    if program.start is not None:
+        program.start = abstract(program.start)
+    return AbstractProgram(program, program.clips.training, run)
+
+
+def abstract(tree: Any) -> Any:
+    """Return parameters without their numbers."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
 def main(settings: ConfigDict, dry_run: bool = False) -> None:
     """Train as the settings say (see configs/autoencoder.py), or print the plan of it; a plan needs no data.
 
@@ -261,10 +309,7 @@ def main(settings: ConfigDict, dry_run: bool = False) -> None:
       InputError: a setting is wrong or does not fit the data.
     """
     values = settings.to_dict()
-    seeded = {'seed': values['seed']}
-    config = freeze(AutoencoderConfig, values['autoencoder'], 'config.autoencoder')
-    cut = freeze(ClipsConfig, values['clips'], 'config.clips')
-    run = freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop')
+    config, cut, run = read_settings(AutoencoderConfig, 'autoencoder', values)
     start_processes(run.distributed)
     program = Autoencoder(config, clips_of(values, cut, dry_run), cut)
     if dry_run:

@@ -7,7 +7,7 @@ its reason in CLIPS/report.tsv, and left out. The others are resampled to 24 fra
 frames, cut to the size that keeps most of the picture, and stored as H.264 with their captions.
 
 Each size is a dataset of its own, CLIPS/320x512 and so on: batches are arrays of one shape, a training step is compiled
-per shape, and the shares of the sizes can be chosen when training (train.mixture).
+per shape, and the shares of the sizes can be chosen when training (train.data.mixture).
 
 Started again with the same command, it goes on where it was stopped.
 
@@ -33,13 +33,12 @@ import tqdm
 from neodragon_jax import pipeline
 from neodragon_jax.atomic import PathLike
 from neodragon_jax.errors import InputError, exit_status
-from train import clip_codec
-from train.captions import Captions, file_key, read_sidecars, read_table, readable, sidecars
-from train.clip_report import REPORT, print_summary, write_report
-from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.inspection import Criteria, Verdict, inspect_files
-from train.parallel import ordered_map
-from train.video_files import FPS, Unusable, read_clips
+from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, clip_codec
+from train.data.captions import Captions, file_key, read_sidecars, read_table, readable, sidecars
+from train.data.clip_report import REPORT, print_summary, write_report
+from train.data.inspection import Criteria, Verdict, inspect_files
+from train.data.parallel import ordered_map
+from train.data.video_files import FPS, Unusable, read_clips
 
 NAME = 'captioned_clips'
 SPEC = RecordSpec({'start': ArraySpec((), 'float32')}, texts=('prompt', 'file'), blobs=('video',))
@@ -52,7 +51,7 @@ examples:
   videos of both orientations, captions in a table:
     python -m train.captioned_clips --videos DIR --captions captions.csv --out CLIPS --sizes 320x512 512x320
 
-  pictures, which train the first frame, captions in text files; then mixed with clips by train.mixture:
+  pictures, which train the first frame, captions in text files; then mixed with clips by train.data.mixture:
     python -m train.captioned_clips --videos PICTURES --out STILLS --frames 1 --sizes 320x512
 
   then, for each size, latents and text states:

@@ -33,7 +33,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from configs import command_line, freeze
+from configs import command_line
 from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.config import CausalEncoderConfig, VideoVAEConfig
@@ -41,7 +41,6 @@ from neodragon_jax.config_pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import (
-    NEODRAGON,
     CausalVAE,
     Latents,
     Moments,
@@ -51,13 +50,16 @@ from neodragon_jax.models.vae import (
     posterior_sample,
 )
 from train import loop
-from train.autoencoder import CodecState, begin, clips_of, latent_shape, seen, update
-from train.clips import Clips, ClipsConfig
+from train.aot.abstract import AbstractProgram
+from train.autoencoder import CodecState, abstract, begin, clips_of, latent_shape, read_settings, seen, update
+from train.codec.flat_convolutions import flat_convolutions
+from train.codec.fresh_codecs import fresh_small_decoder, mean_colour
+from train.codec.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
+from train.codec.rematerialise import MemoryConfig, decode, encode
 from train.data import DTYPES
-from train.gradients import value_and_grad
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
-from train.rematerialise import MemoryConfig, decode, encode
+from train.data.clips import Clips, ClipsConfig, blank_clips
+from train.platform.gradients import value_and_grad
+from train.platform.optimizer import OptimizerConfig, make_optimizer
 from train.sharding import count_parameters, start_processes, to_host
 
 # Folder name of what comes out: that of the released checkpoint.
@@ -82,6 +84,7 @@ class DecoderConfig:
       accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
       ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
       dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
+      flat: compute causal convolutions in two dimensions, the same but faster on CPUs; see `flat_convolutions`.
     """
 
     start: str = ''
@@ -92,6 +95,7 @@ class DecoderConfig:
     accumulate: int = 1
     ema_decay: float = 0.999
     dtype: str = 'bfloat16'
+    flat: bool = False
     memory: MemoryConfig = dataclasses.field(default_factory=lambda: MemoryConfig(blocks=True))
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -150,18 +154,20 @@ class DecoderDistillation:
         self.latents = latent_shape(self.module, cut)
         self.terms = Terms(config.terms, dtype)
         self.tx = make_optimizer(config.optimizer, fixed=())
-        self.evaluation = Evaluation(config.evaluation, clips.held_out)
+        self.evaluation = Evaluation(config.evaluation, clips)
         self._reconstruct, self._reconstruct_natively = jax.jit(self.reconstruct), jax.jit(self.reconstruct_natively)
 
     def frozen(self) -> dict[str, Any]:
-        """Return the encoder, the native decoder, LPIPS, and the decoder to begin with, as far as there are such."""
+        """Return the encoder, the native decoder, LPIPS, and what to begin with, as far as there are such."""
         parts = {**self.codecs.encoder, 'native': self.codecs.native_decoder, 'start': self.codecs.start}
+        if self.codecs.start is None:
+            parts['colour'] = mean_colour(self.clips.training)
         return self.terms.frozen() | {name: part for name, part in parts.items() if part is not None}
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
         """Return the state before the first step."""
         if self.codecs.start is None:
-            params = fresh_decoder(self.module, key)
+            params = fresh_small_decoder(self.module, key, frozen['colour'])
         else:
             # Copies even where the type is the same: the state's buffers are donated, these must survive.
             params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), frozen['start'])
@@ -201,7 +207,8 @@ class DecoderDistillation:
 
     def encode(self, frozen: Any, video: Video) -> Moments:
         """Return the moments of clips; they do not depend on what is trained."""
-        return encode(self.module, {name: frozen[name] for name in ENCODER}, video, self.config.memory)
+        with flat_convolutions(self.config.flat):
+            return encode(self.module, {name: frozen[name] for name in ENCODER}, video, self.config.memory)
 
     def reconstruct(self, params: Any, frozen: Any, video: Video) -> Video:
         """Return what becomes of clips, without the posterior's noise."""
@@ -213,7 +220,8 @@ class DecoderDistillation:
 
     def _native_frames(self, frozen: Any, latents: Latents) -> Video:
         assert self.native is not None
-        return decode(self.native, frozen['native'], latents, self.config.memory)
+        with flat_convolutions(self.config.flat):
+            return decode(self.native, frozen['native'], latents, self.config.memory)
 
     def evaluate(self, state: CodecState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
         """Return PSNR and SSIM of held-out clips, of both decoders where there are two; write some side by side."""
@@ -248,19 +256,6 @@ def digest(params: Params) -> str:
     for path, leaf in sorted(traverse_util.flatten_dict(dict(params)).items()):
         sha.update('/'.join(path).encode() + np.ascontiguousarray(leaf).tobytes())
     return sha.hexdigest()[:16]
-
-
-def fresh_decoder(module: VideoVAE, key: PRNGKeyArray) -> dict[str, Any]:
-    """Return parameters of a new small decoder.
-
-    Its first convolution begins as the normalisation of latents after the first one, so that the bounding by tanh that
-    follows has room for them.
-    """
-    params = module.init(key, *checkpoint.example_inputs(module))['params']
-    channels = module.config.encoder_out_channels
-    identity = jnp.eye(channels).reshape(1, 1, channels, channels)
-    shift = jnp.full(channels, -NEODRAGON.shift * NEODRAGON.scale)
-    return {'decoder': params['decoder'], 'post_quant_conv': {'kernel': NEODRAGON.scale * identity, 'bias': shift}}
 
 
 def read_codecs(config: DecoderConfig) -> Codecs:
@@ -335,6 +330,25 @@ def _close(left: np.ndarray, right: np.ndarray) -> bool:
     )
 
 
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for sizing, see train/aot/abstract.py; `settings.clips` stands for the data.
+
+    Without a named video VAE it has the released sizes. What is named, codecs or LPIPS, is read; without a file LPIPS
+    is left out, as in training.
+
+    Raises:
+      InputError: a setting is unknown or out of range, or what is named cannot be read.
+    """
+    config, cut, run = read_settings(DecoderConfig, 'decoder', settings.to_dict())
+    codecs = full_codecs(config)
+    if config.start:
+        read = read_codecs(config)
+        held = {name: abstract(getattr(read, name)) for name in ('encoder', 'start', 'native_decoder')}
+        codecs = dataclasses.replace(read, **held)
+    program = DecoderDistillation(config, codecs, blank_clips(cut), cut)
+    return AbstractProgram(program, program.clips.training, run)
+
+
 def main(settings: ConfigDict, dry_run: bool = False) -> None:
     """Train as the settings say (see configs/decoder.py), or print the plan of it.
 
@@ -344,10 +358,7 @@ def main(settings: ConfigDict, dry_run: bool = False) -> None:
       InputError: a setting is wrong or does not fit the data.
     """
     values = settings.to_dict()
-    seeded = {'seed': values['seed']}
-    config = freeze(DecoderConfig, values['decoder'], 'config.decoder')
-    cut = freeze(ClipsConfig, values['clips'], 'config.clips')
-    run = freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop')
+    config, cut, run = read_settings(DecoderConfig, 'decoder', values)
     start_processes(run.distributed)
     codecs = full_codecs(config) if dry_run and not config.start else read_codecs(config)
     program = DecoderDistillation(config, codecs, clips_of(values, cut, dry_run), cut)

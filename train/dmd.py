@@ -43,16 +43,17 @@ from neodragon_jax.errors import InputError
 from neodragon_jax.pyramid import envelope_history, levels, stage_pair
 from neodragon_jax.sampler import Denoiser, Prompt, Unit, guided, jax_denoiser
 from neodragon_jax.schedule import Schedule
-from train import flow_matching, loop, losses
-from train.aot_program import AbstractProgram
+from train import loop, losses
+from train.aot.abstract import AbstractProgram
 from train.data import DTYPES, SampleSource
-from train.dmd_config import PROTOCOLS, DMDConfig
-from train.dmd_examples import Example, Probe, by_unit, prompt_of, student_metrics
-from train.dmd_teacher import Teacher, abstract_teacher, read_teacher
-from train.optimizer import make_optimizer
-from train.rollout import Rollout, drawn_noise
+from train.data.sources import Repeated
+from train.distillation.dmd_config import PROTOCOLS, DMDConfig
+from train.distillation.dmd_examples import Example, Probe, by_unit, prompt_of, student_metrics
+from train.distillation.dmd_teacher import Teacher, abstract_teacher, read_teacher
+from train.distillation.rollout import Rollout, drawn_noise
+from train.flow import flow_matching
+from train.platform.optimizer import make_optimizer
 from train.sharding import start_processes, to_host
-from train.sources import Repeated
 from train.teacher_samples import TEACHER_ADAPTER, fingerprint, scale_by_unit
 
 # Released folder names of what comes out.
@@ -322,13 +323,15 @@ def load_program(config: DMDConfig, source: SampleSource) -> DMD:
     """Return the program for a folder of teacher samples.
 
     Raises:
-      InputError: the samples were made with another checkpoint's text states.
+      InputError: the samples have no text states, or were made with another checkpoint's.
     """
     adapter = fingerprint(checkpoint.component_folder(config.checkpoint, TEACHER_ADAPTER))
-    if source.protocol['adapter'] != adapter:
+    made_by = source.protocol.get('adapter')  # not every text state is one's, and not every sample has text states
+    if made_by != adapter:
+        given = f'come from the context adapter {made_by}' if made_by else 'come from no context adapter'
         raise InputError(
-            f"the samples' text states come from the context adapter {source.protocol['adapter']}, the checkpoint "
-            f'{config.checkpoint} has {adapter}; use the checkpoint that made them, or make them again.'
+            f"the samples' text states {given}, the checkpoint {config.checkpoint} has {adapter}; use the checkpoint "
+            'that made them, or make them again with train.teacher_samples.'
         )
     return DMD(config, source.negative(), source.spec.latents[0])
 
@@ -355,7 +358,7 @@ def _configs(settings: ConfigDict) -> tuple[DMDConfig, loop.LoopConfig]:
 
 
 def abstract_program(settings: ConfigDict) -> AbstractProgram:
-    """Return the program for a plan or for sizing, see train/aot_program.py; `settings.shapes` stands for the data.
+    """Return the program for a plan or for sizing, see train/aot/abstract.py; `settings.shapes` stands for the data.
 
     Raises:
       InputError: a setting is unknown or out of range.

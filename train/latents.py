@@ -9,8 +9,8 @@ goes on after the last clip that was finished.
 A sample holds
 
     latents    [T, H, W, C]  normalised, as the denoiser sees them
-    units      []            latents that count, here all T; train.mixture pads pictures and says 1
-    text etc.                see train.conditioning
+    units      []            latents that count, here all T; train.data.mixture pads pictures and says 1
+    text etc.                see train.data.conditioning
     prompt, file             as of the clip: its caption, without modifier, and where it comes from
 
 and beside the samples lie two more conditionings: negative.npz, what guidance steers away from, and null.npz, of the
@@ -48,10 +48,10 @@ from neodragon_jax.models.vae import (
 )
 from neodragon_jax.tokens import DEFAULT_NEGATIVE_PROMPT
 from train.captioned_clips import ClipSource
-from train.conditioning import CONTENTS, Conditioner, load_conditioner
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleWriter
-from train.manifest import NEGATIVE, NULL, is_dataset
-from train.parallel import ordered_map
+from train.data.conditioning import CONTENTS, Conditioner, load_conditioner
+from train.data.manifest import NEGATIVE, NULL, is_dataset
+from train.data.parallel import ordered_map
 from train.sharding import start_processes
 from train.teacher_samples import fingerprint
 

@@ -29,8 +29,8 @@ import tqdm
 
 from neodragon_jax.errors import InputError, exit_status
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, Source
-from train.loader import Loader
-from train.record_spec import ARRAY_DTYPES
+from train.data.loader import Loader
+from train.data.record_spec import ARRAY_DTYPES
 from train.sharding import MeshConfig, batch_sharding, make_mesh
 
 # 49 frames of 320x512, and prompts as the denoiser reads them.

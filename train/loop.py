@@ -1,8 +1,8 @@
 """The training loop: everything that a program does not own.
 
-A program is an objective: how its state begins and what one step does to it (`train.program`). The loop gives it a
-mesh, compiled steps, data in a fixed order, checkpoints, logs, evaluations, traces, a guard against numbers that are
-not finite, and a clean stop. `run` reads from top to bottom; `jit_step` is the step that it runs and that an
+A program is an objective: how its state begins and what one step does to it (`train.platform.program`). The loop gives
+it a mesh, compiled steps, data in a fixed order, checkpoints, logs, evaluations, traces, a guard against numbers that
+are not finite, and a clean stop. `run` reads from top to bottom; `jit_step` is the step that it runs and that an
 ahead-of-time compilation lowers.
 
 What a step computes depends on the seed, the step and the state only, so a run that is killed and started again ends
@@ -26,15 +26,14 @@ from jaxtyping import PRNGKeyArray
 
 from neodragon_jax.atomic import atomic_folder
 from neodragon_jax.errors import InputError, did_you_mean
-from train.checkpoints import Checkpoints, Keep, stop_on_sigterm
 from train.data import Source
-from train.loader import Loader
-from train.metrics import MetricsLog, Window
-from train.plan import plan
-from train.profiler import Profiler
-from train.program import EVALUATION, DivergedError, EvaluatedProgram, LoopConfig, Metrics, Program, State
-from train.sharding import make_mesh, of_first_process, put, start_processes, wait_for_processes
-from train.step import (
+from train.data.loader import Loader
+from train.platform.checkpoints import Checkpoints, Keep, stop_on_sigterm
+from train.platform.metrics import MetricsLog, Window
+from train.platform.plan import plan
+from train.platform.profiler import Profiler
+from train.platform.program import EVALUATION, DivergedError, EvaluatedProgram, LoopConfig, Metrics, Program, State
+from train.platform.step import (
     COUNTERS,
     Arguments,
     Carry,
@@ -45,6 +44,7 @@ from train.step import (
     jit_step,
     shardings_of,
 )
+from train.sharding import make_mesh, of_first_process, put, start_processes, wait_for_processes
 
 # All that a program, its tests and an ahead-of-time compilation need is here.
 __all__ = [

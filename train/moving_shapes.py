@@ -28,7 +28,7 @@ from neodragon_jax.atomic import PathLike, atomic_file
 from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.video import write_mp4
 from train.data import ArraySpec, RecordSpec, SampleWriter
-from train.shapes_world import SPLITS, WORLDS, Scene, Traits, World, caption, draw, track
+from train.shapes.world import SPLITS, WORLDS, Scene, Traits, World, caption, draw, track
 
 FPS = 24
 # What the video VAE compresses: 8 n + 1 frames, and sides that still halve after its factor of 8.
@@ -41,7 +41,7 @@ EXAMPLES = """
 worlds, at any size and length:
   cpu   4 colours x 3 shapes x 4 directions x 2 backgrounds, one size and one speed: little to learn
   gpu   6 colours x 3 shapes x 2 sizes x 4 directions x 3 speeds x 3 backgrounds, and turns that no caption tells
-Combinations of the split held_out never occur in the split train; train/shapes_world.py has the rules.
+Combinations of the split held_out never occur in the split train; train/shapes/world.py has the rules.
 
 examples:
   python -m train.moving_shapes --out data/shapes --count 4096 --preview shapes.png

@@ -23,9 +23,9 @@ import tqdm
 
 from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.tokens import Tokenizers
-from train.captions import BadCaption, clean
-from train.conditioning import token_ids
 from train.data import ArraySpec, RecordSpec, SampleWriter
+from train.data.captions import BadCaption, clean
+from train.data.conditioning import token_ids
 
 # Tokenizers are faster on many texts at once.
 PROMPTS_AT_ONCE = 256

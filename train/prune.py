@@ -30,13 +30,13 @@ from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import CausalVAE, denormalise
 from neodragon_jax.sampler import Plan, Prompt
-from train.block_selection import Round, Subject, check_choice, choose, difference
+from train.blocks.block_selection import Round, Subject, check_choice, choose, difference
+from train.blocks.importance import Importance
+from train.blocks.importance_chart import importance_svg
+from train.blocks.keep_list import KEEP, prune, read_keep
 from train.data import DTYPES, SampleSource
-from train.importance import Importance
-from train.importance_chart import importance_svg
-from train.keep_list import KEEP, prune, read_keep
+from train.flow.teacher_parts import check_widths, read_denoiser
 from train.teacher import RAW_STATES, STATES
-from train.teacher_parts import check_widths, read_denoiser
 from train.teacher_samples import fingerprint
 
 EXAMPLES = """

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,17 +30,28 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from configs import command_line, freeze
+from neodragon_jax import checkpoint
+from neodragon_jax.config_pyramid_flow import TEACHER
 from neodragon_jax.errors import InputError
-from train import flow_matching, loop, losses
-from train.features import Features, observer, with_features
-from train.flow_evaluation import ask
-from train.gradients import value_and_grad
-from train.keep_list import prune, read_keep
+from neodragon_jax.models.teacher import TeacherMMDiT
+from train import loop, losses
+from train.aot.abstract import AbstractProgram
+from train.blocks.features import Features, observer, with_features
+from train.blocks.keep_list import check_keep, prune, read_keep
+from train.data.mixture import Mixture
+from train.data.sources import Repeated
+from train.flow import flow_matching
+from train.flow.flow_evaluation import ask
+from train.flow.teacher_parts import read_denoiser
+from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, abstract_stacked, blank_latents, sized
+from train.platform.gradients import value_and_grad
 from train.sharding import start_processes
 from train.teacher import Teacher, TeacherConfig, TeacherState, load_program
-from train.teacher_parts import read_denoiser
 from train.teacher_samples import fingerprint
 
+# The paper keeps 18 of 24 blocks; which ones they are changes no size. Its latents are of 49 frames of 320x512.
+PUBLISHED_KEEP = (*range(17), 23)
+PUBLISHED_SHAPES = {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128}
 MAPPINGS = ('simple', 'next')
 WEIGHTS = ('image_weight', 'text_weight', 'output_weight', 'data_weight')
 
@@ -77,37 +88,92 @@ class PruningConfig:
                 raise InputError(f'{name} is {getattr(self, name)}; it must be at least 0.')
 
 
+class Denoisers(NamedTuple):
+    """The networks of the pruning; parameters are stacked for the scan, abstract ones where only shapes are known.
+
+    Attributes:
+      full_module, full: the denoiser with all its blocks.
+      module, start: the one that is trained, as it begins.
+      keep: its blocks.
+      fingerprint: of the full one.
+    """
+
+    full_module: AnyDenoiser
+    full: Any
+    module: AnyDenoiser
+    start: Any
+    keep: tuple[int, ...]
+    fingerprint: str
+
+
+def read_denoisers(pruning: PruningConfig) -> Denoisers:
+    """Read the full denoiser, and prune it or read a pruned one.
+
+    Raises:
+      InputError: a denoiser cannot be read, the keep list does not suit it, or they do not go together.
+    """
+    full_module, full = read_denoiser(pruning.denoiser)
+    keep = read_keep(pruning.keep)
+    module, start = prune(full_module, full, keep)
+    if pruning.start:
+        given, start = read_denoiser(pruning.start)
+        _check_start(given, module, pruning)
+    return Denoisers(full_module, full, module, start, keep, fingerprint(pruning.denoiser))
+
+
+def abstract_denoisers(pruning: PruningConfig) -> Denoisers:
+    """Return the networks without their numbers; of the published sizes where no denoiser is named.
+
+    Raises:
+      InputError: as of `read_denoisers`, but for the weights.
+    """
+    if pruning.denoiser:
+        full_module, full = abstract_denoiser(pruning.denoiser)
+    else:
+        full_module = TeacherMMDiT(TEACHER)
+        full = abstract_stacked(full_module)
+    keep = read_keep(pruning.keep) if pruning.keep else PUBLISHED_KEEP
+    check_keep(keep, full_module.config.num_layers)
+    module = full_module.clone(config=dataclasses.replace(full_module.config, num_layers=len(keep)))
+    if pruning.start:
+        _check_start(checkpoint.load_module(pruning.start), module, pruning)
+    return Denoisers(full_module, full, module, abstract_stacked(module), keep, 'abstract')
+
+
+def _check_start(given: Any, module: AnyDenoiser, pruning: PruningConfig) -> None:
+    """Raise InputError unless a pruned denoiser is one that the keep list makes."""
+    if (type(given), given.config) != (type(module), module.config):
+        raise InputError(
+            f'start {pruning.start} holds a {type(given).__name__} of {given.config.num_layers} blocks, the keep list '
+            f'makes a {type(module).__name__} of {module.config.num_layers} of {pruning.denoiser}: give the denoiser '
+            'and the keep list that it was made with.'
+        )
+
+
 class Pruning(Teacher):
     """Both stages as a program of the loop: flow matching as the teacher's, with another loss in stage 2."""
 
     name = 'pruning'
 
-    def __init__(self, pruning: PruningConfig, config: TeacherConfig, *data: Any) -> None:
-        """Read the full denoiser, and prune it or read a pruned one.
+    def __init__(
+        self, pruning: PruningConfig, config: TeacherConfig, *data: Any, denoisers: Denoisers | None = None
+    ) -> None:
+        """Prepare.
 
         Args:
           data: as of `Teacher`.
+          denoisers: by default from `read_denoisers`.
         Raises:
-          InputError: a denoiser cannot be read, the keep list does not suit it, or they do not go together.
+          InputError: the denoisers cannot be read, or do not suit each other or the samples.
         """
-        super().__init__(dataclasses.replace(config, start=pruning.denoiser), *data)
-        self.pruning, self.keep = pruning, read_keep(pruning.keep)
-        self.fingerprint = fingerprint(pruning.denoiser)
-        self.full_module, self.full = self.module, self.start
-        assert self.full is not None
-        self.module, self.start = prune(self.full_module, self.full, self.keep)
-        if pruning.start:
-            module, self.start = read_denoiser(pruning.start)
-            if (type(module), module.config) != (type(self.module), self.module.config):
-                raise InputError(
-                    f'start {pruning.start} holds a {type(module).__name__} of {module.config.num_layers} blocks, the '
-                    f'keep list makes a {type(self.module).__name__} of {len(self.keep)} of {pruning.denoiser}: give '
-                    'the denoiser and the keep list that it was made with.'
-                )
+        denoisers = read_denoisers(pruning) if denoisers is None else denoisers
+        super().__init__(config, *data, denoiser=(denoisers.module, denoisers.start))
+        self.pruning, self.keep, self.fingerprint = pruning, denoisers.keep, denoisers.fingerprint
+        self.full_module, self.full = self.module.clone(config=denoisers.full_module.config), denoisers.full
 
     def frozen(self) -> dict[str, Any]:
         """Return the parameters to begin with, and in stage 2 the teacher's."""
-        teacher = {'teacher': self.flat(self.full)} if self.pruning.stage == 2 else {}  # pyright: ignore[reportArgumentType]
+        teacher = {'teacher': self.flat(self.full)} if self.pruning.stage == 2 else {}
         return super().frozen() | teacher
 
     def train_step(
@@ -199,11 +265,16 @@ def read_settings(settings: ConfigDict) -> tuple[PruningConfig, TeacherConfig, l
     Raises:
       InputError: a setting is unknown, missing or out of range.
     """
-    values = settings.to_dict()
     for name in ('denoiser', 'keep', 'data', 'workdir'):
-        if not values[name]:
+        if not settings[name]:
             what = '0,1,2 or FILE.json' if name == 'keep' else 'FOLDER'
             raise InputError(f'config.{name} is empty; pass --config.{name}={what}.')
+    return _configs(settings)
+
+
+def _configs(settings: ConfigDict) -> tuple[PruningConfig, TeacherConfig, loop.LoopConfig]:
+    """Return the objectives and the run, whatever folders are given."""
+    values = settings.to_dict()
     seeded = {'seed': values['seed']}
     given = {name: values[name] for name in ('denoiser', 'keep', 'start')}
     pruning = freeze(PruningConfig, values['pruning'] | given, 'config.pruning')
@@ -212,22 +283,45 @@ def read_settings(settings: ConfigDict) -> tuple[PruningConfig, TeacherConfig, l
     return pruning, config, freeze(loop.LoopConfig, run, 'config.loop')
 
 
+def _with_data(settings: ConfigDict, denoisers: Denoisers | None = None) -> tuple[Pruning, Mixture]:
+    """Return the program for the folders of data that settings name, and the samples to train on."""
+    pruning, config, _ = _configs(settings)
+    values = settings.to_dict()
+    folders = values['data'].split(',')
+    weights = values['weights'] or [1.0] * len(folders)
+    return load_program(config, folders, weights, functools.partial(Pruning, pruning, denoisers=denoisers))
+
+
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for a plan or for sizing, see train/aot/abstract.py.
+
+    What is named decides on the sizes; where no denoiser, keep list or data are, the published ones do.
+
+    Raises:
+      InputError: a setting is unknown or out of range, or what is named does not go together.
+    """
+    pruning, config, run = _configs(settings)
+    denoisers = abstract_denoisers(pruning)
+    if settings['data']:
+        program, source = _with_data(settings, denoisers)
+        return AbstractProgram(program, Repeated(source[0], len(source)), run)
+    blank = blank_latents(**PUBLISHED_SHAPES, config=sized(config, denoisers.module))
+    return AbstractProgram(Pruning(pruning, config, blank[0], denoisers=denoisers), blank, run)
+
+
 def main(settings: ConfigDict, dry_run: bool = False) -> None:
-    """Train as the settings say, or print the plan of it.
+    """Train as the settings say, or print the plan of it; a plan needs neither data nor weights.
 
     Raises:
       InputError: a setting is wrong or does not fit the data.
     """
-    pruning, config, run = read_settings(settings)
-    values = settings.to_dict()
-    start_processes(run.distributed)
-    folders = values['data'].split(',')
-    weights = values['weights'] or [1.0] * len(folders)
-    program, source = load_program(config, folders, weights, functools.partial(Pruning, pruning))
     if dry_run:
-        print(loop.plan(program, source, run))
-    else:
-        loop.run(program, source, run)
+        print(loop.plan(*abstract_program(settings)))
+        return
+    _, _, run = read_settings(settings)
+    start_processes(run.distributed)
+    program, source = _with_data(settings)
+    loop.run(program, source, run)
 
 
 if __name__ == '__main__':

@@ -36,9 +36,9 @@ _PLACES = itertools.count()
 # What tells a process of its run where no cluster does.
 PROCESS_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
-# The last axes of a parameter by the end of its path. Axes to the left (blocks stacked by a scan) are never split:
-# every device needs its part of each block. The paths are those of PyramidMMDiT, scanned or not, then of what else
-# programs train or hold, and of any tree that contains them, such as optimizer states.
+# The last axes of a parameter by the end of its path; the first rule that fits holds. Axes to the left (blocks stacked
+# by a scan) are never split: every device needs its part of each block. The paths are those of PyramidMMDiT, scanned
+# or not, then of what else programs train or hold, and of any tree that contains them, such as optimizer states.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'(image|text)_(query|key|value)/kernel', (FSDP, TENSOR)),
     (r'(image|text)_(query|key|value)/bias', (TENSOR,)),
@@ -59,7 +59,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # ContextAdapter: every layer reads the whole output of the one before, and its input besides.
     (r'layer_\d+/kernel', (FSDP, None)),
     (r'layer_\d+/bias', ()),
-    # T5, as the text teacher (T5-XXL) and as DT5: heads and hidden units over `tensor`, like the denoiser's.
+    # T5, as the text teacher (T5-XXL) and as DT5: heads and hidden units over `tensor`, like the denoiser's. What CLIP
+    # and the codecs name alike is split alike.
     (r'attention/(query|key|value)/kernel', (FSDP, TENSOR)),
     (r'attention/out/kernel', (TENSOR, FSDP)),
     (r'mlp_(gate|value)/kernel', (FSDP, TENSOR)),
@@ -67,17 +68,12 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'projection_in/kernel', (FSDP, TENSOR)),
     (r'projection_out/kernel', (TENSOR, FSDP)),
     (r'token_embedding/embedding', (None, FSDP)),
-    # The text teacher's linear embedding, and low-rank additions to T5.
+    # The linear embedding of text states, of the multi-step denoiser and beside the text teacher; low-rank additions.
     (r'(context_embedder|embedder)/kernel', (FSDP, None)),
     (r'lora_down', (FSDP, None)),
     (r'lora_up', (None, FSDP)),
-    # The multi-step denoiser's own projection of text states.
-    (r'context_embedder/kernel', (FSDP, None)),
-    # Text encoders and video codecs: little beside the denoisers, whose work the tensor axis divides.
-    (r'attention/(query|key|value|out)/kernel', (FSDP, None)),
-    (r'mlp_(in|gate|value|out)/kernel', (FSDP, None)),
-    (r'projection(_in|_out)?/kernel', (FSDP, None)),
-    (r'token_embedding/embedding', (None, FSDP)),
+    # CLIP and video codecs: little beside the denoisers, whose work the tensor axis divides.
+    (r'(mlp_in|projection)/kernel', (FSDP, None)),
     (r'(\w+_)?(resnet|memory)_\d+/conv_\d+/kernel', (FSDP, None)),
     (r'(halve|double)_(space|time)/kernel', (FSDP, None)),
     (r'(conv_out|level_\d+_out)/kernel', (FSDP, None)),

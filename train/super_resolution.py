@@ -22,6 +22,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
@@ -33,7 +34,9 @@ from neodragon_jax.config_super_resolution import variant
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.super_resolution import QuickSRNet
 from train import loop
-from train.frames import CropConfig, CropSource
+from train.aot.abstract import AbstractProgram
+from train.data.frames import CropConfig, CropSource
+from train.data.sources import Repeated
 from train.sharding import split_batch, start_processes, to_host
 
 # Folder name of what comes out.
@@ -145,27 +148,62 @@ def _pictures(crops: UInt8[Array, 'B N H W 3']) -> Float[Array, 'B*N H W 3']:
     return split_batch(crops.reshape(-1, *crops.shape[2:]).astype(jnp.float32) / 255)
 
 
+def read_settings(settings: ConfigDict) -> tuple[SuperResolutionTraining, CropConfig, loop.LoopConfig]:
+    """Return the objective, the crops and the run from settings such as configs/super_resolution.py.
+
+    Raises:
+      InputError: a setting is unknown or out of range.
+    """
+    values = settings.to_dict()
+    seeded = {'seed': values['seed']}
+    config = freeze(SuperResolutionTraining, values['super_resolution'], 'config.super_resolution')
+    crops = freeze(CropConfig, values['crops'] | seeded, 'config.crops')
+    return (
+        config,
+        crops,
+        freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop'),
+    )
+
+
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for a plan or for sizing, see train/aot/abstract.py.
+
+    Raises:
+      InputError: a setting is unknown or out of range.
+    """
+    config, crops, run = read_settings(settings)
+    program = SuperResolution(config, {})
+    return AbstractProgram(program, blank_crops(crops, config.scaling_factor), run)
+
+
+def blank_crops(config: CropConfig, factor: int) -> Repeated:
+    """Return black crops as `CropSource` has them, for a plan without data.
+
+    Raises:
+      InputError: the factor does not divide the size of a crop.
+    """
+    if config.size % factor:
+        raise InputError(f'crop size {config.size} is no multiple of the scaling factor {factor}; choose one.')
+    sides = {'small': config.size // factor, 'large': config.size}
+    return Repeated({name: np.zeros((config.per_file, side, side, 3), np.uint8) for name, side in sides.items()}, 2**20)
+
+
 def main(settings: ConfigDict, dry_run: bool = False) -> None:
-    """Train as the settings say (see configs/super_resolution.py), or print the plan of it.
+    """Train as the settings say (see configs/super_resolution.py), or print the plan of it; a plan needs no data.
 
     Raises:
       InputError: a setting is wrong or does not fit the data.
     """
-    values = settings.to_dict()
-    for name in ('data', 'workdir'):
-        if not values[name]:
-            raise InputError(f'config.{name} is empty; pass --config.{name}=FOLDER.')
-    seeded = {'seed': values['seed']}
-    config = freeze(SuperResolutionTraining, values['super_resolution'], 'config.super_resolution')
-    crops = freeze(CropConfig, values['crops'] | seeded, 'config.crops')
-    loop_config = freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop')
-    start_processes(loop_config.distributed)
-    source = CropSource(values['data'], crops, config.scaling_factor)
-    program = SuperResolution(config, source.metadata())
     if dry_run:
-        print(loop.plan(program, source, loop_config))
-    else:
-        loop.run(program, source, loop_config)
+        print(loop.plan(*abstract_program(settings)))
+        return
+    for name in ('data', 'workdir'):
+        if not settings[name]:
+            raise InputError(f'config.{name} is empty; pass --config.{name}=FOLDER.')
+    config, crops, run = read_settings(settings)
+    start_processes(run.distributed)
+    source = CropSource(str(settings['data']), crops, config.scaling_factor)
+    loop.run(SuperResolution(config, source.metadata()), source, run)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,6 @@ p pooled width.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -38,77 +37,28 @@ from ml_collections import ConfigDict
 from configs import command_line, freeze
 from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
-from neodragon_jax.config import MMDiTConfig
 from neodragon_jax.errors import InputError
-from neodragon_jax.models.mmdit import REMAT_POLICIES
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.sampler import Prompt, jax_denoiser
 from neodragon_jax.schedule import Schedule
-from train import flow_matching, loop, losses
+from train import loop, losses
+from train.aot.abstract import AbstractProgram
 from train.data import DTYPES, SampleSource
-from train.flow_evaluation import EvaluationConfig, FlowEvaluation, ask
-from train.gradients import value_and_grad
-from train.mixture import Mixture, drop_captions
-from train.optimizer import Ema, EmaConfig, OptimizerConfig, init_ema, make_optimizer, update_ema
+from train.data.mixture import Mixture, drop_captions
+from train.data.sources import hold_out, stacked
+from train.flow import flow_matching
+from train.flow.flow_evaluation import FlowEvaluation, ask
+from train.flow.teacher_config import RAW_STATES, STATES, TeacherConfig
+from train.flow.teacher_parts import check_widths, fresh_denoiser, read_denoiser, without_embedder
+from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, blank_latents, sized
+from train.platform.gradients import value_and_grad
+from train.platform.optimizer import Ema, EmaConfig, init_ema, make_optimizer, update_ema
 from train.sharding import start_processes, to_host
-from train.sources import Repeated, hold_out, stacked
-from train.teacher_parts import check_widths, fresh_denoiser, read_denoiser, without_embedder
 from train.teacher_samples import TEACHER, TEACHER_ADAPTER
-from train.text_parts import deployed_adapter
+from train.texts.text_parts import deployed_adapter
 
 # Where the denoiser goes besides, with its context embedder, in Pyramid-Flow's own layout.
 PYRAMID_FLOW = 'pyramid_flow_dit'
-STAGES_PER_STEP = ('one', 'all')
-# Names of the text states in the samples: as a context embedder takes them, and as a denoiser without one does.
-RAW_STATES, STATES = 't5', 'text'
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherConfig:
-    """Options of the objective.
-
-    Attributes:
-      sizes: of the denoiser; `joint_attention_dim` is the width of the samples' text states.
-      context_embedder: train Pyramid-Flow's linear embedding of the text states, too. Without it the states must have
-        the denoiser's width, as those behind a context adapter have.
-      start: component folder of a denoiser to go on from, of either class, which then decides on the two above;
-        '' begins with fresh parameters.
-      stages: 'one' trains a stage per step, drawn for the whole batch; 'all' trains every sample at every stage.
-      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
-      caption_dropout: probability of training without the caption, which guidance needs.
-      corruption: largest amount of noise in the history.
-      ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
-      dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
-      remat: see `PyramidMMDiT`.
-      seed: of the order of the stages.
-    """
-
-    sizes: MMDiTConfig = dataclasses.field(default_factory=lambda: MMDiTConfig(num_layers=24))
-    context_embedder: bool = True
-    start: str = ''
-    stages: str = 'one'
-    caption_dropout: float = 0.1
-    corruption: float = flow_matching.CORRUPTION
-    ema_decay: float = 0.0
-    accumulate: int = 1
-    dtype: str = 'bfloat16'
-    remat: str = 'full'
-    seed: int = 0
-    optimizer: OptimizerConfig = dataclasses.field(
-        default_factory=lambda: OptimizerConfig(learning_rate=5e-5, warmup_steps=1000)
-    )
-    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-
-    def __post_init__(self) -> None:
-        choices = {'stages': STAGES_PER_STEP, 'dtype': DTYPES, 'remat': ('none', *REMAT_POLICIES)}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f'{name} is {getattr(self, name)!r}; use one of {", ".join(known)}.')
-        for name in ('caption_dropout', 'corruption', 'ema_decay'):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 0 and less than 1.')
-        if self.accumulate < 1:
-            raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
 
 
 @flax.struct.dataclass
@@ -132,6 +82,7 @@ class Teacher:
         null: Mapping[str, np.ndarray],
         held_out: Mapping[str, np.ndarray] | None = None,
         data: Mapping[str, Any] | None = None,
+        denoiser: tuple[AnyDenoiser, Any] | None = None,
     ) -> None:
         """Build the denoiser, or read the one to go on from.
 
@@ -139,15 +90,14 @@ class Teacher:
           null: what stands for a caption that is left out, of one sample: t5 or text [L, E], text_mask [L], pooled [p].
           held_out: samples to evaluate on, with a leading axis; None evaluates nothing.
           data: JSON on the samples, on which a resumed run must agree.
+          denoiser: to go on from, with its parameters stacked for the scan; by default it is read from `config.start`.
         Raises:
           InputError: the denoiser cannot be read, or does not fit the text states.
         """
         self.config, self.schedule, self.data = config, Schedule(), dict(data or {})
-        module, self.start = (
-            read_denoiser(config.start)
-            if config.start
-            else (fresh_denoiser(config.sizes, config.context_embedder), None)
-        )
+        if denoiser is None and config.start:
+            denoiser = read_denoiser(config.start)
+        module, self.start = denoiser or (fresh_denoiser(config.sizes, config.context_embedder), None)
         self.module = module.clone(scan=True, dtype=DTYPES[config.dtype], remat=config.remat)
         self.null = self.prompts(null)
         check_widths(self.module, self.null)
@@ -310,25 +260,6 @@ def _result(state: TeacherState) -> Any:
     return state.params if state.ema is None else state.ema.params
 
 
-def blank_latents(frames: int, height: int, width: int, text_tokens: int, config: TeacherConfig) -> Repeated:
-    """Return samples of zeros that suit a configuration, for a plan without data.
-
-    Args:
-      frames, height, width: T, H, W.
-      text_tokens: L.
-    """
-    sizes, stored = config.sizes, DTYPES['bfloat16']
-    text_width = sizes.joint_attention_dim if config.context_embedder else sizes.width
-    sample = {
-        'latents': np.zeros((frames, height, width, sizes.in_channels), stored),
-        'units': np.int32(frames),
-        RAW_STATES if config.context_embedder else STATES: np.zeros((text_tokens, text_width), stored),
-        'text_mask': np.ones(text_tokens, np.int32),
-        'pooled': np.zeros(sizes.pooled_projection_dim, stored),
-    }
-    return Repeated(sample, 2**20)
-
-
 def read_settings(settings: ConfigDict) -> tuple[TeacherConfig, loop.LoopConfig]:
     """Return the objective and the run from settings such as configs/teacher.py.
 
@@ -371,6 +302,20 @@ def load_program(
     return make(config, Mixture(sources, weights).null(), held_out, data), training
 
 
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for a plan or for sizing, see train/aot/abstract.py; `settings.shapes` stands for the data.
+
+    Raises:
+      InputError: a setting is unknown or out of range, or there is no such denoiser to go on from.
+    """
+    config, run = read_settings(settings)
+    denoiser = abstract_denoiser(config.start) if config.start else None
+    blank = blank_latents(
+        **settings.to_dict()['shapes'], config=config if denoiser is None else sized(config, denoiser[0])
+    )
+    return AbstractProgram(Teacher(config, blank[0], denoiser=denoiser), blank, run)
+
+
 def main(settings: ConfigDict, dry_run: bool = False) -> None:
     """Train as the settings say, or print the plan of it; a plan needs no data.
 
@@ -381,8 +326,7 @@ def main(settings: ConfigDict, dry_run: bool = False) -> None:
     values = settings.to_dict()
     start_processes(run.distributed)
     if dry_run and not values['data']:
-        blank = blank_latents(**values['shapes'], config=config)
-        print(loop.plan(Teacher(config, blank[0]), blank, run))
+        print(loop.plan(*abstract_program(settings)))
         return
     for name in ('data', 'workdir'):
         if not values[name]:

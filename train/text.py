@@ -36,15 +36,25 @@ from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.context_adapter import ContextAdapter
 from train import loop, losses
+from train.aot.abstract import AbstractProgram
 from train.data import DTYPES, SampleSource, Source
-from train.flow_evaluation import place
-from train.lora import init_lora, merge_lora, named_tensors
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.retrieval import retrieval
+from train.data.sources import Repeated, hold_out, stacked
+from train.flow.flow_evaluation import place
+from train.platform.optimizer import OptimizerConfig, make_optimizer
 from train.sharding import start_processes, to_host
-from train.sources import Repeated, hold_out, stacked
 from train.teacher_samples import TEACHER_ADAPTER
-from train.text_parts import ADAPTERS, ENCODER, TextParts, abstract_parts, adapter_config, deployed_adapter, read_parts
+from train.texts.lora import init_lora, merge_lora, named_tensors
+from train.texts.retrieval import retrieval
+from train.texts.text_parts import (
+    ADAPTERS,
+    ENCODER,
+    TextParts,
+    abstract_parts,
+    adapter_config,
+    deployed_adapter,
+    read_parts,
+)
+from train.texts.text_sizes import sized_parts
 
 ENCODERS = ('frozen', 'lora', 'trained')
 # Names of the samples' arrays: token ids and their mask, and T5-XXL's states where they are stored.
@@ -328,8 +338,25 @@ def load_program(config: TextConfig, folders: Mapping[str, str]) -> tuple[TextDi
     return TextDistillation(config, parts, rows, data), training
 
 
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for a plan or for sizing, see train/aot/abstract.py.
+
+    Models have the sizes of the folders that are named, and the published ones where none is; `settings.text_tokens`
+    and `settings.cached` stand for the data.
+
+    Raises:
+      InputError: a setting is unknown or out of range, or a folder does not fit the others.
+    """
+    config, run = read_settings(settings)
+    values = settings.to_dict()
+    published = abstract_parts(values['cached'] and not values['teacher'], config.dtype)
+    parts = sized_parts(published, values, config.dtype)
+    states = parts.encoder.config.out_dim if parts.teacher is None else None
+    return AbstractProgram(TextDistillation(config, parts), blank_prompts(values['text_tokens'], states), run)
+
+
 def main(settings: ConfigDict, dry_run: bool = False) -> None:
-    """Distil as the settings say, or print the plan of it; a plan of the full size needs no data and no weights.
+    """Distil as the settings say, or print the plan of it; a plan needs no data and no weights.
 
     Raises:
       InputError: a setting is wrong or does not fit the data.
@@ -338,9 +365,7 @@ def main(settings: ConfigDict, dry_run: bool = False) -> None:
     values = settings.to_dict()
     start_processes(run.distributed)
     if dry_run and not values['data']:
-        parts = abstract_parts(values['cached'], config.dtype)
-        states = parts.encoder.config.out_dim if values['cached'] else None
-        print(loop.plan(TextDistillation(config, parts), blank_prompts(values['text_tokens'], states), run))
+        print(loop.plan(*abstract_program(settings)))
         return
     for name in ('encoder', 'embedder', 'data', 'workdir'):
         if not values[name]:

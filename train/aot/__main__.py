@@ -1,0 +1,9 @@
+from configs import command_line
+from train.aot import sizing
+
+# What --help shows.
+__doc__ = sizing.__doc__
+
+if __name__ == '__main__':
+    sizing.define_flags()
+    command_line(sizing.main, 'configs/dmd.py')

@@ -1,0 +1,229 @@
+"""What a compiled program does, read from its optimised HLO text: arithmetic, cycles and communication per device.
+
+XLA's own `cost_analysis` counts the body of a loop once, and most of a training step is loops. Here a body counts as
+often as its loop runs. Everything is per device and per call of the program:
+
+  FLOPs         two per multiply-accumulate of matrix products and convolutions; padding multiplied by nothing is not
+                counted, element-wise work neither
+  cycles        the TPU compiler's estimates, which exclude collectives and custom kernels
+  collectives   bytes that a device must receive with the best algorithm, by kind and group
+  kernels       calls and FLOPs of custom (Pallas) kernels, for those whose arithmetic is known
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from train.aot.hlo import Computation, Instruction, Module, first_group, group_axes, integers, trip_count
+
+# Kind of collective -> bytes received per byte of one device's input, in a group of n.
+COLLECTIVES = {
+    'all-gather': lambda n: n - 1,
+    'reduce-scatter': lambda n: (n - 1) / n,
+    'all-reduce': lambda n: 2 * (n - 1) / n,
+    'all-to-all': lambda n: (n - 1) / n,
+    'ragged-all-to-all': lambda n: (n - 1) / n,
+    'collective-permute': lambda n: 1,
+    'collective-broadcast': lambda n: 1,
+}
+
+# Custom kernel, by the start of its name -> matrix products of [rows, keys] with a head's dimension that it makes:
+# splash attention computes scores and values forward; backward scores again and four gradients, or three and two of
+# them in separate kernels.
+ATTENTION_KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5, 'splash_mha_dq': 3}
+
+
+@dataclasses.dataclass
+class Cost:
+    """What a computation does, once.
+
+    Attributes:
+      collectives: (kind, ids of the devices of one group) -> bytes received by a device.
+      kernels: name of a custom kernel -> (calls, FLOPs).
+      unknown_kernels: calls of kernels whose arithmetic is not known.
+      unknown_loops: names of loops whose trip count could not be read; they count once.
+    """
+
+    flops: float = 0.0
+    cycles: float = 0.0
+    collectives: Counter[tuple[str, tuple[int, ...]]] = dataclasses.field(default_factory=Counter)
+    kernels: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    unknown_kernels: Counter[str] = dataclasses.field(default_factory=Counter)
+    unknown_loops: set[str] = dataclasses.field(default_factory=set)
+
+    def add(self, other: Cost, times: float = 1) -> None:
+        """Add a cost that arises `times` times."""
+        self.flops += times * other.flops
+        self.cycles += times * other.cycles
+        for key, value in other.collectives.items():
+            self.collectives[key] += times * value  # pyright: ignore[reportArgumentType]
+        for name, (calls, flops) in other.kernels.items():
+            have = self.kernels.get(name, (0.0, 0.0))
+            self.kernels[name] = have[0] + times * calls, have[1] + times * flops
+        for name, calls in other.unknown_kernels.items():
+            self.unknown_kernels[name] += times * calls  # pyright: ignore[reportArgumentType]
+        self.unknown_loops |= other.unknown_loops
+
+
+def analyse(module: Module) -> Cost:
+    """Return the cost of one call of a program on one device."""
+    return _Walk(module).cost(module.entry)
+
+
+class _Walk:
+    """Adds up instructions over the call graph; each computation is looked at once."""
+
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        self._costs: dict[str, Cost] = {}
+
+    def cost(self, name: str) -> Cost:
+        """Return the cost of a computation."""
+        if name not in self._costs:
+            total, computation = Cost(), self._module.computations[name]
+            channels: set[tuple[str, str]] = set()
+            for instruction in computation.values():
+                self._add(total, instruction, computation, channels)
+            self._costs[name] = total
+        return self._costs[name]
+
+    def _add(
+        self, total: Cost, instruction: Instruction, computation: Computation, channels: set[tuple[str, str]]
+    ) -> None:
+        """Add one instruction of a computation that is scheduled as it stands, not fused."""
+        match instruction.opcode:
+            case 'while':
+                times = trip_count(self._module, instruction, computation)
+                if times is None:
+                    total.unknown_loops.add(instruction.name)
+                total.add(self.cost(instruction.called('body')[0]), 1 if times is None else times)
+                return
+            case 'conditional':
+                names = ('branch_computations', 'true_computation', 'false_computation')
+                branches = [self.cost(name) for name in instruction.called(*names)]
+                total.add(max(branches, key=lambda cost: (cost.cycles, cost.flops)))
+                return
+            case 'call':
+                total.add(self.cost(instruction.called('to_apply')[0]))
+                return
+            case 'custom-call' if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
+                _add_kernel(total, instruction, computation)
+            case 'fusion' | 'async-start':
+                for name in instruction.called('calls'):
+                    self._add_fused(total, name, channels)
+            case _:
+                self._add_plain(total, instruction, computation, channels)
+        estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+        total.cycles += int(estimate.group(1)) if estimate else 0
+
+    def _add_fused(self, total: Cost, name: str, channels: set[tuple[str, str]]) -> None:
+        """Add the arithmetic and communication inside a fusion; its cycles are those of the fusion as a whole."""
+        computation = self._module.computations[name]
+        for instruction in computation.values():
+            if instruction.opcode in ('fusion', 'call', 'async-start'):
+                for called in instruction.called('calls', 'to_apply'):
+                    self._add_fused(total, called, channels)
+            else:
+                self._add_plain(total, instruction, computation, channels)
+
+    def _add_plain(
+        self, total: Cost, instruction: Instruction, computation: Computation, channels: set[tuple[str, str]]
+    ) -> None:
+        """Add a matrix product or a collective."""
+        kind = instruction.opcode.removesuffix('-start')
+        if kind in ('dot', 'convolution'):
+            total.flops += product_flops(instruction, computation)
+        elif kind in COLLECTIVES:
+            # Parts of one collective, spread over several fusions to overlap, share its channel.
+            channel = re.search(r'channel_id=(\d+)', instruction.attributes)
+            key = kind, channel.group(1) if channel else instruction.name
+            if key not in channels:
+                channels.add(key)
+                group = first_group(instruction.attributes, self._module.devices)
+                sent = sum(shape.bytes for name in instruction.operands for shape in computation[name].shapes)
+                size = len(group)
+                total.collectives[kind, group] += COLLECTIVES[kind](size) * sent  # pyright: ignore[reportArgumentType]
+
+
+def product_flops(instruction: Instruction, computation: Computation) -> float:
+    """Return the FLOPs of a `dot` or a `convolution`; on TPUs every matrix product is a convolution."""
+    out = instruction.shapes[0]
+    left, right = (computation[name].shapes[0].dims for name in instruction.operands[:2])
+    if instruction.opcode == 'dot':
+        contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)
+        assert contracted is not None
+        return 2.0 * out.size * math.prod(left[axis] for axis in integers(contracted.group(1)))
+    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
+    assert labels is not None
+    left_labels, right_labels, out_labels = labels.groups()
+    window = _window(instruction.attributes, sum(label.isdigit() for label in out_labels))
+    products = math.prod(
+        _valid_products(
+            left[left_labels.index(str(axis))],
+            right[right_labels.index(str(axis))],
+            out.dims[out_labels.index(str(axis))],
+            *settings,
+        )
+        for axis, settings in enumerate(window)
+    )
+    batch, features = (out.dims[out_labels.index(label)] for label in 'bf')
+    return 2.0 * batch * features * right[right_labels.index('i')] * products
+
+
+def _window(attributes: str, axes: int) -> list[tuple[int, int, int, int]]:
+    """Return (stride, padding before, dilation of the input, of the window) along each spatial axis."""
+    text = re.search(r'window=\{([^}]*)\}', attributes)
+    fields = dict(field.split('=') for field in text.group(1).split()) if text else {}
+    column = lambda name, default: fields[name].split('x') if name in fields else [default] * axes
+    before = [int(pad.split('_')[0]) for pad in column('pad', '0_0')]
+    strides, inputs, windows = (
+        [int(value) for value in column(name, '1')] for name in ('stride', 'lhs_dilate', 'rhs_dilate')
+    )
+    return list(zip(strides, before, inputs, windows, strict=True))
+
+
+@functools.lru_cache
+def _valid_products(size: int, window: int, out: int, stride: int, pad: int, dilate: int, window_dilate: int) -> int:
+    """Return how many (output, window) positions of one axis meet an input element, not padding or a hole."""
+    place = np.arange(out)[:, None] * stride + np.arange(window)[None] * window_dilate - pad
+    return int(np.count_nonzero((place >= 0) & (place < (size - 1) * dilate + 1) & (place % dilate == 0)))
+
+
+def _add_kernel(total: Cost, instruction: Instruction, computation: Computation) -> None:
+    """Add a call of a custom kernel."""
+    name = re.sub(r'[.\d]+$', '', instruction.name)
+    products = next((count for start, count in ATTENTION_KERNELS.items() if name.startswith(start)), None)
+    stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
+    if products is not None:
+        flops = products * _attention_product(instruction, computation)
+    elif stated:
+        flops = float(stated.group(1))
+    else:
+        total.unknown_kernels[name] += 1
+        return
+    calls, before = total.kernels.get(name, (0.0, 0.0))
+    total.kernels[name] = calls + 1, before + flops
+
+
+def _attention_product(instruction: Instruction, computation: Computation) -> float:
+    """Return the FLOPs of one product of queries and keys in an attention kernel: [*, N, R, K] with [*, N, S, K]."""
+    operands = [shape for name in instruction.operands for shape in computation[name].shapes]
+    query, key = [shape.dims for shape in operands if len(shape.dims) >= 3 and shape.dtype in ('bf16', 'f32')][:2]
+    transposed = [number == '2' for number in re.findall(r'[qk]_layout\W+(\d)', instruction.attributes)]
+    keys = key[-1] if transposed and transposed[-1] else key[-2]
+    return 2.0 * math.prod(query) * keys
+
+
+def collective_bytes(cost: Cost, mesh_shape: Mapping[str, int]) -> dict[tuple[str, str], float]:
+    """Return (kind, mesh axes of its group) -> bytes received, for a program on a mesh."""
+    totals: Counter[tuple[str, str]] = Counter()
+    for (kind, group), size in cost.collectives.items():
+        totals[kind, group_axes(group, mesh_shape)] += size  # pyright: ignore[reportArgumentType]
+    return dict(totals)

@@ -1,0 +1,260 @@
+"""From what the compiler says to what a step takes: memory against capacity, step time, utilisation; as text and rows.
+
+The times are estimates on paper: nothing has been calibrated against a TPU.
+
+  compute        the compiler's cycles / clock; they contain memory traffic, but no collective and no custom kernel
+  kernels        FLOPs of custom kernels / (efficiency x peak). The assumed efficiency of attention is half of what its
+                 head dimension can fill of a matrix unit: 64 of 128 or 256 rows give 25% or 12.5%
+  communication  for each collective, bytes that a device receives / rate of the links of its group
+  optimistic     max(compute + kernels, communication): all communication hides behind arithmetic
+  pessimistic    compute + kernels + communication: none of it does
+  MFU            model FLOPs / (step time x peak); model FLOPs know no recomputation and no padding
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from train.aot.chips import Topology
+
+GIB, DAY = 2**30, 86400.0
+# Of the part of a matrix unit that a head dimension fills, what a kernel keeps busy.
+ATTENTION_BUSY, HEAD_DIM = 0.5, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What one compilation tells; bytes, FLOPs and cycles are per device and step.
+
+    Attributes:
+      fits: False when the compiler ran out of memory; then only `needed_bytes`, `compile_s` and `lower_s` are known.
+      memory: bytes of arguments, output, alias (output that lives in arguments), temporaries and code.
+      needed_bytes: in all.
+      flops: of matrix products, as executed, without custom kernels.
+      xla_flops: of XLA's own cost analysis, which counts loops once: to compare.
+      collectives: [kind, mesh axes, bytes received, seconds].
+      kernels: custom kernel -> [calls, FLOPs].
+      unknown: loops and kernels that could not be counted.
+    """
+
+    fits: bool
+    needed_bytes: float
+    lower_s: float
+    compile_s: float
+    compile_cpu_s: float = 0.0
+    compile_rss_bytes: float = 0.0
+    memory: dict[str, float] = dataclasses.field(default_factory=dict)
+    flops: float = 0.0
+    xla_flops: float = 0.0
+    cycles: float = 0.0
+    collectives: list[tuple[str, str, float, float]] = dataclasses.field(default_factory=list)
+    kernels: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    unknown: list[str] = dataclasses.field(default_factory=list)
+    message: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What was compiled: one step of a program under some settings.
+
+    Attributes:
+      share: of the steps, that are of this variant.
+      batch_size, samples: of the batch, and read in a step (several batches where a program makes several updates).
+      model_flops: of a whole step on all devices.
+    """
+
+    program: str
+    variant: str
+    share: float
+    topology: Topology
+    mesh: tuple[int, ...]
+    batch_size: int
+    samples: int
+    options: dict[str, str]
+    model_flops: float
+
+    @property
+    def devices(self) -> int:
+        return int(self.mesh[0] * self.mesh[1] * self.mesh[2])
+
+    @property
+    def per_device(self) -> float:
+        """Samples of one batch on a device; devices along the tensor axis share theirs."""
+        return self.batch_size / (self.mesh[0] * self.mesh[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds of a step and what follows from them; pairs are (optimistic, pessimistic)."""
+
+    compute_s: float
+    kernels_s: float
+    communication_s: float
+    efficiency: float
+    step_s: tuple[float, float]
+    mfu: tuple[float, float]
+    samples_per_s: tuple[float, float]
+
+
+def estimate(case: Case, facts: Facts) -> Estimate:
+    """Return the times of a step that fits."""
+    chip = case.topology.chip
+    efficiency = ATTENTION_BUSY * min(1.0, HEAD_DIM / chip.matrix_unit)
+    compute = facts.cycles / chip.clock
+    kernels = sum(flops for _, flops in facts.kernels.values()) / (efficiency * chip.peak_flops)
+    communication = sum(seconds for *_, seconds in facts.collectives)
+    step = max(compute + kernels, communication), compute + kernels + communication
+    peak = case.devices * chip.peak_flops
+    return Estimate(
+        compute_s=compute,
+        kernels_s=kernels,
+        communication_s=communication,
+        efficiency=efficiency,
+        step_s=step,
+        mfu=(case.model_flops / (step[0] * peak), case.model_flops / (step[1] * peak)),
+        samples_per_s=(case.samples / step[0], case.samples / step[1]),
+    )
+
+
+def needed_bytes(message: str) -> tuple[float, float] | None:
+    """Return (bytes needed, bytes there are) from the compiler's message that memory ran out; None if it is another."""
+    if 'RESOURCE_EXHAUSTED' not in message:
+        return None
+    units = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+    patterns = (
+        r'Used ([\d.]+)([KMGT]?)\w* of ([\d.]+)([KMGT]?)\w* hbm',
+        r'\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)',
+    )
+    for pattern in patterns:
+        if match := re.search(pattern, message):
+            needed, unit, there, unit_there = match.groups()
+            return float(needed) * units[unit], float(there) * units[unit_there]
+    return None
+
+
+def text(case: Case, facts: Facts) -> str:
+    """Return the report of one case."""
+    chip = case.topology.chip
+    settings = ''.join(f', {name} {value}' for name, value in case.options.items())
+    head = (
+        f'{case.program}, variant {case.variant} ({case.share:.0%} of the steps), on {case.topology.name}: '
+        f'{case.devices} devices, mesh {"x".join(map(str, case.mesh))} (data x fsdp x tensor)\n'
+        f'batch {case.batch_size} ({case.per_device:g} per device), {case.samples} samples per step{settings}'
+    )
+    host = (
+        f'host       lowering {facts.lower_s:.0f} s, compiling {facts.compile_s:.0f} s '
+        f'({facts.compile_cpu_s:.0f} s of CPU, {facts.compile_rss_bytes / GIB:.1f} GiB)'
+    )
+    if not facts.fits:
+        return f'{head}\nmemory     does not fit: {_needs(facts, chip.hbm_gib)}\n{host}'
+    times = estimate(case, facts)
+    lines = [head, _memory_line(facts, chip.hbm_gib), *_work_lines(case, facts, times)]
+    for kind, axes, size, seconds in sorted(facts.collectives, key=lambda row: -row[2]):
+        lines.append(f'           {kind:18} over {axes or "-":16} {size / 1e9:10.3f} GB {seconds * 1e3:10.2f} ms')
+    lines += [*_time_lines(times), host]
+    lines += [f'not counted: {name}' for name in facts.unknown]
+    return '\n'.join(lines)
+
+
+def _needs(facts: Facts, capacity_gib: float) -> str:
+    if not facts.needed_bytes:
+        return f'more than {capacity_gib:.2f} GiB'
+    return f'needs {facts.needed_bytes / GIB:.2f} of {capacity_gib:.2f} GiB'
+
+
+def _memory_line(facts: Facts, capacity_gib: float) -> str:
+    parts = ', '.join(f'{name} {size / GIB:.2f}' for name, size in facts.memory.items())
+    return (
+        f'memory     {facts.needed_bytes / GIB:.2f} of {capacity_gib:.2f} GiB per device '
+        f'({facts.needed_bytes / GIB / capacity_gib:.0%}): {parts}'
+    )
+
+
+def _work_lines(case: Case, facts: Facts, times: Estimate) -> list[str]:
+    kernel_flops = sum(flops for _, flops in facts.kernels.values())
+    executed, model = facts.flops + kernel_flops, case.model_flops / case.devices
+    lines = [
+        f'arithmetic {executed / 1e12:.3f} TFLOP executed per device, {model / 1e12:.3f} of the model '
+        f"({executed / model:.2f} times); XLA's own figure: {facts.xla_flops / 1e12:.3f}",
+        f'cycles     {facts.cycles / 1e6:.1f} million by the compiler, at {case.topology.chip.clock / 1e9:.2f} GHz',
+    ]
+    for name, (calls, flops) in facts.kernels.items():
+        lines.append(
+            f'kernel     {name}: {calls:.0f} calls, {flops / 1e12:.3f} TFLOP; assumed efficiency {times.efficiency:.1%}'
+        )
+    total = sum(size for _, _, size, _ in facts.collectives)
+    return [*lines, f'network    {total / 1e9:.3f} GB received per device and step']
+
+
+def _time_lines(times: Estimate) -> list[str]:
+    rate = ' to '.join(f'{value:.2f}' for value in reversed(times.samples_per_s))
+    per_day = ' to '.join(f'{value * DAY:,.0f}' for value in reversed(times.samples_per_s))
+    return [
+        f'time       compute {times.compute_s:.3f} s, kernels {times.kernels_s:.3f} s, '
+        f'communication {times.communication_s:.3f} s',
+        f'step       {times.step_s[0]:.3f} s if communication hides, {times.step_s[1]:.3f} s if it does not',
+        f'MFU        at most {times.mfu[0]:.1%}, {times.mfu[1]:.1%} if nothing hides',
+        f'rate       {rate} samples/s, {per_day} samples/day',
+    ]
+
+
+COLUMNS = (
+    'topology', 'mesh', 'variant', 'batch per device', 'options', 'GiB', 'TFLOP executed / model', 'GB received',
+    'step s', 'MFU %', 'samples/s', 'samples/day', 'compile s',
+)  # fmt: skip
+
+
+def row(case: Case, facts: Facts) -> list[str]:
+    """Return the cells of a table's row, see COLUMNS."""
+    chip = case.topology.chip
+    cells = [
+        case.topology.name,
+        'x'.join(map(str, case.mesh)),
+        case.variant,
+        f'{case.per_device:g}',
+        ' '.join(case.options.values()),
+    ]
+    if not facts.fits:
+        return [*cells, f'does not fit: {_needs(facts, chip.hbm_gib)}', *[''] * 6, f'{facts.compile_s:.0f}']
+    times = estimate(case, facts)
+    executed = facts.flops + sum(flops for _, flops in facts.kernels.values())
+    return [
+        *cells,
+        f'{facts.needed_bytes / GIB:.1f} of {chip.hbm_gib:.1f}',
+        f'{executed / 1e12:.1f} / {case.model_flops / case.devices / 1e12:.1f}',
+        f'{sum(size for _, _, size, _ in facts.collectives) / 1e9:.1f}',
+        f'{times.step_s[0]:.2f}-{times.step_s[1]:.2f}',
+        f'{100 * times.mfu[0]:.0f}-{100 * times.mfu[1]:.0f}',
+        f'{times.samples_per_s[1]:.1f}-{times.samples_per_s[0]:.1f}',
+        f'{DAY * times.samples_per_s[1]:,.0f}-{DAY * times.samples_per_s[0]:,.0f}',
+        f'{facts.compile_s:.0f}',
+    ]
+
+
+def best(cases: list[tuple[Case, Facts]]) -> set[int]:
+    """Return for each slice the place of the case with the most samples per second even if nothing hides."""
+    chosen: dict[str, tuple[float, int]] = {}
+    for place, (case, facts) in enumerate(cases):
+        if facts.fits:
+            rate = estimate(case, facts).samples_per_s[1]
+            chosen[case.topology.name] = max(chosen.get(case.topology.name, (0.0, 0)), (rate, place))
+    return {place for _, place in chosen.values()}
+
+
+def table(cases: list[tuple[Case, Facts]]) -> str:
+    """Return a Markdown table; the best row of every slice is bold."""
+    rows, chosen = [row(case, facts) for case, facts in cases], best(cases)
+    lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
+    for place, cells in enumerate(rows):
+        marked = [f'**{cell}**' if cell else '' for cell in cells] if place in chosen and len(rows) > 1 else cells
+        lines.append('| ' + ' | '.join(marked) + ' |')
+    return '\n'.join(lines)
+
+
+def to_json(case: Case, facts: Facts) -> dict[str, Any]:
+    """Return a case, what was compiled and what follows, for programs that read it."""
+    described = dataclasses.asdict(case) | {'topology': case.topology.name}
+    times = dataclasses.asdict(estimate(case, facts)) if facts.fits else None
+    return {'case': described, 'facts': dataclasses.asdict(facts), 'estimate': times}

@@ -1,0 +1,188 @@
+"""Compiles one step for a named TPU slice, in a process of its own: `train.aot` starts it.
+
+libtpu takes over signals, writes logs and looks for a TPU, so nothing else happens in its process. A request comes as
+JSON on standard input, the facts go to a file. Results are kept in a folder under a key of all that they depend on:
+the lowered program, the slice, the flags and the versions. The compiled program's text stays beside them, so that a
+better analysis needs no compilation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from neodragon_jax.atomic import atomic_file
+from neodragon_jax.errors import InputError
+from train import loop
+from train.aot import abstract as aot_program
+from train.aot import chips as aot_chips
+from train.aot.cost import analyse
+from train.aot.hlo import group_axes, parse
+from train.aot.report import Facts, needed_bytes
+from train.sharding import make_mesh
+
+# The environment of this process: no TPU is looked for, nothing is printed, and another process may use libtpu, too.
+QUIET = {
+    'JAX_PLATFORMS': 'cpu',
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
+    'TPU_WORKER_ID': '0',
+    'TPU_MIN_LOG_LEVEL': '3',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+PACKAGES = ('jax', 'jaxlib', 'libtpu')
+INPUT_ERROR = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to compile.
+
+    Attributes:
+      settings: of the program, as JSON.
+      variant: text of one of the program's variants.
+      flags: of the compiler.
+      cache: folder of results.
+    """
+
+    program: str
+    settings: str
+    topology: str
+    variant: str
+    flags: dict[str, str]
+    cache: str
+
+
+def answer(request: Request) -> Facts:
+    """Return the facts, from the cache if they are there."""
+    slice_ = aot_chips.topology(request.topology)
+    program = aot_program.build(request.program, ConfigDict(json.loads(request.settings)))
+    start = time.perf_counter()
+    lowered, mesh = lower(program, request.variant, slice_)
+    lower_s = time.perf_counter() - start
+    folder, key = pathlib.Path(request.cache), _key(request, lowered.as_text())
+    record, program_text = folder / f'{key}.json', folder / f'{key}.hlo.gz'
+    if not record.is_file():
+        _compile(lowered, request.flags, record, program_text, lower_s)
+    facts = Facts(**json.loads(record.read_text()))
+    return _analysed(facts, program_text, mesh, slice_) if facts.fits else facts
+
+
+def lower(program: aot_program.AbstractProgram, variant: str, slice_: aot_chips.Topology) -> tuple[Any, Any]:
+    """Return the lowered step, the one that `loop.run` compiles, and its mesh."""
+    description = topologies.get_topology_desc(slice_.name, platform='tpu', **slice_.options())
+    mesh = make_mesh(program.run.mesh, description.devices)
+    arguments = loop.abstract_arguments(program.program, program.program.frozen(), program.source, program.run, mesh)
+    by_name = {str(value): value for value in aot_program.variants(program.program)}
+    step = loop.jit_step(program.program, by_name[variant], arguments)
+    return step.lower(*arguments), mesh
+
+
+def _key(request: Request, lowered_text: str) -> str:
+    """Return what a compilation's result depends on, as a short hash."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    parts = [lowered_text, request.topology, json.dumps(request.flags, sort_keys=True), json.dumps(versions)]
+    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:24]
+
+
+def _compile(
+    lowered: Any, flags: Mapping[str, str], record: pathlib.Path, program_text: pathlib.Path, lower_s: float
+) -> None:
+    """Compile, and write the facts that the compiler tells and the program's text."""
+    start, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    needed, message, compiled = 0.0, '', None
+    try:
+        compiled = lowered.compile(compiler_options=dict(flags))
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        if 'RESOURCE_EXHAUSTED' not in message:
+            raise
+        sizes = needed_bytes(message)
+        needed = sizes[0] if sizes else 0.0
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    facts = Facts(
+        fits=compiled is not None,
+        needed_bytes=needed,
+        lower_s=lower_s,
+        compile_s=time.perf_counter() - start,
+        compile_cpu_s=usage.ru_utime - cpu,
+        compile_rss_bytes=usage.ru_maxrss * 1024,
+        message=message[:2000],
+    )
+    if compiled is not None:
+        memory = _memory(compiled.memory_analysis())
+        xla = compiled.cost_analysis()
+        facts = dataclasses.replace(
+            facts,
+            memory=memory,
+            needed_bytes=sum(memory.values()) - 2 * memory['alias'],
+            xla_flops=float((xla or {}).get('flops', 0.0)),
+        )
+        with atomic_file(program_text) as path, gzip.open(path, 'wt', compresslevel=4) as file:
+            file.write(compiled.as_text())
+    with atomic_file(record) as path:
+        path.write_text(json.dumps(dataclasses.asdict(facts), indent=1))
+
+
+def _memory(stats: Any) -> dict[str, float]:
+    """Return bytes by use; what is aliased is in both arguments and output."""
+    return {
+        'arguments': stats.argument_size_in_bytes,
+        'output': stats.output_size_in_bytes,
+        'alias': stats.alias_size_in_bytes,
+        'temporaries': stats.temp_size_in_bytes,
+        'code': stats.generated_code_size_in_bytes,
+    }
+
+
+def _analysed(facts: Facts, program_text: pathlib.Path, mesh: Any, slice_: aot_chips.Topology) -> Facts:
+    """Return the facts with what the program's text tells."""
+    with gzip.open(program_text, 'rt') as file:
+        cost = analyse(parse(file.read()))
+    places = [device.coords for device in mesh.devices.flat]
+    collectives: dict[tuple[str, str], list[float]] = {}
+    for (kind, group), size in cost.collectives.items():
+        entry = collectives.setdefault((kind, group_axes(group, mesh.shape)), [0.0, 0.0])
+        entry[0] += size
+        entry[1] += size / slice_.bandwidth([places[member] for member in group])
+    unknown = [f'loop {name}, counted once' for name in sorted(cost.unknown_loops)]
+    unknown += [f'{calls:.0f} calls of kernel {name}' for name, calls in cost.unknown_kernels.items()]
+    return dataclasses.replace(
+        facts,
+        flops=cost.flops,
+        cycles=cost.cycles,
+        collectives=[(kind, axes, *values) for (kind, axes), values in collectives.items()],  # pyright: ignore[reportArgumentType]
+        kernels=cost.kernels,
+        unknown=unknown,
+    )
+
+
+def main() -> int:
+    """Answer the request on standard input; write the facts, or one line that says what is wrong, to a file."""
+    result = pathlib.Path(sys.argv[1])
+    try:
+        facts = answer(Request(**json.load(sys.stdin)))
+    except InputError as error:
+        result.write_text(str(error))
+        return INPUT_ERROR
+    result.write_text(json.dumps(dataclasses.asdict(facts)))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The whole system learned from nothing on moving shapes: `python -m train.benchmark`."""

@@ -1,0 +1,197 @@
+"""What a system of the benchmark makes of held-out captions, read from the pixels of its videos.
+
+Every system gets the same captions, noise and given first frames, so that two of them differ by their weights alone.
+
+Legend: N captions, F frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from neodragon_jax import checkpoint, pipeline, video
+from neodragon_jax.atomic import atomic_file
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.vae import CausalVAE, posterior_mean
+from neodragon_jax.sampler import DrawnNoise
+from train.benchmark.chain import ADAPTER, DENOISER, STUDENT, STUDENT_ADAPTER, VAE, Chain, Tier
+from train.moving_shapes import MovingShapesSource
+from train.shapes.attributes import Estimate, measure, summarise
+from train.shapes.world import WORLDS, Traits
+
+Videos = UInt8[np.ndarray, 'N F H W 3']
+# Of the held-out scenes; training scenes have another.
+SCENES_SEED = 1_000_003
+# Videos generated at a time, and shown on a contact sheet.
+BATCH, SHOWN = 32, 6
+GENERATED, GIVEN = 'generated', 'given'
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A denoiser with its text side, and how it is sampled.
+
+    Attributes:
+      root: checkpoint with the text encoders and the VAE.
+      denoiser, adapter: component folders.
+      steps: per stage.
+      guidance: None for none.
+    """
+
+    root: pathlib.Path
+    denoiser: pathlib.Path
+    adapter: pathlib.Path
+    steps: tuple[int, int, int]
+    guidance: float | None
+
+
+def systems(chain: Chain) -> dict[str, System]:
+    """Return every system of a seed by name."""
+    tier, big, small = chain.tier, chain.big, chain.small
+    full = {'steps': tier.steps, 'guidance': tier.guidance}
+    of = lambda name: chain.result(name) / DENOISER
+    found = {
+        'teacher': System(big, big / DENOISER, big / ADAPTER, **full),
+        'text': System(small, small / DENOISER, small / ADAPTER, **full),
+        'text_without_cosine': System(
+            chain.without_cosine, big / DENOISER, chain.result('text_without_cosine') / ADAPTER, **full
+        ),
+        'pruned_stage1': System(big, of('stage1'), big / ADAPTER, **full),
+        'pruned': System(big, of('stage2'), big / ADAPTER, **full),
+        'pruned_stage2_alone': System(big, of('stage2_alone'), big / ADAPTER, **full),
+        'teacher_1': System(small, small / DENOISER, small / ADAPTER, (1, 1, 1), tier.guidance),
+    }
+    for name in tier.students:
+        result = chain.result(name)
+        found[name] = System(small, result / STUDENT, result / STUDENT_ADAPTER, (1, 1, 1), None)
+    return found
+
+
+class Judge:
+    """The held-out captions of a tier, and how videos compare to them."""
+
+    def __init__(self, tier: Tier) -> None:
+        """Draw the scenes."""
+        self.tier, self.world = tier, WORLDS[tier.world]
+        size = (tier.height, tier.width)
+        source = MovingShapesSource(self.world, tier.frames, size, SCENES_SEED, tier.captions, 'held_out', True)
+        self.captions = [source.caption(index) for index in range(len(source))]
+        self.asked: list[Traits] = [source.scene(index).traits for index in range(len(source))]
+        self.drawn: Videos = np.stack([source[index]['video'] for index in range(len(source))])
+
+    def __call__(self, videos: Videos) -> dict[str, Estimate]:
+        """Return the accuracy of every attribute, and the means of the numbers."""
+        clips = zip(videos, self.asked, strict=True)
+        return summarise([measure(clip, asked, self.world) for clip, asked in clips])
+
+    def generate(self, system: System, first_frame: str, seed: int) -> Videos:
+        """Return a video for each caption.
+
+        Args:
+          first_frame: GENERATED, or GIVEN: that of the drawn scene.
+        """
+        tier = self.tier
+        components = pipeline.load(system.root, 'monolithic', system.denoiser, system.adapter)
+        size = (tier.frames, tier.height, tier.width)
+        guidance = (system.guidance, system.guidance)
+        plan = pipeline.make_plan('monolithic', *size, system.steps, system.steps, *guidance)
+        plan = components.check(dataclasses.replace(plan, guidance=guidance[0], first_guidance=guidance[1]))
+        made = []
+        for start in range(0, len(self.captions), BATCH):
+            rows = slice(start, start + BATCH)
+            captions = self.captions[rows]
+            keys = pipeline.sample_keys(seed, captions, range(start, start + len(captions)))
+            first = video_to_frames(self.drawn[rows, :1]) if first_frame == GIVEN else None
+            made.append(pipeline.generate(components, plan, captions, DrawnNoise(keys), '', first))
+        return np.concatenate(made)
+
+    def reconstruct(self, folder: pathlib.Path) -> Videos:
+        """Return the drawn videos as a VAE returns them.
+
+        Raises:
+          InputError: the folder holds something else.
+        """
+        module, params = checkpoint.load(folder)
+        if not isinstance(module, CausalVAE):
+            raise InputError(f'{folder}: holds a {type(module).__name__}; give the folder of a video VAE.')
+
+        @jax.jit
+        def run(params: Any, clip: Any) -> Any:
+            moments: Any = module.apply({'params': params}, clip, method='encode')
+            return module.apply({'params': params}, posterior_mean(moments), method='decode')
+
+        return np.concatenate(
+            [video.to_uint8(np.asarray(run(params, video_to_frames(clip[None])))) for clip in self.drawn]
+        )
+
+
+def video_to_frames(clips: Videos) -> Float[np.ndarray, 'N F H W 3']:
+    """Return bytes as numbers in [-1, 1]."""
+    return clips.astype(np.float32) / 127.5 - 1
+
+
+def psnr_db(videos: Videos, wanted: Videos) -> float:
+    """Return the mean over clips, in decibel."""
+    error = np.square(videos.astype(np.float64) - wanted).mean(axis=(1, 2, 3, 4))
+    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
+
+
+def evaluate(chain: Chain) -> dict[str, Any]:
+    """Judge every system of a seed; return and keep the results, contact sheets and some films.
+
+    What is in the seed's evaluation.json already is not made again.
+    """
+    judge, folder = Judge(chain.tier), chain.folder / 'evaluation'
+    record = chain.folder / 'evaluation.json'
+    results: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+
+    def keep(name: str, videos: Videos, **more: Any) -> None:
+        results[name] = {attribute: list(value) for attribute, value in judge(videos).items()} | more
+        folder.mkdir(parents=True, exist_ok=True)
+        show(folder / f'{name}.png', videos)
+        with atomic_file(record) as path:
+            path.write_text(json.dumps(results, indent=1) + '\n')
+
+    if 'drawn' not in results:
+        keep('drawn', judge.drawn)
+    decoder = chain.out / 'decoder' / 'result' / VAE
+    for name, vae in {'native': chain.out / 'autoencoder' / 'result' / 'pyramid_flow_vae', 'small': decoder}.items():
+        if name not in results:
+            videos = judge.reconstruct(vae)
+            keep(name, videos, psnr_db=psnr_db(videos, judge.drawn), decoder_parameters=_decoder_parameters(vae))
+    todo = [
+        (f'{name}/{first}', system, first)
+        for name, system in systems(chain).items()
+        for first in (GENERATED, GIVEN)
+        if f'{name}/{first}' not in results
+    ]
+    for name, system, first in tqdm.tqdm(todo, desc='evaluation', unit='system', disable=None):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        keep(name, judge.generate(system, first, chain.seed))
+    return results
+
+
+def show(path: pathlib.Path, videos: Videos) -> None:
+    """Write the first videos under each other, as strips of frames, on one picture."""
+    shown = videos[:SHOWN]
+    frames = np.linspace(0, shown.shape[1] - 1, min(9, shown.shape[1])).round().astype(int)
+    rows = [np.concatenate(list(clip[frames]), axis=1) for clip in shown]
+    with atomic_file(path) as partial:
+        Image.fromarray(np.concatenate(rows, axis=0)).save(partial, format='PNG')
+
+
+def _decoder_parameters(folder: pathlib.Path) -> int:
+    _, params = checkpoint.load(folder)
+    parts: Sequence[str] = ('decoder', 'post_quant_conv')
+    tree: Mapping[str, Any] = {name: params[name] for name in parts if name in params}
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,182 @@
+"""The whole system learned from nothing on moving shapes, and judged by what its videos show.
+
+    python -m train.benchmark --out out/benchmark                   (or: make benchmark)
+    python -m train.benchmark --out out/benchmark --seeds 0,1,2
+    python -m train.benchmark --out out/fast --fast                 every command once, in minutes
+
+Autoencoder, small decoder, teacher, text encoder, pruning and step distillation, one after the other, each by its own
+program; then videos of held-out captions, whose colours, shapes, directions and speeds are read from the pixels.
+OUT/report.md and OUT/report.html tell how that compares to the targets; OUT/seed-0/moving_shapes is a checkpoint for
+`python -m neodragon_jax`. Killed and started again with the same command, it goes on where it was: every program does.
+
+What is not reached is reported as not reached, and does not stop the run: --gate makes it the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import tqdm
+
+from neodragon_jax.atomic import atomic_file, atomic_folder
+from neodragon_jax.errors import InputError, exit_status
+from train.benchmark.chain import TIERS, Chain, Step, Tier
+from train.shapes.world import WORLDS, caption
+
+# The repository: programs are run from it, as their settings are named relative to it.
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Wordings of every trained combination among the prompts.
+WORDINGS = 40
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m train.benchmark',
+        description='Train the whole system on moving shapes, and judge its videos by their pixels.',
+        epilog='tiers: cpu, about an hour on two cores; gpu, longer clips of a richer world, for an accelerator',
+    )
+    add = parser.add_argument
+    add('--out', default='out/benchmark', metavar='DIR', help='default: %(default)s')
+    add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu', help='default: %(default)s')
+    add('--fast', action='store_true', help='every command once with next to no training, to see that all of it runs')
+    add('--seeds', default='0', metavar='N,N', help='of the teacher and all that comes after it (default: %(default)s)')
+    add('--only', choices=('train', 'evaluate', 'report'), help='do this part alone')
+    add('--until', metavar='STEP', help='stop after this step of the chain')
+    add('--devices', type=int, default=os.cpu_count(), metavar='N',
+        help='virtual devices where there is no accelerator (default: %(default)s)')  # fmt: skip
+    add('--gate', action='store_true', help='end with status 1 where a target was not reached')
+    return parser.parse_args(argv)
+
+
+def run_step(step: Step, environment: dict[str, str], log: pathlib.Path) -> float:
+    """Run a program, its output in a log file; return the seconds it took.
+
+    Raises:
+      InputError: it failed.
+    """
+    for target, source in step.parts.items():
+        if not (target / _sentinel(source)).is_file():
+            with atomic_folder(target) as partial:
+                shutil.copytree(source, partial, dirs_exist_ok=True)
+    start = time.monotonic()
+    command = [sys.executable, '-m', step.module, *step.arguments]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open('a') as file:
+        file.write(f'$ python -m {step.module} {shlex.join(step.arguments)}\n')
+        file.flush()
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        tail = '\n'.join(log.read_text(errors='replace').splitlines()[-15:])
+        raise InputError(f'step {step.name} failed with status {done.returncode}; its output is in {log}:\n{tail}')
+    return time.monotonic() - start
+
+
+def _sentinel(folder: pathlib.Path) -> str:
+    """Return the name of the file without which a component is not complete."""
+    return 'config.json' if (folder / 'config.json').is_file() else 'tokenizer_config.json'
+
+
+def train(chain: Chain, devices: int, until: str | None) -> None:
+    """Run every command of a chain that is not done yet.
+
+    Raises:
+      InputError: a command failed, or there is no step of the name where to stop.
+    """
+    steps = list(chain.steps())
+    names = [step.name for step in steps]
+    if until is not None:
+        if until not in names:
+            raise InputError(f'--until {until}: no such step; use one of {", ".join(names)}.')
+        steps = steps[: names.index(until) + 1]
+    write_prompts(chain.out / 'prompts.txt', chain.tier)
+    environment = os.environ | {
+        'JAX_NUM_CPU_DEVICES': str(devices),
+        'JAX_COMPILATION_CACHE_DIR': str(chain.out / 'compiled'),
+    }
+    with tqdm.tqdm(steps, unit='step', disable=None) as bar:
+        for step in bar:
+            bar.set_description(step.name)
+            if step.result.is_file():
+                continue
+            seconds = run_step(step, environment, chain.folder / 'logs' / f'{step.name}.txt')
+            note_time(chain.folder / 'times.json', step.name, seconds)
+            bar.write(f'{step.name}: {seconds:.0f} s', file=sys.stdout)
+
+
+def write_prompts(path: pathlib.Path, tier: Tier) -> None:
+    """Write the trained captions in several wordings, a line each, if they are not there."""
+    if path.is_file():
+        return
+    combinations = WORLDS[tier.world].combinations('train')
+    lines = {caption(traits, (row, wording)) for row, traits in enumerate(combinations) for wording in range(WORDINGS)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_text('\n'.join(sorted(lines)) + '\n')
+
+
+def note_time(path: pathlib.Path, name: str, seconds: float) -> None:
+    """Add the seconds of a step to those of earlier attempts."""
+    times: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    times[name] = times.get(name, 0.0) + seconds
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(times, indent=1) + '\n')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, evaluate and report as the command line says.
+
+    Raises:
+      InputError: an option or a folder is wrong, a command failed, or with --gate a target was not reached.
+    """
+    tier, out = TIERS['fast' if args.fast else args.tier], pathlib.Path(args.out).resolve()
+    check_tier(out, 'fast' if args.fast else args.tier)
+    try:
+        seeds = [int(seed) for seed in args.seeds.split(',')]
+    except ValueError:
+        raise InputError(f'--seeds {args.seeds}: give numbers, such as 0,1,2.') from None
+    chains = [Chain(tier, out, seed) for seed in seeds]
+    if args.only in (None, 'train'):
+        for chain in chains:
+            train(chain, args.devices, args.until)
+    if args.until is not None:
+        return
+    # Only now: JAX takes the devices, which the programs need for themselves.
+    from train.benchmark import evaluation as benchmark_evaluation
+    from train.benchmark import report as benchmark_report
+    from train.benchmark import shipping as benchmark_checkpoint
+
+    if args.only in (None, 'evaluate'):
+        for chain in chains:
+            benchmark_evaluation.evaluate(chain)
+            benchmark_checkpoint.write(chain)
+    if args.only in (None, 'report'):
+        missed = benchmark_report.write(chains)
+        print(f'{out / "report.md"}: {missed or "all"} targets {"missed" if missed else "reached"}')
+        if args.gate and missed:
+            raise InputError(f'{missed} targets were not reached; see {out / "report.md"}.')
+
+
+def check_tier(out: pathlib.Path, name: str) -> None:
+    """Note the tier of a folder, or raise InputError if it was begun with another."""
+    note: Any = out / 'tier.txt'
+    if note.is_file() and note.read_text().strip() != name:
+        raise InputError(f'--out {out}: holds the tier {note.read_text().strip()}, not {name}; choose another folder.')
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_file(note) as partial:
+        partial.write_text(name + '\n')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: run(parse_args(argv)))

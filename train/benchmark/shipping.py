@@ -1,0 +1,54 @@
+"""The benchmark's result as a checkpoint that is small enough to ship: bfloat16, with its own generation.json."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+
+from neodragon_jax import checkpoint, generation
+from neodragon_jax.atomic import atomic_file, atomic_folder
+from neodragon_jax.memory import cast
+from train.benchmark.chain import ADAPTER, DENOISER, STUDENT, STUDENT_ADAPTER, TEXT_ENCODER, VAE, Chain, Tier
+from train.shapes.world import WORLDS, caption
+
+FOLDER = 'moving_shapes'
+TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3')
+ENCODERS = ('text_encoder', 'text_encoder_2', TEXT_ENCODER)
+
+
+def write(chain: Chain) -> pathlib.Path:
+    """Write teacher, student and all they need into a folder of the seed, anew; return it."""
+    out, student = chain.folder / FOLDER, chain.result('student')
+    parts = {name: chain.small / name for name in (*ENCODERS, VAE, DENOISER, ADAPTER)}
+    parts |= {STUDENT: student / STUDENT, STUDENT_ADAPTER: student / STUDENT_ADAPTER}
+    with atomic_folder(out, replace=True) as partial:
+        for name in TOKENIZERS:
+            shutil.copytree(chain.small / name, partial / name)
+        for name, source in parts.items():
+            module, params = checkpoint.load(source)
+            checkpoint.save(partial / name, module, cast(params, jnp.bfloat16))
+        with atomic_file(partial / generation.FILE) as path:
+            path.write_text(json.dumps(defaults(chain.tier), indent=2) + '\n')
+    return out
+
+
+def defaults(tier: Tier) -> dict[str, object]:
+    """Return what `python -m neodragon_jax` makes of such a checkpoint when nothing else is asked for."""
+    example = caption(WORLDS[tier.world].combinations('train')[0])
+    return {
+        'mode': 'hybrid',
+        'frames': tier.frames,
+        'height': tier.height,
+        'width': tier.width,
+        'prompt_modifier': '',
+        'negative_prompt': '',
+        'modes': {
+            'hybrid': {'first_frame': 'denoiser'},
+            'monolithic': {'steps': list(tier.steps), 'guidance': tier.guidance},
+        },
+        'prompts': f'captions such as "{example}"',
+        'example': example,
+    }

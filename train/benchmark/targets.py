@@ -1,0 +1,167 @@
+"""What the benchmark asks of the systems, as numbers computed from their results.
+
+The teacher's targets are absolute; every distillation is held to what it learns from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from train.benchmark.chain import VAE, Chain
+from train.benchmark.evaluation import GENERATED
+from train.shapes.world import Traits
+
+# Name of a system and first frame -> attribute -> (mean, standard error), besides some plain numbers.
+Results = Mapping[str, Mapping[str, Any]]
+
+
+class Evidence(NamedTuple):
+    """What a seed left behind: videos as judged, and the records of the programs.
+
+    Attributes:
+      text_cosine: of the distilled text states with the teacher's, on held-out captions, with and without its term.
+      importance_correlation: of the two streams' importances over blocks, by rank; not a number where one does not
+        vary.
+      encoder_kept: whether the small decoder's encoder is the native one's, bit for bit.
+    """
+
+    results: Results
+    text_cosine: Mapping[str, float]
+    importance_correlation: float
+    encoder_kept: bool
+
+    def mean(self, system: str, attribute: str, first: str = GENERATED) -> float:
+        """Return a number of a system that generates."""
+        return float(self.results[f'{system}/{first}'][attribute][0])
+
+    def accuracy(self, system: str) -> float:
+        """Return the mean accuracy over all attributes."""
+        return float(np.mean([self.mean(system, name) for name in Traits._fields]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One number that should lie between two bounds.
+
+    Attributes:
+      least, most: None for a number that is reported only.
+    """
+
+    what: str
+    value: Callable[[Evidence], float]
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def asked(self) -> str:
+        """The bounds as text."""
+        if self.least is not None and self.most is not None:
+            return f'{self.least:g} to {self.most:g}'
+        if self.least is not None:
+            return f'at least {self.least:g}'
+        return 'reported' if self.most is None else f'at most {self.most:g}'
+
+    def reached(self, value: float) -> bool | None:
+        """Return whether a value will do; None where nothing is asked."""
+        if self.least is None and self.most is None:
+            return None
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+def gather(chain: Chain) -> Evidence:
+    """Read what a seed left behind."""
+    results = json.loads((chain.folder / 'evaluation.json').read_text())
+    cosine = {name: 1 - _last_metric(chain, name, 'eval/cosine_distance') for name in ('text', 'text_without_cosine')}
+    importance = json.loads((chain.folder / 'choice' / 'importance.json').read_text())
+    return Evidence(results, cosine, _number(importance['correlation']['spearman']), _encoder_kept(chain))
+
+
+def _last_metric(chain: Chain, run: str, name: str) -> float:
+    lines = (chain.folder / run / 'metrics.jsonl').read_text().splitlines()
+    return next((row[name] for row in map(json.loads, reversed(lines)) if name in row), float('nan'))
+
+
+def _number(value: float | None) -> float:
+    return float('nan') if value is None else value
+
+
+def _encoder_kept(chain: Chain) -> bool:
+    """Return whether every tensor of the encoder is the same in both autoencoders."""
+    tensors = []
+    for folder in (chain.out / 'autoencoder' / 'result' / 'pyramid_flow_vae', chain.out / 'decoder' / 'result' / VAE):
+        stored: dict[str, np.ndarray] = {}
+        for path in folder.glob('*.safetensors'):
+            stored |= safetensors.numpy.load_file(path)
+        tensors.append({name: value for name, value in stored.items() if name.startswith(('encoder.', 'quant_conv.'))})
+    native, small = tensors
+    return bool(native) and native.keys() == small.keys() and all(
+        np.array_equal(native[name], small[name]) for name in native
+    )  # fmt: skip
+
+
+def _of_teacher(attribute: str) -> Callable[[Evidence], float]:
+    return lambda seen: seen.mean('teacher', attribute)
+
+
+def _points_lost(system: str) -> Callable[[Evidence], float]:
+    return lambda seen: 100 * (seen.accuracy('teacher') - seen.accuracy(system))
+
+
+def _mismatch_over(system: str, other: str) -> Callable[[Evidence], float]:
+    return lambda seen: seen.mean(system, 'mismatch') / seen.mean(other, 'mismatch')
+
+
+def _motion_error(seen: Evidence, system: str) -> float:
+    return abs(seen.mean(system, 'motion') - seen.results['drawn']['motion'][0])
+
+
+TARGETS = (
+    Target('teacher: colour right', _of_teacher('colour'), least=0.98),
+    Target('teacher: direction right', _of_teacher('direction'), least=0.95),
+    Target('teacher: shape right', _of_teacher('shape'), least=0.85),
+    Target('teacher: motion, 1 as drawn', _of_teacher('motion'), least=0.85, most=1.15),
+    Target('teacher: shape mismatch', _of_teacher('mismatch'), most=0.25),
+    Target('teacher: all attributes right', _of_teacher('all')),
+    Target('text: points of accuracy lost', _points_lost('text'), most=2.0),
+    Target('text: cosine of the states', lambda seen: seen.text_cosine['text'], least=0.98),
+    Target('text without the cosine term: cosine', lambda seen: seen.text_cosine['text_without_cosine']),
+    Target('text without the cosine term: points lost', _points_lost('text_without_cosine')),
+    Target(
+        'small decoder: dB below the native one',
+        lambda seen: seen.results['native']['psnr_db'] - seen.results['small']['psnr_db'],
+        most=1.5,
+    ),
+    Target(
+        'small decoder: times fewer parameters',
+        lambda seen: seen.results['native']['decoder_parameters'] / seen.results['small']['decoder_parameters'],
+        least=10.0,
+    ),
+    Target('small decoder: encoder kept bit for bit', lambda seen: float(seen.encoder_kept), least=1.0),
+    Target('pruning, stages 1 and 2: points lost', _points_lost('pruned'), most=2.0),
+    Target('pruning, stage 2 alone: points lost', _points_lost('pruned_stage2_alone')),
+    Target("pruning: rank correlation of the streams' importances", lambda seen: seen.importance_correlation),
+    Target('student: mismatch over the teacher at 1-1-1', _mismatch_over('student', 'teacher_1'), most=0.6),
+    Target('student: mismatch over the teacher', _mismatch_over('student', 'teacher'), most=1.1),
+    Target('student: motion, 1 as drawn', lambda seen: seen.mean('student', 'motion'), least=0.9, most=1.1),
+)
+# Asked only where the tier trains the students they compare with.
+CONTROLS: Mapping[str, Target] = {
+    'regression': Target(
+        'regression alone: error of motion beyond the student',
+        lambda seen: _motion_error(seen, 'regression') - _motion_error(seen, 'student'),
+        least=0.0,
+    ),
+    'paper': Target("paper's clean prediction: mismatch over the exact one", _mismatch_over('paper', 'student')),
+    'own_history': Target('own history: mismatch over the student', _mismatch_over('own_history', 'student')),
+}
+
+
+def targets(chain: Chain) -> list[Target]:
+    """Return what is asked of a tier."""
+    return [*TARGETS, *(CONTROLS[name] for name in chain.tier.students if name in CONTROLS)]

@@ -1,0 +1,1 @@
+"""Parts of block pruning: which blocks matter, and a denoiser without the others."""

@@ -1,0 +1,1 @@
+"""Parts of the autoencoder and decoder programs."""

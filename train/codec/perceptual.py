@@ -1,0 +1,214 @@
+"""How different two pictures look: LPIPS, whose weights the user brings, and a difference of edges that needs none.
+
+LPIPS compares what a network for image classification sees. Per layer, features are scaled to unit length over their
+channels; squared differences are weighted by learned numbers per channel, averaged over pixels, and added up over five
+layers. The weights file is the state dict of the public package, safetensors or npz:
+
+    python -c "import lpips, safetensors.torch as s; s.save_file({k: v.clone() for k, v in
+        lpips.LPIPS(net='vgg').state_dict().items()}, 'lpips_vgg.safetensors')"
+
+    net.slice{s}.{i}.weight [out, in, k, k]   convolution i of torchvision's VGG16 or AlexNet
+    net.slice{s}.{i}.bias [out]
+    lin{s-1}.model.1.weight [1, out, 1, 1]    weights of the features that end slice s
+
+`lins.*` and `scaling_layer.*`, copies and constants, are ignored. 'alex' works as 'vgg' does; the file tells which.
+
+Legend: N pictures, H W pixels, C channels, B clips, T frames.
+Source: LPIPS 0.1, arXiv 1801.03924. Neodragon, arXiv 2511.06055, trains its decoder on squared error and LPIPS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from jaxtyping import Array, Float
+
+from neodragon_jax.atomic import PathLike
+from neodragon_jax.errors import InputError
+
+# What brings pictures in [-1, 1] to the statistics of the networks' training data.
+SHIFT, SCALE = np.array(((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)), np.float32)
+# Below this the pools of either network leave nothing.
+SMALLEST_SIDE = 32
+# Squared length of features under which they count as none.
+_TINY = 1e-20
+
+Pictures = Float[Array, 'N H W 3']
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution and its ReLU.
+
+    Attributes:
+      index: number of the convolution in torchvision's list.
+      pool: whether a maximum pool comes before.
+      output: whether the features after it are compared.
+    """
+
+    index: int
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    pool: bool = False
+    output: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Layers, and the side of their pools; pools have stride 2."""
+
+    layers: tuple[Layer, ...]
+    pool: int
+
+
+def _vgg() -> Network:
+    layers, index = [], 0
+    for block, (features, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
+        for number in range(count):
+            pool = block > 0 and number == 0
+            index += pool  # the pool has a number, too
+            layers.append(Layer(index, features, pool=pool, output=number == count - 1))
+            index += 2  # convolution and ReLU
+    return Network(tuple(layers), pool=2)
+
+
+NETWORKS = {
+    'vgg': _vgg(),
+    'alex': Network(
+        (
+            Layer(0, 64, kernel=11, stride=4, padding=2, output=True),
+            Layer(3, 192, kernel=5, padding=2, pool=True, output=True),
+            Layer(6, 384, pool=True, output=True),
+            Layer(8, 256, output=True),
+            Layer(10, 256, output=True),
+        ),
+        pool=3,
+    ),
+}
+
+
+class LPIPS(nn.Module):
+    """The distance of pictures in [-1, 1] by one of the NETWORKS."""
+
+    network: str
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, got: Pictures, want: Pictures) -> Float[Array, ' N']:
+        """Return the distance of each pair, 0 for equal pictures.
+
+        Raises:
+          InputError: the pictures are too small for the network.
+        """
+        if min(got.shape[1:3]) < SMALLEST_SIDE:
+            height, width = got.shape[1:3]
+            raise InputError(f'LPIPS: pictures are {height}x{width}; give at least {SMALLEST_SIDE}x{SMALLEST_SIDE}.')
+        network = NETWORKS[self.network]
+        x = (jnp.concatenate([got, want]) - SHIFT) / SCALE
+        distance, compared = jnp.zeros(got.shape[0]), 0
+        for number, layer in enumerate(network.layers):
+            if layer.pool:
+                x = nn.max_pool(x, (network.pool, network.pool), (2, 2))
+            kernel, padding = (layer.kernel, layer.kernel), ((layer.padding, layer.padding),) * 2
+            convolution = nn.Conv(
+                layer.features, kernel, layer.stride, padding, dtype=self.dtype, name=f'conv_{number}'
+            )
+            x = nn.relu(convolution(x))
+            if layer.output:
+                weights = self.param(f'weights_{compared}', nn.initializers.ones_init(), (layer.features,))
+                one, other = jnp.split(_unit(x.astype(jnp.float32)), 2)
+                distance += jnp.mean(jnp.square(one - other) @ weights, axis=(1, 2))
+                compared += 1
+        return distance
+
+
+def _unit(features: Float[Array, 'N H W C']) -> Float[Array, 'N H W C']:
+    """Scale features to unit length over their channels; none stay none, and have a gradient of 0."""
+    square = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
+    return features * jax.lax.rsqrt(jnp.maximum(square, _TINY))
+
+
+def load_lpips(path: PathLike, dtype: Any = None) -> tuple[LPIPS, Params]:
+    """Read weights; see the module for their layout.
+
+    Returns:
+      (module, params): in float32.
+    Raises:
+      InputError: the file is missing, damaged, or not LPIPS by VGG16 or AlexNet.
+    """
+    tensors = _read(pathlib.Path(path))
+    layout = {name: _layout(network) for name, network in NETWORKS.items()}
+    kind = next((name for name in layout if not layout[name].keys() - tensors.keys()), None)
+    if kind is None:
+        missing = {name: sorted(layout[name].keys() - tensors.keys()) for name in layout}
+        name = min(missing, key=lambda name: len(missing[name]))
+        raise InputError(
+            f'{path}: not LPIPS weights ({missing[name][0]} is missing for {name}); save lpips.LPIPS'
+            "(net='vgg').state_dict() with safetensors, as train/codec/perceptual.py tells."
+        )
+    params: Params = {}
+    for name, (owner, leaf, shape) in layout[kind].items():
+        value = np.asarray(tensors[name], np.float32)
+        if value.shape != shape:
+            raise InputError(f'{path}: {name} has shape {list(value.shape)}, {kind} {list(shape)}; save it again.')
+        if leaf == 'kernel':
+            value = value.transpose(2, 3, 1, 0)
+        if leaf:
+            params.setdefault(owner, {})[leaf] = value
+        else:
+            params[owner] = value.reshape(-1)
+    return LPIPS(kind, dtype), params
+
+
+def _layout(network: Network) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    """Return name -> (our layer, our leaf or '', shape) of every tensor of a weights file."""
+    layout: dict[str, tuple[str, str, tuple[int, ...]]] = {}
+    slice_number, channels = 1, 3
+    for number, layer in enumerate(network.layers):
+        prefix, owner = f'net.slice{slice_number}.{layer.index}', f'conv_{number}'
+        layout[f'{prefix}.weight'] = (owner, 'kernel', (layer.features, channels, layer.kernel, layer.kernel))
+        layout[f'{prefix}.bias'] = (owner, 'bias', (layer.features,))
+        if layer.output:
+            name = f'lin{slice_number - 1}.model.1.weight'
+            layout[name] = (f'weights_{slice_number - 1}', '', (1, layer.features, 1, 1))
+            slice_number += 1
+        channels = layer.features
+    return layout
+
+
+def _read(path: pathlib.Path) -> Mapping[str, np.ndarray]:
+    """Return the tensors of a safetensors or npz file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file. Pass LPIPS weights, or '' to train without LPIPS.")
+    try:
+        if path.suffix == '.npz':
+            with np.load(path) as arrays:
+                return dict(arrays)
+        with safetensors.safe_open(path, framework='numpy') as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, zipfile.BadZipFile, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f'{path}: neither safetensors nor npz ({reason}). Save the weights as one of them.') from None
+
+
+def edge_error(got: Float[Array, 'B T H W 3'], want: Float[Array, 'B T H W 3']) -> Float[Array, '']:
+    """Return how much edges and motion differ, without weights: blur and flicker raise it, a wrong tint does not.
+
+    It is the mean absolute difference of neighbouring pixels of the error got - want, mean over width, height and, in
+    clips of several frames, time.
+    """
+    error = (got - want).astype(jnp.float32)
+    axes = [axis for axis in (1, 2, 3) if error.shape[axis] > 1]
+    return jnp.mean(jnp.stack([jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in axes]))

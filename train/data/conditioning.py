@@ -1,0 +1,145 @@
+"""What a dataset stores of each prompt, so that training need not run the text towers, or need not run all of them.
+
+    states  text [L, D]: what the denoiser reads, through the context adapter; text_mask [L], pooled [P]
+    t5      t5 [L, W]: states before the context adapter, for training it; text_mask [L], pooled [P]
+    ids     ids [L], text_mask [L], clip_l_ids [77], clip_g_ids [77]: tokens, for training the text encoder
+
+Legend: B prompts, L T5 tokens (128), W width of the T5 states, D the denoiser's width, P pooled width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neodragon_jax import checkpoint, pipeline
+from neodragon_jax.errors import InputError
+from neodragon_jax.memory import read_params
+from neodragon_jax.models.context_adapter import ContextAdapter
+from neodragon_jax.models.text import T5Encoder, T5EncoderWithProjection
+from neodragon_jax.tokens import Tokenizers, Tokens
+from train.data.record_spec import ArraySpec
+from train.teacher_samples import fingerprint
+
+CONTENTS = ('states', 't5', 'ids')
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioner:
+    """Prompts -> arrays with a leading batch axis.
+
+    Attributes:
+      content: one of CONTENTS.
+      fingerprints: of the components that take part, by name.
+      batch: prompts that one call takes; None: any number.
+    """
+
+    content: str
+    fingerprints: dict[str, str]
+    batch: int | None
+    encode: Callable[[Sequence[str]], Arrays]
+
+    def __call__(self, prompts: Sequence[str]) -> Arrays:
+        """Return the arrays of some prompts, modifier included, at most `batch`."""
+        if self.batch is None:
+            return self.encode(prompts)
+        padded = [*prompts, *[prompts[-1]] * (self.batch - len(prompts))]
+        return {name: array[: len(prompts)] for name, array in self.encode(padded).items()}
+
+    def one(self, prompt: str) -> Arrays:
+        """Return the arrays of one prompt, without a batch axis."""
+        return {name: array[0] for name, array in self([prompt]).items()}
+
+    def specs(self, dtype: str) -> dict[str, ArraySpec]:
+        """Return how the arrays are stored.
+
+        Args:
+          dtype: of what is not integer.
+        """
+        return {
+            name: ArraySpec(array.shape, str(array.dtype) if array.dtype.kind == 'i' else dtype)
+            for name, array in self.one('').items()
+        }
+
+
+def token_ids(tokenizers: Tokenizers, prompts: Sequence[str]) -> Arrays:
+    """Return what a dataset stores of prompts as tokens."""
+    tokens = tokenizers(prompts)
+    return {
+        'ids': tokens.t5_ids,
+        'text_mask': tokens.t5_mask,
+        'clip_l_ids': tokens.clip_l_ids,
+        'clip_g_ids': tokens.clip_g_ids,
+    }
+
+
+def load_conditioner(
+    root: str | os.PathLike[str],
+    content: str,
+    *,
+    mode: str = 'monolithic',
+    text_encoder: str | os.PathLike[str] | None = None,
+    dtype: Any = None,
+    spread: pipeline.Spread | None = None,
+    batch: int = 1,
+) -> Conditioner:
+    """Load what a content needs of a checkpoint.
+
+    Args:
+      mode: whose context adapter makes the states.
+      text_encoder: folder of a T5 encoder instead of the checkpoint's, such as the teacher's; for 't5' only.
+      dtype: compute type; results are float32 before they are stored.
+      spread: devices.
+      batch: prompts at a time on each of them.
+    Raises:
+      InputError: a component is missing, damaged, or of another kind.
+    """
+    tokenizers = Tokenizers.load(root)
+    if content == 'ids':
+        return Conditioner(content, {}, None, lambda prompts: token_ids(tokenizers, prompts))
+    spread = spread or pipeline.Spread(jax.local_devices())
+    find = lambda name: checkpoint.component_folder(root, name)
+    folders: dict[str, pathlib.Path] = {
+        't5': pathlib.Path(text_encoder) if text_encoder else find('text_encoder_3'),
+        'clip_l': find('text_encoder'),
+        'clip_g': find('text_encoder_2'),
+    }
+    if content == 'states':
+        folders['adapter'] = find(pipeline.ADAPTER_FOLDERS[mode])
+    modules = {name: checkpoint.load_module(folder).clone(dtype=dtype) for name, folder in folders.items()}
+    _check(modules, folders)
+    params = {name: spread.replicate(read_params(folder, dtype)) for name, folder in folders.items()}
+    run = jax.jit(lambda params, tokens: _condition(modules, params, tokens))
+
+    def encode(prompts: Sequence[str]) -> Arrays:
+        return jax.device_get(run(params, spread.shard(tokenizers(prompts))))
+
+    fingerprints = {name: fingerprint(folder) for name, folder in folders.items()}
+    return Conditioner(content, fingerprints, batch * len(spread.devices), encode)
+
+
+def _condition(modules: Mapping[str, Any], params: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
+    """Return the conditioning of some prompts."""
+    run = lambda name, *args: modules[name].apply({'params': params[name]}, *args)
+    states = run('t5', tokens.t5_ids, tokens.t5_mask)
+    text = {'text': run('adapter', states)} if 'adapter' in modules else {'t5': states}
+    pooled = [run('clip_l', tokens.clip_l_ids).pooled, run('clip_g', tokens.clip_g_ids).pooled]
+    arrays = text | {'pooled': jnp.concatenate(pooled, axis=-1)}
+    return {name: array.astype(jnp.float32) for name, array in arrays.items()} | {'text_mask': tokens.t5_mask}
+
+
+def _check(modules: Mapping[str, Any], folders: Mapping[str, pathlib.Path]) -> None:
+    """Raise InputError unless the text encoder and the adapter are what their names say."""
+    kinds = {'t5': (T5Encoder, T5EncoderWithProjection), 'adapter': (ContextAdapter,)}
+    for name, known in kinds.items():
+        if name in modules and not isinstance(modules[name], known):
+            names = ' or '.join(kind.__name__ for kind in known)
+            raise InputError(f'{folders[name]}: holds a {type(modules[name]).__name__}; pass the folder of a {names}.')

@@ -1,0 +1,1 @@
+"""Pyramidal flow matching: its examples, its evaluation, and the denoisers it trains."""

@@ -1,0 +1,1 @@
+"""What every program runs on: states, checkpoints, optimizers, metrics, plans and traces."""

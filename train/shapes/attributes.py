@@ -1,0 +1,292 @@
+"""Attributes of clips of moving shapes, read from the pixels without any learned model, and compared to the caption.
+
+How a clip is read, with b(t) the median colour of frame t's border and lengths in sides (see shapes_world.py):
+
+* Background: the named colour nearest to the median of all borders.
+* Shape colour: c is the median over pixels that differ most from b(t); the named colour nearest to c. Where no pixel
+  differs by 40 levels there is no shape, and nothing else is read.
+* Mask: the share m = (p - b) . (c - b) / |c - b|^2 of each pixel p, stretched: clip(2 m - 1/2, 0, 1), so that weak
+  noise counts as nothing.
+* Size: that whose radius is nearest to that of the circle of the mask's area.
+* Shape: the one whose drawn template of the mask's area, laid over the mask where it fits best, differs least from it.
+* Mismatch: the area by which mask and template of the asked shape and size differ, over the template's; 1 for an empty
+  picture. Drawn clips have about 0.02.
+* Track: the centre of mass in each frame, of the shares at most 3 pixels from the mask's core: squares of 3x3 pixels in
+  it, which specks lack. If a frame has no core, there is no track, and nothing of the following is read.
+* Direction: that of the displacement, if it is within 27 degrees of one, while the caption's direction surely holds
+  (all of the clip in a world without turns).
+* Speed: that whose displacement in this time is nearest.
+* Motion: the displacement along the asked direction in this time, over the true one: 1 as drawn, 0 for a still,
+  negative for the opposite direction.
+* Path: the length of the whole way of the centre, sideways moves and turns included, over the true one.
+
+Legend: T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from neodragon_jax import metrics
+from neodragon_jax.errors import InputError
+from train.shapes.world import COLOURS, DIRECTIONS, REACHES, SIZES, SPEEDS, Traits, World, coverage
+
+# Levels, of 0..255 per channel, by which a shape must differ from the background.
+CONTRAST = 40.0
+# A value is read only if the clip is at most this factor away from it, in radius or displacement.
+TOLERANCE = 1.5
+# A shape is read only if its template differs from the mask by at most this.
+WORST_MISMATCH = 0.75
+# Frames whose shape is compared, and knots between which a path is measured, evenly spaced.
+COMPARED, KNOTS = 9, 13
+
+Mask = Float[np.ndarray, 'T H W']
+
+
+class Attributes(NamedTuple):
+    """What a clip shows, and how that compares to its caption. What cannot be read is None.
+
+    Attributes:
+      asked: by the caption.
+      size ... background: as read.
+      mismatch, motion, path: see the module; without a shape 1, 0 and 0.
+      flicker, saturation: see `neodragon_jax.metrics`.
+    """
+
+    asked: Traits
+    size: str | None
+    colour: str | None
+    shape: str | None
+    direction: str | None
+    speed: str | None
+    background: str | None
+    mismatch: float
+    motion: float
+    path: float
+    flicker: float
+    saturation: float
+
+    def right(self) -> dict[str, bool]:
+        """Return whether each attribute is as asked."""
+        return {name: getattr(self, name) == getattr(self.asked, name) for name in Traits._fields}
+
+
+class Estimate(NamedTuple):
+    """A mean over clips, and its standard error (not a number for a single clip)."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f'{self.mean:.3f}' if math.isnan(self.error) else f'{self.mean:.3f} ± {self.error:.3f}'
+
+
+# Attributes that are numbers, in the order of tables.
+NUMBERS = ('mismatch', 'motion', 'path', 'flicker', 'saturation')
+
+
+def measure(video: UInt8[np.ndarray, 'T H W 3'], asked: Traits, world: World) -> Attributes:
+    """Read the attributes of a clip.
+
+    Args:
+      asked: what its caption tells, see `shapes_world.parse`.
+      world: whose values are told apart, and whose turns are allowed for.
+    Raises:
+      InputError: the clip is not RGB bytes, or too short or too small, or its caption is not of this world.
+    """
+    if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:
+        raise InputError(f'video: got {video.dtype} {list(video.shape)}; give RGB bytes, uint8 [T, H, W, 3].')
+    frames, height, width, _ = video.shape
+    # Flicker needs three frames, and a direction two before the first turn.
+    least = max(metrics.MIN_FRAMES, world.turns + 2)
+    if frames < least or min(height, width) < metrics.BLOCK:
+        raise InputError(f'video: {frames} frames of {height}x{width}; give at least {least} of 16x16 pixels.')
+    world.numbers(asked)
+    pixels = video.astype(np.float32)
+    backgrounds = _border_colours(pixels)
+    common = {
+        'asked': asked,
+        'background': _nearest_colour(np.median(backgrounds, axis=0)),
+        'flicker': metrics.flicker(pixels.mean(axis=-1)),
+        'saturation': metrics.saturation(video),
+    }
+    found = _find_shape(pixels, backgrounds)
+    if found is None:
+        nothing = dict.fromkeys(('size', 'colour', 'shape', 'direction', 'speed'))
+        return Attributes(**common, **nothing, mismatch=1.0, motion=0.0, path=0.0)  # pyright: ignore[reportArgumentType]
+    share, colour = found
+    side, mask = min(height, width), _stretched(share)
+    radius = math.sqrt(float(np.median(mask.sum(axis=(1, 2)))) / math.pi) / side
+    mismatches = {shape: _mismatch(mask, shape, radius * side) for shape in world.shapes}
+    best = min(mismatches, key=mismatches.__getitem__)
+    return Attributes(
+        **common,  # pyright: ignore[reportArgumentType]
+        **_movement(share, mask, asked, world),
+        size=_nearest(radius, {word: SIZES[word] for word in world.sizes}),
+        colour=_nearest_colour(colour),
+        shape=best if mismatches[best] <= WORST_MISMATCH else None,
+        mismatch=_mismatch(mask, asked.shape, SIZES[asked.size] * side),
+    )
+
+
+def _border_colours(pixels: Float[np.ndarray, 'T H W 3']) -> Float[np.ndarray, 'T 3']:
+    """Return the median colour of each frame's outermost pixels, of which a shape covers few."""
+    edges = (pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1])
+    return np.median(np.concatenate(edges, axis=1), axis=1)
+
+
+def _nearest_colour(colour: Float[np.ndarray, ' 3']) -> str:
+    return min(COLOURS, key=lambda name: float(np.square(colour - np.array(COLOURS[name])).sum()))
+
+
+def _find_shape(
+    pixels: Float[np.ndarray, 'T H W 3'], backgrounds: Float[np.ndarray, 'T 3']
+) -> tuple[Mask, Float[np.ndarray, ' 3']] | None:
+    """Return the share of the shape's colour in each pixel, and that colour, or None where there is no shape."""
+    contrast = pixels - backgrounds[:, None, None]
+    distance = np.sqrt(np.square(contrast).sum(axis=-1))
+    # Shapes cover 5 % of a wide picture and more; the hundredth part that differs most is surely inside.
+    most = float(np.quantile(distance, 0.99))
+    if most < CONTRAST:
+        return None
+    colour = np.median(pixels[distance > 0.75 * most], axis=0)
+    ray = colour - backgrounds  # T 3
+    return np.einsum('thwc,tc->thw', contrast, ray) / np.maximum(np.square(ray).sum(axis=-1), 1)[:, None, None], colour
+
+
+def _stretched(share: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
+    """Return a mask with its outer quarters cut off; edges stay where they are."""
+    return np.clip(2 * share - 0.5, 0, 1)
+
+
+def _movement(share: Mask, mask: Mask, asked: Traits, world: World) -> dict[str, Any]:
+    """Return what is read from the track of the shape."""
+    here = _around_core(mask)
+    if not here.any(axis=(1, 2)).all():
+        return {'direction': None, 'speed': None, 'motion': 0.0, 'path': 0.0}
+    centres = _centres(np.clip(share, 0, 1) * here) / min(mask.shape[1:])
+    steady = centres[: 1 + (len(mask) - 1) // (world.turns + 1)]
+    time = (len(steady) - 1) / (len(mask) - 1)
+    displacement = _displacement(steady)
+    direction = _direction(displacement, min(SPEEDS[word] for word in world.speeds) * time)
+    speeds = {word: SPEEDS[word] * time for word in world.speeds}
+    return {
+        'direction': direction,
+        'speed': _nearest(float(np.abs(displacement).max()), speeds) if direction else None,
+        'motion': float(displacement @ DIRECTIONS[asked.direction]) / speeds[asked.speed],
+        'path': _path(centres) / SPEEDS[asked.speed],
+    }
+
+
+def _around_core(mask: Mask) -> Bool[np.ndarray, 'T H W']:
+    """Return which pixels are at most 3 from the core of a mask: from squares of 3x3 pixels that it holds."""
+    return _squares(_squares(mask > 0.5, 1, np.all), 3, np.any)
+
+
+def _squares(
+    pixels: Bool[np.ndarray, 'T H W'], reach: int, join: Callable[..., np.ndarray]
+) -> Bool[np.ndarray, 'T H W']:
+    """Return for each pixel whether all, or any, in the square around it are true; outside the picture is false."""
+    for axis in (1, 2):
+        margin = [(0, 0)] * 3
+        margin[axis] = (reach, reach)
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(pixels, margin), 2 * reach + 1, axis)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        pixels = join(windows, axis=-1)
+    return pixels
+
+
+def _centres(mask: Mask) -> Float[np.ndarray, 'T 2']:
+    """Return each frame's centre of mass, x and y in pixels."""
+    _, height, width = mask.shape
+    x, y = mask.sum(axis=1) @ (np.arange(width) + 0.5), mask.sum(axis=2) @ (np.arange(height) + 0.5)
+    return np.stack([x, y], axis=1) / np.maximum(mask.sum(axis=(1, 2)), 1e-6)[:, None]
+
+
+def _displacement(centres: Float[np.ndarray, 'T 2']) -> Float[np.ndarray, ' 2']:
+    """Return the displacement from the first to the last frame, of the straight line that fits best."""
+    time = np.linspace(-0.5, 0.5, len(centres))
+    return time @ centres / np.square(time).sum()
+
+
+def _direction(displacement: Float[np.ndarray, ' 2'], least: float) -> str | None:
+    """Return the direction of a displacement, unless it is oblique, or shorter than a quarter of what occurs."""
+    along = {name: float(displacement @ step) for name, step in DIRECTIONS.items()}
+    best = max(along, key=along.__getitem__)
+    oblique = np.abs(displacement).min() > along[best] / 2
+    return None if oblique or along[best] < least / 4 else best
+
+
+def _nearest(value: float, values: Mapping[str, float]) -> str | None:
+    """Return the word whose value is nearest by its ratio, if that is within the tolerance."""
+    ratio = {word: max(value / known, known / max(value, 1e-9)) for word, known in values.items()}
+    best = min(ratio, key=ratio.__getitem__)
+    return best if ratio[best] <= TOLERANCE else None
+
+
+def _path(centres: Float[np.ndarray, 'T 2']) -> float:
+    """Return the length of the way between evenly spaced knots, in steps along x and y, which turns do not shorten."""
+    knots = np.linspace(0, len(centres) - 1, min(KNOTS, len(centres))).round().astype(int)
+    return float(np.abs(np.diff(centres[knots], axis=0)).sum())
+
+
+def _mismatch(mask: Mask, shape: str, radius: float) -> float:
+    """Return the area by which a mask and the best aligned template differ, over the template's; mean over frames."""
+    _, height, width = mask.shape
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    shown = np.linspace(0, len(mask) - 1, min(COMPARED, len(mask))).round().astype(int)
+
+    def template(centre: Sequence[float]) -> Float[np.ndarray, 'H W']:
+        return _stretched(coverage(shape, radius, (x - centre[0])[None, :], (y - centre[1])[:, None]))
+
+    # Where the correlation of mask and template is largest, to whole pixels; other blobs do not disturb it.
+    origin = (width // 2 + 0.5, height // 2 + 0.5)
+    spectrum = np.conj(np.fft.rfft2(np.roll(template(origin), (-(height // 2), -(width // 2)), (0, 1))))
+    reach = math.ceil(max(REACHES[shape]) * radius) + 2
+    results = []
+    for frame in mask[shown]:
+        fit = np.fft.irfft2(np.fft.rfft2(frame) * spectrum, s=frame.shape)
+        row, column = np.unravel_index(int(np.argmax(fit)), fit.shape)
+        coarse = (float(column) + 0.5, float(row) + 0.5)
+        # Then the centre of mass of what is there, which is exact where the shape is.
+        near = frame * (np.abs(x - coarse[0]) <= reach)[None, :] * (np.abs(y - coarse[1]) <= reach)[:, None]
+        fine = _centres(near[None])[0]
+        results.append(min(_difference(frame, template(centre)) for centre in (coarse, fine)))
+    return float(np.mean(results))
+
+
+def _difference(mask: Float[np.ndarray, 'H W'], template: Float[np.ndarray, 'H W']) -> float:
+    return float(np.abs(mask - template).sum() / max(template.sum(), 1e-6))
+
+
+def summarise(clips: Iterable[Attributes]) -> dict[str, Estimate]:
+    """Return the share of clips with each attribute right, with all right, and the means of the numbers.
+
+    Raises:
+      InputError: there is no clip.
+    """
+    clips = list(clips)
+    if not clips:
+        raise InputError('there are no clips to summarise; measure at least one.')
+    right = [clip.right() for clip in clips]
+    columns = {name: [float(row[name]) for row in right] for name in Traits._fields}
+    columns['all'] = [float(all(row.values())) for row in right]
+    columns |= {name: [getattr(clip, name) for clip in clips] for name in NUMBERS}
+    return {name: _estimate(np.array(values)) for name, values in columns.items()}
+
+
+def _estimate(values: Float[np.ndarray, ' N']) -> Estimate:
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(float(values.mean()), float(error))
+
+
+def markdown_table(summaries: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Return a Markdown table with a row per summary, such as of the truth, the teacher and the student."""
+    names = list(next(iter(summaries.values())))
+    head = [f'| clips | {" | ".join(names)} |', f'|---{"|---:" * len(names)}|']
+    rows = [f'| {title} | {" | ".join(str(table[name]) for name in names)} |' for title, table in summaries.items()]
+    return '\n'.join([*head, *rows])

@@ -1,0 +1,313 @@
+"""The world of moving shapes: captioned videos that need no download, and whose attributes pixels tell exactly.
+
+A clip shows one shape that moves over a plain background: "a small red circle moves right on a blue background".
+Lengths are in sides, the shorter side of the picture, and times in clips, so that a scene can be drawn at any size and
+with any number of frames:
+
+* Size: shapes of one size have equal areas, that of a circle of the size's radius.
+* Speed: a shape travels the same way in every clip of its speed, however many frames the clip has.
+* Direction: that of the caption from the start on; in a world with turns, until the first one. Turn k of n falls at a
+  random time in the first half of part k of the clip, which is cut in n + 1 equal parts; there the shape goes on, turns
+  left or turns right, with equal probability. The caption does not tell.
+* Place: the start is uniform over all from where the whole way keeps the shape inside the picture.
+* Held out: the values of each attribute are numbered in the world's order; combinations whose numbers add up to
+  m - 1 modulo m, m = `held_out`, are never trained on. Whatever is chosen for all attributes but one (of those that
+  vary), it still occurs in training.
+
+Legend: T frames, H W pixels, K side of a box around the shape, S any shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from neodragon_jax.errors import InputError, did_you_mean
+
+COLOURS = {
+    'red': (220, 45, 40),
+    'green': (45, 190, 65),
+    'yellow': (240, 220, 50),
+    'white': (240, 240, 240),
+    'cyan': (60, 215, 230),
+    'magenta': (225, 70, 210),
+    'blue': (35, 50, 150),
+    'black': (15, 15, 15),
+    'gray': (110, 110, 110),
+}
+SIZES = {'small': 0.16, 'large': 0.22}  # radius of the circle of equal area, in sides
+SPEEDS = {'slowly': 0.15, '': 0.26, 'quickly': 0.4}  # way in a clip, in sides; the plain one has no word
+DIRECTIONS = {'right': (1, 0), 'down': (0, 1), 'left': (-1, 0), 'up': (0, -1)}  # x, y, clockwise as one sees it
+
+# Half the side of a square, and the inner radius of an equilateral triangle, of area pi.
+_SQUARE, _INNER = math.sqrt(math.pi) / 2, math.sqrt(math.pi / (3 * math.sqrt(3)))
+# How far a shape of radius 1 reaches from its centre of mass: left or right, up, down.
+REACHES = {
+    'circle': (1.0, 1.0, 1.0),
+    'square': (_SQUARE, _SQUARE, _SQUARE),
+    'triangle': (math.sqrt(3) * _INNER, 2 * _INNER, _INNER),
+}
+
+# Other words for the same, the canonical one first.
+SYNONYMS = {
+    'small': ('small', 'little'),
+    'large': ('large', 'big'),
+    'circle': ('circle', 'disc'),
+    'square': ('square', 'box'),
+    'moves': ('moves', 'goes'),
+    'right': ('right', 'to the right'),
+    'left': ('left', 'to the left'),
+    'up': ('up', 'upwards'),
+    'down': ('down', 'downwards'),
+    'on': ('on', 'against'),
+}
+
+SPLITS = ('train', 'held_out', 'all')
+
+
+class Traits(NamedTuple):
+    """What a caption tells of a scene, in canonical words."""
+
+    size: str
+    colour: str
+    shape: str
+    direction: str
+    speed: str
+    background: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A clip before it is drawn.
+
+    Attributes:
+      start: x, y in 0..1 among the places that the way leaves, see the module.
+      turns: (time in 0..1, new direction), in order; also where the shape goes on, which is no turn.
+    """
+
+    traits: Traits
+    start: tuple[float, float] = (0.5, 0.5)
+    turns: tuple[tuple[float, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Which scenes there are.
+
+    Attributes:
+      sizes ... backgrounds: words of the values that occur.
+      turns: how often a shape may turn in a clip.
+      held_out: m, of which one combination in m is held out; see the module.
+    """
+
+    sizes: tuple[str, ...]
+    colours: tuple[str, ...]
+    shapes: tuple[str, ...]
+    directions: tuple[str, ...]
+    speeds: tuple[str, ...]
+    backgrounds: tuple[str, ...]
+    turns: int = 0
+    held_out: int = 2
+
+    def __post_init__(self) -> None:
+        known = (SIZES, COLOURS, REACHES, DIRECTIONS, SPEEDS, COLOURS)
+        for name, words, table in zip(Traits._fields, self.values, known, strict=True):
+            for word in words:
+                if word not in table:
+                    raise InputError(f'World: no {name} is called {word!r}.{did_you_mean(word, table)}')
+            if not words or len(set(words)) < len(words):
+                raise InputError(f'World: {name} has {len(words)} values, some equal or none; list each once.')
+        both = set(self.colours) & set(self.backgrounds)
+        if both:
+            raise InputError(f'World: {min(both)} is a colour of shapes and of backgrounds; choose one.')
+        if self.turns < 0 or self.held_out < 2:
+            raise InputError(f'World: turns is {self.turns}, held_out {self.held_out}; give at least 0 and 2.')
+
+    @property
+    def values(self) -> tuple[tuple[str, ...], ...]:
+        """The words of each attribute, in the order of Traits."""
+        return self.sizes, self.colours, self.shapes, self.directions, self.speeds, self.backgrounds
+
+    @property
+    def steady(self) -> float:
+        """The share of the clip for which the direction is surely the caption's."""
+        return 1 / (self.turns + 1)
+
+    def numbers(self, traits: Traits) -> tuple[int, ...]:
+        """Return the number of each value among the world's.
+
+        Raises:
+          InputError: a value does not occur in this world.
+        """
+        for name, word, words in zip(Traits._fields, traits, self.values, strict=True):
+            if word not in words:
+                raise InputError(f'{name} {word!r} does not occur in this world; use one of {", ".join(words)}.')
+        return tuple(words.index(word) for word, words in zip(traits, self.values, strict=True))
+
+    def is_held_out(self, traits: Traits) -> bool:
+        """Return whether a combination is never trained on."""
+        return sum(self.numbers(traits)) % self.held_out == self.held_out - 1
+
+    def combinations(self, split: str = 'train') -> tuple[Traits, ...]:
+        """Return all combinations of a split, in a fixed order."""
+        return _combinations(self, split)
+
+    def scene(self, seed: int, index: int, split: str = 'train') -> Scene:
+        """Return scene `index` of an endless random sequence; it depends on the arguments only."""
+        rng = np.random.default_rng((seed, index))
+        combinations = self.combinations(split)
+        traits = combinations[rng.integers(len(combinations))]
+        x, y = rng.random(2)
+        order, turns, heading = tuple(DIRECTIONS), [], traits.direction
+        for part in range(1, self.turns + 1):
+            heading = order[(order.index(heading) + int(rng.integers(-1, 2))) % len(order)]
+            turns.append((float((part + rng.random() / 2) * self.steady), heading))
+        return Scene(traits, (float(x), float(y)), tuple(turns))
+
+
+@functools.cache
+def _combinations(world: World, split: str) -> tuple[Traits, ...]:
+    if split not in SPLITS:
+        raise InputError(f'split is {split!r}; use one of {", ".join(SPLITS)}.')
+    every = (Traits(*words) for words in itertools.product(*world.values))
+    return tuple(traits for traits in every if split == 'all' or world.is_held_out(traits) == (split == 'held_out'))
+
+
+# 96 combinations, 24 held out: little to learn, for a few minutes on a CPU.
+CPU = World(
+    sizes=('small',),
+    colours=('red', 'green', 'yellow', 'white'),
+    shapes=tuple(REACHES),
+    directions=tuple(DIRECTIONS),
+    speeds=('',),
+    backgrounds=('blue', 'black'),
+    held_out=4,
+)
+# 1,296 combinations, 216 held out; the turns make the future uncertain, as in real videos.
+GPU = World(
+    sizes=tuple(SIZES),
+    colours=('red', 'green', 'yellow', 'white', 'cyan', 'magenta'),
+    shapes=tuple(REACHES),
+    directions=tuple(DIRECTIONS),
+    speeds=tuple(SPEEDS),
+    backgrounds=('blue', 'black', 'gray'),
+    turns=2,
+    held_out=6,
+)
+WORLDS = {'cpu': CPU, 'gpu': GPU}
+
+
+def caption(traits: Traits, seed: int | Sequence[int] | None = None) -> str:
+    """Return the canonical caption, or with a seed one of several wordings that mean the same."""
+    rng = None if seed is None else np.random.default_rng(seed)
+
+    def say(word: str) -> str:
+        words = SYNONYMS.get(word, (word,))
+        return words[0 if rng is None else rng.integers(len(words))]
+
+    adverb = f'{traits.speed} ' if traits.speed else ''
+    shape = f'a {say(traits.size)} {traits.colour} {say(traits.shape)}'
+    move = f'{adverb}{say("moves")} {say(traits.direction)}'
+    background = f'{say("on")} a {traits.background} background'
+    if rng is not None and rng.integers(2):
+        return f'{background}, {shape} {move}'
+    return f'{shape} {move} {background}'
+
+
+def parse(text: str) -> Traits:
+    """Return what a caption tells, whatever its wording.
+
+    Raises:
+      InputError: it is not a caption of this kind.
+    """
+    plain = ' '.join(text.lower().split()).rstrip('.')
+    for pattern in _patterns():
+        if found := pattern.fullmatch(plain):
+            return Traits(*(_canonical(found[name] or '') for name in Traits._fields))
+    example = caption(Traits('small', 'red', 'circle', 'right', '', 'blue'))
+    raise InputError(f'{text!r} is no caption of moving shapes; write one like "{example}".')
+
+
+@functools.cache
+def _patterns() -> tuple[re.Pattern[str], ...]:
+    """Return one pattern per order of the parts, with a group per attribute."""
+
+    def among(words: Iterable[str]) -> str:
+        return '|'.join(synonym for word in words for synonym in SYNONYMS.get(word, (word,)))
+
+    shape = f'a (?P<size>{among(SIZES)}) (?P<colour>{among(COLOURS)}) (?P<shape>{among(REACHES)})'
+    speed = f'(?:(?P<speed>{among(filter(None, SPEEDS))}) )?'
+    move = f'{speed}(?:{among(["moves"])}) (?P<direction>{among(DIRECTIONS)})'
+    background = f'(?:{among(["on"])}) a (?P<background>{among(COLOURS)}) background'
+    return re.compile(f'{shape} {move} {background}'), re.compile(f'{background},? {shape} {move}')
+
+
+def _canonical(word: str) -> str:
+    return next((canonical for canonical, synonyms in SYNONYMS.items() if word in synonyms), word)
+
+
+def coverage(
+    shape: str, radius: float, x: Float[np.ndarray, '*#S'], y: Float[np.ndarray, '*#S']
+) -> Float[np.ndarray, '*S']:
+    """Return how much of each pixel a shape covers, from its distance to the outline: an antialiased mask in 0..1.
+
+    Args:
+      radius: of the circle of equal area, in pixels.
+      x, y: pixel centres seen from the shape's centre of mass; y points down.
+    """
+    if shape == 'circle':
+        inside = radius - np.sqrt(np.square(x) + np.square(y))
+    elif shape == 'square':
+        inside = radius * _SQUARE - np.maximum(np.abs(x), np.abs(y))
+    else:
+        inside = radius * _INNER - np.maximum(y, math.sqrt(3) / 2 * np.abs(x) - y / 2)
+    return np.clip(inside + 0.5, 0, 1)
+
+
+def track(scene: Scene, frames: int, height: int, width: int) -> Float[np.ndarray, 'T 2']:
+    """Return the centre of mass of the shape in every frame, x and y in pixels from the upper left corner."""
+    traits, side = scene.traits, min(height, width)
+    time = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
+    starts = (0.0, *(moment for moment, _ in scene.turns))
+    headings = (traits.direction, *(direction for _, direction in scene.turns))
+    way = np.zeros((frames, 2))
+    for start, end, heading in zip(starts, (*starts[1:], 1.0), headings, strict=True):
+        way += np.clip(time - start, 0, end - start)[:, None] * DIRECTIONS[heading]
+    way *= SPEEDS[traits.speed] * side
+    across, above, below = np.array(REACHES[traits.shape]) * SIZES[traits.size] * side
+    least = np.array([across, above]) - way.min(axis=0)
+    most = np.array([width - across, height - below]) - way.max(axis=0)
+    return (way + least + scene.start * (most - least)).astype(np.float32)
+
+
+def draw(scene: Scene, frames: int, height: int, width: int) -> UInt8[np.ndarray, 'T H W 3']:
+    """Draw a scene, antialiased, as RGB bytes.
+
+    Raises:
+      InputError: there is no frame, or the picture is smaller than 16 pixels.
+    """
+    if frames < 1 or min(height, width) < 16:
+        raise InputError(f'{frames} frames of {height}x{width}; give at least 1 of 16x16 pixels.')
+    traits, side = scene.traits, min(height, width)
+    radius, centres = SIZES[traits.size] * side, track(scene, frames, height, width)
+    # Only a box around the shape is computed. It is shifted into the picture, which holds all of the shape.
+    box = min(2 * math.ceil(max(REACHES[traits.shape]) * radius) + 3, side)
+    corners = np.clip(np.floor(centres).astype(int) - box // 2, 0, [width - box, height - box])
+    columns, rows = (corners[:, axis, None] + np.arange(box) for axis in (0, 1))  # T K
+    x, y = (places - centres[:, axis, None] + 0.5 for axis, places in ((0, columns), (1, rows)))
+    alpha = coverage(traits.shape, radius, x[:, None, :], y[:, :, None])
+    shades = np.linspace(COLOURS[traits.background], COLOURS[traits.colour], 256).round().astype(np.uint8)
+    video = np.empty((frames, height, width, 3), np.uint8)
+    video[:] = shades[0]
+    video[np.arange(frames)[:, None, None], rows[:, :, None], columns[:, None, :]] = shades[
+        np.rint(alpha * 255).astype(int)
+    ]
+    return video
