@@ -74,7 +74,7 @@ def reconstruction_loss(module: Any, memory: MemoryConfig, video: jax.Array, par
     return jnp.mean(jnp.square(frames - video))
 
 
-@pytest.mark.parametrize('codec', [native, small])
+@pytest.mark.parametrize('codec', [native, pytest.param(small, marks=pytest.mark.slow)])
 def test_forgetting_changes_neither_results_nor_gradients(codec):
     module, params = codec()
     video = random(1, 17, 16, 16, 3)
@@ -327,7 +327,8 @@ def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(unbroken, tmp_p
     assert digests(tmp_path) == digests(unbroken)
 
 
-@pytest.mark.parametrize(('mesh', 'parts'), [((1, 1, 1), 1), pytest.param((2, 2, 1), 2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the loop's own tests do this with a small program; here it is half a minute of compiling
+@pytest.mark.parametrize(('mesh', 'parts'), [((1, 1, 1), 1), ((2, 2, 1), 2)])
 def test_meshes_and_parts_of_batches_agree(unbroken, tmp_path, mesh, parts):
     """The unbroken run is on eight devices, each batch at once."""
     config = settings(tmp_path, 3)
