@@ -130,7 +130,7 @@ def test_finished_steps_are_kept_and_lost_ones_made_again(picture, tmp_path, mon
     assert {name.split('/')[0] for name in after if after[name] != before[name]} == set(lost)
     (binary,) = json.loads((tmp_path / 'report.json').read_text())['shared_binaries']
     assert binary['graphs'] == ['denoiser_stage0', 'denoiser_stage1'] and binary['apart_mb'] is None
-    assert 0.5 < binary['binary_mb'] < 1.5 * binary['constants_mb']
+    assert 0.3 < binary['binary_mb'] < 1  # of which TINY's graphs themselves are the larger part
 
 
 @pytest.mark.qnn
