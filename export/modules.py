@@ -33,7 +33,7 @@ from neodragon_jax.models.sdxl_vae import AutoencoderKL
 from neodragon_jax.models.text import CLIPTextOutput
 from neodragon_jax.models.vae import VideoVAE
 from neodragon_jax.sampler import Denoiser, Plan, Prompt
-from neodragon_jax.tokens import ClipTokenizer, Tokenizers
+from neodragon_jax.tokens import ClipTokenizer, T5Tokenizer, Tokenizers
 
 Path = str | os.PathLike[str]
 Runners = Mapping[str, GraphRunner]
@@ -66,6 +66,11 @@ class Source:
         return checkpoint.component_folder(self.root, name)
 
     @property
+    def text_tokens(self) -> int:
+        """L, the tokens of a prompt for DT5."""
+        return T5Tokenizer.load(pathlib.Path(self.root) / 'tokenizer_3').length
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the video in pixels."""
         return self.plan.height * pipeline.SPATIAL_FACTOR, self.plan.width * pipeline.SPATIAL_FACTOR
@@ -77,14 +82,14 @@ def phone_modules(source: Source) -> dict[str, Module]:
     Raises:
       InputError: a component is missing or of another kind.
     """
-    find, (height, width) = source.find, source.size
+    find, (height, width), text_tokens = source.find, source.size, source.text_tokens
     grid = (source.plan.height, source.plan.width)
     adapter = source.adapter or find(pipeline.ADAPTER_FOLDERS[source.mode])
     modules = [
         text_graphs.clip_pooled('clip_l', find('text_encoder')),
         text_graphs.clip_pooled('clip_g', find('text_encoder_2')),
-        text_graphs.dt5(find('text_encoder_3')),
-        text_graphs.context_adapter(adapter),
+        text_graphs.dt5(find('text_encoder_3'), text_tokens),
+        text_graphs.context_adapter(adapter, text_tokens),
         picture_graphs.video_decoder(find('causal_video_vae'), *grid),
     ]
     if source.mode == 'hybrid':

@@ -29,7 +29,6 @@ from neodragon_jax import checkpoint, pipeline
 from neodragon_jax.errors import InputError
 from neodragon_jax.memory import Store
 from neodragon_jax.models.mmdit import PyramidMMDiT
-from neodragon_jax.tokens import T5_LENGTH
 
 # Calibration calls that settings are chosen by: one per step of the UNet.
 JUDGING_CALLS = 4
@@ -89,7 +88,7 @@ class Workshop:
         plan, (model, _) = self.source.plan, self._denoiser
         patch = model.config.patch_size
         grid = (plan.height // patch, plan.width // patch)
-        size = Size(plan.schedule.stages, plan.frames - 1, grid, T5_LENGTH)
+        size = Size(plan.schedule.stages, plan.frames - 1, grid, self.source.text_tokens)
         return Subject(model.config, size, self.form)
 
     def folders(self) -> dict[str, pathlib.Path]:
@@ -214,7 +213,9 @@ class Workshop:
         model, params = self._denoiser
         plan, patch = self.source.plan, model.config.patch_size
         grid = (plan.height // patch, plan.width // patch)
-        return denoiser_graphs(model, params, plan.frames - 1, grid, T5_LENGTH, plan.schedule.stages, self.form)
+        return denoiser_graphs(
+            model, params, plan.frames - 1, grid, self.source.text_tokens, plan.schedule.stages, self.form
+        )
 
     @functools.cached_property
     def _denoiser(self) -> tuple[PyramidMMDiT, Mapping[str, Any]]:

@@ -27,7 +27,7 @@ from neodragon_jax.errors import InputError
 from neodragon_jax.memory import read_params
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.text import CLIPTextModel, T5EncoderWithProjection, key_bias
-from neodragon_jax.tokens import CLIP_LENGTH, T5_LENGTH
+from neodragon_jax.tokens import CLIP_LENGTH
 
 Path = str | os.PathLike[str]
 
@@ -80,10 +80,13 @@ def clip_states(name: str, folder: Path, pooled: bool) -> Module:
     return Module(name, apply, _tower_reader(folder), pathlib.Path(folder), inputs, 'states', more)
 
 
-def dt5(folder: Path) -> Module:
+def dt5(folder: Path, text_tokens: int) -> Module:
     """Return DT5: `embeddings` [L, D] divided by RESIDUAL_SCALE, `keys` [1, L] -> `states` [L, O].
 
     `keys` is added to the scores of each key, see `models.text.key_bias`.
+
+    Args:
+      text_tokens: L.
     """
     model = open_component(folder, T5EncoderWithProjection)
     config = model.config
@@ -94,19 +97,19 @@ def dt5(folder: Path) -> Module:
         params, positions = params['model'], params['positions']
 
         def encode(bound: T5EncoderWithProjection) -> Array:
-            bias = positions + keys.reshape(1, 1, T5_LENGTH)
+            bias = positions + keys.reshape(1, 1, text_tokens)
             return bound.project(bound.encoder.transform(embeddings, bias))
 
         return _run(scaled, params, method=encode)
 
     def read() -> Params:
         params = read_params(folder, np.float32)
-        positions = _run(model, params, method=lambda bound: bound.encoder.positions(T5_LENGTH))
+        positions = _run(model, params, method=lambda bound: bound.encoder.positions(text_tokens))
         params['encoder'] = scale_residual(params['encoder'])
         del params['encoder']['token_embedding'], params['encoder']['position_bias']
         return {'model': params, 'positions': np.asarray(positions)}
 
-    inputs = {'embeddings': (T5_LENGTH, config.d_model), 'keys': (1, T5_LENGTH)}
+    inputs = {'embeddings': (text_tokens, config.d_model), 'keys': (1, text_tokens)}
     return Module('dt5', apply, read, pathlib.Path(folder), inputs, 'states')
 
 
@@ -127,10 +130,10 @@ def scale_residual(encoder: Params, scale: float = RESIDUAL_SCALE) -> dict[str, 
     return scaled
 
 
-def context_adapter(folder: Path) -> Module:
-    """Return the context adapter: `states` [L, O] -> `text` [L, D]."""
+def context_adapter(folder: Path, text_tokens: int) -> Module:
+    """Return the context adapter: `states` [L, O] -> `text` [L, D], for L = text_tokens."""
     model = open_component(folder, ContextAdapter)
-    inputs = {'states': (T5_LENGTH, model.config.input_dims)}
+    inputs = {'states': (text_tokens, model.config.input_dims)}
     read = partial(read_params, folder, np.float32)
     apply = partial(_run, model)
     return Module('context_adapter', apply, read, pathlib.Path(folder), inputs, 'text', gelu_floor=GELU_FLOOR)
