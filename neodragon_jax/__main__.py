@@ -22,8 +22,9 @@ What no option says is as in the checkpoint's generation.json, and what that lea
 option always wins.
 
 examples:
-  the small checkpoint that is installed with this package:
-    python -m neodragon_jax --prompt "a small red circle moves right on a blue background"
+  a checkpoint that says itself what to make, such as train.benchmark's:
+    python -m neodragon_jax --checkpoint out/benchmark/seed-0/moving_shapes \\
+        --prompt "a small red circle moves right on a blue background"
 
   the released system: a first frame drawn from the prompt, then 18 calls of the few-step denoiser:
     python -m neodragon_jax --checkpoint CKPT --prompt "a dog runs on the beach" --out out/
@@ -71,7 +72,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     released = 'default, without generation.json: %s'
     add('--checkpoint', metavar='DIR|NAME',
         help='root of a checkpoint in the released layout, or the name of one that is installed with this package '
-        f'(default: {shipped.DEFAULT})')  # fmt: skip
+        f'(default: {shipped.DEFAULT}, where it is installed)')  # fmt: skip
     add('--out', default='out/videos', metavar='DIR',
         help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png (default: %(default)s)')  # fmt: skip
     add('--prompt', action='append', default=[], metavar='TEXT', help='what to show; may be repeated')
