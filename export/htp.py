@@ -112,7 +112,29 @@ class _Child:
         self._log.close()
 
 
-class HtpSession:
+class _InChild:
+    """What lives in a child process, and ends it when it is closed."""
+
+    _child: _Child
+
+    def peak_gb(self) -> float:
+        """Return the peak memory of the child process so far."""
+        return self._child.ask('run', None)
+
+    def close(self) -> None:
+        """End the child process."""
+        self._child.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class HtpSession(_InChild):
     """A graph wholly on the HTP, or no session at all: nothing falls back to the CPU.
 
     Attributes:
@@ -147,24 +169,8 @@ class HtpSession:
         """
         return self._child.ask('run', (0, dict(feeds)))
 
-    def peak_gb(self) -> float:
-        """Return the peak memory of the child process so far."""
-        return self._child.ask('run', None)
 
-    def close(self) -> None:
-        """End the child process."""
-        self._child.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class HtpContext:
+class HtpContext(_InChild):
     """Several graphs in one context binary that holds equal weights once; they run in the process that compiled it.
 
     The x86 library writes such a binary but does not read it back ("Shared weights buffer isn't supported on this
@@ -204,22 +210,6 @@ class HtpContext:
     def runner(self, name: str) -> ContextGraph:
         """Return one of the graphs; it lives as long as this context."""
         return ContextGraph(self, name)
-
-    def peak_gb(self) -> float:
-        """Return the peak memory of the child process so far."""
-        return self._child.ask('run', None)
-
-    def close(self) -> None:
-        """End the child process."""
-        self._child.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclasses.dataclass(frozen=True)

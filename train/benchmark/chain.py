@@ -14,15 +14,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from configs import dmd
-from neodragon_jax import pipeline
+from train.autoencoder import AUTOENCODER
+from train.decoder import VIDEO_VAE as VAE
+from train.dmd import STUDENT
 from train.shapes.language import TEACHER_ENCODER
+from train.teacher import PYRAMID_FLOW as WITH_EMBEDDER
+from train.teacher_samples import TEACHER as DENOISER
+from train.teacher_samples import TEACHER_ADAPTER as ADAPTER
+from train.texts.text_parts import ENCODER as TEXT_ENCODER
 
-# Folders in the released layout.
-DENOISER, ADAPTER = pipeline.DENOISER_FOLDERS['monolithic'], pipeline.ADAPTER_FOLDERS['monolithic']
-STUDENT, STUDENT_ADAPTER = pipeline.DENOISER_FOLDERS['hybrid'], pipeline.ADAPTER_FOLDERS['hybrid']
+# Folders of the text side that nothing trains.
 LANGUAGE = ('tokenizer', 'tokenizer_2', 'tokenizer_3', 'text_encoder', 'text_encoder_2')
-VAE, TEXT_ENCODER = 'causal_video_vae', 'text_encoder_3'
-WITH_EMBEDDER = 'pyramid_flow_dit'
 
 # The students: name -> settings that differ from the preset.
 STUDENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -201,7 +203,7 @@ class Chain:
         )
         options = ['--world', world, '--count', str(self.tier.clips), *self.tier.size, '--paraphrase', '--seed', '1']
         yield Step('scenes', scenes / 'dataset_info.json', 'train.moving_shapes', ['--out', str(scenes), *options])
-        native = self.out / 'autoencoder' / 'result' / 'pyramid_flow_vae'
+        native = self.out / 'autoencoder' / 'result' / AUTOENCODER
         data = f'--config.data=shapes:{world}'
         yield self._train('autoencoder', self.out / 'autoencoder', native, [data], seed=0)
         small = self.out / 'decoder' / 'result' / VAE

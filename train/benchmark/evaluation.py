@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jaxtyping import Float, UInt8
@@ -24,7 +25,11 @@ from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.sampler import DrawnNoise
-from train.benchmark.chain import ADAPTER, DENOISER, STUDENT, STUDENT_ADAPTER, VAE, Chain, Tier
+from train.autoencoder import AUTOENCODER
+from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain, Tier
+from train.codec.reconstruction import quality
+from train.data.clips import to_float
+from train.dmd import STUDENT, STUDENT_ADAPTER
 from train.moving_shapes import MovingShapesSource
 from train.shapes.attributes import Estimate, measure, summarise
 from train.shapes.world import WORLDS, Traits
@@ -111,7 +116,7 @@ class Judge:
             rows = slice(start, start + BATCH)
             captions = self.captions[rows]
             keys = pipeline.sample_keys(seed, captions, range(start, start + len(captions)))
-            first = video_to_frames(self.drawn[rows, :1]) if first_frame == GIVEN else None
+            first = _floats(self.drawn[rows, :1]) if first_frame == GIVEN else None
             made.append(pipeline.generate(components, plan, captions, DrawnNoise(keys), '', first))
         return np.concatenate(made)
 
@@ -130,20 +135,16 @@ class Judge:
             moments: Any = module.apply({'params': params}, clip, method='encode')
             return module.apply({'params': params}, posterior_mean(moments), method='decode')
 
-        return np.concatenate(
-            [video.to_uint8(np.asarray(run(params, video_to_frames(clip[None])))) for clip in self.drawn]
-        )
-
-
-def video_to_frames(clips: Videos) -> Float[np.ndarray, 'N F H W 3']:
-    """Return bytes as numbers in [-1, 1]."""
-    return clips.astype(np.float32) / 127.5 - 1
+        return np.concatenate([video.to_uint8(np.asarray(run(params, _floats(clip[None])))) for clip in self.drawn])
 
 
 def psnr_db(videos: Videos, wanted: Videos) -> float:
     """Return the mean over clips, in decibel."""
-    error = np.square(videos.astype(np.float64) - wanted).mean(axis=(1, 2, 3, 4))
-    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
+    return float(np.mean([quality(got, want).psnr for got, want in zip(videos, wanted, strict=True)]))
+
+
+def _floats(clips: UInt8[np.ndarray, '*S 3']) -> Float[np.ndarray, '*S 3']:
+    return np.asarray(to_float(jnp.asarray(clips)))
 
 
 def evaluate(chain: Chain) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def evaluate(chain: Chain) -> dict[str, Any]:
     if 'drawn' not in results:
         keep('drawn', judge.drawn)
     decoder = chain.out / 'decoder' / 'result' / VAE
-    for name, vae in {'native': chain.out / 'autoencoder' / 'result' / 'pyramid_flow_vae', 'small': decoder}.items():
+    for name, vae in {'native': chain.out / 'autoencoder' / 'result' / AUTOENCODER, 'small': decoder}.items():
         if name not in results:
             videos = judge.reconstruct(vae)
             keep(name, videos, psnr_db=psnr_db(videos, judge.drawn), decoder_parameters=_decoder_parameters(vae))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from neodragon_jax import checkpoint, generation
 from neodragon_jax.atomic import atomic_file, atomic_folder
 from neodragon_jax.memory import cast
-from train.benchmark.chain import ADAPTER, DENOISER, STUDENT, STUDENT_ADAPTER, TEXT_ENCODER, VAE, Chain, Tier
+from train.benchmark.chain import ADAPTER, DENOISER, TEXT_ENCODER, VAE, Chain, Tier
+from train.dmd import STUDENT, STUDENT_ADAPTER
 from train.shapes.world import WORLDS, caption
 
 FOLDER = 'moving_shapes'

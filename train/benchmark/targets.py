@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
+from train.autoencoder import AUTOENCODER
 from train.benchmark.chain import VAE, Chain
 from train.benchmark.evaluation import GENERATED
 from train.shapes.world import Traits
@@ -94,7 +95,7 @@ def _number(value: float | None) -> float:
 def _encoder_kept(chain: Chain) -> bool:
     """Return whether every tensor of the encoder is the same in both autoencoders."""
     tensors = []
-    for folder in (chain.out / 'autoencoder' / 'result' / 'pyramid_flow_vae', chain.out / 'decoder' / 'result' / VAE):
+    for folder in (chain.out / 'autoencoder' / 'result' / AUTOENCODER, chain.out / 'decoder' / 'result' / VAE):
         stored: dict[str, np.ndarray] = {}
         for path in folder.glob('*.safetensors'):
             stored |= safetensors.numpy.load_file(path)

@@ -28,7 +28,7 @@ from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_folder
 from neodragon_jax.config import CLIPTextConfig, ComponentConfig, T5Config, T5EncoderConfig
 from neodragon_jax.errors import exit_status
-from neodragon_jax.random_checkpoint import random_params
+from neodragon_jax.random_checkpoint import SMALL, random_params
 from train.shapes.world import SYNONYMS, WORLDS, World, caption
 
 # The longest caption has fourteen words, a comma and the end; attention pays for every token.
@@ -38,8 +38,8 @@ TEACHER_ENCODER = 't5'
 STATES, POOLED = 64, 64
 # Wordings of every combination from which the vocabulary is learned.
 WORDINGS = 8
-# Embeddings are random with deviation 0.02; as small as that, every token would look the same.
-LOUDER = 50.0
+# Embeddings are random with deviation SMALL; as small as that, every token would look the same.
+LOUDER = 1 / SMALL
 
 CLIP_SPECIALS = ('<|startoftext|>', '<|endoftext|>')
 END_OF_WORD = '</w>'

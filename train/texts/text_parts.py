@@ -81,35 +81,41 @@ def read_parts(encoder: str, embedder: str, teacher: str, start: str, dtype: str
       InputError: a folder is missing, damaged or of another kind.
     """
     parts = TextParts(
-        encoder=_module(encoder, T5EncoderWithProjection),
+        encoder=open_module(encoder, T5EncoderWithProjection),
         encoder_params=_as_float32(read_params(encoder, None)),
         embedder_params=_embedder(embedder),
     )
     if teacher:
-        held = {'teacher': _module(teacher, T5Encoder), 'teacher_params': read_params(teacher, DTYPES[dtype])}
-        parts = dataclasses.replace(parts, **held)
+        read = {'teacher': open_module(teacher, T5Encoder), 'teacher_params': read_params(teacher, DTYPES[dtype])}
+        parts = dataclasses.replace(parts, **read)
     if start:
-        _module(start, ContextAdapter)
+        open_module(start, ContextAdapter)
         parts = dataclasses.replace(parts, start=_as_float32(read_params(start, None)))
     return parts
 
 
 def abstract_parts(cached: bool, dtype: str) -> TextParts:
     """Return the models at full size without their numbers."""
-
-    def params(module: Any, held: Any) -> Any:
-        def leaf_of(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-            kept = is_sensitive(tuple(key.key for key in path), leaf)
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if kept else held)
-
-        return jax.tree_util.tree_map_with_path(leaf_of, checkpoint.abstract_params(module))
-
     encoder, teacher = T5EncoderWithProjection(FULL.t5), T5Encoder(T5_XXL)
     shape = (TEACHER.joint_attention_dim, TEACHER.width)
     embedder = {name: jax.ShapeDtypeStruct(dims, np.float32) for name, dims in (('kernel', shape), ('bias', shape[1:]))}
     if cached:
-        return TextParts(encoder, params(encoder, np.float32), embedder)
-    return TextParts(encoder, params(encoder, np.float32), embedder, teacher, params(teacher, DTYPES[dtype]))
+        return TextParts(encoder, held(encoder, np.float32), embedder)
+    return TextParts(encoder, held(encoder, np.float32), embedder, teacher, held(teacher, DTYPES[dtype]))
+
+
+def held(module: Any, dtype: Any) -> Any:
+    """Return a module's parameters without their numbers, in the types that they are held in.
+
+    Args:
+      dtype: of all but what is sensitive to it, see `memory.is_sensitive`.
+    """
+
+    def leaf_of(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        kept = is_sensitive(tuple(key.key for key in path), leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if kept else dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf_of, checkpoint.abstract_params(module))
 
 
 def adapter_config(kind: str, parts: TextParts, hidden: tuple[int, ...]) -> ContextAdapterConfig | None:
@@ -150,11 +156,11 @@ def deployed_adapter(
 
 def _embedder(folder: str) -> dict[str, Any]:
     """Return the context embedder's parameters in float32."""
-    _module(folder, TeacherMMDiT)
+    open_module(folder, TeacherMMDiT)
     return _as_float32(read_params(folder, None, 'context_embedder'))['context_embedder']
 
 
-def _module(folder: str, kind: type[Any]) -> Any:
+def open_module(folder: str, kind: type[Any]) -> Any:
     """Return the module of a component folder, which must be of a kind."""
     module = checkpoint.load_module(pathlib.Path(folder))
     if not isinstance(module, kind):

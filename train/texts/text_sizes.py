@@ -6,17 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from neodragon_jax import checkpoint
-from neodragon_jax.errors import InputError
-from neodragon_jax.memory import is_sensitive
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.text import T5Encoder, T5EncoderWithProjection
 from train.data import DTYPES
-from train.texts.text_parts import TextParts
+from train.texts.text_parts import TextParts, held, open_module
 
 
 def sized_parts(published: TextParts, folders: Mapping[str, Any], dtype: str) -> TextParts:
@@ -35,32 +31,14 @@ def sized_parts(published: TextParts, folders: Mapping[str, Any], dtype: str) ->
         'teacher': T5Encoder,
         'start': ContextAdapter,
     }
-    modules = {name: _module(folders[name], kind) for name, kind in kinds.items() if folders[name]}
+    modules = {name: open_module(folders[name], kind) for name, kind in kinds.items() if folders[name]}
     changes: dict[str, Any] = {name: modules[name] for name in ('encoder', 'teacher') if name in modules}
     if 'encoder' in modules:
-        changes['encoder_params'] = _held(modules['encoder'], np.float32)
+        changes['encoder_params'] = held(modules['encoder'], np.float32)
     if 'embedder' in modules:
-        changes['embedder_params'] = _held(modules['embedder'], np.float32)['context_embedder']
+        changes['embedder_params'] = held(modules['embedder'], np.float32)['context_embedder']
     if 'teacher' in modules:
-        changes['teacher_params'] = _held(modules['teacher'], DTYPES[dtype])
+        changes['teacher_params'] = held(modules['teacher'], DTYPES[dtype])
     if 'start' in modules:
-        changes['start'] = _held(modules['start'], np.float32)
+        changes['start'] = held(modules['start'], np.float32)
     return dataclasses.replace(published, **changes)
-
-
-def _module(folder: str, kind: type[Any]) -> Any:
-    """Return the module of a component folder, which must be of a kind."""
-    module = checkpoint.load_module(folder)
-    if not isinstance(module, kind):
-        raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a {kind.__name__}.')
-    return module
-
-
-def _held(module: Any, dtype: Any) -> Any:
-    """Return a module's abstract parameters in the types that they are held in."""
-
-    def leaf_of(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        kept = is_sensitive(tuple(key.key for key in path), leaf)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if kept else dtype)
-
-    return jax.tree_util.tree_map_with_path(leaf_of, checkpoint.abstract_params(module))
