@@ -166,6 +166,12 @@ def test_wrong_options_are_refused(tmp_path, arguments, message):
         benchmark.run(benchmark.parse_args(['--out', str(tmp_path), *arguments]))
 
 
+@pytest.mark.parametrize(('missed', 'gate', 'status'), [(3, True, 1), (3, False, 0), (0, True, 0)])
+def test_a_missed_target_is_the_exit_status_where_that_is_asked_for(monkeypatch, missed, gate, status):
+    monkeypatch.setattr(benchmark, 'run', lambda args: missed)
+    assert benchmark.main(['--gate'] if gate else []) == status
+
+
 @pytest.mark.slow
 def test_the_whole_chain_runs(tmp_path):
     """Every command of the chain on the real programs; what comes out is noise, but it comes out."""

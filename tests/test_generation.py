@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from neodragon_jax import checkpoint, generation, memory, pipeline, shipped
 from neodragon_jax.errors import InputError
 from neodragon_jax.generation import RELEASED
+from neodragon_jax.schedule import Schedule
 from neodragon_jax.tokens import Tokenizers
 
 SHAPES = {
@@ -35,6 +36,10 @@ def written(root: pathlib.Path, values: object) -> pathlib.Path:
     """Write generation.json into a folder, and return the folder."""
     (root / generation.FILE).write_text(values if isinstance(values, str) else json.dumps(values))
     return root
+
+
+def test_the_stages_are_those_of_the_schedule():
+    assert Schedule().stages == generation.STAGES
 
 
 def test_without_a_file_the_released_values_hold(tmp_path):
