@@ -123,10 +123,10 @@ SHAPES = {
     },
     'shapes': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
     'loop': {
-        'steps': 900,
+        'steps': 500,
         'batch_size': 32,
         'mesh': {'data': -1, 'fsdp': 1},
-        'checkpoint_every': 300,
+        'checkpoint_every': 250,
         'log_every': 30,
     },
 }

@@ -165,11 +165,11 @@ SHAPES = {
         'ema_decay': 0.998,
         'dtype': 'float32',
         'remat': 'none',
-        'optimizer': {'learning_rate': 1.5e-3, 'warmup_steps': 150, 'schedule': 'cosine', 'decay_steps': 4000},
+        'optimizer': {'learning_rate': 1.5e-3, 'warmup_steps': 150, 'schedule': 'cosine', 'decay_steps': 5000},
         'evaluation': {'examples': 64, 'batch': 64, 'samples': 0},
     },
     'loop': {
-        'steps': 4000,
+        'steps': 5000,
         'batch_size': 32,
         'mesh': {'data': -1, 'fsdp': 1},
         'checkpoint_every': 500,

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from neodragon_jax import generation, shipped
 from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.generation import RELEASED
 
 if TYPE_CHECKING:
     from export.build import Settings
@@ -50,7 +52,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
+    add('--checkpoint', required=True, metavar='DIR|NAME',
+        help='root of a checkpoint in the released layout, or the name of one that is installed')  # fmt: skip
     add('--out', required=True, metavar='DIR',
         help='folder for {graph}-{runtime}-{precision}-{chipset}/, calibration/ and report.*')  # fmt: skip
     add('--graphs', metavar='LIST',
@@ -58,19 +61,28 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--denoiser', metavar='DIR', help="denoiser folder to export instead of the checkpoint's")
     add('--adapter', metavar='DIR', help="context adapter folder to use instead of the checkpoint's")
     add('--upscale', metavar='DIR', help='folder of a QuickSRNet; exports super_resolution too')
-    add('--mode', choices=('hybrid', 'monolithic'), default='hybrid',
-        help='which denoiser of the checkpoint, and how calibration generates (default: %(default)s)')  # fmt: skip
+    own = "default: as in the checkpoint's generation.json, without it %s"
+    add('--mode', choices=generation.MODES,
+        help=f'which denoiser of the checkpoint, and how calibration generates ({own % RELEASED.mode})')  # fmt: skip
+    add('--first-frame', choices=generation.FIRST_FRAMES,
+        help='who makes the first frame in hybrid mode, without --image: the first-frame model, whose graphs are then '
+        f'exported too, or the few-step denoiser ({own % RELEASED.hybrid.first_frame})')  # fmt: skip
     add('--soc', default='sm8750', metavar='LIST',
         help='comma-separated chipsets; the first is simulated (default: %(default)s)')  # fmt: skip
     add('--precision', metavar='LIST', help="comma-separated: w8a16, fp16 (default: each graph's own)")
-    add('--frames', type=int, default=49, metavar='N', help='video frames, 8 n + 1 (default: %(default)s)')
-    add('--height', type=int, default=320, metavar='PX', help='default: %(default)s')
-    add('--width', type=int, default=512, metavar='PX', help='default: %(default)s')
+    add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 ({own % RELEASED.frames})')
+    add('--height', type=int, metavar='PX', help=own % RELEASED.height)
+    add('--width', type=int, metavar='PX', help=own % RELEASED.width)
     add('--steps', type=int, nargs=3, metavar='N', help="steps per stage in calibration (default: the mode's)")
     add('--calibration', metavar='DIR', help='calibration set to make or use again (default: OUT/calibration)')
     add('--prompts', type=int, metavar='N',
         help='videos to record, one prompt each (default: as many as the calibration samples take)')  # fmt: skip
-    add('--prompts-file', metavar='FILE', help='calibration prompts, one per line (default: eight built-in ones)')
+    add(
+        '--prompts-file',
+        metavar='FILE',
+        help="calibration prompts, one per line (default: eight built-in ones, or the example of the checkpoint's "
+        'generation.json)',
+    )
     add('--image', action='append', default=[], metavar='FILE',
         help='first frame for calibration; may be repeated (default: drawn from the prompt)')  # fmt: skip
     add('--calibration-samples', type=int, metavar='N', help='per quantised graph (default: 50 to 500, as the paper)')
@@ -110,12 +122,12 @@ def read_list(option: str, text: str, known: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def read_prompts(path: str | None) -> Sequence[str]:
-    """Return the lines of a prompts file, or the built-in prompts."""
+def read_prompts(path: str | None, example: str = '') -> Sequence[str]:
+    """Return the lines of a prompts file; without one the checkpoint's example, or the built-in prompts."""
     from export.calibration import PROMPTS
 
     if path is None:
-        return PROMPTS
+        return [example] if example else PROMPTS
     if not pathlib.Path(path).is_file():
         raise InputError(f'--prompts-file {path}: no such file. Give a text file with one prompt per line.')
     try:
@@ -159,12 +171,31 @@ def run(args: argparse.Namespace) -> Report:
 
     find_targets(args.soc)
     _check_numbers(args)
+    args = _settled(args)
     # Only now: JAX and the models take seconds to import, and the checks above should answer at once.
     import jax
 
     # The reference is float32 on accelerators too.
     with jax.default_matmul_precision('highest'):
-        return _export(args, read_prompts(args.prompts_file))
+        return _export(args, read_prompts(args.prompts_file, args.defaults.example))
+
+
+def _settled(args: argparse.Namespace) -> argparse.Namespace:
+    """Return a command line with what it leaves open chosen by the checkpoint's generation.json.
+
+    Raises:
+      InputError: there is no such checkpoint, or that file is damaged.
+    """
+    settled = argparse.Namespace(**vars(args))
+    settled.checkpoint = shipped.find(args.checkpoint)
+    defaults = generation.read(settled.checkpoint)
+    for name in ('mode', 'frames', 'height', 'width'):
+        if getattr(args, name) is None:
+            setattr(settled, name, getattr(defaults, name))
+    if args.first_frame is None:
+        settled.first_frame = defaults.of(settled.mode).first_frame
+    settled.defaults = defaults
+    return settled
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -226,22 +257,23 @@ def _workshop(args: argparse.Namespace) -> Workshop:
     from export import modules, tasks
     from neodragon_jax import checkpoint, pipeline
 
-    plan = pipeline.make_plan(args.mode, args.frames, args.height, args.width, args.steps)
+    own = args.defaults.of(args.mode)
+    plan = pipeline.make_plan(args.mode, args.frames, args.height, args.width, args.steps, defaults=own)
     denoiser = args.denoiser or checkpoint.component_folder(args.checkpoint, pipeline.DENOISER_FOLDERS[args.mode])
     tasks.check_denoiser(pathlib.Path(denoiser))
-    source = modules.Source(args.checkpoint, args.mode, plan, args.adapter, args.upscale)
+    made_of = (args.checkpoint, args.mode, plan, args.adapter, args.upscale)
+    source = modules.Source(*made_of, first_frame=args.first_frame, images=bool(args.image))
     names = modules.select(args.graphs, tasks.available(source))
-    return tasks.Workshop(source, pathlib.Path(denoiser), names, bool(args.image))
+    return tasks.Workshop(source, pathlib.Path(denoiser), names)
 
 
 def _scenes(args: argparse.Namespace, prompts: Sequence[str]) -> Scenes:
     """Return what calibration generates."""
     from export.calibration import Scenes
     from neodragon_jax import video
-    from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 
     images = [video.image_to_frame(video.read_image(path), args.height, args.width) for path in args.image]
-    return Scenes(prompts, DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT, images, args.seed)
+    return Scenes(prompts, args.defaults.prompt_modifier, args.defaults.negative_prompt, images, args.seed)
 
 
 def _counts(args: argparse.Namespace, workshop: Workshop) -> dict[str, int]:

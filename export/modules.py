@@ -53,6 +53,8 @@ class Source:
       plan: sizes of the video.
       adapter: context adapter folder to use instead of the mode's own.
       upscaler: folder of a QuickSRNet; None leaves super-resolution out, which the release has no weights for.
+      first_frame: who makes frame 0 where none is given, one of `generation.FIRST_FRAMES`.
+      images: whether first frames are given.
     """
 
     root: Path
@@ -60,6 +62,13 @@ class Source:
     plan: Plan
     adapter: Path | None = None
     upscaler: Path | None = None
+    first_frame: str = 'model'
+    images: bool = False
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the first-frame model belongs to the program."""
+        return self.mode == 'hybrid' and self.first_frame == 'model'
 
     def find(self, name: str) -> pathlib.Path:
         """Return the folder of a component."""
@@ -92,7 +101,7 @@ def phone_modules(source: Source) -> dict[str, Module]:
         text_graphs.context_adapter(adapter, text_tokens),
         picture_graphs.video_decoder(find('causal_video_vae'), *grid),
     ]
-    if source.mode == 'hybrid':
+    if source.has_model:
         image_vae = text_graphs.open_component(find('ssd_1b_vae'), AutoencoderKL)
         latents = [PICTURE_SCALE * size // image_vae.config.spatial_factor for size in source.size]
         modules += [
@@ -100,8 +109,9 @@ def phone_modules(source: Source) -> dict[str, Module]:
             text_graphs.clip_states('first_frame_clip_g', find('ssd_1b_text_encoder_2'), pooled=True),
             picture_graphs.first_frame_unet(find('ssd_1b_unet'), *latents),
             picture_graphs.first_frame_decoder(find('ssd_1b_vae'), *latents),
-            picture_graphs.video_encoder(find('causal_video_vae'), height, width),
         ]
+    if source.mode == 'hybrid' and (source.has_model or source.images):
+        modules.append(picture_graphs.video_encoder(find('causal_video_vae'), height, width))
     if source.upscaler is not None:
         modules.append(picture_graphs.super_resolution(source.upscaler, height, width))
     return {module.name: module for module in modules}

@@ -42,13 +42,11 @@ class Workshop:
       source: checkpoint, mode and plan.
       denoiser: its folder.
       names: graphs to export, in the table's order.
-      images: whether first frames are given.
     """
 
     source: modules.Source
     denoiser: pathlib.Path
     names: Sequence[str]
-    images: bool
 
     @functools.cached_property
     def modules(self) -> dict[str, Module]:
@@ -59,7 +57,7 @@ class Workshop:
     def draws(self) -> bool:
         """Whether the program draws first frames: asked to export that, or with no image to start from."""
         wanted = any(name in modules.FIRST_FRAME for name in self.names)
-        return self.source.mode == 'hybrid' and (wanted or not self.images)
+        return self.source.has_model and (wanted or not self.source.images)
 
     @property
     def decodes(self) -> bool:
@@ -69,7 +67,7 @@ class Workshop:
     @property
     def first_frame(self) -> bool:
         """Whether videos start from a first frame."""
-        return self.draws or self.images
+        return self.draws or self.source.images
 
     @property
     def calls(self) -> dict[str, int]:

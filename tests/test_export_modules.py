@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -12,6 +14,7 @@ import onnx
 import pytest
 from conftest import TINY_CHECKPOINT, relative_error
 
+from export import __main__ as command
 from export import modules, text_graphs
 from export.calibration import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
 from export.graphs import DEPLOYMENTS, Module
@@ -107,6 +110,47 @@ def test_table_has_a_row_for_every_module(graphs):
         deployment = DEPLOYMENTS[name]
         assert deployment.precision in ('fp16', 'w8a16') and deployment.target_db > 0
         assert bool(deployment.calibration_samples) == (deployment.precision == 'w8a16')
+
+
+@pytest.fixture(scope='module')
+def without_model(tmp_path_factory) -> pathlib.Path:
+    """A checkpoint whose denoiser makes the first frame: there is no first-frame model."""
+    root = tmp_path_factory.mktemp('without_model')
+    for folder in TINY_CHECKPOINT.iterdir():
+        if not folder.name.startswith('ssd_1b'):
+            (root / folder.name).symlink_to(folder)
+    modes = {'hybrid': {'first_frame': 'denoiser', 'steps': [2, 1, 1]}}
+    values = {'frames': 17, 'height': 64, 'width': 128, 'prompt_modifier': '', 'example': 'a circle', 'modes': modes}
+    (root / 'generation.json').write_text(json.dumps(values))
+    return root
+
+
+def test_a_checkpoint_without_a_first_frame_model(without_model, graphs, source):
+    given = dataclasses.replace(source, root=without_model, first_frame='denoiser')
+    first = {*modules.FIRST_FRAME, 'video_encoder'}
+    assert set(modules.phone_modules(given)) == set(graphs) - first
+    with_image = dataclasses.replace(given, images=True)
+    assert set(modules.phone_modules(with_image)) == set(graphs) - set(modules.FIRST_FRAME)
+    with pytest.raises(InputError, match='ssd_1b_vae'):
+        modules.phone_modules(dataclasses.replace(given, first_frame='model'))
+
+
+def test_the_command_takes_what_is_left_open_from_the_checkpoint(without_model):
+    settle = lambda *options: command._settled(command.parse_args(['--out', 'x', '--checkpoint', *options]))
+    args = settle(str(without_model))
+    workshop = command._workshop(args)
+    plan = workshop.source.plan
+    assert (plan.frames, plan.height, plan.width, plan.steps) == (3, 8, 16, (2, 1, 1))
+    assert not workshop.first_frame and not workshop.draws and workshop.form.draws_frame_zero
+    assert 'video_encoder' not in workshop.names and 'denoiser_stage2' in workshop.names
+    assert command.read_prompts(None, args.defaults.example) == ['a circle']
+    assert command._scenes(args, ['a circle']).text(0) == 'a circle'
+    changed = settle(str(without_model), '--frames', '9', '--steps', '1', '1', '1')
+    assert command._workshop(changed).source.plan.frames == 2
+    released = settle(str(TINY_CHECKPOINT))
+    assert (released.mode, released.frames, released.height, released.first_frame) == ('hybrid', 49, 320, 'model')
+    with pytest.raises(InputError, match='no such checkpoint'):
+        settle('nowhere')
 
 
 def test_onnx_computes_what_jax_computes(graphs, runners, float_graphs):

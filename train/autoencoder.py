@@ -42,8 +42,9 @@ from neodragon_jax.models.vae import Latents, Moments, Video, posterior_mean, po
 from train import loop
 from train.aot.abstract import AbstractProgram
 from train.codec.flat_convolutions import flat_convolutions
-from train.codec.fresh_codecs import fresh_autoencoder, mean_colour
+from train.codec.fresh_codecs import fresh_autoencoder
 from train.codec.latent_statistics import fit_and_fold, prior_divergence
+from train.codec.principal_start import principal_layers
 from train.codec.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
 from train.codec.rematerialise import MemoryConfig, decode, encode
 from train.data import DTYPES
@@ -151,14 +152,15 @@ class Autoencoder:
         self._reconstruct = jax.jit(self.reconstruct)
 
     def frozen(self) -> dict[str, Any]:
-        """Return what is constant: LPIPS, and what to begin with: parameters, or the mean colour of the clips."""
-        begin = {'colour': mean_colour(self.clips.training)} if self.start is None else {'start': self.start}
-        return self.terms.frozen() | begin
+        """Return what is constant: LPIPS, and what to begin with: parameters, or their linear part."""
+        if self.start is not None:
+            return self.terms.frozen() | {'start': self.start}
+        return self.terms.frozen() | {'start': principal_layers(self.module.config, self.clips.training)}
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
         """Return the state before the first step."""
         if self.start is None:
-            params = fresh_autoencoder(self.module, key, frozen['colour'])
+            params = fresh_autoencoder(self.module, key, frozen['start'])
         else:
             # Copies even where the type is the same: the state's buffers are donated, these must survive.
             params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), frozen['start'])

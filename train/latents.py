@@ -48,6 +48,7 @@ from neodragon_jax.models.vae import (
 )
 from neodragon_jax.tokens import DEFAULT_NEGATIVE_PROMPT
 from train.captioned_clips import ClipSource
+from train.codec.flat_convolutions import flat_convolutions
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleWriter
 from train.data.conditioning import CONTENTS, Conditioner, load_conditioner
 from train.data.manifest import NEGATIVE, NULL, is_dataset
@@ -128,7 +129,8 @@ class Encoder:
         """Return the normalised latents of at most `size` clips; each depends on clip, index and seed alone."""
         full = lambda rows: [*rows, *[rows[-1]] * (self.size - len(rows))]
         video, numbers = self.spread.shard((np.stack(full(clips)), np.array(full(indices), np.int32)))
-        moments = encode_chunked(self.vae, self.params, _to_range(video), self.window)
+        with flat_convolutions(jax.default_backend() == 'cpu'):
+            moments = encode_chunked(self.vae, self.params, _to_range(video), self.window)
         latents = _to_latents(moments, self.key, numbers, self.sample)
         return jax.device_get(latents)[: len(clips)]
 

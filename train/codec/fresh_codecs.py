@@ -1,18 +1,13 @@
 """Parameters of a new video autoencoder, which loses no time on what is known before the first step.
 
+* What passes from layer to layer begins as the best linear autoencoder of the data, see `principal_start`. Channels
+  that it does not need begin as in any convolution.
 * Latents begin at the moments that everything downstream assumes: quant_conv maps them to the mean and deviation of
   latents after the first one, post_quant_conv maps them back.
 * The posterior's noise begins small, LOG_VARIANCE for every clip: at the usual deviation of 1, the noise drowns the
   latents, and a decoder first learns to ignore them.
-* What passes from layer to layer begins as what is at that place and time, with THROUGH its weight and DRAWN that of a
-  convolution as usual, which also tells one channel from another: the encoder begins as an average of pixels. It is
-  the convolutions' identity (delta-orthogonal start, Xiao et al., arXiv 1806.05393, without its random rotations).
-* The layers that double space and time begin with equal kernels for the pixels and frames that come out of one place:
-  as nearest-neighbour upsampling, without a checkerboard that has to be unlearned (the start of sub-pixel convolutions
-  by Aitken et al., arXiv 1707.02937).
-* Residual blocks begin with small branches, RESIDUAL: what passes from place to place is linear at first, so that the
-  first steps already reach every layer.
-* Pictures begin at the mean colour of the data, with little contrast.
+* Residual blocks begin with small branches, RESIDUAL (Goyal et al., arXiv 1706.02677, section 5.1, begin at 0).
+* Pictures of the small decoder begin at the mean colour of the data, with little contrast.
 
 Legend: C latent channels.
 """
@@ -41,44 +36,33 @@ LOG_VARIANCE = -4.0
 TRUNCATED_DEVIATION = 0.8796256610342398
 # Of a picture at first, relative to a convolution that keeps the variance.
 CONTRAST = 0.1
-# Of the means at first, relative to an orthogonal map: the encoder's output has a deviation of about 0.6.
-GAIN = 1.6
-THROUGH, DRAWN = 1.0, 0.3
-# Outside the branches around a skip.
-PATH = ('conv_in', 'skip', 'halve_space', 'halve_time', 'double_space', 'double_time', 'conv_out')
 # Of the last layer of each branch around a skip, relative to one that keeps the variance.
-RESIDUAL = 0.1
+RESIDUAL = 0.02
 BRANCH_ENDS = (('conv_2', 'kernel'), ('mid_attention', 'out', 'kernel'))
 # Clips whose mean colour is taken.
 COLOUR_CLIPS = 16
-# Outputs of one place of the layers that double something.
-REPEATS = {'double_space': 4, 'double_time': 2}
 
 
-def fresh_autoencoder(module: NativeVAE, key: PRNGKeyArray, colour: Float[Array, ' 3']) -> dict[str, Any]:
+def fresh_autoencoder(module: NativeVAE, key: PRNGKeyArray, start: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters of a new autoencoder; see the module.
 
     Args:
-      colour: of the data, see `mean_colour`.
+      start: of the encoder and the decoder, see `principal_start.principal_layers`.
     """
-    drawn_key, mean_key = jax.random.split(key)
-    params = drawn_parameters(module, drawn_key)
-    flat: dict[Any, Any] = dict(traverse_util.flatten_dict({name: params[name] for name in ('encoder', 'decoder')}))
+    params = drawn_parameters(module, key)
+    halves = {half: params[half] for half in ('encoder', 'decoder')}
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(halves))
+    known: dict[Any, Any] = dict(traverse_util.flatten_dict(start))
     for path, leaf in flat.items():
         if any(path[-len(end) :] == end for end in BRANCH_ENDS):
             flat[path] = RESIDUAL * leaf
-        elif path[-1] == 'kernel' and path[-2] in PATH:
-            # What is repeated differs in nothing: each has the variance that all should have.
-            repeats = REPEATS.get(path[-2], 1)
-            few = leaf[..., ::repeats]
-            through = passing(few.shape, halving=path[-2] == 'halve_space')
-            flat[path] = jnp.repeat(THROUGH * through + DRAWN * few, repeats, axis=-1)
-    halves = traverse_util.unflatten_dict(flat)
-    decoder = halves['decoder']
+        elif path in known:
+            kernel, bias = (known[*path[:-1], name] for name in ('kernel', 'bias'))
+            used = jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1))) | (bias != 0)
+            flat[path] = jnp.where(used, known[path], leaf)
     return {
-        'encoder': halves['encoder'],
-        'decoder': {**decoder, 'conv_out': _fresh_picture(decoder['conv_out'], colour)},
-        'quant_conv': _fresh_moments(mean_key, module.config.encoder_out_channels),
+        **traverse_util.unflatten_dict(flat),
+        'quant_conv': _fresh_moments(module.config.encoder_out_channels),
         'post_quant_conv': normalising(module.config.encoder_out_channels),
     }
 
@@ -102,24 +86,6 @@ def fresh_small_decoder(module: VideoVAE, key: PRNGKeyArray, colour: Float[Array
 def _fresh_picture(layer: Mapping[str, Array], colour: Float[Array, ' 3']) -> dict[str, Array]:
     """Return the convolution to pixels, of little contrast around a colour."""
     return {'kernel': CONTRAST * layer['kernel'], 'bias': jnp.asarray(colour, jnp.float32)}
-
-
-def passing(shape: tuple[int, ...], halving: bool = False) -> Float[np.ndarray, '*S']:
-    """Return a kernel [*places, in, out] that passes channel after channel on, the first ones again if there are more.
-
-    Args:
-      halving: pass on the mean of the 2x2 pixels that become one.
-    """
-    kernel = np.zeros(shape, np.float32)
-    out = np.arange(shape[-1])
-    if len(shape) == 5:
-        # The last of three frames is the current one.
-        pixels = slice(1, 3) if halving else slice(1, 2)
-        here = kernel[-1, pixels, pixels]
-        here[..., out % shape[-2], out] = 0.25 if halving else 1.0
-    else:
-        kernel[..., out % shape[-2], out] = 1.0
-    return kernel
 
 
 def drawn_parameters(module: CausalVAE, key: PRNGKeyArray) -> dict[str, Any]:
@@ -156,9 +122,8 @@ def normalising(channels: int) -> dict[str, Array]:
     }
 
 
-def _fresh_moments(key: PRNGKeyArray, channels: int) -> Mapping[str, Array]:
-    """Return the convolution to the moments: means from any of the features, log-variances that are constant."""
-    mixed = jax.nn.initializers.orthogonal()(key, (2 * channels, channels)) * GAIN / NEODRAGON.scale
-    kernel = jnp.concatenate([mixed, jnp.zeros_like(mixed)], axis=-1)
+def _fresh_moments(channels: int) -> dict[str, Array]:
+    """Return the convolution to the moments: means from the first features, log-variances that are constant."""
+    kernel = jnp.zeros((2 * channels, 2 * channels)).at[:channels, :channels].set(jnp.eye(channels) / NEODRAGON.scale)
     bias = jnp.concatenate([jnp.full(channels, NEODRAGON.shift), jnp.full(channels, LOG_VARIANCE)])
     return {'kernel': kernel.reshape(1, 1, *kernel.shape), 'bias': bias}
