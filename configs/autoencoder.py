@@ -18,10 +18,8 @@ tiny: a small one on scenes of train.moving_shapes that are drawn when they are 
 
 RUN/metrics.jsonl has the quality on scenes that were held out, every 200 steps; RUN/samples shows them.
 
-shapes: the latents of `train.benchmark`, for a CPU. Seen once, the first 250 of its 1,600 steps on a faster falling
-rate: half a second a step on one core, 22.3 dB on held-out scenes, every direction and background right, but half of
-the colours and 0.6 to 0.8 of the shapes. It needs more steps. Change `loop.steps` and
-`autoencoder.optimizer.decay_steps` together:
+shapes: the latents of `train.benchmark`, for a CPU: half a second a step on one core. docs/benchmark.md tells how good
+they are. Change `loop.steps` and `autoencoder.optimizer.decay_steps` together:
 
     python -m train.autoencoder --config=configs/autoencoder.py:shapes --config.workdir=RUN
 

@@ -73,6 +73,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'dtype': 'bfloat16',
                 'remat': 'full',
                 'optimizer': {
+                    'kind': 'adamw',
                     'learning_rate': 5e-5,
                     'warmup_steps': 1000,
                     'betas': (0.9, 0.95),
@@ -165,11 +166,17 @@ SHAPES = {
         'ema_decay': 0.998,
         'dtype': 'float32',
         'remat': 'none',
-        'optimizer': {'learning_rate': 1.5e-3, 'warmup_steps': 150, 'schedule': 'cosine', 'decay_steps': 5000},
+        'optimizer': {
+            'kind': 'muon',
+            'learning_rate': 5e-3,
+            'warmup_steps': 150,
+            'schedule': 'cosine',
+            'decay_steps': 7000,
+        },
         'evaluation': {'examples': 64, 'batch': 64, 'samples': 0},
     },
     'loop': {
-        'steps': 5000,
+        'steps': 7000,
         'batch_size': 32,
         'mesh': {'data': -1, 'fsdp': 1},
         'checkpoint_every': 500,

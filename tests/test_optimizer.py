@@ -54,6 +54,7 @@ def test_rate_warms_up_and_falls(settings, rates):
         ({'decay_steps': 9}, 'decay_steps is 9, but schedule is constant'),
         ({'schedule': 'linear', 'decay_steps': 9, 'final_fraction': 2.0}, 'final_fraction is 2'),
         ({'warmup_steps': -1}, 'warmup_steps is -1'),
+        ({'kind': 'mouon'}, "kind is 'mouon'; use one of adamw, muon"),
     ],
 )
 def test_rates_that_make_no_sense_are_refused(settings, message):
@@ -78,6 +79,41 @@ def test_optimizer_follows_the_rate_clips_and_leaves_fixed_tables_alone():
 
 
 # --- Averages ---------------------------------------------------------------------------------------------------------
+
+
+def one_update(kind: str, params: Any, grads: Any) -> Any:
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.0, clip_norm=1e9, kind=kind)
+    tx = make_optimizer(config)
+    return tx.update(grads, tx.init(params), params)[0]
+
+
+def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adamw():
+    key = jax.random.key(0)
+    params = {
+        'positions': jnp.ones((3, 4)),
+        'embed': {'kernel': jnp.ones((8, 6)), 'bias': jnp.ones(6)},
+        'blocks': {'dense': {'kernel': jnp.ones((2, 5, 7))}, 'norm': {'scale': jnp.ones((2, 5))}},
+    }
+    grads = jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), params)
+    got, nesterov = one_update('muon', params, grads), optax.adamw(0.1, 0.9, 0.95, weight_decay=0.0, nesterov=True)
+    adam, _ = nesterov.update(grads, nesterov.init(params), params)
+    for path in (('embed', 'bias'), ('blocks', 'norm', 'scale')):
+        pick = lambda tree, path=path: functools.reduce(lambda part, name: part[name], path, tree)
+        assert np.allclose(pick(got), pick(adam), rtol=1e-6), path
+    assert not np.any(got['positions'])
+    stacked = got['blocks']['dense']['kernel']
+    for matrix, gradient in (
+        (got['embed']['kernel'], grads['embed']['kernel']),
+        *zip(stacked, grads['blocks']['dense']['kernel'], strict=True),
+    ):
+        values = np.linalg.svd(matrix, compute_uv=False)
+        # Five Newton-Schulz steps bring them near to one another, not to one value.
+        assert values.max() < 2 * values.min() and np.linalg.svd(gradient, compute_uv=False)[[0, -1]] @ [1, -2] > 0
+        assert np.sum(matrix * gradient) < 0
+        assert 0.5 * 0.02 < np.sqrt(np.square(matrix).mean()) < 1.5 * 0.02  # rate times MUON_RMS
+    alone = {'embed': {'kernel': params['blocks']['dense']['kernel'][1]}}
+    (want,) = jax.tree.leaves(one_update('muon', alone, {'embed': {'kernel': grads['blocks']['dense']['kernel'][1]}}))
+    assert np.allclose(stacked[1], want, atol=1e-5)
 
 
 def test_average_follows_its_formula():

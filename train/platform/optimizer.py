@@ -1,4 +1,4 @@
-"""What turns gradients into parameters: clipped AdamW that leaves fixed tables alone, its rate, and an average.
+"""What turns gradients into parameters: clipped AdamW or Muon that leaves fixed tables alone, its rate, and an average.
 
 rate(n)    = learning_rate * n / warmup_steps                     while n < warmup_steps
            = learning_rate * decay(n)                             then, down to final_fraction at decay_steps
@@ -15,11 +15,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Int
 
 from neodragon_jax.errors import InputError
 
 SCHEDULES = ('constant', 'cosine', 'linear')
+KINDS = ('adamw', 'muon')
+# Root mean square of Muon's updates, relative to the rate: about that of AdamW's, so that rates carry over (Kimi team,
+# arXiv 2502.16982, section 2.2).
+MUON_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,8 @@ class OptimizerConfig:
     """AdamW at a rate that warms up, and stays or falls; Pyramid-Flow's recipe (arXiv 2410.05954) but for the rate.
 
     Attributes:
+      kind: one of KINDS; 'muon' makes the updates of matrices orthogonal (Jordan et al., 2024; optax.contrib.muon), and
+        leaves the other parameters to AdamW with Nesterov's momentum.
       warmup_steps: updates until the rate is reached, in a straight line from 0.
       clip_norm: limit of the gradient's global norm.
       schedule: the rate after the warm-up: 'constant', or falling on a 'cosine' or a 'linear' line.
@@ -43,8 +50,11 @@ class OptimizerConfig:
     schedule: str = 'constant'
     decay_steps: int = 0
     final_fraction: float = 0.0
+    kind: str = 'adamw'
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f'kind is {self.kind!r}; use one of {", ".join(KINDS)}.')
         if self.schedule not in SCHEDULES:
             raise InputError(f'schedule is {self.schedule!r}; use one of {", ".join(SCHEDULES)}.')
         if self.warmup_steps < 0:
@@ -82,18 +92,46 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, fixed: Collection[str] = ('positions',)
 ) -> optax.GradientTransformationExtraArgs:
-    """Return clipped AdamW for a tree of parameters; its `fixed` top-level entries get neither updates nor moments.
+    """Return the optimizer for a tree of parameters; its `fixed` top-level entries get neither updates nor moments.
 
     The default is a denoiser's: its positional table is a constant.
     """
-    trained = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate(config), *config.betas, eps=config.epsilon, weight_decay=config.weight_decay),
-    )
+    trained = optax.chain(optax.clip_by_global_norm(config.clip_norm), _inner(config))
     return optax.partition(
         {'trained': trained, 'fixed': optax.set_to_zero()},
         lambda params: {name: 'fixed' if name in fixed else 'trained' for name in params},
     )
+
+
+def _inner(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Return what comes after the clipping."""
+    rate = learning_rate(config)
+    if config.kind == 'adamw':
+        return optax.adamw(rate, *config.betas, eps=config.epsilon, weight_decay=config.weight_decay)
+    return optax.contrib.muon(
+        rate,
+        weight_decay=config.weight_decay,
+        adam_b1=config.betas[0],
+        adam_b2=config.betas[1],
+        eps=config.epsilon,
+        adam_weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=MUON_RMS,
+    )
+
+
+def _matrices(params: Any) -> Any:
+    """Return, for every leaf, which axes are those of a matrix; None for what is none.
+
+    Kernels are [in, out], or [blocks, in, out] where blocks are stacked for a scan.
+    """
+
+    def axes(path: Any, leaf: Any) -> Any:
+        if getattr(path[-1], 'key', None) != 'kernel' or leaf.ndim not in (2, 3):
+            return None
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 @dataclasses.dataclass(frozen=True)
