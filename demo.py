@@ -73,7 +73,13 @@ def steps(out: pathlib.Path) -> list[Step]:
         ),
         Step(
             'Distil to one step per stage',
-            ['train.dmd', '--config=configs/dmd.py:shapes', *run, f'--config.loop.steps={DMD_STEPS}'],
+            [
+                'train.dmd',
+                '--config=configs/dmd.py:shapes',
+                *run,
+                f'--config.loop.steps={DMD_STEPS}',
+                '--config.loop.log_every=10',
+            ],
         ),
         Step(
             'Generate with the new student',

@@ -73,6 +73,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                     'layers': '(query|key|value|out|mlp_gate|mlp_value|mlp_out|projection_in|projection_out)',
                 },
                 'optimizer': {
+                    'kind': 'adamw',
                     'learning_rate': 1e-4,
                     'warmup_steps': 1000,
                     'betas': (0.9, 0.95),
@@ -130,7 +131,13 @@ SHAPES = {
         'held_out': 256,
         'held_out_batch': 64,
         'dtype': 'float32',
-        'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 50, 'schedule': 'cosine', 'decay_steps': 4000},
+        'optimizer': {
+            'kind': 'muon',
+            'learning_rate': 1e-2,
+            'warmup_steps': 50,
+            'schedule': 'cosine',
+            'decay_steps': 4000,
+        },
     },
     'loop': {
         'steps': 4000,

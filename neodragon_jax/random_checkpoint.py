@@ -25,7 +25,7 @@ from flax import traverse_util
 
 from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_folder
-from neodragon_jax.config import FULL, TINY, ComponentConfig, SystemConfig
+from neodragon_jax.config import FULL, TINY, ComponentConfig, SystemConfig, T5EncoderConfig
 from neodragon_jax.config_sdxl import FULL_IMAGE_VAE, FULL_UNET, TINY_IMAGE_VAE, TINY_UNET
 from neodragon_jax.config_super_resolution import VARIANTS
 from neodragon_jax.errors import InputError, did_you_mean, exit_status
@@ -73,8 +73,9 @@ MULTISTEP = ('context_adapter_multistep_t2v', 'diffusion_transformer_320p_multis
 def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, Any]:
     """Return parameters that keep the size of activations about constant: nothing is zero that a checkpoint has not.
 
-    Kernels are normal with deviation 1 / sqrt(fan-in), embeddings with `SMALL`; gains are one, biases small. The fixed
-    positional table is the true one.
+    Kernels are normal with deviation 1 / sqrt(fan-in), embeddings with `SMALL`; gains are one, biases small. T5 does
+    not divide its scores by sqrt(head width): its queries are smaller instead, as where it is trained from nothing. The
+    fixed positional table is the true one.
     """
     module = checkpoint.COMPONENTS[kind].build(config)
     rng = np.random.default_rng(seed)
@@ -93,6 +94,8 @@ def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, An
             values = 1 + SMALL * values
         else:
             values *= fan_in**-0.5 if path[-1] == 'kernel' else SMALL
+        if path[-2:] == ('query', 'kernel') and isinstance(config, T5EncoderConfig):
+            values *= config.d_kv**-0.5
         params[path] = values
     return traverse_util.unflatten_dict(params)
 

@@ -288,9 +288,9 @@ def test_it_learns(unbroken):
     first, last = (np.mean([row['loss'] for row in part]) for part in (rows[:3], rows[-3:]))
     judged = [row['eval/psnr'] for row in rows if 'eval/psnr' in row]
     print(f'loss {first:.3f} -> {last:.3f}, held-out PSNR {judged}')
-    # The easy part, the mean colour, is there before the first step.
-    assert last < 0.9 * first
-    assert len(judged) == 2 and judged[1] > judged[0] + 1
+    assert last < 0.6 * first
+    # Much is there before the first step.
+    assert len(judged) == 2 and judged[1] > judged[0]
 
 
 def test_result_is_in_the_released_layout_with_latents_as_expected(unbroken):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 from conftest import GOLDENS
 from safetensors.numpy import load_file
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 from neodragon_jax import random_checkpoint
 from neodragon_jax.__main__ import main as generate
 from neodragon_jax.checkpoint import abstract
+from neodragon_jax.config import T5EncoderConfig
 from neodragon_jax.names.text import T5_TIED_NAMES
 from neodragon_jax.video import read_mp4
 
@@ -89,3 +91,14 @@ def test_hybrid_video_at_twice_the_size(checkpoint, tmp_path, capsys):
     assert generate(['--checkpoint', str(checkpoint), *more]) == 0
     assert read_mp4(tmp_path / 'a cat-0.mp4').shape == (9, 128, 128, 3)
     assert 'Peak memory' in capsys.readouterr().out
+
+
+def test_random_t5_attends_softly():
+    """Scores, which T5 does not divide by sqrt(head width), have a deviation of about 1."""
+    config = T5EncoderConfig(vocab_size=32, d_model=256, d_kv=64, d_ff=64, num_layers=1, num_heads=4)
+    attention = random_checkpoint.random_params('T5EncoderModel', config, 0)['block_0']['attention']
+    x = np.random.default_rng(0).standard_normal((200, 256))
+    query, key = (x @ attention[name]['kernel'].reshape(256, 4, 64).swapaxes(0, 1) for name in ('query', 'key'))
+    scores = query @ key.swapaxes(1, 2)
+    print(scores.std())
+    assert 0.8 < scores.std() < 1.25
