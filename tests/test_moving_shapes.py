@@ -177,6 +177,21 @@ def test_a_larger_picture_is_the_same_picture():
         assert np.abs(draw(scene, 3, 64, 64) - large).max() < 50  # at a corner
 
 
+@pytest.mark.parametrize('split', ['train', 'held_out'])
+def test_wording_tells_nothing_of_the_scene(split):
+    """Otherwise a model learns to see the colour in "little"."""
+    source = MovingShapesSource(CPU, 1, (16, 16), seed=1, count=2000, split=split, paraphrase=True)
+    captions = [source.caption(index) for index in range(len(source))]
+    numbers = np.array([CPU.numbers(source.scene(index).traits) for index in range(len(source))])
+    places = np.array([source.scene(index).start for index in range(len(source))])
+    for word in ('little', 'goes', 'against'):
+        said = np.array([word in text for text in captions])
+        assert 0.45 < said.mean() < 0.55
+        for column in (*numbers.T, *places.T):
+            if column.std():
+                assert abs(np.corrcoef(said, column)[0, 1]) < 0.1, word
+
+
 def test_source_feeds_the_loader():
     source = MovingShapesSource(GPU, 9, (32, 64), seed=5, count=20)
     sample = source[3]

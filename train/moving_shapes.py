@@ -53,6 +53,10 @@ reading:
 """
 
 
+# Separates the random numbers of the wording from those of the scene.
+WORDING = 1
+
+
 class MovingShapesSource:
     """Scenes of a world, drawn when they are asked for: a `Source` that needs no disk.
 
@@ -109,7 +113,8 @@ class MovingShapesSource:
 
     def caption(self, index: int) -> str:
         """Return the caption of a sample."""
-        return caption(self.scene(index).traits, (self._seed, index) if self._paraphrase else None)
+        # Not the scene's own random numbers: "little" would tell the colour.
+        return caption(self.scene(index).traits, (self._seed, index, WORDING) if self._paraphrase else None)
 
     def metadata(self) -> dict[str, Any]:
         """Return JSON that tells whether two sources give the same samples."""

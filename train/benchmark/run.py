@@ -35,7 +35,7 @@ from train.shapes.world import WORLDS, caption
 
 # The repository: programs are run from it, as their settings are named relative to it.
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# A step of the teacher takes two thirds of the time where buffers lie in huge pages; only Linux reads this.
+# Steps on a CPU are faster where their buffers lie in huge pages; only Linux reads this.
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 # Wordings of every trained combination among the prompts.
 WORDINGS = 40
@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         'python -m train.benchmark',
         description='Train the whole system on moving shapes, and judge its videos by their pixels.',
-        epilog='tiers: cpu, about an hour on two cores; gpu, longer clips of a richer world, for an accelerator',
+        epilog='tiers: cpu, about two hours on two cores; gpu, longer clips of a richer world, for an accelerator',
     )
     add = parser.add_argument
     add('--out', default='out/benchmark', metavar='DIR', help='default: %(default)s')
