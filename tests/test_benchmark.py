@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from ml_collections import config_flags
 from neodragon_jax.errors import InputError
 from train.benchmark import report as benchmark_report
 from train.benchmark import run as benchmark
+from train.benchmark import schedule
 from train.benchmark import targets as benchmark_targets
-from train.benchmark.chain import TIERS, Chain
+from train.benchmark.chain import TIERS, Chain, Step
 from train.benchmark.evaluation import GENERATED, GIVEN, Judge, psnr_db, show, systems
 from train.benchmark.targets import Evidence, Target
 from train.shapes.world import WORLDS, parse
@@ -60,6 +63,64 @@ def test_a_step_reads_only_what_earlier_steps_write(tmp_path):
             assert any(str(known).startswith(path) for known in made), (step.name, path)
         made |= written | {step.result.parent}
         made |= {step.result.parent.parent / name / 'config.json' for name in OTHER_RESULTS.get(step.name, ())}
+
+
+def together(tmp_path, *seeds: int) -> list[set[str]]:
+    """Return which steps may run at the same time if all take equally long."""
+    chains = [Chain(TIERS['cpu'], tmp_path, seed) for seed in seeds]
+    left = list({step.result: step for chain in chains for step in chain.steps()}.values())
+    rounds = []
+    while left:
+        chosen = schedule.ready(left, [])
+        rounds.append({f'{step.name} {step.result.relative_to(tmp_path).parts[0]}' for step in chosen})
+        left = [step for step in left if step not in chosen]
+    return rounds
+
+
+def test_steps_run_together_where_they_do_not_wait(tmp_path):
+    rounds = together(tmp_path, 0)
+    names = [{name.split()[0] for name in round} for round in rounds]
+    number = {name: index for index, chosen in enumerate(names) for name in chosen}
+    assert names[0] == {'language', 'scenes', 'autoencoder'} and names[-1] == {'evaluation'}
+    assert number['decoder'] == number['latents'] < number['teacher'] < number['text'] == number['importance']
+    assert number['stage1'] < number['stage2'] and number['text'] < number['samples'] < number['student']
+    assert {'student', 'regression', 'paper', 'own_history'} <= names[number['student']]
+    both = together(tmp_path, 0, 1)
+    assert sum(map(len, both)) < 2 * sum(map(len, rounds))
+    assert {'teacher seed-0', 'teacher seed-1'} <= both[number['teacher']]
+
+
+def step(name: str, *reads: str) -> Step:
+    return Step(name, pathlib.Path(f'/x/{name}/done'), name, ['--out', f'/x/{name}', *(f'/x/{one}' for one in reads)])
+
+
+def test_jobs_run_each_step_once_after_what_it_reads():
+    steps = [step('a'), step('b'), step('c', 'a'), step('d', 'a', 'b/part'), step('e', 'c', 'd')]
+    order: list[str] = []
+    at_once = threading.Barrier(2, timeout=30)
+
+    def run(step: Step) -> float:
+        if step.name in 'cd':  # both run, or neither goes on
+            at_once.wait()
+        order.append(step.name)
+        return 1.0
+
+    finished: list[str] = []
+    schedule.run_all(steps, 2, run, lambda step, seconds: finished.append(step.name))
+    assert sorted(order) == sorted(finished) == list('abcde')
+    assert set(order[:2]) == set('ab') and order[-1] == 'e'
+
+
+def test_a_step_that_fails_stops_what_has_not_begun():
+    def run(step: Step) -> float:
+        if step.name == 'a':
+            raise InputError('a is broken')
+        return 1.0
+
+    finished: list[str] = []
+    with pytest.raises(InputError, match='a is broken'):
+        schedule.run_all([step('a'), step('b', 'a'), step('c')], 1, run, lambda step, _: finished.append(step.name))
+    assert 'b' not in finished
 
 
 # What a step leaves besides the file that tells that it is done.
@@ -158,6 +219,7 @@ def test_report(judge, tmp_path, monkeypatch):
         (['--seeds', 'one'], '--seeds one'),
         (['--until', 'nothing', '--only', 'train'], 'no such step; use one of language, scenes'),
         (['--fast'], 'holds the tier cpu'),
+        (['--jobs', '3', '--devices', '2'], '--jobs 3, --devices 2'),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, arguments, message):
@@ -175,7 +237,7 @@ def test_a_missed_target_is_the_exit_status_where_that_is_asked_for(monkeypatch,
 @pytest.mark.slow
 def test_the_whole_chain_runs(tmp_path):
     """Every command of the chain on the real programs; what comes out is noise, but it comes out."""
-    assert benchmark.main(['--fast', '--out', str(tmp_path), '--devices', '1']) == 0
+    assert benchmark.main(['--fast', '--out', str(tmp_path), '--devices', '2', '--jobs', '2']) == 0
     assert 'student/generated' in (tmp_path / 'report.md').read_text()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
     assert benchmark.main(['--fast', '--out', str(tmp_path), '--only', 'train']) == 0

@@ -40,7 +40,7 @@ from neodragon_jax import checkpoint, pipeline
 from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.memory import read_params
 from neodragon_jax.models.vae import (
-    VideoVAE,
+    CausalVAE,
     encode_chunked,
     normalise,
     posterior_mean,
@@ -114,7 +114,7 @@ class Encoder:
       window: see `encode_chunked`.
     """
 
-    vae: VideoVAE
+    vae: CausalVAE
     params: Any
     fingerprint: str
     spread: pipeline.Spread
@@ -163,7 +163,7 @@ def load_encoder(args: argparse.Namespace, spread: pipeline.Spread) -> Encoder:
     """
     folder = checkpoint.component_folder(args.checkpoint, VAE)
     vae = checkpoint.load_module(folder)
-    if not isinstance(vae, VideoVAE):
+    if not isinstance(vae, CausalVAE):
         raise InputError(f'{folder}: holds a {type(vae).__name__}; copy the folder again.')
     return Encoder(
         vae=vae.clone(dtype=jnp.dtype(args.dtype)),

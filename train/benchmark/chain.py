@@ -1,6 +1,6 @@
 """What `train.benchmark` runs: the tiers, and the commands of the chain in their order.
 
-    scenes -> autoencoder -> small decoder -> latents -> teacher -> text encoder -> { pruning, samples -> students }
+    autoencoder -> { small decoder, latents -> teacher -> { pruning, text } } -> samples -> students -> evaluation
 
 Every entry is one of the project's own programs with the settings of its preset `shapes`, as a user would type it.
 """
@@ -143,6 +143,7 @@ class Step(NamedTuple):
       module: of the program.
       arguments: of it.
       parts: before it runs, component folders to copy into a checkpoint: target -> source.
+      after: results of other steps that it waits for, besides what its arguments name.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Step(NamedTuple):
     module: str
     arguments: list[str]
     parts: Mapping[pathlib.Path, pathlib.Path] = MappingProxyType({})
+    after: tuple[pathlib.Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,13 +190,10 @@ class Chain:
         """The result folder of a program."""
         return self.folder / name / 'result'
 
-    def steps(self) -> Iterator[Step]:
-        """Yield all commands in order."""
-        yield from self._codec()
-        yield from self._teacher()
-        yield from self._text()
-        yield from self._pruning()
-        yield from self._students()
+    def steps(self) -> list[Step]:
+        """Return all commands in order."""
+        steps = [*self._codec(), *self._teacher(), *self._text(), *self._pruning(), *self._students()]
+        return [*steps, self._evaluation(tuple(step.result for step in steps))]
 
     def _codec(self) -> Iterator[Step]:
         language, scenes, world = self.out / 'language', self.out / 'scenes', self.tier.world
@@ -206,11 +205,12 @@ class Chain:
         native = self.out / 'autoencoder' / 'result' / AUTOENCODER
         data = f'--config.data=shapes:{world}'
         yield self._train('autoencoder', self.out / 'autoencoder', native, [data], seed=0)
-        small = self.out / 'decoder' / 'result' / VAE
-        yield self._train('decoder', self.out / 'decoder', small, [data, f'--config.decoder.start={native}'], seed=0)
+        start = [data, f'--config.decoder.start={native}']
+        yield self._train('decoder', self.out / 'decoder', self._small_vae, start, seed=0)
+        # Latents need the encoder only, which is the same in both.
         base, latents = self.out / 'base_checkpoint', self.out / 'latents'
         parts = {base / name: language / name for name in LANGUAGE}
-        parts[base / VAE] = small
+        parts[base / VAE] = native
         arguments = ['--checkpoint', str(base), '--clips', str(scenes), '--out', str(latents), '--text', 't5']
         arguments += ['--text-encoder', str(language / TEACHER_ENCODER), '--negative-prompt', '', '--batch', '8']
         arguments += ['--dtype', 'float32', '--store-dtype', 'float32']
@@ -249,11 +249,11 @@ class Chain:
     def _students(self) -> Iterator[Step]:
         samples, base = self.folder / 'teacher_samples', self.out / 'base_checkpoint'
         teacher, text = self.result('teacher'), self.result('text')
-        parts = {self.small / name: base / name for name in (*LANGUAGE, VAE)}
+        parts = {self.small / name: base / name for name in LANGUAGE} | {self.small / VAE: self._small_vae}
         parts |= {self.small / DENOISER: teacher / DENOISER, self.small / ADAPTER: text / ADAPTER}
         parts[self.small / TEXT_ENCODER] = text / TEXT_ENCODER
         for root in (self.big, self.without_cosine):
-            parts |= {root / name: base / name for name in (*LANGUAGE, VAE)}
+            parts |= {root / name: base / name for name in LANGUAGE} | {root / VAE: self._small_vae}
         parts[self.without_cosine / TEXT_ENCODER] = self.result('text_without_cosine') / TEXT_ENCODER
         parts |= {self.big / DENOISER: teacher / DENOISER, self.big / ADAPTER: teacher / ADAPTER}
         parts[self.big / TEXT_ENCODER] = self.out / 'language' / TEACHER_ENCODER
@@ -267,6 +267,23 @@ class Chain:
         for name in self.tier.students:
             changes = [change.format(quarter=self._quarter) for change in STUDENTS[name]]
             yield self._train('dmd', self.folder / name, self.result(name) / STUDENT, [*common, *changes], name)
+
+    def _evaluation(self, after: tuple[pathlib.Path, ...]) -> Step:
+        """Return the judging of all systems, which ends with the checkpoint to ship."""
+        name = next(name for name, tier in TIERS.items() if tier is self.tier)
+        arguments = ['--fast'] if name == 'fast' else ['--tier', name]
+        arguments += ['--out', str(self.out), '--seeds', str(self.seed), '--only', 'evaluate']
+        return Step('evaluation', self.shipped / 'generation.json', 'train.benchmark', arguments, after=after)
+
+    @property
+    def shipped(self) -> pathlib.Path:
+        """The checkpoint to ship."""
+        return self.folder / 'moving_shapes'
+
+    @property
+    def _small_vae(self) -> pathlib.Path:
+        """The video VAE with the small decoder."""
+        return self.out / 'decoder' / 'result' / VAE
 
     @property
     def _quarter(self) -> int:

@@ -1,7 +1,7 @@
 """The whole system learned from nothing on moving shapes, and judged by what its videos show.
 
     python -m train.benchmark --out out/benchmark                   (or: make benchmark)
-    python -m train.benchmark --out out/benchmark --seeds 0,1,2
+    python -m train.benchmark --out out/benchmark --seeds 0,1,2 --jobs 2
     python -m train.benchmark --out out/fast --fast                 every command once, in minutes
 
 Autoencoder, small decoder, teacher, text encoder, pruning and step distillation, one after the other, each by its own
@@ -30,6 +30,7 @@ import tqdm
 
 from neodragon_jax.atomic import atomic_file, atomic_folder
 from neodragon_jax.errors import InputError, exit_status
+from train.benchmark import schedule
 from train.benchmark.chain import TIERS, Chain, Step, Tier
 from train.shapes.world import WORLDS, caption
 
@@ -55,8 +56,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--seeds', default='0', metavar='N,N', help='of the teacher and all that comes after it (default: %(default)s)')
     add('--only', choices=('train', 'evaluate', 'report'), help='do this part alone')
     add('--until', metavar='STEP', help='stop after this step of the chain')
+    add('--jobs', type=int, default=1, metavar='N',
+        help='programs at a time, where they do not wait for one another, each on its share of the cores: for CPUs '
+        '(default: %(default)s)')  # fmt: skip
     add('--devices', type=int, default=os.cpu_count(), metavar='N',
-        help='virtual devices where there is no accelerator (default: %(default)s)')  # fmt: skip
+        help='virtual devices where there is no accelerator, of all jobs together (default: %(default)s)')  # fmt: skip
     add('--gate', action='store_true', help='end with status 1 where a target was not reached')
     return parser.parse_args(argv)
 
@@ -92,32 +96,43 @@ def _sentinel(folder: pathlib.Path) -> str:
     return 'config.json' if (folder / 'config.json').is_file() else 'tokenizer_config.json'
 
 
-def train(chain: Chain, devices: int, until: str | None) -> None:
-    """Run every command of a chain that is not done yet.
+def train(chains: Sequence[Chain], devices: int, jobs: int, until: str | None, evaluate: bool) -> None:
+    """Run every command of some chains that is not done yet.
 
+    Args:
+      until: name of the last step to run.
+      evaluate: whether the evaluation is one of the steps.
     Raises:
       InputError: a command failed, or there is no step of the name where to stop.
     """
-    steps = list(chain.steps())
-    names = [step.name for step in steps]
-    if until is not None:
-        if until not in names:
-            raise InputError(f'--until {until}: no such step; use one of {", ".join(names)}.')
-        steps = steps[: names.index(until) + 1]
-    write_prompts(chain.out / 'prompts.txt', chain.tier)
+    of_step: dict[pathlib.Path, tuple[Step, Chain]] = {}
+    for chain in chains:
+        steps = chain.steps() if evaluate else chain.steps()[:-1]
+        names = [step.name for step in steps]
+        if until is not None:
+            if until not in names:
+                raise InputError(f'--until {until}: no such step; use one of {", ".join(names)}.')
+            steps = steps[: names.index(until) + 1]
+        # What all seeds share is made once, with the first one.
+        for step in steps:
+            of_step.setdefault(step.result, (step, chain))
+    write_prompts(chains[0].out / 'prompts.txt', chains[0].tier)
     environment = os.environ | {
-        'JAX_NUM_CPU_DEVICES': str(devices),
-        'JAX_COMPILATION_CACHE_DIR': str(chain.out / 'compiled'),
+        'JAX_NUM_CPU_DEVICES': str(max(1, devices // jobs)),
+        'JAX_COMPILATION_CACHE_DIR': str(chains[0].out / 'compiled'),
         'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', HUGE_PAGES),
     }
-    with tqdm.tqdm(steps, unit='step', disable=None) as bar:
-        for step in bar:
-            bar.set_description(step.name)
-            if step.result.is_file():
-                continue
-            seconds = run_step(step, environment, chain.folder / 'logs' / f'{step.name}.txt')
+    todo = [step for step, _ in of_step.values() if not step.result.is_file()]
+    log = lambda step: of_step[step.result][1].folder / 'logs' / f'{step.name}.txt'
+    with tqdm.tqdm(total=len(of_step), initial=len(of_step) - len(todo), unit='step', disable=None) as bar:
+
+        def done(step: Step, seconds: float) -> None:
+            chain = of_step[step.result][1]
             note_time(chain.folder / 'times.json', step.name, seconds)
-            bar.write(f'{step.name}: {seconds:.0f} s', file=sys.stdout)
+            bar.update()
+            bar.write(f'seed {chain.seed}, {step.name}: {seconds:.0f} s', file=sys.stdout)
+
+        schedule.run_all(todo, jobs, lambda step: run_step(step, environment, log(step)), done)
 
 
 def write_prompts(path: pathlib.Path, tier: Tier) -> None:
@@ -152,15 +167,16 @@ def run(args: argparse.Namespace) -> int:
     except ValueError:
         raise InputError(f'--seeds {args.seeds}: give numbers, such as 0,1,2.') from None
     chains = [Chain(tier, out, seed) for seed in seeds]
+    if args.jobs < 1 or args.devices < args.jobs:
+        raise InputError(f'--jobs {args.jobs}, --devices {args.devices}: give at least 1, and a device for each job.')
     if args.only in (None, 'train'):
-        for chain in chains:
-            train(chain, args.devices, args.until)
+        train(chains, args.devices, args.jobs, args.until, evaluate=args.only is None)
     if args.until is not None:
         return 0
     # Only now: JAX takes the devices, which the programs need for themselves.
     from train.benchmark import evaluation, report, shipping
 
-    if args.only in (None, 'evaluate'):
+    if args.only == 'evaluate':
         for chain in chains:
             evaluation.evaluate(chain)
             shipping.write(chain)

@@ -15,14 +15,13 @@ from train.benchmark.chain import ADAPTER, DENOISER, TEXT_ENCODER, VAE, Chain, T
 from train.dmd import STUDENT, STUDENT_ADAPTER
 from train.shapes.world import WORLDS, caption
 
-FOLDER = 'moving_shapes'
 TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3')
 ENCODERS = ('text_encoder', 'text_encoder_2', TEXT_ENCODER)
 
 
 def write(chain: Chain) -> pathlib.Path:
     """Write teacher, student and all they need into a folder of the seed, anew; return it."""
-    out, student = chain.folder / FOLDER, chain.result('student')
+    out, student = chain.shipped, chain.result('student')
     parts = {name: chain.small / name for name in (*ENCODERS, VAE, DENOISER, ADAPTER)}
     parts |= {STUDENT: student / STUDENT, STUDENT_ADAPTER: student / STUDENT_ADAPTER}
     with atomic_folder(out, replace=True) as partial:

@@ -1,0 +1,96 @@
+"""Which commands of the benchmark may run at the same time, and running them: each once what it reads is there."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from train.benchmark.chain import Step
+
+# Options that name the folder which a program writes.
+OWN = ('--config.workdir', '--out')
+
+
+def options(step: Step) -> Iterator[tuple[str, str]]:
+    """Yield (option, value) of a command, however the value is attached."""
+    before = ''
+    for argument in step.arguments:
+        name, equals, value = argument.partition('=')
+        yield (name, value) if equals and name.startswith('--') else (before, argument)
+        before = argument
+
+
+def reads(step: Step) -> set[pathlib.Path]:
+    """Return the files and folders that a command is given."""
+    given = {pathlib.Path(value) for name, value in options(step) if name not in OWN and value.startswith(os.sep)}
+    return given | set(step.parts.values()) | set(step.after)
+
+
+def writes(step: Step) -> set[pathlib.Path]:
+    """Return the folders that a command makes; of one that works in the folder of all, where its result is."""
+    if step.after:
+        return {step.result.parent}
+    return {pathlib.Path(value) for name, value in options(step) if name in OWN} | set(step.parts)
+
+
+def waits_for(step: Step, earlier: Step) -> bool:
+    """Return whether a command reads something that an earlier one makes, or a folder that it adds to."""
+    made = writes(earlier)
+    return any(
+        path in made or made & set(path.parents) or any(path in one.parents for one in made) for path in reads(step)
+    )
+
+
+def run_all(
+    steps: Sequence[Step], jobs: int, run: Callable[[Step], float], on_done: Callable[[Step, float], object]
+) -> None:
+    """Run commands, each once and after those that it waits for; where one fails, start no others.
+
+    Args:
+      steps: in an order in which they could run one by one.
+      jobs: how many at a time, each on its own share of this machine's cores.
+      run: runs one, in a thread of its own; returns the seconds.
+      on_done: called with each and its seconds.
+    Raises:
+      Exception: what the first one to fail raised, after the others have ended.
+    """
+    left = list(steps)
+    running: dict[Future[float], Step] = {}
+    failed: list[BaseException] = []
+    with ThreadPoolExecutor(jobs, initializer=_take_cores, initargs=(shares(jobs),)) as pool:
+        while running or (left and not failed):
+            for step in ready(left, list(running.values())) if not failed else ():
+                if len(running) < jobs:
+                    left.remove(step)
+                    running[pool.submit(run, step)] = step
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                step = running.pop(future)
+                if error := future.exception():
+                    failed.append(error)
+                else:
+                    on_done(step, future.result())
+    if failed:
+        raise failed[0]
+
+
+def ready(left: Sequence[Step], running: Sequence[Step]) -> list[Step]:
+    """Return the steps that wait for none which is running or not begun."""
+    return [
+        step
+        for number, step in enumerate(left)
+        if not any(waits_for(step, other) for other in (*running, *left[:number]))
+    ]
+
+
+def shares(jobs: int) -> list[set[int]]:
+    """Return the cores of each job; empty where the system does not tell, or there are fewer cores than jobs."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    return [set(cores[job::jobs]) for job in range(jobs)] if len(cores) >= jobs > 1 else []
+
+
+def _take_cores(left: list[set[int]]) -> None:
+    """Bind this thread, and the programs it will start, to the next share of the cores."""
+    if left:
+        os.sched_setaffinity(0, left.pop())
