@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -13,7 +14,10 @@ import pytest
 from conftest import TINY_CHECKPOINT, relative_error
 
 from neodragon_jax import checkpoint, pipeline
+from neodragon_jax.config import CausalEncoderConfig
+from neodragon_jax.config_pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.memory import Store
+from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import normalise, posterior_mean
 from neodragon_jax.tokens import DEFAULT_NEGATIVE_PROMPT, Tokenizers
 from train import captioned_clips, dmd, latents
@@ -114,6 +118,28 @@ def test_posterior_samples_depend_on_clip_index_and_seed_alone(clips, means, tmp
         resumed = SampleSource(tmp_path / 'b')[index]
         assert relative_error(resumed['latents'], whole[index]['latents']) < 1e-6
     assert latents.main([*arguments(clips / '64x64', tmp_path / 'b'), '--seed', '1']) == 2
+
+
+def test_the_encoder_may_be_that_of_a_native_autoencoder(clips, means, tmp_path):
+    """Latents do not wait for the small decoder."""
+    root = tmp_path / 'checkpoint'
+    root.mkdir()
+    for folder in TINY_CHECKPOINT.iterdir():
+        if folder.name != latents.VAE:
+            (root / folder.name).symlink_to(folder)
+    vae, params = checkpoint.load(TINY_CHECKPOINT / latents.VAE)
+    shared = {field.name: getattr(vae.config, field.name) for field in dataclasses.fields(CausalEncoderConfig)}
+    decoder = {'decoder_block_out_channels': (4, 4, 4, 4), 'decoder_layers_per_block': (1, 1, 1, 1)}
+    native = NativeVAE(PyramidFlowVAEConfig(**shared, **decoder, decoder_norm_num_groups=2))
+    drawn = jax.jit(lambda key: native.init(key, *checkpoint.example_inputs(native))['params'])(jax.random.key(0))
+    checkpoint.save(
+        root / latents.VAE, native, {**drawn, 'encoder': params['encoder'], 'quant_conv': params['quant_conv']}
+    )
+    given = ['--checkpoint', str(root), *arguments(clips / 'stills', tmp_path / 'out', '--posterior', 'mean')[2:]]
+    assert latents.main(given) == 0
+    got, want = SampleSource(tmp_path / 'out'), SampleSource(means / 'stills')
+    for index in range(len(want)):
+        assert np.allclose(got[index]['latents'], want[index]['latents'], atol=1e-6)
 
 
 def test_two_processes_share_the_shards(clips, means, tmp_path, monkeypatch):
