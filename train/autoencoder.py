@@ -153,9 +153,12 @@ class Autoencoder:
 
     def frozen(self) -> dict[str, Any]:
         """Return what is constant: LPIPS, and what to begin with: parameters, or their linear part."""
-        if self.start is not None:
-            return self.terms.frozen() | {'start': self.start}
-        return self.terms.frozen() | {'start': principal_layers(self.module.config, self.clips.training)}
+        start = self.linear_start() if self.start is None else self.start
+        return self.terms.frozen() | {'start': start}
+
+    def linear_start(self) -> Any:
+        """Return the linear part of new parameters, see `principal_start`."""
+        return principal_layers(self.module.config, self.clips.training)
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
         """Return the state before the first step."""
@@ -296,6 +299,9 @@ def abstract_program(settings: ConfigDict) -> AbstractProgram:
     program = Autoencoder(config, blank_clips(cut), cut)
     if program.start is not None:
         program.start = abstract(program.start)
+    else:
+        linear = abstract(program.linear_start())
+        program.linear_start = lambda: linear
     return AbstractProgram(program, program.clips.training, run)
 
 
