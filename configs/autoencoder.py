@@ -18,8 +18,8 @@ tiny: a small one on scenes of train.moving_shapes that are drawn when they are 
 
 RUN/metrics.jsonl has the quality on scenes that were held out, every 200 steps; RUN/samples shows them.
 
-shapes: the latents of `train.benchmark`, for a CPU: half a second a step on one core. docs/benchmark.md tells how good
-they are. Change `loop.steps` and `autoencoder.optimizer.decay_steps` together:
+shapes: the latents of `train.benchmark`, for a CPU: half a second a step on one core. Change `loop.steps` and
+`autoencoder.optimizer.decay_steps` together:
 
     python -m train.autoencoder --config=configs/autoencoder.py:shapes --config.workdir=RUN
 

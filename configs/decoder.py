@@ -21,8 +21,7 @@ tiny: a small one, on the autoencoder of configs/autoencoder.py:tiny and its sce
 
 RUN/metrics.jsonl has the quality on scenes that were held out, beside that of the native decoder.
 
-shapes: the same for configs/autoencoder.py:shapes, with a tenth of its decoder's parameters; a third of a second a step
-on one core.
+shapes: the same for configs/autoencoder.py:shapes, with a tenth of its decoder's parameters.
 
 Any setting: `--config.decoder.terms.edges=0.5`. The same command goes on where a run was stopped.
 """

@@ -27,7 +27,7 @@ Expected in RUN/metrics.jsonl: `loss` from 0.25 (the first 20 steps) to 0.13 (st
 0.23 and 0.40 to 0.008, 0.05 and 0.32; `eval/validation` 0.135. The VAE is random, so there is nothing to see.
 
 shapes: what `train.benchmark` trains on moving shapes: four blocks of width 96, 1.5M parameters, T5 states of 16
-tokens; by Muon, 0.2 s a step on one core. docs/benchmark.md tells what comes out.
+tokens; by Muon, 0.2 s a step on one core.
 
 Any setting: `--config.teacher.optimizer.learning_rate=1e-4`. The same command goes on where a run was stopped.
 """

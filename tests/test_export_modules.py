@@ -151,6 +151,8 @@ def test_the_command_takes_what_is_left_open_from_the_checkpoint(without_model):
     assert (released.mode, released.frames, released.height, released.first_frame) == ('hybrid', 49, 320, 'model')
     with pytest.raises(InputError, match='no such checkpoint'):
         settle('nowhere')
+    with pytest.raises(InputError, match='--first-frame model is for --mode hybrid'):
+        settle(str(without_model), '--mode', 'monolithic', '--first-frame', 'model')
 
 
 def test_onnx_computes_what_jax_computes(graphs, runners, float_graphs):

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from configs import dmd
+from neodragon_jax import generation
 from train.autoencoder import AUTOENCODER
 from train.decoder import VIDEO_VAE as VAE
 from train.dmd import STUDENT
@@ -273,7 +274,7 @@ class Chain:
         name = next(name for name, tier in TIERS.items() if tier is self.tier)
         arguments = ['--fast'] if name == 'fast' else ['--tier', name]
         arguments += ['--out', str(self.out), '--seeds', str(self.seed), '--only', 'evaluate']
-        return Step('evaluation', self.shipped / 'generation.json', 'train.benchmark', arguments, after=after)
+        return Step('evaluation', self.shipped / generation.FILE, 'train.benchmark', arguments, after=after)
 
     @property
     def shipped(self) -> pathlib.Path:

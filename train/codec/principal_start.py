@@ -85,7 +85,10 @@ class Patches:
         self.largest = largest
         found = np.concatenate(list(self._read(clips)) or [np.zeros((0, largest.numbers), np.float32)])
         if not len(found):
-            raise InputError(f'the clips have no {largest.frames} frames of {largest.side}x{largest.side} pixels.')
+            raise InputError(
+                f'the clips have no {largest.frames} frames of {largest.side}x{largest.side} pixels after the '
+                'first one; give longer or larger ones.'
+            )
         if len(found) > PATCHES:
             found = found[np.random.default_rng(0).choice(len(found), PATCHES, replace=False)]
         self.colour = found.reshape(-1, 3).mean(axis=0)
