@@ -192,10 +192,7 @@ def _settled(args: argparse.Namespace) -> argparse.Namespace:
     for name in ('mode', 'frames', 'height', 'width'):
         if getattr(args, name) is None:
             setattr(settled, name, getattr(defaults, name))
-    if args.first_frame == 'model' and settled.mode == 'monolithic':
-        raise InputError('--first-frame model is for --mode hybrid; in monolithic mode the denoiser makes all frames.')
-    if args.first_frame is None:
-        settled.first_frame = defaults.of(settled.mode).first_frame
+    settled.first_frame = generation.choose_first_frame(args.first_frame, settled.mode, defaults)
     settled.defaults = defaults
     return settled
 

@@ -166,6 +166,17 @@ def check_size(frames: int, height: int, width: int) -> None:
             raise InputError(f'{name} {side} is not a positive multiple of {SIDE_MULTIPLE}; use {near}.')
 
 
+def choose_first_frame(given: str | None, mode: str, defaults: Generation) -> str:
+    """Return who makes frame 0: as given on a command line, or else by default in a mode.
+
+    Raises:
+      InputError: there is no choice in this mode.
+    """
+    if given == 'model' and mode == 'monolithic':
+        raise InputError('--first-frame model is for --mode hybrid; in monolithic mode the denoiser makes all frames.')
+    return given or defaults.of(mode).first_frame
+
+
 def read(root: str | os.PathLike[str]) -> Generation:
     """Return what to make by default with the checkpoint in a folder; without the file, the released defaults.
 

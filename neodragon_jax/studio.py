@@ -208,9 +208,8 @@ def _settled(args: argparse.Namespace) -> tuple[argparse.Namespace, generation.M
     mode = defaults.of(chosen['mode'])
     if args.image is not None and args.first_frame is not None:
         raise InputError(f'--image {args.image} is the first frame, and so is --first-frame; leave one of them out.')
-    if args.first_frame == 'model' and chosen['mode'] == 'monolithic':
-        raise InputError('--first-frame model is for --mode hybrid; in monolithic mode the denoiser makes all frames.')
-    chosen |= {'checkpoint': root, 'first_frame': args.first_frame or mode.first_frame}
+    first_frame = generation.choose_first_frame(args.first_frame, chosen['mode'], defaults)
+    chosen |= {'checkpoint': root, 'first_frame': first_frame}
     return argparse.Namespace(**vars(args) | chosen), mode
 
 
