@@ -89,6 +89,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--ranges', default='minmax', metavar='LIST',
         help='rules for the ranges of activations: minmax, percentile, mse; of several the best is taken '
         '(default: %(default)s)')  # fmt: skip
+    add('--adaround', metavar='PYTHON',
+        help='learn how to round the weights of video_decoder and super_resolution (AdaRound), with the interpreter of '
+        'an environment that has aimet-onnx; minutes per graph at the least')  # fmt: skip
+    add('--adaround-iterations', type=int, default=1000, metavar='N', help='of each layer (default: %(default)s)')
     add('--separate-contexts', action='store_true',
         help='one binary per stage of the denoiser, not one for all stages with the weights stored once; takes less '
         'memory to compile, and the simulator can load them')  # fmt: skip
@@ -184,8 +188,10 @@ def _settled(args: argparse.Namespace) -> argparse.Namespace:
     """Return a command line with what it leaves open chosen by the checkpoint's generation.json.
 
     Raises:
-      InputError: there is no such checkpoint, or that file is damaged.
+      InputError: there is no such checkpoint, or that file is damaged; or --adaround names nothing that has aimet-onnx.
     """
+    from export import adaround
+
     settled = argparse.Namespace(**vars(args))
     settled.checkpoint = shipped.find(args.checkpoint)
     defaults = generation.read(settled.checkpoint)
@@ -194,6 +200,7 @@ def _settled(args: argparse.Namespace) -> argparse.Namespace:
             setattr(settled, name, getattr(defaults, name))
     settled.first_frame = generation.choose_first_frame(args.first_frame, settled.mode, defaults)
     settled.defaults = defaults
+    settled.adaround = args.adaround and adaround.find(args.adaround, args.adaround_iterations)
     return settled
 
 
@@ -313,6 +320,7 @@ def _settings(args: argparse.Namespace, workshop: Workshop, counts: Mapping[str,
         targets=find_targets(args.soc),
         precisions=args.precision and read_list('--precision', args.precision, PRECISIONS),
         ranges=read_list('--ranges', args.ranges, METHODS),
+        adaround=args.adaround,
         calibration_sha256='',
         calibration_samples=dict(counts),
         evaluation_samples=args.evaluation_samples,

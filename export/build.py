@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 import neodragon_jax
+from export.adaround import GRAPHS as ADAROUND_GRAPHS
+from export.adaround import AdaRound, round_weights
 from export.compile_qnn import Target, binary_mb, compile_graph, provider_options, tool_versions
 from export.denoiser import ChainedGraph
 from export.graphs import DEPLOYMENTS, Deployment, Feeds, Graph
@@ -78,6 +80,7 @@ class Settings:
       targets: chipsets; the simulator runs the binaries of the first.
       precisions: None takes each graph's own.
       ranges: rules for the ranges of activations, of `ranges.METHODS`; the best of several is taken.
+      adaround: for `adaround.GRAPHS`; None rounds all weights to the nearest.
       calibration_sha256: hash of the calibration set.
       calibration_samples: calls of it that ranges are measured on, by graph.
       evaluation_samples: calls per graph that binaries are judged by.
@@ -90,12 +93,17 @@ class Settings:
     targets: Sequence[Target]
     precisions: Sequence[str] | None
     ranges: Sequence[str]
+    adaround: AdaRound | None
     calibration_sha256: str
     calibration_samples: dict[str, int]
     evaluation_samples: int
     simulate: bool
     shared: Sequence[str]
     compare: bool
+
+    def adaround_of(self, name: str) -> AdaRound | None:
+        """Return how the rounding of a graph's weights is learned, if it is."""
+        return self.adaround if name in ADAROUND_GRAPHS else None
 
     def precisions_of(self, name: str) -> Sequence[str]:
         """Return the precisions that a graph is exported in."""
@@ -161,14 +169,17 @@ def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
     on_step(f'{name}: ONNX, {sum(operations.values())} operations')
 
     exported = Exported(task, onnx_path, operations, made['spent'], {}, {}, {}, {})
+    adaround = settings.adaround_of(name)
     for precision in settings.precisions_of(name):
         source = {'float': made['files'], 'precision': precision} | makers()
         if precision == 'w8a16':
             samples = settings.calibration_samples[name]
             source |= {'calibration_sha256': settings.calibration_sha256, 'calibration_samples': samples}
             source |= {'ranges': list(settings.ranges), 'target_db': task.deployment.target_db}
+            if adaround is not None:
+                source |= {'adaround': [adaround.version, adaround.iterations]}
         folder = out / f'{name}-onnx-{precision}'
-        write = functools.partial(_write_precise, task, graph, onnx_path, precision, settings.ranges)
+        write = functools.partial(_write_precise, task, graph, onnx_path, precision, settings.ranges, adaround)
         details = kept_or_made(folder, source, write)
         exported.precise[precision], exported.details[precision] = folder / f'{name}.onnx', details
         on_step(f'{name}: {precision}{_doubled_note(details)}')
@@ -192,6 +203,7 @@ def _write_precise(
     source: pathlib.Path,
     precision: str,
     methods: Sequence[str],
+    adaround: AdaRound | None,
     draft: pathlib.Path,
 ) -> dict[str, Any]:
     """Write a graph at a precision; return what metadata is to say about it."""
@@ -203,10 +215,12 @@ def _write_precise(
     if isinstance(chain, ChainedGraph):
         quantise_chain(chain, path, task.calibration(), to_w8a16)
         return {'precision': precision, 'ranges': 'minmax'}
-    return {'precision': precision} | _quantise(task, source, path, methods)
+    return {'precision': precision} | _quantise(task, source, path, methods, adaround)
 
 
-def _quantise(task: Task, source: pathlib.Path, path: pathlib.Path, methods: Sequence[str]) -> dict[str, Any]:
+def _quantise(
+    task: Task, source: pathlib.Path, path: pathlib.Path, methods: Sequence[str], adaround: AdaRound | None
+) -> dict[str, Any]:
     """Write the W8A16 form with the best ranges and as few weights in two parts as the target needs."""
     judging, output = task.judging(), task.output
     reached = {}
@@ -218,8 +232,17 @@ def _quantise(task: Task, source: pathlib.Path, path: pathlib.Path, methods: Seq
             reached[method] = lowest_db(OnnxSession(path), judging, output)
     best = max(methods, key=lambda method: reached.get(method, 0))
     ranges = path.with_name(f'ranges-{best}.json')
-    doubled, judged_db = quantise_to_target(source, path, ranges, judging, output, task.deployment.target_db)
-    return {'ranges': best, 'ranges_db': reached, 'doubled_weights': doubled, 'judged_db': judged_db}
+    rounding, rounding_db = None, {}
+    if adaround is not None:
+        learned = round_weights(adaround, source, task.calibration())
+        for name, candidate in (('nearest', None), ('adaround', learned)):
+            quantise(source, path, ranges, candidate)
+            rounding_db[name] = lowest_db(OnnxSession(path), judging, output)
+        rounding = learned if rounding_db['adaround'] > rounding_db['nearest'] else None
+    target_db = task.deployment.target_db
+    doubled, judged_db = quantise_to_target(source, path, ranges, judging, output, target_db, rounding=rounding)
+    details = {'ranges': best, 'ranges_db': reached, 'rounding_db': rounding_db}
+    return details | {'doubled_weights': doubled, 'judged_db': judged_db}
 
 
 def _doubled_note(details: dict[str, Any]) -> str:
@@ -305,6 +328,7 @@ def _row(
         htp_db=None if simulated is None else simulated['db'],
         doubled_weights=len(exported.details[precision].get('doubled_weights', ())),
         ranges_db=exported.details[precision].get('ranges_db', {}),
+        rounding_db=exported.details[precision].get('rounding_db', {}),
         qnn_operations=view['operations'],
         moved_mb=view['moved_mb'],
         transposes=view['transposes'],

@@ -20,6 +20,7 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from export.adaround import Rounding
 from export.quantize import quantise, quantised_operations
 from export.ranges import measure_ranges
 from export.report import snr_db
@@ -57,6 +58,7 @@ def quantise_to_target(
     output: str,
     target_db: float,
     on_weight: Callable[[int, int], object] = lambda done, total: None,
+    rounding: Rounding | None = None,
 ) -> tuple[list[str], float]:
     """Write the W8A16 form of a float graph, with as many weights in two parts as it needs.
 
@@ -65,17 +67,18 @@ def quantise_to_target(
       calls: calibration calls with their float outputs, to judge by; the first one finds the layers' shares.
       output: the graph's output that counts.
       on_weight: called with (done, total) while the shares are measured.
+      rounding: of the weights that stay in one part; None rounds to the nearest.
     Returns:
       The weights in two parts, and the ratio on `calls` in dB. It is below the target if nothing reaches that.
     """
     aim = target_db + HEADROOM_DB
-    quantise(source, destination, ranges)
+    quantise(source, destination, ranges, rounding)
     reached = lowest_db(OnnxSession(destination), calls, output)
     best: tuple[float, list[str]] = (reached, [])
     if reached >= aim:
         return [], reached
     weights = sorted(
-        rounding_noise(source, calls[0], output, on_weight), key=lambda weight: -weight.noise / weight.size
+        rounding_noise(source, calls[0], output, on_weight, rounding), key=lambda weight: -weight.noise / weight.size
     )
     remaining = np.cumsum([0.0, *(weight.noise for weight in reversed(weights))])[::-1]
     signal = float(np.square(calls[0].outputs[output], dtype=np.float64).sum())
@@ -83,13 +86,13 @@ def quantise_to_target(
     while count < len(weights):
         count = max(count + 1, int(np.argmax(remaining <= signal / 10 ** (allowed_db / 10))))
         doubled = [weight.name for weight in weights[:count]]
-        reached = _quantise_doubled(source, destination, ranges, calls, output, doubled)
+        reached = _quantise_doubled(source, destination, ranges, calls, output, doubled, rounding)
         best = max(best, (reached, doubled))
         if reached >= aim:
             return doubled, reached
         allowed_db += max(3.0, aim - reached)
     if best[1] != doubled:
-        _quantise_doubled(source, destination, ranges, calls, output, best[1])
+        _quantise_doubled(source, destination, ranges, calls, output, best[1], rounding)
     return best[1], best[0]
 
 
@@ -100,6 +103,7 @@ def _quantise_doubled(
     calls: Sequence[Call],
     output: str,
     doubled: Collection[str],
+    rounding: Rounding | None,
 ) -> float:
     """Write the W8A16 form with some weights in two parts; return the ratio on `calls`."""
     path = source.with_name(f'.{source.stem}.doubled.onnx')
@@ -111,7 +115,7 @@ def _quantise_doubled(
         # The parts' own results are new; a few calls are enough, since a clipped second part costs little.
         measure_ranges(path, extended, lambda: (call.inputs for call in calls), quantised_operations(path))
         _merge_ranges(extended, ranges)
-        quantise(path, destination, extended)
+        quantise(path, destination, extended, rounding)
     finally:
         for file in path.parent.glob(f'{path.name}*'):
             file.unlink()
@@ -153,7 +157,11 @@ def _merge_ranges(path: pathlib.Path, known: pathlib.Path) -> None:
 
 
 def rounding_noise(
-    source: pathlib.Path, call: Call, output: str, on_weight: Callable[[int, int], object] = lambda done, total: None
+    source: pathlib.Path,
+    call: Call,
+    output: str,
+    on_weight: Callable[[int, int], object] = lambda done, total: None,
+    rounding: Rounding | None = None,
 ) -> list[Weight]:
     """Return every weight of a float graph with the error that its rounding to 8 bits makes."""
     model = onnx.load(source, load_external_data=False)
@@ -168,7 +176,9 @@ def rounding_noise(
     weights = []
     for index, (name, axis) in enumerate(axes.items()):
         array = numpy_helper.to_array(constants[name], str(source.parent))
-        (got,) = session.run([output], {**call.inputs, name: rounded(array, axis)})
+        learned = rounding is not None and name in rounding.levels
+        stored = rounding.value(name) if rounding is not None and learned else rounded(array, axis)
+        (got,) = session.run([output], {**call.inputs, name: stored})
         weights.append(Weight(name, array.size, float(np.square(np.asarray(got, np.float64) - exact).sum())))
         on_weight(index + 1, len(axes))
     return weights

@@ -13,12 +13,14 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_static
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
+from export.adaround import Rounding, apply
 from export.graphs import Feeds
 from export.ranges import MARGIN, Reader, measure_ranges
 from export.rewrites import constants_of, drop_unused
@@ -43,14 +45,30 @@ def quantised_operations(source: pathlib.Path) -> list[str]:
     return _config(onnx.load(source, load_external_data=False), {}).op_types_to_quantize
 
 
-def quantise(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path) -> None:
+def quantise(
+    source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, rounding: Rounding | None = None
+) -> None:
     """Write the W8A16 form of a float graph with given ranges.
 
     Args:
       ranges: what `measure_ranges` wrote.
+      rounding: of the weights; those that it does not have are rounded to the nearest.
     """
     model = onnx.load(source, load_external_data=False)
-    config = _config(model, _overrides(model.graph))
+    overrides, start = _overrides(model.graph), source
+    if rounding is not None:
+        start = destination.with_name(f'.{destination.stem}.rounded.onnx')
+        overrides |= {name: _given(scales) for name, scales in apply(model.graph, rounding).items()}
+        onnx.save(model, start)
+    try:
+        _quantise(start, destination, ranges, _config(model, overrides))
+    finally:
+        if start != source:
+            start.unlink()
+    _float_gains(destination, model)
+
+
+def _quantise(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, config: Any) -> None:
     quantize_static(
         source,
         destination,
@@ -63,7 +81,12 @@ def quantise(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Pa
         use_external_data_format=config.use_external_data_format,
         extra_options=config.extra_options,
     )
-    _float_gains(destination, model)
+
+
+def _given(scales: np.ndarray) -> list[dict[str, Any]]:
+    """Return the quantisation of a weight whose scales are known, of every output channel."""
+    shared = {'axis': 0, 'quant_type': QuantType.QInt8, 'zero_point': np.int8(0)}
+    return [shared | {'scale': scale} for scale in scales]
 
 
 def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:

@@ -38,6 +38,7 @@ class Row:
       htp_db: context binary on the HTP simulator; None if it was not run.
       doubled_weights: weights that take two parts of 8 bits, because the target needs it.
       ranges_db: ratio on calibration calls with each rule for the ranges of activations, if several were compared.
+      rounding_db: the same with weights rounded to the nearest and by AdaRound, if that was asked for.
       qnn_operations, moved_mb, transposes, transposed_mb, float_operations: static view of the compiled graph: what
         operations write, and how many of them left fixed point in W8A16.
       binary_mb: size of the context binary.
@@ -58,6 +59,7 @@ class Row:
     htp_db: float | None
     doubled_weights: int
     ranges_db: Mapping[str, float]
+    rounding_db: Mapping[str, float]
     qnn_operations: int
     moved_mb: float
     transposes: int
@@ -170,12 +172,8 @@ class Report:
             lines += ['', '## Binaries of several graphs', '', *_SHARED, '', *_table(_SIZES, self.shared)]
         if self.comparison:
             lines += ['', *self.comparison]
-        compared = [row for row in self.rows if row.ranges_db]
-        if compared:
-            rules = list(compared[0].ranges_db)
-            lines += ['', '## Ranges of activations', '', 'QDQ on calibration calls, all weights in 8 bits, in dB.', '']
-            lines += [f'| graph | {" | ".join(rules)} |', '|---' * (1 + len(rules)) + '|']
-            lines += [f'| {row.graph} | {" | ".join(_db(row.ranges_db[rule]) for rule in rules)} |' for row in compared]
+        lines += _compared('Ranges of activations', {row.graph: row.ranges_db for row in self.rows})
+        lines += _compared('Rounding of weights', {row.graph: row.rounding_db for row in self.rows})
         if self.videos:
             lines += ['', '## Whole video', '', *_table(_VIDEOS, self.videos)]
         return '\n'.join([*lines, '', '```json', json.dumps(self.made_from, indent=2), '```', ''])
@@ -257,6 +255,23 @@ def _table(columns: Mapping[str, Callable[[Any], object]], rows: Sequence[Any]) 
     """Return the lines of a table with one line per row."""
     lines = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
     return lines + [f'| {" | ".join(str(cell(row)) for cell in columns.values())} |' for row in rows]
+
+
+def _compared(title: str, reached: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return a section with the ratios that graphs reached in several ways; nothing where none was compared."""
+    rows = {graph: ratios for graph, ratios in reached.items() if ratios}
+    if not rows:
+        return []
+    ways = list(next(iter(rows.values())))
+    lines = [
+        '',
+        f'## {title}',
+        '',
+        'QDQ on calibration calls, weights in 8 bits, in dB; the best is taken.',
+        '',
+    ]
+    lines += [f'| graph | {" | ".join(ways)} |', '|---' * (1 + len(ways)) + '|']
+    return lines + [f'| {graph} | {" | ".join(_db(ratios[way]) for way in ways)} |' for graph, ratios in rows.items()]
 
 
 def _db(value: float | None) -> str:

@@ -154,6 +154,7 @@ def make_row(htp_db: float | None, precision: str = 'w8a16') -> Row:
         htp_db=htp_db,
         doubled_weights=0,
         ranges_db={'minmax': 40.0, 'mse': 39.0},
+        rounding_db={'nearest': 33.0, 'adaround': 39.0},
         qnn_operations=170,
         moved_mb=1.0,
         transposes=4,
@@ -189,7 +190,7 @@ def test_report_shows_costs_and_comparisons(tmp_path):
     binary = SharedBinary(['denoiser_stage0', 'denoiser_stage1'], 'w8a16', 'sm8750', 1.1, 2.0, 2.2, 3.0, 0.25)
     Report([make_row(31.0), make_row(None)], [], {}, [binary], ['## Compared', '', 'more']).write(tmp_path)
     text = (tmp_path / 'report.md').read_text()
-    assert '| denoiser_stage0 | 40.0 | 39.0 |' in text
+    assert '| denoiser_stage0 | 40.0 | 39.0 |' in text and '| denoiser_stage0 | 33.0 | 39.0 |' in text
     assert '| 0.10 / 0.09 | 0.4 + |' in text or '| 0.11 / 0.09 | 0.4 + |' in text
     assert '| 1.0 / - | 2.0 / 0.50 | 0.5 / 0.20 + | - |' in text
     assert '| denoiser_stage0, denoiser_stage1 | w8a16 | sm8750 | 1.10 | 2.00 | 2.20 | 3.0 | 0.25 |' in text
