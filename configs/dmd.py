@@ -38,6 +38,7 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from neodragon_jax.errors import InputError
+from train.platform.optimizer import OptimizerConfig
 from train.platform.program import LoopConfig
 
 
@@ -66,8 +67,8 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'dtype': 'bfloat16',
                 'remat': 'full',  # or 'dots', 'none': what the backward pass recomputes
                 'attention': 'masked',  # or 'prefix', with fewer scores; 'splash', the TPU kernel
-                'student': optimizer(learning_rate=1e-6, warmup_steps=0),
-                'fake': optimizer(learning_rate=1e-6, warmup_steps=0),
+                'student': defaults(OptimizerConfig),
+                'fake': defaults(OptimizerConfig),
             },
             # What --dry-run and train.aot assume where there is no data: latents of 49 frames of 320x512.
             'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
@@ -97,18 +98,6 @@ def get_config(preset: str = 'full') -> ConfigDict:
     elif preset == 'shapes':
         config.update(SHAPES)
     return config
-
-
-def optimizer(learning_rate: float, warmup_steps: int) -> dict[str, object]:
-    """Return the settings of one AdamW; Pyramid-Flow's recipe (arXiv 2410.05954) but for the rate."""
-    return {
-        'learning_rate': learning_rate,
-        'warmup_steps': warmup_steps,
-        'betas': (0.9, 0.95),
-        'epsilon': 1e-8,
-        'weight_decay': 1e-4,
-        'clip_norm': 1.0,
-    }
 
 
 SHAPES = {

@@ -10,7 +10,7 @@ D width. Source: arXiv 2410.05954, algorithm 1; arXiv 2511.06055, section 3.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -221,6 +221,24 @@ def guided(denoise: Denoiser, negative: Prompt, scale: Scale) -> Denoiser:
     return both
 
 
+def euler_steps(
+    denoise: Denoiser,
+    schedule: Schedule,
+    stage: int,
+    count: int,
+    history: History,
+    x: Unit,
+    unit: Int[Array, ' B'],
+    prompt: Prompt,
+) -> Iterator[Unit]:
+    """Yield x after each of the `count` Euler steps of a stage, from x at its start."""
+    timesteps, local = schedule.steps(stage, count)
+    for step, timestep in enumerate(timesteps):
+        flow = denoise(stage, history, x, unit, prompt, jnp.full(unit.shape, timestep, jnp.float32))
+        x = euler_step(x, flow, local[step], local[step + 1])
+        yield x
+
+
 def sample(
     denoise: Denoiser,
     plan: Plan,
@@ -265,10 +283,9 @@ def sample(
                 grid = (plan.height >> (stages - 1 - stage), plan.width >> (stages - 1 - stage))
                 x = enter_stage(x, noise.block(unit, stage, (batch, 1, *grid, plan.channels)), stage, plan.schedule)
             history = envelope_history(pyramid, units, stage, plan.frames - 1)
-            timesteps, local = plan.schedule.steps(stage, plan.unit_steps(unit)[stage])
-            for step, timestep in enumerate(timesteps):
-                flow = predict(stage, history, x, units, prompt, jnp.full((batch,), timestep, jnp.float32))
-                x = euler_step(x, flow, local[step], local[step + 1])
+            count = plan.unit_steps(unit)[stage]
+            after = euler_steps(predict, plan.schedule, stage, count, history, x, units, prompt)
+            for step, x in enumerate(after):
                 on_step(unit, stage, step, x)
         video = video.at[:, unit : unit + 1].set(x)
     return video

@@ -84,7 +84,7 @@ def test_steps_run_together_where_they_do_not_wait(tmp_path):
     assert names[0] == {'language', 'scenes', 'autoencoder'} and names[-1] == {'evaluation'}
     assert number['decoder'] == number['latents'] < number['teacher'] < number['text'] == number['importance']
     assert number['stage1'] < number['stage2'] and number['text'] < number['samples'] < number['student']
-    assert {'student', 'regression', 'paper', 'own_history'} <= names[number['student']]
+    assert {'student', 'regression', 'paper'} <= names[number['student']]
     both = together(tmp_path, 0, 1)
     assert sum(map(len, both)) < 2 * sum(map(len, rounds))
     assert {'teacher seed-0', 'teacher seed-1'} <= both[number['teacher']]
@@ -179,12 +179,13 @@ def evidence(judge, teacher=1.0, student=1.0) -> Evidence:
 
 NAMES = (
     'teacher', 'text', 'text_without_cosine', 'pruned_stage1', 'pruned', 'pruned_stage2_alone', 'teacher_1', 'student',
-    'regression', 'paper', 'own_history',
+    'regression', 'paper',
 )  # fmt: skip
 
 
 def test_targets(judge, tmp_path):
     assert set(systems(chain(tmp_path))) == set(NAMES)
+    assert set(systems(chain(tmp_path, 'gpu'))) == {*NAMES, 'own_history'}
     seen = evidence(judge, teacher=0.2, student=0.5)
     verdicts = {
         target.what: target.reached(target.value(seen)) for target in benchmark_targets.targets(chain(tmp_path))

@@ -90,7 +90,8 @@ _FEW = ('--config.{section}.evaluation.examples=8', '--config.{section}.evaluati
 
 TIERS: Mapping[str, Tier] = MappingProxyType(
     {
-        'cpu': Tier(),
+        # Of three latent frames, own history is the last one only: too short to matter.
+        'cpu': Tier(students=('student', 'regression', 'paper')),
         # Five latent frames, sizes, speeds, and turns that no caption tells: the future is uncertain.
         'gpu': Tier(
             world='gpu',

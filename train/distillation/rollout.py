@@ -11,6 +11,7 @@ Source: Self Forcing, arXiv 2506.08009 (training on the model's own rollout); Py
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -19,8 +20,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from neodragon_jax.errors import InputError
 from neodragon_jax.pyramid import down_noise, enter_stage, envelope_history, levels
-from neodragon_jax.sampler import Denoiser, DrawnNoise, Latents, NoiseSource, Prompt, Unit
-from neodragon_jax.schedule import Schedule, euler_step
+from neodragon_jax.sampler import Denoiser, DrawnNoise, Latents, NoiseSource, Prompt, Unit, euler_steps
+from neodragon_jax.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,14 +147,9 @@ class Rollout:
         count: int | None = None,
     ) -> list[Unit]:
         """Return x before the first `count` steps of a stage and after each of them; default: all n."""
-        timesteps, local = self.schedule.steps(stage, self.steps)
         history = envelope_history(pyramid, units, stage, self.frames - 1)
-        seen = [x]
-        for step in range(self.steps if count is None else count):
-            timestep = jnp.full(units.shape, timesteps[step], jnp.float32)
-            flow = denoise(stage, history, seen[-1], units, prompt, timestep)
-            seen.append(euler_step(seen[-1], flow, local[step], local[step + 1]))
-        return seen
+        after = euler_steps(denoise, self.schedule, stage, self.steps, history, x, units, prompt)
+        return [x, *itertools.islice(after, count)]
 
 
 def drawn_noise(key: PRNGKeyArray, batch: int, schedule: Schedule) -> DrawnNoise:
