@@ -25,9 +25,9 @@ from jaxtyping import Array
 from export import picture_graphs, text_graphs
 from export.graphs import Feeds, Module
 from export.runtime import GraphRunner
+from export.stored_params import read_float32
 from neodragon_jax import checkpoint, first_frame, pipeline
 from neodragon_jax.errors import InputError
-from neodragon_jax.memory import read_params
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
 from neodragon_jax.models.text import CLIPTextOutput
@@ -183,7 +183,7 @@ class FirstFrameHost:
         find = source.find
         unet = text_graphs.open_component(find('ssd_1b_unet'), UNet2DConditionModel)
         vae = text_graphs.open_component(find('ssd_1b_vae'), AutoencoderKL)
-        params = read_params(find('ssd_1b_unet'), np.float32, *picture_graphs.UNET_HOST)
+        params = read_float32(find('ssd_1b_unet'), *picture_graphs.UNET_HOST)
         height, width = (PICTURE_SCALE * size for size in source.size)
         factor = vae.config.spatial_factor
         return cls(

@@ -16,12 +16,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from export.graphs import Module, Params
+from export.stored_params import read_float32
 from export.text_graphs import open_component
-from neodragon_jax.memory import read_params
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
 from neodragon_jax.models.super_resolution import QuickSRNet
@@ -49,7 +48,7 @@ def video_encoder(folder: Path, height: int, width: int) -> Module:
         mean, log_variance = (conv.apply({'params': part}, hidden) for part in parts)
         return mean, log_variance
 
-    read = partial(read_params, folder, np.float32, 'encoder', 'quant_conv')
+    read = partial(read_float32, folder, 'encoder', 'quant_conv')
     inputs = {'picture': (1, height, width, 3)}
     return Module('video_encoder', apply, read, pathlib.Path(folder), inputs, 'mean', ('log_variance',))
 
@@ -75,7 +74,7 @@ def video_decoder(folder: Path, height: int, width: int) -> Module:
     shapes = memory_shapes(vae.config, 1, height, width)
     inputs = {'latent': (1, height, width, vae.config.encoder_out_channels)}
     inputs |= {f'memory_{index}': shape for index, shape in enumerate(shapes)}
-    read = partial(read_params, folder, np.float32, 'decoder', 'post_quant_conv')
+    read = partial(read_float32, folder, 'decoder', 'post_quant_conv')
     following = tuple(f'next_memory_{index}' for index in range(len(shapes)))
     return Module('video_decoder', apply, read, pathlib.Path(folder), inputs, 'frames', following)
 
@@ -99,7 +98,7 @@ def first_frame_unet(folder: Path, height: int, width: int) -> Module:
     }
 
     def read() -> Params:
-        params = read_params(folder, np.float32)
+        params = read_float32(folder)
         return {name: tree for name, tree in params.items() if name not in UNET_HOST}
 
     return Module('first_frame_unet', apply, read, pathlib.Path(folder), inputs, 'noise')
@@ -117,7 +116,7 @@ def first_frame_decoder(folder: Path, height: int, width: int) -> Module:
     """
     vae = open_component(folder, AutoencoderKL)
     apply = lambda params, latent: vae.apply({'params': params}, latent, method='decode')
-    read = partial(read_params, folder, np.float32, 'decoder', 'post_quant_conv')
+    read = partial(read_float32, folder, 'decoder', 'post_quant_conv')
     inputs = {'latent': (1, height, width, vae.config.latent_channels)}
     return Module('first_frame_decoder', apply, read, pathlib.Path(folder), inputs, 'picture')
 
@@ -126,6 +125,6 @@ def super_resolution(folder: Path, height: int, width: int) -> Module:
     """Return QuickSRNet: `frame` [1, H, W, 3] -> `enlarged` [1, s H, s W, 3], both in [0, 1]."""
     network = open_component(folder, QuickSRNet)
     apply = lambda params, frame: network.apply({'params': params}, frame)
-    read = partial(read_params, folder, np.float32)
+    read = partial(read_float32, folder)
     inputs = {'frame': (1, height, width, 3)}
     return Module('super_resolution', apply, read, pathlib.Path(folder), inputs, 'enlarged')

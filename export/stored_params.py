@@ -1,16 +1,25 @@
-"""Parameters that stay on disk until they are asked for, one block at a time."""
+"""Parameters as export reads them: in float32 whatever type they are stored in, or from disk one block at a time."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
 import safetensors
 from flax import traverse_util
 
 from neodragon_jax import checkpoint
 from neodragon_jax.errors import InputError
+from neodragon_jax.memory import read_params
+
+
+def read_float32(folder: str | os.PathLike[str], *names: str) -> dict[str, Any]:
+    """Return the parameters of a component as float32 arrays on the host: all, or those of some parts."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), read_params(folder, np.float32, *names))
 
 
 class StoredParams(Mapping[str, Any]):

@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from export.graphs import Module, Params
+from export.stored_params import read_float32
 from neodragon_jax import checkpoint
 from neodragon_jax.errors import InputError
-from neodragon_jax.memory import read_params
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.text import CLIPTextModel, T5EncoderWithProjection, key_bias
 from neodragon_jax.tokens import CLIP_LENGTH
@@ -103,7 +103,7 @@ def dt5(folder: Path, text_tokens: int) -> Module:
         return _run(scaled, params, method=encode)
 
     def read() -> Params:
-        params = read_params(folder, np.float32)
+        params = read_float32(folder)
         positions = _run(model, params, method=lambda bound: bound.encoder.positions(text_tokens))
         params['encoder'] = scale_residual(params['encoder'])
         del params['encoder']['token_embedding'], params['encoder']['position_bias']
@@ -134,7 +134,7 @@ def context_adapter(folder: Path, text_tokens: int) -> Module:
     """Return the context adapter: `states` [L, O] -> `text` [L, D], for L = text_tokens."""
     model = open_component(folder, ContextAdapter)
     inputs = {'states': (text_tokens, model.config.input_dims)}
-    read = partial(read_params, folder, np.float32)
+    read = partial(read_float32, folder)
     apply = partial(_run, model)
     return Module('context_adapter', apply, read, pathlib.Path(folder), inputs, 'text', gelu_floor=GELU_FLOOR)
 
@@ -154,7 +154,7 @@ class ClipHost:
     @classmethod
     def load(cls, folder: Path) -> ClipHost:
         """Read the tables of a tower."""
-        params = read_params(folder, np.float32, 'token_embedding', 'position_embedding')
+        params = read_float32(folder, 'token_embedding', 'position_embedding')
         return cls(open_component(folder, CLIPTextModel), params)
 
     def embeddings(self, ids: np.ndarray) -> Float[np.ndarray, 'L D']:
@@ -176,7 +176,7 @@ class T5Host:
     @classmethod
     def load(cls, folder: Path) -> T5Host:
         """Read the table."""
-        table = read_params(folder, np.float32, 'encoder')['encoder']['token_embedding']['embedding']
+        table = read_float32(folder, 'encoder')['encoder']['token_embedding']['embedding']
         return cls(table / np.float32(RESIDUAL_SCALE))
 
     def inputs(self, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -188,7 +188,7 @@ def _tower_reader(folder: Path) -> Callable[[], Params]:
     """Return a function that reads what a tower's graph needs: all but its tables."""
 
     def read() -> Params:
-        params = read_params(folder, np.float32)
+        params = read_float32(folder)
         return {name: tree for name, tree in params.items() if not name.endswith('_embedding')}
 
     return read

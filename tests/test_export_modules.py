@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from export.to_onnx import to_onnx
 from neodragon_jax import checkpoint, pipeline
 from neodragon_jax.config_super_resolution import variant
 from neodragon_jax.errors import InputError
+from neodragon_jax.memory import cast
 from neodragon_jax.models.super_resolution import QuickSRNet
 from neodragon_jax.models.text import T5EncoderWithProjection
 
@@ -332,3 +334,20 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     assert some and reached >= plain + 3
     assert lowest_db(OnnxSession(destination), calls, module.output) == pytest.approx(reached)
     assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
+
+
+def test_parameters_are_float32_whatever_type_they_are_stored_in(tmp_path):
+    """A table in bfloat16 would reach a graph as an input of a type that it does not have."""
+    for folder in TINY_CHECKPOINT.iterdir():
+        if 'tokenizer' in folder.name:
+            shutil.copytree(folder, tmp_path / folder.name)
+        elif (folder / 'config.json').is_file():
+            module, params = checkpoint.load(folder)
+            checkpoint.save(tmp_path / folder.name, module, cast(params, jnp.bfloat16))
+    source = modules.Source(tmp_path, 'hybrid', pipeline.make_plan('hybrid', 9, 64, 64), None, None)
+    for name, module in modules.phone_modules(source).items():
+        assert {leaf.dtype for leaf in jax.tree.leaves(module.read())} == {np.dtype(np.float32)}, name
+    ids = np.arange(77) % 5
+    assert text_graphs.ClipHost.load(tmp_path / 'text_encoder').embeddings(ids).dtype == np.float32
+    t5 = text_graphs.T5Host.load(tmp_path / 'text_encoder_3')
+    assert t5.inputs(ids, np.ones(77, np.int32))['embeddings'].dtype == np.float32
