@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from neodragon_jax.errors import InputError
+from train.platform.optimizer import OptimizerConfig
 from train.platform.program import LoopConfig
 
 PRESETS = ('stage1', 'stage2', 'stage1-tiny', 'stage2-tiny', 'stage1-shapes', 'stage2-shapes')
@@ -66,14 +67,7 @@ def get_config(preset: str = 'stage1') -> ConfigDict:
                 'accumulate': 1,
                 'dtype': 'bfloat16',
                 'remat': 'full',
-                'optimizer': {
-                    'learning_rate': 5e-5,
-                    'warmup_steps': 20 if stage == 1 else 1000,
-                    'betas': (0.9, 0.95),
-                    'epsilon': 1e-8,
-                    'weight_decay': 1e-4,
-                    'clip_norm': 1.0,
-                },
+                'optimizer': defaults(OptimizerConfig, learning_rate=5e-5, warmup_steps=20 if stage == 1 else 1000),
                 'evaluation': {
                     'examples': 64,
                     'batch': 64,
@@ -101,7 +95,7 @@ def get_config(preset: str = 'stage1') -> ConfigDict:
         config.update(TINY)
     elif preset.endswith('shapes'):
         config.update(SHAPES)
-        config.loop.steps = SHAPES_STEPS[stage - 1]
+        config.update(SHAPES_STAGES[stage - 1])
     return config
 
 
@@ -131,21 +125,34 @@ TINY = {
     },
 }
 
-SHAPES_STEPS = (200, 800)
 SHAPES = {
     'flow': {
-        'stages': 'all',
         'dtype': 'float32',
         'remat': 'none',
-        'ema_decay': 0.99,
-        'optimizer': {'learning_rate': 5e-4, 'warmup_steps': 20},
         'evaluation': {'examples': 64, 'batch': 64, 'samples': 0},
     },
     'loop': {
         'batch_size': 32,
         'mesh': {'data': -1, 'fsdp': 1},
-        'checkpoint_every': 200,
         'log_every': 50,
-        'evaluate_every': 200,
     },
 }
+SHAPES_STAGES = (
+    {
+        'flow': {'stages': 'all', 'optimizer': {'learning_rate': 5e-4, 'warmup_steps': 20}},
+        'loop': {'steps': 200, 'checkpoint_every': 200, 'evaluate_every': 200},
+    },
+    {
+        'flow': {
+            'ema_decay': 0.998,
+            'optimizer': {
+                'kind': 'muon',
+                'learning_rate': 4e-3,
+                'warmup_steps': 50,
+                'schedule': 'cosine',
+                'decay_steps': 2500,
+            },
+        },
+        'loop': {'steps': 2500, 'checkpoint_every': 500, 'evaluate_every': 500},
+    },
+)

@@ -127,7 +127,8 @@ TINY = {
 SHAPES = {
     'text': {
         'encoder': 'trained',
-        'hidden': (96, 96),
+        'hidden': (384, 384),
+        'cosine_weight': 2.0,
         'held_out': 256,
         'held_out_batch': 64,
         'dtype': 'float32',
@@ -136,11 +137,11 @@ SHAPES = {
             'learning_rate': 1e-2,
             'warmup_steps': 50,
             'schedule': 'cosine',
-            'decay_steps': 4000,
+            'decay_steps': 5000,
         },
     },
     'loop': {
-        'steps': 4000,
+        'steps': 5000,
         'batch_size': 64,
         'mesh': {'data': -1, 'fsdp': 1},
         'checkpoint_every': 1000,

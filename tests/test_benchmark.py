@@ -169,7 +169,7 @@ def evidence(judge, teacher=1.0, student=1.0) -> Evidence:
     perfect = {name: list(value) for name, value in judge(judge.drawn).items()}
     results = {'drawn': perfect}
     for name in NAMES:
-        mismatch = {'student': student, 'teacher_1': 1.0, 'teacher': teacher}.get(name, 0.1)
+        mismatch = {'student': student, 'teacher_1': 1.0, 'text': teacher}.get(name, 0.1)
         for first in (GENERATED, GIVEN):
             results[f'{name}/{first}'] = perfect | {'mismatch': [mismatch, 0.0]}
     results['native'] = perfect | {'psnr_db': 33.0, 'decoder_parameters': 3000}
@@ -191,7 +191,7 @@ def test_targets(judge, tmp_path):
         target.what: target.reached(target.value(seen)) for target in benchmark_targets.targets(chain(tmp_path))
     }
     missed = {what for what, reached in verdicts.items() if reached is False}
-    assert missed == {'student: mismatch over the teacher'}  # 0.5 / 0.2; at 1-1-1 it is 0.5 / 1
+    assert missed == {'student: mismatch over its teacher'}  # 0.5 / 0.2; at 1-1-1 it is 0.5 / 1
     assert verdicts["paper's clean prediction: mismatch over the exact one"] is None
     assert Target('', lambda seen: 0.0, least=1, most=2).asked == '1 to 2'
     assert Target('', lambda seen: 0.0, most=2).reached(3) is False
@@ -208,9 +208,9 @@ def test_report(judge, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_report, 'gather', lambda chain: evidence(judge, teacher=0.2, student=0.5))
     assert benchmark_report.write([run]) == 1
     text = (tmp_path / 'report.md').read_text()
-    assert '| student: mismatch over the teacher | at most 1.1 | 2.500 |  | **no** |' in text
+    assert '| student: mismatch over its teacher | at most 1.1 | 2.500 |  | **no** |' in text
     assert 'seed-0/curves/teacher.png' in text and '| teacher | 61 |' in text and 'drawn.png' in text
-    assert '<td>student: mismatch over the teacher</td>' in (tmp_path / 'report.html').read_text()
+    assert '<td>student: mismatch over its teacher</td>' in (tmp_path / 'report.html').read_text()
     assert json.loads((tmp_path / 'report.json').read_text())['targets']['teacher: colour right']['seeds'] == [1.0]
 
 

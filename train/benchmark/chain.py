@@ -105,6 +105,7 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
                 'decoder': ('--config.decoder.optimizer.decay_steps=10000',),
                 'teacher': (*_WIDER, '--config.loop.batch_size=64', '--config.teacher.optimizer.decay_steps=30000'),
                 'text': ('--config.text.optimizer.decay_steps=6000',),
+                'students': ('--config.dmd.student.decay_steps=3000',),
             },
         ),
         # Every command of the chain once, to see that it runs: what comes out is noise.

@@ -38,8 +38,8 @@ from train.shapes.world import WORLDS, caption
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Steps on a CPU are faster where their buffers lie in huge pages; only Linux reads this.
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
-# Wordings of every trained combination among the prompts.
-WORDINGS = 40
+# Drawn wordings of every trained combination among the prompts: nearly all that there are.
+WORDINGS = 400
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
