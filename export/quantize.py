@@ -141,14 +141,20 @@ def to_fp16(source: pathlib.Path, destination: pathlib.Path) -> None:
     """Write a float graph in the form whose FP16 kernels are right; the compiler rounds the weights.
 
     The HTP's FP16 kernel of RMSNormalization reads and writes out of bounds for some shapes of rank 3 and 4 (few heads
-    of few dimensions), so the norm runs over rows of rank 2.
+    of few dimensions), so the norm runs over rows of rank 2. That of Sigmoid is off by 5e-4 whatever the result, which
+    a SiLU multiplies by its input; of vectors, where it costs nothing, it is computed as 1 / (1 + exp(-x)).
     """
     model = onnx.load(source, load_external_data=False)
     shapes = _shapes(onnx.shape_inference.infer_shapes(model).graph)
     nodes = []
     for node in model.graph.node:
-        shape = shapes.get(node.input[0], []) if node.op_type == 'RMSNormalization' else []
-        nodes += _norm_over_rows(model.graph, node, shape) if len(shape) > 2 else [node]
+        shape = shapes.get(node.input[0], []) if node.input else []
+        if node.op_type == 'RMSNormalization' and len(shape) > 2:
+            nodes += _norm_over_rows(model.graph, node, shape)
+        elif node.op_type == 'Sigmoid' and math.prod(shape[:-1]) == 1:
+            nodes += _sigmoid_by_exp(model.graph, node)
+        else:
+            nodes.append(node)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
@@ -173,6 +179,22 @@ def _norm_over_rows(graph: onnx.GraphProto, norm: onnx.NodeProto, shape: list[in
         inner,
         helper.make_node('Reshape', [f'{out}_normed', f'{out}_shape'], [out], name=f'{norm.name}_heads'),
     ]
+
+
+def _sigmoid_by_exp(graph: onnx.GraphProto, sigmoid: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return 1 / (1 + exp(-max(x, floor))), with the error relative to the result."""
+    (value,), (out,) = sigmoid.input, sigmoid.output
+    # exp(-floor) is the largest that FP16 holds; a sigmoid below is 2e-5 at most.
+    for name, number in (('floor', -11.0), ('one', 1.0)):
+        graph.initializer.append(helper.make_tensor(f'{out}_{name}', onnx.TensorProto.FLOAT, [], [number]))
+    steps = [
+        ('Max', [value, f'{out}_floor'], f'{out}_bounded'),
+        ('Neg', [f'{out}_bounded'], f'{out}_negated'),
+        ('Exp', [f'{out}_negated'], f'{out}_exp'),
+        ('Add', [f'{out}_exp', f'{out}_one'], f'{out}_denominator'),
+        ('Div', [f'{out}_one', f'{out}_denominator'], out),
+    ]
+    return [helper.make_node(kind, inputs, [result], name=result) for kind, inputs, result in steps]
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:

@@ -149,6 +149,21 @@ def test_fp16_form_is_the_same_function(tmp_path):
     assert {ranks[node.input[0]] for node in graph.node if node.op_type == 'RMSNormalization'} == {2}
 
 
+@pytest.mark.qnn
+def test_silu_of_a_vector_in_fp16(tmp_path):
+    """Where all results are small, after the large negative numbers of a trained embedding of the timestep."""
+    source, half, x = tmp_path / 'silu.onnx', tmp_path / 'half.onnx', np.linspace(-12, -3, 96, dtype=np.float32)[None]
+    to_onnx(Graph('any', nn.silu, {'x': (1, 96)}, 'y'), source)
+    to_fp16(source, half)
+    want = OnnxSession(source).run({'x': x})['y']
+    assert snr_db(want, OnnxSession(half).run({'x': x})['y']) > 60  # exact above -11
+    reached = {}
+    for path in (source, half):
+        with HtpSession(path, provider_options(find_target('sm8750'), 'fp16')) as session:
+            reached[path] = snr_db(want, session.run({'x': x})['y'])
+    assert reached[half] > 45 and reached[source] < 35
+
+
 def test_w8a16_types_and_ranges(tower, tmp_path):
     graph, source = tower
     feeds = [tower_feeds(graph, seed) for seed in range(3)]
