@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .PHONY: demo benchmark test lint lock clean help
 
 help:
-	@echo "make demo        generate, distil, export on the miniature model; results in out/demo/"
+	@echo "make demo        generate, distil, export with the shipped model; results in out/demo/"
 	@echo "make benchmark   train the whole system on moving shapes, judge its videos; results in out/benchmark/"
 	@echo "make test        the whole test suite"
 	@echo "make lint        ruff and pyright"

@@ -1,10 +1,10 @@
-"""The whole house in minutes, on the miniature checkpoint: generate, distil, generate again, export to the phone.
+"""The whole house in minutes, on the shipped checkpoint: generate, distil, generate again, export to the phone.
 
     make demo            (or: python demo.py --out out/demo)
 
 Every step is one of the project's own programs, run exactly as a user would; the report gives each command with its
-time and what it measured. The miniature has the released layout and random weights: the videos are noise of the right
-shape, and the numbers show that the parts fit, not that the model is good.
+time and what it measured. The checkpoint was trained by `train.benchmark` on videos of one moving shape: whether a
+video shows what its prompt asks for is read from its pixels.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image
-
+from neodragon_jax import generation, shipped
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.video import read_mp4
+from train.shapes.attributes import measure
+from train.shapes.world import CPU, Traits, caption, parse
 
 ROOT = pathlib.Path(__file__).parent
-CHECKPOINT = ROOT / 'tests' / 'goldens' / 'tiny_checkpoint'
-PROMPT = 'a golden retriever runs along the beach at sunset'
-SIZE = ('--frames', '25', '--height', '64', '--width', '128')
+CHECKPOINT = shipped.find(shipped.DEFAULT)
+PROMPT = 'a small red circle moves right on a blue background'
 VIRTUAL_DEVICES = 8
 DMD_STEPS = 30
 
@@ -50,31 +50,44 @@ class Done(NamedTuple):
 
 def steps(out: pathlib.Path) -> list[Step]:
     """Return the programs in order. Paths are relative to the checkout where possible, as a reader would type them."""
-    checkpoint = os.path.relpath(CHECKPOINT, ROOT)
-    student = out / 'dmd' / 'result'
-    generate = ['neodragon_jax', '--checkpoint', checkpoint, '--prompt', PROMPT, *SIZE]
-    data, phone, first = (str(out / name) for name in ('teacher_samples', 'phone', 'first.png'))
-    samples = ['--count', '16', '--steps', '2', '2', '2', '--prompts-file', str(out / 'prompts.txt')]
-    run = [f'--config.data={data}', f'--config.workdir={out / "dmd"}', f'--config.loop.steps={DMD_STEPS}']
-    parts = ['--denoiser', str(student / 'diffusion_transformer_320p'), '--adapter', str(student / 'context_adapter')]
+    checkpoint, own = os.path.relpath(CHECKPOINT, ROOT), generation.read(CHECKPOINT)
+    result, data, phone = out / 'dmd' / 'result', str(out / 'teacher_samples'), str(out / 'phone')
+    generate = ['neodragon_jax', '--prompt', PROMPT]
+    prompts = ['--prompts-file', str(out / 'prompts.txt')]
+    counts, guidance = [str(count) for count in own.monolithic.steps], str(own.monolithic.guidance)
+    samples = ['--frames', str(own.frames), '--height', str(own.height), '--width', str(own.width)]
+    samples += ['--steps', *counts, '--first-steps', *counts, '--guidance', guidance, '--first-guidance', guidance]
+    samples += ['--prompt-modifier', '', '--negative-prompt', '', '--count', '64', '--batch', '4']
+    run = [f'--config.checkpoint={checkpoint}', f'--config.data={data}', f'--config.workdir={out / "dmd"}']
+    parts = ['--denoiser', str(result / 'diffusion_transformer_320p'), '--adapter', str(result / 'context_adapter')]
     options = ['--graphs', 'denoiser', '--precision', 'w8a16,fp16', '--calibration-samples', '24', '--simulate-video']
     return [
+        Step('Generate with the few-step student', [*generate, '--out', str(out / 'student')]),
         Step(
             'Generate with the multi-step teacher',
-            [*generate, '--mode', 'monolithic', '--steps', '4', '4', '4', '--out', str(out / 'teacher')],
+            [*generate, '--mode', 'monolithic', '--out', str(out / 'teacher')],
         ),
         Step(
             'Write teacher samples',
-            ['train.teacher_samples', '--checkpoint', checkpoint, *SIZE, *samples, '--out', data],
+            ['train.teacher_samples', '--checkpoint', checkpoint, *prompts, *samples, '--out', data],
         ),
-        Step('Distil to one step per stage', ['train.dmd', '--config=configs/dmd.py:tiny', *run]),
         Step(
-            'Generate with the student',
-            [*generate, '--student', str(student), '--image', first, '--out', str(out / 'student')],
+            'Distil to one step per stage',
+            [
+                'train.dmd',
+                '--config=configs/dmd.py:shapes',
+                *run,
+                f'--config.loop.steps={DMD_STEPS}',
+                '--config.loop.log_every=10',
+            ],
+        ),
+        Step(
+            'Generate with the new student',
+            [*generate, '--student', str(result), '--out', str(out / 'new_student')],
         ),
         Step(
             'Export the three stages to the phone',
-            ['export', '--checkpoint', checkpoint, *parts, '--image', first, *SIZE, *options, '--out', phone],
+            ['export', '--checkpoint', checkpoint, *parts, *prompts, *options, '--out', phone],
         ),
     ]
 
@@ -106,6 +119,18 @@ def training_table(out: pathlib.Path) -> list[str]:
     return [f'| mean of the last steps until | step {first["step"]} | step {last["step"]} |', '|---|---|---|', *rows]
 
 
+def videos(out: pathlib.Path) -> list[str]:
+    """Return, as a Markdown table, what each video shows of what was asked for, and their contact sheets."""
+    lines = [f'| who | {" | ".join(Traits._fields)} | motion, 1 as asked |', f'|---{"|---" * len(Traits._fields)}|---|']
+    sheets = []
+    for who in ('student', 'teacher', 'new_student'):
+        seen = measure(read_mp4(out / who / f'{PROMPT}-0.mp4'), parse(PROMPT), CPU)
+        values = ' | '.join(str(getattr(seen, name)) for name in Traits._fields)
+        lines.append(f'| {who} | {values} | {seen.motion:.2f} |')
+        sheets += ['', f'{who}:', '', f'![](<{who}/{PROMPT}-0.png>)']
+    return [*lines, *sheets]
+
+
 def report(done: Sequence[Done], out: pathlib.Path) -> str:
     """Return the report in Markdown."""
     total = sum(item.seconds for item in done)
@@ -117,17 +142,18 @@ def report(done: Sequence[Done], out: pathlib.Path) -> str:
             '# Neodragon in JAX: demo',
             '',
             f'Made by `python demo.py --out {out}` on {platform.machine()}, {os.cpu_count()} cores, Python '
-            f'{platform.python_version()}; {VIRTUAL_DEVICES} virtual CPU devices. The miniature checkpoint has random '
-            'weights: the numbers show that the parts fit together, not how good the model is.',
+            f'{platform.python_version()}; {VIRTUAL_DEVICES} virtual CPU devices.',
             '',
             '| step | seconds, compilation included |',
             '|---|---|',
             *table,
             f'| all | {total:.0f} |',
             '',
-            f'Teacher: ![](<teacher/{PROMPT}-0.png>)',
+            '## Videos',
             '',
-            f'Student: ![](<student/{PROMPT}-0.png>)',
+            f'"{PROMPT}", as read from the pixels; the new student learned for {DMD_STEPS} steps:',
+            '',
+            *videos(out),
             '',
             '## Distillation',
             '',
@@ -157,13 +183,8 @@ def main() -> int:
         # Programs resume from what they find; a demo should show them working. Nothing is deleted.
         out.rename(out.with_name(f'{out.name}-{time.strftime("%Y%m%d-%H%M%S")}'))
     (out / 'logs').mkdir(parents=True)
-    (out / 'prompts.txt').write_text(f'{PROMPT}\na red ball rolls down a green hill\na ship sails through a storm\n')
-    done = []
-    for number, step in enumerate(steps(out)):
-        done.append(run(step, out / 'logs' / f'{number}-{step.command[0]}.txt'))
-        if step.command[0] == 'neodragon_jax' and not (out / 'first.png').exists():
-            # The student animates a given first frame; the teacher's will do.
-            Image.fromarray(read_mp4(out / 'teacher' / f'{PROMPT}-0.mp4')[0]).save(out / 'first.png')
+    (out / 'prompts.txt').write_text('\n'.join(map(caption, CPU.combinations('train'))) + '\n')
+    done = [run(step, out / 'logs' / f'{number}-{step.command[0]}.txt') for number, step in enumerate(steps(out))]
     text = report(done, out)
     with atomic_file(out / 'report.md') as path:
         path.write_text(text)
