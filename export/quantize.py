@@ -57,7 +57,8 @@ def quantise(
     model = onnx.load(source, load_external_data=False)
     overrides, start = _overrides(model.graph), source
     if rounding is not None:
-        start = destination.with_name(f'.{destination.stem}.rounded.onnx')
+        # Beside the source, where weights that are not in the graph itself lie.
+        start = source.with_name(f'.{source.stem}.rounded.onnx')
         overrides |= {name: _given(scales) for name, scales in apply(model.graph, rounding).items()}
         onnx.save(model, start)
     try:
