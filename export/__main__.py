@@ -200,7 +200,8 @@ def _settled(args: argparse.Namespace) -> argparse.Namespace:
             setattr(settled, name, getattr(defaults, name))
     settled.first_frame = generation.choose_first_frame(args.first_frame, settled.mode, defaults)
     settled.defaults = defaults
-    settled.adaround = args.adaround and adaround.find(args.adaround, args.adaround_iterations)
+    if args.adaround is not None:
+        settled.adaround = adaround.find(args.adaround, args.adaround_iterations)
     return settled
 
 
@@ -308,12 +309,22 @@ def _protocol(args: argparse.Namespace, workshop: Workshop, scenes: Scenes, coun
 
 
 def _settings(args: argparse.Namespace, workshop: Workshop, counts: Mapping[str, int]) -> Settings:
-    """Return how graphs are exported."""
+    """Return how graphs are exported.
+
+    Raises:
+      InputError: --adaround without a graph that it is for.
+    """
+    from export.adaround import GRAPHS as ADAROUND_GRAPHS
     from export.build import Settings
     from export.compile_qnn import PRECISIONS, find_targets
     from export.graphs import DENOISER
     from export.ranges import METHODS
 
+    if args.adaround is not None and not set(ADAROUND_GRAPHS) & set(workshop.names):
+        raise InputError(
+            f'--adaround is for {" and ".join(ADAROUND_GRAPHS)}, neither of which is exported here; leave it out, or '
+            'add one to --graphs (super_resolution needs --upscale).'
+        )
     stages = [name for name in workshop.names if name.startswith(DENOISER)]
     return Settings(
         out=pathlib.Path(args.out),

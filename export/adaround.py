@@ -28,7 +28,7 @@ from export.graphs import Feeds
 from export.rewrites import constants_of
 from neodragon_jax.errors import InputError
 
-# Convolutions are what aimet's AdaRound gains most on; the denoiser's layers are too large for it.
+# Graphs of convolutions, whose weights are rounded here.
 GRAPHS = ('super_resolution', 'video_decoder')
 # Recorded calls that rounding is learned on, at most.
 CALLS = 64
@@ -76,7 +76,10 @@ def find(python: str, iterations: int) -> AdaRound:
     """
     if iterations < 1:
         raise InputError(f'--adaround-iterations is {iterations}; give at least 1.')
-    remedy = f'Make an environment: python3.11 -m venv AIMET && AIMET/bin/pip install {PACKAGE}==2.42.0; then give its bin/python.'  # fmt: skip  # noqa: E501
+    remedy = (
+        f'Make an environment: python3.11 -m venv AIMET && AIMET/bin/pip install {PACKAGE}==2.42.0; then give its '
+        'bin/python.'
+    )
     if shutil.which(python) is None:
         raise InputError(f'--adaround {python}: no such program. {remedy}')
     asked = f'import aimet_onnx, importlib.metadata as m; print(m.version("{PACKAGE}"))'

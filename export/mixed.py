@@ -176,8 +176,7 @@ def rounding_noise(
     weights = []
     for index, (name, axis) in enumerate(axes.items()):
         array = numpy_helper.to_array(constants[name], str(source.parent))
-        learned = rounding is not None and name in rounding.levels
-        stored = rounding.value(name) if rounding is not None and learned else rounded(array, axis)
+        stored = rounding.value(name) if rounding is not None and name in rounding.levels else rounded(array, axis)
         (got,) = session.run([output], {**call.inputs, name: stored})
         weights.append(Weight(name, array.size, float(np.square(np.asarray(got, np.float64) - exact).sum())))
         on_weight(index + 1, len(axes))

@@ -152,7 +152,7 @@ def to_fp16(source: pathlib.Path, destination: pathlib.Path) -> None:
         shape = shapes.get(node.input[0], []) if node.input else []
         if node.op_type == 'RMSNormalization' and len(shape) > 2:
             nodes += _norm_over_rows(model.graph, node, shape)
-        elif node.op_type == 'Sigmoid' and math.prod(shape[:-1]) == 1:
+        elif node.op_type == 'Sigmoid' and shape and math.prod(shape[:-1]) == 1:
             nodes += _sigmoid_by_exp(model.graph, node)
         else:
             nodes.append(node)

@@ -13,8 +13,13 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from neodragon_jax import checkpoint
+from neodragon_jax.config_super_resolution import variant
+from neodragon_jax.models.super_resolution import QuickSRNet
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 TINY_CHECKPOINT = GOLDENS / 'tiny_checkpoint'
@@ -22,6 +27,16 @@ TINY_CHECKPOINT = GOLDENS / 'tiny_checkpoint'
 jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(__file__).parent.parent / 'out' / 'jax_cache'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+@pytest.fixture(scope='session')
+def upscaler(tmp_path_factory) -> pathlib.Path:
+    """The folder of a QuickSRNet near the identity that it starts from, like a trained one."""
+    folder = tmp_path_factory.mktemp('upscaler')
+    network = QuickSRNet(variant('small'), randomness=0.3)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
+    checkpoint.save(folder, network, jax.tree.map(np.asarray, params))
+    return folder
 
 
 def relative_error(got, want) -> float:

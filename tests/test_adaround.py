@@ -9,8 +9,6 @@ import os
 import pathlib
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
@@ -25,23 +23,17 @@ from export.quantize import quantise, quantised_operations
 from export.ranges import measure_ranges
 from export.runtime import Call, OnnxSession
 from export.to_onnx import to_onnx
-from neodragon_jax import checkpoint
-from neodragon_jax.config_super_resolution import variant
 from neodragon_jax.errors import InputError
-from neodragon_jax.models.super_resolution import QuickSRNet
 
 TARGET_DB = 48.0
 
 
 @pytest.fixture(scope='module')
-def graph(tmp_path_factory) -> pathlib.Path:
-    """A QuickSRNet near the identity that it starts from, like a trained one, in float."""
-    folder = tmp_path_factory.mktemp('upscaler')
-    network = QuickSRNet(variant('small'), randomness=0.3)
-    params = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
-    checkpoint.save(folder, network, jax.tree.map(np.asarray, params))
-    to_onnx(picture_graphs.super_resolution(folder, 64, 64).graph(), folder / 'a.onnx')
-    return folder / 'a.onnx'
+def graph(upscaler, tmp_path_factory) -> pathlib.Path:
+    """A QuickSRNet in float."""
+    path = tmp_path_factory.mktemp('graph') / 'a.onnx'
+    to_onnx(picture_graphs.super_resolution(upscaler, 64, 64).graph(), path)
+    return path
 
 
 @pytest.fixture(scope='module')
@@ -114,6 +106,7 @@ def test_shared_weights_are_learned_once():
     ('python', 'iterations', 'message'),
     [
         ('no/such/python', 10, 'no/such/python: no such program'),
+        ('', 10, '--adaround : no such program'),
         (sys.executable, 10, 'aimet-onnx does not work there (ModuleNotFoundError'),
         (sys.executable, 0, '--adaround-iterations is 0'),
     ],
@@ -135,6 +128,13 @@ def test_the_command_refuses_an_environment_without_it(tmp_path, capsys):
     arguments = ['--checkpoint', str(TINY_CHECKPOINT), '--out', str(tmp_path / 'o'), '--adaround', sys.executable]
     assert main(arguments) == 2
     assert 'AIMET/bin/pip install aimet-onnx' in capsys.readouterr().err and not (tmp_path / 'o').exists()
+
+
+def test_the_command_refuses_to_do_nothing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(adaround, 'find', lambda python, iterations: AdaRound(python, iterations, '0'))
+    arguments = ['--checkpoint', str(TINY_CHECKPOINT), '--out', str(tmp_path / 'o'), '--adaround', 'python']
+    assert main([*arguments, '--graphs', 'clip_l']) == 2
+    assert 'add one to --graphs' in capsys.readouterr().err and not (tmp_path / 'o').exists()
 
 
 @pytest.mark.slow

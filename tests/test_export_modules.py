@@ -26,10 +26,8 @@ from export.report import snr_db
 from export.runtime import Call, JaxRunner, OnnxSession
 from export.to_onnx import to_onnx
 from neodragon_jax import checkpoint, pipeline
-from neodragon_jax.config_super_resolution import variant
 from neodragon_jax.errors import InputError
 from neodragon_jax.memory import cast
-from neodragon_jax.models.super_resolution import QuickSRNet
 from neodragon_jax.models.text import T5EncoderWithProjection
 
 PROMPT = 'a red ball rolls down a green hill'
@@ -53,16 +51,6 @@ OPERATIONS = {
 
 def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(scope='module')
-def upscaler(tmp_path_factory) -> pathlib.Path:
-    """A QuickSRNet near the identity that it starts from, like a trained one."""
-    folder = tmp_path_factory.mktemp('upscaler')
-    network = QuickSRNet(variant('small'), randomness=0.3)
-    params = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
-    checkpoint.save(folder, network, jax.tree.map(np.asarray, params))
-    return folder
 
 
 @pytest.fixture(scope='module')

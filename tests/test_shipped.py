@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from neodragon_jax import shipped
@@ -38,5 +37,5 @@ def test_its_videos_show_what_is_asked(prompts, mode, tmp_path):
     right = seen[0].right()
     assert right['colour'] and right['direction'] and right['background']
     assert means['background'] == 1 and means['colour'] >= 0.9 and means['direction'] >= 0.9
+    assert means['shape'] >= 0.5  # one of three by chance
     assert means['mismatch'] < 0.4 and 0.7 < means['motion'] < 1.4
-    assert np.isfinite(means['flicker'])

@@ -90,7 +90,7 @@ _FEW = ('--config.{section}.evaluation.examples=8', '--config.{section}.evaluati
 
 TIERS: Mapping[str, Tier] = MappingProxyType(
     {
-        # Of three latent frames, own history is the last one only: too short to matter.
+        # Three latent frames are too few for a student to drift behind its own.
         'cpu': Tier(students=('student', 'regression', 'paper')),
         # Five latent frames, sizes, speeds, and turns that no caption tells: the future is uncertain.
         'gpu': Tier(
