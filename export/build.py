@@ -49,7 +49,7 @@ class Task:
 
     Attributes:
       name: its row in the table.
-      output: what the graph is judged by.
+      judged: names of the outputs that the graph is judged by.
       make: returns the graph.
       made_from: hashes and sizes that decide what `make` returns.
       calibration: returns the inputs that ranges are measured on, read one by one.
@@ -58,7 +58,7 @@ class Task:
     """
 
     name: str
-    output: str
+    judged: Sequence[str]
     make: Callable[[], Graph]
     made_from: dict[str, Any]
     calibration: Callable[[], Iterator[Feeds]]
@@ -222,14 +222,14 @@ def _quantise(
     task: Task, source: pathlib.Path, path: pathlib.Path, methods: Sequence[str], adaround: AdaRound | None
 ) -> dict[str, Any]:
     """Write the W8A16 form with the best ranges and as few weights in two parts as the target needs."""
-    judging, output = task.judging(), task.output
+    judging, judged = task.judging(), task.judged
     reached = {}
     for method in methods:
         ranges = path.with_name(f'ranges-{method}.json')
         measure_ranges(source, ranges, task.calibration, quantised_operations(source), method)
         if len(methods) > 1:
             quantise(source, path, ranges)
-            reached[method] = lowest_db(OnnxSession(path), judging, output)
+            reached[method] = lowest_db(OnnxSession(path), judging, judged)
     best = max(methods, key=lambda method: reached.get(method, 0))
     ranges = path.with_name(f'ranges-{best}.json')
     rounding, rounding_db = None, {}
@@ -237,10 +237,10 @@ def _quantise(
         learned = round_weights(adaround, source, task.calibration())
         for name, candidate in (('nearest', None), ('adaround', learned)):
             quantise(source, path, ranges, candidate)
-            rounding_db[name] = lowest_db(OnnxSession(path), judging, output)
+            rounding_db[name] = lowest_db(OnnxSession(path), judging, judged)
         rounding = learned if rounding_db['adaround'] > rounding_db['nearest'] else None
     target_db = task.deployment.target_db
-    doubled, judged_db = quantise_to_target(source, path, ranges, judging, output, target_db, rounding=rounding)
+    doubled, judged_db = quantise_to_target(source, path, ranges, judging, judged, target_db, rounding=rounding)
     details = {'ranges': best, 'ranges_db': reached, 'rounding_db': rounding_db}
     return details | {'doubled_weights': doubled, 'judged_db': judged_db}
 
@@ -275,8 +275,7 @@ def measure(exported: Exported, settings: Settings, on_step: OnStep) -> Iterator
       InputError: the float graph does not compute what JAX computes.
     """
     task, calls = exported.task, exported.task.evaluation()
-    output = task.output
-    onnx_db = lowest_db(OnnxSession(exported.onnx), calls, output)
+    onnx_db = lowest_db(OnnxSession(exported.onnx), calls, task.judged)
     if onnx_db < EXPORT_DB:
         raise InputError(
             f'{task.name}: the float ONNX graph is only {onnx_db:.1f} dB from JAX, not {EXPORT_DB:.0f}. '
@@ -284,12 +283,12 @@ def measure(exported: Exported, settings: Settings, on_step: OnStep) -> Iterator
         )
     on_step(f'{task.name}: ONNX {onnx_db:.1f} dB')
     for precision, path in exported.precise.items():
-        quantised_db = lowest_db(OnnxSession(path), calls, output) if precision == 'w8a16' else None
+        quantised_db = lowest_db(OnnxSession(path), calls, task.judged) if precision == 'w8a16' else None
         for number, target in enumerate(settings.targets):
-            judged = settings.simulate and number == 0
-            simulated = _simulate(exported, precision, target, calls) if judged else None
+            first = number == 0
+            simulated = _simulate(exported, precision, target, calls) if settings.simulate and first else None
             row = _row(exported, precision, target, onnx_db, quantised_db, simulated)
-            if number == 0:
+            if first:
                 on_step(f'{task.name}: {precision}, {"not measured" if row.met is None else f"{row.deploy_db:.1f} dB"}')
             yield row
 
@@ -301,7 +300,7 @@ def _simulate(exported: Exported, precision: str, target: Target, calls: Sequenc
         return metadata['simulated']
     start = time.monotonic()
     with HtpSession(exported.wrappers[precision, target.chipset], provider_options(target, precision)) as session:
-        reached = lowest_db(session, calls, exported.task.output)
+        reached = lowest_db(session, calls, exported.task.judged)
         return {'db': reached, 'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(session.peak_gb(), 2)}
 
 

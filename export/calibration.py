@@ -103,12 +103,12 @@ class Scenes:
 
 
 class Video(NamedTuple):
-    """One generation: what the denoiser started from, its latents, and the frames."""
+    """One generation: what the denoiser started from, its latents, and the frames; None from where it was stopped."""
 
     prompt: Prompt
     negative: Prompt | None
     first_frame: Unit | None
-    latents: Float[np.ndarray, '1 T H W C']
+    latents: Float[np.ndarray, '1 T H W C'] | None
     frames: np.ndarray | None  # bytes [1, F, _, _, 3]
 
     @property
@@ -131,17 +131,19 @@ class Program:
       plan: what to generate.
       draw: makes first frames; None starts from a given image or from nothing.
       enlarge: super-resolution of pictures [B, H, W, 3] in [0, 1]; None leaves the decoder's size.
-      frames: whether to decode latents at all.
+      denoise: whether to go beyond the first frame.
+      frames: whether to decode latents.
     """
 
     components: pipeline.Components
     plan: Plan
     draw: first_frame.FirstFrameModel | None = None
     enlarge: Callable[[Array], Array] | None = None
+    denoise: bool = True
     frames: bool = True
 
     def generate(self, scenes: Scenes, number: int) -> Video:
-        """Generate a video, every module in turn."""
+        """Generate a video, every module in turn, as far as the program goes."""
         guided = self.plan.guidance is not None or self.plan.first_guidance is not None
         prompt = self.components.encode_prompt([scenes.text(number)])
         negative = self.components.encode_prompt([scenes.negative_prompt]) if guided else None
@@ -151,11 +153,14 @@ class Program:
             size = (self.plan.height * pipeline.SPATIAL_FACTOR, self.plan.width * pipeline.SPATIAL_FACTOR)
             picture = first_frame.to_frames(drawn, *size) if picture is None else picture
         first = None if picture is None else pipeline.encode_first_frame(self.components, picture, noise)
-        latents = sample(self.components.denoise, self.plan, prompt, noise, negative, first)
-        frames = pipeline.decode(self.components, latents) if self.frames else None
+        latents: Any = None
+        frames: Any = None
+        if self.denoise:
+            latents = sample(self.components.denoise, self.plan, prompt, noise, negative, first)
+            frames = pipeline.decode(self.components, latents) if self.frames else None
         if frames is not None and self.enlarge is not None:
             frames = upscale(self.enlarge, frames, at_once=1)
-        return jax.device_get(Video(prompt, negative, first, np.asarray(latents), frames))
+        return jax.device_get(Video(prompt, negative, first, latents, frames))
 
     def noise(self, scenes: Scenes, number: int) -> DrawnNoise:
         """Return the denoiser's noise for a video."""

@@ -125,7 +125,7 @@ def modulation_graph(model: PyramidMMDiT, params: Params) -> Graph:
 
     inputs = {'timestep': (1, TIMESTEP_WIDTH), 'pooled': (1, model.config.pooled_projection_dim)}
     first, *rest = _named_vectors(_vector_shapes(model))
-    return Graph(MODULATION, modulate, inputs, first, tuple(rest))
+    return Graph(MODULATION, modulate, inputs, first, tuple(rest), judged_by_all=True)
 
 
 class Vectors(NamedTuple):

@@ -31,7 +31,7 @@ class Deployment:
 
     Attributes:
       precision: 'w8a16' (8-bit weights, 16-bit activations) or 'fp16'.
-      target_db: lowest signal-to-noise ratio against JAX in float32, of the graph's first output.
+      target_db: lowest signal-to-noise ratio against JAX in float32, of the outputs that it is judged by.
       calibration_samples: inputs that the ranges of activations are measured on.
       x_elite_ms, elite_8_ms: latency that the paper reports on Snapdragon X Elite and on 8 Elite; None if it has none.
     """
@@ -74,8 +74,9 @@ class Graph:
       name: its row in `DEPLOYMENTS`.
       function: takes the inputs in order; returns the output, or a tuple of all outputs.
       inputs: float32 inputs and their shapes.
-      output: name of the output that the graph is judged by.
+      output: name of the first output.
       more_outputs: names of the others.
+      judged_by_all: whether the graph is judged by all its outputs, not by the first alone.
       gelu_floor: inputs of GELUs are kept above this; None leaves them.
     """
 
@@ -85,6 +86,7 @@ class Graph:
     output: str
     more_outputs: tuple[str, ...] = ()
     gelu_floor: float | None = None
+    judged_by_all: bool = False
 
     @property
     def deployment(self) -> Deployment:
@@ -95,6 +97,11 @@ class Graph:
     def outputs(self) -> tuple[str, ...]:
         """Names of all outputs, in order."""
         return (self.output, *self.more_outputs)
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Names of the outputs that the graph is judged by."""
+        return self.outputs if self.judged_by_all else (self.output,)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from export.adaround import Rounding
+from export.graphs import Feeds
 from export.quantize import quantise, quantised_operations
 from export.ranges import measure_ranges
 from export.report import snr_db
@@ -42,7 +43,7 @@ class Weight:
     Attributes:
       name: of the constant.
       size: number of values, so bytes at 8 bits, and bytes that a second part costs.
-      noise: squared error of the graph's output when this weight alone is rounded.
+      noise: squared error of the judged outputs when this weight alone is rounded.
     """
 
     name: str
@@ -55,7 +56,7 @@ def quantise_to_target(
     destination: pathlib.Path,
     ranges: pathlib.Path,
     calls: Sequence[Call],
-    output: str,
+    judged: Sequence[str],
     target_db: float,
     on_weight: Callable[[int, int], object] = lambda done, total: None,
     rounding: Rounding | None = None,
@@ -65,7 +66,7 @@ def quantise_to_target(
     Args:
       ranges: of the activations.
       calls: calibration calls with their float outputs, to judge by; the first one finds the layers' shares.
-      output: the graph's output that counts.
+      judged: names of the outputs that count.
       on_weight: called with (done, total) while the shares are measured.
       rounding: of the weights that stay in one part; None rounds to the nearest.
     Returns:
@@ -73,26 +74,26 @@ def quantise_to_target(
     """
     aim = target_db + HEADROOM_DB
     quantise(source, destination, ranges, rounding)
-    reached = lowest_db(OnnxSession(destination), calls, output)
+    reached = lowest_db(OnnxSession(destination), calls, judged)
     best: tuple[float, list[str]] = (reached, [])
     if reached >= aim:
         return [], reached
     weights = sorted(
-        rounding_noise(source, calls[0], output, on_weight, rounding), key=lambda weight: -weight.noise / weight.size
+        rounding_noise(source, calls[0], judged, on_weight, rounding), key=lambda weight: -weight.noise / weight.size
     )
     remaining = np.cumsum([0.0, *(weight.noise for weight in reversed(weights))])[::-1]
-    signal = float(np.square(calls[0].outputs[output], dtype=np.float64).sum())
+    signal = float(np.square(joined(calls[0].outputs, judged), dtype=np.float64).sum())
     count, allowed_db, doubled = 0, aim, []
     while count < len(weights):
         count = max(count + 1, int(np.argmax(remaining <= signal / 10 ** (allowed_db / 10))))
         doubled = [weight.name for weight in weights[:count]]
-        reached = _quantise_doubled(source, destination, ranges, calls, output, doubled, rounding)
+        reached = _quantise_doubled(source, destination, ranges, calls, judged, doubled, rounding)
         best = max(best, (reached, doubled))
         if reached >= aim:
             return doubled, reached
         allowed_db += max(3.0, aim - reached)
     if best[1] != doubled:
-        _quantise_doubled(source, destination, ranges, calls, output, best[1], rounding)
+        _quantise_doubled(source, destination, ranges, calls, judged, best[1], rounding)
     return best[1], best[0]
 
 
@@ -101,7 +102,7 @@ def _quantise_doubled(
     destination: pathlib.Path,
     ranges: pathlib.Path,
     calls: Sequence[Call],
-    output: str,
+    judged: Sequence[str],
     doubled: Collection[str],
     rounding: Rounding | None,
 ) -> float:
@@ -119,7 +120,7 @@ def _quantise_doubled(
     finally:
         for file in path.parent.glob(f'{path.name}*'):
             file.unlink()
-    return lowest_db(OnnxSession(destination), calls, output)
+    return lowest_db(OnnxSession(destination), calls, judged)
 
 
 def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathlib.Path) -> None:
@@ -159,7 +160,7 @@ def _merge_ranges(path: pathlib.Path, known: pathlib.Path) -> None:
 def rounding_noise(
     source: pathlib.Path,
     call: Call,
-    output: str,
+    judged: Sequence[str],
     on_weight: Callable[[int, int], object] = lambda done, total: None,
     rounding: Rounding | None = None,
 ) -> list[Weight]:
@@ -172,13 +173,18 @@ def rounding_noise(
         if node.op_type in _AXES and node.input[1] in constants
     }
     session = _replaceable(source, model, axes)
-    exact = np.asarray(session.run([output], call.inputs)[0], np.float64)
+
+    def run(feeds: Feeds) -> np.ndarray:
+        outputs = (np.asarray(array) for array in session.run(list(judged), feeds))
+        return joined(dict(zip(judged, outputs, strict=True)), judged).astype(np.float64)
+
+    exact = run(call.inputs)
     weights = []
     for index, (name, axis) in enumerate(axes.items()):
         array = numpy_helper.to_array(constants[name], str(source.parent))
         stored = rounding.value(name) if rounding is not None and name in rounding.levels else rounded(array, axis)
-        (got,) = session.run([output], {**call.inputs, name: stored})
-        weights.append(Weight(name, array.size, float(np.square(np.asarray(got, np.float64) - exact).sum())))
+        got = run({**call.inputs, name: stored})
+        weights.append(Weight(name, array.size, float(np.square(got - exact).sum())))
         on_weight(index + 1, len(axes))
     return weights
 
@@ -210,6 +216,11 @@ def rounded(weight: np.ndarray, axis: int) -> np.ndarray:
     return (np.round(weight / scale) * scale).astype(np.float32)
 
 
-def lowest_db(runner: GraphRunner, calls: Sequence[Call], output: str) -> float:
-    """Return the lowest ratio of a graph's output over recorded calls."""
-    return min(snr_db(call.outputs[output], runner.run(call.inputs)[output]) for call in calls)
+def lowest_db(runner: GraphRunner, calls: Sequence[Call], judged: Sequence[str]) -> float:
+    """Return the lowest ratio over recorded calls, of all judged outputs together."""
+    return min(snr_db(joined(call.outputs, judged), joined(runner.run(call.inputs), judged)) for call in calls)
+
+
+def joined(outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Return some of a graph's outputs as one vector."""
+    return np.concatenate([np.ravel(outputs[name]) for name in names])

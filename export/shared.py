@@ -75,7 +75,7 @@ def _compile(
 def _judge(stage: Exported, runners: Mapping[str, ContextGraph]) -> dict[str, float]:
     """Return the ratio of a stage on the simulator, and what running it took."""
     task, runner, start = stage.task, runners[stage.task.name], time.monotonic()
-    reached = lowest_db(runner, task.evaluation(), task.output)
+    reached = lowest_db(runner, task.evaluation(), task.judged)
     spent = {'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(runner.context.peak_gb(), 2)}
     return {'db': float(reached), **spent}
 

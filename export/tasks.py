@@ -55,9 +55,15 @@ class Workshop:
 
     @property
     def draws(self) -> bool:
-        """Whether the program draws first frames: asked to export that, or with no image to start from."""
+        """Whether the program draws first frames: asked to export that, or in need of one with no image given."""
         wanted = any(name in modules.FIRST_FRAME for name in self.names)
-        return self.source.has_model and (wanted or not self.source.images)
+        needed = self.denoises or 'video_encoder' in self.names
+        return self.source.has_model and (wanted or (needed and not self.source.images))
+
+    @property
+    def denoises(self) -> bool:
+        """Whether recorded videos go beyond the first frame, which takes most of the time."""
+        return self.decodes or any(name == MODULATION or name.startswith(DENOISER) for name in self.names)
 
     @property
     def decodes(self) -> bool:
@@ -73,7 +79,11 @@ class Workshop:
     def calls(self) -> dict[str, int]:
         """How often a video calls each graph that is recorded."""
         calls = calls_per_video(self.source.plan, self.first_frame)
-        return {name: count for name, count in calls.items() if name in self.names or name.startswith(DENOISER)}
+        return {
+            name: count
+            for name, count in calls.items()
+            if name in self.names or (self.denoises and name.startswith(DENOISER))
+        }
 
     @property
     def form(self) -> Form:
@@ -128,6 +138,7 @@ class Workshop:
             base.check(self.source.plan),
             drawing and modules.first_frame_model(drawing, runners),
             modules.upscaler(runners) if 'super_resolution' in self.modules and self.decodes else None,
+            self.denoises,
             self.decodes,
         )
 
@@ -144,13 +155,13 @@ class Workshop:
                 module = self.modules[name]
                 made_from = {'weights_sha256': self.weights[name], **plan}
                 read = functools.partial(_calls, dataset, name)
-                yield self._task(name, module.output, module.graph, made_from, read, counts[name], evaluation)
+                yield self._task(name, [module.output], module.graph, made_from, read, counts[name], evaluation)
             else:
                 made_from = {'weights_sha256': self.weights['denoiser'], 'form': dataclasses.asdict(self.form), **plan}
                 read = functools.partial(self._denoiser_calls, dataset, name)
                 make = functools.partial(self._denoiser_graph, name)
-                output = make().output if name == MODULATION else 'flow'
-                yield self._task(name, output, make, made_from, read, counts[name], evaluation)
+                judged = make().judged if name == MODULATION else ['flow']
+                yield self._task(name, judged, make, made_from, read, counts[name], evaluation)
 
     def host(self, modulate: Callable[[Feeds], Mapping[str, np.ndarray]] | None = None) -> DenoiserHost:
         """Return the host's half of the denoiser.
@@ -170,7 +181,7 @@ class Workshop:
     def _task(
         self,
         name: str,
-        output: str,
+        judged: Sequence[str],
         make: Callable[[], Graph],
         made_from: dict[str, Any],
         read: Callable[[str, int], Iterator[Call]],
@@ -179,7 +190,7 @@ class Workshop:
     ) -> Task:
         return Task(
             name=name,
-            output=output,
+            judged=judged,
             make=make,
             made_from=made_from,
             calibration=lambda: (call.inputs for call in read('calibration', count)),

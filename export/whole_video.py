@@ -68,6 +68,7 @@ def generate(
         else:
             noise = DrawnNoise(scenes.keys(0), plan.schedule)
             latents, frames = video.replay(denoise, plan, noise), None
+    assert video.latents is not None and latents is not None  # the denoiser is among the graphs, see `planned`
     kept = video.generated
     frames_db = None if frames is None or video.frames is None else snr_db(video.frames, frames)
     return VideoRow(graphs, runner, snr_db(video.latents[:, kept], latents[:, kept]), frames_db)

@@ -80,9 +80,9 @@ def test_levels_and_scales_arrive_unchanged(graph, ranges, rounding, tmp_path):
 def test_weights_in_two_parts_keep_what_rounding_left(graph, ranges, rounding, calls, tmp_path):
     """Rounding down alone misses the target; what is stored twice is stored exactly, not on the learned grid."""
     quantise(graph, tmp_path / 'q.onnx', ranges, rounding)
-    assert lowest_db(OnnxSession(tmp_path / 'q.onnx'), calls, 'enlarged') < TARGET_DB
+    assert lowest_db(OnnxSession(tmp_path / 'q.onnx'), calls, ['enlarged']) < TARGET_DB
     doubled, reached = quantise_to_target(
-        graph, tmp_path / 'd.onnx', ranges, calls, 'enlarged', TARGET_DB, rounding=rounding
+        graph, tmp_path / 'd.onnx', ranges, calls, ['enlarged'], TARGET_DB, rounding=rounding
     )
     assert doubled and reached >= TARGET_DB
     found = stored(tmp_path / 'd.onnx')
@@ -145,5 +145,5 @@ def test_it_learns_a_better_rounding(graph, ranges, calls, tmp_path):
     reached = {}
     for name, rounding in (('nearest', None), ('adaround', learned)):
         quantise(graph, tmp_path / f'{name}.onnx', ranges, rounding)
-        reached[name] = lowest_db(OnnxSession(tmp_path / f'{name}.onnx'), calls, 'enlarged')
+        reached[name] = lowest_db(OnnxSession(tmp_path / f'{name}.onnx'), calls, ['enlarged'])
     assert reached['adaround'] > reached['nearest'] + 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,15 @@ from PIL import Image, ImageColor
 import export.__main__ as command
 from export.__main__ import main
 from export.chart import LINE, MARGIN, MET, MISSED, draw_ratios
+from export.compile_qnn import TARGETS
 from export.graphs import DEPLOYMENTS
 from export.report import Report, Row, SharedBinary
+from neodragon_jax.first_frame import FirstFrameModel
 
 SIZE = ['--height', '64', '--width', '64', '--frames', '9']
+SIMULATED = 'sm8750'
 COUNTS = ['--calibration-samples', '4', '--evaluation-samples', '1']
+SOCS = ','.join(sorted(TARGETS, key=lambda name: name != SIMULATED))
 EXACT_DB = 100.0
 
 
@@ -29,19 +35,24 @@ def arguments(upscaler) -> list[str]:
 
 @pytest.fixture(scope='module')
 def exported(arguments, tmp_path_factory) -> pathlib.Path:
-    """The output of one run over all graphs."""
+    """The output of one run over all graphs, for all chipsets."""
     out = tmp_path_factory.mktemp('export')
-    assert main([*arguments, '--out', str(out)]) == 0
+    assert main([*arguments, '--soc', SOCS, '--out', str(out)]) == 0
     return out
 
 
-@pytest.mark.qnn
-def test_all_graphs_meet_their_targets_on_the_simulator(exported):
-    """On calls that calibration did not see, of the real program, with nothing falling back to the CPU."""
+@pytest.fixture(scope='module')
+def rows(exported) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of that run's report by graph and chipset."""
     report = json.loads((exported / 'report.json').read_text())
-    rows = {row['graph']: row for row in report['graphs']}
-    assert list(rows) == list(DEPLOYMENTS)
-    for row in rows.values():
+    return {(row['graph'], row['chipset']): row for row in report['graphs']}
+
+
+@pytest.mark.qnn
+def test_all_graphs_meet_their_targets_on_the_simulator(exported, rows):
+    """On calls that calibration did not see, of the real program, with nothing falling back to the CPU."""
+    for name in DEPLOYMENTS:
+        row = rows[name, SIMULATED]
         assert row['met'] and row['ships'] and row['htp_db'] >= row['target_db']
         assert row['onnx_db'] > EXACT_DB
         if row['precision'] == 'w8a16' and row['quantised_db'] < 55:
@@ -50,9 +61,21 @@ def test_all_graphs_meet_their_targets_on_the_simulator(exported):
 
 
 @pytest.mark.qnn
-def test_pictures_stay_channels_last(exported):
+def test_all_graphs_are_compiled_for_all_chipsets(exported, rows):
+    assert list(rows) == [(name, chipset) for name in DEPLOYMENTS for chipset in SOCS.split(',')]
+    for (name, chipset), row in rows.items():
+        binary = 'denoiser' if name.startswith('denoiser_stage') else name
+        folder = exported / f'{binary}-qnn-{row["precision"]}-{chipset}'
+        metadata = json.loads((folder / 'metadata.json').read_text())
+        assert metadata['chipset'] == dataclasses.asdict(TARGETS[chipset])
+        assert all((folder / file).stat().st_size == entry['bytes'] for file, entry in metadata['model_files'].items())
+        assert row['qnn_operations'] > 0 and (chipset == SIMULATED or row['htp_db'] is None)
+
+
+@pytest.mark.qnn
+def test_pictures_stay_channels_last(rows):
     """No transpose in convolutional graphs but for the attention's keys; only group norms leave fixed point."""
-    rows = {row['graph']: row for row in json.loads((exported / 'report.json').read_text())['graphs']}
+    rows = {name: rows[name, SIMULATED] for name in DEPLOYMENTS}
     for name, most in (('video_decoder', 0), ('super_resolution', 0), ('video_encoder', 1), ('first_frame_decoder', 1)):
         assert rows[name]['transposes'] <= most, name
     assert rows['video_decoder']['float_operations'] == rows['super_resolution']['float_operations'] == 0
@@ -116,6 +139,20 @@ def test_finished_steps_are_kept_and_lost_ones_made_again(picture, tmp_path, mon
     (binary,) = json.loads((tmp_path / 'report.json').read_text())['shared_binaries']
     assert binary['graphs'] == ['denoiser_stage0', 'denoiser_stage1'] and binary['apart_mb'] is None
     assert 0.3 < binary['binary_mb'] < 1  # of which TINY's graphs themselves are the larger part
+
+
+@pytest.mark.qnn
+@pytest.mark.parametrize(('graphs', 'drawn'), [('clip_l,context_adapter', 0), ('first_frame_decoder,video_encoder', 2)])
+def test_recording_goes_only_as_far_as_the_graphs_need(graphs, drawn, tmp_path, monkeypatch):
+    """What takes most of the time, the denoiser, is left out where no graph reads what it makes."""
+    draw, pictures = FirstFrameModel.__call__, []
+    monkeypatch.setattr('export.calibration.sample', lambda *args: pytest.fail('no graph needs the latents'))
+    monkeypatch.setattr(FirstFrameModel, '__call__', lambda *args: pictures.append(draw(*args)) or pictures[-1])
+    command = ['--checkpoint', str(TINY_CHECKPOINT), *SIZE, *COUNTS, '--graphs', graphs, '--prompts', '1']
+    assert main([*command, '--no-simulate', '--out', str(tmp_path)]) == 0
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert [row['graph'] for row in report['graphs']] == [name for name in DEPLOYMENTS if name in graphs.split(',')]
+    assert len(pictures) == drawn, 'one to calibrate with, one to judge by'
 
 
 @pytest.mark.qnn

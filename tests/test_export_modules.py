@@ -314,13 +314,13 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     calls = [Call(feeds, runners[module.name].run(feeds)) for feeds in (make_feeds(module, seed) for seed in range(2))]
     destination = tmp_path / 'graph.onnx'
     to_w8a16(path, destination, [call.inputs for call in calls])
-    plain = lowest_db(OnnxSession(destination), calls, module.output)
+    plain = lowest_db(OnnxSession(destination), calls, [module.output])
     ranges = tmp_path / 'ranges.json'
-    none, reached = quantise_to_target(path, destination, ranges, calls, module.output, plain - 5)
+    none, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain - 5)
     assert not none and reached == pytest.approx(plain)
-    some, reached = quantise_to_target(path, destination, ranges, calls, module.output, plain + 3)
+    some, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain + 3)
     assert some and reached >= plain + 3
-    assert lowest_db(OnnxSession(destination), calls, module.output) == pytest.approx(reached)
+    assert lowest_db(OnnxSession(destination), calls, [module.output]) == pytest.approx(reached)
     assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
 
 
