@@ -183,6 +183,9 @@ NAMES = (
 )  # fmt: skip
 
 
+BAD = ('student: mismatch over its teacher', 'pruning, stage 2 alone: points lost beyond')
+
+
 def test_targets(judge, tmp_path):
     assert set(systems(chain(tmp_path))) == set(NAMES)
     assert set(systems(chain(tmp_path, 'gpu'))) == {*NAMES, 'own_history'}
@@ -191,7 +194,8 @@ def test_targets(judge, tmp_path):
         target.what: target.reached(target.value(seen)) for target in benchmark_targets.targets(chain(tmp_path))
     }
     missed = {what for what, reached in verdicts.items() if reached is False}
-    assert missed == {'student: mismatch over its teacher'}  # 0.5 / 0.2; at 1-1-1 it is 0.5 / 1
+    # 0.5 / 0.2; at 1-1-1 it is 0.5 / 1. A perfect stage 2 alone is no worse than both stages.
+    assert missed == {what + first for what in BAD for first in ('', ', first frame given')}
     assert verdicts["paper's clean prediction: mismatch over the exact one"] is None
     assert Target('', lambda seen: 0.0, least=1, most=2).asked == '1 to 2'
     assert Target('', lambda seen: 0.0, most=2).reached(3) is False
@@ -206,7 +210,7 @@ def test_report(judge, tmp_path, monkeypatch):
     benchmark.note_time(run.folder / 'times.json', 'teacher', 60.0)
     benchmark.note_time(run.folder / 'times.json', 'teacher', 1.0)
     monkeypatch.setattr(benchmark_report, 'gather', lambda chain: evidence(judge, teacher=0.2, student=0.5))
-    assert benchmark_report.write([run]) == 1
+    assert benchmark_report.write([run]) == 2 * len(BAD)
     text = (tmp_path / 'report.md').read_text()
     assert '| student: mismatch over its teacher | at most 1.1 | 2.500 |  | **no** |' in text
     assert 'seed-0/curves/teacher.png' in text and '| teacher | 61 |' in text and 'drawn.png' in text
