@@ -3,6 +3,7 @@
     python -m neodragon_jax.random_checkpoint --tokenizers tests/goldens/tiny_checkpoint --out out/random
 
 What is measured on it (time, memory, sizes of exported graphs) is that of the released weights; its videos are noise.
+With --outliers its numbers are about as hard to quantise as trained ones, see `add_outliers`.
 One component at a time is in memory, and one that is complete is not made again.
 """
 
@@ -15,7 +16,7 @@ import pathlib
 import shutil
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,6 +35,9 @@ from neodragon_jax.models.layers import sincos_table
 
 TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3', 'ssd_1b_tokenizer', 'ssd_1b_tokenizer_2')
 SMALL = 0.02  # deviation of embeddings and of conditioning layers
+
+# Of so many channels one is so much larger, and so many degrees of freedom have the tails of kernels: `add_outliers`.
+OUTLIER_EVERY, OUTLIER_GAIN, TAILS = 512, 10.0, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +104,38 @@ def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, An
     return traverse_util.unflatten_dict(params)
 
 
+def add_outliers(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return random parameters with what makes trained ones hard to quantise.
+
+    Kernels follow Student's t, whose tails are heavy, with the deviation that they had. The same few channels, one in
+    `OUTLIER_EVERY`, are `OUTLIER_GAIN` times larger than others in all gains, and in the modulation vectors in their
+    place: trained transformers have about 0.1% of such channels, up to 20 times larger. Source: LLM.int8(), arXiv
+    2208.07339, section 4. Gains of single heads are left: large ones would let one key take all attention.
+    """
+    rng, few = np.random.default_rng(seed), np.random.default_rng(0)
+    widths: dict[int, np.ndarray] = {}
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(params)))
+    for path, values in flat.items():
+        modulates = any('modulator' in part for part in path)
+        if path[-1] == 'kernel':
+            tails = rng.standard_t(TAILS, values.shape).astype(np.float32)
+            flat[path] = tails * np.float32(values.std() / math.sqrt(TAILS / (TAILS - 2)))
+        elif (path[-1] == 'scale' or modulates) and values.shape[-1] >= OUTLIER_EVERY:
+            width = values.shape[-1]
+            if width not in widths:
+                widths[width] = few.choice(width, width // OUTLIER_EVERY, replace=False)
+            flat[path] = values.copy()
+            flat[path][..., widths[width]] = OUTLIER_GAIN
+    return traverse_util.unflatten_dict(flat)
+
+
 def write(
-    out: pathlib.Path, parts: dict[str, Part], tokenizers: pathlib.Path, dtype: Any = None, seed: int = 0
+    out: pathlib.Path,
+    parts: dict[str, Part],
+    tokenizers: pathlib.Path,
+    dtype: Any = None,
+    seed: int = 0,
+    outliers: bool = False,
 ) -> list[str]:
     """Write component folders and copy tokenizers; return the names of those that were not there yet.
 
@@ -122,7 +156,9 @@ def write(
             # A component's config is written last.
             if (out / name / 'config.json').is_file():
                 continue
-            params = cast(random_params(part.kind, part.config, zlib.crc32(name.encode()) + seed), dtype)
+            own_seed = zlib.crc32(name.encode()) + seed
+            params = random_params(part.kind, part.config, own_seed)
+            params = cast(add_outliers(params, own_seed) if outliers else params, dtype)
             checkpoint.save(out / name, checkpoint.COMPONENTS[part.kind].build(part.config), params)
             made.append(name)
     return made
@@ -144,6 +180,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--components', nargs='+', metavar='NAME', help='make these only (default: what --mode hybrid needs)')
     add('--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help='default: %(default)s')
     add('--seed', type=int, default=0, help='default: %(default)s')
+    add('--outliers', action='store_true',
+        help='with heavy tails and a few large channels, as in trained weights: as hard to quantise')  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -157,7 +195,8 @@ def run(args: argparse.Namespace) -> None:
                 f'--components {name}: no such component.{did_you_mean(name, parts)} Known: {", ".join(parts)}.'
             )
     chosen = {name: parts[name] for name in names}
-    made = write(pathlib.Path(args.out), chosen, pathlib.Path(args.tokenizers), jnp.dtype(args.dtype), args.seed)
+    tokenizers, dtype = pathlib.Path(args.tokenizers), jnp.dtype(args.dtype)
+    made = write(pathlib.Path(args.out), chosen, tokenizers, dtype, args.seed, args.outliers)
     size = sum(path.stat().st_size for path in pathlib.Path(args.out).rglob('*') if path.is_file())
     print(f'{args.out}: {len(made)} components made, {len(chosen) - len(made)} kept; {size / 1e9:.2f} GB')
 

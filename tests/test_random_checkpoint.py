@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file
 from neodragon_jax import random_checkpoint
 from neodragon_jax.__main__ import main as generate
 from neodragon_jax.checkpoint import abstract
-from neodragon_jax.config import T5EncoderConfig
+from neodragon_jax.config import TINY, T5EncoderConfig
 from neodragon_jax.names.text import T5_TIED_NAMES
 from neodragon_jax.video import read_mp4
 
@@ -67,6 +68,22 @@ def test_goes_on_with_what_is_missing(checkpoint, tmp_path, capsys):
     assert random_checkpoint.main(command(folder)) == 0
     assert '1 components made, 10 kept' in capsys.readouterr().out
     assert (folder / 'context_adapter/diffusion_pytorch_model.safetensors').read_bytes() == before
+
+
+def test_outliers():
+    """Heavy tails at the same deviation; the same large channels in all gains of a width, none in gains of heads."""
+    config = dataclasses.replace(TINY.denoiser, num_attention_heads=64)  # of 16 dimensions: 1024 channels, two large
+    plain = random_checkpoint.random_params('PyramidMMDiT', config, 0)
+    params = random_checkpoint.add_outliers(plain, 0)
+    kernel, before = (tree['blocks_0']['image_mlp']['linear_1']['kernel'] for tree in (params, plain))
+    assert kernel.std() == pytest.approx(before.std(), rel=0.02)
+    assert (kernel**4).mean() / (kernel**2).mean() ** 2 > 5 > 3.1 > (before**4).mean() / (before**2).mean() ** 2
+    large = [
+        set(np.flatnonzero(params[name][stream]['linear']['bias'][0] > 1).tolist())
+        for name, stream in (('modulators_0', 'image'), ('modulators_0', 'text'), ('last_modulator', 'image'))
+    ]
+    assert len(large[0]) == 2 and large[0] == large[1] == large[2]
+    assert params['blocks_0']['image_query_norm']['scale'].max() < 1.2
 
 
 @pytest.mark.parametrize(
