@@ -77,6 +77,18 @@ def defaults(cls: type, *left_out: str, **changes: Any) -> dict[str, Any]:
     return values
 
 
+def require(settings: Mapping[str, Any] | ConfigDict, *names: str, **values: str) -> None:
+    """Raise InputError if a setting without which a program cannot run is empty.
+
+    Args:
+      names: of folders.
+      values: of other settings: what to give.
+    """
+    for name, value in {**dict.fromkeys(names, 'FOLDER'), **values}.items():
+        if not settings[name]:
+            raise InputError(f'config.{name} is empty; pass --config.{name}={value}.')
+
+
 def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None:
     """Run a program on the settings of the command line.
 

@@ -24,15 +24,13 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from configs import command_line, freeze
+from configs import command_line
 from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.config_pyramid_flow import PyramidFlowVAEConfig
@@ -41,18 +39,25 @@ from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import Latents, Moments, Video, posterior_mean, posterior_sample
 from train import loop
 from train.aot.abstract import AbstractProgram
+from train.codec.codec_program import (
+    CodecConfig,
+    CodecProgram,
+    CodecState,
+    abstract,
+    clips_of,
+    latent_shape,
+    read_settings,
+)
 from train.codec.flat_convolutions import flat_convolutions
 from train.codec.fresh_codecs import fresh_autoencoder
 from train.codec.latent_statistics import fit_and_fold, prior_divergence
 from train.codec.principal_start import principal_layers
-from train.codec.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
-from train.codec.rematerialise import MemoryConfig, decode, encode
+from train.codec.reconstruction import Evaluation, Terms, TermsConfig
+from train.codec.rematerialise import decode, encode
 from train.data import DTYPES
-from train.data.clips import Clips, ClipsConfig, blank_clips, middle_cut, open_clips, random_cuts, to_float
-from train.platform.gradients import value_and_grad
-from train.platform.optimizer import Ema, EmaConfig, OptimizerConfig, init_ema, make_optimizer, update_ema
-from train.platform.program import LoopConfig
-from train.sharding import count_parameters, split_batch, start_processes, to_host
+from train.data.clips import Clips, ClipsConfig, blank_clips, middle_cut, to_float
+from train.platform.optimizer import make_optimizer
+from train.sharding import count_parameters, start_processes, to_host
 
 Options = TypeVar('Options')
 
@@ -60,8 +65,8 @@ Options = TypeVar('Options')
 AUTOENCODER = 'pyramid_flow_vae'
 
 
-@dataclasses.dataclass(frozen=True)
-class AutoencoderConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(CodecConfig):
     """Options of the objective.
 
     Attributes:
@@ -69,10 +74,6 @@ class AutoencoderConfig:
       start: component folder of one to go on from, which then decides on the sizes; '' begins with fresh parameters.
       kl: weight of the divergence, in nats per latent number.
       statistics: training clips on which the latents' moments are measured at the end.
-      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
-      ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
-      dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
-      flat: compute causal convolutions in two dimensions, the same but faster on CPUs; see `flat_convolutions`.
     """
 
     sizes: PyramidFlowVAEConfig = dataclasses.field(default_factory=PyramidFlowVAEConfig)
@@ -80,56 +81,16 @@ class AutoencoderConfig:
     terms: TermsConfig = dataclasses.field(default_factory=lambda: TermsConfig(absolute=1.0, lpips=1.0))
     kl: float = 1e-4
     statistics: int = 64
-    accumulate: int = 1
-    ema_decay: float = 0.999
-    dtype: str = 'bfloat16'
-    flat: bool = False
-    memory: MemoryConfig = dataclasses.field(default_factory=lambda: MemoryConfig(blocks=True))
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
-    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InputError(f'dtype is {self.dtype!r}; use one of {", ".join(DTYPES)}.')
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f'ema_decay is {self.ema_decay}; it must be at least 0 and less than 1.')
+        super().__post_init__()
         if self.kl < 0:
             raise InputError(f'kl is {self.kl}; it must be at least 0.')
-        for name in ('accumulate', 'statistics'):
-            if getattr(self, name) < 1:
-                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 1.')
+        if self.statistics < 1:
+            raise InputError(f'statistics is {self.statistics}; it must be at least 1.')
 
 
-@flax.struct.dataclass
-class CodecState:
-    """What is trained: parameters in float32, their optimizer, and their average or None."""
-
-    step: Array
-    params: Any
-    opt: Any
-    ema: Ema | None
-
-    @property
-    def result(self) -> Any:
-        """The parameters to be used: the average where there is one."""
-        return self.params if self.ema is None else self.ema.params
-
-
-def begin(params: Any, tx: optax.GradientTransformation, ema_decay: float) -> CodecState:
-    """Return the state before the first step."""
-    average = init_ema(params) if ema_decay else None
-    return CodecState(step=jnp.zeros((), jnp.int32), params=params, opt=tx.init(params), ema=average)
-
-
-def update(state: CodecState, grads: Any, tx: optax.GradientTransformation, ema_decay: float) -> CodecState:
-    """Return the state after one update."""
-    changes, opt = tx.update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, changes)
-    ema = None if state.ema is None else update_ema(state.ema, params, EmaConfig(ema_decay))
-    return state.replace(params=params, opt=opt, ema=ema)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class Autoencoder:
+class Autoencoder(CodecProgram):
     """The training of a video autoencoder as a program of the loop."""
 
     name = 'autoencoder'
@@ -142,12 +103,11 @@ class Autoencoder:
         Raises:
           InputError: the autoencoder or the weights of LPIPS cannot be read, or the cuts do not fit it.
         """
-        self.config, self.clips, self.cut = config, clips, cut
+        self.config, self.clips = config, clips
         module, self.start = _read_start(config.start) if config.start else (NativeVAE(config.sizes), None)
         self.module = module.clone(dtype=DTYPES[config.dtype])
-        self.latents = latent_shape(self.module, cut)
+        super().__init__(config, make_optimizer(config.optimizer, fixed=()), cut, latent_shape(self.module, cut))
         self.terms = Terms(config.terms, DTYPES[config.dtype])
-        self.tx = make_optimizer(config.optimizer, fixed=())
         self.evaluation = Evaluation(config.evaluation, clips)
         self._reconstruct = jax.jit(self.reconstruct)
 
@@ -163,31 +123,8 @@ class Autoencoder:
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
         """Return the state before the first step."""
         if self.start is None:
-            params = fresh_autoencoder(self.module, key, frozen['start'])
-        else:
-            # Copies even where the type is the same: the state's buffers are donated, these must survive.
-            params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), frozen['start'])
-        return begin(params, self.tx, self.config.ema_decay)
-
-    def variant(self, step: int) -> int:
-        """Return the only kind of step."""
-        del step
-        return 0
-
-    def train_step(
-        self, variant: int, state: CodecState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
-    ) -> tuple[CodecState, dict[str, Array]]:
-        """Run one update.
-
-        Args:
-          batch: video [B, T, H, W, 3], bytes.
-        """
-        del variant
-        batch = seen(batch['video'], self.cut, self.latents, key)
-        loss_of = lambda params, batch, key: self.loss(params, frozen, batch)
-        (loss, metrics), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
-        metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | metrics
-        return update(state, grads, self.tx, self.config.ema_decay), metrics
+            return self.begin(fresh_autoencoder(self.module, key, frozen['start']))
+        return self.begin_with(frozen['start'])
 
     def loss(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Float[Array, ''], dict[str, Array]]:
         """Return the loss of clips `video` with the posterior's `noise`, and its terms."""
@@ -246,25 +183,6 @@ class Autoencoder:
             yield to_float(jnp.asarray(clip[None]))
 
 
-def seen(videos: Array, cut: ClipsConfig, latents: tuple[int, int, int, int], key: PRNGKeyArray) -> dict[str, Array]:
-    """Return random cuts of clips as `video`, and the posterior's `noise`, which then depend on nothing else."""
-    cut_key, noise_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (videos.shape[0], *latents))
-    return {'video': random_cuts(videos, cut, cut_key), 'noise': split_batch(noise)}
-
-
-def latent_shape(module: Any, cut: ClipsConfig) -> tuple[int, int, int, int]:
-    """Return [t, h, w, C] of a cut's latents.
-
-    Raises:
-      InputError: the frames or pixels of the cut do not divide into latents.
-    """
-    params = checkpoint.abstract_params(module)
-    clip = jax.ShapeDtypeStruct((1, *cut.size, 3), jnp.float32)
-    moments = jax.eval_shape(lambda params, clip: module.apply({'params': params}, clip, method='encode'), params, clip)
-    return (*moments.shape[1:-1], moments.shape[-1] // 2)
-
-
 def _read_start(folder: str) -> tuple[NativeVAE, Any]:
     """Return a stored autoencoder and its parameters."""
     module, params = checkpoint.load(folder)
@@ -272,19 +190,6 @@ def _read_start(folder: str) -> tuple[NativeVAE, Any]:
         name = checkpoint.class_name(module)
         raise InputError(f'start {folder} holds a {name}; pass the folder of a CausalVideoVAE, or use train.decoder.')
     return module, params
-
-
-def read_settings(kind: type[Options], name: str, values: Mapping[str, Any]) -> tuple[Options, ClipsConfig, LoopConfig]:
-    """Return a codec program's options, what it sees of the clips, and its run.
-
-    Args:
-      name: of the section with the options.
-    Raises:
-      InputError: a setting is unknown or out of range.
-    """
-    run = values['loop'] | {'seed': values['seed'], 'workdir': values['workdir']}
-    cut = freeze(ClipsConfig, values['clips'], 'config.clips')
-    return freeze(kind, values[name], f'config.{name}'), cut, freeze(LoopConfig, run, 'config.loop')
 
 
 def abstract_program(settings: ConfigDict) -> AbstractProgram:
@@ -305,11 +210,6 @@ def abstract_program(settings: ConfigDict) -> AbstractProgram:
     return AbstractProgram(program, program.clips.training, run)
 
 
-def abstract(tree: Any) -> Any:
-    """Return parameters without their numbers."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
 def main(settings: ConfigDict, dry_run: bool = False) -> None:
     """Train as the settings say (see configs/autoencoder.py), or print the plan of it; a plan needs no data.
 
@@ -326,21 +226,6 @@ def main(settings: ConfigDict, dry_run: bool = False) -> None:
     if jax.process_index() == 0:
         print(f'{program.name}: {program.terms.describe()}')
     loop.run(program, program.clips.training, run)
-
-
-def clips_of(values: Mapping[str, Any], cut: ClipsConfig, dry_run: bool) -> Clips:
-    """Return the clips that settings name; a plan does without.
-
-    Raises:
-      InputError: they are not there, or there is no folder for the run.
-    """
-    if dry_run and not values['data']:
-        return blank_clips(cut)
-    if not values['data']:
-        raise InputError('config.data is empty; pass --config.data=FOLDER of clips, or shapes:cpu to draw them.')
-    if not (values['workdir'] or dry_run):
-        raise InputError('config.workdir is empty; pass --config.workdir=FOLDER.')
-    return open_clips(values['data'], cut, values['seed'])
 
 
 if __name__ == '__main__':

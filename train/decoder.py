@@ -28,7 +28,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
@@ -51,15 +50,22 @@ from neodragon_jax.models.vae import (
 )
 from train import loop
 from train.aot.abstract import AbstractProgram
-from train.autoencoder import CodecState, abstract, begin, clips_of, latent_shape, read_settings, seen, update
+from train.codec.codec_program import (
+    CodecConfig,
+    CodecProgram,
+    CodecState,
+    abstract,
+    clips_of,
+    latent_shape,
+    read_settings,
+)
 from train.codec.flat_convolutions import flat_convolutions
 from train.codec.fresh_codecs import fresh_small_decoder, mean_colour
-from train.codec.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
-from train.codec.rematerialise import MemoryConfig, decode, encode
+from train.codec.reconstruction import Evaluation, Terms, TermsConfig
+from train.codec.rematerialise import decode, encode
 from train.data import DTYPES
 from train.data.clips import Clips, ClipsConfig, blank_clips
-from train.platform.gradients import value_and_grad
-from train.platform.optimizer import OptimizerConfig, make_optimizer
+from train.platform.optimizer import make_optimizer
 from train.sharding import count_parameters, start_processes, to_host
 
 # Folder name of what comes out: that of the released checkpoint.
@@ -71,8 +77,8 @@ SAME_ENCODER = 0.01
 Params = Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(CodecConfig):
     """Options of the objective.
 
     Attributes:
@@ -81,10 +87,6 @@ class DecoderConfig:
       native: component folder with the native decoder of this encoder, to compare with; '' takes that of `start`, if
         it has one.
       native_weight: weight of the squared difference to what the native decoder makes.
-      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
-      ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
-      dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
-      flat: compute causal convolutions in two dimensions, the same but faster on CPUs; see `flat_convolutions`.
     """
 
     start: str = ''
@@ -92,21 +94,11 @@ class DecoderConfig:
     native: str = ''
     native_weight: float = 0.0
     terms: TermsConfig = dataclasses.field(default_factory=lambda: TermsConfig(square=1.0, lpips=1.0))
-    accumulate: int = 1
-    ema_decay: float = 0.999
-    dtype: str = 'bfloat16'
-    flat: bool = False
-    memory: MemoryConfig = dataclasses.field(default_factory=lambda: MemoryConfig(blocks=True))
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
-    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InputError(f'dtype is {self.dtype!r}; use one of {", ".join(DTYPES)}.')
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f'ema_decay is {self.ema_decay}; it must be at least 0 and less than 1.')
-        if self.accumulate < 1 or self.native_weight < 0:
-            raise InputError('accumulate must be at least 1, native_weight at least 0.')
+        super().__post_init__()
+        if self.native_weight < 0:
+            raise InputError(f'native_weight is {self.native_weight}; it must be at least 0.')
         levels = len(VideoVAEConfig().decoder_num_features)
         if self.features and (len(self.features) != levels or min(self.features) < 1):
             raise InputError(f'features is {self.features}; give {levels} widths, or () to go on from a decoder.')
@@ -130,7 +122,7 @@ class Codecs:
     native_decoder: Params | None = None
 
 
-class DecoderDistillation:
+class DecoderDistillation(CodecProgram):
     """The training of the small decoder as a program of the loop."""
 
     name = 'decoder'
@@ -147,13 +139,12 @@ class DecoderDistillation:
         """
         if config.native_weight and codecs.native is None:
             raise InputError('native_weight is not 0, but there is no native decoder; pass its folder as native.')
-        self.config, self.codecs, self.clips, self.cut = config, codecs, clips, cut
+        self.config, self.codecs, self.clips = config, codecs, clips
         dtype = DTYPES[config.dtype]
         self.module = codecs.module.clone(dtype=dtype)
         self.native = None if codecs.native is None else codecs.native.clone(dtype=dtype)
-        self.latents = latent_shape(self.module, cut)
+        super().__init__(config, make_optimizer(config.optimizer, fixed=()), cut, latent_shape(self.module, cut))
         self.terms = Terms(config.terms, dtype)
-        self.tx = make_optimizer(config.optimizer, fixed=())
         self.evaluation = Evaluation(config.evaluation, clips)
         self._reconstruct, self._reconstruct_natively = jax.jit(self.reconstruct), jax.jit(self.reconstruct_natively)
 
@@ -167,31 +158,8 @@ class DecoderDistillation:
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
         """Return the state before the first step."""
         if self.codecs.start is None:
-            params = fresh_small_decoder(self.module, key, frozen['colour'])
-        else:
-            # Copies even where the type is the same: the state's buffers are donated, these must survive.
-            params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), frozen['start'])
-        return begin(params, self.tx, self.config.ema_decay)
-
-    def variant(self, step: int) -> int:
-        """Return the only kind of step."""
-        del step
-        return 0
-
-    def train_step(
-        self, variant: int, state: CodecState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
-    ) -> tuple[CodecState, dict[str, Array]]:
-        """Run one update.
-
-        Args:
-          batch: video [B, T, H, W, 3], bytes.
-        """
-        del variant
-        batch = seen(batch['video'], self.cut, self.latents, key)
-        loss_of = lambda params, batch, key: self.loss(params, frozen, batch)
-        (loss, metrics), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
-        metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | metrics
-        return update(state, grads, self.tx, self.config.ema_decay), metrics
+            return self.begin(fresh_small_decoder(self.module, key, frozen['colour']))
+        return self.begin_with(frozen['start'])
 
     def loss(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Float[Array, ''], dict[str, Array]]:
         """Return the loss of clips `video` with the posterior's `noise`, and its terms."""

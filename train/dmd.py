@@ -36,7 +36,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from configs import command_line, freeze
+from configs import command_line, freeze, require
 from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
@@ -342,9 +342,7 @@ def read_settings(settings: ConfigDict) -> tuple[DMDConfig, loop.LoopConfig, str
     Raises:
       InputError: a setting is unknown, missing or out of range.
     """
-    for name in ('checkpoint', 'data', 'workdir'):
-        if not settings[name]:
-            raise InputError(f'config.{name} is empty; pass --config.{name}=FOLDER.')
+    require(settings, 'checkpoint', 'data', 'workdir')
     return *_configs(settings), str(settings['data'])
 
 

@@ -29,7 +29,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from configs import command_line, freeze
+from configs import command_line, freeze, require
 from neodragon_jax import checkpoint
 from neodragon_jax.config_pyramid_flow import TEACHER
 from neodragon_jax.errors import InputError
@@ -265,10 +265,7 @@ def read_settings(settings: ConfigDict) -> tuple[PruningConfig, TeacherConfig, l
     Raises:
       InputError: a setting is unknown, missing or out of range.
     """
-    for name in ('denoiser', 'keep', 'data', 'workdir'):
-        if not settings[name]:
-            what = '0,1,2 or FILE.json' if name == 'keep' else 'FOLDER'
-            raise InputError(f'config.{name} is empty; pass --config.{name}={what}.')
+    require(settings, 'denoiser', 'data', 'workdir', keep='0,1,2 or FILE.json')
     return _configs(settings)
 
 

@@ -27,7 +27,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
-from configs import command_line, freeze
+from configs import command_line, freeze, require
 from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.config_super_resolution import variant
@@ -197,9 +197,7 @@ def main(settings: ConfigDict, dry_run: bool = False) -> None:
     if dry_run:
         print(loop.plan(*abstract_program(settings)))
         return
-    for name in ('data', 'workdir'):
-        if not settings[name]:
-            raise InputError(f'config.{name} is empty; pass --config.{name}=FOLDER.')
+    require(settings, 'data', 'workdir')
     config, crops, run = read_settings(settings)
     start_processes(run.distributed)
     source = CropSource(str(settings['data']), crops, config.scaling_factor)

@@ -34,7 +34,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from configs import command_line, freeze
+from configs import command_line, freeze, require
 from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
@@ -328,9 +328,7 @@ def main(settings: ConfigDict, dry_run: bool = False) -> None:
     if dry_run and not values['data']:
         print(loop.plan(*abstract_program(settings)))
         return
-    for name in ('data', 'workdir'):
-        if not values[name]:
-            raise InputError(f'config.{name} is empty; pass --config.{name}=FOLDER.')
+    require(values, 'data', 'workdir')
     folders = values['data'].split(',')
     program, source = load_program(config, folders, values['weights'] or [1.0] * len(folders))
     if dry_run:

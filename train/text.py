@@ -30,7 +30,7 @@ import safetensors.numpy
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from configs import command_line, freeze
+from configs import command_line, freeze, require
 from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
@@ -367,9 +367,7 @@ def main(settings: ConfigDict, dry_run: bool = False) -> None:
     if dry_run and not values['data']:
         print(loop.plan(*abstract_program(settings)))
         return
-    for name in ('encoder', 'embedder', 'data', 'workdir'):
-        if not values[name]:
-            raise InputError(f'config.{name} is empty; pass --config.{name}=FOLDER.')
+    require(values, 'encoder', 'embedder', 'data', 'workdir')
     program, source = load_program(config, values)
     if dry_run:
         print(loop.plan(program, source, run))
