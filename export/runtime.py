@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array
 from export.denoiser import DenoiserHost
 from export.graphs import Module
 from neodragon_jax.layout import unpatchify
+from neodragon_jax.memory import Store
 from neodragon_jax.sampler import Prompt, Unit
 
 
@@ -46,16 +47,15 @@ class OnnxSession:
 class JaxRunner:
     """A module in JAX, in float32: what its graph is compared with, and what records its inputs."""
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, store: Store) -> None:
+        """Prepare; the store says when parameters are read, and for how long they stay in memory."""
         self._module = module
         self._apply = jax.jit(module.apply)
-        self._params: Any = None  # read when first needed
+        self._params = store.hold(f'graph {module.name}', lambda: dict(module.read()))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name."""
-        if self._params is None:
-            self._params = jax.device_put(self._module.read())
-        arrays = self._apply(self._params, *(feeds[name] for name in self._module.inputs))
+        arrays = self._apply(self._params(), *(feeds[name] for name in self._module.inputs))
         arrays = arrays if isinstance(arrays, tuple) else (arrays,)
         return {name: np.asarray(array) for name, array in zip(self._module.outputs, arrays, strict=True)}
 

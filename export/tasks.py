@@ -111,10 +111,10 @@ class Workshop:
         return {name: of_folder[folder] for name, folder in self.folders().items()}
 
     def open_recording(self) -> Recording:
-        """Load the program in JAX; its parameters leave memory with what is returned."""
-        runners = {name: RecordingRunner(JaxRunner(module)) for name, module in self.modules.items()}
-        # One at a time: of its modules only the denoiser is used.
-        base = self._base(Store(one_at_a_time=True))
+        """Return the program in JAX, with the parameters of one module at a time in memory."""
+        store = Store(one_at_a_time=True)
+        runners = {name: RecordingRunner(JaxRunner(module, store)) for name, module in self.modules.items()}
+        base = self._base(store)  # of whose modules only the denoiser is used
         recorder = Recorder(base.denoise)
         return Recording(self.program(runners, recorder, base), runners, recorder)
 

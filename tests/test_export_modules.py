@@ -27,7 +27,7 @@ from export.runtime import Call, JaxRunner, OnnxSession
 from export.to_onnx import to_onnx
 from neodragon_jax import checkpoint, pipeline
 from neodragon_jax.errors import InputError
-from neodragon_jax.memory import cast
+from neodragon_jax.memory import Store, cast
 from neodragon_jax.models.text import T5EncoderWithProjection
 
 PROMPT = 'a red ball rolls down a green hill'
@@ -65,7 +65,7 @@ def graphs(source) -> dict[str, Module]:
 
 @pytest.fixture(scope='module')
 def runners(graphs) -> dict[str, JaxRunner]:
-    return {name: JaxRunner(module) for name, module in graphs.items()}
+    return {name: JaxRunner(module, Store()) for name, module in graphs.items()}
 
 
 @pytest.fixture(scope='module')
