@@ -3,7 +3,7 @@
     python -m neodragon_jax.random_checkpoint --tokenizers tests/goldens/tiny_checkpoint --out out/random
 
 What is measured on it (time, memory, sizes of exported graphs) is that of the released weights; its videos are noise.
-With --outliers its numbers are about as hard to quantise as trained ones, see `add_outliers`.
+With --outliers it has what makes trained weights hard to quantise, see `add_outliers`.
 One component at a time is in memory, and one that is complete is not made again.
 """
 
@@ -181,7 +181,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help='default: %(default)s')
     add('--seed', type=int, default=0, help='default: %(default)s')
     add('--outliers', action='store_true',
-        help='with heavy tails and a few large channels, as in trained weights: as hard to quantise')  # fmt: skip
+        help='with heavy tails and a few large channels, which make trained weights hard to quantise')  # fmt: skip
     return parser.parse_args(argv)
 
 
