@@ -22,7 +22,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,24 +42,19 @@ from train.aot.abstract import AbstractProgram
 from train.codec.codec_program import (
     CodecConfig,
     CodecProgram,
-    CodecState,
     abstract,
     clips_of,
-    latent_shape,
     read_settings,
 )
 from train.codec.flat_convolutions import flat_convolutions
 from train.codec.fresh_codecs import fresh_autoencoder
 from train.codec.latent_statistics import fit_and_fold, prior_divergence
 from train.codec.principal_start import principal_layers
-from train.codec.reconstruction import Evaluation, Terms, TermsConfig
+from train.codec.reconstruction import TermsConfig
 from train.codec.rematerialise import decode, encode
-from train.data import DTYPES
 from train.data.clips import Clips, ClipsConfig, blank_clips, middle_cut, to_float
-from train.platform.optimizer import make_optimizer
+from train.platform.optimizer import AveragedState, masters
 from train.sharding import count_parameters, start_processes, to_host
-
-Options = TypeVar('Options')
 
 # Folder name of what comes out.
 AUTOENCODER = 'pyramid_flow_vae'
@@ -90,7 +85,7 @@ class AutoencoderConfig(CodecConfig):
             raise InputError(f'statistics is {self.statistics}; it must be at least 1.')
 
 
-class Autoencoder(CodecProgram):
+class Autoencoder(CodecProgram[AutoencoderConfig]):
     """The training of a video autoencoder as a program of the loop."""
 
     name = 'autoencoder'
@@ -103,12 +98,8 @@ class Autoencoder(CodecProgram):
         Raises:
           InputError: the autoencoder or the weights of LPIPS cannot be read, or the cuts do not fit it.
         """
-        self.config, self.clips = config, clips
         module, self.start = _read_start(config.start) if config.start else (NativeVAE(config.sizes), None)
-        self.module = module.clone(dtype=DTYPES[config.dtype])
-        super().__init__(config, make_optimizer(config.optimizer, fixed=()), cut, latent_shape(self.module, cut))
-        self.terms = Terms(config.terms, DTYPES[config.dtype])
-        self.evaluation = Evaluation(config.evaluation, clips)
+        super().__init__(config, module, clips, cut)
         self._reconstruct = jax.jit(self.reconstruct)
 
     def frozen(self) -> dict[str, Any]:
@@ -120,11 +111,11 @@ class Autoencoder(CodecProgram):
         """Return the linear part of new parameters, see `principal_start`."""
         return principal_layers(self.module.config, self.clips.training)
 
-    def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
         """Return the state before the first step."""
         if self.start is None:
             return self.begin(fresh_autoencoder(self.module, key, frozen['start']))
-        return self.begin_with(frozen['start'])
+        return self.begin(masters(frozen['start']))
 
     def loss(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Float[Array, ''], dict[str, Array]]:
         """Return the loss of clips `video` with the posterior's `noise`, and its terms."""
@@ -149,13 +140,13 @@ class Autoencoder(CodecProgram):
         """Return what becomes of clips, without the posterior's noise."""
         return self.decode(params, posterior_mean(self.encode(params, video)))
 
-    def evaluate(self, state: CodecState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+    def evaluate(self, state: AveragedState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
         """Return PSNR and SSIM of held-out clips, and write some beside their originals."""
         del frozen
         ways = {'autoencoder': functools.partial(self._reconstruct, state.result)}
         return self.evaluation(ways, state.result, folder)
 
-    def finish(self, state: CodecState, folder: pathlib.Path) -> None:
+    def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
         """Write the autoencoder with the latents' moments folded in, and `autoencoder.json`, which tells them."""
         params, step = to_host((state.result, state.step))
         if jax.process_index() != 0:
@@ -171,10 +162,7 @@ class Autoencoder(CodecProgram):
 
     def metadata(self) -> dict[str, Any]:
         """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
-        terms = {name: value for name, value in vars(self.config.terms).items() if name != 'lpips_weights'}
-        terms['with_lpips'] = bool(self.config.terms.lpips_weights)
-        names = {name: getattr(self.config, name) for name in ('kl', 'ema_decay')}
-        return names | {'terms': terms, 'sizes': self.module.config.to_json(), 'data': self.clips.metadata}
+        return super().metadata() | {'kl': self.config.kl}
 
     def _to_measure(self) -> Iterator[Video]:
         """Yield training clips, on which the latents' moments are measured."""

@@ -53,19 +53,17 @@ from train.aot.abstract import AbstractProgram
 from train.codec.codec_program import (
     CodecConfig,
     CodecProgram,
-    CodecState,
     abstract,
     clips_of,
-    latent_shape,
     read_settings,
 )
 from train.codec.flat_convolutions import flat_convolutions
 from train.codec.fresh_codecs import fresh_small_decoder, mean_colour
-from train.codec.reconstruction import Evaluation, Terms, TermsConfig
+from train.codec.reconstruction import TermsConfig
 from train.codec.rematerialise import decode, encode
 from train.data import DTYPES
 from train.data.clips import Clips, ClipsConfig, blank_clips
-from train.platform.optimizer import make_optimizer
+from train.platform.optimizer import AveragedState, masters
 from train.sharding import count_parameters, start_processes, to_host
 
 # Folder name of what comes out: that of the released checkpoint.
@@ -122,7 +120,7 @@ class Codecs:
     native_decoder: Params | None = None
 
 
-class DecoderDistillation(CodecProgram):
+class DecoderDistillation(CodecProgram[DecoderConfig]):
     """The training of the small decoder as a program of the loop."""
 
     name = 'decoder'
@@ -139,13 +137,9 @@ class DecoderDistillation(CodecProgram):
         """
         if config.native_weight and codecs.native is None:
             raise InputError('native_weight is not 0, but there is no native decoder; pass its folder as native.')
-        self.config, self.codecs, self.clips = config, codecs, clips
-        dtype = DTYPES[config.dtype]
-        self.module = codecs.module.clone(dtype=dtype)
-        self.native = None if codecs.native is None else codecs.native.clone(dtype=dtype)
-        super().__init__(config, make_optimizer(config.optimizer, fixed=()), cut, latent_shape(self.module, cut))
-        self.terms = Terms(config.terms, dtype)
-        self.evaluation = Evaluation(config.evaluation, clips)
+        super().__init__(config, codecs.module, clips, cut)
+        self.codecs = codecs
+        self.native = None if codecs.native is None else codecs.native.clone(dtype=DTYPES[config.dtype])
         self._reconstruct, self._reconstruct_natively = jax.jit(self.reconstruct), jax.jit(self.reconstruct_natively)
 
     def frozen(self) -> dict[str, Any]:
@@ -155,11 +149,11 @@ class DecoderDistillation(CodecProgram):
             parts['colour'] = mean_colour(self.clips.training)
         return self.terms.frozen() | {name: part for name, part in parts.items() if part is not None}
 
-    def init_state(self, key: PRNGKeyArray, frozen: Any) -> CodecState:
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
         """Return the state before the first step."""
         if self.codecs.start is None:
             return self.begin(fresh_small_decoder(self.module, key, frozen['colour']))
-        return self.begin_with(frozen['start'])
+        return self.begin(masters(frozen['start']))
 
     def loss(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Float[Array, ''], dict[str, Array]]:
         """Return the loss of clips `video` with the posterior's `noise`, and its terms."""
@@ -191,14 +185,14 @@ class DecoderDistillation(CodecProgram):
         with flat_convolutions(self.config.flat):
             return decode(self.native, frozen['native'], latents, self.config.memory)
 
-    def evaluate(self, state: CodecState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+    def evaluate(self, state: AveragedState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
         """Return PSNR and SSIM of held-out clips, of both decoders where there are two; write some side by side."""
         ways = {'small': functools.partial(self._reconstruct, state.result, frozen)}
         if self.native is not None:
             ways['native'] = functools.partial(self._reconstruct_natively, frozen)
         return self.evaluation(ways, state.result, folder)
 
-    def finish(self, state: CodecState, folder: pathlib.Path) -> None:
+    def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
         """Write encoder and small decoder in the released layout, and `decoder.json`."""
         params, step = to_host((state.result, state.step))
         if jax.process_index() != 0:
@@ -211,11 +205,8 @@ class DecoderDistillation(CodecProgram):
 
     def metadata(self) -> dict[str, Any]:
         """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
-        terms = {name: value for name, value in vars(self.config.terms).items() if name != 'lpips_weights'}
-        terms['with_lpips'] = bool(self.config.terms.lpips_weights)
-        names = {name: getattr(self.config, name) for name in ('native_weight', 'ema_decay')}
-        networks = {'sizes': self.module.config.to_json(), 'encoder': digest(self.codecs.encoder)}
-        return names | networks | {'terms': terms, 'data': self.clips.metadata}
+        own = {'native_weight': self.config.native_weight, 'encoder': digest(self.codecs.encoder)}
+        return super().metadata() | own
 
 
 def digest(params: Params) -> str:

@@ -45,8 +45,9 @@ from train.flow.flow_evaluation import ask
 from train.flow.teacher_parts import read_denoiser
 from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, abstract_stacked, blank_latents, sized
 from train.platform.gradients import value_and_grad
+from train.platform.optimizer import AveragedState
 from train.sharding import start_processes
-from train.teacher import Teacher, TeacherConfig, TeacherState, load_program
+from train.teacher import Teacher, TeacherConfig, load_program
 from train.teacher_samples import fingerprint
 
 # The paper keeps 18 of 24 blocks; which ones they are changes no size. Its latents are of 49 frames of 320x512.
@@ -177,8 +178,8 @@ class Pruning(Teacher):
         return super().frozen() | teacher
 
     def train_step(
-        self, variant: tuple[int, ...], state: TeacherState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
-    ) -> tuple[TeacherState, dict[str, Array]]:
+        self, variant: tuple[int, ...], state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[AveragedState, dict[str, Array]]:
         """Run one update; arguments as of the teacher."""
         if self.pruning.stage == 1:
             return super().train_step(variant, state, frozen, batch, key)
@@ -188,7 +189,7 @@ class Pruning(Teacher):
         metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | _metrics(parts, self.keep)
         for stage, values in sums.items():
             metrics |= flow_matching.unit_means(values, f'flow/stage{stage}')
-        return self.updated(state, grads), metrics
+        return state.updated(grads, self.tx, self.config.ema_decay), metrics
 
     def matching(
         self, stages: tuple[int, ...], teacher: Any, params: Any, batch: Mapping[str, Array], key: PRNGKeyArray

@@ -26,7 +26,6 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,23 +51,13 @@ from train.flow.teacher_config import RAW_STATES, STATES, TeacherConfig
 from train.flow.teacher_parts import check_widths, fresh_denoiser, read_denoiser, without_embedder
 from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, blank_latents, sized
 from train.platform.gradients import value_and_grad
-from train.platform.optimizer import Ema, EmaConfig, init_ema, make_optimizer, update_ema
+from train.platform.optimizer import AveragedState, make_optimizer, masters
 from train.sharding import start_processes, to_host
 from train.teacher_samples import TEACHER, TEACHER_ADAPTER
 from train.texts.text_parts import deployed_adapter
 
 # Where the denoiser goes besides, with its context embedder, in Pyramid-Flow's own layout.
 PYRAMID_FLOW = 'pyramid_flow_dit'
-
-
-@flax.struct.dataclass
-class TeacherState:
-    """What is trained: the denoiser in float32, stacked for the scan, its optimizer, and its average or None."""
-
-    step: Array
-    params: Any
-    opt: Any
-    ema: Ema | None
 
 
 class Teacher:
@@ -127,19 +116,13 @@ class Teacher:
         """Return the parameters to begin with, if they were read."""
         return {} if self.start is None else {'start': self.flat(self.start)}
 
-    def init_state(self, key: PRNGKeyArray, frozen: Any) -> TeacherState:
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
         """Return the state before the first step."""
         if self.start is None:
             params = self.flat(self.module.init(key, *checkpoint.example_inputs(self.module))['params'])
         else:
-            # Copies even where the type is the same: the state's buffers are donated, these must survive.
-            params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), frozen['start'])
-        return TeacherState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt=self.tx.init(params),
-            ema=init_ema(params) if self.config.ema_decay else None,
-        )
+            params = masters(frozen['start'])
+        return AveragedState.begin(params, self.tx, self.config.ema_decay)
 
     def variant(self, step: int) -> tuple[int, ...]:
         """Return the stages that a step trains."""
@@ -149,8 +132,8 @@ class Teacher:
         return (flow_matching.stage_of_step(self.config.seed, step, stages),)
 
     def train_step(
-        self, variant: tuple[int, ...], state: TeacherState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
-    ) -> tuple[TeacherState, dict[str, Array]]:
+        self, variant: tuple[int, ...], state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[AveragedState, dict[str, Array]]:
         """Run one update.
 
         Args:
@@ -165,14 +148,7 @@ class Teacher:
         metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)}
         for stage, values in sums.items():
             metrics |= flow_matching.unit_means(values, f'stage{stage}')
-        return self.updated(state, grads), metrics
-
-    def updated(self, state: TeacherState, grads: Any) -> TeacherState:
-        """Return the state after an update by a gradient."""
-        changes, opt = self.tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, changes)
-        ema = None if state.ema is None else update_ema(state.ema, params, EmaConfig(self.config.ema_decay))
-        return state.replace(params=params, opt=opt, ema=ema)  # pyright: ignore[reportAttributeAccessIssue]
+        return state.updated(grads, self.tx, self.config.ema_decay), metrics
 
     def loss(
         self, stages: tuple[int, ...], params: Any, batch: Mapping[str, Array], key: PRNGKeyArray
@@ -220,18 +196,18 @@ class Teacher:
         denoiser = {name: value for name, value in params.items() if name != 'context_embedder'}
         return {'context_embedder': params['context_embedder'], 'denoiser': denoiser}
 
-    def evaluate(self, state: TeacherState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+    def evaluate(self, state: AveragedState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
         """Return the losses per unit and stage on held-out samples, and write guided samples."""
         del frozen
-        return {} if self.evaluation is None else self.evaluation(_result(state), folder)
+        return {} if self.evaluation is None else self.evaluation(state.result, folder)
 
-    def finish(self, state: TeacherState, folder: pathlib.Path) -> None:
+    def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
         """Write the denoiser in the released layout, and `teacher.json`.
 
         With a context embedder there is, too, the whole in Pyramid-Flow's layout; and as this denoiser's context
         adapter the embedder alone, which is one without hidden layers.
         """
-        params, step = to_host((_result(state), state.step))
+        params, step = to_host((state.result, state.step))
         params = self.nested(params)
         if jax.process_index() != 0:
             return
@@ -253,11 +229,6 @@ class Teacher:
 
 
 AnyTeacher = TypeVar('AnyTeacher', bound=Teacher)
-
-
-def _result(state: TeacherState) -> Any:
-    """Return the parameters to be used: the average where there is one."""
-    return state.params if state.ema is None else state.ema.params
 
 
 def read_settings(settings: ConfigDict) -> tuple[TeacherConfig, loop.LoopConfig]:

@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from configs import freeze, require
 from neodragon_jax import checkpoint
 from neodragon_jax.errors import InputError
-from train.codec.reconstruction import EvaluationConfig, TermsConfig
+from train.codec.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
 from train.codec.rematerialise import MemoryConfig
 from train.data import DTYPES
 from train.data.clips import Clips, ClipsConfig, blank_clips, open_clips, random_cuts
 from train.platform.gradients import value_and_grad
-from train.platform.optimizer import Ema, EmaConfig, OptimizerConfig, init_ema, update_ema
+from train.platform.optimizer import AveragedState, OptimizerConfig, make_optimizer
 from train.platform.program import LoopConfig
 from train.sharding import split_batch
-
-Options = TypeVar('Options')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,52 +58,35 @@ class CodecConfig:
             raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
 
 
-@flax.struct.dataclass
-class CodecState:
-    """What is trained: parameters in float32, their optimizer, and their average or None."""
-
-    step: Array
-    params: Any
-    opt: Any
-    ema: Ema | None
-
-    @property
-    def result(self) -> Any:
-        """The parameters to be used: the average where there is one."""
-        return self.params if self.ema is None else self.ema.params
+Options = TypeVar('Options', bound=CodecConfig)
 
 
-class CodecProgram:
+class CodecProgram(Generic[Options]):
     """A program of the loop with one kind of step, an update of all that is trained on random cuts of clips.
 
     A subclass defines `loss`.
     """
 
-    def __init__(
-        self,
-        config: CodecConfig,
-        tx: optax.GradientTransformation,
-        cut: ClipsConfig,
-        latents: tuple[int, int, int, int],
-    ) -> None:
+    def __init__(self, config: Options, module: nn.Module, clips: Clips, cut: ClipsConfig) -> None:
         """Prepare.
 
         Args:
-          tx: the optimizer.
+          module: a video VAE.
           cut: what is seen of the clips.
-          latents: [t, h, w, C] of a cut.
+        Raises:
+          InputError: the weights of LPIPS cannot be read, or the cuts do not fit the VAE.
         """
-        self._shared, self.tx, self.cut, self.latents = config, tx, cut, latents
+        self.config, self.clips, self.cut = config, clips, cut
+        dtype = DTYPES[config.dtype]
+        self.module: Any = module.clone(dtype=dtype)  # pyright: ignore[reportCallIssue]
+        self.latents = latent_shape(self.module, cut)
+        self.terms = Terms(config.terms, dtype)
+        self.tx = make_optimizer(config.optimizer, fixed=())
+        self.evaluation = Evaluation(config.evaluation, clips)
 
-    def begin(self, params: Any) -> CodecState:
+    def begin(self, params: Any) -> AveragedState:
         """Return the state before the first step."""
-        average = init_ema(params) if self._shared.ema_decay else None
-        return CodecState(step=jnp.zeros((), jnp.int32), params=params, opt=self.tx.init(params), ema=average)
-
-    def begin_with(self, stored: Any) -> CodecState:
-        """Return the state before the first step, of stored parameters."""
-        # Copies even where the type is the same: the state's buffers are donated, these must survive.
-        return self.begin(jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), stored))
+        return AveragedState.begin(params, self.tx, self.config.ema_decay)
 
     def variant(self, step: int) -> int:
         """Return the only kind of step."""
@@ -113,8 +94,8 @@ class CodecProgram:
         return 0
 
     def train_step(
-        self, variant: int, state: CodecState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
-    ) -> tuple[CodecState, dict[str, Array]]:
+        self, variant: int, state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[AveragedState, dict[str, Array]]:
         """Run one update.
 
         Args:
@@ -123,19 +104,20 @@ class CodecProgram:
         del variant
         batch = seen(batch['video'], self.cut, self.latents, key)
         loss_of = lambda params, batch, key: self.loss(params, frozen, batch)
-        (loss, metrics), grads = value_and_grad(loss_of, state.params, batch, key, self._shared.accumulate)
+        (loss, metrics), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
         metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | metrics
-        return self._update(state, grads), metrics
+        return state.updated(grads, self.tx, self.config.ema_decay), metrics
 
     def loss(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Float[Array, ''], dict[str, Array]]:
         """Return the loss of clips `video` with the posterior's `noise`, and its terms."""
         raise NotImplementedError
 
-    def _update(self, state: CodecState, grads: Any) -> CodecState:
-        changes, opt = self.tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, changes)
-        ema = None if state.ema is None else update_ema(state.ema, params, EmaConfig(self._shared.ema_decay))
-        return state.replace(params=params, opt=opt, ema=ema)  # pyright: ignore[reportAttributeAccessIssue]
+    def metadata(self) -> dict[str, Any]:
+        """Return what makes two runs the same training, as far as both programs have it."""
+        terms = {name: value for name, value in vars(self.config.terms).items() if name != 'lpips_weights'}
+        terms['with_lpips'] = bool(self.config.terms.lpips_weights)
+        sizes = self.module.config.to_json()
+        return {'ema_decay': self.config.ema_decay, 'terms': terms, 'sizes': sizes, 'data': self.clips.metadata}
 
 
 def seen(videos: Array, cut: ClipsConfig, latents: tuple[int, int, int, int], key: PRNGKeyArray) -> dict[str, Array]:

@@ -171,3 +171,40 @@ def update_ema(ema: Ema, params: Any, config: EmaConfig) -> Ema:
         decay = jnp.minimum(decay, (1 + ema.updates) / (10 + ema.updates))
     moved = optax.tree.add_scale(ema.params, 1 - decay, optax.tree.sub(params, ema.params))
     return Ema(jax.tree.map(lambda new, old: new.astype(old.dtype), moved, ema.params), ema.updates + 1)
+
+
+@flax.struct.dataclass
+class AveragedState:
+    """What a program trains: parameters in float32, their optimizer, and their average or None."""
+
+    step: Array
+    params: Any
+    opt: Any
+    ema: Ema | None
+
+    @classmethod
+    def begin(cls, params: Any, tx: optax.GradientTransformation, ema_decay: float) -> AveragedState:
+        """Return the state before the first step.
+
+        Args:
+          ema_decay: 0 for no average.
+        """
+        average = init_ema(params) if ema_decay else None
+        return cls(step=jnp.zeros((), jnp.int32), params=params, opt=tx.init(params), ema=average)
+
+    @property
+    def result(self) -> Any:
+        """The parameters to be used: the average where there is one."""
+        return self.params if self.ema is None else self.ema.params
+
+    def updated(self, grads: Any, tx: optax.GradientTransformation, ema_decay: float) -> AveragedState:
+        """Return the state after an update by a gradient."""
+        changes, opt = tx.update(grads, self.opt, self.params)
+        params = optax.apply_updates(self.params, changes)
+        ema = None if self.ema is None else update_ema(self.ema, params, EmaConfig(ema_decay))
+        return self.replace(params=params, opt=opt, ema=ema)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def masters(params: Any) -> Any:
+    """Return parameters in float32; copies even of those that are, as a state's buffers are donated."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
