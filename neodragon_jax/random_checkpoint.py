@@ -3,7 +3,7 @@
     python -m neodragon_jax.random_checkpoint --tokenizers tests/goldens/tiny_checkpoint --out out/random
 
 What is measured on it (time, memory, sizes of exported graphs) is that of the released weights; its videos are noise.
-With --outliers it has what makes trained weights hard to quantise, see `add_outliers`.
+With --like-trained it is about as hard to quantise as trained weights, for the reasons that `like_trained` names.
 One component at a time is in memory, and one that is complete is not made again.
 """
 
@@ -13,10 +13,11 @@ import argparse
 import dataclasses
 import math
 import pathlib
+import re
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,12 +33,19 @@ from neodragon_jax.config_super_resolution import VARIANTS
 from neodragon_jax.errors import InputError, did_you_mean, exit_status
 from neodragon_jax.memory import cast
 from neodragon_jax.models.layers import sincos_table
+from neodragon_jax.models.modulation import SIX_PARTS, TWO_PARTS
 
 TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3', 'ssd_1b_tokenizer', 'ssd_1b_tokenizer_2')
 SMALL = 0.02  # deviation of embeddings and of conditioning layers
 
-# Of so many channels one is so much larger, and so many degrees of freedom have the tails of kernels: `add_outliers`.
+# Of so many channels one is so much larger, and so many degrees of freedom have the tails of kernels: `like_trained`.
 OUTLIER_EVERY, OUTLIER_GAIN, TAILS = 512, 10.0, 5
+# Of so many modulation vectors those are gains to which 1 is added.
+_VECTORS = {len(parts): parts for parts in (SIX_PARTS, TWO_PARTS)}
+# The last layers of residual branches, in all components.
+_BRANCH_ENDS = re.compile(
+    r'((attention|transformer_\d+)/out|(image|text)_out|mlp/linear_2|mlp_out|(resnet_\d+|mid|memory_\d+)/conv_2)/kernel$'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,29 +112,46 @@ def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, An
     return traverse_util.unflatten_dict(params)
 
 
-def add_outliers(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return random parameters with what makes trained ones hard to quantise.
+def like_trained(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return random parameters with what decides how hard trained ones are to quantise.
 
     Kernels follow Student's t, whose tails are heavy, with the deviation that they had. The same few channels, one in
-    `OUTLIER_EVERY`, are `OUTLIER_GAIN` times larger than others in all gains, and in the modulation vectors in their
-    place: trained transformers have about 0.1% of such channels, up to 20 times larger. Source: LLM.int8(), arXiv
-    2208.07339, section 4. Gains of single heads are left: large ones would let one key take all attention.
+    `OUTLIER_EVERY`, are `OUTLIER_GAIN` times larger than others in all gains, those of modulation too: trained
+    transformers have about 0.1% of such channels, up to 20 times larger (LLM.int8(), arXiv 2208.07339, section 4).
+    Gains of single heads are left: large ones would let one key take all attention.
+
+    The last layer of every residual branch is smaller by the root of their number, as GPT-2's are where training
+    starts (Radford et al. 2019, section 2.3): no branch then outweighs what it is added to. Where all branches are as
+    large as that, the roundings of hundreds of layers add up as they do in no trained network.
     """
     rng, few = np.random.default_rng(seed), np.random.default_rng(0)
     widths: dict[int, np.ndarray] = {}
     flat: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(params)))
+    ends = branch_ends(flat)
     for path, values in flat.items():
-        modulates = any('modulator' in part for part in path)
+        width = values.shape[-1]
         if path[-1] == 'kernel':
             tails = rng.standard_t(TAILS, values.shape).astype(np.float32)
-            flat[path] = tails * np.float32(values.std() / math.sqrt(TAILS / (TAILS - 2)))
-        elif (path[-1] == 'scale' or modulates) and values.shape[-1] >= OUTLIER_EVERY:
-            width = values.shape[-1]
-            if width not in widths:
-                widths[width] = few.choice(width, width // OUTLIER_EVERY, replace=False)
-            flat[path] = values.copy()
+            deviation = values.std() / math.sqrt(TAILS / (TAILS - 2)) / math.sqrt(len(ends) if path in ends else 1)
+            flat[path] = tails * np.float32(deviation)
+            continue
+        modulates = any('modulator' in part for part in path)
+        if width < OUTLIER_EVERY or not (modulates or path[-1] == 'scale'):
+            continue
+        if width not in widths:
+            widths[width] = few.choice(width, width // OUTLIER_EVERY, replace=False)
+        flat[path] = values.copy()
+        if modulates:
+            rows = np.flatnonzero(_VECTORS[len(values)])
+            flat[path][np.ix_(rows, widths[width])] = OUTLIER_GAIN - 1
+        else:
             flat[path][..., widths[width]] = OUTLIER_GAIN
     return traverse_util.unflatten_dict(flat)
+
+
+def branch_ends(paths: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Return the paths of the kernels that residual branches end with."""
+    return {path for path in paths if _BRANCH_ENDS.search('/'.join(path))}
 
 
 def write(
@@ -135,10 +160,12 @@ def write(
     tokenizers: pathlib.Path,
     dtype: Any = None,
     seed: int = 0,
-    outliers: bool = False,
+    trained: bool = False,
 ) -> list[str]:
     """Write component folders and copy tokenizers; return the names of those that were not there yet.
 
+    Args:
+      trained: whether parameters are changed by `like_trained`.
     Raises:
       InputError: a tokenizer folder is missing.
     """
@@ -158,7 +185,7 @@ def write(
                 continue
             own_seed = zlib.crc32(name.encode()) + seed
             params = random_params(part.kind, part.config, own_seed)
-            params = cast(add_outliers(params, own_seed) if outliers else params, dtype)
+            params = cast(like_trained(params, own_seed) if trained else params, dtype)
             checkpoint.save(out / name, checkpoint.COMPONENTS[part.kind].build(part.config), params)
             made.append(name)
     return made
@@ -180,8 +207,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--components', nargs='+', metavar='NAME', help='make these only (default: what --mode hybrid needs)')
     add('--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help='default: %(default)s')
     add('--seed', type=int, default=0, help='default: %(default)s')
-    add('--outliers', action='store_true',
-        help='with heavy tails and a few large channels, which make trained weights hard to quantise')  # fmt: skip
+    add('--like-trained', action='store_true',
+        help='with heavy tails, a few large channels and small residual branches: about as hard to quantise as trained '
+        'weights')  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -196,7 +224,7 @@ def run(args: argparse.Namespace) -> None:
             )
     chosen = {name: parts[name] for name in names}
     tokenizers, dtype = pathlib.Path(args.tokenizers), jnp.dtype(args.dtype)
-    made = write(pathlib.Path(args.out), chosen, tokenizers, dtype, args.seed, args.outliers)
+    made = write(pathlib.Path(args.out), chosen, tokenizers, dtype, args.seed, args.like_trained)
     size = sum(path.stat().st_size for path in pathlib.Path(args.out).rglob('*') if path.is_file())
     print(f'{args.out}: {len(made)} components made, {len(chosen) - len(made)} kept; {size / 1e9:.2f} GB')
 

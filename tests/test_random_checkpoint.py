@@ -9,11 +9,12 @@ import shutil
 import numpy as np
 import pytest
 from conftest import GOLDENS
+from flax import traverse_util
 from safetensors.numpy import load_file
 
 from neodragon_jax import random_checkpoint
 from neodragon_jax.__main__ import main as generate
-from neodragon_jax.checkpoint import abstract
+from neodragon_jax.checkpoint import COMPONENTS, abstract, abstract_params
 from neodragon_jax.config import TINY, T5EncoderConfig
 from neodragon_jax.names.text import T5_TIED_NAMES
 from neodragon_jax.video import read_mp4
@@ -70,20 +71,45 @@ def test_goes_on_with_what_is_missing(checkpoint, tmp_path, capsys):
     assert (folder / 'context_adapter/diffusion_pytorch_model.safetensors').read_bytes() == before
 
 
-def test_outliers():
-    """Heavy tails at the same deviation; the same large channels in all gains of a width, none in gains of heads."""
+def test_like_trained():
+    """Heavy tails at the same deviation, smaller where a branch ends; the same few channels large in all gains."""
     config = dataclasses.replace(TINY.denoiser, num_attention_heads=64)  # of 16 dimensions: 1024 channels, two large
     plain = random_checkpoint.random_params('PyramidMMDiT', config, 0)
-    params = random_checkpoint.add_outliers(plain, 0)
-    kernel, before = (tree['blocks_0']['image_mlp']['linear_1']['kernel'] for tree in (params, plain))
-    assert kernel.std() == pytest.approx(before.std(), rel=0.02)
-    assert (kernel**4).mean() / (kernel**2).mean() ** 2 > 5 > 3.1 > (before**4).mean() / (before**2).mean() ** 2
+    params = random_checkpoint.like_trained(plain, 0)
+    mlp, before = (tree['blocks_0']['image_mlp'] for tree in (params, plain))
+    kernel, old = mlp['linear_1']['kernel'], before['linear_1']['kernel']
+    assert kernel.std() == pytest.approx(old.std(), rel=0.02)
+    assert (kernel**4).mean() / (kernel**2).mean() ** 2 > 5 > 3.1 > (old**4).mean() / (old**2).mean() ** 2
+    branches = 4 * (config.num_layers - 1) + 2  # the last block's text stream has none
+    shrunk = mlp['linear_2']['kernel'].std() / before['linear_2']['kernel'].std()
+    assert shrunk == pytest.approx(branches**-0.5, rel=0.02)
     large = [
-        set(np.flatnonzero(params[name][stream]['linear']['bias'][0] > 1).tolist())
-        for name, stream in (('modulators_0', 'image'), ('modulators_0', 'text'), ('last_modulator', 'image'))
+        [set(np.flatnonzero(row > 1).tolist()) for row in params[name][stream]['linear']['bias']]
+        for name, stream in (('modulators_0', 'image'), ('modulators_0', 'text'), ('last_modulator', 'text'))
     ]
-    assert len(large[0]) == 2 and large[0] == large[1] == large[2]
+    channels, nothing = large[0][1], set()
+    assert len(channels) == 2 and large[0] == [nothing, channels, nothing, nothing, channels, nothing] == large[1]
+    assert large[2] == [channels, nothing], 'the last text norm has its scale first'
     assert params['blocks_0']['image_query_norm']['scale'].max() < 1.2
+
+
+@pytest.mark.parametrize(
+    ('name', 'branches'),
+    [
+        ('text_encoder', 2 * 12),
+        ('text_encoder_3', 2 * 12),
+        ('context_adapter', 0),
+        ('diffusion_transformer_320p', 4 * 17 + 2),
+        ('causal_video_vae', 9 + (4 * 2 + 3)),  # memory blocks, and the encoder: four grids and the middle
+        ('ssd_1b_vae', (4 * 2 + 3) + (4 * 3 + 3)),
+        ('ssd_1b_unet', 6 + 9 + 1 + 3 * 34 + 10),  # residual blocks, three branches a block, transformers
+        ('quicksrnet', 0),
+    ],
+)
+def test_residual_branches_are_found_in_every_component(name, branches):
+    part = random_checkpoint.PRESETS['full'][name]
+    flat = traverse_util.flatten_dict(abstract_params(COMPONENTS[part.kind].build(part.config)))
+    assert len(random_checkpoint.branch_ends(flat)) == branches
 
 
 @pytest.mark.parametrize(
