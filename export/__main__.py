@@ -250,7 +250,8 @@ def _export(args: argparse.Namespace, prompts: Sequence[str]) -> Report:
         videos.append(whole_video.generate(graphs, runner, workshop, exported, settings, dataset))
         progress(f'whole video, {graphs} on the {runner}: {videos[-1].latents_db:.1f} dB')
     progress.close()
-    report = Report(rows, videos, _made_from(args, workshop, dataset, counts), binaries, comparison)
+    made_from = _made_from(args, workshop, dataset, counts)
+    report = Report(rows, videos, made_from, binaries, comparison, dataset.spent)
     report.write(settings.out)
     return report
 

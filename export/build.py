@@ -37,8 +37,9 @@ from export.to_onnx import to_onnx
 from neodragon_jax.atomic import atomic_folder
 from neodragon_jax.errors import InputError
 
-# The float graph is the same arithmetic in another order; anything below this is a wrong export.
-EXPORT_DB = 90.0
+# The float graph is the same arithmetic in another order; anything below this is a wrong export. Most graphs are above
+# 110 dB, but ONNX Runtime sums the ten million values under a norm of a 640x1024 picture in float32: 84 dB.
+EXPORT_DB = 80.0
 
 OnStep = Callable[[str], object]
 
@@ -158,10 +159,9 @@ def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
       InputError: the graph cannot be exported or compiled.
     """
     name, out = task.name, settings.out
-    graph = functools.cache(task.make)
 
     def write_float(draft: pathlib.Path) -> dict[str, Any]:
-        return {'operations': _write_float(graph(), draft / f'{name}.onnx')}
+        return {'operations': _write_float(task.make(), draft / f'{name}.onnx')}
 
     folder = out / f'{name}-onnx-float'
     made = kept_or_made(folder, task.made_from | {'graph': name} | makers(), write_float)
@@ -179,7 +179,7 @@ def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
             if adaround is not None:
                 source |= {'adaround': [adaround.version, adaround.iterations]}
         folder = out / f'{name}-onnx-{precision}'
-        write = functools.partial(_write_precise, task, graph, onnx_path, precision, settings.ranges, adaround)
+        write = functools.partial(_write_precise, task, onnx_path, precision, settings.ranges, adaround)
         details = kept_or_made(folder, source, write)
         exported.precise[precision], exported.details[precision] = folder / f'{name}.onnx', details
         on_step(f'{name}: {precision}{_doubled_note(details)}')
@@ -199,7 +199,6 @@ def _write_float(graph: Graph, path: pathlib.Path) -> dict[str, int]:
 
 def _write_precise(
     task: Task,
-    graph: Callable[[], Graph],
     source: pathlib.Path,
     precision: str,
     methods: Sequence[str],
@@ -211,7 +210,7 @@ def _write_precise(
     if precision == 'fp16':
         to_fp16(source, path)
         return {'precision': precision}
-    chain = graph() if task.name.startswith('denoiser') else None
+    chain = task.make() if task.name.startswith('denoiser') else None
     if isinstance(chain, ChainedGraph):
         quantise_chain(chain, path, task.calibration(), to_w8a16)
         return {'precision': precision, 'ranges': 'minmax'}

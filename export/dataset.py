@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 
 from export.calibration import Call, Recording, Sample, Scenes, Video, flatten, rotating, spread, unflatten
+from export.spent import Spent, measured
 from neodragon_jax.atomic import atomic_file, atomic_folder
 from neodragon_jax.errors import InputError
 from neodragon_jax.sampler import Plan, Prompt
 
 # Changes when the files below do.
-FORMAT = 1
+FORMAT = 2
+_SPENT = 'spent.json'
+_KEPT, _VIDEOS = 'calls kept per video', 'videos'
 # The first video is kept apart, with this many calls of each graph, to judge graphs by.
 EVALUATION_CALLS = 8
 
@@ -57,8 +60,8 @@ class Protocol:
             'images': images.hexdigest() if self.scenes.images else None,
             'seed': self.scenes.seed,
             'plan': json.loads(json.dumps(dataclasses.asdict(self.plan))),
-            'calls kept per video': dict(self.keep),
-            'videos': self.videos,
+            _KEPT: dict(self.keep),
+            _VIDEOS: self.videos,
         }
 
 
@@ -97,21 +100,28 @@ class Dataset:
           open_recording: loads the program; called only if a video is missing.
           on_video: called with a line for every video.
         Raises:
-          InputError: the folder holds a set of another protocol.
+          InputError: the folder holds a set of another protocol, or one that has too few calls.
         """
         dataset = cls(folder, protocol)
-        dataset._check_or_write_protocol()
+        dataset = dataclasses.replace(dataset, protocol=dataset._check_or_write_protocol())
         recording = None
         for number in range(protocol.videos + 1):
             name = f'video {number} of {protocol.videos}'
             if dataset._video(number).is_dir():
                 on_video(f'{name}: recorded before')
                 continue
-            recording = recording or open_recording()
-            video, calls = recording.generate(protocol.scenes, number)
-            dataset._write(number, video, calls)
+            with measured() as spent:
+                recording = recording or open_recording()
+                video, calls = recording.generate(protocol.scenes, number)
+            dataset._write(number, video, calls, spent)
             on_video(f'{name}: recorded')
         return dataset
+
+    @property
+    def spent(self) -> list[Spent]:
+        """What recording each video took."""
+        folders = (self._video(number) for number in range(self.protocol.videos + 1))
+        return [json.loads((folder / _SPENT).read_text()) for folder in folders]
 
     @property
     def sha256(self) -> str:
@@ -152,7 +162,7 @@ class Dataset:
         with np.load(self._video(number) / f'{name}.npz') as arrays:
             return unflatten({key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)})
 
-    def _write(self, number: int, video: Video, calls: Mapping[str, Sequence[Any]]) -> None:
+    def _write(self, number: int, video: Video, calls: Mapping[str, Sequence[Any]], spent: Spent) -> None:
         """Write what is kept of a video."""
         with atomic_folder(self._video(number)) as draft:
             for name, keep in self.protocol.keep.items():
@@ -161,18 +171,35 @@ class Dataset:
                 np.savez(draft / f'{name}.npz', **arrays)  # pyright: ignore[reportArgumentType]
             if number == 0:
                 np.savez(draft / 'video.npz', **flatten(video))  # pyright: ignore[reportArgumentType]
+            (draft / _SPENT).write_text(json.dumps(spent) + '\n')
 
-    def _check_or_write_protocol(self) -> None:
-        """Raise InputError if the folder holds a set of another protocol; write this one if it holds none."""
+    def _check_or_write_protocol(self) -> Protocol:
+        """Return the protocol of the set in the folder; write this one if there is none.
+
+        A complete set of more calls or graphs than are wanted is as good.
+
+        Raises:
+          InputError: the folder holds a set of another protocol.
+        """
         path, wanted = self.folder / 'protocol.json', self.protocol.to_json()
         if not path.is_file():
             with atomic_file(path) as draft:
                 draft.write_text(json.dumps(wanted, indent=2) + '\n')
-            return
+            return self.protocol
         found = json.loads(path.read_text())
+        if self._has_enough(found):
+            wanted |= {key: found[key] for key in (_KEPT, _VIDEOS)}
         different = sorted(key for key in {**wanted, **found} if found.get(key) != wanted.get(key))
         if different:
             raise InputError(
                 f'{self.folder}: this calibration set was recorded with other {", ".join(different)}. '
                 'Remove it, or name another folder with --calibration.'
             )
+        return dataclasses.replace(self.protocol, keep=wanted[_KEPT], videos=wanted[_VIDEOS])
+
+    def _has_enough(self, found: Mapping[str, Any]) -> bool:
+        """Return whether a set is complete and has as many calls of each graph as this protocol asks for."""
+        videos, wanted = found[_VIDEOS], self.protocol.keep.items()
+        calls = {name: count * videos for name, count in found[_KEPT].items()}
+        enough = all(count * self.protocol.videos <= calls.get(name, -1) for name, count in wanted)
+        return enough and all(self._video(number).is_dir() for number in range(videos + 1))

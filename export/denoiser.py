@@ -264,18 +264,18 @@ class DenoiserHost:
         form: Form = SHIPPED,
         modulate: Callable[[Feeds], Mapping[str, np.ndarray]] | None = None,
     ) -> None:
-        """Take the parameters of the modulation to this host, unless a graph computes it.
+        """Prepare.
 
         Args:
+          params: unrolled; those of the modulation are read whenever one is computed here, and not kept: they have
+            2 GB at full size, and a video needs few modulations.
           form: that of the graphs.
           modulate: runs the modulation graph; None computes the same in JAX.
         """
         self.patch = model.config.patch_size
-        self._form, self._model = form, _for_export(model, form)
+        self._form, self._model, self._params = form, _for_export(model, form), params
         self._vectors: dict[bytes, Feeds] = {}
         self._modulate = modulate or self._modulate_here
-        if modulate is None and not form.modulation_inside:
-            self._params = jax.device_put(_part(params, *_MODULATORS))
 
     def patches(self, clip: Unit) -> Float[np.ndarray, 'i P']:
         """Return a clip of one example cut into patches, as graphs take and return it."""
@@ -328,7 +328,7 @@ class DenoiserHost:
         return self._vectors[key]
 
     def _modulate_here(self, conditioning: Feeds) -> Feeds:
-        vectors = _modulate_compiled(self._model, self._params, *conditioning.values())
+        vectors = _modulate_compiled(self._model, _part(self._params, *_MODULATORS), *conditioning.values())
         return {name: np.asarray(leaf).reshape(-1) for name, leaf in _named_vectors(vectors).items()}
 
 

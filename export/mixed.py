@@ -4,16 +4,22 @@ Rounding weights to 8 bits makes most of the error. A layer can run twice instea
 and with what rounding left over, in 8 bits again; the sum has almost 16. Real 16-bit weights are no substitute: on the
 HTP simulator, convolutions with them came out 20 to 40 dB worse than they should.
 
-Every layer's share of the error is measured on the float graph, by rounding that layer's weights alone; layers are then
-doubled in the order of error per byte until what remains fits the target.
+Shares of the error are measured on the float graph, by rounding some weights alone: every weight of a small graph by
+itself; those of a large one, whose runs take minutes, in groups of neighbours, of which the worst are cut in half until
+`RUNS` are made. Groups are then doubled in the order of error per byte until what remains fits the target.
+`recipe.json`, beside the graph, says which weights are in two parts, and why.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,22 +37,25 @@ from export.to_onnx import save
 
 # The search aims this much above the target, because other inputs than those it sees come out worse.
 HEADROOM_DB = 3.0
+# Runs of the float graph that shares of the error are measured with.
+RUNS = 32
+RECIPE = 'recipe.json'
 _INT8 = 127
 # Which axis of its weight is a layer's output channel.
 _AXES = {'Conv': 0, 'Gemm': 1}
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
-    """A weight of one or more layers, and what its rounding does.
+class Group:
+    """Weights that are neighbours in a graph, and what their rounding does.
 
     Attributes:
-      name: of the constant.
-      size: number of values, so bytes at 8 bits, and bytes that a second part costs.
-      noise: squared error of the judged outputs when this weight alone is rounded.
+      names: of the constants.
+      size: number of values, so bytes at 8 bits, and bytes that second parts cost.
+      noise: squared error of the judged outputs when these weights alone are rounded.
     """
 
-    name: str
+    names: tuple[str, ...]
     size: int
     noise: float
 
@@ -58,43 +67,56 @@ def quantise_to_target(
     calls: Sequence[Call],
     judged: Sequence[str],
     target_db: float,
-    on_weight: Callable[[int, int], object] = lambda done, total: None,
     rounding: Rounding | None = None,
 ) -> tuple[list[str], float]:
-    """Write the W8A16 form of a float graph, with as many weights in two parts as it needs.
+    """Write the W8A16 form of a float graph, with as many weights in two parts as it needs, and the recipe of it.
 
     Args:
       ranges: of the activations.
       calls: calibration calls with their float outputs, to judge by; the first one finds the layers' shares.
       judged: names of the outputs that count.
-      on_weight: called with (done, total) while the shares are measured.
       rounding: of the weights that stay in one part; None rounds to the nearest.
     Returns:
       The weights in two parts, and the ratio on `calls` in dB. It is below the target if nothing reaches that.
     """
     aim = target_db + HEADROOM_DB
     quantise(source, destination, ranges, rounding)
-    reached = lowest_db(OnnxSession(destination), calls, judged)
-    best: tuple[float, list[str]] = (reached, [])
-    if reached >= aim:
-        return [], reached
-    weights = sorted(
-        rounding_noise(source, calls[0], judged, on_weight, rounding), key=lambda weight: -weight.noise / weight.size
-    )
-    remaining = np.cumsum([0.0, *(weight.noise for weight in reversed(weights))])[::-1]
+    plain = lowest_db(OnnxSession(destination), calls, judged)
+    groups, count, best = [], 0, (plain, 0)
+    if plain < aim:
+        groups = sorted(rounding_noise(source, calls[0], judged, rounding), key=lambda group: -group.noise / group.size)
+    remaining = np.cumsum([0.0, *(group.noise for group in reversed(groups))])[::-1]
     signal = float(np.square(joined(calls[0].outputs, judged), dtype=np.float64).sum())
-    count, allowed_db, doubled = 0, aim, []
-    while count < len(weights):
+    doubled_db = functools.partial(_quantise_doubled, source, destination, ranges, calls, judged, rounding)
+    allowed_db = aim
+    while best[0] < aim and count < len(groups):
         count = max(count + 1, int(np.argmax(remaining <= signal / 10 ** (allowed_db / 10))))
-        doubled = [weight.name for weight in weights[:count]]
-        reached = _quantise_doubled(source, destination, ranges, calls, judged, doubled, rounding)
-        best = max(best, (reached, doubled))
-        if reached >= aim:
-            return doubled, reached
+        reached = doubled_db(_names(groups[:count]))
+        best = max(best, (reached, count))
         allowed_db += max(3.0, aim - reached)
-    if best[1] != doubled:
-        _quantise_doubled(source, destination, ranges, calls, judged, best[1], rounding)
-    return best[1], best[0]
+    if best[1] != count:
+        doubled_db(_names(groups[: best[1]]))
+    recipe = _recipe(groups, best[1], signal) | {'target_db': target_db, 'plain_db': plain, 'reached_db': best[0]}
+    destination.with_name(RECIPE).write_text(json.dumps(recipe, indent=2) + '\n')
+    return _names(groups[: best[1]]), best[0]
+
+
+def _names(groups: Sequence[Group]) -> list[str]:
+    return [name for group in groups for name in group.names]
+
+
+def _recipe(groups: Sequence[Group], doubled: int, signal: float) -> dict[str, Any]:
+    """Return what was measured of the groups, the worst by byte first, of which so many are in two parts."""
+    entries = [
+        {
+            'weights': list(group.names),
+            'bytes': group.size,
+            'db_if_alone_rounded': 10 * math.log10(signal / max(group.noise, signal * 1e-30)),
+            'in_two_parts': index < doubled,
+        }
+        for index, group in enumerate(groups)
+    ]
+    return {'groups': entries}
 
 
 def _quantise_doubled(
@@ -103,8 +125,8 @@ def _quantise_doubled(
     ranges: pathlib.Path,
     calls: Sequence[Call],
     judged: Sequence[str],
-    doubled: Collection[str],
     rounding: Rounding | None,
+    doubled: Collection[str],
 ) -> float:
     """Write the W8A16 form with some weights in two parts; return the ratio on `calls`."""
     path = source.with_name(f'.{source.stem}.doubled.onnx')
@@ -158,13 +180,13 @@ def _merge_ranges(path: pathlib.Path, known: pathlib.Path) -> None:
 
 
 def rounding_noise(
-    source: pathlib.Path,
-    call: Call,
-    judged: Sequence[str],
-    on_weight: Callable[[int, int], object] = lambda done, total: None,
-    rounding: Rounding | None = None,
-) -> list[Weight]:
-    """Return every weight of a float graph with the error that its rounding to 8 bits makes."""
+    source: pathlib.Path, call: Call, judged: Sequence[str], rounding: Rounding | None = None, runs: int = RUNS
+) -> list[Group]:
+    """Return all weights of a float graph in groups, each with the error that its rounding to 8 bits makes.
+
+    Args:
+      runs: of the graph, at most; with one for each weight, every group is a single one.
+    """
     model = onnx.load(source, load_external_data=False)
     constants = constants_of(model.graph)
     axes = {
@@ -178,15 +200,39 @@ def rounding_noise(
         outputs = (np.asarray(array) for array in session.run(list(judged), feeds))
         return joined(dict(zip(judged, outputs, strict=True)), judged).astype(np.float64)
 
+    def stored(name: str) -> np.ndarray:
+        if rounding is not None and name in rounding.levels:
+            return rounding.value(name)
+        return rounded(numpy_helper.to_array(constants[name], str(source.parent)), axes[name])
+
     exact = run(call.inputs)
-    weights = []
-    for index, (name, axis) in enumerate(axes.items()):
-        array = numpy_helper.to_array(constants[name], str(source.parent))
-        stored = rounding.value(name) if rounding is not None and name in rounding.levels else rounded(array, axis)
-        got = run({**call.inputs, name: stored})
-        weights.append(Weight(name, array.size, float(np.square(got - exact).sum())))
-        on_weight(index + 1, len(axes))
-    return weights
+
+    def measure(names: Sequence[str]) -> Group:
+        got = run(call.inputs | {name: stored(name) for name in names})
+        size = sum(math.prod(constants[name].dims) for name in names)
+        return Group(tuple(names), size, float(np.square(got - exact).sum()))
+
+    return _worst_apart(list(axes), measure, runs)
+
+
+def _worst_apart(names: Sequence[str], measure: Callable[[Sequence[str]], Group], runs: int) -> list[Group]:
+    """Return groups of neighbours, the noisiest of which are cut in half as long as there are runs to measure with."""
+    first = len(names) if len(names) <= runs else max(1, runs // 2)
+    groups = [measure(part) for part in _cut(names, first)]
+    for _ in range((runs - first) // 2):
+        several = [group for group in groups if len(group.names) > 1]
+        if not several:
+            break
+        worst = max(several, key=lambda group: group.noise)
+        index = groups.index(worst)
+        groups[index : index + 1] = [measure(half) for half in _cut(worst.names, 2)]
+    return groups
+
+
+def _cut(names: Sequence[str], parts: int) -> list[Sequence[str]]:
+    """Return neighbours in so many parts, of about as many names each."""
+    ends = [len(names) * part // parts for part in range(parts + 1)]
+    return [names[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _replaceable(

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from export.adaround import Rounding, apply
 from export.graphs import Feeds
-from export.ranges import MARGIN, Reader, measure_ranges
+from export.ranges import MARGIN, measure_ranges
 from export.rewrites import constants_of, drop_unused
 
 _REORDERING = ('Transpose', 'Reshape')
@@ -112,11 +112,18 @@ def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:
     onnx.save(model, path)
 
 
+class _Unread(CalibrationDataReader):
+    """Stands for calibration inputs where ranges are measured already."""
+
+    def get_next(self) -> Any:
+        raise AssertionError('ranges come from a file')
+
+
 def _config(model: onnx.ModelProto, overrides: dict[str, list[dict[str, Any]]]) -> Any:
     """Return the settings of ONNX Runtime's quantiser for QNN."""
     return get_qnn_qdq_config(
         model,
-        Reader(()),
+        _Unread(),
         activation_type=QuantType.QUInt16,
         weight_type=QuantType.QInt8,
         per_channel=True,

@@ -131,6 +131,7 @@ class Report:
 
     Attributes:
       comparison: lines of Markdown about the denoiser against a straightforward export; none unless asked for.
+      recording: what recording each video of the calibration set took.
     """
 
     rows: Sequence[Row]
@@ -138,6 +139,22 @@ class Report:
     made_from: dict[str, Any]
     shared: Sequence[SharedBinary] = ()
     comparison: Sequence[str] = ()
+    recording: Sequence[Spent] = ()
+
+    @property
+    def step_seconds(self) -> dict[str, float]:
+        """Seconds of every kind of step, all graphs together; what several rows share is counted once."""
+        done: dict[str, dict[Any, Spent | None]] = {step: {} for step in STEPS}
+        for row in self.rows:
+            done['float graph'][row.graph] = row.spent['float graph']
+            done['quantise'][row.graph, row.precision] = row.spent['quantise']
+            done['simulate'][row.label] = row.spent['simulate']
+            if not row.shared:
+                done['compile'][row.label] = row.spent['compile']
+        seconds = {'recording': sum(spent['seconds'] or 0 for spent in self.recording)}
+        seconds |= {step: sum(spent['seconds'] or 0 for spent in each.values() if spent) for step, each in done.items()}
+        seconds['compile'] += sum(binary.compile_s for binary in self.shared)
+        return seconds
 
     @property
     def below_target(self) -> list[str]:
@@ -155,6 +172,7 @@ class Report:
         videos = [dataclasses.asdict(video) for video in self.videos]
         shared = [dataclasses.asdict(binary) for binary in self.shared]
         values = {'graphs': rows, 'shared_binaries': shared, 'videos': videos, 'made_from': self.made_from}
+        values |= {'recording': [dict(spent) for spent in self.recording], 'step_seconds': self.step_seconds}
         with atomic_file(folder / 'report.json') as path:
             path.write_text(json.dumps(values, indent=2) + '\n')
         with atomic_file(folder / 'report.md') as path:
@@ -167,7 +185,7 @@ class Report:
         lines = ['# Export report', '', *_INTRODUCTION, '', *_table(_FIDELITY, self.rows), '']
         lines += ['![ratio against target of every graph](report.png)', '']
         lines += ['## What the chipset is given', '', *_STATIC, '', *_table(_COST, self.rows)]
-        lines += ['', '## Time and memory', '', *_SPENT, '', *_table(_STEPS, self.rows)]
+        lines += ['', '## Time and memory', '', *_SPENT, '', *_table(_STEPS, self.rows), '', self._total()]
         if self.shared:
             lines += ['', '## Binaries of several graphs', '', *_SHARED, '', *_table(_SIZES, self.shared)]
         if self.comparison:
@@ -177,6 +195,14 @@ class Report:
         if self.videos:
             lines += ['', '## Whole video', '', *_table(_VIDEOS, self.videos)]
         return '\n'.join([*lines, '', '```json', json.dumps(self.made_from, indent=2), '```', ''])
+
+    def _total(self) -> str:
+        """Return a sentence on the time of all steps."""
+        seconds = self.step_seconds
+        parts = ', '.join(f'{step} {time / 60:.1f}' for step, time in seconds.items() if time)
+        peaks = [spent['peak_gb'] or 0 for spent in self.recording]
+        memory = f' Recording {len(peaks)} videos took up to {max(peaks):.1f} GB.' if peaks else ''
+        return f'All steps: {sum(seconds.values()) / 60:.1f} minutes ({parts}).{memory}'
 
 
 _INTRODUCTION = (

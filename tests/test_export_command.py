@@ -165,6 +165,18 @@ def test_other_calibration_set_is_refused(exported, arguments, capsys):
     assert 'recorded with other' in line and 'seed' in line and '--calibration' in line
 
 
+@pytest.mark.qnn
+def test_a_set_of_more_graphs_serves_fewer(exported, arguments, tmp_path, monkeypatch):
+    from export.tasks import Workshop
+
+    monkeypatch.setattr(Workshop, 'open_recording', lambda self: pytest.fail('the calibration set is complete'))
+    for graphs in ('clip_l', 'super_resolution'):
+        command = [*arguments, '--graphs', graphs, '--calibration', str(exported / 'calibration')]
+        assert main([*command, '--no-simulate', '--out', str(tmp_path)]) == 0
+    row = json.loads((tmp_path / 'report.json').read_text())['graphs'][0]
+    assert row['graph'] == 'super_resolution' and row['quantised_db'] > row['target_db']
+
+
 def make_row(htp_db: float | None, precision: str = 'w8a16') -> Row:
     return Row(
         graph='denoiser_stage0',
@@ -212,14 +224,21 @@ def test_exit_status_is_the_verdict(monkeypatch, tmp_path, capsys):
 
 def test_report_shows_costs_and_comparisons(tmp_path):
     binary = SharedBinary(['denoiser_stage0', 'denoiser_stage1'], 'w8a16', 'sm8750', 1.1, 2.0, 2.2, 3.0, 0.25)
-    Report([make_row(31.0), make_row(None)], [], {}, [binary], ['## Compared', '', 'more']).write(tmp_path)
+    recording = [{'seconds': 60.0, 'peak_gb': 1.5}, {'seconds': 54.0, 'peak_gb': 1.25}]
+    rows = [make_row(31.0), make_row(None)]
+    Report(rows, [], {}, [binary], ['## Compared', '', 'more'], recording).write(tmp_path)
     text = (tmp_path / 'report.md').read_text()
     assert '| denoiser_stage0 | 40.0 | 39.0 |' in text and '| denoiser_stage0 | 33.0 | 39.0 |' in text
     assert '| 0.10 / 0.09 | 0.4 + |' in text or '| 0.11 / 0.09 | 0.4 + |' in text
     assert '| 1.0 / - | 2.0 / 0.50 | 0.5 / 0.20 + | - |' in text
     assert '| denoiser_stage0, denoiser_stage1 | w8a16 | sm8750 | 1.10 | 2.00 | 2.20 | 3.0 | 0.25 |' in text
     assert '\n## Compared\n' in text
+    # Both rows are one graph: its steps count once, and compiling is that of the binary.
+    assert 'All steps: 2.0 minutes (recording 1.9, float graph 0.0, quantise 0.0, compile 0.1)' in text
+    assert 'Recording 2 videos took up to 1.5 GB.' in text
     values = json.loads((tmp_path / 'report.json').read_text())
+    want = {'recording': 114.0, 'float graph': 1.0, 'quantise': 2.0, 'compile': 3.0, 'simulate': 0}
+    assert values['step_seconds'] == want
     assert values['shared_binaries'][0]['apart_mb'] == 2.2 and values['graphs'][0]['met'] is True
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,12 +15,13 @@ import numpy as np
 import onnx
 import pytest
 from conftest import TINY_CHECKPOINT, relative_error
+from onnxruntime.quantization import CalibrationDataReader, create_calibrator
 
 from export import __main__ as command
 from export import modules, text_graphs
 from export.calibration import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
 from export.graphs import DEPLOYMENTS, Module
-from export.mixed import lowest_db, quantise_to_target
+from export.mixed import RECIPE, Group, _worst_apart, lowest_db, quantise_to_target
 from export.quantize import quantised_operations, to_w8a16
 from export.ranges import METHODS, measure_ranges
 from export.report import snr_db
@@ -302,11 +304,35 @@ def test_rules_for_ranges(graphs, runners, float_graphs, tmp_path):
     assert highest['percentile'] < highest['minmax'] and highest['mse'] < highest['minmax']
 
 
+def test_ranges_are_those_of_the_librarys_calibrator(graphs, float_graphs, tmp_path):
+    """Ours holds one activation at a time and no weights of its own; the numbers are the same."""
+    path, module = float_graphs['first_frame_decoder'], graphs['first_frame_decoder']
+    feeds, kinds = [make_feeds(module, seed) for seed in range(3)], quantised_operations(path)
+    measure_ranges(path, tmp_path / 'ours.json', lambda: feeds, kinds, margin=1.0)
+
+    class Reader(CalibrationDataReader):
+        samples = iter(feeds)
+
+        def get_next(self) -> Any:
+            return next(self.samples, None)
+
+    calibrator = create_calibrator(path, kinds, augmented_model_path=str(tmp_path / 'augmented.onnx'))
+    calibrator.collect_data(Reader())
+    want = calibrator.compute_data().items()
+    assert _ranges(tmp_path / 'ours.json') == {name: _ends(data.range_value) for name, data in want}
+    with pytest.raises(InputError, match='no calibration inputs'):
+        measure_ranges(path, tmp_path / 'none.json', list, kinds)
+
+
 def _ranges(file: pathlib.Path) -> dict[str, tuple[float, ...]]:
     from onnxruntime.quantization.calibrate import load_tensors_data
 
     data = load_tensors_data(file)
-    return {name: tuple(float(np.ravel(end)[0]) for end in entry.range_value) for name, entry in data.items()}
+    return {name: _ends(entry.range_value) for name, entry in data.items()}
+
+
+def _ends(found: Sequence[np.ndarray]) -> tuple[float, ...]:
+    return tuple(float(np.ravel(end)[0]) for end in found)
 
 
 def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_graphs, tmp_path):
@@ -318,10 +344,33 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     ranges = tmp_path / 'ranges.json'
     none, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain - 5)
     assert not none and reached == pytest.approx(plain)
+    assert json.loads((tmp_path / RECIPE).read_text())['groups'] == [], 'nothing had to be measured'
     some, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain + 3)
     assert some and reached >= plain + 3
+    recipe = json.loads((tmp_path / RECIPE).read_text())
+    chosen = [name for group in recipe['groups'] if group['in_two_parts'] for name in group['weights']]
+    assert chosen == some and recipe['plain_db'] == pytest.approx(plain) and recipe['reached_db'] == reached
+    others = [group for group in recipe['groups'] if not group['in_two_parts']]
+    assert others and all(group['db_if_alone_rounded'] > plain for group in others)
     assert lowest_db(OnnxSession(destination), calls, [module.output]) == pytest.approx(reached)
     assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
+
+
+def test_the_worst_of_many_weights_are_found_in_few_runs():
+    """Among a hundred weights two that make nearly all of the error end in groups of their own."""
+    names = [f'w{index}' for index in range(100)]
+    noise = dict.fromkeys(names, 1.0) | {'w17': 500.0, 'w60': 300.0}
+    runs = []
+
+    def measure(part: Sequence[str]) -> Group:
+        runs.append(part)
+        return Group(tuple(part), len(part), sum(noise[name] for name in part))
+
+    groups = _worst_apart(names, measure, runs=32)
+    assert len(runs) <= 32 and [name for group in groups for name in group.names] == names
+    alone = {group.names[0] for group in groups if len(group.names) == 1}
+    assert {'w17', 'w60'} <= alone and len(groups) < len(names)
+    assert [len(group.names) for group in _worst_apart(names[:20], measure, runs=32)] == [1] * 20
 
 
 def test_parameters_are_float32_whatever_type_they_are_stored_in(tmp_path):
