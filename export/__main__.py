@@ -103,6 +103,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='per graph, at most 8; each is one run of the simulator (default: %(default)s)')  # fmt: skip
     add('--simulate', action=argparse.BooleanOptionalAction, default=True,
         help='run the binaries on the HTP simulator (minutes per run at full size)')  # fmt: skip
+    add('--whole-video', action=argparse.BooleanOptionalAction, default=True,
+        help='generate one video with the exported graphs on the CPU, too, if the whole denoiser is among them (many '
+        'minutes at full size)')  # fmt: skip
     add('--simulate-video', action='store_true', help='run one whole generation on the simulator, too')
     add('--allow-below-target', action='store_true', help='exit with 0 even if a graph misses its target')
     add('--seed', type=int, default=0, help='of calibration noise (default: %(default)s)')
@@ -226,7 +229,7 @@ def _export(args: argparse.Namespace, prompts: Sequence[str]) -> Report:
     counts = _counts(args, workshop)
     protocol = _protocol(args, workshop, scenes, counts)
     settings = _settings(args, workshop, counts)
-    whole = whole_video.planned(workshop, args.simulate_video)
+    whole = whole_video.planned(workshop, args.whole_video, args.simulate_video)
     steps = sum(build.steps_of(name, settings) for name in workshop.names) + shared.steps_of(settings)
     steps += straightforward.GRAPHS * args.compare
     progress = Progress(protocol.videos + 1 + steps + len(whole))

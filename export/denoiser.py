@@ -310,7 +310,7 @@ class DenoiserHost:
             'patches': np.concatenate([self.patches(clip) for clip in clips]),
             'text': np.asarray(prompt.text, np.float32)[0],
             **{name: np.maximum(leaf, floor if name.startswith('bias') else leaf) for name, leaf in place.items()},
-            **(conditioning if self._form.modulation_inside else self._remembered(conditioning)),
+            **(conditioning if self._form.modulation_inside else self.modulation(conditioning)),
         }
 
     def modulation_inputs(self, prompt: Prompt, timestep: Float[Array, ' 1']) -> Feeds:
@@ -318,8 +318,8 @@ class DenoiserHost:
         sinusoid = timestep_sinusoid(jnp.asarray(timestep), TIMESTEP_WIDTH)
         return {'timestep': np.asarray(sinusoid), 'pooled': np.asarray(prompt.pooled, np.float32)}
 
-    def _remembered(self, conditioning: Feeds) -> Feeds:
-        """Return the modulation, which all units of a video share."""
+    def modulation(self, conditioning: Feeds) -> Feeds:
+        """Return the outputs of the modulation graph, remembered: all units of a video share them."""
         key = b''.join(array.tobytes() for array in conditioning.values())
         if key not in self._vectors:
             while len(self._vectors) >= _REMEMBERED:

@@ -37,8 +37,8 @@ from export.to_onnx import save
 
 # The search aims this much above the target, because other inputs than those it sees come out worse.
 HEADROOM_DB = 3.0
-# Runs of the float graph that shares of the error are measured with.
-RUNS = 32
+# Runs of the float graph that shares of the error are measured with; at full size one takes a minute and more.
+RUNS = 16
 RECIPE = 'recipe.json'
 _INT8 = 127
 # Which axis of its weight is a layer's output channel.

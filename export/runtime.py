@@ -44,6 +44,38 @@ class OnnxSession:
         return dict(zip(self._names, arrays, strict=True))
 
 
+class OnnxPool:
+    """Graphs on the CPU provider that are opened when they run; those of one group at a time are in memory."""
+
+    def __init__(self) -> None:
+        self._group, self._open = '', dict[pathlib.Path, OnnxSession]()
+
+    def runner(self, path: pathlib.Path, group: str) -> PooledSession:
+        """Return a graph; running it closes the graphs of other groups."""
+        return PooledSession(self, path, group)
+
+    def run(self, path: pathlib.Path, group: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a graph once; return the outputs by name."""
+        if group != self._group:
+            self._group = group
+            self._open.clear()
+        if path not in self._open:
+            self._open[path] = OnnxSession(path)
+        return self._open[path].run(feeds)
+
+
+class PooledSession(NamedTuple):
+    """A graph of an `OnnxPool`."""
+
+    pool: OnnxPool
+    path: pathlib.Path
+    group: str
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        return self.pool.run(self.path, self.group, feeds)
+
+
 class JaxRunner:
     """A module in JAX, in float32: what its graph is compared with, and what records its inputs."""
 

@@ -202,11 +202,9 @@ class Workshop:
         """Yield recorded calls of the denoiser as calls of one of its graphs."""
         host = self._host
         if name == MODULATION:
-            runner = None
             for sample in _calls(dataset, f'{DENOISER}0', part, count):
-                runner = runner or _FunctionRunner(self._denoiser_graph(name))
                 inputs = host.modulation_inputs(sample.prompt, sample.timestep)
-                yield Call(inputs, runner.run(inputs))
+                yield Call(inputs, host.modulation(inputs))
             return
         for sample in _calls(dataset, name, part, count):
             assert isinstance(sample, Sample)
@@ -240,20 +238,6 @@ class Workshop:
     def _base(self, store: Store) -> pipeline.Components:
         source = self.source
         return pipeline.load(source.root, source.mode, self.denoiser, source.adapter, jnp.float32, store=store)
-
-
-class _FunctionRunner:
-    """A graph's function in JAX."""
-
-    def __init__(self, graph: Graph) -> None:
-        import jax
-
-        self._function, self._names = jax.jit(graph.function), graph.outputs
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs by name."""
-        outputs = self._function(*feeds.values())
-        return {name: np.asarray(array) for name, array in zip(self._names, outputs, strict=True)}
 
 
 def available(source: modules.Source) -> list[str]:

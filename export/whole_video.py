@@ -13,7 +13,7 @@ from export.dataset import Dataset
 from export.graphs import DENOISER
 from export.htp import HtpContext, HtpSession, SharedGraph
 from export.report import VideoRow, snr_db
-from export.runtime import GraphRunner, OnnxSession
+from export.runtime import GraphRunner, OnnxPool
 from export.tasks import Workshop
 from neodragon_jax.sampler import DrawnNoise
 
@@ -22,11 +22,11 @@ CPU = 'CPU'
 SIMULATOR = 'HTP simulator'
 
 
-def planned(workshop: Workshop, simulated: bool) -> list[tuple[str, str]]:
+def planned(workshop: Workshop, on_cpu: bool, simulated: bool) -> list[tuple[str, str]]:
     """Return what the evaluation video is generated with again: (graphs, runner)."""
 
     stages = [f'{DENOISER}{stage}' for stage in range(workshop.source.plan.schedule.stages)]
-    runners = [CPU, SIMULATOR] if simulated else [CPU]
+    runners = [CPU] * on_cpu + [SIMULATOR] * simulated
     parts = []
     if all(name in workshop.names for name in stages):
         parts.append('the denoiser')
@@ -48,13 +48,16 @@ def generate(
     video, scenes, plan = dataset.video(), dataset.protocol.scenes, workshop.source.plan
     with contextlib.ExitStack() as sessions:
         runners: dict[str, GraphRunner] = {}
+        pool = OnnxPool()
         for graph in exported:
             name, target = graph.task.name, settings.targets[0]
             precision = settings.precisions_of(name)[0]
             if graphs == 'the denoiser' and not name.startswith('denoiser'):
                 continue
             if runner == CPU:
-                runners[name] = OnnxSession(graph.precise[precision])
+                # The denoiser's graphs take turns; of the others, none is needed again after the next.
+                group = 'denoiser' if name.startswith('denoiser') else name
+                runners[name] = pool.runner(graph.precise[precision], group)
             elif name not in settings.shared:
                 wrapper = graph.wrappers[precision, target.chipset]
                 session = HtpSession(wrapper, provider_options(target, precision))

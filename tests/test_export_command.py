@@ -56,7 +56,8 @@ def test_all_graphs_meet_their_targets_on_the_simulator(exported, rows):
         assert row['met'] and row['ships'] and row['htp_db'] >= row['target_db']
         assert row['onnx_db'] > EXACT_DB
         if row['precision'] == 'w8a16' and row['quantised_db'] < 55:
-            assert abs(row['htp_db'] - row['quantised_db']) < 1
+            # Group norms run in FP16 on the HTP, an error that the graph on the CPU does not have.
+            assert abs(row['htp_db'] - row['quantised_db']) < (2.5 if row['float_operations'] else 1), name
     assert '| first_frame_unet | w8a16 * |' in (exported / 'report.md').read_text()
 
 

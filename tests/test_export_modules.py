@@ -18,14 +18,14 @@ from conftest import TINY_CHECKPOINT, relative_error
 from onnxruntime.quantization import CalibrationDataReader, create_calibrator
 
 from export import __main__ as command
-from export import modules, text_graphs
+from export import modules, text_graphs, whole_video
 from export.calibration import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
 from export.graphs import DEPLOYMENTS, Module
 from export.mixed import RECIPE, Group, _worst_apart, lowest_db, quantise_to_target
 from export.quantize import quantised_operations, to_w8a16
 from export.ranges import METHODS, measure_ranges
 from export.report import snr_db
-from export.runtime import Call, JaxRunner, OnnxSession
+from export.runtime import Call, JaxRunner, OnnxPool, OnnxSession
 from export.to_onnx import to_onnx
 from neodragon_jax import checkpoint, pipeline
 from neodragon_jax.errors import InputError
@@ -133,6 +133,9 @@ def test_the_command_takes_what_is_left_open_from_the_checkpoint(without_model):
     workshop = command._workshop(args)
     plan = workshop.source.plan
     assert (plan.frames, plan.height, plan.width, plan.steps) == (3, 8, 16, (2, 1, 1))
+    both = [('the denoiser', 'CPU'), ('all graphs', 'CPU')]
+    assert whole_video.planned(workshop, on_cpu=True, simulated=False) == both
+    assert whole_video.planned(workshop, on_cpu=False, simulated=False) == []
     assert not workshop.first_frame and not workshop.draws and workshop.form.draws_frame_zero
     assert 'video_encoder' not in workshop.names and 'denoiser_stage2' in workshop.names
     assert command.read_prompts(None, args.defaults.example) == ['a circle']
@@ -154,6 +157,18 @@ def test_onnx_computes_what_jax_computes(graphs, runners, float_graphs):
         assert list(got) == list(module.outputs)
         for output in module.outputs:
             assert snr_db(want[output], got[output]) > EXACT_DB, (name, output)
+
+
+def test_a_pool_holds_one_group_of_graphs(graphs, float_graphs):
+    """Graphs of a group stay open together; another group's turn closes them; each computes what it does alone."""
+    pool, names = OnnxPool(), ('clip_l', 'context_adapter', 'super_resolution')
+    runners = [pool.runner(float_graphs[name], name[0]) for name in names]
+    for name, runner, held in zip(names, runners, (1, 2, 1), strict=True):
+        feeds = make_feeds(graphs[name])
+        want, got = OnnxSession(float_graphs[name]).run(feeds), runner.run(feeds)
+        assert len(pool._open) == held
+        for output in want:
+            np.testing.assert_array_equal(got[output], want[output])
 
 
 def test_graphs_are_native_and_lean(graphs, float_graphs):
