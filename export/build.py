@@ -26,6 +26,7 @@ from export.compile_qnn import Target, binary_mb, compile_graph, provider_option
 from export.denoiser import ChainedGraph
 from export.graphs import DEPLOYMENTS, Deployment, Feeds, Graph
 from export.htp import HtpSession
+from export.inner_bar import inner_bar
 from export.mixed import lowest_db, quantise_to_target
 from export.quantize import quantise, quantised_operations, to_fp16, to_w8a16
 from export.ranges import measure_ranges
@@ -193,7 +194,8 @@ def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
 def _write_float(graph: Graph, path: pathlib.Path) -> dict[str, int]:
     """Write a float graph; return its operations by kind."""
     if isinstance(graph, ChainedGraph):
-        return {'all': export_chain(graph, path)}
+        with inner_bar(f'{graph.name}, pieces', len(graph.pieces)) as on_piece:
+            return {'all': export_chain(graph, path, on_piece)}
     return dict(to_onnx(graph, path))
 
 
@@ -212,7 +214,8 @@ def _write_precise(
         return {'precision': precision}
     chain = task.make() if task.name.startswith('denoiser') else None
     if isinstance(chain, ChainedGraph):
-        quantise_chain(chain, path, task.calibration(), to_w8a16)
+        with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
+            quantise_chain(chain, path, task.calibration(), to_w8a16, on_piece)
         return {'precision': precision, 'ranges': 'minmax'}
     return {'precision': precision} | _quantise(task, source, path, methods, adaround)
 

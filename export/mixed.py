@@ -28,6 +28,7 @@ from onnx import helper, numpy_helper
 
 from export.adaround import Rounding
 from export.graphs import Feeds
+from export.inner_bar import inner_bar
 from export.quantize import quantise, quantised_operations
 from export.ranges import measure_ranges
 from export.report import snr_db
@@ -207,12 +208,15 @@ def rounding_noise(
 
     exact = run(call.inputs)
 
-    def measure(names: Sequence[str]) -> Group:
-        got = run(call.inputs | {name: stored(name) for name in names})
-        size = sum(math.prod(constants[name].dims) for name in names)
-        return Group(tuple(names), size, float(np.square(got - exact).sum()))
+    with inner_bar('shares of the error', min(runs, len(axes))) as on_run:
 
-    return _worst_apart(list(axes), measure, runs)
+        def measure(names: Sequence[str]) -> Group:
+            got = run(call.inputs | {name: stored(name) for name in names})
+            size = sum(math.prod(constants[name].dims) for name in names)
+            on_run()
+            return Group(tuple(names), size, float(np.square(got - exact).sum()))
+
+        return _worst_apart(list(axes), measure, runs)
 
 
 def _worst_apart(names: Sequence[str], measure: Callable[[Sequence[str]], Group], runs: int) -> list[Group]:

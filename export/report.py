@@ -200,8 +200,8 @@ class Report:
         """Return a sentence on the time of all steps."""
         seconds = self.step_seconds
         parts = ', '.join(f'{step} {time / 60:.1f}' for step, time in seconds.items() if time)
-        peaks = [spent['peak_gb'] or 0 for spent in self.recording]
-        memory = f' Recording {len(peaks)} videos took up to {max(peaks):.1f} GB.' if peaks else ''
+        peaks = [spent['peak_gb'] for spent in self.recording if spent['peak_gb']]
+        memory = f' Recording took up to {max(peaks):.1f} GB.' if peaks else ''
         return f'All steps: {sum(seconds.values()) / 60:.1f} minutes ({parts}).{memory}'
 
 

@@ -236,7 +236,7 @@ def test_report_shows_costs_and_comparisons(tmp_path):
     assert '\n## Compared\n' in text
     # Both rows are one graph: its steps count once, and compiling is that of the binary.
     assert 'All steps: 2.0 minutes (recording 1.9, float graph 0.0, quantise 0.0, compile 0.1)' in text
-    assert 'Recording 2 videos took up to 1.5 GB.' in text
+    assert 'Recording took up to 1.5 GB.' in text
     values = json.loads((tmp_path / 'report.json').read_text())
     want = {'recording': 114.0, 'float graph': 1.0, 'quantise': 2.0, 'compile': 3.0, 'simulate': 0}
     assert values['step_seconds'] == want
