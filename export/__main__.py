@@ -93,6 +93,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='learn how to round the weights of video_decoder and super_resolution (AdaRound), with the interpreter of '
         'an environment that has aimet-onnx; minutes per graph at the least')  # fmt: skip
     add('--adaround-iterations', type=int, default=1000, metavar='N', help='of each layer (default: %(default)s)')
+    add('--two-parts', action=argparse.BooleanOptionalAction, default=True,
+        help='let weights of convolutional graphs take two parts of 8 bits where the target needs it; the search for '
+        'them runs a graph twenty times and more, minutes each at full size')  # fmt: skip
     add('--separate-contexts', action='store_true',
         help='one binary per stage of the denoiser, not one for all stages with the weights stored once; takes less '
         'memory to compile, and the simulator can load them')  # fmt: skip
@@ -336,6 +339,7 @@ def _settings(args: argparse.Namespace, workshop: Workshop, counts: Mapping[str,
         precisions=args.precision and read_list('--precision', args.precision, PRECISIONS),
         ranges=read_list('--ranges', args.ranges, METHODS),
         adaround=args.adaround,
+        two_parts=args.two_parts,
         calibration_sha256='',
         calibration_samples=dict(counts),
         evaluation_samples=args.evaluation_samples,

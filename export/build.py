@@ -83,6 +83,7 @@ class Settings:
       precisions: None takes each graph's own.
       ranges: rules for the ranges of activations, of `ranges.METHODS`; the best of several is taken.
       adaround: for `adaround.GRAPHS`; None rounds all weights to the nearest.
+      two_parts: whether weights take two parts of 8 bits where a target needs it.
       calibration_sha256: hash of the calibration set.
       calibration_samples: calls of it that ranges are measured on, by graph.
       evaluation_samples: calls per graph that binaries are judged by.
@@ -96,6 +97,7 @@ class Settings:
     precisions: Sequence[str] | None
     ranges: Sequence[str]
     adaround: AdaRound | None
+    two_parts: bool
     calibration_sha256: str
     calibration_samples: dict[str, int]
     evaluation_samples: int
@@ -176,11 +178,12 @@ def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
         if precision == 'w8a16':
             samples = settings.calibration_samples[name]
             source |= {'calibration_sha256': settings.calibration_sha256, 'calibration_samples': samples}
-            source |= {'ranges': list(settings.ranges), 'target_db': task.deployment.target_db}
+            target_db = task.deployment.target_db if settings.two_parts else None
+            source |= {'ranges': list(settings.ranges), 'target_db': target_db}
             if adaround is not None:
                 source |= {'adaround': [adaround.version, adaround.iterations]}
         folder = out / f'{name}-onnx-{precision}'
-        write = functools.partial(_write_precise, task, onnx_path, precision, settings.ranges, adaround)
+        write = functools.partial(_write_precise, task, onnx_path, precision, settings, adaround)
         details = kept_or_made(folder, source, write)
         exported.precise[precision], exported.details[precision] = folder / f'{name}.onnx', details
         on_step(f'{name}: {precision}{_doubled_note(details)}')
@@ -203,7 +206,7 @@ def _write_precise(
     task: Task,
     source: pathlib.Path,
     precision: str,
-    methods: Sequence[str],
+    settings: Settings,
     adaround: AdaRound | None,
     draft: pathlib.Path,
 ) -> dict[str, Any]:
@@ -217,14 +220,14 @@ def _write_precise(
         with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
             quantise_chain(chain, path, task.calibration(), to_w8a16, on_piece)
         return {'precision': precision, 'ranges': 'minmax'}
-    return {'precision': precision} | _quantise(task, source, path, methods, adaround)
+    return {'precision': precision} | _quantise(task, source, path, settings, adaround)
 
 
 def _quantise(
-    task: Task, source: pathlib.Path, path: pathlib.Path, methods: Sequence[str], adaround: AdaRound | None
+    task: Task, source: pathlib.Path, path: pathlib.Path, settings: Settings, adaround: AdaRound | None
 ) -> dict[str, Any]:
     """Write the W8A16 form with the best ranges and as few weights in two parts as the target needs."""
-    judging, judged = task.judging(), task.judged
+    judging, judged, methods = task.judging(), task.judged, settings.ranges
     reached = {}
     for method in methods:
         ranges = path.with_name(f'ranges-{method}.json')
@@ -242,7 +245,9 @@ def _quantise(
             rounding_db[name] = lowest_db(OnnxSession(path), judging, judged)
         rounding = learned if rounding_db['adaround'] > rounding_db['nearest'] else None
     target_db = task.deployment.target_db
-    doubled, judged_db = quantise_to_target(source, path, ranges, judging, judged, target_db, rounding=rounding)
+    doubled, judged_db = quantise_to_target(
+        source, path, ranges, judging, judged, target_db, rounding, settings.two_parts
+    )
     details = {'ranges': best, 'ranges_db': reached, 'rounding_db': rounding_db}
     return details | {'doubled_weights': doubled, 'judged_db': judged_db}
 

@@ -69,6 +69,7 @@ def quantise_to_target(
     judged: Sequence[str],
     target_db: float,
     rounding: Rounding | None = None,
+    search: bool = True,
 ) -> tuple[list[str], float]:
     """Write the W8A16 form of a float graph, with as many weights in two parts as it needs, and the recipe of it.
 
@@ -77,6 +78,7 @@ def quantise_to_target(
       calls: calibration calls with their float outputs, to judge by; the first one finds the layers' shares.
       judged: names of the outputs that count.
       rounding: of the weights that stay in one part; None rounds to the nearest.
+      search: whether weights may be in two parts.
     Returns:
       The weights in two parts, and the ratio on `calls` in dB. It is below the target if nothing reaches that.
     """
@@ -84,7 +86,7 @@ def quantise_to_target(
     quantise(source, destination, ranges, rounding)
     plain = lowest_db(OnnxSession(destination), calls, judged)
     groups, count, best = [], 0, (plain, 0)
-    if plain < aim:
+    if search and plain < aim:
         groups = sorted(rounding_noise(source, calls[0], judged, rounding), key=lambda group: -group.noise / group.size)
     remaining = np.cumsum([0.0, *(group.noise for group in reversed(groups))])[::-1]
     signal = float(np.square(joined(calls[0].outputs, judged), dtype=np.float64).sum())

@@ -129,7 +129,7 @@ def test_comparison_for_the_report(tmp_path):
     config, size = TINY.denoiser, Size(stages=2, units=1, grid=(4, 4), text_tokens=16)
     subject = Subject(config, size, SHIPPED)
     target = find_target('sm8750')
-    settings = Settings(tmp_path, [target], None, ['minmax'], None, '', {}, 1, False, [], True)
+    settings = Settings(tmp_path, [target], None, ['minmax'], None, True, '', {}, 1, False, [], True)
     steps: list[str] = []
     lines = compare(subject, settings, steps.append)
     assert len(steps) == GRAPHS and any(line.startswith('| straightforward |') for line in lines)

@@ -360,6 +360,8 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     none, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain - 5)
     assert not none and reached == pytest.approx(plain)
     assert json.loads((tmp_path / RECIPE).read_text())['groups'] == [], 'nothing had to be measured'
+    none, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain + 3, search=False)
+    assert not none and reached == pytest.approx(plain)
     some, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain + 3)
     assert some and reached >= plain + 3
     recipe = json.loads((tmp_path / RECIPE).read_text())
