@@ -39,7 +39,7 @@ from neodragon_jax.atomic import atomic_folder
 from neodragon_jax.errors import InputError
 
 # The float graph is the same arithmetic in another order; anything below this is a wrong export. Most graphs are above
-# 110 dB, but ONNX Runtime sums the ten million values under a norm of a 640x1024 picture in float32: 84 dB.
+# 100 dB, but ONNX Runtime sums the ten million values under a norm of a 640x1024 picture in float32: 84 dB.
 EXPORT_DB = 80.0
 
 OnStep = Callable[[str], object]
