@@ -21,7 +21,7 @@ from export import __main__ as command
 from export import modules, text_graphs, whole_video
 from export.calibration import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
 from export.graphs import DEPLOYMENTS, Module
-from export.mixed import RECIPE, Group, _worst_apart, lowest_db, quantise_to_target
+from export.mixed import RECIPE, lowest_db, quantise_to_target
 from export.quantize import quantised_operations, to_w8a16
 from export.ranges import METHODS, measure_ranges
 from export.report import snr_db
@@ -371,23 +371,6 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     assert others and all(group['db_if_alone_rounded'] > plain for group in others)
     assert lowest_db(OnnxSession(destination), calls, [module.output]) == pytest.approx(reached)
     assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
-
-
-def test_the_worst_of_many_weights_are_found_in_few_runs():
-    """Among a hundred weights two that make nearly all of the error end in groups of their own."""
-    names = [f'w{index}' for index in range(100)]
-    noise = dict.fromkeys(names, 1.0) | {'w17': 500.0, 'w60': 300.0}
-    runs = []
-
-    def measure(part: Sequence[str]) -> Group:
-        runs.append(part)
-        return Group(tuple(part), len(part), sum(noise[name] for name in part))
-
-    groups = _worst_apart(names, measure, runs=32)
-    assert len(runs) <= 32 and [name for group in groups for name in group.names] == names
-    alone = {group.names[0] for group in groups if len(group.names) == 1}
-    assert {'w17', 'w60'} <= alone and len(groups) < len(names)
-    assert [len(group.names) for group in _worst_apart(names[:20], measure, runs=32)] == [1] * 20
 
 
 def test_parameters_are_float32_whatever_type_they_are_stored_in(tmp_path):
