@@ -3,7 +3,7 @@
     python -m neodragon_jax.random_checkpoint --tokenizers tests/goldens/tiny_checkpoint --out out/random
 
 What is measured on it (time, memory, sizes of exported graphs) is that of the released weights; its videos are noise.
-With --like-trained it is about as hard to quantise as trained weights, for the reasons that `like_trained` names.
+With --like-trained it has some of what decides how hard trained weights are to quantise, see `like_trained`.
 One component at a time is in memory, and one that is complete is not made again.
 """
 
@@ -113,7 +113,7 @@ def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, An
 
 
 def like_trained(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return random parameters with what decides how hard trained ones are to quantise.
+    """Return random parameters with some of what decides how hard trained ones are to quantise.
 
     Kernels follow Student's t, whose tails are heavy, with the deviation that they had. The same few channels, one in
     `OUTLIER_EVERY`, are `OUTLIER_GAIN` times larger than others in all gains, those of modulation too: trained
@@ -122,7 +122,7 @@ def like_trained(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
     The last layer of every residual branch is smaller by the root of their number, as GPT-2's are where training
     starts (Radford et al. 2019, section 2.3): no branch then outweighs what it is added to. Where all branches are as
-    large as that, the roundings of hundreds of layers add up as they do in no trained network.
+    large as that, the roundings of hundreds of layers add up. How near this is to trained weights was not measured.
     """
     rng, few = np.random.default_rng(seed), np.random.default_rng(0)
     widths: dict[int, np.ndarray] = {}
@@ -208,8 +208,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help='default: %(default)s')
     add('--seed', type=int, default=0, help='default: %(default)s')
     add('--like-trained', action='store_true',
-        help='with heavy tails, a few large channels and small residual branches: about as hard to quantise as trained '
-        'weights')  # fmt: skip
+        help='with heavy tails, a few large channels and small residual branches, to try quantisation on')  # fmt: skip
     return parser.parse_args(argv)
 
 
