@@ -29,8 +29,7 @@ from onnx import helper, numpy_helper
 from export.adaround import Rounding
 from export.graphs import Feeds
 from export.inner_bar import inner_bar
-from export.quantize import quantise, quantised_operations
-from export.ranges import measure_ranges
+from export.quantize import quantise
 from export.report import snr_db
 from export.rewrites import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
 from export.runtime import Call, GraphRunner, OnnxSession
@@ -133,14 +132,12 @@ def _quantise_doubled(
 ) -> float:
     """Write the W8A16 form with some weights in two parts; return the ratio on `calls`."""
     path = source.with_name(f'.{source.stem}.doubled.onnx')
+    extended = destination.with_name('ranges-doubled.json')
     try:
         model = onnx.load(source, load_external_data=False)
-        double_weights(model.graph, doubled, source.parent)
+        parts = double_weights(model.graph, doubled, source.parent)
         save(model, path)
-        extended = destination.with_name('ranges-doubled.json')
-        # The parts' own results are new; a few calls are enough, since a clipped second part costs little.
-        measure_ranges(path, extended, lambda: (call.inputs for call in calls), quantised_operations(path))
-        _merge_ranges(extended, ranges)
+        extended.write_text(json.dumps(_with_parts(json.loads(ranges.read_text()), parts)))
         quantise(path, destination, extended, rounding)
     finally:
         for file in path.parent.glob(f'{path.name}*'):
@@ -148,14 +145,30 @@ def _quantise_doubled(
     return lowest_db(OnnxSession(destination), calls, judged)
 
 
-def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathlib.Path) -> None:
+def _with_parts(ranges: dict[str, Any], results: Collection[str]) -> dict[str, Any]:
+    """Return ranges, as `measure_ranges` writes them, with those of the parts of some results.
+
+    The first part has the whole's range. The second, what rounding left over, is about a hundredth of the whole; a
+    quarter holds it even where the whole is small because its terms cancel out, and still rounds finely.
+    """
+    known = ranges['data']
+    for name in results:
+        whole = known[name]
+        end = max(-whole['lowest'], whole['highest']) / 4
+        known |= {f'{name}_coarse': whole, f'{name}_fine': whole | {'lowest': -end, 'highest': end}}
+    return ranges
+
+
+def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathlib.Path) -> list[str]:
     """Let layers run twice, with what 8 bits hold of their weights and with the rest, and add the results.
 
     Args:
       names: of the weights.
       folder: where weights that are not in the graph itself lie.
+    Returns:
+      The layers' results; those of the parts are called `_coarse` and `_fine`.
     """
-    constants, nodes = constants_of(graph), []
+    constants, nodes, results = constants_of(graph), [], []
     for node in graph.node:
         if node.op_type not in _AXES or node.input[1] not in names:
             nodes.append(node)
@@ -170,16 +183,11 @@ def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathl
         del parts[1].input[2:]  # the bias is in the first part
         total = helper.make_node('Add', [part.output[0] for part in parts], [result], name=f'{node.name}_sum')
         nodes += [*parts, total]
+        results.append(result)
     replace_nodes(graph, nodes)
     drop_unused(graph)
     write_shapes(graph)
-
-
-def _merge_ranges(path: pathlib.Path, known: pathlib.Path) -> None:
-    """Replace the ranges in a file by those of another one, for all activations that it has."""
-    ranges, better = (json.loads(file.read_text()) for file in (path, known))
-    ranges['data'] |= better['data']
-    path.write_text(json.dumps(ranges))
+    return results
 
 
 def rounding_noise(
