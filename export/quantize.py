@@ -70,6 +70,8 @@ def quantise(
 
 
 def _quantise(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, config: Any) -> None:
+    for old in destination.parent.glob(f'{destination.name}*'):
+        old.unlink()  # weights would be appended to a file that is there
     quantize_static(
         source,
         destination,

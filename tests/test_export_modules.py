@@ -373,6 +373,17 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
 
 
+def test_quantising_again_leaves_nothing_of_the_time_before(graphs, float_graphs, tmp_path):
+    """The library would append the weights to those that are there."""
+    module, source, sizes = graphs['super_resolution'], tmp_path / 'float.onnx', []
+    model = onnx.load(float_graphs[module.name])
+    onnx.save(model, source, save_as_external_data=True, location='float.weights', size_threshold=64)
+    for _ in range(2):
+        to_w8a16(source, tmp_path / 'graph.onnx', [make_feeds(module)])
+        sizes.append((tmp_path / 'graph.onnx.data').stat().st_size)
+    assert sizes[0] == sizes[1]
+
+
 def test_parameters_are_float32_whatever_type_they_are_stored_in(tmp_path):
     """A table in bfloat16 would reach a graph as an input of a type that it does not have."""
     for folder in TINY_CHECKPOINT.iterdir():
