@@ -29,6 +29,7 @@ from neodragon_jax.layout import Layout, layout_of, patchify, position_ids
 from neodragon_jax.models.attention import make_rotary, strategy
 from neodragon_jax.models.layers import timestep_sinusoid
 from neodragon_jax.models.mmdit import TIMESTEP_WIDTH, JointBlock, PyramidMMDiT
+from neodragon_jax.models.modulation import BlockModulator
 from neodragon_jax.pyramid import envelope, envelope_frame_ids
 from neodragon_jax.sampler import Prompt, Unit
 
@@ -136,7 +137,8 @@ class Vectors(NamedTuple):
     head: Any
 
 
-_MODULATORS = ('time_embed', 'pooled_embed', 'modulators_', 'last_modulator', 'head_modulator')
+_EMBEDDERS, _ENDS = ('time_embed', 'pooled_embed'), ('last_modulator', 'head_modulator')
+_MODULATORS = (*_EMBEDDERS, 'modulators_', *_ENDS)
 
 
 def _part(params: Params, *prefixes: str) -> dict[str, Any]:
@@ -150,7 +152,19 @@ def _modulate(model: PyramidMMDiT, params: Params, sinusoid: Array, pooled: Arra
     return Vectors(*vectors)
 
 
-_modulate_compiled = jax.jit(_modulate, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
+def _embed_conditioning(model: PyramidMMDiT, params: Params, sinusoid: Array, pooled: Array) -> Any:
+    return model.apply({'params': params}, sinusoid, pooled, method='embed_conditioning')
+
+
+@jax.jit
+def _modulate_block(params: Params, embedding: Array) -> Any:
+    return BlockModulator().apply({'params': params}, embedding)
+
+
+@partial(jax.jit, static_argnums=0)
+def _modulate_end(model: PyramidMMDiT, params: Params, embedding: Array) -> Any:
+    return model.apply({'params': params}, embedding, method='modulate_end')
 
 
 def _vector_shapes(model: PyramidMMDiT) -> Vectors:
@@ -267,8 +281,8 @@ class DenoiserHost:
         """Prepare.
 
         Args:
-          params: unrolled; those of the modulation are read whenever one is computed here, and not kept: they have
-            2 GB at full size, and a video needs few modulations.
+          params: unrolled; those of the modulation are read whenever one is computed here, a block at a time, and
+            not kept: they have 2 GB at full size, and a video needs few modulations.
           form: that of the graphs.
           modulate: runs the modulation graph; None computes the same in JAX.
         """
@@ -328,7 +342,13 @@ class DenoiserHost:
         return self._vectors[key]
 
     def _modulate_here(self, conditioning: Feeds) -> Feeds:
-        vectors = _modulate_compiled(self._model, _part(self._params, *_MODULATORS), *conditioning.values())
+        model, params = self._model, self._params
+        embedding = _embed_conditioning(model, _part(params, *_EMBEDDERS), *conditioning.values())
+        blocks = [
+            jax.device_get(_modulate_block(_on_host(params[f'modulators_{index}']), embedding))
+            for index in range(model.config.num_layers - 1)
+        ]
+        vectors = Vectors(blocks, *_modulate_end(model, _part(params, *_ENDS), embedding))
         return {name: np.asarray(leaf).reshape(-1) for name, leaf in _named_vectors(vectors).items()}
 
 

@@ -274,10 +274,17 @@ class PyramidMMDiT(nn.Module):
           sinusoid: embedded timestep, `timestep_sinusoid(timestep, TIMESTEP_WIDTH)`.
           pooled: pooled prompt vector.
         """
-        embedding = self.time_embed(sinusoid) + self.pooled_embed(pooled)
+        embedding = self.embed_conditioning(sinusoid, pooled)
         blocks = self.modulators(embedding) if self.scan else [modulator(embedding) for modulator in self.modulators]
-        head = FinalModulation(*self.head_modulator(nn.silu(embedding)))
-        return blocks, self.last_modulator(embedding), head
+        return blocks, *self.modulate_end(embedding)
+
+    def embed_conditioning(self, sinusoid: Float[Array, 'B t'], pooled: Float[Array, 'B p']) -> Float[Array, 'B D']:
+        """Return the vector that all modulation is made of; the arguments are those of `modulate`."""
+        return self.time_embed(sinusoid) + self.pooled_embed(pooled)
+
+    def modulate_end(self, embedding: Float[Array, 'B D']) -> tuple[BlockModulation, FinalModulation]:
+        """Return the AdaLN vectors of the last block and of the head."""
+        return self.last_modulator(embedding), FinalModulation(*self.head_modulator(nn.silu(embedding)))
 
     def denoise(
         self, patches: Float[Array, '... I P'], text: Float[Array, '... L D'], condition: Condition, keep: int
