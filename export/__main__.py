@@ -95,7 +95,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--adaround-iterations', type=int, default=1000, metavar='N', help='of each layer (default: %(default)s)')
     add('--two-parts', action=argparse.BooleanOptionalAction, default=True,
         help='let weights of convolutional graphs take two parts of 8 bits where the target needs it; the search for '
-        'them runs a graph twenty times and more, minutes each at full size')  # fmt: skip
+        'them runs a graph twenty times or so, up to half a minute each at full size')  # fmt: skip
     add('--separate-contexts', action='store_true',
         help='one binary per stage of the denoiser, not one for all stages with the weights stored once; takes less '
         'memory to compile, and the simulator can load them')  # fmt: skip

@@ -5,7 +5,7 @@ and with what rounding left over, in 8 bits again; the sum has almost 16. Real 1
 HTP simulator, convolutions with them came out 20 to 40 dB worse than they should.
 
 Shares of the error are measured on the float graph, by rounding some weights alone: every weight of a small graph by
-itself; those of a large one, whose runs take minutes, in groups of neighbours, of which the worst are cut in half until
+itself; those of a large one, whose runs take long, in groups of neighbours, of which the worst are cut in half until
 `RUNS` are made. Groups are then doubled in the order of error per byte until what remains fits the target.
 `recipe.json`, beside the graph, says which weights are in two parts, and why.
 """
@@ -37,7 +37,7 @@ from export.to_onnx import save
 
 # The search aims this much above the target, because other inputs than those it sees come out worse.
 HEADROOM_DB = 3.0
-# Runs of the float graph that shares of the error are measured with; at full size one takes a minute and more.
+# Runs of the float graph that shares of the error are measured with; at full size one takes up to half a minute.
 RUNS = 16
 RECIPE = 'recipe.json'
 _INT8 = 127
