@@ -74,7 +74,7 @@ def quantise_to_target(
 
     Args:
       ranges: of the activations.
-      calls: calibration calls with their float outputs, to judge by; the first one finds the layers' shares.
+      calls: calibration calls with their float outputs, to judge by; the worst one finds the layers' shares.
       judged: names of the outputs that count.
       rounding: of the weights that stay in one part; None rounds to the nearest.
       search: whether weights may be in two parts.
@@ -83,12 +83,14 @@ def quantise_to_target(
     """
     aim = target_db + HEADROOM_DB
     quantise(source, destination, ranges, rounding)
-    plain = lowest_db(OnnxSession(destination), calls, judged)
+    session = OnnxSession(destination)
+    plain, worst = min(((lowest_db(session, [call], judged), call) for call in calls), key=lambda found: found[0])
+    del session
     groups, count, best = [], 0, (plain, 0)
     if search and plain < aim:
-        groups = sorted(rounding_noise(source, calls[0], judged, rounding), key=lambda group: -group.noise / group.size)
+        groups = sorted(rounding_noise(source, worst, judged, rounding), key=lambda group: -group.noise / group.size)
     remaining = np.cumsum([0.0, *(group.noise for group in reversed(groups))])[::-1]
-    signal = float(np.square(joined(calls[0].outputs, judged), dtype=np.float64).sum())
+    signal = float(np.square(joined(worst.outputs, judged), dtype=np.float64).sum())
     doubled_db = functools.partial(_quantise_doubled, source, destination, ranges, calls, judged, rounding)
     allowed_db = aim
     while best[0] < aim and count < len(groups):

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from export import rewrites
 from export.graphs import Graph
 from export.mixed import Group, _worst_apart, double_weights, rounded
+from export.quantize import to_w8a16
 from export.report import snr_db
 from export.runtime import OnnxSession
 from export.to_onnx import to_onnx
@@ -138,6 +139,18 @@ def test_gelu_floor_changes_nothing_in_float32(tmp_path):
     assert counts == {'Max': 1, 'Gelu': 1}
     x = np.linspace(-50, 10, 256, dtype=np.float32).reshape(4, 64)
     np.testing.assert_allclose(OnnxSession(path).run({'x': x})['y'], np.asarray(function(x)), atol=1e-6)
+
+
+def test_quantising_again_leaves_nothing_of_the_time_before(tmp_path):
+    """The library would append the weights to those that are there."""
+    source, destination, sizes = tmp_path / 'float.onnx', tmp_path / 'quantised.onnx', []
+    exported(conv(32), {'x': (1, 4, 4, 32)}, tmp_path)
+    model = onnx.load(tmp_path / 'graph.onnx')
+    onnx.save(model, source, save_as_external_data=True, location='float.weights', size_threshold=64)
+    for _ in range(2):
+        to_w8a16(source, destination, [{'x': normal(4, 1, 4, 4, 32)}])
+        sizes.append(destination.with_name('quantised.onnx.data').stat().st_size)
+    assert sizes[0] == sizes[1]
 
 
 def test_weights_in_two_parts_are_the_weights(tmp_path):
