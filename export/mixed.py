@@ -83,9 +83,7 @@ def quantise_to_target(
     """
     aim = target_db + HEADROOM_DB
     quantise(source, destination, ranges, rounding)
-    session = OnnxSession(destination)
-    plain, worst = min(((lowest_db(session, [call], judged), call) for call in calls), key=lambda found: found[0])
-    del session
+    plain, worst = _worst(destination, calls, judged)
     groups, count, best = [], 0, (plain, 0)
     if search and plain < aim:
         groups = sorted(rounding_noise(source, worst, judged, rounding), key=lambda group: -group.noise / group.size)
@@ -103,6 +101,14 @@ def quantise_to_target(
     recipe = _recipe(groups, best[1], signal) | {'target_db': target_db, 'plain_db': plain, 'reached_db': best[0]}
     destination.with_name(RECIPE).write_text(json.dumps(recipe, indent=2) + '\n')
     return _names(groups[: best[1]]), best[0]
+
+
+def _worst(path: pathlib.Path, calls: Sequence[Call], judged: Sequence[str]) -> tuple[float, Call]:
+    """Return the lowest ratio of a graph over some calls, and its call."""
+    session = OnnxSession(path)
+    ratios = [lowest_db(session, [call], judged) for call in calls]
+    index = ratios.index(min(ratios))
+    return ratios[index], calls[index]
 
 
 def _names(groups: Sequence[Group]) -> list[str]:
