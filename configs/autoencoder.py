@@ -32,11 +32,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from neodragon_jax.errors import InputError
 from train.autoencoder import AutoencoderConfig
-from train.data.clips import ClipsConfig
-from train.loop import LoopConfig
+from train.runtime.loop import LoopConfig
+from train.runtime.settings import defaults
+from train.vae.clips import ClipsConfig
 
 
 def get_config(preset: str = 'full') -> ConfigDict:

@@ -30,11 +30,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from neodragon_jax.errors import InputError
-from train.data.clips import ClipsConfig
 from train.decoder import DecoderConfig
-from train.loop import LoopConfig
+from train.runtime.loop import LoopConfig
+from train.runtime.settings import defaults
+from train.vae.clips import ClipsConfig
 
 
 def get_config(preset: str = 'full') -> ConfigDict:

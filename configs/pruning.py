@@ -28,10 +28,10 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from neodragon_jax.errors import InputError
-from train.platform.optimizer import OptimizerConfig
-from train.platform.program import LoopConfig
+from train.runtime.optimizer import OptimizerConfig
+from train.runtime.program import LoopConfig
+from train.runtime.settings import defaults
 
 PRESETS = ('stage1', 'stage2', 'stage1-tiny', 'stage2-tiny', 'stage1-shapes', 'stage2-shapes')
 

@@ -16,7 +16,7 @@ tiny: the small variant on crops of 32x32, a minute on a laptop, also on virtual
         --config.data=FOLDER --config.workdir=RUN
 
 Expected: `loss` below `nearest_l1`, and RUN/result/super_resolution with config.json and weights that
-`neodragon_jax.checkpoint.load` reads.
+`neodragon_jax.checkpoint.components.load` reads.
 
 `--dry-run` prints shapes, shardings and bytes per device. The same command goes on where a run was stopped.
 """
@@ -25,9 +25,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from neodragon_jax.errors import InputError
-from train.platform.program import LoopConfig
+from train.runtime.program import LoopConfig
+from train.runtime.settings import defaults
 
 
 def get_config(preset: str = 'full') -> ConfigDict:

@@ -36,9 +36,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from neodragon_jax.errors import InputError
-from train.platform.program import LoopConfig
+from train.runtime.program import LoopConfig
+from train.runtime.settings import defaults
 
 
 def get_config(preset: str = 'full') -> ConfigDict:

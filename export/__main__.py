@@ -11,16 +11,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from neodragon_jax import generation, shipped
+from neodragon_jax.checkpoint import shipped
 from neodragon_jax.errors import InputError, did_you_mean
-from neodragon_jax.generation import RELEASED
+from neodragon_jax.generation import defaults as generation
+from neodragon_jax.generation.defaults import RELEASED
 
 if TYPE_CHECKING:
-    from export.build import Settings
-    from export.calibration import Scenes
-    from export.dataset import Dataset, Protocol
-    from export.report import Report
-    from export.tasks import Workshop
+    from export.host.calibration_set import Dataset, Protocol
+    from export.host.recording import Scenes
+    from export.report.report import Report
+    from export.steps.graph import Settings
+    from export.steps.workshop import Workshop
 
 PACKAGES = ('jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime_qnn')
 
@@ -134,7 +135,7 @@ def read_list(option: str, text: str, known: Sequence[str]) -> list[str]:
 
 def read_prompts(path: str | None, example: str = '') -> Sequence[str]:
     """Return the lines of a prompts file; without one the checkpoint's example, or the built-in prompts."""
-    from export.calibration import PROMPTS
+    from export.host.recording import PROMPTS
 
     if path is None:
         return [example] if example else PROMPTS
@@ -177,7 +178,7 @@ def run(args: argparse.Namespace) -> Report:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f'{", ".join(missing)}: not installed. Run: pip install -e ".[export]" (x86-64 Linux).')
-    from export.compile_qnn import find_targets
+    from export.qnn.compile import find_targets
 
     find_targets(args.soc)
     _check_numbers(args)
@@ -196,7 +197,7 @@ def _settled(args: argparse.Namespace) -> argparse.Namespace:
     Raises:
       InputError: there is no such checkpoint, or that file is damaged; or --adaround names nothing that has aimet-onnx.
     """
-    from export import adaround
+    from export.quantize import adaround
 
     settled = argparse.Namespace(**vars(args))
     settled.checkpoint = shipped.find(args.checkpoint)
@@ -221,9 +222,12 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace, prompts: Sequence[str]) -> Report:
     """Record, then export and measure graph by graph."""
-    from export import build, shared, straightforward, whole_video
-    from export.dataset import Dataset
-    from export.report import Report
+    from export.host.calibration_set import Dataset
+    from export.report.report import Report
+    from export.steps import comparison as straightforward
+    from export.steps import graph as build
+    from export.steps import shared_binary as shared
+    from export.steps import whole_video
 
     workshop = _workshop(args)
     if args.compare:
@@ -268,8 +272,10 @@ def _workshop(args: argparse.Namespace) -> Workshop:
     Raises:
       InputError: a component is missing or of another kind, or a graph is unknown.
     """
-    from export import modules, tasks
-    from neodragon_jax import checkpoint, pipeline
+    from export.host import modules
+    from export.steps import workshop as tasks
+    from neodragon_jax.checkpoint import components as checkpoint
+    from neodragon_jax.generation import pipeline
 
     own = args.defaults.of(args.mode)
     plan = pipeline.make_plan(args.mode, args.frames, args.height, args.width, args.steps, defaults=own)
@@ -283,7 +289,7 @@ def _workshop(args: argparse.Namespace) -> Workshop:
 
 def _scenes(args: argparse.Namespace, prompts: Sequence[str]) -> Scenes:
     """Return what calibration generates."""
-    from export.calibration import Scenes
+    from export.host.recording import Scenes
     from neodragon_jax import video
 
     images = [video.image_to_frame(video.read_image(path), args.height, args.width) for path in args.image]
@@ -292,8 +298,8 @@ def _scenes(args: argparse.Namespace, prompts: Sequence[str]) -> Scenes:
 
 def _counts(args: argparse.Namespace, workshop: Workshop) -> dict[str, int]:
     """Return the calibration samples of every graph; none for those that are not quantised."""
-    from export.compile_qnn import PRECISIONS
-    from export.graphs import DEPLOYMENTS
+    from export.graphs.table import DEPLOYMENTS
+    from export.qnn.compile import PRECISIONS
 
     precisions = args.precision and read_list('--precision', args.precision, PRECISIONS)
     counts = {}
@@ -306,8 +312,8 @@ def _counts(args: argparse.Namespace, workshop: Workshop) -> dict[str, int]:
 
 def _protocol(args: argparse.Namespace, workshop: Workshop, scenes: Scenes, counts: Mapping[str, int]) -> Protocol:
     """Return how calibration is recorded: as many videos as the counts take, or as many as the user says."""
-    from export.calibration import videos_needed
-    from export.dataset import Protocol
+    from export.host.calibration_set import Protocol
+    from export.host.recording import videos_needed
 
     recorded = {name: counts.get(name, 0) for name in workshop.calls}
     videos = args.prompts or videos_needed(workshop.calls, recorded)
@@ -321,11 +327,11 @@ def _settings(args: argparse.Namespace, workshop: Workshop, counts: Mapping[str,
     Raises:
       InputError: --adaround without a graph that it is for.
     """
-    from export.adaround import GRAPHS as ADAROUND_GRAPHS
-    from export.build import Settings
-    from export.compile_qnn import PRECISIONS, find_targets
-    from export.graphs import DENOISER
-    from export.ranges import METHODS
+    from export.graphs.table import DENOISER
+    from export.qnn.compile import PRECISIONS, find_targets
+    from export.quantize.adaround import GRAPHS as ADAROUND_GRAPHS
+    from export.quantize.ranges import METHODS
+    from export.steps.graph import Settings
 
     if args.adaround is not None and not set(ADAROUND_GRAPHS) & set(workshop.names):
         raise InputError(
@@ -353,7 +359,7 @@ def _made_from(
     args: argparse.Namespace, workshop: Workshop, dataset: Dataset, counts: Mapping[str, int]
 ) -> dict[str, object]:
     """Return what the report says that it was made from."""
-    from export.build import makers
+    from export.steps.graph import makers
 
     return {
         'checkpoint': str(args.checkpoint),

@@ -22,12 +22,12 @@ from neodragon_jax.errors import InputError, did_you_mean, exit_status
 if TYPE_CHECKING:
     import tqdm
 
-    from export.compile_qnn import Target
-    from export.cost import Estimate
-    from export.denoiser import DenoiserHost, Form
-    from export.graphs import Feeds
-    from export.static_view import StaticView
-    from neodragon_jax.config import MMDiTConfig
+    from export.graphs.denoiser import DenoiserHost, Form
+    from export.graphs.table import Feeds
+    from export.qnn.compile import Target
+    from export.qnn.latency import Estimate
+    from export.qnn.static_view import StaticView
+    from neodragon_jax.config.neodragon import MMDiTConfig
 
 BASELINE = 'straightforward'
 # What the shipped form has to save of the straightforward one's bytes and weights, and its latency (stage 2).
@@ -109,8 +109,8 @@ def run(args: argparse.Namespace) -> list[FormRow]:
     """Build, count and report all forms."""
     import tqdm
 
-    from export.compile_qnn import find_target
-    from neodragon_jax.config import FULL
+    from export.qnn.compile import find_target
+    from neodragon_jax.config.neodragon import FULL
 
     names, target = read_forms(args.forms), find_target(args.soc)
     if args.blocks < 2 or args.heads < 1:
@@ -160,7 +160,7 @@ def compare(
 
 def read_forms(text: str | None) -> list[str]:
     """Return the forms of a comma-separated list, or all."""
-    from export.denoiser import FORMS
+    from export.graphs.denoiser import FORMS
 
     names = list(FORMS) if text is None else [name.strip() for name in text.split(',') if name.strip()]
     for name in names:
@@ -172,15 +172,15 @@ def read_forms(text: str | None) -> list[str]:
 
 
 def _form(name: str) -> Form:
-    from export.denoiser import FORMS
+    from export.graphs.denoiser import FORMS
 
     return FORMS[name]
 
 
 def form_row(name: str, built: Callable[[int], Compiled], blocks: int) -> FormRow:
     """Return the row of a form from its graphs of one and of two blocks."""
-    from export.cost import estimate
-    from export.static_view import extrapolate
+    from export.qnn.latency import estimate
+    from export.qnn.static_view import extrapolate
 
     short, long = built(1), built(2)
     view = extrapolate(short.view, long.view, blocks - 1)
@@ -189,14 +189,14 @@ def form_row(name: str, built: Callable[[int], Compiled], blocks: int) -> FormRo
 
 def build(config: MMDiTConfig, form: Form, stage: int, target: Target, size: Size) -> Compiled:
     """Quantise a stage of a model with random weights on one random call, compile it, and count."""
-    from export.compile_qnn import provider_options
-    from export.denoiser import DenoiserHost, denoiser_graphs
-    from export.htp import HtpSession
-    from export.quantize import to_w8a16
-    from export.report import snr_db
-    from export.runtime import OnnxSession
-    from export.static_view import dump_options, read_view
-    from export.stitch import export_chain, quantise_chain
+    from export.graphs.denoiser import DenoiserHost, denoiser_graphs
+    from export.graphs.runners import OnnxSession
+    from export.qnn.compile import provider_options
+    from export.qnn.htp import HtpSession
+    from export.qnn.static_view import dump_options, read_view
+    from export.quantize.qdq import to_w8a16
+    from export.quantize.stitch import export_chain, quantise_chain
+    from export.report.report import snr_db
     from neodragon_jax.models.mmdit import PyramidMMDiT
     from neodragon_jax.random_checkpoint import random_params
 
@@ -226,8 +226,8 @@ def random_call(host: DenoiserHost, config: MMDiTConfig, stage: int, size: Size)
     import jax.numpy as jnp
     import numpy as np
 
-    from neodragon_jax.pyramid import envelope_history, levels
-    from neodragon_jax.sampler import Prompt
+    from neodragon_jax.pyramid.sampler import Prompt
+    from neodragon_jax.pyramid.stages import envelope_history, levels
 
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from neodragon_jax import generation, shipped, vbench
 from neodragon_jax.atomic import atomic_file
+from neodragon_jax.checkpoint import shipped
 from neodragon_jax.errors import InputError, exit_status
-from neodragon_jax.generation import RELEASED
-from neodragon_jax.prompts import read_prompts
+from neodragon_jax.evaluation import vbench
+from neodragon_jax.evaluation.prompt_files import read_prompts
+from neodragon_jax.generation import defaults as generation
+from neodragon_jax.generation.defaults import RELEASED
 
 EXAMPLES = """
 What no option says is as in the checkpoint's generation.json, and what that leaves out as in the released system. An
@@ -191,7 +193,7 @@ def run(args: argparse.Namespace) -> None:
     """Make all videos of a command line."""
     prompts, process = asked_prompts(args), (0, 1)
     if args.distributed:
-        from neodragon_jax.studio import start_processes
+        from neodragon_jax.generation.session import start_processes
 
         process = start_processes()
     jobs = make_jobs(args, prompts, *process)
@@ -201,7 +203,7 @@ def run(args: argparse.Namespace) -> None:
     import tqdm
 
     from neodragon_jax import video
-    from neodragon_jax.studio import Studio
+    from neodragon_jax.generation.session import Studio
 
     studio = Studio.open(args, videos=len(jobs))
     size, devices = len(studio.spread.devices), studio.spread.devices

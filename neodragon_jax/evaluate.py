@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError, exit_status
-from neodragon_jax.metrics import ClipMetrics, markdown_table, mean_metrics, measure
-from neodragon_jax.vbench import MODES, find_vbench, run_vbench
+from neodragon_jax.evaluation.clip_metrics import ClipMetrics, markdown_table, mean_metrics, measure
+from neodragon_jax.evaluation.vbench import MODES, find_vbench, run_vbench
 
 EXAMPLES = """
 motion (px/frame), flicker and sharpness (grey levels), saturation (0..1) need no weights and no reference; their

@@ -6,8 +6,8 @@ import argparse
 import math
 from typing import NamedTuple
 
-from neodragon_jax import checkpoint
-from neodragon_jax.config import FULL, TINY, ComponentConfig, SystemConfig
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.config.neodragon import FULL, TINY, ComponentConfig, SystemConfig
 
 PRESETS = {'full': FULL, 'tiny': TINY}
 # Stored with the weights, but fixed: not a parameter.

@@ -12,19 +12,22 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 # Tests compile for minutes and run for milliseconds.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
+from support.goldens import ROOT, TINY_CHECKPOINT
+
+# Commands that tests start find the project and the test helpers, wherever they run.
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH')]))
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neodragon_jax import checkpoint
-from neodragon_jax.config_super_resolution import variant
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.models.super_resolution import QuickSRNet
+from support.goldens import ROOT
 
-GOLDENS = pathlib.Path(__file__).parent / 'goldens'
-TINY_CHECKPOINT = GOLDENS / 'tiny_checkpoint'
-
-jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(__file__).parent.parent / 'out' / 'jax_cache'))
+jax.config.update('jax_compilation_cache_dir', str(ROOT / 'out' / 'jax_cache'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
@@ -37,24 +40,6 @@ def upscaler(tmp_path_factory) -> pathlib.Path:
     params = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
     checkpoint.save(folder, network, jax.tree.map(np.asarray, params))
     return folder
-
-
-def relative_error(got, want) -> float:
-    """Return |got - want| / |want| in the Euclidean norm, in float64."""
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape, (got.shape, want.shape)
-    return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30))
-
-
-def channels_last(video: np.ndarray) -> np.ndarray:
-    """Return the golden layout [B, C, T, H, W] as ours, [B, T, H, W, C]."""
-    return np.moveaxis(video, 1, -1)
-
-
-def load_golden(name: str) -> dict[str, np.ndarray]:
-    """Return the arrays of tests/goldens/{name}/golden.npz by name."""
-    with np.load(GOLDENS / name / 'golden.npz') as arrays:
-        return dict(arrays)
 
 
 @pytest.fixture(scope='session')

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from support.goldens import ROOT
 
 FORBIDDEN = {
     'neodragon_jax': {'train', 'export', 'configs', 'absl', 'ml_collections', 'optax', 'onnx', 'tensorflow_datasets'},

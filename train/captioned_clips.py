@@ -30,10 +30,11 @@ from typing import Any
 
 import tqdm
 
-from neodragon_jax import pipeline
 from neodragon_jax.atomic import PathLike
 from neodragon_jax.errors import InputError, exit_status
-from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, clip_codec
+from neodragon_jax.generation import pipeline
+from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
+from train.data import mp4_bytes as clip_codec
 from train.data.captions import Captions, file_key, read_sidecars, read_table, readable, sidecars
 from train.data.clip_report import REPORT, print_summary, write_report
 from train.data.inspection import Criteria, Verdict, inspect_files

@@ -32,11 +32,10 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from configs import command_line
-from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
-from neodragon_jax.config import CausalEncoderConfig, VideoVAEConfig
-from neodragon_jax.config_pyramid_flow import PyramidFlowVAEConfig
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.config.neodragon import CausalEncoderConfig, VideoVAEConfig
+from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import (
@@ -48,23 +47,24 @@ from neodragon_jax.models.vae import (
     posterior_mean,
     posterior_sample,
 )
-from train import loop
 from train.aot.abstract import AbstractProgram
-from train.codec.codec_program import (
+from train.data import DTYPES
+from train.runtime import loop
+from train.runtime.optimizer import AveragedState, masters
+from train.runtime.settings import command_line
+from train.runtime.sharding import count_parameters, start_processes, to_host
+from train.vae.clips import Clips, ClipsConfig, blank_clips
+from train.vae.flat_convolutions import flat_convolutions
+from train.vae.fresh_parameters import fresh_small_decoder, mean_colour
+from train.vae.reconstruction import TermsConfig
+from train.vae.rematerialise import decode, encode
+from train.vae.vae_program import (
     CodecConfig,
     CodecProgram,
     abstract,
     clips_of,
     read_settings,
 )
-from train.codec.flat_convolutions import flat_convolutions
-from train.codec.fresh_codecs import fresh_small_decoder, mean_colour
-from train.codec.reconstruction import TermsConfig
-from train.codec.rematerialise import decode, encode
-from train.data import DTYPES
-from train.data.clips import Clips, ClipsConfig, blank_clips
-from train.platform.optimizer import AveragedState, masters
-from train.sharding import count_parameters, start_processes, to_host
 
 # Folder name of what comes out: that of the released checkpoint.
 VIDEO_VAE = 'causal_video_vae'

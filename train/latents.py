@@ -36,9 +36,11 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from neodragon_jax import checkpoint, pipeline
+from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.errors import InputError, exit_status
-from neodragon_jax.memory import read_params
+from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.param_store import read_params
+from neodragon_jax.generation.tokens import DEFAULT_NEGATIVE_PROMPT
 from neodragon_jax.models.vae import (
     CausalVAE,
     encode_chunked,
@@ -46,15 +48,14 @@ from neodragon_jax.models.vae import (
     posterior_mean,
     posterior_sample,
 )
-from neodragon_jax.tokens import DEFAULT_NEGATIVE_PROMPT
 from train.captioned_clips import ClipSource
-from train.codec.flat_convolutions import flat_convolutions
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleWriter
 from train.data.conditioning import CONTENTS, Conditioner, load_conditioner
 from train.data.manifest import NEGATIVE, NULL, is_dataset
 from train.data.parallel import ordered_map
-from train.sharding import start_processes
+from train.runtime.sharding import start_processes
 from train.teacher_samples import fingerprint
+from train.vae.flat_convolutions import flat_convolutions
 
 VAE = 'causal_video_vae'
 

@@ -24,19 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from neodragon_jax import checkpoint, pipeline, video
+from neodragon_jax import video
 from neodragon_jax.atomic import atomic_file
+from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.generation import pipeline
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import CausalVAE, denormalise
-from neodragon_jax.sampler import Plan, Prompt
-from train.blocks.block_selection import Round, Subject, check_choice, choose, difference
-from train.blocks.importance import Importance
-from train.blocks.importance_chart import importance_svg
-from train.blocks.keep_list import KEEP, prune, read_keep
+from neodragon_jax.pyramid.sampler import Plan, Prompt
 from train.data import DTYPES, SampleSource
-from train.flow.teacher_parts import check_widths, read_denoiser
-from train.teacher import RAW_STATES, STATES
+from train.pruning.importance import Importance
+from train.pruning.importance_chart import importance_svg
+from train.pruning.keep_list import KEEP, prune, read_keep
+from train.pruning.selection import Round, Subject, check_choice, choose, difference
+from train.teacher.denoisers import check_widths, read_denoiser
+from train.teacher.program import RAW_STATES, STATES
 from train.teacher_samples import fingerprint
 
 EXAMPLES = """

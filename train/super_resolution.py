@@ -27,17 +27,17 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
-from configs import command_line, freeze, require
-from neodragon_jax import checkpoint
 from neodragon_jax.atomic import atomic_file
-from neodragon_jax.config_super_resolution import variant
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.super_resolution import QuickSRNet
-from train import loop
 from train.aot.abstract import AbstractProgram
-from train.data.frames import CropConfig, CropSource
+from train.data.crops import CropConfig, CropSource
 from train.data.sources import Repeated
-from train.sharding import split_batch, start_processes, to_host
+from train.runtime import loop
+from train.runtime.settings import command_line, freeze, require
+from train.runtime.sharding import split_batch, start_processes, to_host
 
 # Folder name of what comes out.
 NETWORK = 'super_resolution'

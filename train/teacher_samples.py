@@ -28,13 +28,15 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int
 
-from neodragon_jax import checkpoint, pipeline, video
+from neodragon_jax import video
+from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.errors import InputError, exit_status
-from neodragon_jax.prompts import read_prompts
-from neodragon_jax.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
-from neodragon_jax.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
+from neodragon_jax.evaluation.prompt_files import read_prompts
+from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
+from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
 from train.data import DTYPES, SampleSpec, SampleWriter
-from train.sharding import start_processes
+from train.runtime.sharding import start_processes
 
 TEACHER, TEACHER_ADAPTER = pipeline.DENOISER_FOLDERS['monolithic'], pipeline.ADAPTER_FOLDERS['monolithic']
 GENERATED = 'generated'

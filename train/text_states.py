@@ -20,14 +20,15 @@ import jax
 import numpy as np
 import tqdm
 
-from neodragon_jax import checkpoint, pipeline
+from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.errors import InputError, exit_status
-from neodragon_jax.memory import read_params
-from neodragon_jax.models.text import T5Encoder
+from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.param_store import read_params
+from neodragon_jax.models.t5 import T5Encoder
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.sharding import start_processes
+from train.runtime.sharding import start_processes
 from train.teacher_samples import fingerprint
-from train.text import IDS, MASK, STATES
+from train.text.program import IDS, MASK, STATES
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

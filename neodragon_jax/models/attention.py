@@ -31,7 +31,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from neodragon_jax.errors import InputError, did_you_mean
-from neodragon_jax.layout import (
+from neodragon_jax.models.splash import Prefixes, attend_prefixes
+from neodragon_jax.pyramid.layout import (
     Layout,
     QueryGroup,
     attention_bias,
@@ -39,7 +40,6 @@ from neodragon_jax.layout import (
     query_groups,
     valid_tokens,
 )
-from neodragon_jax.models.splash import Prefixes, attend_prefixes
 
 # Their product is added to a forbidden score: exp(-100) is nothing, and neither widens the range of what it joins much.
 QUERY_FEATURE, KEY_FEATURE = 4.0, -25.0

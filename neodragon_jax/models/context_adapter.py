@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from neodragon_jax.config import ContextAdapterConfig
+from neodragon_jax.config.neodragon import ContextAdapterConfig
 from neodragon_jax.errors import InputError
 
 

@@ -22,11 +22,11 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
-from neodragon_jax.config import MMDiTConfig
+from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.errors import InputError
-from neodragon_jax.layout import Layout, layout_of, patchify, position_ids, unpatchify
 from neodragon_jax.models.attention import Queries, make_rotary, rotate, strategy
 from neodragon_jax.models.layers import sincos_table, timestep_sinusoid
+from neodragon_jax.models.mesh import keep_batch_split
 from neodragon_jax.models.modulation import (
     TWO_PARTS,
     BlockModulation,
@@ -37,7 +37,7 @@ from neodragon_jax.models.modulation import (
     ModulationLinear,
     modulate,
 )
-from neodragon_jax.models.placement import keep_batch_split
+from neodragon_jax.pyramid.layout import Layout, layout_of, patchify, position_ids, unpatchify
 
 TIMESTEP_WIDTH = 256
 QK_NORM_EPSILON = 1e-5

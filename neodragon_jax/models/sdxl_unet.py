@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from neodragon_jax.config_sdxl import Level, UNetConfig
+from neodragon_jax.config.sdxl import Level, UNetConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.layers import timestep_sinusoid
 from neodragon_jax.models.mmdit import ConditioningMLP

@@ -22,8 +22,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from neodragon_jax.layout import Layout
-from neodragon_jax.models.placement import HEADS_AXIS, batch_axes
+from neodragon_jax.models.mesh import HEADS_AXIS, batch_axes
+from neodragon_jax.pyramid.layout import Layout
 
 # Tiles are multiples of a vector register's lanes, and their scores must fit a core's vector memory in float32.
 LANES, LONGEST_TILE = 128, 1024

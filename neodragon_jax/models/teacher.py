@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from neodragon_jax.config_pyramid_flow import TeacherMMDiTConfig
+from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from neodragon_jax.config import VideoVAEConfig
+from neodragon_jax.config.neodragon import VideoVAEConfig
 
 MEMORY_BLOCKS = 3  # per level
 

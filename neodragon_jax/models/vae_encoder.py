@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from neodragon_jax.config import CausalEncoderConfig
+from neodragon_jax.config.neodragon import CausalEncoderConfig
 from neodragon_jax.models.causal_layers import CausalConv, ResnetBlock, middle, project_out
 
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from neodragon_jax.errors import InputError
 from train.data import Source
-from train.loop import LoopConfig, Program
+from train.runtime.loop import LoopConfig, Program
 
 # Steps that are looked at to find all variants of a program's step.
 STEPS_SEEN = 1000

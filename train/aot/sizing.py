@@ -34,14 +34,13 @@ from ml_collections import ConfigDict, config_flags
 
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
-from train import loop
 from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
 from train.aot import report as aot_report
 from train.aot import worker as aot_worker
 from train.aot.report import Case, Facts
-from train.platform import flops
-from train.sharding import AXES, MeshConfig, make_mesh
+from train.runtime import flops, loop
+from train.runtime.sharding import AXES, MeshConfig, make_mesh
 from train.tpu_flags import FLAGS
 
 # A ConfigDict; type checkers do not know its attributes.

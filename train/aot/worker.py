@@ -26,13 +26,13 @@ from ml_collections import ConfigDict
 
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
-from train import loop
 from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
 from train.aot.cost import analyse
 from train.aot.hlo import group_axes, parse
 from train.aot.report import Facts, needed_bytes
-from train.sharding import make_mesh
+from train.runtime import loop
+from train.runtime.sharding import make_mesh
 
 # The environment of this process: no TPU is looked for, nothing is printed, and another process may use libtpu, too.
 QUIET = {

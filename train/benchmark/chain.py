@@ -14,15 +14,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from configs import dmd
-from neodragon_jax import generation
+from neodragon_jax.generation import defaults as generation
 from train.autoencoder import AUTOENCODER
 from train.decoder import VIDEO_VAE as VAE
-from train.dmd import STUDENT
+from train.dmd.program import STUDENT
 from train.shapes.language import TEACHER_ENCODER
-from train.teacher import PYRAMID_FLOW as WITH_EMBEDDER
+from train.teacher.program import PYRAMID_FLOW as WITH_EMBEDDER
 from train.teacher_samples import TEACHER as DENOISER
 from train.teacher_samples import TEACHER_ADAPTER as ADAPTER
-from train.texts.text_parts import ENCODER as TEXT_ENCODER
+from train.text.parts import ENCODER as TEXT_ENCODER
 
 # Folders of the text side that nothing trains.
 LANGUAGE = ('tokenizer', 'tokenizer_2', 'tokenizer_3', 'text_encoder', 'text_encoder_2')

@@ -20,19 +20,21 @@ import tqdm
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from neodragon_jax import checkpoint, pipeline, video
+from neodragon_jax import video
 from neodragon_jax.atomic import atomic_file
+from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.errors import InputError
+from neodragon_jax.generation import pipeline
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
-from neodragon_jax.sampler import DrawnNoise
+from neodragon_jax.pyramid.sampler import DrawnNoise
 from train.autoencoder import AUTOENCODER
 from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain, Tier
-from train.codec.reconstruction import quality
-from train.data.clips import to_float
-from train.dmd import STUDENT, STUDENT_ADAPTER
+from train.dmd.program import STUDENT, STUDENT_ADAPTER
 from train.moving_shapes import MovingShapesSource
 from train.shapes.attributes import Estimate, measure, summarise
 from train.shapes.world import WORLDS, Traits
+from train.vae.clips import to_float
+from train.vae.reconstruction import quality
 
 Videos = UInt8[np.ndarray, 'N F H W 3']
 # Of the held-out scenes; training scenes have another.

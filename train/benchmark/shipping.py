@@ -8,11 +8,12 @@ import shutil
 
 import jax.numpy as jnp
 
-from neodragon_jax import checkpoint, generation
 from neodragon_jax.atomic import atomic_file, atomic_folder
-from neodragon_jax.memory import cast
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.generation import defaults as generation
+from neodragon_jax.generation.param_store import cast
 from train.benchmark.chain import ADAPTER, DENOISER, TEXT_ENCODER, VAE, Chain, Tier
-from train.dmd import STUDENT, STUDENT_ADAPTER
+from train.dmd.program import STUDENT, STUDENT_ADAPTER
 from train.shapes.world import WORLDS, caption
 
 TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3')

@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neodragon_jax import checkpoint, pipeline
+from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.errors import InputError
-from neodragon_jax.memory import read_params
+from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.param_store import read_params
+from neodragon_jax.generation.tokens import Tokenizers, Tokens
 from neodragon_jax.models.context_adapter import ContextAdapter
-from neodragon_jax.models.text import T5Encoder, T5EncoderWithProjection
-from neodragon_jax.tokens import Tokenizers, Tokens
+from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
 from train.data.record_spec import ArraySpec
 from train.teacher_samples import fingerprint
 

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from neodragon_jax.pyramid import down_noise, envelope_history, history_stage, levels, stage_pair
-from neodragon_jax.schedule import Schedule
-from train import losses
+from neodragon_jax.pyramid.schedule import Schedule
+from neodragon_jax.pyramid.stages import down_noise, envelope_history, history_stage, levels, stage_pair
+from train.flow import losses
 
 # Most noise that a history frame gets.
 CORRUPTION = 1 / 3

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from neodragon_jax import checkpoint
-from neodragon_jax.config import MMDiTConfig
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 from train.data.record_spec import DTYPES
 from train.data.sources import Repeated
-from train.flow.teacher_config import RAW_STATES, STATES, TeacherConfig
+from train.teacher.config import RAW_STATES, STATES, TeacherConfig
 
 AnyDenoiser = PyramidMMDiT | TeacherMMDiT
 

@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from neodragon_jax import metrics
 from neodragon_jax.errors import InputError
+from neodragon_jax.evaluation import clip_metrics as metrics
 from train.shapes.world import COLOURS, DIRECTIONS, REACHES, SIZES, SPEEDS, Traits, World, coverage
 
 # Levels, of 0..255 per channel, by which a shape must differ from the background.
@@ -55,7 +55,7 @@ class Attributes(NamedTuple):
       asked: by the caption.
       size ... background: as read.
       mismatch, motion, path: see the module; without a shape 1, 0 and 0.
-      flicker, saturation: see `neodragon_jax.metrics`.
+      flicker, saturation: see `neodragon_jax.evaluation.clip_metrics`.
     """
 
     asked: Traits

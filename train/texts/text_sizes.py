@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from neodragon_jax.models.context_adapter import ContextAdapter
+from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
 from neodragon_jax.models.teacher import TeacherMMDiT
-from neodragon_jax.models.text import T5Encoder, T5EncoderWithProjection
 from train.data import DTYPES
-from train.texts.text_parts import TextParts, held, open_module
+from train.text.parts import TextParts, held, open_module
 
 
 def sized_parts(published: TextParts, folders: Mapping[str, Any], dtype: str) -> TextParts:

@@ -1,0 +1,139 @@
+"""Exported graphs as the denoiser that the sampler takes: ONNX Runtime on the CPU, or QNN's HTP simulator.
+
+Legend: B batch, h w a stage's grid, C channels.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from export.graphs.denoiser import DenoiserHost
+from export.graphs.table import Module
+from neodragon_jax.generation.param_store import Store
+from neodragon_jax.pyramid.layout import unpatchify
+from neodragon_jax.pyramid.sampler import Prompt, Unit
+
+
+class GraphRunner(Protocol):
+    """Runs one graph: `OnnxSession` or `htp.HtpSession`."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        ...
+
+
+class OnnxSession:
+    """A float or W8A16 graph on ONNX Runtime's CPU provider."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        import onnxruntime
+
+        self._session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        self._names = [value.name for value in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        arrays = [np.asarray(array) for array in self._session.run(self._names, dict(feeds))]
+        return dict(zip(self._names, arrays, strict=True))
+
+
+class OnnxPool:
+    """Graphs on the CPU provider that are opened when they run; those of one group at a time are in memory."""
+
+    def __init__(self) -> None:
+        self._group, self._open = '', dict[pathlib.Path, OnnxSession]()
+
+    def runner(self, path: pathlib.Path, group: str) -> PooledSession:
+        """Return a graph; running it closes the graphs of other groups."""
+        return PooledSession(self, path, group)
+
+    def run(self, path: pathlib.Path, group: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a graph once; return the outputs by name."""
+        if group != self._group:
+            self._group = group
+            self._open.clear()
+        if path not in self._open:
+            self._open[path] = OnnxSession(path)
+        return self._open[path].run(feeds)
+
+
+class PooledSession(NamedTuple):
+    """A graph of an `OnnxPool`."""
+
+    pool: OnnxPool
+    path: pathlib.Path
+    group: str
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        return self.pool.run(self.path, self.group, feeds)
+
+
+class JaxRunner:
+    """A module in JAX, in float32: what its graph is compared with, and what records its inputs."""
+
+    def __init__(self, module: Module, store: Store) -> None:
+        """Prepare; the store says when parameters are read, and for how long they stay in memory."""
+        self._module = module
+        self._apply = jax.jit(module.apply)
+        self._params = store.hold(f'graph {module.name}', lambda: dict(module.read()))
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        arrays = self._apply(self._params(), *(feeds[name] for name in self._module.inputs))
+        arrays = arrays if isinstance(arrays, tuple) else (arrays,)
+        return {name: np.asarray(array) for name, array in zip(self._module.outputs, arrays, strict=True)}
+
+
+class Call(NamedTuple):
+    """One call of a graph."""
+
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+class RecordingRunner:
+    """A runner that behaves like the one it wraps and keeps every call.
+
+    Attributes:
+      calls: in order; the caller may clear it.
+    """
+
+    def __init__(self, runner: GraphRunner) -> None:
+        self.calls: list[Call] = []
+        self._runner = runner
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        outputs = self._runner.run(feeds)
+        self.calls.append(Call(dict(feeds), outputs))
+        return outputs
+
+
+class GraphDenoiser:
+    """`sampler.Denoiser` over one exported graph per stage; the host's half runs in JAX."""
+
+    def __init__(self, host: DenoiserHost, runners: Sequence[GraphRunner]) -> None:
+        self._host = host
+        self._runners = runners
+
+    def __call__(
+        self, stage: int, history: Sequence[Unit], x: Unit, unit: Array, prompt: Prompt, timestep: Array
+    ) -> Unit:
+        """Return the flow of `x` in float32; the graphs take one example at a time."""
+        flows = []
+        for index in range(x.shape[0]):
+            one = slice(index, index + 1)
+            example = Prompt(*(field[one] for field in prompt))
+            feeds = self._host.stage_inputs([clip[one] for clip in history], x[one], unit[one], example, timestep[one])
+            flows.append(self._runners[stage].run(feeds)['flow'])
+        patch = self._host.patch
+        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        return unpatchify(jnp.asarray(np.stack(flows), jnp.float32), patch, grid)

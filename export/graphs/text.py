@@ -1,0 +1,198 @@
+"""Text encoders as phone graphs.
+
+Token tables stay on the host: a lookup reads 77 rows of 49,408, costs nothing there, and would put the whole table (76
+and 126 MB in FP16) and a gather on integer ids into a graph. So do the padding mask and the place of the end-of-text
+token, which enter as numbers. Every graph takes one prompt, as tokens of rank 2: a linear layer over rows is one
+operation.
+
+Legend: L tokens, D width, N heads, O projected width. Source: arXiv 2511.06055, section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from export.graphs.stored_params import read_float32
+from export.graphs.table import Module, Params
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.errors import InputError
+from neodragon_jax.generation.tokens import CLIP_LENGTH
+from neodragon_jax.models.context_adapter import ContextAdapter
+from neodragon_jax.models.t5 import CLIPTextModel, T5EncoderWithProjection, key_bias
+
+Path = str | os.PathLike[str]
+
+# T5's residual stream peaks five times above the largest FP16 number. A power of two, so that dividing by it is exact.
+RESIDUAL_SCALE = 16.0
+# Below this a GELU is zero to float32 (6e-9 at most), and wrong in the HTP's narrow types.
+GELU_FLOOR = -6.0
+
+
+def open_component(folder: Path, kind: type) -> Any:
+    """Return the module of a component folder, computing in float32.
+
+    Raises:
+      InputError: the folder is missing or damaged, or holds another kind of module.
+    """
+    module = checkpoint.load_module(folder)
+    if not isinstance(module, kind):
+        raise InputError(f'{folder}: holds a {type(module).__name__}; put the released {kind.__name__} there.')
+    return module.clone(dtype=jnp.float32)
+
+
+def clip_pooled(name: str, folder: Path) -> Module:
+    """Return the tower of the pooled vector: `embeddings` [L, D], `end` [1, L] -> `pooled` [1, O].
+
+    `end` is 1 at the end-of-text token and else 0: a product with it picks that row, exactly in any type.
+    """
+    tower = open_component(folder, CLIPTextModel)
+
+    def apply(params: Params, embeddings: Array, end: Array) -> Array:
+        last = _run(tower, params, embeddings, method='transform')[-1]
+        return _run(tower, params, last, end, method='pool')
+
+    inputs = {'embeddings': (CLIP_LENGTH, tower.config.hidden_size), 'end': (1, CLIP_LENGTH)}
+    return Module(name, apply, _tower_reader(folder), pathlib.Path(folder), inputs, 'pooled')
+
+
+def clip_states(name: str, folder: Path, pooled: bool) -> Module:
+    """Return the tower of the first frame: `embeddings` [L, D] -> `states` [L, D] before the last layer.
+
+    With `pooled` it also takes `end` and returns `pooled`, as in `clip_pooled`; without, the last layer is not there.
+    """
+    tower = open_component(folder, CLIPTextModel)
+
+    def apply(params: Params, embeddings: Array, *end: Array) -> Any:
+        states = _run(tower, params, embeddings, method='transform')
+        return (states[-2], _run(tower, params, states[-1], *end, method='pool')) if pooled else states[-2]
+
+    inputs = {'embeddings': (CLIP_LENGTH, tower.config.hidden_size)} | ({'end': (1, CLIP_LENGTH)} if pooled else {})
+    more = ('pooled',) if pooled else ()
+    return Module(name, apply, _tower_reader(folder), pathlib.Path(folder), inputs, 'states', more)
+
+
+def dt5(folder: Path, text_tokens: int) -> Module:
+    """Return DT5: `embeddings` [L, D] divided by RESIDUAL_SCALE, `keys` [1, L] -> `states` [L, O].
+
+    `keys` is added to the scores of each key, see `models.text.key_bias`.
+
+    Args:
+      text_tokens: L.
+    """
+    model = open_component(folder, T5EncoderWithProjection)
+    config = model.config
+    epsilon = config.layer_norm_epsilon / RESIDUAL_SCALE**2
+    scaled = model.clone(config=dataclasses.replace(config, layer_norm_epsilon=epsilon))
+
+    def apply(params: Params, embeddings: Array, keys: Array) -> Array:
+        params, positions = params['model'], params['positions']
+
+        def encode(bound: T5EncoderWithProjection) -> Array:
+            bias = positions + keys.reshape(1, 1, text_tokens)
+            return bound.project(bound.encoder.transform(embeddings, bias))
+
+        return _run(scaled, params, method=encode)
+
+    def read() -> Params:
+        params = read_float32(folder)
+        positions = _run(model, params, method=lambda bound: bound.encoder.positions(text_tokens))
+        params['encoder'] = scale_residual(params['encoder'])
+        del params['encoder']['token_embedding'], params['encoder']['position_bias']
+        return {'model': params, 'positions': np.asarray(positions)}
+
+    inputs = {'embeddings': (text_tokens, config.d_model), 'keys': (1, text_tokens)}
+    return Module('dt5', apply, read, pathlib.Path(folder), inputs, 'states')
+
+
+def scale_residual(encoder: Params, scale: float = RESIDUAL_SCALE) -> dict[str, Any]:
+    """Return parameters of a T5 encoder whose residual stream is 1 / scale of the original.
+
+    With its embeddings divided alike and the epsilon of its norms by scale^2, every norm returns what it returned
+    before: the encoder computes the same function, and no number on the way leaves the range of FP16.
+    """
+    scaled = dict(encoder)
+    for name in encoder:
+        if name.startswith('block_'):
+            block = dict(encoder[name])
+            out = {'kernel': block['attention']['out']['kernel'] / np.float32(scale)}
+            block['attention'] = {**block['attention'], 'out': out}
+            block['mlp_out'] = {'kernel': block['mlp_out']['kernel'] / np.float32(scale)}
+            scaled[name] = block
+    return scaled
+
+
+def context_adapter(folder: Path, text_tokens: int) -> Module:
+    """Return the context adapter: `states` [L, O] -> `text` [L, D], for L = text_tokens."""
+    model = open_component(folder, ContextAdapter)
+    inputs = {'states': (text_tokens, model.config.input_dims)}
+    read = partial(read_float32, folder)
+    apply = partial(_run, model)
+    return Module('context_adapter', apply, read, pathlib.Path(folder), inputs, 'text', gelu_floor=GELU_FLOOR)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipHost:
+    """The host's half of a CLIP tower: tables of tokens and positions.
+
+    Attributes:
+      tower: the module.
+      params: of the two tables.
+    """
+
+    tower: CLIPTextModel
+    params: Params
+
+    @classmethod
+    def load(cls, folder: Path) -> ClipHost:
+        """Read the tables of a tower."""
+        params = read_float32(folder, 'token_embedding', 'position_embedding')
+        return cls(open_component(folder, CLIPTextModel), params)
+
+    def embeddings(self, ids: np.ndarray) -> Float[np.ndarray, 'L D']:
+        """Return the embeddings of one prompt's ids [L]."""
+        tokens, positions = (self.params[name]['embedding'] for name in ('token_embedding', 'position_embedding'))
+        return tokens[ids] + positions[: len(ids)]
+
+    def end(self, ids: np.ndarray) -> Float[np.ndarray, '1 L']:
+        """Return 1 at the end-of-text token of one prompt's ids [L], else 0."""
+        return np.eye(len(ids), dtype=np.float32)[int(self.tower.end_of_text(jnp.asarray(ids)))][None]
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Host:
+    """The host's half of DT5: its table of tokens, divided like the residual stream."""
+
+    table: Float[np.ndarray, 'V D']
+
+    @classmethod
+    def load(cls, folder: Path) -> T5Host:
+        """Read the table."""
+        table = read_float32(folder, 'encoder')['encoder']['token_embedding']['embedding']
+        return cls(table / np.float32(RESIDUAL_SCALE))
+
+    def inputs(self, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the graph's inputs for one prompt's ids and mask [L]."""
+        return {'embeddings': self.table[ids], 'keys': np.asarray(key_bias(jnp.asarray(mask)), np.float32)}
+
+
+def _tower_reader(folder: Path) -> Callable[[], Params]:
+    """Return a function that reads what a tower's graph needs: all but its tables."""
+
+    def read() -> Params:
+        params = read_float32(folder)
+        return {name: tree for name, tree in params.items() if not name.endswith('_embedding')}
+
+    return read
+
+
+def _run(model: Any, params: Params, *inputs: Array, method: Any = None) -> Any:
+    return model.apply({'params': params}, *inputs, method=method)

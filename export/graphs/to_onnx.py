@@ -1,0 +1,101 @@
+"""Graph to ONNX, in float32, with every operation native to the phone.
+
+Source of the allowed operations: what the HTP backend runs without a fallback to the CPU.
+"""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+from export.graphs.table import Graph
+from export.rewrite import tidy as rewrites
+from neodragon_jax.errors import InputError
+
+# Shape arithmetic, gathers and comparisons are absent on purpose: they mean that host work leaked into the graph.
+ALLOWED = frozenset(
+    {
+        *('Add', 'Sub', 'Mul', 'Max', 'Softmax', 'Gelu', 'Relu', 'Sigmoid', 'Tanh', 'Clip'),
+        *('Gemm', 'MatMul', 'Conv', 'LayerNormalization', 'RMSNormalization', 'GroupNormalization'),
+        *('Concat', 'Reshape', 'Slice', 'Split', 'Transpose', 'Resize', 'DepthToSpace'),
+    }
+)
+
+# A protobuf message ends at two gigabytes; beyond this many bytes, weights go to a file beside the graph.
+INLINE_BYTES = 1 << 30
+
+
+def to_onnx(graph: Graph, path: pathlib.Path) -> collections.Counter[str]:
+    """Write a graph as `path`; large weights go to files beside it, whose names start like its own.
+
+    Returns:
+      How many nodes of each operation there are.
+    Raises:
+      InputError: the export contains operations that the phone should not run.
+    """
+    from jax2onnx import to_onnx as convert
+
+    def traced(*arrays: jax.Array) -> Any:
+        with nn.intercept_methods(_native_layer_norm):
+            return graph.function(*arrays)
+
+    convert(
+        traced,
+        [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in graph.inputs.values()],
+        input_names=list(graph.inputs),
+        output_names=list(graph.outputs),
+        model_name=graph.name,
+        return_mode='file',
+        output_path=str(path),
+        normalization_mode='prefer_native',
+    )
+    model = onnx.load(path, load_external_data=False)
+    rewrites.tidy(model.graph, path.parent)
+    if graph.gelu_floor is not None:
+        rewrites.clamp_gelu(model.graph, graph.gelu_floor)
+    rewrites.write_shapes(model.graph)
+    add_pre_process_metadata(model)  # tells ONNX Runtime's quantiser that the graph is clean
+    save(model, path)
+    counts = collections.Counter(node.op_type for node in model.graph.node)
+    forbidden = sorted(set(counts) - ALLOWED)
+    if forbidden:
+        raise InputError(
+            f'{graph.name}: the exported graph contains {", ".join(forbidden)}. Move what depends on shapes or '
+            'positions to the host, or write the operation in another way.'
+        )
+    return counts
+
+
+def save(model: onnx.ModelProto, path: pathlib.Path) -> None:
+    """Write a model; weights that it holds itself go to a file of their own if they are too many."""
+    inline = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if inline <= INLINE_BYTES:
+        onnx.save(model, path)
+        return
+    location = f'{path.name}.weights'
+    path.with_name(location).unlink(missing_ok=True)  # onnx would append to it
+    onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=1024)
+
+
+def _native_layer_norm(next_call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """Run a LayerNorm in the form that jax2onnx turns into one node (a Flax method interceptor).
+
+    It recognises the one-pass variance with scale and bias only; the node itself computes in two passes.
+    """
+    module = context.module
+    if not isinstance(module, nn.LayerNorm) or context.method_name != '__call__' or module.use_fast_variance:
+        return next_call(*args, **kwargs)
+    width = args[0].shape[-1]
+    params = {'scale': np.ones(width, np.float32), 'bias': np.zeros(width, np.float32)}
+    params |= module.variables.get('params', {})
+    native = module.clone(parent=None, use_fast_variance=True, use_scale=True, use_bias=True)
+    return native.apply({'params': params}, *args, **kwargs)

@@ -1,0 +1,256 @@
+"""True inputs of all graphs, recorded while the real program runs.
+
+Ranges measured on noise are wrong ranges: what matters is the distribution of latents, histories, memories and prompts
+that a generation meets. The same recording holds the outputs in float32 that exported graphs are judged by.
+
+Legend: B batch, T latent frames, F video frames, H W full-size latent grid, h w a stage's grid, C channels.
+Source: arXiv 2511.06055, section 4 (table 9: 50 to 500 samples per graph).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from export.graphs.runners import Call, RecordingRunner
+from export.graphs.table import DENOISER
+from neodragon_jax.generation import first_frame, pipeline
+from neodragon_jax.models.super_resolution import upscale
+from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, NoiseSource, Plan, Prompt, Unit, sample
+
+# Used when the user gives none: one for each kind of content that changes what activations look like.
+PROMPTS = (
+    'a wooden sailing boat crosses a rough sea under dark clouds',
+    'close-up of an old potter shaping wet clay on a spinning wheel',
+    'a red fox trots through fresh snow between birch trees',
+    'time lapse of city traffic at night seen from a bridge',
+    'a hot air balloon drifts over green hills at sunrise',
+    'two children fly a yellow kite on an empty beach',
+    'macro shot of rain drops falling on a blue flower',
+    'an astronaut walks slowly across a rocky orange desert',
+)
+
+
+class Sample(NamedTuple):
+    """One denoiser call for one example, batch axis of 1 included; the arrays are on the host."""
+
+    history: Sequence[Unit]
+    x: Unit
+    unit: Int[Array, ' 1']
+    prompt: Prompt
+    timestep: Float[Array, ' 1']
+    flow: Unit
+
+
+class Recorder:
+    """A denoiser that behaves like the one it wraps and keeps every call.
+
+    Attributes:
+      samples: the calls of every stage, in order; the caller may clear it.
+    """
+
+    def __init__(self, denoise: Denoiser) -> None:
+        self.samples: defaultdict[int, list[Sample]] = defaultdict(list)
+        self._denoise = denoise
+
+    def __call__(
+        self, stage: int, history: Sequence[Unit], x: Unit, unit: Array, prompt: Prompt, timestep: Array
+    ) -> Unit:
+        flow = self._denoise(stage, history, x, unit, prompt, timestep)
+        call = jax.device_get(Sample(list(history), x, unit, prompt, timestep, flow))
+        for index in range(len(call.x)):
+            self.samples[stage].append(jax.tree.map(lambda a, i=index: a[i : i + 1], call))
+        return flow
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """What to generate.
+
+    Attributes:
+      prompts: used in turn, modifier not included.
+      modifier: appended to every prompt.
+      negative_prompt: for guided plans.
+      images: first frames in [-1, 1], used in turn, instead of drawn ones.
+      seed: of all noise.
+    """
+
+    prompts: Sequence[str]
+    modifier: str = ''
+    negative_prompt: str = ''
+    images: Sequence[Float[np.ndarray, 'H W 3']] = ()
+    seed: int = 0
+
+    def text(self, number: int) -> str:
+        """Return the prompt of a video, modifier included."""
+        return self.prompts[number % len(self.prompts)] + self.modifier
+
+    def keys(self, number: int) -> Array:
+        """Return the key of a video's noise [1]; prompts recur with new noise."""
+        text = self.prompts[number % len(self.prompts)]
+        return pipeline.sample_keys(self.seed, [text], [number // len(self.prompts)])
+
+    def image(self, number: int) -> Float[np.ndarray, '1 1 H W 3'] | None:
+        """Return the given first frame of a video."""
+        return np.asarray(self.images[number % len(self.images)])[None, None] if self.images else None
+
+
+class Video(NamedTuple):
+    """One generation: what the denoiser started from, its latents, and the frames; None from where it was stopped."""
+
+    prompt: Prompt
+    negative: Prompt | None
+    first_frame: Unit | None
+    latents: Float[np.ndarray, '1 T H W C'] | None
+    frames: np.ndarray | None  # bytes [1, F, _, _, 3]
+
+    @property
+    def generated(self) -> slice:
+        """Latent frames that the denoiser made: all but a given first one."""
+        return slice(0 if self.first_frame is None else 1, None)
+
+    def replay(self, denoise: Denoiser, plan: Plan, noise: NoiseSource) -> Float[np.ndarray, '1 T H W C']:
+        """Return the latents that another denoiser generates from the same start."""
+        prompt, negative, first_frame = jax.tree.map(jnp.asarray, (self.prompt, self.negative, self.first_frame))
+        return np.asarray(sample(denoise, plan, prompt, noise, negative, first_frame))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The whole program over functions of any kind.
+
+    Attributes:
+      components: the modules.
+      plan: what to generate.
+      draw: makes first frames; None starts from a given image or from nothing.
+      enlarge: super-resolution of pictures [B, H, W, 3] in [0, 1]; None leaves the decoder's size.
+      denoise: whether to go beyond the first frame.
+      frames: whether to decode latents.
+    """
+
+    components: pipeline.Components
+    plan: Plan
+    draw: first_frame.FirstFrameModel | None = None
+    enlarge: Callable[[Array], Array] | None = None
+    denoise: bool = True
+    frames: bool = True
+
+    def generate(self, scenes: Scenes, number: int) -> Video:
+        """Generate a video, every module in turn, as far as the program goes."""
+        guided = self.plan.guidance is not None or self.plan.first_guidance is not None
+        prompt = self.components.encode_prompt([scenes.text(number)])
+        negative = self.components.encode_prompt([scenes.negative_prompt]) if guided else None
+        noise, picture = self.noise(scenes, number), scenes.image(number)
+        if self.draw is not None:
+            drawn = self.draw([scenes.text(number)], first_frame.DrawnPictureNoise(scenes.keys(number)))
+            size = (self.plan.height * pipeline.SPATIAL_FACTOR, self.plan.width * pipeline.SPATIAL_FACTOR)
+            picture = first_frame.to_frames(drawn, *size) if picture is None else picture
+        first = None if picture is None else pipeline.encode_first_frame(self.components, picture, noise)
+        latents: Any = None
+        frames: Any = None
+        if self.denoise:
+            latents = sample(self.components.denoise, self.plan, prompt, noise, negative, first)
+            frames = pipeline.decode(self.components, latents) if self.frames else None
+        if frames is not None and self.enlarge is not None:
+            frames = upscale(self.enlarge, frames, at_once=1)
+        return jax.device_get(Video(prompt, negative, first, latents, frames))
+
+    def noise(self, scenes: Scenes, number: int) -> DrawnNoise:
+        """Return the denoiser's noise for a video."""
+        return DrawnNoise(scenes.keys(number), self.plan.schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A program that keeps the calls of its graphs.
+
+    Attributes:
+      program: over the runners and the denoiser below.
+      runners: of all graphs but the denoiser's.
+      denoiser: the same for the denoiser.
+    """
+
+    program: Program
+    runners: Mapping[str, RecordingRunner]
+    denoiser: Recorder
+
+    def generate(self, scenes: Scenes, number: int) -> tuple[Video, dict[str, list[Any]]]:
+        """Generate a video; return it and the calls of every graph, as `Call` or `Sample`."""
+        for runner in self.runners.values():
+            runner.calls.clear()
+        self.denoiser.samples.clear()
+        video = self.program.generate(scenes, number)
+        calls: dict[str, list[Any]] = {name: list(runner.calls) for name, runner in self.runners.items()}
+        calls |= {f'{DENOISER}{stage}': list(samples) for stage, samples in self.denoiser.samples.items()}
+        return video, calls
+
+
+def calls_per_video(plan: Plan, first_frame_given: bool) -> dict[str, int]:
+    """Return how often a video calls each graph.
+
+    Args:
+      first_frame_given: whether there is a first frame, drawn or given.
+    """
+    guidances = (plan.guidance, plan.first_guidance)
+    prompts = 1 if all(scale is None for scale in guidances) else 2
+    units = range(1 if first_frame_given else 0, plan.frames)
+
+    def denoiser_calls(stage: int) -> int:
+        return sum(plan.unit_steps(unit)[stage] * (1 if plan.unit_guidance(unit) is None else 2) for unit in units)
+
+    return {
+        **dict.fromkeys(('clip_l', 'clip_g', 'dt5', 'context_adapter'), prompts),
+        **dict.fromkeys(('first_frame_clip_l', 'first_frame_clip_g', 'first_frame_decoder', 'video_encoder'), 1),
+        'first_frame_unet': len(first_frame.TIMESTEPS),
+        **{f'{DENOISER}{stage}': denoiser_calls(stage) for stage in range(plan.schedule.stages)},
+        'video_decoder': plan.frames,
+        'super_resolution': 1 + pipeline.TEMPORAL_FACTOR * (plan.frames - 1),
+    }
+
+
+def videos_needed(calls: Mapping[str, int], counts: Mapping[str, int]) -> int:
+    """Return how many videos give every graph its number of calibration samples."""
+    return max((-(-count // calls[name]) for name, count in counts.items()), default=0)
+
+
+def rotating(calls: Sequence[Any], keep: int, video: int) -> list[Any]:
+    """Return `keep` calls of a video, at even distances, beginning with another one in every video.
+
+    So all units and steps are met even when one call per video is enough: of a decoder, zero memories 1 in T.
+    """
+    keep, count = min(keep, len(calls)), len(calls)
+    return [calls[index] for index in sorted((video + number * count // keep) % count for number in range(keep))]
+
+
+def spread(samples: Sequence[Any], count: int) -> list[Any]:
+    """Return `count` samples, or all if there are fewer, at even distances, so that all units are among them."""
+    if count >= len(samples):
+        return list(samples)
+    return [samples[index] for index in np.linspace(0, len(samples) - 1, count).round().astype(int)]
+
+
+def flatten(call: Call | Sample) -> dict[str, np.ndarray]:
+    """Return the arrays of a call by path, such as `inputs.latent` or `history.0`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(call)
+    return {jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf) for path, leaf in leaves}
+
+
+def unflatten(arrays: Mapping[str, np.ndarray]) -> Call | Sample:
+    """Invert `flatten`."""
+    if 'x' not in arrays:
+        parts = {'inputs': {}, 'outputs': {}}
+        for path, array in arrays.items():
+            kind, _, name = path.partition('.')
+            parts[kind][name] = array
+        return Call(**parts)
+    history = [arrays[f'history.{index}'] for index in range(sum(path.startswith('history.') for path in arrays))]
+    prompt = Prompt(*(jnp.asarray(arrays[f'prompt.{field}']) for field in Prompt._fields))
+    x, unit, timestep, flow = (jnp.asarray(arrays[name]) for name in ('x', 'unit', 'timestep', 'flow'))
+    return Sample(list(map(jnp.asarray, history)), x, unit, prompt, timestep, flow)

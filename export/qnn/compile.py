@@ -1,0 +1,227 @@
+"""ONNX graphs to QNN context binaries for Snapdragon chipsets, with the metadata that deployment tools expect.
+
+A binary holds one graph, or several that share their weights: the stages of the denoiser are one model at three shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx
+
+from export.qnn.htp import ContextGraph, HtpContext, HtpSession, SharedGraph
+from export.qnn.latency import estimate
+from export.qnn.static_view import dump_options, read_view
+from export.quantize.qdq import quantisation_parameters
+from neodragon_jax.atomic import atomic_folder
+from neodragon_jax.errors import InputError, did_you_mean
+
+PRECISIONS = ('w8a16', 'fp16')
+Judge = Callable[[Mapping[str, ContextGraph]], dict[str, Any]]
+_TOOLS = ('neodragon-jax', 'jax', 'flax', 'jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime-qnn')
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A chipset: QNN's number for it, and the version of its HTP."""
+
+    chipset: str
+    soc_model: int
+    htp_arch: int
+    product: str
+
+
+TARGETS = {
+    target.chipset: target
+    for target in (
+        Target('sm8550', 43, 73, 'Snapdragon 8 Gen 2'),
+        Target('sm8650', 57, 75, 'Snapdragon 8 Gen 3'),
+        Target('sc8380xp', 60, 73, 'Snapdragon X Elite'),
+        Target('sm8750', 69, 79, 'Snapdragon 8 Elite'),
+        Target('sm8850', 87, 81, 'Snapdragon 8 Elite Gen 5'),
+    )
+}
+
+
+def find_target(chipset: str) -> Target:
+    """Return the target of a chipset's name, in any case.
+
+    Raises:
+      InputError: the name is unknown.
+    """
+    name = chipset.lower()
+    if name not in TARGETS:
+        known = ', '.join(f'{target.chipset} ({target.product})' for target in TARGETS.values())
+        raise InputError(f'chipset {chipset!r} is unknown.{did_you_mean(name, TARGETS)} Use one of {known}.')
+    return TARGETS[name]
+
+
+def find_targets(chipsets: str) -> list[Target]:
+    """Return the targets of a comma-separated list of chipsets, each once.
+
+    Raises:
+      InputError: a name is unknown, or there is none.
+    """
+    names = [name.strip() for name in chipsets.split(',') if name.strip()]
+    if not names:
+        raise InputError(f'no chipset is named; use one or more of {", ".join(TARGETS)}.')
+    return list(dict.fromkeys(find_target(name) for name in names))
+
+
+def provider_options(target: Target, precision: str) -> dict[str, str]:
+    """Return QNN's options; it ignores unknown ones without a word, so they are all here."""
+    options = {'soc_model': str(target.soc_model), 'htp_arch': str(target.htp_arch)}
+    return options | {'enable_htp_fp16_precision': '1'} if precision == 'fp16' else options
+
+
+def compile_graph(
+    name: str, model: pathlib.Path, folder: pathlib.Path, target: Target, precision: str, source: dict[str, Any]
+) -> dict[str, Any]:
+    """Compile a graph into `folder`: the context binary, its ONNX wrapper, metadata.json.
+
+    Args:
+      name: of the graph.
+      model: ONNX file, quantised or float as the precision says.
+      folder: appears when complete; an older one is replaced.
+      source: where the graph comes from, for the metadata.
+    Returns:
+      The metadata.
+    Raises:
+      InputError: the graph does not compile; the folder is as it was.
+    """
+    with atomic_folder(folder, replace=True) as draft, tempfile.TemporaryDirectory(dir=draft.parent) as dump:
+        wrapper = draft / f'{name}.onnx'
+        options = provider_options(target, precision) | dump_options(pathlib.Path(dump))
+        with HtpSession(model, options, context=wrapper) as session:
+            opened = session.opened
+        metadata = {
+            'name': name,
+            **_binary_entry(draft, target, precision),
+            **_tensor_specs(model),
+            'static_view': _static_view(pathlib.Path(dump), precision),
+            'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
+            'source': source,
+        }
+        (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
+    return metadata
+
+
+def compile_together(
+    name: str,
+    models: Mapping[str, pathlib.Path],
+    folder: pathlib.Path,
+    target: Target,
+    precision: str,
+    source: dict[str, Any],
+    judge: Judge | None = None,
+) -> dict[str, Any]:
+    """Compile graphs into one context binary, in which equal weights are stored once.
+
+    The x86 simulator runs the graphs only in the process that compiles them, see `htp.HtpContext`: what is to be known
+    of them from the simulator is asked here.
+
+    Args:
+      name: of the binary.
+      models: ONNX file of each graph.
+      folder: gets the binary, a wrapper per graph, and metadata.json; as in `compile_graph`.
+      judge: runs the graphs, by name, and returns what the metadata is to say about that; None does not.
+    Returns:
+      The metadata; `graphs` has the inputs, outputs and counts of each.
+    Raises:
+      InputError: a graph does not compile; the folder is as it was.
+    """
+    with atomic_folder(folder, replace=True) as draft, tempfile.TemporaryDirectory(dir=draft.parent) as scratch:
+        dumps = {graph: pathlib.Path(scratch) / graph for graph in models}
+        for dump in dumps.values():
+            dump.mkdir()
+        options = provider_options(target, precision)
+        jobs = {
+            graph: SharedGraph(model, draft / f'{graph}.onnx', options | dump_options(dumps[graph]))
+            for graph, model in models.items()
+        }
+        with HtpContext(jobs) as context:
+            opened = context.opened
+            simulated = judge({graph: context.runner(graph) for graph in models}) if judge else None
+        metadata = {
+            'name': name,
+            **_binary_entry(draft, target, precision),
+            'graphs': {
+                graph: _tensor_specs(model) | {'static_view': _static_view(dumps[graph], precision)}
+                for graph, model in models.items()
+            },
+            'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
+            'simulated': simulated,
+            'source': source,
+        }
+        (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
+    return metadata
+
+
+def binary_mb(metadata: Mapping[str, Any]) -> float:
+    """Return the size of the context binary that metadata describes."""
+    return sum(entry['bytes'] for file, entry in metadata['model_files'].items() if file.endswith('.bin')) / 1e6
+
+
+def _binary_entry(folder: pathlib.Path, target: Target, precision: str) -> dict[str, Any]:
+    """Return what metadata says about a folder with one binary and its wrappers."""
+    wrappers, binaries = sorted(folder.glob('*.onnx')), sorted(folder.glob('*.bin'))
+    if not wrappers or len(binaries) != 1:
+        raise InputError(
+            f'QNN wrote {len(binaries)} context binaries, not one. Check that onnxruntime-qnn is the pinned version.'
+        )
+    return {
+        'runtime': 'qnn_context_binary',
+        'precision': precision,
+        'chipset': dataclasses.asdict(target),
+        'model_files': {path.name: _file_entry(path) for path in (*wrappers, *binaries)},
+        'tool_versions': tool_versions() | {'qnn_sdk': _sdk_version(wrappers[0])},
+    }
+
+
+def _static_view(dump: pathlib.Path, precision: str) -> dict[str, Any]:
+    """Return the counts of a graph, and for 16-bit activations the latencies that they suggest."""
+    view = read_view(dump, half=precision == 'fp16')
+    return view.summary() | {'estimated_ms_on_8_elite': dataclasses.asdict(estimate(view))}
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of everything that shapes a binary."""
+    return {tool: importlib.metadata.version(tool) for tool in _TOOLS}
+
+
+def _file_entry(path: pathlib.Path) -> dict[str, Any]:
+    with path.open('rb') as file:
+        return {'bytes': path.stat().st_size, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
+
+
+def _tensor_specs(path: pathlib.Path) -> dict[str, Any]:
+    """Return shapes and types of inputs and outputs, and how the HTP quantises them."""
+    graph = onnx.load(path, load_external_data=False).graph
+    parameters = quantisation_parameters(path)
+
+    def spec(value: onnx.ValueInfoProto) -> dict[str, Any]:
+        tensor = value.type.tensor_type
+        entry = {
+            'shape': [dim.dim_value for dim in tensor.shape.dim],
+            'dtype': str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
+        }
+        return entry | ({'quantised_inside_to': parameters[value.name]} if value.name in parameters else {})
+
+    return {
+        'inputs': {value.name: spec(value) for value in graph.input},
+        'outputs': {value.name: spec(value) for value in graph.output},
+    }
+
+
+def _sdk_version(wrapper: pathlib.Path) -> str:
+    """Return the version of the QNN SDK that a context binary was made with."""
+    (node,) = onnx.load(wrapper, load_external_data=False).graph.node
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return values['ep_sdk_version'].decode()

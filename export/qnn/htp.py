@@ -1,0 +1,306 @@
+"""One QNN session in a process of its own: compile a graph for the HTP, run it on the x86 simulator.
+
+The QNN library registers itself once per process, can end the process, and needs gigabytes: a child process keeps all
+that away from the program, gives an exact peak memory, and turns a crash into an error message.
+
+Run as a module, this file is the child: `python -m export.qnn.htp FD` serves sessions on the pipe FD.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from export.report.resources import peak_gb
+from neodragon_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROVIDER = 'QNNExecutionProvider'
+_ERROR_LINE = re.compile(r'\[E:onnxruntime:[^\]]*\]\s*(?P<text>[^\x1b]+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What the child is to open."""
+
+    model: str
+    options: Mapping[str, str]
+    context: str | None
+    sharing: bool = False  # with the binary of the jobs that follow
+    last_sharing: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What opening a session took."""
+
+    seconds: float
+    peak_gb: float
+
+
+class _Child:
+    """A process that opens QNN sessions; what it says on its own goes to a log that is read when it fails."""
+
+    def __init__(self, label: str) -> None:
+        """Start the process.
+
+        Args:
+          label: what errors are about.
+        """
+        self._label = label
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._pipe, child = multiprocessing.Pipe()
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'export.qnn.htp', str(child.fileno())],
+            pass_fds=[child.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=os.environ | {'PYTHONPATH': path},
+        )
+        child.close()
+
+    def ask(self, doing: str, message: Any) -> Any:
+        """Return the child's answer, or raise InputError with everything known about why there is none."""
+        answer = None
+        try:
+            self._pipe.send(message)
+            error, answer = self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            status = self.process.wait()
+            ending = signal.Signals(-status).name if status < 0 else f'status {status}'
+            error = f'the QNN process ended with {ending}'
+        if not error:
+            return answer
+        self._log.seek(0)
+        log = self._log.read().decode(errors='replace')
+        lines = [match['text'].strip() for match in _ERROR_LINE.finditer(log)]
+        if not lines:  # a Python error of the child's, perhaps; the simulator's banner says nothing
+            lines = [line for line in log.splitlines() if line.strip() and 'LIBNATIVE' not in line][-1:]
+        # That nothing may fall back is our own setting; the nodes that would are the reason.
+        reasons = [line for line in dict.fromkeys([*lines, error]) if 'fallback' not in line] or [error]
+        summary = '; '.join(reasons).rstrip('.')
+        raise InputError(
+            f'{self._label}: the HTP does not {doing} this graph: {summary}. '
+            'Change the operations named here, the precision, or the chipset.'
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+
+
+class _InChild:
+    """What lives in a child process, and ends it when it is closed."""
+
+    _child: _Child
+
+    def peak_gb(self) -> float:
+        """Return the peak memory of the child process so far."""
+        return self._child.ask('run', None)
+
+    def close(self) -> None:
+        """End the child process."""
+        self._child.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class HtpSession(_InChild):
+    """A graph wholly on the HTP, or no session at all: nothing falls back to the CPU.
+
+    Attributes:
+      opened: time and peak memory of compiling (or of loading a context binary).
+    """
+
+    def __init__(self, model: pathlib.Path, options: Mapping[str, str], context: pathlib.Path | None = None) -> None:
+        """Compile a graph, or load a compiled one.
+
+        Args:
+          model: ONNX file; a wrapper of a context binary is loaded instead of compiled.
+          options: of the QNN provider.
+          context: where to write the wrapper of the context binary; the binary goes beside it.
+        Raises:
+          InputError: the graph does not compile, with QNN's reasons; or it is one of several in a binary.
+        """
+        _refuse_shared(model)
+        self._child = _Child(model.name)
+        self._process = self._child.process
+        try:
+            job = _Job(str(model), dict(options), str(context) if context else None)
+            self.opened: Opened = self._child.ask('compile', [job])
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph once on the simulator.
+
+        Raises:
+          InputError: the run failed or the library ended the process.
+        """
+        return self._child.ask('run', (0, dict(feeds)))
+
+
+class HtpContext(_InChild):
+    """Several graphs in one context binary that holds equal weights once; they run in the process that compiled it.
+
+    The x86 library writes such a binary but does not read it back ("Shared weights buffer isn't supported on this
+    platform", error 1000; the provider then dies of SIGSEGV), whatever the options, with onnxruntime-qnn 2.7.0. The
+    context in the memory of the process that compiled it is the same one, and all its graphs run there.
+
+    Attributes:
+      opened: time and peak memory of compiling all graphs.
+    """
+
+    def __init__(self, graphs: Mapping[str, SharedGraph]) -> None:
+        """Compile graphs into one binary; it goes beside the wrappers.
+
+        Raises:
+          InputError: a graph does not compile, with QNN's reasons.
+        """
+        jobs = [
+            _Job(str(graph.model), dict(graph.options), str(graph.wrapper), True, number == len(graphs))
+            for number, graph in enumerate(graphs.values(), 1)
+        ]
+        self._child = _Child(', '.join(graph.model.name for graph in graphs.values()))
+        self._places = {name: number for number, name in enumerate(graphs)}
+        try:
+            self.opened: Opened = self._child.ask('compile', jobs)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one of the graphs once on the simulator.
+
+        Raises:
+          InputError: the run failed or the library ended the process.
+        """
+        return self._child.ask('run', (self._places[name], dict(feeds)))
+
+    def runner(self, name: str) -> ContextGraph:
+        """Return one of the graphs; it lives as long as this context."""
+        return ContextGraph(self, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedGraph:
+    """A graph to compile into a common context: ONNX file, wrapper to write, options of the QNN provider."""
+
+    model: pathlib.Path
+    wrapper: pathlib.Path
+    options: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextGraph:
+    """One graph of a common context, as a `runtime.GraphRunner`."""
+
+    context: HtpContext
+    name: str
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph once on the simulator."""
+        return self.context.run(self.name, feeds)
+
+
+def _refuse_shared(model: pathlib.Path) -> None:
+    """Raise InputError if a file wraps a graph of a common context, which no simulator session can load."""
+    metadata = model.with_name('metadata.json')
+    if metadata.is_file() and len(json.loads(metadata.read_text()).get('graphs', ())) > 1:
+        raise InputError(
+            f'{model}: the x86 simulator cannot load a binary of several graphs, only a phone can. '
+            'Run its graphs in the process that compiles them (HtpContext), or export with --separate-contexts.'
+        )
+
+
+def _serve(pipe: Connection) -> None:
+    """Open the sessions that the parent asks for, then run them as often as asked; answers are (error, value)."""
+    try:
+        jobs = pipe.recv()
+        start = time.monotonic()
+        devices = _register()
+        # All stay open: what they share is in the library until the last one is compiled, and runs after that.
+        sessions = [_open(job, devices) for job in jobs]
+        pipe.send(('', Opened(time.monotonic() - start, peak_gb())))
+        while True:
+            message = pipe.recv()
+            if message is None:
+                pipe.send(('', peak_gb()))
+                continue
+            number, feeds = message
+            names = [value.name for value in sessions[number].get_outputs()]
+            pipe.send(('', dict(zip(names, sessions[number].run(names, feeds), strict=True))))
+    except EOFError:
+        return
+    except Exception as error:  # whatever it is, the parent reports it
+        pipe.send((' '.join(str(error).split()), None))
+
+
+def _register() -> list[Any]:
+    """Load QNN, which a process can do once, and return its devices."""
+    import onnxruntime
+    import onnxruntime_qnn
+
+    onnxruntime.set_default_logger_severity(3)  # errors: they name the nodes that QNN refuses
+    onnxruntime.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
+    return [device for device in onnxruntime.get_ep_devices() if device.ep_name == PROVIDER]
+
+
+def _open(job: _Job, devices: list[Any]) -> Any:
+    """Open a session on the HTP without any fallback."""
+    import onnxruntime
+    import onnxruntime_qnn
+
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry('session.disable_cpu_ep_fallback', '1')
+    if job.context:
+        settings.add_session_config_entry('ep.context_enable', '1')
+        settings.add_session_config_entry('ep.context_embed_mode', '0')
+        settings.add_session_config_entry('ep.context_file_path', job.context)
+    if job.sharing:
+        settings.add_session_config_entry('ep.share_ep_contexts', '1')
+    if job.last_sharing:
+        settings.add_session_config_entry('ep.stop_share_ep_contexts', '1')
+    options = {'backend_path': onnxruntime_qnn.get_qnn_htp_path(), **job.options}
+    settings.add_provider_for_devices(devices[:1], options)
+    return onnxruntime.InferenceSession(job.model, sess_options=settings)
+
+
+if __name__ == '__main__':
+    # Under its importable name, so that what travels through the pipe unpickles on the other side.
+    from export.qnn import htp
+
+    htp._serve(Connection(int(sys.argv[1])))
+    sys.stdout.flush()
+    # The library's own clean-up can crash after all work is done.
+    os._exit(0)

@@ -1,0 +1,250 @@
+"""Float ONNX graph to what the HTP runs: W8A16 with quantise/dequantise pairs, or a form that is safe in FP16.
+
+W8A16: weights in 8 bits with one scale per output channel, activations in 16 bits. Keys and values are the second
+operands of matrix products, which the HTP takes for weights: they are converted to symmetric 16 bits, or they would
+silently fall to 8. Source: arXiv 2511.06055, section 4.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
+
+from export.graphs.table import Feeds
+from export.quantize.adaround import Rounding, apply
+from export.quantize.ranges import MARGIN, measure_ranges
+from export.rewrite.tidy import constants_of, drop_unused
+
+_REORDERING = ('Transpose', 'Reshape')
+
+
+def to_w8a16(source: pathlib.Path, destination: pathlib.Path, feeds: Iterable[Feeds], margin: float = MARGIN) -> None:
+    """Write the W8A16 form of a float graph, and the measured ranges beside it.
+
+    Args:
+      feeds: calibration inputs, read one by one.
+      margin: by how much the range of an activation exceeds what was measured.
+    """
+    ranges = destination.with_name('ranges.json')
+    measure_ranges(source, ranges, lambda: feeds, quantised_operations(source), margin=margin)
+    quantise(source, destination, ranges)
+
+
+def quantised_operations(source: pathlib.Path) -> list[str]:
+    """Return the kinds of nodes that are quantised in a graph."""
+    return _config(onnx.load(source, load_external_data=False), {}).op_types_to_quantize
+
+
+def quantise(
+    source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, rounding: Rounding | None = None
+) -> None:
+    """Write the W8A16 form of a float graph with given ranges.
+
+    Args:
+      ranges: what `measure_ranges` wrote.
+      rounding: of the weights; those that it does not have are rounded to the nearest.
+    """
+    model = onnx.load(source, load_external_data=False)
+    overrides, start = _overrides(model.graph), source
+    if rounding is not None:
+        # Beside the source, where weights that are not in the graph itself lie.
+        start = source.with_name(f'.{source.stem}.rounded.onnx')
+        overrides |= {name: _given(scales) for name, scales in apply(model.graph, rounding).items()}
+        onnx.save(model, start)
+    try:
+        _quantise(start, destination, ranges, _config(model, overrides))
+    finally:
+        if start != source:
+            start.unlink()
+    _float_gains(destination, model)
+
+
+def _quantise(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, config: Any) -> None:
+    for old in destination.parent.glob(f'{destination.name}*'):
+        old.unlink()  # weights would be appended to a file that is there
+    quantize_static(
+        source,
+        destination,
+        None,
+        calibration_cache_path=ranges,
+        activation_type=config.activation_type,
+        weight_type=config.weight_type,
+        op_types_to_quantize=config.op_types_to_quantize,
+        per_channel=config.per_channel,
+        use_external_data_format=config.use_external_data_format,
+        extra_options=config.extra_options,
+    )
+
+
+def _given(scales: np.ndarray) -> list[dict[str, Any]]:
+    """Return the quantisation of a weight whose scales are known, of every output channel."""
+    shared = {'axis': 0, 'quant_type': QuantType.QInt8, 'zero_point': np.int8(0)}
+    return [shared | {'scale': scale} for scale in scales]
+
+
+def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:
+    """Let norms over groups read their gains and biases in float.
+
+    QNN's provider has no quantised form of that norm: it computes in FP16 between conversions of its input and output.
+    Gains in 16 bits would only add a conversion each.
+    """
+    model = onnx.load(path, load_external_data=False)
+    norms = [node for node in model.graph.node if node.op_type == 'GroupNormalization']
+    if not norms:
+        return
+    exact = constants_of(source.graph)
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for norm in norms:
+        for position in (1, 2):
+            name = producers[norm.input[position]].input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)
+            if name not in constants_of(model.graph):
+                model.graph.initializer.append(exact[name])
+            norm.input[position] = name
+    drop_unused(model.graph)
+    onnx.save(model, path)
+
+
+class _Unread(CalibrationDataReader):
+    """Stands for calibration inputs where ranges are measured already."""
+
+    def get_next(self) -> Any:
+        raise AssertionError('ranges come from a file')
+
+
+def _config(model: onnx.ModelProto, overrides: dict[str, list[dict[str, Any]]]) -> Any:
+    """Return the settings of ONNX Runtime's quantiser for QNN."""
+    return get_qnn_qdq_config(
+        model,
+        _Unread(),
+        activation_type=QuantType.QUInt16,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        init_overrides=overrides,
+    )
+
+
+def _overrides(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
+    """Return the tensors whose quantisation differs from the default, by name."""
+    constants = {tensor.name for tensor in graph.initializer}
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    for node in graph.node:
+        if node.op_type == 'LayerNormalization':
+            overrides[node.input[1]] = [{'quant_type': QuantType.QUInt8, 'symmetric': False}]
+        if node.op_type == 'MatMul' and node.input[1] not in constants:
+            convert = {'quant_type': QuantType.QInt16, 'symmetric': True, 'recv_nodes': set()}
+            (entry,) = overrides.setdefault(node.input[1], [{'quant_type': QuantType.QUInt16, 'convert': convert}])
+            entry['convert']['recv_nodes'].add(node.name)
+    return overrides
+
+
+def to_fp16(source: pathlib.Path, destination: pathlib.Path) -> None:
+    """Write a float graph in the form whose FP16 kernels are right; the compiler rounds the weights.
+
+    The HTP's FP16 kernel of RMSNormalization reads and writes out of bounds for some shapes of rank 3 and 4 (few heads
+    of few dimensions), so the norm runs over rows of rank 2. That of Sigmoid is off by 5e-4 whatever the result, which
+    a SiLU multiplies by its input; of vectors, where it costs nothing, it is computed as 1 / (1 + exp(-x)).
+    """
+    model = onnx.load(source, load_external_data=False)
+    shapes = _shapes(onnx.shape_inference.infer_shapes(model).graph)
+    nodes = []
+    for node in model.graph.node:
+        shape = shapes.get(node.input[0], []) if node.input else []
+        if node.op_type == 'RMSNormalization' and len(shape) > 2:
+            nodes += _norm_over_rows(model.graph, node, shape)
+        elif node.op_type == 'Sigmoid' and shape and math.prod(shape[:-1]) == 1:
+            nodes += _sigmoid_by_exp(model.graph, node)
+        else:
+            nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    for data in _external_files(model):
+        shutil.copyfile(source.parent / data, destination.parent / data)
+    onnx.save(model, destination)
+
+
+def _norm_over_rows(graph: onnx.GraphProto, norm: onnx.NodeProto, shape: list[int]) -> list[onnx.NodeProto]:
+    """Return a norm over the last axis between two reshapes."""
+    value, out = norm.input[0], norm.output[0]
+    rows = [math.prod(shape[:-1]), shape[-1]]
+    for name, dims in ((f'{out}_rows_shape', rows), (f'{out}_shape', shape)):
+        graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(dims)], dims))
+    inner = onnx.NodeProto.FromString(norm.SerializeToString())
+    inner.input[0], inner.output[0] = f'{out}_rows', f'{out}_normed'
+    for attribute in inner.attribute:
+        if attribute.name == 'axis':
+            attribute.i = -1
+    return [
+        helper.make_node('Reshape', [value, f'{out}_rows_shape'], [f'{out}_rows'], name=f'{norm.name}_rows'),
+        inner,
+        helper.make_node('Reshape', [f'{out}_normed', f'{out}_shape'], [out], name=f'{norm.name}_heads'),
+    ]
+
+
+def _sigmoid_by_exp(graph: onnx.GraphProto, sigmoid: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return 1 / (1 + exp(-max(x, floor))), with the error relative to the result."""
+    (value,), (out,) = sigmoid.input, sigmoid.output
+    # exp(-floor) is the largest that FP16 holds; a sigmoid below is 2e-5 at most.
+    for name, number in (('floor', -11.0), ('one', 1.0)):
+        graph.initializer.append(helper.make_tensor(f'{out}_{name}', onnx.TensorProto.FLOAT, [], [number]))
+    steps = [
+        ('Max', [value, f'{out}_floor'], f'{out}_bounded'),
+        ('Neg', [f'{out}_bounded'], f'{out}_negated'),
+        ('Exp', [f'{out}_negated'], f'{out}_exp'),
+        ('Add', [f'{out}_exp', f'{out}_one'], f'{out}_denominator'),
+        ('Div', [f'{out}_one', f'{out}_denominator'], out),
+    ]
+    return [helper.make_node(kind, inputs, [result], name=result) for kind, inputs, result in steps]
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """Return the static shape of every value."""
+    values = [*graph.input, *graph.value_info, *graph.output]
+    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+
+
+def _external_files(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the files beside a model that hold its weights."""
+    return {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == 'location'
+    }
+
+
+def quantisation_parameters(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Return scale, zero point and type of the quantised inputs and outputs of a graph, by name."""
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    # What a value is to the outside, also where its axes are put in another order first or last.
+    inputs, outputs = (
+        {value.name: value.name for value in graph.input},
+        {value.name: value.name for value in graph.output},
+    )
+    for node in graph.node:
+        if node.op_type in _REORDERING and node.input[0] in inputs:
+            inputs[node.output[0]] = inputs[node.input[0]]
+    for node in reversed(graph.node):
+        if node.op_type in _REORDERING and node.output[0] in outputs:
+            outputs[node.input[0]] = outputs[node.output[0]]
+    parameters: dict[str, dict[str, Any]] = {}
+    for node in graph.node:
+        is_input = node.op_type == 'QuantizeLinear' and node.input[0] in inputs
+        is_output = node.op_type == 'DequantizeLinear' and node.output[0] in outputs
+        if is_input or is_output:
+            scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+            name = inputs[node.input[0]] if is_input else outputs[node.output[0]]
+            parameters[name] = {'type': str(zero.dtype), 'scale': float(scale), 'zero_point': int(zero)}
+    return parameters

@@ -1,0 +1,294 @@
+"""Which layers of a W8A16 graph take their weights in two parts: as few as the target needs.
+
+Rounding weights to 8 bits makes most of the error. A layer can run twice instead, with what 8 bits hold of its weights
+and with what rounding left over, in 8 bits again; the sum has almost 16. Real 16-bit weights are no substitute: on the
+HTP simulator, convolutions with them came out 20 to 40 dB worse than they should.
+
+Shares of the error are measured on the float graph, by rounding some weights alone: every weight of a small graph by
+itself; those of a large one, whose runs take long, in groups of neighbours, of which the worst are cut in half until
+`RUNS` are made. Groups are then doubled in the order of error per byte until what remains fits the target.
+`recipe.json`, beside the graph, says which weights are in two parts, and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from export.graphs.runners import Call, GraphRunner, OnnxSession
+from export.graphs.table import Feeds
+from export.graphs.to_onnx import save
+from export.inner_bar import inner_bar
+from export.quantize.adaround import Rounding
+from export.quantize.qdq import quantise
+from export.report.report import snr_db
+from export.rewrite.tidy import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
+
+# The search aims this much above the target, because other inputs than those it sees come out worse.
+HEADROOM_DB = 3.0
+# Runs of the float graph that shares of the error are measured with; at full size one takes up to half a minute.
+RUNS = 16
+RECIPE = 'recipe.json'
+_INT8 = 127
+# Which axis of its weight is a layer's output channel.
+_AXES = {'Conv': 0, 'Gemm': 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Weights that are neighbours in a graph, and what their rounding does.
+
+    Attributes:
+      names: of the constants.
+      size: number of values, so bytes at 8 bits, and bytes that second parts cost.
+      noise: squared error of the judged outputs when these weights alone are rounded.
+    """
+
+    names: tuple[str, ...]
+    size: int
+    noise: float
+
+
+def quantise_to_target(
+    source: pathlib.Path,
+    destination: pathlib.Path,
+    ranges: pathlib.Path,
+    calls: Sequence[Call],
+    judged: Sequence[str],
+    target_db: float,
+    rounding: Rounding | None = None,
+    search: bool = True,
+) -> tuple[list[str], float]:
+    """Write the W8A16 form of a float graph, with as many weights in two parts as it needs, and the recipe of it.
+
+    Args:
+      ranges: of the activations.
+      calls: calibration calls with their float outputs, to judge by; the worst one finds the layers' shares.
+      judged: names of the outputs that count.
+      rounding: of the weights that stay in one part; None rounds to the nearest.
+      search: whether weights may be in two parts.
+    Returns:
+      The weights in two parts, and the ratio on `calls` in dB. It is below the target if nothing reaches that.
+    """
+    aim = target_db + HEADROOM_DB
+    quantise(source, destination, ranges, rounding)
+    plain, worst = _worst(destination, calls, judged)
+    groups, count, best = [], 0, (plain, 0)
+    if search and plain < aim:
+        groups = sorted(rounding_noise(source, worst, judged, rounding), key=lambda group: -group.noise / group.size)
+    remaining = np.cumsum([0.0, *(group.noise for group in reversed(groups))])[::-1]
+    signal = float(np.square(joined(worst.outputs, judged), dtype=np.float64).sum())
+    doubled_db = functools.partial(_quantise_doubled, source, destination, ranges, calls, judged, rounding)
+    allowed_db = aim
+    while best[0] < aim and count < len(groups):
+        count = max(count + 1, int(np.argmax(remaining <= signal / 10 ** (allowed_db / 10))))
+        reached = doubled_db(_names(groups[:count]))
+        best = max(best, (reached, count))
+        allowed_db += max(3.0, aim - reached)
+    if best[1] != count:
+        doubled_db(_names(groups[: best[1]]))
+    recipe = _recipe(groups, best[1], signal) | {'target_db': target_db, 'plain_db': plain, 'reached_db': best[0]}
+    destination.with_name(RECIPE).write_text(json.dumps(recipe, indent=2) + '\n')
+    return _names(groups[: best[1]]), best[0]
+
+
+def _worst(path: pathlib.Path, calls: Sequence[Call], judged: Sequence[str]) -> tuple[float, Call]:
+    """Return the lowest ratio of a graph over some calls, and its call."""
+    session = OnnxSession(path)
+    ratios = [lowest_db(session, [call], judged) for call in calls]
+    index = ratios.index(min(ratios))
+    return ratios[index], calls[index]
+
+
+def _names(groups: Sequence[Group]) -> list[str]:
+    return [name for group in groups for name in group.names]
+
+
+def _recipe(groups: Sequence[Group], doubled: int, signal: float) -> dict[str, Any]:
+    """Return what was measured of the groups, the worst by byte first, of which so many are in two parts."""
+    entries = [
+        {
+            'weights': list(group.names),
+            'bytes': group.size,
+            'db_if_alone_rounded': 10 * math.log10(signal / max(group.noise, signal * 1e-30)),
+            'in_two_parts': index < doubled,
+        }
+        for index, group in enumerate(groups)
+    ]
+    return {'groups': entries}
+
+
+def _quantise_doubled(
+    source: pathlib.Path,
+    destination: pathlib.Path,
+    ranges: pathlib.Path,
+    calls: Sequence[Call],
+    judged: Sequence[str],
+    rounding: Rounding | None,
+    doubled: Collection[str],
+) -> float:
+    """Write the W8A16 form with some weights in two parts; return the ratio on `calls`."""
+    path = source.with_name(f'.{source.stem}.doubled.onnx')
+    extended = destination.with_name('ranges-doubled.json')
+    try:
+        model = onnx.load(source, load_external_data=False)
+        parts = double_weights(model.graph, doubled, source.parent)
+        save(model, path)
+        extended.write_text(json.dumps(_with_parts(json.loads(ranges.read_text()), parts)))
+        quantise(path, destination, extended, rounding)
+    finally:
+        for file in path.parent.glob(f'{path.name}*'):
+            file.unlink()
+    return lowest_db(OnnxSession(destination), calls, judged)
+
+
+def _with_parts(ranges: dict[str, Any], results: Collection[str]) -> dict[str, Any]:
+    """Return ranges, as `measure_ranges` writes them, with those of the parts of some results.
+
+    The first part has the whole's range. The second, what rounding left over, is about a hundredth of the whole; a
+    quarter holds it even where the whole is small because its terms cancel out, and still rounds finely.
+    """
+    known = ranges['data']
+    for name in results:
+        whole = known[name]
+        end = max(-whole['lowest'], whole['highest']) / 4
+        known |= {f'{name}_coarse': whole, f'{name}_fine': whole | {'lowest': -end, 'highest': end}}
+    return ranges
+
+
+def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathlib.Path) -> list[str]:
+    """Let layers run twice, with what 8 bits hold of their weights and with the rest, and add the results.
+
+    Args:
+      names: of the weights.
+      folder: where weights that are not in the graph itself lie.
+    Returns:
+      The layers' results; those of the parts are called `_coarse` and `_fine`.
+    """
+    constants, nodes, results = constants_of(graph), [], []
+    for node in graph.node:
+        if node.op_type not in _AXES or node.input[1] not in names:
+            nodes.append(node)
+            continue
+        weight, result = node.input[1], node.output[0]
+        array = numpy_helper.to_array(constants[weight], str(folder))
+        coarse = rounded(array, _AXES[node.op_type])
+        parts = [onnx.NodeProto.FromString(node.SerializeToString()) for _ in range(2)]
+        for part, kind, values in zip(parts, ('coarse', 'fine'), (coarse, array - coarse), strict=True):
+            part.name, part.output[0] = f'{node.name}_{kind}', f'{result}_{kind}'
+            part.input[1] = new_constant(graph, constants, f'{weight}_{kind}', values)
+        del parts[1].input[2:]  # the bias is in the first part
+        total = helper.make_node('Add', [part.output[0] for part in parts], [result], name=f'{node.name}_sum')
+        nodes += [*parts, total]
+        results.append(result)
+    replace_nodes(graph, nodes)
+    drop_unused(graph)
+    write_shapes(graph)
+    return results
+
+
+def rounding_noise(
+    source: pathlib.Path, call: Call, judged: Sequence[str], rounding: Rounding | None = None, runs: int = RUNS
+) -> list[Group]:
+    """Return all weights of a float graph in groups, each with the error that its rounding to 8 bits makes.
+
+    Args:
+      runs: of the graph, at most; with one for each weight, every group is a single one.
+    """
+    model = onnx.load(source, load_external_data=False)
+    constants = constants_of(model.graph)
+    axes = {
+        node.input[1]: _AXES[node.op_type]
+        for node in model.graph.node
+        if node.op_type in _AXES and node.input[1] in constants
+    }
+    session = _replaceable(source, model, axes)
+
+    def run(feeds: Feeds) -> np.ndarray:
+        outputs = (np.asarray(array) for array in session.run(list(judged), feeds))
+        return joined(dict(zip(judged, outputs, strict=True)), judged).astype(np.float64)
+
+    def stored(name: str) -> np.ndarray:
+        if rounding is not None and name in rounding.levels:
+            return rounding.value(name)
+        return rounded(numpy_helper.to_array(constants[name], str(source.parent)), axes[name])
+
+    exact = run(call.inputs)
+
+    with inner_bar('shares of the error', min(runs, len(axes))) as on_run:
+
+        def measure(names: Sequence[str]) -> Group:
+            got = run(call.inputs | {name: stored(name) for name in names})
+            size = sum(math.prod(constants[name].dims) for name in names)
+            on_run()
+            return Group(tuple(names), size, float(np.square(got - exact).sum()))
+
+        return _worst_apart(list(axes), measure, runs)
+
+
+def _worst_apart(names: Sequence[str], measure: Callable[[Sequence[str]], Group], runs: int) -> list[Group]:
+    """Return groups of neighbours, the noisiest of which are cut in half as long as there are runs to measure with."""
+    first = len(names) if len(names) <= runs else max(1, runs // 2)
+    groups = [measure(part) for part in _cut(names, first)]
+    for _ in range((runs - first) // 2):
+        several = [group for group in groups if len(group.names) > 1]
+        if not several:
+            break
+        worst = max(several, key=lambda group: group.noise)
+        index = groups.index(worst)
+        groups[index : index + 1] = [measure(half) for half in _cut(worst.names, 2)]
+    return groups
+
+
+def _cut(names: Sequence[str], parts: int) -> list[Sequence[str]]:
+    """Return neighbours in so many parts, of about as many names each."""
+    ends = [len(names) * part // parts for part in range(parts + 1)]
+    return [names[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _replaceable(
+    source: pathlib.Path, model: onnx.ModelProto, names: Mapping[str, int]
+) -> onnxruntime.InferenceSession:
+    """Return a session in which constants can be replaced from run to run: they are inputs with a default value."""
+    constants = constants_of(model.graph)
+    model.graph.input.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, constants[name].dims) for name in names
+    )
+    path = source.with_name(f'.{source.stem}.replaceable.onnx')
+    try:
+        save(model, path)
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 3  # it warns of every such constant
+        return onnxruntime.InferenceSession(path, quiet, providers=['CPUExecutionProvider'])
+    finally:
+        for file in path.parent.glob(f'{path.name}*'):
+            file.unlink()
+
+
+def rounded(weight: np.ndarray, axis: int) -> np.ndarray:
+    """Return a weight as 8 bits with one scale per output channel hold it."""
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    scale = np.abs(weight).max(axis=others, keepdims=True) / _INT8
+    scale = np.where(scale == 0, 1, scale)
+    return (np.round(weight / scale) * scale).astype(np.float32)
+
+
+def lowest_db(runner: GraphRunner, calls: Sequence[Call], judged: Sequence[str]) -> float:
+    """Return the lowest ratio over recorded calls, of all judged outputs together."""
+    return min(snr_db(joined(call.outputs, judged), joined(runner.run(call.inputs), judged)) for call in calls)
+
+
+def joined(outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Return some of a graph's outputs as one vector."""
+    return np.concatenate([np.ravel(outputs[name]) for name in names])

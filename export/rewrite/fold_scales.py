@@ -1,0 +1,109 @@
+"""Constant factors of an ONNX graph, moved into the weights of the layers whose results they multiply."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+import onnx
+from onnx import numpy_helper
+
+from export.rewrite.tidy import constants_of, consumers_of, new_constant, rename_inputs
+
+
+def fold_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
+    """Move a constant factor into the weights of the layer that it multiplies the result of.
+
+    Followed are reshapes, transposes, and products of which the layer's result is the first operand: so the 1/sqrt(K)
+    of attention lands in the query projection, and saves one pass over queries or, worse, scores.
+    """
+    consumers, constants = consumers_of(graph), constants_of(graph)
+    producers = {output: node for node in graph.node for output in node.output}
+    outputs = {value.name for value in graph.output}
+    renamed = {}
+    for node in graph.node:
+        factor = _scalar_factor(node, constants, folder)
+        if factor is None or node.output[0] in outputs:
+            continue
+        scaled, value = factor
+        layer = producers.get(scaled)
+        while layer is not None and _passes(layer, constants):
+            if len(consumers[layer.output[0]]) != 1 or layer.output[0] in outputs:
+                break
+            layer = producers.get(layer.input[0])
+        if layer is None or layer.op_type not in ('Gemm', 'Conv', 'MatMul') or layer.input[1] not in constants:
+            continue
+        if len(consumers[layer.output[0]]) == 1 and layer.output[0] not in outputs:
+            _scale_layer(graph, layer, value, constants, folder)
+            renamed[node.output[0]] = scaled
+    rename_inputs(graph, renamed)
+
+
+def _passes(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Return whether a factor of a node's first input is one of its result."""
+    product = node.op_type == 'MatMul' and node.input[1] not in constants
+    return product or node.op_type in ('Reshape', 'Transpose')
+
+
+def _scalar_factor(
+    node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], folder: pathlib.Path
+) -> tuple[str, float] | None:
+    """Return what a node multiplies by a constant number, and the number; None if that is not what it does."""
+    if node.op_type not in ('Mul', 'Div'):
+        return None
+    scalar = [name in constants and not constants[name].dims for name in node.input]
+    if sum(scalar) != 1 or (node.op_type == 'Div' and scalar[0]):
+        return None
+    number = float(numpy_helper.to_array(constants[node.input[scalar.index(True)]], str(folder)))
+    return node.input[scalar.index(False)], number if node.op_type == 'Mul' else 1 / number
+
+
+def _scale_layer(
+    graph: onnx.GraphProto,
+    layer: onnx.NodeProto,
+    factor: float,
+    constants: dict[str, onnx.TensorProto],
+    folder: pathlib.Path,
+) -> None:
+    """Multiply the weights and the bias of a layer."""
+    for position in range(1, len(layer.input)):
+        name = layer.input[position]
+        array = numpy_helper.to_array(constants[name], str(folder))
+        scaled = array * array.dtype.type(factor)
+        layer.input[position] = new_constant(graph, constants, f'{name}_times_{factor!r}', scaled)
+
+
+def fold_query_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
+    """Move a constant factor on rotated queries into the gains of the norms they come from.
+
+    Rotation and concatenation are linear, so this is exact, and saves one pass over the queries of every block.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    norms = {node.output[0]: node for node in graph.node if node.op_type == 'RMSNormalization'}
+    behind: dict[str, set[str]] = {}  # value -> the norms it is linear in
+    renamed = {}
+    for node in graph.node:
+        sources = _norms_behind(node, behind)
+        behind |= dict.fromkeys(node.output, sources)
+        if sources and node.op_type == 'Mul' and node.input[1] in constants and not constants[node.input[1]].dims:
+            renamed[node.output[0]] = node.input[0]
+            for name in sources:
+                names = (node.input[1], norms[name].input[1])
+                factor, gain = (numpy_helper.to_array(constants[i], str(folder)) for i in names)
+                graph.initializer.append(numpy_helper.from_array(gain * factor, f'{name}_scaled_gain'))
+                norms[name].input[1] = f'{name}_scaled_gain'
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
+def _norms_behind(node: onnx.NodeProto, behind: Mapping[str, set[str]]) -> set[str]:
+    """Return the RMS norms that a node's outputs are linear in; nothing if they depend on more than those."""
+    if node.op_type == 'RMSNormalization':
+        return set(node.output)
+    found = [behind.get(name, set()) for name in node.input]
+    linear = {
+        **dict.fromkeys(('Slice', 'Split', 'Reshape'), bool(found and found[0])),
+        **dict.fromkeys(('Add', 'Sub', 'Concat'), all(found)),
+        'Mul': sum(map(bool, found)) == 1,
+    }
+    return set().union(*found) if linear.get(node.op_type) else set()

@@ -1,0 +1,242 @@
+"""Rewrites of the denoiser's graph that suit the HTP; the function stays as it is.
+
+  vectors_as_they_are     before quantisation: sums and products read a modulation vector itself, not a reshape of it.
+  hide_transposes         before: keys are transposed in three axes, not four, which ONNX Runtime would move about.
+  fuse_gains              after: the gain of an adaptive layer norm becomes the norm's own, in 16 bits: one pass less.
+  convert_before_cutting  after: keys and values are converted to the type of a second operand once, not once for every
+                          prefix that is cut from them.
+
+In a quantised graph every value is a chain of three: the float result of an operation, QuantizeLinear, and
+DequantizeLinear, which the next operation reads. A conversion is a second pair of the last two.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from export.rewrite.tidy import (
+    attribute,
+    constants_of,
+    consumers_of,
+    drop_unused,
+    rename_inputs,
+    replace_nodes,
+    shapes_of,
+)
+
+_LAYOUT_PERMUTATIONS = ([0, 2, 3, 1], [0, 3, 1, 2])
+
+
+def vectors_as_they_are(graph: onnx.GraphProto) -> None:
+    """Let sums and products read an input of rank 1 itself, not its reshape to more axes: they broadcast anyway."""
+    vectors = {value.name for value in graph.input if len(value.type.tensor_type.shape.dim) == 1}
+    consumers = consumers_of(graph)
+    renamed = {}
+    for node in graph.node:
+        reads_vector = node.op_type == 'Reshape' and node.input[0] in vectors
+        if reads_vector and all(reader.op_type in ('Add', 'Mul') for reader in consumers[node.output[0]]):
+            renamed[node.output[0]] = node.input[0]
+    rename_inputs(graph, renamed)
+    drop_unused(graph)
+
+
+def hide_transposes(graph: onnx.GraphProto) -> None:
+    """Write the transposes that look like a change of picture layout without the leading axis of size 1.
+
+    ONNX Runtime pushes such a transpose behind everything that reads it: of keys, behind the cuts of all prefixes, and
+    three of them come out of one.
+    """
+    shapes = shapes_of(graph)
+    nodes = []
+    for node in graph.node:
+        perm, shape = list(attribute(node, 'perm', ())), shapes.get(node.input[0], []) if node.input else []
+        if node.op_type != 'Transpose' or perm not in _LAYOUT_PERMUTATIONS or shape[:1] != [1]:
+            nodes.append(node)
+            continue
+        inner = [axis - 1 for axis in perm[1:]]
+        steps = [f'{node.name}_{step}' for step in ('flat', 'turned')]
+        for name, dims in ((steps[0], shape[1:]), (steps[1], [shape[axis] for axis in perm])):
+            graph.initializer.append(numpy_helper.from_array(np.array(dims, np.int64), f'{name}_shape'))
+        nodes += [
+            helper.make_node('Reshape', [node.input[0], f'{steps[0]}_shape'], steps[:1], name=steps[0]),
+            helper.make_node('Transpose', steps[:1], steps[1:], name=steps[1], perm=inner),
+            helper.make_node('Reshape', [steps[1], f'{steps[1]}_shape'], list(node.output), name=node.name),
+        ]
+    replace_nodes(graph, nodes)
+
+
+def fuse_gains(graph: onnx.GraphProto) -> None:
+    """Let a plain layer norm in a quantised graph take over the vector that its result is multiplied by.
+
+    The HTP's layer norm takes a gain that is computed, not stored, in symmetric 16 bits only.
+    """
+    constants, consumers = constants_of(graph), consumers_of(graph)
+    producers = {name: node for node in graph.node for name in node.output}
+    vectors = {value.name for value in graph.input if len(value.type.tensor_type.shape.dim) == 1}
+    values = lambda names: [numpy_helper.to_array(constants[name]) for name in names]
+    fused, added = set(), []
+    for norm in graph.node:
+        if norm.op_type != 'LayerNormalization' or producers[norm.input[1]].input[0] not in constants:
+            continue
+        weight, scale, zero = values(producers[norm.input[1]].input)
+        product, result = _reader(consumers, norm), norm.output[0]
+        while product is not None and product.op_type in ('QuantizeLinear', 'DequantizeLinear'):
+            product, result = _reader(consumers, product), product.output[0]
+        if product is None or product.op_type != 'Mul' or not np.allclose((weight - float(zero)) * scale, 1, atol=1e-3):
+            continue
+        (dequantised,) = set(product.input) - {result}
+        gain = producers[producers[dequantised].input[0]]
+        if gain.input[0] not in vectors:
+            continue
+        names = _new_constants(graph, gain.input[0], _symmetric_scale(*values(producers[dequantised].input[1:])))
+        pair, name = _quantisation(gain.input[0], f'{gain.input[0]}_16', names)
+        added += pair
+        norm.input[:] = [norm.input[0], name]
+        norm.output[0] = product.output[0]
+        fused.add(product.name)
+    replace_nodes(graph, [*added, *(node for node in graph.node if node.name not in fused)])
+    drop_unused(graph)
+
+
+def _reader(consumers: Mapping[str, list[onnx.NodeProto]], node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """Return the only node that reads another's result, or None if there are more."""
+    readers = consumers[node.output[0]]
+    return readers[0] if len(readers) == 1 else None
+
+
+def convert_before_cutting(graph: onnx.GraphProto) -> None:
+    """Convert second operands of matrix products before slices are cut from them.
+
+    Each slice would be converted by itself otherwise, each with a range of its own.
+    """
+    walk = _Conversions(graph)
+    for product in [node for node in graph.node if node.op_type == 'MatMul']:
+        converted = walk.operand(product.input[1])
+        if converted:
+            product.input[1] = converted
+    graph.node.extend(walk.nodes)
+    _sort(graph)
+    drop_unused(graph)
+
+
+class _Conversions:
+    """Converted twins of quantised values, made on demand; `nodes` holds what they need."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._graph = graph
+        self._constants = constants_of(graph)
+        self._producers = {name: node for node in graph.node for name in node.output}
+        self._cut = {self._source(node.input[0]) for node in graph.node if node.op_type == 'Slice'}
+        self._converted: dict[str, tuple[str, list[str]]] = {}
+
+    def operand(self, name: str) -> str | None:
+        """Return the twin of a converted second operand, or None if no slice is involved."""
+        before = self._before_conversion(name)
+        if before is None:
+            return None
+        value = self._source(before)
+        node = self._producers.get(value)
+        if node is not None and node.op_type == 'Slice' and self._is_quantised(node.input[0]):
+            whole, parameters = self._twin(self._source(node.input[0]), node.input[0])
+            return self._slice(node, whole, parameters)
+        return self._twin(value, before)[0] if value in self._cut else None
+
+    def _before_conversion(self, name: str) -> str | None:
+        """Return the dequantised value that a conversion reads, if `name` is a conversion's result."""
+        pair = self._pair(name)
+        return pair[0].input[0] if pair and self._is_quantised(pair[0].input[0]) else None
+
+    def _pair(self, name: str) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+        """Return the QuantizeLinear and DequantizeLinear that a value went through."""
+        last = self._producers.get(name)
+        if last is None or last.op_type != 'DequantizeLinear':
+            return None
+        first = self._producers.get(last.input[0])
+        return (first, last) if first is not None and first.op_type == 'QuantizeLinear' else None
+
+    def _is_quantised(self, name: str) -> bool:
+        return self._pair(name) is not None
+
+    def _source(self, name: str) -> str:
+        """Return the float value behind all quantisation."""
+        while pair := self._pair(name):
+            name = pair[0].input[0]
+        return name
+
+    def _twin(self, value: str, dequantised: str) -> tuple[str, list[str]]:
+        """Return the converted twin of a value that is quantised as `dequantised`, and its scale and zero point."""
+        if value not in self._converted:
+            pair = self._pair(dequantised)
+            assert pair is not None
+            scale, zero = (numpy_helper.to_array(self._constants[name]) for name in pair[1].input[1:3])
+            parameters = _new_constants(self._graph, f'{value}_converted', _symmetric_scale(scale, zero))
+            self._converted[value] = self._quantised(dequantised, f'{value}_converted', parameters), parameters
+        return self._converted[value]
+
+    def _slice(self, node: onnx.NodeProto, whole: str, parameters: list[str]) -> str:
+        """Return the slice of a converted value, in the same quantisation."""
+        result = f'{node.output[0]}_of_converted'
+        if result not in self._converted:
+            cut = onnx.NodeProto.FromString(node.SerializeToString())
+            cut.input[0], cut.output[0], cut.name = whole, result, f'{node.name}_of_converted'
+            self.nodes.append(cut)
+            self._converted[result] = self._quantised(result, result, parameters), parameters
+        return self._converted[result][0]
+
+    def _quantised(self, value: str, name: str, parameters: list[str]) -> str:
+        """Return a value after a new QuantizeLinear and DequantizeLinear."""
+        nodes, result = _quantisation(value, name, parameters)
+        self.nodes += nodes
+        return result
+
+
+def _quantisation(value: str, name: str, parameters: list[str]) -> tuple[list[onnx.NodeProto], str]:
+    """Return a QuantizeLinear and a DequantizeLinear, and the name of what comes out."""
+    steps = [value, f'{name}_quantised', f'{name}_dequantised']
+    return [
+        helper.make_node(kind, [source, *parameters], [result], name=f'{result}_node')
+        for kind, source, result in zip(('QuantizeLinear', 'DequantizeLinear'), steps, steps[1:], strict=False)
+    ], steps[-1]
+
+
+def _symmetric_scale(scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """Return the scale with which symmetric 16 bits span what a scale and a zero point span."""
+    limits = np.iinfo(zero.dtype)
+    steps = max(int(limits.max) - int(zero), int(zero) - int(limits.min))
+    return np.asarray(scale * np.float32(steps / np.iinfo(np.int16).max), np.float32)
+
+
+def _new_constants(graph: onnx.GraphProto, name: str, scale: np.ndarray) -> list[str]:
+    """Add a symmetric 16-bit scale and zero point; return their names."""
+    names = [f'{name}_scale_16', f'{name}_zero_point_16']
+    for key, value in zip(names, (scale, np.int16(0)), strict=True):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), key))
+    return names
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Order the nodes such that what a node reads comes before it."""
+    nodes = list(graph.node)
+    made_here = {name for node in nodes for name in node.output}
+    missing = [{name for name in node.input if name in made_here} for node in nodes]
+    waiting: dict[str, list[int]] = collections.defaultdict(list)
+    for index, names in enumerate(missing):
+        for name in names:
+            waiting[name].append(index)
+    ready = collections.deque(index for index, names in enumerate(missing) if not names)
+    ordered = []
+    while ready:
+        node = nodes[ready.popleft()]
+        ordered.append(node)
+        for name in node.output:
+            for reader in waiting[name]:
+                missing[reader].discard(name)
+                if not missing[reader]:
+                    ready.append(reader)
+    replace_nodes(graph, ordered)

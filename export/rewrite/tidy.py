@@ -1,0 +1,353 @@
+"""Rewrites of an exported ONNX graph that leave its function as it is and suit the phone.
+
+JAX thinks in channels-last pictures, ONNX in channels-first ones, and the HTP in channels-last ones again. What comes
+from JAX therefore has a transpose on either side of every convolution, and spells out in primitive steps what the phone
+has one operation for. Each function here changes one such thing, in place; `tidy` runs all that are always right.
+
+Legend: B pictures, H W grid, C channels, s factor of an enlargement.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.reference
+from onnx import helper, numpy_helper
+
+# Version of the operations that jax2onnx writes.
+OPSET = 23
+# Operations on shapes: never part of the computation, and gone once their results are constants.
+_SHAPE_ARITHMETIC = frozenset({'Concat', 'Cast', 'Unsqueeze', 'Squeeze', 'Slice', 'Identity', 'Gather'})
+_BROADCASTING = frozenset({'Add', 'Sub', 'Mul', 'Div', 'Max', 'Min'})
+# Numbers in a constant that may say something about shapes.
+_SMALL = 8
+# B H W C c... to B H s W s C, for channels ordered (C, row, column) and (row, column, C).
+_TO_PIXELS = {(0, 1, 4, 2, 5, 3): 'CRD', (0, 1, 3, 2, 4, 5): 'DCR'}
+
+
+def tidy(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
+    """Apply every rewrite that is right for all graphs.
+
+    Args:
+      folder: where weights that are not in the graph itself lie.
+    """
+    # Both build on the functions below.
+    from export.rewrite.channels_first import channels_first
+    from export.rewrite.fold_scales import fold_query_scales, fold_scales
+
+    fold_shape_arithmetic(graph)
+    broadcast_implicitly(graph)
+    explicit_padding(graph)
+    plain_resize(graph)
+    depth_to_space(graph)
+    as_reshapes(graph)
+    channels_first(graph)
+    merge_transposes(graph)
+    merge_reshapes(graph)
+    drop_unused(graph)  # or a dead reader would hide that a value has one reader
+    fold_scales(graph, folder)
+    fold_query_scales(graph, folder)
+    share_weights(graph, folder)
+    drop_unused(graph)
+
+
+def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the constants of a graph by name."""
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def shapes_of(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """Return the static shape of every value as it follows from the inputs; what the exporter noted may be outdated."""
+    bare = onnx.GraphProto(name=graph.name, input=graph.input, output=graph.output)
+    for node in graph.node:
+        # ONNX cannot infer this one.
+        same = node.op_type == 'GroupNormalization'
+        bare.node.append(helper.make_node('Identity', node.input[:1], node.output) if same else node)
+    for tensor in graph.initializer:  # without the weights, which may exceed what a message can hold
+        if tensor.data_type == onnx.TensorProto.INT64 or math.prod(tensor.dims) <= _SMALL:
+            bare.initializer.append(tensor)
+        else:
+            bare.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model = helper.make_model(bare, opset_imports=[helper.make_opsetid('', OPSET)])
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+
+
+def write_shapes(graph: onnx.GraphProto) -> None:
+    """Write the shape of every value between inputs and outputs into the graph."""
+    ends = {value.name for value in (*graph.input, *graph.output)} | set(constants_of(graph))
+    made = {name for node in graph.node for name in node.output}
+    shapes = {name: shape for name, shape in shapes_of(graph).items() if name in made - ends}
+    del graph.value_info[:]
+    graph.value_info.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()
+    )
+
+
+def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Return the nodes that read each value; a node that reads it twice counts twice."""
+    consumers: dict[str, list[onnx.NodeProto]] = collections.defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            consumers[name].append(node)
+    return consumers
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Make these the nodes of the graph; they may be nodes of it."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Return an attribute's value."""
+    for entry in node.attribute:
+        if entry.name == name:
+            return helper.get_attribute_value(entry)
+    return default
+
+
+def rename_inputs(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    """Let every node read other values; a new name may be renamed itself."""
+
+    def final(name: str) -> str:
+        while name in renamed:
+            name = renamed[name]
+        return name
+
+    for node in graph.node:
+        node.input[:] = [final(name) for name in node.input]
+
+
+def fold_shape_arithmetic(graph: onnx.GraphProto) -> None:
+    """Replace what can be computed from integer constants alone by its result."""
+    values = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT64
+    }
+    kept = []
+    for node in graph.node:
+        known = node.op_type in _SHAPE_ARITHMETIC and all(name in values for name in node.input if name)
+        if not known or not node.input:
+            kept.append(node)
+            continue
+        feeds = {name: values[name] for name in node.input if name}
+        (result,) = onnx.reference.ReferenceEvaluator(node).run(None, feeds)
+        values[node.output[0]] = np.asarray(result)
+        graph.initializer.append(numpy_helper.from_array(np.asarray(result), node.output[0]))
+    replace_nodes(graph, kept)
+
+
+def broadcast_implicitly(graph: onnx.GraphProto) -> None:
+    """Remove an Expand that changes nothing, or whose readers broadcast by themselves."""
+    consumers, outputs = consumers_of(graph), {value.name for value in graph.output}
+    shapes = shapes_of(graph)
+    renamed = {}
+    for node in graph.node:
+        if node.op_type != 'Expand' or node.output[0] in outputs:
+            continue
+        result = shapes[node.output[0]]
+        readers = consumers[node.output[0]]
+        # A reader's result keeps its shape only if another operand spans it.
+        if shapes[node.input[0]] == result or all(
+            reader.op_type in _BROADCASTING
+            and any(name != node.output[0] and shapes.get(name) == shapes[reader.output[0]] for name in reader.input)
+            and len(result) <= len(shapes[reader.output[0]])
+            for reader in readers
+        ):
+            renamed[node.output[0]] = node.input[0]
+    rename_inputs(graph, renamed)
+
+
+def explicit_padding(graph: onnx.GraphProto) -> None:
+    """Write the padding of convolutions that keep their grid as numbers."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != 'Conv' or attribute(node, 'auto_pad', b'NOTSET') == b'NOTSET':
+            continue
+        kernel = shapes[node.input[1]][2:]
+        strided = any(stride != 1 for stride in attribute(node, 'strides', [1, 1]))
+        if attribute(node, 'auto_pad') not in (b'SAME_UPPER', b'VALID') or strided or any(k % 2 == 0 for k in kernel):
+            continue  # left for the check of allowed operations to refuse
+        same = attribute(node, 'auto_pad') == b'SAME_UPPER'
+        pads = [k // 2 * same for k in kernel] * 2
+        kept = [entry for entry in node.attribute if entry.name not in ('auto_pad', 'pads')]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute('pads', pads)])
+
+
+def plain_resize(graph: onnx.GraphProto) -> None:
+    """Write nearest-neighbour enlargement by whole factors in the one form that the HTP takes: asymmetric, floor.
+
+    For whole factors all of ONNX's coordinate conventions agree.
+    """
+    constants, shapes = constants_of(graph), shapes_of(graph)
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type != 'Resize' or attribute(node, 'mode', b'nearest') != b'nearest':
+            continue
+        before, after = shapes[node.input[0]], shapes[node.output[0]]
+        if len(before) != 4 or any(new % old for new, old in zip(after, before, strict=True)):
+            continue
+        sizes = new_constant(graph, constants, f'{node.output[0]}_sizes', np.array(after, np.int64))
+        nodes[-1] = helper.make_node(
+            'Resize',
+            [node.input[0], '', '', sizes],
+            node.output,
+            name=node.name,
+            mode='nearest',
+            coordinate_transformation_mode='asymmetric',
+            nearest_mode='floor',
+        )
+    replace_nodes(graph, nodes)
+
+
+def depth_to_space(graph: onnx.GraphProto) -> None:
+    """Turn reshape, transpose, reshape of channels-last pictures into one operation where they spread channels out."""
+    shapes, consumers = shapes_of(graph), consumers_of(graph)
+    producers = {output: node for node in graph.node for output in node.output}
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        turn = producers.get(node.input[0]) if node.op_type == 'Reshape' else None
+        if turn is None or turn.op_type != 'Transpose' or len(consumers[turn.output[0]]) != 1:
+            continue
+        split, mode = producers.get(turn.input[0]), _TO_PIXELS.get(tuple(attribute(turn, 'perm', ())))
+        if split is None or split.op_type != 'Reshape' or mode is None or len(consumers[split.output[0]]) != 1:
+            continue
+        before, apart, after = shapes[split.input[0]], shapes[split.output[0]], shapes[node.output[0]]
+        factor = apart[4]
+        grid = [before[0], before[1] * factor, before[2] * factor, before[3] // factor**2] if len(before) == 4 else []
+        if apart[:3] != before[:3] or after != grid or apart[{'CRD': 5, 'DCR': 3}[mode]] != factor:
+            continue
+        name = node.output[0]
+        nodes[-1:] = [
+            helper.make_node('Transpose', [split.input[0]], [f'{name}_depth'], name=f'{name}_depth', perm=[0, 3, 1, 2]),
+            helper.make_node(
+                'DepthToSpace', [f'{name}_depth'], [f'{name}_space'], name=node.name, blocksize=factor, mode=mode
+            ),
+            helper.make_node('Transpose', [f'{name}_space'], [name], name=f'{name}_space', perm=[0, 2, 3, 1]),
+        ]
+    replace_nodes(graph, nodes)
+    drop_unused(graph)
+
+
+def as_reshapes(graph: onnx.GraphProto) -> None:
+    """Write everything that only regroups axes as Reshape, and remove what does nothing."""
+    shapes, constants = shapes_of(graph), constants_of(graph)
+    outputs = {value.name for value in graph.output}
+    nodes, renamed = [], {}
+    for node in graph.node:
+        # Exported for inference: a Dropout passes everything.
+        if node.op_type in ('Identity', 'Dropout') and node.output[0] not in outputs:
+            renamed[node.output[0]] = node.input[0]
+            continue
+        nodes.append(node)
+        if node.op_type in ('Squeeze', 'Unsqueeze', 'Flatten') and node.output[0] in shapes:
+            shape = np.array(shapes[node.output[0]], np.int64)
+            name = new_constant(graph, constants, f'{node.output[0]}_shape', shape)
+            nodes[-1] = helper.make_node('Reshape', [node.input[0], name], node.output, name=node.name)
+    replace_nodes(graph, nodes)
+    rename_inputs(graph, renamed)
+
+
+def merge_reshapes(graph: onnx.GraphProto) -> None:
+    """Let a Reshape that follows a Reshape read what the first one reads; remove those that change nothing."""
+    shapes, outputs = shapes_of(graph), {value.name for value in graph.output}
+    source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == 'Reshape'}
+    renamed = {}
+    for node in graph.node:
+        while node.op_type == 'Reshape' and node.input[0] in source:
+            node.input[0] = source[node.input[0]]
+        if node.op_type == 'Reshape' and node.output[0] not in outputs:
+            same = shapes.get(node.input[0]) == shapes[node.output[0]]
+            renamed |= {node.output[0]: node.input[0]} if same else {}
+    rename_inputs(graph, renamed)
+
+
+def merge_transposes(graph: onnx.GraphProto) -> None:
+    """Let a Transpose that follows a Transpose read what the first one reads; remove those that change nothing."""
+    turns = {node.output[0]: node for node in graph.node if node.op_type == 'Transpose'}
+    outputs = {value.name for value in graph.output}
+    renamed = {}
+    for node in graph.node:
+        if node.op_type != 'Transpose':
+            continue
+        perm = list(attribute(node, 'perm'))
+        while node.input[0] in turns:
+            before = turns[node.input[0]]
+            perm = [attribute(before, 'perm')[axis] for axis in perm]
+            node.input[0] = before.input[0]
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute('perm', perm))
+        if perm == sorted(perm) and node.output[0] not in outputs:
+            renamed[node.output[0]] = node.input[0]
+    rename_inputs(graph, renamed)
+
+
+def clamp_gelu(graph: onnx.GraphProto, floor: float) -> None:
+    """Keep the inputs of every GELU above `floor`, below which it is zero to float32 and inexact in narrow types."""
+    constants = constants_of(graph)
+    nodes = []
+    for node in graph.node:
+        if node.op_type == 'Gelu':
+            least = new_constant(graph, constants, 'gelu_floor', np.float32(floor))
+            clamped = f'{node.input[0]}_above_floor'
+            nodes.append(helper.make_node('Max', [node.input[0], least], [clamped], name=f'{node.name}_floor'))
+            node.input[0] = clamped
+        nodes.append(node)
+    replace_nodes(graph, nodes)
+
+
+def share_weights(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
+    """Keep one of several equal weights: a layer applied eight times has them once.
+
+    Biases are left: quantised, each takes its scale from the input of its layer, and that differs.
+    """
+    alike: dict[Any, list[onnx.TensorProto]] = collections.defaultdict(list)
+    for tensor in graph.initializer:
+        if len(tensor.dims) > 1:
+            alike[tensor.data_type, tuple(tensor.dims)].append(tensor)
+    renamed = {}
+    for tensors in alike.values():
+        first: dict[bytes, str] = {}
+        for tensor in tensors if len(tensors) > 1 else ():
+            array = np.ascontiguousarray(numpy_helper.to_array(tensor, str(folder)))
+            kept = first.setdefault(hashlib.sha256(array.data).digest(), tensor.name)
+            renamed |= {tensor.name: kept} if kept != tensor.name else {}
+    rename_inputs(graph, renamed)
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and constants that no output depends on."""
+    needed = {output.name for output in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    replace_nodes(graph, reversed(nodes))
+    for position in reversed(range(len(graph.initializer))):
+        if graph.initializer[position].name not in needed:
+            del graph.initializer[position]
+
+
+def new_constant(
+    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], name: str, array: np.ndarray | np.generic
+) -> str:
+    """Add a constant unless one of that name is there; return the name."""
+    if name not in constants:
+        constants[name] = numpy_helper.from_array(np.asarray(array), name)
+        graph.initializer.append(constants[name])
+    return name

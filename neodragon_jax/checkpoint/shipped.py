@@ -1,0 +1,43 @@
+"""The checkpoints that are installed with the package, and how a command line names one."""
+
+from __future__ import annotations
+
+import pathlib
+
+from neodragon_jax.errors import InputError, did_you_mean
+
+FOLDER = pathlib.Path(__file__).parent.parent / 'assets'
+DEFAULT = 'moving_shapes'
+
+
+def names() -> list[str]:
+    """Return the names of the shipped checkpoints."""
+    return sorted(path.name for path in FOLDER.glob('*') if path.is_dir())
+
+
+def find(given: str | None) -> pathlib.Path:
+    """Return the root folder of a checkpoint.
+
+    Args:
+      given: a folder, or else the name of a shipped checkpoint; None is the shipped DEFAULT.
+    Raises:
+      InputError: there is no such folder, and no shipped checkpoint has that name.
+    """
+    known = names()
+    if given is None:
+        if DEFAULT not in known:
+            raise InputError(
+                f'--checkpoint is not given, and {DEFAULT} is not installed with this package. Pass the root folder '
+                'of a checkpoint with --checkpoint, or install the package again.'
+            )
+        return FOLDER / DEFAULT
+    # An empty name is a variable that was not set, not the current folder.
+    if given and pathlib.Path(given).is_dir():
+        return pathlib.Path(given)
+    if given in known:
+        return FOLDER / given
+    shipped = f'the name of a shipped one: {", ".join(known)}.' if known else 'nothing else: none is shipped.'
+    raise InputError(
+        f'--checkpoint {given}: no such checkpoint folder.{did_you_mean(given, known)} Pass the folder that holds '
+        f'diffusion_transformer_320p/ etc., or {shipped}'
+    )

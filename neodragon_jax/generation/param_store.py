@@ -1,0 +1,132 @@
+"""Parameters in memory: in what type, and all from the start, or one at a time.
+
+A program that asks a `Store` for the parameters of a module gets the same values either way. With one module at a
+time it should do all its work with a module before it turns to the next: `in_step` runs several tasks like that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from neodragon_jax.checkpoint import components as checkpoint
+
+Result = TypeVar('Result')
+
+# Work in phases, each with modules of its own: it yields the arrays that a phase leaves to the next, and returns the
+# result.
+Task = Generator[Any, None, Result]
+
+# Parts of the paths of parameters that are kept in full precision: positions, and what embeds timesteps, pooled vectors
+# and sizes. All are used in float32, and errors in them move every token alike.
+SENSITIVE = ('positions', 'position_bias', 'time_embed', 'pooled_embed', 'time_embedding', 'add_embedding')
+
+
+def is_sensitive(path: tuple[str, ...], leaf: np.ndarray) -> bool:
+    """Return whether a parameter is to keep its type: biases, the scales of norms (both are small), and SENSITIVE."""
+    # Biases of the modulation have two dimensions.
+    return leaf.ndim < 2 or path[-1] == 'bias' or any(part in SENSITIVE for part in path)
+
+
+def cast(
+    params: dict[str, Any], dtype: Any, keep: Callable[[tuple[str, ...], np.ndarray], bool] = is_sensitive
+) -> dict[str, Any]:
+    """Return parameters in a smaller type, on the host, before anything of them is on a device.
+
+    Args:
+      params: of one component as `checkpoint.load` returns them, blocks not stacked.
+      dtype: wider parameters become of this type, narrower ones stay; None changes nothing.
+      keep: (path, parameter) -> whether the parameter stays as it is.
+    """
+    if dtype is None:
+        return params
+    dtype = np.dtype(dtype)
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(params))
+    del params  # so that, unless the caller keeps it, each wide array is freed when its narrow copy is made
+    for path, leaf in flat.items():
+        if leaf.dtype.itemsize >= dtype.itemsize and not keep(path, leaf):
+            flat[path] = leaf.astype(dtype, copy=False)
+    return traverse_util.unflatten_dict(flat)
+
+
+def read_params(folder: str | os.PathLike[str], dtype: Any, *names: str) -> dict[str, Any]:
+    """Return the parameters of a component as host arrays of `cast`'s types: all, or those of some parts."""
+
+    def parts() -> dict[str, Any]:
+        _, params = checkpoint.load(folder)
+        return {name: params[name] for name in names or params}
+
+    return cast(parts(), dtype)
+
+
+@dataclasses.dataclass
+class Store:
+    """Parameters by module.
+
+    Attributes:
+      place: puts an array, or a tree of them, on the devices.
+      one_at_a_time: read a module's parameters when they are asked for, after forgetting those of the module before.
+      sizes: bytes of the parameters of every module that has been read.
+    """
+
+    place: Callable[[Any], Any] = jax.device_put
+    one_at_a_time: bool = False
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    _held: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def hold(self, name: str, read: Callable[[], dict[str, Any]]) -> Callable[[], Any]:
+        """Return a function that returns the parameters of a module, on the devices.
+
+        Args:
+          name: of the module, unique in this store.
+          read: returns the parameters as a tree of NumPy arrays that nobody else keeps.
+        """
+
+        def params() -> Any:
+            if name not in self._held:
+                if self.one_at_a_time:
+                    self._held.clear()
+                self._held[name] = self._read(name, read)
+            return self._held[name]
+
+        if not self.one_at_a_time:
+            params()
+        return params
+
+    def _read(self, name: str, read: Callable[[], dict[str, Any]]) -> Any:
+        """Read a module; each host array is freed as soon as its copy on the devices is made."""
+        leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(read()))
+        self.sizes[name] = sum(leaf.nbytes for leaf in leaves.values())
+        for path in leaves:
+            leaves[path] = self.place(leaves[path])
+        return traverse_util.unflatten_dict(leaves)
+
+
+def in_step(tasks: Sequence[Task[Result]]) -> Iterator[Result]:
+    """Run tasks phase by phase and yield their results in order: no task starts a phase before all ended the last one.
+
+    Results are yielded during the last phase, each as soon as it is there. All tasks have the same phases.
+    """
+    running = list(tasks)
+    while running:
+        remaining = []
+        for task in running:
+            try:
+                # Until its computations have ended, a module's parameters cannot leave memory.
+                jax.block_until_ready(next(task))
+            except StopIteration as end:
+                yield end.value
+            else:
+                remaining.append(task)
+        running = remaining
+
+
+def finish(task: Task[Result]) -> Result:
+    """Run one task to its end and return its result."""
+    return next(in_step([task]))

@@ -1,0 +1,332 @@
+"""Prompt to video: the whole program over a set of functions.
+
+`Components` holds one function per module. Here they are compiled JAX functions (`load`); ONNX sessions and phone
+graphs slot into the same places, so whatever is exported is tested inside the real program.
+
+Legend: B batch, T latent frames, F video frames, H W pixels, h w latent grid.
+Source: arXiv 2511.06055, figure 2 and section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt8
+
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.errors import InputError
+from neodragon_jax.generation.defaults import RELEASED, SPATIAL_FACTOR, TEMPORAL_FACTOR, ModeDefaults, check_size
+from neodragon_jax.generation.param_store import Store, Task, finish, read_params
+from neodragon_jax.generation.tokens import Tokenizers, Tokens
+from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
+from neodragon_jax.models.vae import VideoVAE, denormalise, normalise, posterior_sample
+from neodragon_jax.pyramid.sampler import (
+    Denoiser,
+    Keys,
+    NoiseSource,
+    Plan,
+    Prompt,
+    Unit,
+    jax_denoiser,
+    sample,
+)
+from neodragon_jax.video import to_uint8
+
+# Folder names of the released checkpoint: hybrid starts from a given first frame, monolithic from nothing.
+DENOISER_FOLDERS = {'hybrid': 'diffusion_transformer_320p', 'monolithic': 'diffusion_transformer_320p_multistep_t2v'}
+ADAPTER_FOLDERS = {'hybrid': 'context_adapter', 'monolithic': 'context_adapter_multistep_t2v'}
+
+# Names of the modules in a store.
+TEXT_ENCODERS, DENOISER = 'text encoders', 'denoiser'
+VIDEO_ENCODER, VIDEO_DECODER = 'video encoder', 'video decoder'
+
+Memories = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """The modules of the system as functions.
+
+    Attributes:
+      encode_prompt: prompts (modifier included) -> Prompt.
+      encode_image: frames [B, 1, H, W, 3] in [-1, 1] -> moments [B, 1, h, w, 32].
+      denoise: see sampler.Denoiser.
+      decode_step: (latent [B, 1, h, w, C], memories) -> (8 frames [B, 8, H, W, 3] in [-1, 1], memories).
+      init_memories: (batch, h, w) -> memories of the decoder before the first frame.
+      channels: C.
+      patch: side of the denoiser's patches, in latent pixels.
+      max_grid: rows and columns of patches that the denoiser has positions for.
+    """
+
+    encode_prompt: Callable[[Sequence[str]], Prompt]
+    encode_image: Callable[[Array], Array]
+    denoise: Denoiser
+    decode_step: Callable[[Array, Memories], tuple[Array, Memories]]
+    init_memories: Callable[[int, int, int], Memories]
+    channels: int
+    patch: int
+    max_grid: int
+
+    def check(self, plan: Plan) -> Plan:
+        """Return the plan if this denoiser can run it.
+
+        Raises:
+          InputError: the latent channels or the grid do not fit the model.
+        """
+        rows, columns = plan.height // self.patch, plan.width // self.patch
+        if max(rows, columns) > self.max_grid:
+            side = self.max_grid * self.patch * SPATIAL_FACTOR
+            raise InputError(
+                f'{plan.height * SPATIAL_FACTOR}x{plan.width * SPATIAL_FACTOR} pixels need {rows}x{columns} patches; '
+                f'the checkpoint has positions for {self.max_grid}x{self.max_grid}; use at most {side}x{side} pixels.'
+            )
+        return dataclasses.replace(plan, channels=self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Where arrays live: parameters on every device, batches cut along their first axis."""
+
+    devices: Sequence[Any]  # of jax.Device
+
+    def _put(self, tree: Any, *spec: str) -> Any:
+        mesh = Mesh(np.array(self.devices), ('batch',))
+        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    def replicate(self, tree: Any) -> Any:
+        """Copy a tree to every device."""
+        return self._put(tree)
+
+    def shard(self, tree: Any) -> Any:
+        """Cut a tree along its leading axis, whose length is a multiple of the number of devices."""
+        return self._put(tree, 'batch')
+
+
+def load(
+    root: str | os.PathLike[str],
+    mode: str = 'hybrid',
+    denoiser: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    dtype: Any = None,
+    place: Callable[[Any], Any] = jax.device_put,
+    store: Store | None = None,
+) -> Components:
+    """Load a released checkpoint as compiled JAX functions.
+
+    Args:
+      root: folder of the whole checkpoint.
+      mode: 'hybrid' (few-step denoiser) or 'monolithic' (multi-step denoiser); each has its own context adapter.
+      denoiser, adapter: component folders to use instead of the mode's own, such as a distilled student's.
+      dtype: compute type; parameters are held in it if they are stored in a wider one, see `memory.cast`. None
+        computes in the stored type. What the denoiser embeds and modulates with, norms and softmax stay float32.
+      place: puts a tree of arrays on the devices.
+      store: holds the parameters; default: one that reads them all now and places them with `place`.
+    Raises:
+      InputError: a component is missing or damaged, or the mode is unknown.
+    """
+    if mode not in DENOISER_FOLDERS:
+        raise InputError(f'mode {mode!r} is unknown; use one of {", ".join(DENOISER_FOLDERS)}.')
+    find = lambda name: checkpoint.component_folder(root, name)
+    store = store or Store(place)
+    folder = pathlib.Path(denoiser or find(DENOISER_FOLDERS[mode]))
+    model = checkpoint.load_module(folder)
+    if not isinstance(model, PyramidMMDiT):
+        raise InputError(f'{folder}: holds a {type(model).__name__}; pass the folder of a PyramidMMDiT.')
+    layers = model.config.num_layers
+    params = store.hold(DENOISER, lambda: stack_blocks(read_params(folder, dtype), layers))
+    vae = checkpoint.load_module(find('causal_video_vae'))
+    assert isinstance(vae, VideoVAE)
+    vae = vae.clone(dtype=dtype)
+    encode_image, decode_step = _vae_functions(vae, find('causal_video_vae'), dtype, store)
+    return Components(
+        encode_prompt=_prompt_encoder(root, adapter or find(ADAPTER_FOLDERS[mode]), dtype, store),
+        encode_image=encode_image,
+        denoise=jax_denoiser(model.clone(scan=True, dtype=dtype).apply, params),
+        decode_step=decode_step,
+        init_memories=vae.init_memories,
+        channels=model.config.in_channels,
+        patch=model.config.patch_size,
+        max_grid=model.config.pos_embed_max_size,
+    )
+
+
+def _vae_functions(
+    vae: VideoVAE, folder: pathlib.Path, dtype: Any, store: Store
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the compiled encoder and decoder step, each with its own half of the parameters."""
+    encoder = store.hold(VIDEO_ENCODER, lambda: read_params(folder, dtype, 'encoder', 'quant_conv'))
+    decoder = store.hold(VIDEO_DECODER, lambda: read_params(folder, dtype, 'decoder', 'post_quant_conv'))
+    encode = jax.jit(lambda params, video: vae.apply({'params': params}, video, method='encode'))
+    step = jax.jit(lambda params, *args: vae.apply({'params': params}, *args, method='decode_step'))
+    return lambda video: encode(encoder(), video), lambda latent, memories: step(decoder(), latent, memories)
+
+
+def _prompt_encoder(
+    root: str | os.PathLike[str], adapter_folder: str | os.PathLike[str], dtype: Any, store: Store
+) -> Callable[[Sequence[str]], Prompt]:
+    """Return the function from prompts to what the denoiser knows of them."""
+    tokenizers = Tokenizers.load(root)
+    find = lambda name: checkpoint.component_folder(root, name)
+    folders = {
+        'clip_l': find('text_encoder'),
+        'clip_g': find('text_encoder_2'),
+        't5': find('text_encoder_3'),
+        'adapter': adapter_folder,
+    }
+    modules: dict[str, Any] = {
+        name: checkpoint.load_module(folder).clone(dtype=dtype) for name, folder in folders.items()
+    }
+    params = store.hold(TEXT_ENCODERS, lambda: {name: read_params(folder, dtype) for name, folder in folders.items()})
+
+    @jax.jit
+    def encode(params: Any, tokens: Tokens) -> Prompt:
+        run = lambda name, *args: modules[name].apply({'params': params[name]}, *args)
+        pooled = [run('clip_l', tokens.clip_l_ids).pooled, run('clip_g', tokens.clip_g_ids).pooled]
+        text = run('adapter', run('t5', tokens.t5_ids, tokens.t5_mask))
+        # Float32 whatever it was computed in, as in stored samples.
+        text, joined = (x.astype(jnp.float32) for x in (text, jnp.concatenate(pooled, axis=-1)))
+        return Prompt(text, jnp.asarray(tokens.t5_mask), joined)
+
+    return lambda prompts: encode(params(), tokenizers(prompts))
+
+
+def make_plan(
+    mode: str,
+    frames: int,
+    height: int,
+    width: int,
+    steps: Sequence[int] | None = None,
+    first_steps: Sequence[int] | None = None,
+    guidance: float | None = None,
+    first_guidance: float | None = None,
+    defaults: ModeDefaults | None = None,
+) -> Plan:
+    """Return the plan of a mode for a video of `frames` frames of `height` x `width` pixels.
+
+    `steps` alone sets all units, and so does `guidance`.
+
+    Args:
+      defaults: what holds for arguments that are None; default: the released ones of the mode. Hybrid: 1-1-1 without
+        guidance; monolithic: 20-20-20 at guidance 7 for unit 0, 10-10-10 at 5 for others.
+    Raises:
+      InputError: the size does not fit the latent pyramid.
+    """
+    check_size(frames, height, width)
+    given = {
+        'steps': tuple(steps) if steps else None,
+        'first_steps': tuple(first_steps) if first_steps else None,
+        'guidance': guidance,
+        'first_guidance': first_guidance,
+    }
+    chosen = (defaults or RELEASED.of(mode)).but({key: value for key, value in given.items() if value is not None})
+    return Plan(
+        frames=1 + (frames - 1) // TEMPORAL_FACTOR,
+        height=height // SPATIAL_FACTOR,
+        width=width // SPATIAL_FACTOR,
+        steps=chosen.steps,
+        first_steps=chosen.first_steps,
+        guidance=chosen.guidance,
+        first_guidance=chosen.first_guidance,
+    )
+
+
+def generate(
+    components: Components,
+    plan: Plan,
+    prompts: Sequence[str],
+    noise: NoiseSource,
+    negative_prompt: str = '',
+    first_frame: Float[Array | np.ndarray, 'B 1 H W 3'] | None = None,
+    on_step: Callable[..., object] = lambda *_: None,
+    shard: Callable[[Any], Any] = lambda tree: tree,
+    on_decoded: Callable[[int], object] = lambda index: None,
+) -> UInt8[np.ndarray, 'B F H W 3']:
+    """Generate one video per prompt.
+
+    Args:
+      prompts: modifier included.
+      first_frame: given first frames in [-1, 1]; None generates all frames.
+      on_step: called after every denoising step, see `sampler.sample`.
+      shard: distributes a tree of arrays with a leading batch axis over devices.
+      on_decoded: called with the index of every latent frame that has been decoded.
+    """
+    return finish(
+        generation(components, plan, prompts, noise, negative_prompt, first_frame, on_step, shard, on_decoded)
+    )
+
+
+def generation(
+    components: Components,
+    plan: Plan,
+    prompts: Sequence[str],
+    noise: NoiseSource,
+    negative_prompt: str = '',
+    first_frame: Float[Array | np.ndarray, 'B 1 H W 3'] | None = None,
+    on_step: Callable[..., object] = lambda *_: None,
+    shard: Callable[[Any], Any] = lambda tree: tree,
+    on_decoded: Callable[[int], object] = lambda index: None,
+) -> Task[UInt8[np.ndarray, 'B F H W 3']]:
+    """Generate one video per prompt as a task, whose phases are those of `memory`; arguments as in `generate`."""
+    prompt = shard(components.encode_prompt(prompts))
+    negative = None
+    if plan.guidance is not None or plan.first_guidance is not None:
+        negative = shard(components.encode_prompt([negative_prompt] * len(prompts)))
+    yield prompt, negative
+    latent = None
+    if first_frame is not None:
+        latent = encode_first_frame(components, shard(first_frame), noise)
+    yield latent
+    latents = sample(components.denoise, plan, prompt, noise, negative, latent, on_step)
+    yield latents
+    return decode(components, latents, shard, on_decoded)
+
+
+def encode_first_frame(
+    components: Components, frame: Float[Array | np.ndarray, 'B 1 H W 3'], noise: NoiseSource
+) -> Unit:
+    """Return the normalised latent of a first frame: a sample of the encoder's posterior, not its mean."""
+    moments = components.encode_image(jnp.asarray(frame)).astype(jnp.float32)
+    shape = (*moments.shape[:-1], components.channels)
+    return normalise(posterior_sample(moments, noise.posterior(shape)))
+
+
+def decode(
+    components: Components,
+    latents: Float[Array, 'B T h w C'],
+    shard: Callable[[Any], Any] = lambda tree: tree,
+    on_decoded: Callable[[int], object] = lambda index: None,
+) -> UInt8[np.ndarray, 'B F H W 3']:
+    """Decode normalised latents frame by frame: each gives eight video frames, of which the first latent keeps one.
+
+    Args:
+      shard: distributes a tree of arrays with a leading batch axis over devices.
+      on_decoded: called with the index of every latent frame that has been decoded.
+    """
+    latents = denormalise(latents)
+    batch, frames, height, width, _ = latents.shape
+    memories = shard(components.init_memories(batch, height, width))
+    chunks = []
+    for index in range(frames):
+        pixels, memories = components.decode_step(latents[:, index : index + 1], memories)
+        chunks.append(to_uint8(np.asarray(pixels)))
+        on_decoded(index)
+    return np.concatenate(chunks, axis=1)[:, TEMPORAL_FACTOR - 1 :]
+
+
+def sample_keys(seed: int, prompts: Sequence[str], numbers: Sequence[int]) -> Keys:
+    """Return one key per sample from the seed, the prompt's text and the sample's number.
+
+    A sample is then the same whatever else is generated in the same run, and on however many devices.
+    """
+    root = jax.random.key(seed)
+    words = [jax.random.fold_in(root, zlib.crc32(prompt.encode())) for prompt in prompts]
+    return jnp.stack([jax.random.fold_in(word, number) for word, number in zip(words, numbers, strict=True)])

@@ -1,0 +1,86 @@
+"""Blacken what the safety checker refuses: first frames, and whole videos for one frame of theirs.
+
+The checker is an optional component of a checkpoint, in the layout of Stable Diffusion's own release.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.errors import InputError
+from neodragon_jax.generation.param_store import Store, read_params
+from neodragon_jax.models.safety_checker import Preparation, StableDiffusionSafetyChecker
+
+FOLDER, PREPARATION_FOLDER = 'safety_checker', 'feature_extractor'
+SAFETY_CHECKER = 'safety checker'  # in a store
+# Of a video every eighth frame is looked at: one per latent frame.
+STRIDE = 8
+BLACK = -1.0  # in a first frame
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetyChecker:
+    """Judges pictures.
+
+    Attributes:
+      prepare: pictures in bytes to what `judge` takes.
+      judge: prepared pictures [B, S, S, 3] -> which are refused [B].
+    """
+
+    prepare: Preparation
+    judge: Callable[[Any], Any]
+
+    def frames(self, frames: Float[np.ndarray, 'B 1 H W 3']) -> tuple[Float[np.ndarray, 'B 1 H W 3'], np.ndarray]:
+        """Return first frames in [-1, 1] with the refused ones black, and which they are."""
+        pictures = np.round((np.clip(frames[:, 0], -1, 1) + 1) * 127.5).astype(np.uint8)
+        refused = self._refused(pictures)
+        return np.where(refused[:, None, None, None, None], np.float32(BLACK), frames), refused
+
+    def videos(self, clips: UInt8[np.ndarray, 'B F H W 3']) -> tuple[UInt8[np.ndarray, 'B F H W 3'], np.ndarray]:
+        """Return videos with the refused ones black, and which they are."""
+        judged = [self._refused(clips[:, index]) for index in range(0, clips.shape[1], STRIDE)]
+        refused = np.any(judged, axis=0)
+        return np.where(refused[:, None, None, None, None], np.uint8(0), clips), refused
+
+    def _refused(self, pictures: UInt8[np.ndarray, 'B H W 3']) -> Bool[np.ndarray, ' B']:
+        return np.asarray(self.judge(self.prepare(pictures)))
+
+
+def load(
+    root: str | os.PathLike[str], store: Store, shard: Callable[[Any], Any] = lambda tree: tree
+) -> SafetyChecker | None:
+    """Load a checkpoint's safety checker, in float32 because the third decimal decides; None if it has none.
+
+    Args:
+      root: folder of the whole checkpoint.
+      store: holds the parameters.
+      shard: distributes a tree of arrays with a leading batch axis over devices.
+    Raises:
+      InputError: the component is damaged or of another class.
+    """
+    folder = pathlib.Path(root) / FOLDER
+    if not folder.is_dir():
+        return None
+    module = checkpoint.load_module(folder)
+    if not isinstance(module, StableDiffusionSafetyChecker):
+        raise InputError(f'{folder}: holds a {type(module).__name__}; put a StableDiffusionSafetyChecker there.')
+    prepare = Preparation.load(checkpoint.component_folder(root, PREPARATION_FOLDER))
+    if prepare.crop != module.config.image_size:
+        raise InputError(
+            f'{folder}: takes pictures of {module.config.image_size} pixels, {PREPARATION_FOLDER} gives '
+            f'{prepare.crop}. They belong to different models; copy both folders again.'
+        )
+    params = store.hold(SAFETY_CHECKER, lambda: read_params(folder, jnp.float32))
+    module = module.clone(dtype=jnp.float32)
+    judge = jax.jit(lambda params, pictures: module.apply({'params': params}, pictures))
+    return SafetyChecker(prepare, lambda pictures: judge(params(), shard(pictures)))

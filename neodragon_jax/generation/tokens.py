@@ -1,0 +1,162 @@
+"""Prompts to token ids, with the three tokenizers of a released checkpoint.
+
+Shapes: B prompts, L tokens of T5: 128, or fewer where the checkpoint's tokenizer says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from neodragon_jax.errors import InputError
+from neodragon_jax.generation.defaults import RELEASED
+
+# Of the released system; a checkpoint may say otherwise, see `generation`.
+DEFAULT_MODIFIER = RELEASED.prompt_modifier
+DEFAULT_NEGATIVE_PROMPT = RELEASED.negative_prompt
+T5_LENGTH = 128
+CLIP_LENGTH = 77
+
+
+class Tokens(NamedTuple):
+    """Token ids of B prompts for the three text encoders, padded or cut to each encoder's length."""
+
+    clip_l_ids: Int32[np.ndarray, 'B 77']
+    clip_g_ids: Int32[np.ndarray, 'B 77']
+    t5_ids: Int32[np.ndarray, 'B L']
+    t5_mask: Int32[np.ndarray, 'B L']  # 1 for tokens, 0 for padding
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTokenizer:
+    """Byte-pair encoding of a CLIP tower; the tower takes no mask, so ids are all there is."""
+
+    backend: Any  # a transformers tokenizer
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> ClipTokenizer:
+        """Load from a tokenizer folder of the checkpoint.
+
+        Raises:
+          InputError: a file is missing, empty or unreadable.
+        """
+        return cls(_load_backend(pathlib.Path(folder), 'CLIPTokenizer', ('vocab.json', 'merges.txt')))
+
+    def __call__(self, prompts: Sequence[str]) -> Int32[np.ndarray, 'B 77']:
+        """Return ids, padded with the token that this tokenizer's own config names."""
+        import ftfy
+
+        # CLIP learned from repaired text (straight quotes, no mojibake), and today's backend leaves that step out.
+        repaired = [ftfy.fix_text(prompt) for prompt in _checked(prompts)]
+        return _encode(self.backend, repaired, CLIP_LENGTH)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Tokenizer:
+    """Sentencepiece encoding of the T5 encoder."""
+
+    backend: Any  # a transformers tokenizer
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> T5Tokenizer:
+        """Load from a tokenizer folder of the checkpoint.
+
+        Raises:
+          InputError: a file is missing, empty or unreadable.
+        """
+        return cls(_load_backend(pathlib.Path(folder), 'T5Tokenizer', ('spiece.model',)))
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Int32[np.ndarray, 'B L'], Int32[np.ndarray, 'B L']]:
+        """Return ids and their mask."""
+        return _encode(self.backend, _checked(prompts), self.length)
+
+    @property
+    def length(self) -> int:
+        """L: the released 128, or the tokenizer's own `model_max_length` if that is less."""
+        return min(T5_LENGTH, self.backend.model_max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizers:
+    """The three tokenizers of the text encoders that condition the denoiser."""
+
+    clip_l: ClipTokenizer
+    clip_g: ClipTokenizer
+    t5: T5Tokenizer
+
+    @classmethod
+    def load(cls, root: str | os.PathLike[str]) -> Tokenizers:
+        """Load `tokenizer`, `tokenizer_2` and `tokenizer_3` from a checkpoint's root folder.
+
+        Raises:
+          InputError: a folder or a file in it is missing, empty or unreadable.
+        """
+        root = pathlib.Path(root)
+        return cls(
+            clip_l=ClipTokenizer.load(root / 'tokenizer'),
+            clip_g=ClipTokenizer.load(root / 'tokenizer_2'),
+            t5=T5Tokenizer.load(root / 'tokenizer_3'),
+        )
+
+    def __call__(self, prompts: Sequence[str], modifier: str = '') -> Tokens:
+        """Return the tokens of each prompt followed by `modifier`. What exceeds a length is cut.
+
+        Raises:
+          InputError: prompts is not a list of at least one text.
+        """
+        texts = [prompt + modifier for prompt in _checked(prompts)]
+        return Tokens(self.clip_l(texts), self.clip_g(texts), *self.t5(texts))
+
+
+def _checked(prompts: Sequence[str]) -> list[str]:
+    """Return the prompts as a list, or raise InputError."""
+    # A single text is a sequence of texts too: one per character.
+    if isinstance(prompts, str):
+        raise InputError('prompts is one text; give a list of texts, here [prompt].')
+    texts = list(prompts)
+    if not texts:
+        raise InputError('prompts is empty; give at least one text, which may be "".')
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f'prompts[{i}] is of type {type(text).__name__}; give a text.')
+    return texts
+
+
+def _encode(backend: Any, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and mask [B, length]."""
+    encoded = backend(texts, padding='max_length', truncation=True, max_length=length, return_attention_mask=True)
+    return np.asarray(encoded['input_ids'], np.int32), np.asarray(encoded['attention_mask'], np.int32)
+
+
+def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, ...]) -> Any:
+    """Load a transformers tokenizer after checking the files, for it accepts an empty folder as a tokenizer."""
+    remedy = 'Copy the folder from the release again, or correct the path.'
+    if not folder.is_dir():
+        raise InputError(f'{folder}: no such tokenizer folder. {remedy}')
+    if (folder / 'tokenizer.json').exists():
+        vocabulary = ('tokenizer.json',)
+    # Without its config a tokenizer pads with the wrong token, in silence.
+    names = ('tokenizer_config.json', *vocabulary)
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise InputError(f'{path}: the file is missing. {remedy}')
+        if path.stat().st_size == 0:
+            raise InputError(f'{path}: the file is empty. {remedy}')
+    # Otherwise the import advises at length to install PyTorch.
+    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # The backend raises bare Exception for unreadable files.
+        raise InputError(f'{folder}: {", ".join(names)} cannot be read as a tokenizer. {remedy}') from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)

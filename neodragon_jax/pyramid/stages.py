@@ -1,0 +1,163 @@
+"""The spatial pyramid: halving and doubling, noise, the flow between two stages, and the history of a unit.
+
+Legend: B batch, T latent frames, H W latent grid, C channels, U units of history, F frames.
+A *unit* is one latent frame, generated at stages 0 (coarsest) to S-1 (full size). Source: Pyramid-Flow,
+arXiv 2410.05954, sections 3.2 (spatial pyramid) and 3.3 (temporal pyramid).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from neodragon_jax.errors import InputError
+from neodragon_jax.pyramid.layout import Layout
+from neodragon_jax.pyramid.schedule import Schedule
+
+Latents = Float[Array, 'B T H W C']
+
+
+def down(x: Float[Array, '*B H W C'], times: int = 1) -> Float[Array, '*B h w C']:
+    """Halve height and width `times` times: bilinear, align_corners false, no antialiasing.
+
+    For even sizes that is the mean of every 2x2 block. Odd sizes lose the half: 7 becomes 3.
+    """
+    for _ in range(times):
+        *lead, height, width, channels = x.shape
+        if min(height, width) < 2:
+            raise InputError(f'cannot halve a {height}x{width} grid; use larger frames or fewer stages.')
+        if height % 2 or width % 2:
+            x = jax.image.resize(x, (*lead, height // 2, width // 2, channels), 'bilinear', antialias=False)
+        else:
+            x = x.reshape(*lead, height // 2, 2, width // 2, 2, channels).mean(axis=(-4, -2))
+    return x
+
+
+def up(x: Float[Array, '*B h w C']) -> Float[Array, '*B H W C']:
+    """Double height and width, nearest neighbour."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
+
+
+def down_noise(noise: Float[Array, '*B H W C'], times: int) -> Float[Array, '*B h w C']:
+    """Halve white noise `times` times, keeping unit variance (the mean of four has half the deviation)."""
+    return down(noise, times) * 2.0**times
+
+
+def levels(x: Latents, stages: int) -> list[Float[Array, 'B T _ _ C']]:
+    """Return x at every stage, coarsest first; x itself is the last."""
+    return [down(x, stages - 1 - stage) for stage in range(stages)]
+
+
+def colour_noise(white: Float[Array, '*B H W C'], gamma: float = 1 / 3) -> Float[Array, '*B H W C']:
+    """Turn white noise into block noise: covariance 1 on the diagonal of each 2x2 block and -gamma off it.
+
+    That matrix has the eigenvalue 1 - 3 gamma on the block mean and 1 + gamma on the rest, so its symmetric square
+    root is two scalings; at gamma = 1/3 the mean vanishes. Source: arXiv 2410.05954, equation 13.
+    """
+    mean = up(down(white))
+    return math.sqrt(1 + gamma) * (white - mean) + math.sqrt(max(0.0, 1 - 3 * gamma)) * mean
+
+
+def block_noise(key: PRNGKeyArray, shape: Sequence[int], gamma: float = 1 / 3) -> Float[Array, ...]:
+    """Draw block noise of shape [..., H, W, C], all blocks at once."""
+    return colour_noise(jax.random.normal(key, tuple(shape), jnp.float32), gamma)
+
+
+def enter_stage(
+    x: Latents, noise: Float[Array, 'B T h w C'], stage: int, schedule: Schedule
+) -> Float[Array, 'B T h w C']:
+    """Carry a finished stage into the next one: alpha Up(x) + beta block_noise, in float32."""
+    alpha, beta = schedule.upsample_coefficients(stage)
+    return alpha * up(x.astype(jnp.float32)) + beta * noise
+
+
+def stage_pair(clean: Latents, noise: Latents, stage: int, schedule: Schedule) -> tuple[Latents, Latents]:
+    """Return the start and the end of the flow of one stage, at the stage's resolution.
+
+    start = s0 noise + (1 - s0) Up(Down(clean)), end = s1 noise + (1 - s1) clean, with the same noise at both ends.
+    Source: arXiv 2410.05954, equations 9 and 10.
+    """
+    start_sigma, end_sigma = float(schedule.start_sigmas[stage]), float(schedule.end_sigmas[stage])
+    end = end_sigma * noise + (1 - end_sigma) * clean
+    if stage == 0:
+        return noise, end  # s0 = 1: nothing of the clean latent, which may be too small to halve
+    return start_sigma * noise + (1 - start_sigma) * up(down(clean)), end
+
+
+def history_stage(stage: int, distance: int) -> int:
+    """Return the stage at which the unit `distance` units back is seen from `stage`: one coarser per unit."""
+    return max(stage - (distance - 1), 0)
+
+
+def history(latents: Latents, stage: int, stages: int, frames_per_unit: int = 1) -> list[Float[Array, 'B _ _ _ C']]:
+    """Return the history clips for the unit that follows `latents`, oldest first.
+
+    Args:
+      latents: all clean latents so far, at full size; T is a multiple of frames_per_unit and may be 0.
+      stage: stage of the unit to be denoised.
+      stages: number of stages.
+    """
+    units = latents.shape[1] // frames_per_unit
+    pyramid = levels(latents, stages)
+    clips: list[Array] = []
+    end = latents.shape[1]
+    for distance in range(1, units + 1):
+        level = history_stage(stage, distance)
+        # Once the coarsest stage is reached, all older units are one clip.
+        start = 0 if level == 0 and distance > 1 else end - frames_per_unit
+        clips.append(pyramid[level][:, start:end])
+        end = start
+        if end == 0:
+            break
+    return clips[::-1]
+
+
+def envelope(stage: int, units: int, stages: int, grid: tuple[int, int], text_tokens: int) -> Layout:
+    """Return the layout that holds any unit 0..units at a stage: the layout of unit `units`.
+
+    Args:
+      grid: patches (rows, columns) of a full-size latent frame.
+    Raises:
+      InputError: the grid cannot be halved down to the coarsest stage.
+    """
+    factor = 2 ** (stages - 1)
+    if grid[0] % factor or grid[1] % factor:
+        raise InputError(
+            f'a grid of {grid[0]}x{grid[1]} patches has no {stages} stages; make both divisible by {factor}.'
+        )
+
+    def at(level: int) -> tuple[int, int]:
+        return grid[0] >> (stages - 1 - level), grid[1] >> (stages - 1 - level)
+
+    past = [at(history_stage(stage, distance)) for distance in range(units, 0, -1)]
+    return Layout(text_tokens, (*past, at(stage)))
+
+
+def envelope_history(
+    pyramid: Sequence[Float[Array, 'B T _ _ C']], unit: Int[Array, ' B'], stage: int, units: int
+) -> list[Float[Array, 'B 1 _ _ C']]:
+    """Return `units` history frames for a unit that may differ per example, oldest first, front-padded with zeros.
+
+    The frames have the shapes of `envelope`; where unit < units the first units - unit of them are padding.
+
+    Args:
+      pyramid: the clean latents at every stage (`levels`), T frames each; only frames before `unit` are read.
+      unit: index of the unit to be denoised, per example.
+    """
+    batch = jnp.arange(unit.shape[0])
+    frames = []
+    for distance in range(units, 0, -1):
+        source = pyramid[history_stage(stage, distance)]
+        index = unit - distance
+        frame = source[batch, jnp.clip(index, 0, source.shape[1] - 1)]
+        frames.append(jnp.where((index >= 0)[:, None, None, None], frame, 0)[:, None])
+    return frames
+
+
+def envelope_frame_ids(unit: Int[Array, ' B'], units: int) -> Int[Array, 'B F']:
+    """Return the video frame index of every frame in the envelope, [B, units + 1]; negative means padding."""
+    return unit[:, None] + jnp.arange(-units, 1)[None, :]

@@ -1,0 +1,395 @@
+"""Every module but the denoiser as a phone graph: against the program in JAX, in ONNX, in FP16 and W8A16."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import CalibrationDataReader, create_calibrator
+
+from export import __main__ as command
+from export.graphs import text as text_graphs
+from export.graphs.runners import Call, JaxRunner, OnnxPool, OnnxSession
+from export.graphs.table import DEPLOYMENTS, Module
+from export.graphs.to_onnx import to_onnx
+from export.host import modules
+from export.host.recording import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
+from export.quantize.qdq import quantised_operations, to_w8a16
+from export.quantize.ranges import METHODS, measure_ranges
+from export.quantize.two_parts import RECIPE, lowest_db, quantise_to_target
+from export.report.report import snr_db
+from export.steps import whole_video
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.errors import InputError
+from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.param_store import Store, cast
+from neodragon_jax.models.t5 import T5EncoderWithProjection
+from support.goldens import TINY_CHECKPOINT, relative_error
+
+PROMPT = 'a red ball rolls down a green hill'
+EXACT_DB = 100.0
+ATTENTION = {'Reshape', 'Softmax', 'MatMul', 'Gemm', 'Transpose', 'Add'}
+NETWORK = {'Conv', 'GroupNormalization', 'Sigmoid', 'Mul', *ATTENTION}
+OPERATIONS = {
+    'clip_l': {'LayerNormalization', 'Sigmoid', 'Mul', *ATTENTION},
+    'clip_g': {'LayerNormalization', 'Gelu', *ATTENTION},
+    'dt5': {'RMSNormalization', 'Gelu', 'Mul', 'Relu', *ATTENTION},
+    'context_adapter': {'Gemm', 'Gelu', 'Max', 'Concat'},
+    'first_frame_clip_l': {'LayerNormalization', 'Sigmoid', 'Mul', *ATTENTION},
+    'first_frame_clip_g': {'LayerNormalization', 'Gelu', *ATTENTION},
+    'first_frame_unet': {'LayerNormalization', 'Gelu', 'Split', 'Concat', 'Resize', *NETWORK},
+    'first_frame_decoder': {'Resize', *NETWORK},
+    'video_encoder': NETWORK,
+    'video_decoder': {'Conv', 'Relu', 'Tanh', 'Mul', 'Add', 'Concat', 'Split', 'Resize', 'Transpose'},
+    'super_resolution': {'Conv', 'Clip', 'DepthToSpace', 'Transpose'},
+}
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def source(upscaler) -> modules.Source:
+    return modules.Source(TINY_CHECKPOINT, 'hybrid', pipeline.make_plan('hybrid', 9, 64, 64), None, upscaler)
+
+
+@pytest.fixture(scope='module')
+def graphs(source) -> dict[str, Module]:
+    return modules.phone_modules(source)
+
+
+@pytest.fixture(scope='module')
+def runners(graphs) -> dict[str, JaxRunner]:
+    return {name: JaxRunner(module, Store()) for name, module in graphs.items()}
+
+
+@pytest.fixture(scope='module')
+def host(source) -> modules.Host:
+    return modules.Host.load(source)
+
+
+@pytest.fixture(scope='module')
+def float_graphs(graphs, tmp_path_factory) -> dict[str, pathlib.Path]:
+    """All modules as float ONNX files."""
+    folder = tmp_path_factory.mktemp('float')
+    for name, module in graphs.items():
+        to_onnx(module.graph(), folder / f'{name}.onnx')
+    return {name: folder / f'{name}.onnx' for name in graphs}
+
+
+def make_feeds(module: Module, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return inputs of the right kind: noise, but for pictures and masks."""
+    feeds = {name: normal(seed + index, *shape) for index, (name, shape) in enumerate(module.inputs.items())}
+    if 'end' in feeds:
+        feeds['end'] = np.eye(feeds['end'].shape[1], dtype=np.float32)[[9]]
+    if 'keys' in feeds:
+        feeds['keys'] = np.where(np.arange(feeds['keys'].shape[1]) < 30, 0, -1e4).astype(np.float32)[None]
+    if 'frame' in feeds:
+        feeds['frame'] = np.random.default_rng(seed).uniform(size=feeds['frame'].shape).astype(np.float32)
+    return feeds
+
+
+def test_table_has_a_row_for_every_module(graphs):
+    assert set(graphs) <= set(DEPLOYMENTS) and set(graphs) == set(OPERATIONS)
+    for name in graphs:
+        deployment = DEPLOYMENTS[name]
+        assert deployment.precision in ('fp16', 'w8a16') and deployment.target_db > 0
+        assert bool(deployment.calibration_samples) == (deployment.precision == 'w8a16')
+
+
+@pytest.fixture(scope='module')
+def without_model(tmp_path_factory) -> pathlib.Path:
+    """A checkpoint whose denoiser makes the first frame: there is no first-frame model."""
+    root = tmp_path_factory.mktemp('without_model')
+    for folder in TINY_CHECKPOINT.iterdir():
+        if not folder.name.startswith('ssd_1b'):
+            (root / folder.name).symlink_to(folder)
+    modes = {'hybrid': {'first_frame': 'denoiser', 'steps': [2, 1, 1]}}
+    values = {'frames': 17, 'height': 64, 'width': 128, 'prompt_modifier': '', 'example': 'a circle', 'modes': modes}
+    (root / 'generation.json').write_text(json.dumps(values))
+    return root
+
+
+def test_a_checkpoint_without_a_first_frame_model(without_model, graphs, source):
+    given = dataclasses.replace(source, root=without_model, first_frame='denoiser')
+    first = {*modules.FIRST_FRAME, 'video_encoder'}
+    assert set(modules.phone_modules(given)) == set(graphs) - first
+    with_image = dataclasses.replace(given, images=True)
+    assert set(modules.phone_modules(with_image)) == set(graphs) - set(modules.FIRST_FRAME)
+    with pytest.raises(InputError, match='ssd_1b_vae'):
+        modules.phone_modules(dataclasses.replace(given, first_frame='model'))
+
+
+def test_the_command_takes_what_is_left_open_from_the_checkpoint(without_model):
+    settle = lambda *options: command._settled(command.parse_args(['--out', 'x', '--checkpoint', *options]))
+    args = settle(str(without_model))
+    workshop = command._workshop(args)
+    plan = workshop.source.plan
+    assert (plan.frames, plan.height, plan.width, plan.steps) == (3, 8, 16, (2, 1, 1))
+    both = [('the denoiser', 'CPU'), ('all graphs', 'CPU')]
+    assert whole_video.planned(workshop, on_cpu=True, simulated=False) == both
+    assert whole_video.planned(workshop, on_cpu=False, simulated=False) == []
+    assert not workshop.first_frame and not workshop.draws and workshop.form.draws_frame_zero
+    assert 'video_encoder' not in workshop.names and 'denoiser_stage2' in workshop.names
+    assert command.read_prompts(None, args.defaults.example) == ['a circle']
+    assert command._scenes(args, ['a circle']).text(0) == 'a circle'
+    changed = settle(str(without_model), '--frames', '9', '--steps', '1', '1', '1')
+    assert command._workshop(changed).source.plan.frames == 2
+    released = settle(str(TINY_CHECKPOINT))
+    assert (released.mode, released.frames, released.height, released.first_frame) == ('hybrid', 49, 320, 'model')
+    with pytest.raises(InputError, match='no such checkpoint'):
+        settle('nowhere')
+    with pytest.raises(InputError, match='--first-frame model is for --mode hybrid'):
+        settle(str(without_model), '--mode', 'monolithic', '--first-frame', 'model')
+
+
+def test_onnx_computes_what_jax_computes(graphs, runners, float_graphs):
+    for name, module in graphs.items():
+        feeds = make_feeds(module)
+        want, got = runners[name].run(feeds), OnnxSession(float_graphs[name]).run(feeds)
+        assert list(got) == list(module.outputs)
+        for output in module.outputs:
+            assert snr_db(want[output], got[output]) > EXACT_DB, (name, output)
+
+
+def test_a_pool_holds_one_group_of_graphs(graphs, float_graphs):
+    """Graphs of a group stay open together; another group's turn closes them; each computes what it does alone."""
+    pool, names = OnnxPool(), ('clip_l', 'context_adapter', 'super_resolution')
+    runners = [pool.runner(float_graphs[name], name[0]) for name in names]
+    for name, runner, held in zip(names, runners, (1, 2, 1), strict=True):
+        feeds = make_feeds(graphs[name])
+        want, got = OnnxSession(float_graphs[name]).run(feeds), runner.run(feeds)
+        assert len(pool._open) == held
+        for output in want:
+            np.testing.assert_array_equal(got[output], want[output])
+
+
+def test_graphs_are_native_and_lean(graphs, float_graphs):
+    """One operation per norm and activation, no gather or shape arithmetic, transposes where pictures come and go."""
+    for name, path in float_graphs.items():
+        graph = onnx.load(path).graph
+        kinds = {node.op_type for node in graph.node}
+        assert kinds <= OPERATIONS[name], (name, kinds - OPERATIONS[name])
+        assert [value.name for value in graph.input] == list(graphs[name].inputs)
+    turns = {
+        name: sum(node.op_type == 'Transpose' for node in onnx.load(float_graphs[name]).graph.node)
+        for name in ('video_decoder', 'super_resolution')
+    }
+    assert turns == {'video_decoder': 10 + 1 + 9, 'super_resolution': 2}, 'each input and output once'
+
+
+def test_decoder_has_each_weight_once(graphs, float_graphs):
+    weights = graphs['video_decoder'].read()
+    kernels = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(weights))
+    tensors = onnx.load(float_graphs['video_decoder']).graph.initializer
+    assert sum(len(tensor.dims) == 4 for tensor in tensors) == kernels
+
+
+def test_graphs_in_the_program_equal_the_program(source, host, runners):
+    """Prompts, first frame, encoder and decoder through graphs and host are what the pipeline computes."""
+    base = pipeline.load(TINY_CHECKPOINT, 'hybrid', dtype=jnp.float32)
+    ours = modules.components(host, runners, base.denoise, base)
+    prompts = [PROMPT, 'a ship']
+    for want, got in zip(base.encode_prompt(prompts), ours.encode_prompt(prompts), strict=True):
+        assert relative_error(got, want) < 1e-5
+    frames = jnp.asarray(np.tanh(normal(1, 2, 1, 64, 64, 3)))
+    assert relative_error(ours.encode_image(frames), base.encode_image(frames)) < 1e-5
+
+
+def test_first_frame_of_graphs_equals_the_programs(source, runners):
+    from neodragon_jax.generation import first_frame
+
+    host = modules.FirstFrameHost.load(source)
+    want, got = first_frame.load(TINY_CHECKPOINT, 128, 128), modules.first_frame_model(host, runners)
+    assert want.latent_size == got.latent_size
+    conditions = [model.encode_prompt([PROMPT]) for model in (want, got)]
+    for expected, value in zip(*conditions, strict=True):
+        assert relative_error(value, expected) < 1e-5
+    x, timestep = jnp.asarray(normal(2, 1, *want.latent_size)), jnp.array([749.0])
+    noise = [model.denoise(x, timestep, conditions[0]) for model in (want, got)]
+    assert relative_error(noise[1], noise[0]) < 1e-5
+    assert relative_error(got.decode(x), want.decode(x)) < 1e-5
+
+
+def test_seven_steps_of_the_decoder_are_the_whole_clip(host, graphs, float_graphs):
+    """Streaming through the ONNX graph gives the 49 frames of the whole-clip decoder."""
+    latents = normal(3, 1, 7, 8, 8, 16)
+    params = graphs['video_decoder'].read()
+    decode = jax.jit(lambda clip: host.vae.apply({'params': params}, clip, method='decode'))
+    session = OnnxSession(float_graphs['video_decoder'])
+    components = modules.components(host, {'video_decoder': session}, make_components().denoise, make_components())
+    memories, chunks = components.init_memories(1, 8, 8), []
+    for index in range(7):
+        frames, memories = components.decode_step(jnp.asarray(latents[:, index : index + 1]), memories)
+        chunks.append(np.asarray(frames))
+    streamed = np.concatenate(chunks, axis=1)[:, 7:]
+    assert streamed.shape[1] == 49
+    assert relative_error(streamed, np.asarray(decode(latents))) < 1e-5
+
+
+def make_components() -> pipeline.Components:
+    """Return components of which none is called."""
+    never = lambda *_: pytest.fail('not part of this test')
+    return pipeline.Components(*[never] * 5, channels=16, patch=2, max_grid=24)
+
+
+def test_scaled_residual_is_exact(graphs):
+    """Dividing T5's residual stream by a power of two changes no bit of the result, and keeps it inside FP16."""
+    model, params = checkpoint.load(TINY_CHECKPOINT / 'text_encoder_3')
+    assert isinstance(model, T5EncoderWithProjection)
+    ids = np.arange(5, 133)
+    mask = (np.arange(128) < 40).astype(np.int32)
+    table = params['encoder']['token_embedding']['embedding']
+    run = lambda scale: _dt5_states(model, params, jnp.asarray(table[ids]), jnp.asarray(mask), scale)
+    plain, scaled = run(1.0), run(text_graphs.RESIDUAL_SCALE)
+    np.testing.assert_array_equal(np.asarray(scaled), np.asarray(plain))
+    assert relative_error(plain, model.apply({'params': params}, jnp.asarray(ids), jnp.asarray(mask))) < 1e-5
+
+
+def _dt5_states(model: Any, params: Any, x: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    import dataclasses
+
+    from neodragon_jax.models.t5 import key_bias
+
+    config = dataclasses.replace(model.config, layer_norm_epsilon=model.config.layer_norm_epsilon / scale**2)
+    scaled = {**params, 'encoder': text_graphs.scale_residual(params['encoder'], scale)}
+
+    def encode(bound: Any) -> jax.Array:
+        bias = bound.encoder.positions(128) + key_bias(mask)
+        return bound.project(bound.encoder.transform(x / scale, bias))
+
+    return model.clone(config=config).apply({'params': scaled}, method=encode)
+
+
+def test_unknown_graphs_are_refused():
+    names = list(DEPLOYMENTS)
+    assert modules.select('first_frame,dt5', names) == ['dt5', *modules.FIRST_FRAME]
+    assert modules.select(None, names) == names
+    for wrong in ('denoizer', ','):
+        with pytest.raises(InputError, match='--graphs'):
+            modules.select(wrong, names)
+
+
+def test_calls_survive_the_disk():
+    call = Call({'latent': normal(1, 2, 2), 'memory_0': normal(2, 3)}, {'frames': normal(3, 2)})
+    back = unflatten({path: array.copy() for path, array in flatten(call).items()})
+    assert isinstance(back, Call) and set(back.inputs) == {'latent', 'memory_0'}
+    np.testing.assert_array_equal(back.inputs['memory_0'], call.inputs['memory_0'])
+    np.testing.assert_array_equal(back.outputs['frames'], call.outputs['frames'])
+
+
+def test_every_step_of_a_recurrent_graph_is_met():
+    met = [rotating(range(7), 1, video)[0] for video in range(1, 8)]
+    assert sorted(met) == list(range(7)), 'zero memories are one in seven'
+    assert rotating(range(6), 3, 0) == [0, 2, 4] and rotating(range(2), 5, 1) == [0, 1]
+    assert spread(list(range(10)), 3) == [0, 4, 9] and spread([0, 1], 3) == [0, 1]
+
+
+def test_videos_that_the_table_takes():
+    hybrid = calls_per_video(pipeline.make_plan('hybrid', 49, 64, 128), first_frame_given=True)
+    assert (hybrid['video_decoder'], hybrid['super_resolution'], hybrid['denoiser_stage1']) == (7, 49, 6)
+    counts = {name: DEPLOYMENTS[name].calibration_samples for name in hybrid}
+    assert videos_needed(hybrid, counts) == 500, 'one picture of the first-frame decoder per video'
+    guided = calls_per_video(pipeline.make_plan('monolithic', 17, 64, 128, steps=(2, 1, 1)), first_frame_given=False)
+    assert (guided['dt5'], guided['denoiser_stage0']) == (2, 12)
+
+
+def test_rules_for_ranges(graphs, runners, float_graphs, tmp_path):
+    """Percentile and least error leave an outlier out that minmax keeps; clipped values take exactly their clip."""
+    path, module = float_graphs['super_resolution'], graphs['super_resolution']
+    feeds = [make_feeds(module, seed) for seed in range(2)]
+    feeds[1]['frame'][0, 0, 0, 0] = 20.0
+    widths = {}
+    for method in METHODS:
+        file = tmp_path / f'{method}.json'
+        measure_ranges(path, file, lambda: feeds, quantised_operations(path), method)
+        widths[method] = _ranges(file)
+    nodes = onnx.load(path).graph.node
+    clipped = [node.output[0] for node in nodes if node.op_type == 'Clip']
+    assert all(widths[method][name] == (0.0, 1.0) for method in METHODS for name in clipped)
+    first = next(node.output[0] for node in nodes if node.op_type == 'Conv')
+    highest = {method: widths[method][first][1] for method in METHODS}
+    assert highest['percentile'] < highest['minmax'] and highest['mse'] < highest['minmax']
+
+
+def test_ranges_are_those_of_the_librarys_calibrator(graphs, float_graphs, tmp_path):
+    """Ours holds one activation at a time and no weights of its own; the numbers are the same."""
+    path, module = float_graphs['first_frame_decoder'], graphs['first_frame_decoder']
+    feeds, kinds = [make_feeds(module, seed) for seed in range(3)], quantised_operations(path)
+    measure_ranges(path, tmp_path / 'ours.json', lambda: feeds, kinds, margin=1.0)
+
+    class Reader(CalibrationDataReader):
+        samples = iter(feeds)
+
+        def get_next(self) -> Any:
+            return next(self.samples, None)
+
+    calibrator = create_calibrator(path, kinds, augmented_model_path=str(tmp_path / 'augmented.onnx'))
+    calibrator.collect_data(Reader())
+    want = calibrator.compute_data().items()
+    assert _ranges(tmp_path / 'ours.json') == {name: _ends(data.range_value) for name, data in want}
+    with pytest.raises(InputError, match='no calibration inputs'):
+        measure_ranges(path, tmp_path / 'none.json', list, kinds)
+
+
+def _ranges(file: pathlib.Path) -> dict[str, tuple[float, ...]]:
+    from onnxruntime.quantization.calibrate import load_tensors_data
+
+    data = load_tensors_data(file)
+    return {name: _ends(entry.range_value) for name, entry in data.items()}
+
+
+def _ends(found: Sequence[np.ndarray]) -> tuple[float, ...]:
+    return tuple(float(np.ravel(end)[0]) for end in found)
+
+
+def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_graphs, tmp_path):
+    module, path = graphs['super_resolution'], float_graphs['super_resolution']
+    calls = [Call(feeds, runners[module.name].run(feeds)) for feeds in (make_feeds(module, seed) for seed in range(2))]
+    destination = tmp_path / 'graph.onnx'
+    to_w8a16(path, destination, [call.inputs for call in calls])
+    plain = lowest_db(OnnxSession(destination), calls, [module.output])
+    ranges = tmp_path / 'ranges.json'
+    none, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain - 5)
+    assert not none and reached == pytest.approx(plain)
+    assert json.loads((tmp_path / RECIPE).read_text())['groups'] == [], 'nothing had to be measured'
+    none, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain + 3, search=False)
+    assert not none and reached == pytest.approx(plain)
+    some, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain + 3)
+    assert some and reached >= plain + 3
+    recipe = json.loads((tmp_path / RECIPE).read_text())
+    chosen = [name for group in recipe['groups'] if group['in_two_parts'] for name in group['weights']]
+    assert chosen == some and recipe['plain_db'] == pytest.approx(plain) and recipe['reached_db'] == reached
+    others = [group for group in recipe['groups'] if not group['in_two_parts']]
+    assert others and all(group['db_if_alone_rounded'] > plain for group in others)
+    assert lowest_db(OnnxSession(destination), calls, [module.output]) == pytest.approx(reached)
+    quantise_to_target(path, destination, ranges, calls[::-1], [module.output], plain + 3)
+    assert json.loads((tmp_path / RECIPE).read_text()) == recipe, 'the worst call decides, wherever it is'
+    assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
+
+
+def test_parameters_are_float32_whatever_type_they_are_stored_in(tmp_path):
+    """A table in bfloat16 would reach a graph as an input of a type that it does not have."""
+    for folder in TINY_CHECKPOINT.iterdir():
+        if 'tokenizer' in folder.name:
+            shutil.copytree(folder, tmp_path / folder.name)
+        elif (folder / 'config.json').is_file():
+            module, params = checkpoint.load(folder)
+            checkpoint.save(tmp_path / folder.name, module, cast(params, jnp.bfloat16))
+    source = modules.Source(tmp_path, 'hybrid', pipeline.make_plan('hybrid', 9, 64, 64), None, None)
+    for name, module in modules.phone_modules(source).items():
+        assert {leaf.dtype for leaf in jax.tree.leaves(module.read())} == {np.dtype(np.float32)}, name
+    ids = np.arange(77) % 5
+    assert text_graphs.ClipHost.load(tmp_path / 'text_encoder').embeddings(ids).dtype == np.float32
+    t5 = text_graphs.T5Host.load(tmp_path / 'text_encoder_3')
+    assert t5.inputs(ids, np.ones(77, np.int32))['embeddings'].dtype == np.float32

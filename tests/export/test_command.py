@@ -1,0 +1,295 @@
+"""`python -m export` on the miniature checkpoint: all graphs on the simulator, resuming, and errors in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+import export.__main__ as command
+from export.__main__ import main
+from export.graphs.table import DEPLOYMENTS
+from export.qnn.compile import TARGETS
+from export.report.chart import LINE, MARGIN, MET, MISSED, draw_ratios
+from export.report.report import Report, Row, SharedBinary
+from neodragon_jax.generation.first_frame import FirstFrameModel
+from support.goldens import TINY_CHECKPOINT
+
+SIZE = ['--height', '64', '--width', '64', '--frames', '9']
+SIMULATED = 'sm8750'
+COUNTS = ['--calibration-samples', '4', '--evaluation-samples', '1']
+SOCS = ','.join(sorted(TARGETS, key=lambda name: name != SIMULATED))
+EXACT_DB = 100.0
+
+
+@pytest.fixture(scope='module')
+def arguments(upscaler) -> list[str]:
+    return ['--checkpoint', str(TINY_CHECKPOINT), '--upscale', str(upscaler), *SIZE, *COUNTS]
+
+
+@pytest.fixture(scope='module')
+def exported(arguments, tmp_path_factory) -> pathlib.Path:
+    """The output of one run over all graphs, for all chipsets."""
+    out = tmp_path_factory.mktemp('export')
+    assert main([*arguments, '--soc', SOCS, '--out', str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope='module')
+def rows(exported) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of that run's report by graph and chipset."""
+    report = json.loads((exported / 'report.json').read_text())
+    return {(row['graph'], row['chipset']): row for row in report['graphs']}
+
+
+@pytest.mark.qnn
+def test_all_graphs_meet_their_targets_on_the_simulator(exported, rows):
+    """On calls that calibration did not see, of the real program, with nothing falling back to the CPU."""
+    for name in DEPLOYMENTS:
+        row = rows[name, SIMULATED]
+        assert row['met'] and row['ships'] and row['htp_db'] >= row['target_db']
+        assert row['onnx_db'] > EXACT_DB
+        if row['precision'] == 'w8a16' and row['quantised_db'] < 55:
+            # Group norms run in FP16 on the HTP, an error that the graph on the CPU does not have.
+            assert abs(row['htp_db'] - row['quantised_db']) < (2.5 if row['float_operations'] else 1), name
+    assert '| first_frame_unet | w8a16 * |' in (exported / 'report.md').read_text()
+
+
+@pytest.mark.qnn
+def test_all_graphs_are_compiled_for_all_chipsets(exported, rows):
+    assert list(rows) == [(name, chipset) for name in DEPLOYMENTS for chipset in SOCS.split(',')]
+    for (name, chipset), row in rows.items():
+        binary = 'denoiser' if name.startswith('denoiser_stage') else name
+        folder = exported / f'{binary}-qnn-{row["precision"]}-{chipset}'
+        metadata = json.loads((folder / 'metadata.json').read_text())
+        assert metadata['chipset'] == dataclasses.asdict(TARGETS[chipset])
+        assert all((folder / file).stat().st_size == entry['bytes'] for file, entry in metadata['model_files'].items())
+        assert row['qnn_operations'] > 0 and (chipset == SIMULATED or row['htp_db'] is None)
+
+
+@pytest.mark.qnn
+def test_pictures_stay_channels_last(rows):
+    """No transpose in convolutional graphs but for the attention's keys; only group norms leave fixed point."""
+    rows = {name: rows[name, SIMULATED] for name in DEPLOYMENTS}
+    for name, most in (('video_decoder', 0), ('super_resolution', 0), ('video_encoder', 1), ('first_frame_decoder', 1)):
+        assert rows[name]['transposes'] <= most, name
+    assert rows['video_decoder']['float_operations'] == rows['super_resolution']['float_operations'] == 0
+    assert rows['first_frame_unet']['transposed_mb'] < 0.06 * rows['first_frame_unet']['moved_mb']
+
+
+@pytest.mark.qnn
+def test_whole_video_of_exported_graphs(exported):
+    videos = json.loads((exported / 'report.json').read_text())['videos']
+    assert [(video['graphs'], video['runner']) for video in videos] == [('the denoiser', 'CPU'), ('all graphs', 'CPU')]
+    assert videos[0]['latents_db'] > 30 and videos[1]['latents_db'] > 25 and videos[1]['frames_db'] > 25
+
+
+@pytest.mark.qnn
+def test_binary_folder_is_complete(exported):
+    folder = exported / 'video_decoder-qnn-w8a16-sm8750'
+    metadata = json.loads((folder / 'metadata.json').read_text())
+    assert {path.name for path in folder.iterdir()} == {*metadata['model_files'], 'metadata.json'}
+    assert metadata['chipset']['product'] == 'Snapdragon 8 Elite'
+    latent = metadata['inputs']['latent']
+    assert latent['shape'] == [1, 8, 8, 16] and latent['quantised_inside_to']['type'] == 'uint16'
+    assert list(metadata['outputs']) == ['frames', *(f'next_memory_{index}' for index in range(9))]
+    assert not [path for path in exported.rglob('.*')]
+
+
+def files_of(out: pathlib.Path) -> dict[str, int]:
+    """Return when each file but the report was written."""
+    paths = [path for path in out.rglob('*') if path.is_file() and path.parent != out]
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in paths}
+
+
+@pytest.fixture(scope='module')
+def picture(tmp_path_factory) -> str:
+    """A first frame: with one, recording needs no model that draws."""
+    path = tmp_path_factory.mktemp('picture') / 'picture.png'
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)
+    Image.fromarray(pixels).resize((64, 64)).save(path)
+    return str(path)
+
+
+@pytest.mark.qnn
+def test_finished_steps_are_kept_and_lost_ones_made_again(picture, tmp_path, monkeypatch):
+    """A second run loads no program and writes nothing; without the files of one step, it makes those and no others."""
+    from export.steps.workshop import Workshop
+
+    graphs = 'denoiser_modulation,denoiser_stage0,denoiser_stage1'
+    command = ['--checkpoint', str(TINY_CHECKPOINT), *SIZE, *COUNTS, '--image', picture, '--graphs', graphs]
+    command += ['--out', str(tmp_path)]
+    assert main(command) == 0
+    before = files_of(tmp_path)
+    monkeypatch.setattr(Workshop, 'open_recording', lambda self: pytest.fail('the calibration set is complete'))
+    assert main(command) == 0
+    assert files_of(tmp_path) == before, 'what the simulator said of shared binaries is kept, too'
+    lost = ('denoiser-qnn-w8a16-sm8750', 'denoiser_modulation-qnn-fp16-sm8750')
+    for folder in lost:
+        shutil.rmtree(tmp_path / folder)
+    assert main([*command, '--no-simulate']) == 0
+    after = files_of(tmp_path)
+    assert set(after) == set(before)
+    assert {name.split('/')[0] for name in after if after[name] != before[name]} == set(lost)
+    (binary,) = json.loads((tmp_path / 'report.json').read_text())['shared_binaries']
+    assert binary['graphs'] == ['denoiser_stage0', 'denoiser_stage1'] and binary['apart_mb'] is None
+    assert 0.3 < binary['binary_mb'] < 1  # of which TINY's graphs themselves are the larger part
+
+
+@pytest.mark.qnn
+@pytest.mark.parametrize(('graphs', 'drawn'), [('clip_l,context_adapter', 0), ('first_frame_decoder,video_encoder', 2)])
+def test_recording_goes_only_as_far_as_the_graphs_need(graphs, drawn, tmp_path, monkeypatch):
+    """What takes most of the time, the denoiser, is left out where no graph reads what it makes."""
+    draw, pictures = FirstFrameModel.__call__, []
+    monkeypatch.setattr('export.host.recording.sample', lambda *args: pytest.fail('no graph needs the latents'))
+    monkeypatch.setattr(FirstFrameModel, '__call__', lambda *args: pictures.append(draw(*args)) or pictures[-1])
+    command = ['--checkpoint', str(TINY_CHECKPOINT), *SIZE, *COUNTS, '--graphs', graphs, '--prompts', '1']
+    # One sample is too few for a good range.
+    command += ['--no-simulate', '--allow-below-target', '--out', str(tmp_path)]
+    assert main(command) == 0
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert [row['graph'] for row in report['graphs']] == [name for name in DEPLOYMENTS if name in graphs.split(',')]
+    assert len(pictures) == drawn, 'one to calibrate with, one to judge by'
+
+
+@pytest.mark.qnn
+def test_other_calibration_set_is_refused(exported, arguments, capsys):
+    command = [*arguments, '--out', str(exported), '--seed', '7', '--prompts', '1']
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'recorded with other' in line and 'seed' in line and '--calibration' in line
+
+
+@pytest.mark.qnn
+def test_a_set_of_more_graphs_serves_fewer(exported, arguments, tmp_path, monkeypatch):
+    from export.steps.workshop import Workshop
+
+    monkeypatch.setattr(Workshop, 'open_recording', lambda self: pytest.fail('the calibration set is complete'))
+    for graphs in ('clip_l', 'super_resolution'):
+        command = [*arguments, '--graphs', graphs, '--calibration', str(exported / 'calibration')]
+        assert main([*command, '--no-simulate', '--out', str(tmp_path)]) == 0
+    row = json.loads((tmp_path / 'report.json').read_text())['graphs'][0]
+    assert row['graph'] == 'super_resolution' and row['quantised_db'] > row['target_db']
+
+
+def make_row(htp_db: float | None, precision: str = 'w8a16') -> Row:
+    return Row(
+        graph='denoiser_stage0',
+        precision=precision,
+        chipset='sm8750',
+        ships=precision == 'w8a16',
+        operations=142,
+        target_db=29.0,
+        onnx_db=130.0,
+        quantised_db=40.0,
+        htp_db=htp_db,
+        doubled_weights=0,
+        ranges_db={'minmax': 40.0, 'mse': 39.0},
+        rounding_db={'nearest': 33.0, 'adaround': 39.0},
+        qnn_operations=170,
+        moved_mb=1.0,
+        transposes=4,
+        transposed_mb=0.1,
+        float_operations=0,
+        binary_mb=0.4,
+        shared=True,
+        estimated_ms={'flat_ms': 0.105, 'by_operation_ms': 0.09},
+        spent={
+            'float graph': {'seconds': 1.0, 'peak_gb': None},
+            'quantise': {'seconds': 2.0, 'peak_gb': 0.5},
+            'compile': {'seconds': 0.5, 'peak_gb': 0.2},
+            'simulate': None,
+        },
+        paper_ms={'X Elite': 54.9, '8 Elite': None},
+    )
+
+
+def test_exit_status_is_the_verdict(monkeypatch, tmp_path, capsys):
+    good, bad, other = (Report([row], [], {}) for row in (make_row(31.0), make_row(28.9), make_row(28.0, 'fp16')))
+    arguments = ['--checkpoint', 'c', '--out', str(tmp_path)]
+    monkeypatch.setattr('export.__main__.run', lambda args: good)
+    assert main(arguments) == 0
+    monkeypatch.setattr('export.__main__.run', lambda args: bad)
+    assert main(arguments) == 1
+    assert 'denoiser_stage0 in w8a16 for sm8750: 28.9 dB, target 29 dB' in capsys.readouterr().err
+    assert main([*arguments, '--allow-below-target']) == 0
+    assert make_row(None).deploy_db == 40.0
+    assert other.below_target and not Report([*good.rows, *other.rows], [], {}).below_target
+
+
+def test_report_shows_costs_and_comparisons(tmp_path):
+    binary = SharedBinary(['denoiser_stage0', 'denoiser_stage1'], 'w8a16', 'sm8750', 1.1, 2.0, 2.2, 3.0, 0.25)
+    recording = [{'seconds': 60.0, 'peak_gb': 1.5}, {'seconds': 54.0, 'peak_gb': 1.25}]
+    rows = [make_row(31.0), make_row(None)]
+    Report(rows, [], {}, [binary], ['## Compared', '', 'more'], recording).write(tmp_path)
+    text = (tmp_path / 'report.md').read_text()
+    assert '| denoiser_stage0 | 40.0 | 39.0 |' in text and '| denoiser_stage0 | 33.0 | 39.0 |' in text
+    assert '| 0.10 / 0.09 | 0.4 + |' in text or '| 0.11 / 0.09 | 0.4 + |' in text
+    assert '| 1.0 / - | 2.0 / 0.50 | 0.5 / 0.20 + | - |' in text
+    assert '| denoiser_stage0, denoiser_stage1 | w8a16 | sm8750 | 1.10 | 2.00 | 2.20 | 3.0 | 0.25 |' in text
+    assert '\n## Compared\n' in text
+    # Both rows are one graph: its steps count once, and compiling is that of the binary.
+    assert 'All steps: 2.0 minutes (recording 1.9, float graph 0.0, quantise 0.0, compile 0.1)' in text
+    assert 'Recording took up to 1.5 GB.' in text
+    values = json.loads((tmp_path / 'report.json').read_text())
+    want = {'recording': 114.0, 'float graph': 1.0, 'quantise': 2.0, 'compile': 3.0, 'simulate': 0}
+    assert values['step_seconds'] == want
+    assert values['shared_binaries'][0]['apart_mb'] == 2.2 and values['graphs'][0]['met'] is True
+
+
+def test_chart_tells_met_from_missed():
+    """Its bars: longer for more, of another colour below the target, none for what was not measured."""
+    chart = np.asarray(draw_ratios([('a', 40.0, 29.0), ('b', 20.0, 29.0), ('c', None, 29.0)]))
+    bars = [(chart == ImageColor.getrgb(colour)).all(-1).any(0).nonzero()[0] for colour in (MET, MISSED)]
+    met, missed = (int(columns[-1] - columns[0]) for columns in bars)
+    assert met == pytest.approx(2 * missed, abs=2)
+    assert not (chart == ImageColor.getrgb(MISSED)).all(-1)[MARGIN + 3 * LINE :].any()
+
+
+def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
+    def fail(args: object) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('export.__main__.run', fail)
+    assert main(['--checkpoint', 'c', '--out', str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'no space left' in line and 'goes on from there' in line
+
+
+def test_missing_provider_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, 'PACKAGES', (*command.PACKAGES, 'no_such_provider'))
+    assert main(['--checkpoint', str(TINY_CHECKPOINT), '--out', str(tmp_path / 'out')]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'no_such_provider: not installed' in line and 'pip install' in line
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'complaint'),
+    [
+        (['--soc', 'sm8750,sm875'], 'Did you mean "sm8750"?'),
+        (['--precision', 'w8a6'], 'Did you mean "w8a16"?'),
+        (['--precision', ','], '--precision is empty'),
+        (['--ranges', 'minmx'], 'Did you mean "minmax"?'),
+        (['--graphs', 'denoizer'], "--graphs has 'denoizer'"),
+        (['--graphs', 'super_resolution'], "--graphs has 'super_resolution'"),
+        (['--prompts-file', 'missing.txt'], 'missing.txt: no such file'),
+        (['--evaluation-samples', '0'], '--evaluation-samples is 0'),
+        (['--prompts', '0'], '--prompts is 0'),
+        (['--compare', '--graphs', 'denoiser_stage0'], '--compare is about denoiser_stage2'),
+        (['--frames', '20'], 'use 8 n + 1'),
+        (['--denoiser', 'missing'], 'missing: no such folder'),
+        (['--denoiser', str(TINY_CHECKPOINT / 'context_adapter')], 'holds a ContextAdapter'),
+        (['--upscale', str(TINY_CHECKPOINT / 'context_adapter')], 'holds a ContextAdapter'),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, complaint, tmp_path, capsys):
+    assert main(['--checkpoint', str(TINY_CHECKPOINT), '--out', str(tmp_path / 'out'), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and complaint in line
+    assert not (tmp_path / 'out').exists()

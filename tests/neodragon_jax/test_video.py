@@ -1,0 +1,297 @@
+"""Clips and pictures as files, and the writing of files and folders in one step."""
+
+from __future__ import annotations
+
+import fractions
+import os
+import pathlib
+
+import av
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from neodragon_jax import atomic
+from neodragon_jax.atomic import atomic_file, atomic_folder
+from neodragon_jax.errors import InputError
+from neodragon_jax.video import contact_sheet, image_to_frame, read_image, read_mp4, to_uint8, write_mp4
+from support.goldens import load_golden
+
+COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200]], np.uint8)
+
+
+def moving_bars(frames: int = 12, height: int = 32, width: int = 96) -> np.ndarray:
+    """Return a clip of coloured bars that move to the right by two pixels a frame."""
+    row = np.repeat(COLOURS, width // len(COLOURS), axis=0)
+    rows = np.stack([np.roll(row, 2 * index, axis=0) for index in range(frames)])
+    return np.broadcast_to(rows[:, None], (frames, height, width, 3)).copy()
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+# --- clips -------------------------------------------------------------------------------------------------------
+
+
+def test_to_uint8_truncates():
+    golden = load_golden('video_vae')
+    assert np.array_equal(to_uint8(golden['u8/float_in']), golden['u8/float_to_uint8'])
+    for frames in (1, 3):
+        name = f'decode_latent_T{frames}/frames'
+        assert np.array_equal(to_uint8(golden[f'{name}_float_BT_H_W_C']), golden[f'{name}_uint8'])
+    assert to_uint8(jnp.full((1, 1, 3), 5.0, jnp.bfloat16)).tolist() == [[[255, 255, 255]]]
+
+
+def test_to_uint8_refuses_values_that_are_no_numbers():
+    with pytest.raises(InputError, match='not numbers'):
+        to_uint8(np.array([[[0.0, np.nan, 0.0]]], np.float32))
+
+
+def test_mp4_round_trip(tmp_path):
+    clip = moving_bars()
+    write_mp4(tmp_path / 'new' / 'clip.mp4', clip)
+    assert names(tmp_path / 'new') == ['clip.mp4']
+    got = read_mp4(tmp_path / 'new' / 'clip.mp4').astype(int)
+    assert got.shape == clip.shape
+    # Away from the edges of the bars, where the halved resolution of colour blurs, every colour survives.
+    column = np.arange(8, 96, 16)
+    for index in range(len(clip)):
+        shifted = (column + 2 * index) % 96
+        assert np.abs(got[index][:, shifted] - COLOURS).max() <= 6, index
+
+
+def test_mp4_declares_rate_and_colours(tmp_path):
+    for fps, rate in ((24, fractions.Fraction(24)), (24000 / 1001, fractions.Fraction(24000, 1001))):
+        write_mp4(tmp_path / 'clip.mp4', moving_bars(), fps)
+        with av.open(str(tmp_path / 'clip.mp4')) as container:
+            stream = container.streams.video[0]
+            assert (stream.average_rate, stream.frames, stream.codec_context.pix_fmt) == (rate, 12, 'yuv420p')
+            bt709, limited = 1, 1
+            assert (stream.codec_context.colorspace, stream.codec_context.color_range) == (bt709, limited)
+
+
+@pytest.mark.parametrize(
+    ('frames', 'words'),
+    [
+        (np.zeros((2, 31, 32, 3), np.uint8), '31 high and 32 wide; mp4 needs even sizes: crop or pad'),
+        (np.zeros((0, 32, 32, 3), np.uint8), 'not empty'),
+        (np.zeros((2, 32, 32, 4), np.uint8), r'got uint8 \[2, 32, 32, 4\]'),
+        (np.zeros((2, 32, 32, 3), np.float32), 'got float32'),
+    ],
+)
+def test_mp4_refuses_bad_frames(tmp_path, frames, words):
+    with pytest.raises(InputError, match=words):
+        write_mp4(tmp_path / 'clip.mp4', frames)
+    assert not names(tmp_path)
+
+
+def test_mp4_refuses_a_bad_rate(tmp_path):
+    with pytest.raises(InputError, match='fps is 0'):
+        write_mp4(tmp_path / 'clip.mp4', moving_bars(), fps=0)
+
+
+def test_truncated_mp4_is_refused(tmp_path):
+    write_mp4(tmp_path / 'whole.mp4', moving_bars(24))
+    content = (tmp_path / 'whole.mp4').read_bytes()
+    cut = tmp_path / 'cut.mp4'
+    for size in (0, 20, len(content) // 2, len(content) - 1):
+        cut.write_bytes(content[:size])
+        with pytest.raises(InputError, match=r'cut\.mp4'):
+            read_mp4(cut)
+
+
+def test_mp4_with_fewer_frames_than_declared_is_refused(tmp_path):
+    """Cut between two frames, where FFmpeg sees nothing wrong."""
+    write_mp4(tmp_path / 'whole.mp4', moving_bars(24))
+    with av.open(str(tmp_path / 'whole.mp4')) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    end = packets[10].pos
+    assert end == sum(packet.size for packet in packets[:10]) + (packets[0].pos or 0)
+    (tmp_path / 'cut.mp4').write_bytes((tmp_path / 'whole.mp4').read_bytes()[:end])
+    with pytest.raises(InputError, match=r'cut\.mp4 declares 24 frames and yields 10'):
+        read_mp4(tmp_path / 'cut.mp4')
+
+
+def test_files_that_are_no_clips_are_refused(tmp_path):
+    (tmp_path / 'text.mp4').write_text('not a clip')
+    for path in (tmp_path, tmp_path / 'text.mp4', tmp_path / 'absent.mp4'):
+        with pytest.raises(InputError, match=path.name):
+            read_mp4(path)
+    with av.open(str(tmp_path / 'sound.wav'), 'w') as container:
+        stream = container.add_stream('pcm_s16le', rate=8000, layout='mono')
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format='s16', layout='mono')
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(InputError, match='no video stream'):
+        read_mp4(tmp_path / 'sound.wav')
+
+
+def test_contact_sheet(tmp_path):
+    """Tiles are the first, the last and evenly spaced frames; labels stand above them."""
+    clip = np.zeros((49, 40, 400, 3), np.uint8) + np.arange(49, dtype=np.uint8)[:, None, None, None]
+    contact_sheet(tmp_path / 'sheet.png', clip, columns=2, tiles=5)
+    assert names(tmp_path) == ['sheet.png']
+    sheet = np.array(Image.open(tmp_path / 'sheet.png'))
+    width, height = 384, 38
+    assert sheet.shape == (6 + 3 * (height + 26), 6 + 2 * (width + 6), 3)
+    for position, frame in enumerate([0, 12, 24, 36, 48]):
+        left, top = 6 + position % 2 * (width + 6), 6 + position // 2 * (height + 26)
+        label, tile = sheet[top : top + 20, left : left + width], sheet[top + 20 :, left : left + width][:height]
+        assert (tile == frame).all()
+        assert (label < 128).any() and (label == 255).any()
+    assert (sheet[-height - 6 :, width + 12 :] == 255).all()  # The sixth tile stays empty.
+
+
+def test_contact_sheet_of_small_and_short_clips(tmp_path):
+    contact_sheet(tmp_path / 'sheet.png', moving_bars(3, 16, 48))
+    with Image.open(tmp_path / 'sheet.png') as sheet:
+        assert sheet.size == (6 + 3 * (192 + 6), 6 + 64 + 26)
+    with pytest.raises(InputError, match='not empty'):
+        contact_sheet(tmp_path / 'sheet.png', moving_bars()[:0])
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def test_first_frame_is_resized_like_the_reference():
+    golden = load_golden('ar_loop')
+    want = golden['hybrid_111_resize/in/image_resized_uint8_hwc']
+    frame = image_to_frame(golden['hybrid_111_resize/in/image_uint8_hwc'], *want.shape[:2])
+    assert frame.dtype == np.float32
+    assert np.array_equal(np.round((frame + 1) * 127.5).astype(np.uint8), want)
+    same = golden['hybrid_111/in/image_uint8_hwc']
+    resized = image_to_frame(same, *same.shape[:2])
+    assert np.array_equal(np.round((resized + 1) * 127.5).astype(np.uint8), same)
+
+
+def test_picture_scaling():
+    golden = load_golden('video_vae')
+    image = np.repeat(golden['u8/img'].reshape(16, 16, 1), 3, axis=2)
+    assert np.array_equal(image_to_frame(image, 16, 16)[..., 0].reshape(-1), golden['u8/normalised'])
+
+
+def test_picture_that_is_not_rgb_bytes_is_refused():
+    with pytest.raises(InputError, match=r'image: got float32 \[8, 8, 3\]'):
+        image_to_frame(np.zeros((8, 8, 3), np.float32), 8, 8)
+
+
+def test_read_image(tmp_path):
+    pixels = moving_bars(1)[0]
+    Image.fromarray(pixels).save(tmp_path / 'rgb.png')
+    assert np.array_equal(read_image(tmp_path / 'rgb.png'), pixels)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / 'grey.png')
+    assert np.array_equal(read_image(tmp_path / 'grey.png'), np.repeat(pixels[..., :1], 3, axis=2))
+    orientation, quarter_turn = 0x0112, 6
+    exif = Image.Exif()
+    exif[orientation] = quarter_turn
+    Image.fromarray(pixels).save(tmp_path / 'turned.png', exif=exif)
+    assert np.array_equal(read_image(tmp_path / 'turned.png'), np.rot90(pixels, -1))
+
+
+def test_unreadable_pictures_are_refused(tmp_path):
+    Image.fromarray(moving_bars(1)[0]).save(tmp_path / 'whole.png')
+    (tmp_path / 'cut.png').write_bytes((tmp_path / 'whole.png').read_bytes()[:80])
+    (tmp_path / 'text.png').write_text('not a picture')
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / 'deep.png')
+    for name in ('cut.png', 'text.png', 'deep.png', 'absent.png'):
+        with pytest.raises(InputError, match=name):
+            read_image(tmp_path / name)
+
+
+# --- files and folders in one step -------------------------------------------------------------------------------
+
+
+def test_atomic_file_appears_complete(tmp_path):
+    path = tmp_path / 'made' / 'weights.safetensors'
+    with atomic_file(path) as temporary:
+        temporary.write_text('new')
+        assert temporary.parent == path.parent and temporary.suffix == path.suffix
+        assert not path.exists()
+    assert path.read_text() == 'new' and names(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_atomic_file_failure_keeps_the_old_content(tmp_path, error):
+    path = tmp_path / 'file.txt'
+    path.write_text('old')
+    with pytest.raises(error), atomic_file(path) as temporary:
+        temporary.write_text('half')
+        raise error
+    assert path.read_text() == 'old' and names(tmp_path) == ['file.txt']
+
+
+def test_atomic_file_needs_content_and_a_place(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / 'nothing.txt'):
+        pass
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='is not a folder'), atomic_file(tmp_path / 'file' / 'inside.txt'):
+        pytest.fail('entered')
+    with pytest.raises(InputError, match='is a folder'), atomic_file(tmp_path):
+        pytest.fail('entered')
+
+
+def test_atomic_folder_appears_complete(tmp_path):
+    path = tmp_path / 'made' / 'bundle'
+    with atomic_folder(path) as temporary:
+        (temporary / 'part').write_text('new')
+        assert not path.exists()
+    assert names(path) == ['part'] and names(path.parent) == ['bundle']
+
+
+def test_atomic_folder_takes_the_place_of_an_empty_one(tmp_path):
+    (tmp_path / 'bundle').mkdir()
+    with atomic_folder(tmp_path / 'bundle') as temporary:
+        (temporary / 'part').write_text('new')
+    assert names(tmp_path / 'bundle') == ['part'] and names(tmp_path) == ['bundle']
+
+
+def full_folder(path: pathlib.Path) -> pathlib.Path:
+    path.mkdir()
+    (path / 'old').write_text('old')
+    return path
+
+
+def test_atomic_folder_keeps_content_unless_told(tmp_path):
+    path = full_folder(tmp_path / 'bundle')
+    with pytest.raises(InputError, match='bundle exists and is not empty'), atomic_folder(path):
+        pytest.fail('entered')
+    with pytest.raises(InputError, match='is a file'), atomic_folder(path / 'old', replace=True):
+        pytest.fail('entered')
+    with pytest.raises(InputError, match='not empty'), atomic_folder(tmp_path / 'new') as temporary:
+        (temporary / 'part').write_text('new')
+        full_folder(tmp_path / 'new')  # Somebody else was faster.
+    assert names(tmp_path) == ['bundle', 'new'] and names(path) == names(tmp_path / 'new') == ['old']
+
+
+def test_atomic_folder_replaces_when_told(tmp_path):
+    path = full_folder(tmp_path / 'bundle')
+    with atomic_folder(path, replace=True) as temporary:
+        (temporary / 'part').write_text('new')
+        assert names(path) == ['old']
+    assert names(path) == ['part'] and names(tmp_path) == ['bundle']
+
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
+def test_atomic_folder_failure_keeps_the_old_content(tmp_path, error):
+    path = full_folder(tmp_path / 'bundle')
+    with pytest.raises(error), atomic_folder(path, replace=True) as temporary:
+        (temporary / 'part').write_text('half')
+        raise error
+    assert names(path) == ['old'] and names(tmp_path) == ['bundle']
+
+
+def test_atomic_folder_undoes_half_a_swap(tmp_path, monkeypatch):
+    path = full_folder(tmp_path / 'bundle')
+    rename = os.rename
+
+    def fail_into_place(source: pathlib.Path, target: pathlib.Path) -> None:
+        if target == path and (pathlib.Path(source) / 'part').exists():
+            raise OSError('no')
+        rename(source, target)
+
+    monkeypatch.setattr(atomic.os, 'rename', fail_into_place)
+    with pytest.raises(OSError, match='no'), atomic_folder(path, replace=True) as temporary:
+        (temporary / 'part').write_text('new')
+    assert names(path) == ['old'] and names(tmp_path) == ['bundle']

@@ -1,0 +1,83 @@
+"""Step distillation on the miniature checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import dmd as dmd_settings
+from support.goldens import TINY_CHECKPOINT
+from train import teacher_samples
+from train.data import SampleSource
+from train.dmd import program as dmd
+from train.runtime import loop
+from train.runtime.sharding import AXES, make_mesh, put
+
+FRAMES, GRID, CHANNELS, BATCH = 3, 8, 16, 8
+
+
+PROMPTS = ('a red ball', 'a blue cube', 'a cat')
+
+
+@pytest.fixture(scope='module')
+def samples(tmp_path_factory) -> str:
+    """A folder of 16 teacher samples."""
+    folder = tmp_path_factory.mktemp('dmd')
+    (folder / 'prompts.txt').write_text('\n'.join(PROMPTS))
+    assert teacher_samples.main(sample_arguments(folder)) == 0
+    return str(folder / 'samples')
+
+
+def sample_arguments(folder) -> list[str]:
+    return [
+        *('--checkpoint', str(TINY_CHECKPOINT), '--prompts-file', str(folder / 'prompts.txt')),
+        *('--out', str(folder / 'samples'), '--count', '16', '--samples-per-shard', '8'),
+        *('--frames', '17', '--height', '64', '--width', '64'),
+        *('--steps', '1', '1', '1', '--first-steps', '1', '1', '1', '--dtype', 'float32'),
+    ]
+
+
+OPTIMIZER = {'learning_rate': 3e-3, 'epsilon': 1e-3}
+
+
+OBJECTIVE = {'cauchy_weight': 10.0, 'student': OPTIMIZER, 'fake': OPTIMIZER}
+
+
+SEED = 39
+
+
+def settings(samples: str, workdir='unused', steps: int = 1, mesh: tuple[int, int, int] = (8, 1, 1), **changes):
+    config = dmd_settings.get_config('tiny')
+    given = {'checkpoint': str(TINY_CHECKPOINT), 'data': samples, 'workdir': str(workdir), 'seed': SEED}
+    run = {'steps': steps, 'log_every': 1, 'checkpoint_every': 2, 'mesh': dict(zip(AXES, mesh, strict=True))}
+    config.update(given | {'dmd': OBJECTIVE, 'loop': run} | changes)
+    return config
+
+
+@functools.cache
+def placed_step(samples: str, mesh_sizes: tuple[int, int, int]):
+    """Return (step, function to the first carry, frozen, batch, key) of stage 2 on a mesh."""
+    config, run, data = dmd.read_settings(settings(samples, mesh=mesh_sizes))
+    source, mesh = SampleSource(data), make_mesh(run.mesh)
+    program = dmd.load_program(config, source)
+    abstract = loop.abstract_arguments(program, program.frozen(), source, run, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    frozen = put(program.frozen(), shardings.frozen)
+    begin = lambda frozen: loop.Carry(
+        program.init_state(jax.random.key(0), frozen), jnp.zeros((), int), jnp.zeros((), int)
+    )
+    carry = functools.partial(jax.jit(begin, out_shardings=shardings.carry), frozen)
+    rows = [source[index] for index in range(BATCH)]
+    batch = {name: np.stack([np.stack([row[name] for row in rows])] * 3) for name in abstract.batch}
+    key = jax.device_put(jax.random.key(1), shardings.root_key)
+    return loop.jit_step(program, 2, abstract), carry, frozen, put(batch, shardings.batch), key
+
+
+def digests(folder) -> dict[str, str]:
+    files = [path for path in folder.rglob('*') if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

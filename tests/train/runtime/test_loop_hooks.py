@@ -1,0 +1,137 @@
+"""What the loop does besides training: evaluations, the best checkpoints, traces, the compile cache; its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from neodragon_jax.errors import InputError
+from support import goldens
+from support.toy_program import LinearSource, Toy, checkpoint_steps, config_for, traces
+from train.runtime.loop import LoopConfig, run
+from train.runtime.metrics import read_metrics
+from train.runtime.settings import defaults, freeze
+from train.runtime.sharding import MeshConfig, to_host
+
+
+@dataclasses.dataclass
+class Judged(Toy):
+    """A toy whose evaluations are given, by step; without one it is the distance that the bias went."""
+
+    scores: dict[int, float] = dataclasses.field(default_factory=dict)
+    silent: bool = False
+
+    def evaluate(self, state, frozen, folder):
+        bias = [to_host(tree['image_mlp']['linear_2']['bias']) for tree in (state.student, frozen['teacher'])]
+        if not self.silent:
+            np.save(folder / 'bias.npy', bias[0])
+        return {'distance': self.scores.get(int(state.step), float(np.linalg.norm(bias[0] - bias[1])))}
+
+
+def best_steps(folder) -> list[int]:
+    return [row['step'] for row in json.loads((folder / 'best.json').read_text())['best_first']]
+
+
+def test_evaluations_write_samples_and_are_logged(tmp_path, capsys):
+    state = run(Judged(), LinearSource(), config_for(tmp_path, steps=8, evaluate_every=3))
+    rows = {row['step']: row for row in read_metrics(tmp_path)}
+    assert [step for step, row in rows.items() if 'eval/distance' in row] == [3, 6, 8]
+    assert [step for step, row in rows.items() if 'loss' in row] == [4, 8]
+    assert sorted(path.name for path in (tmp_path / 'samples').iterdir()) == [
+        'step_000003',
+        'step_000006',
+        'step_000008',
+    ]
+    bias = np.load(tmp_path / 'samples' / 'step_000008' / 'bias.npy')
+    np.testing.assert_array_equal(bias, np.asarray(state.student['image_mlp']['linear_2']['bias']))
+    assert rows[8]['eval/distance'] == pytest.approx(np.linalg.norm(bias), rel=1e-6)
+    assert f'step 8  eval/distance {rows[8]["eval/distance"]:.4g}\n' in capsys.readouterr().out
+    # No empty folders, and no evaluations where none are asked for.
+    run(Judged(silent=True), LinearSource(), config_for(tmp_path / 'silent', steps=1, evaluate_every=1))
+    assert not any((tmp_path / 'silent' / 'samples').iterdir())
+    run(Judged(), LinearSource(), config_for(tmp_path / 'never', steps=1))
+    assert not (tmp_path / 'never' / 'samples').exists()
+
+
+@pytest.mark.parametrize(('mode', 'best'), [('min', [4, 2]), ('max', [1, 6])])
+def test_newest_and_best_checkpoints_stay(tmp_path, mode, best):
+    program = Judged(scores={1: 5.0, 2: 1.0, 3: 4.0, 4: 0.5, 5: float('nan'), 6: 4.5, 7: 4.0, 8: 4.0})
+    settings = {'evaluate_every': 1, 'keep_best': 2, 'best_metric': 'eval/distance', 'best_mode': mode, 'keep': 2}
+    run(program, LinearSource(), config_for(tmp_path, steps=5, **settings))
+    run(program, LinearSource(), config_for(tmp_path, steps=8, **settings))
+    assert checkpoint_steps(tmp_path) == sorted({*best, 7, 8})
+    assert best_steps(tmp_path) == best
+    assert json.loads((tmp_path / 'best.json').read_text())['best_first'][0]['eval/distance'] == program.scores[best[0]]
+    assert read_metrics(tmp_path)[4]['eval/distance'] is None
+
+
+def test_evaluation_that_killed_processes_left_is_cleared_away(tmp_path):
+    abandoned = tmp_path / 'samples' / '.step_000002.0123456789ab'
+    abandoned.mkdir(parents=True)
+    (tmp_path / 'samples' / 'step_000002').mkdir()
+    (tmp_path / 'samples' / 'step_000002' / 'older.npy').touch()
+    run(Judged(), LinearSource(), config_for(tmp_path, steps=2, evaluate_every=2))
+    assert [path.name for path in (tmp_path / 'samples').iterdir()] == ['step_000002']
+    assert [path.name for path in (tmp_path / 'samples' / 'step_000002').iterdir()] == ['bias.npy']
+
+
+def test_evaluations_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(InputError, match='evaluate_every is 2, but program toy has no evaluation; set it to 0'):
+        run(Toy(), LinearSource(), config_for(tmp_path, evaluate_every=2))
+    keep = {'keep_best': 1, 'evaluate_every': 1, 'steps': 1}
+    with pytest.raises(InputError, match=r'eval/distanse.*Did you mean "eval/distance"'):
+        run(Judged(), LinearSource(), config_for(tmp_path, best_metric='eval/distanse', **keep))
+    with pytest.raises(InputError, match="best_metric is 'loss', but keep_best is 1"):
+        config_for(tmp_path, best_metric='loss', **keep)
+    with pytest.raises(InputError, match='keep_best is 1, but evaluate_every is 0'):
+        config_for(tmp_path, best_metric='eval/loss', keep_best=1)
+    with pytest.raises(InputError, match="best_mode is 'least'; use min or max"):
+        config_for(tmp_path, best_mode='least')
+
+
+def test_steps_named_in_advance_are_traced(tmp_path, capsys):
+    run(Toy(), LinearSource(), config_for(tmp_path, steps=5, profile_steps=(3, 4)))
+    assert traces(tmp_path) == ['steps-3-4']
+    assert [path.name for path in (tmp_path / 'profile').iterdir()] == ['steps-3-4']
+    assert f'profile of steps 3 to 4: {tmp_path}/profile/steps-3-4\n' in capsys.readouterr().out
+    with pytest.raises(InputError, match=r'profile_steps is \(4, 3\); give the first and the last step'):
+        config_for(tmp_path, profile_steps=(4, 3))
+
+
+def test_compiled_programs_are_kept_where_asked(tmp_path):
+    """In a process of its own: the place holds for all that a process compiles from then on."""
+    code = (
+        'import sys, jax, jax.numpy as jnp; from train.runtime.loop import use_compile_cache\n'
+        'use_compile_cache(""); assert jax.config.values["jax_compilation_cache_dir"] == sys.argv[1]\n'
+        'jax.jit(lambda x: x + 1)(jnp.ones(3))\n'
+        'use_compile_cache(sys.argv[2]); jax.jit(lambda x: x - 1)(jnp.ones(3))'
+    )
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    variables = {'JAX_COMPILATION_CACHE_DIR': str(first), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    command = [sys.executable, '-c', code, str(first), str(second)]
+    subprocess.run(command, env=os.environ | variables, cwd=goldens.GOLDENS.parents[1], check=True, timeout=120)
+    assert any('lambda' in path.name for path in first.iterdir())
+    assert any('lambda' in path.name for path in second.iterdir())
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_show_every_default():
+    shown = defaults(LoopConfig, 'workdir', 'seed', 'updates', steps=5, batch_size=8, mesh={'fsdp': -1, 'data': 1})
+    fields = {field.name for field in dataclasses.fields(LoopConfig)}
+    assert shown.keys() == fields - {'workdir', 'seed', 'updates'}
+    assert shown['mesh'] == {'data': 1, 'fsdp': -1, 'tensor': 1}
+    want = LoopConfig(workdir='x', steps=5, batch_size=8, mesh=MeshConfig(data=1, fsdp=-1))
+    assert freeze(LoopConfig, ConfigDict(shown).to_dict() | {'workdir': 'x'}) == want
+    with pytest.raises(InputError, match=r'LoopConfig\.stepz: no such setting. Did you mean "steps"'):
+        defaults(LoopConfig, 'workdir', stepz=5)
+    with pytest.raises(InputError, match=r'LoopConfig\.workdir has no default'):
+        defaults(LoopConfig)

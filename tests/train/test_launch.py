@@ -1,0 +1,150 @@
+"""The launcher of local processes: what it sets, shows, passes on and returns, and that nothing outlives it."""
+
+from __future__ import annotations
+
+import signal
+
+import jax
+import pytest
+
+from neodragon_jax.errors import InputError
+from support.jobs import Job
+from train import launch
+from train.runtime import sharding
+
+# In which a job, or the part of it that a test waits for, must get on, on a machine that does much else.
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A function that makes a job of a few lines of Python."""
+
+    def start(*lines: str, **options) -> Job:
+        path = tmp_path / 'script.py'
+        path.write_text('\n'.join(['import os, signal, sys, time', 'index = os.environ["JAX_PROCESS_ID"]', *lines]))
+        return Job([str(path), 'one', 'two words'], tmp_path / 'log.txt', **options)
+
+    return start
+
+
+def test_processes_know_their_number_and_their_lines_are_marked(script):
+    names = ['JAX_NUM_PROCESSES', 'JAX_NUM_CPU_DEVICES', 'JAX_PLATFORMS', 'JAX_COORDINATOR_ADDRESS']
+    with script(f'print(sys.argv[1:], *(os.environ[name] for name in {names}))', processes=3, devices=2) as job:
+        assert job.wait(30) == 0
+        lines = sorted(job.output.splitlines())
+    assert [line[:4] for line in lines] == ['[0] ', '[1] ', '[2] ']
+    rest = {line[4:] for line in lines}
+    assert len(rest) == 1 and rest.pop().startswith("['one', 'two words'] 3 2 cpu localhost:")
+
+
+def test_first_failure_is_reported_and_ends_the_others(script):
+    with script('if index == "1": sys.exit("no such file")', 'time.sleep(600)') as job:
+        assert job.wait(30) == 1
+        assert '[1] no such file\n' in job.output
+        assert 'launch: process 1 of 2 failed with status 1; ending the others.\n' in job.output
+
+
+@pytest.mark.parametrize('victim', [-1, 0, 1])
+def test_nothing_outlives_a_kill(script, victim):
+    with script('print("ready")', 'time.sleep(600)') as job:
+        job.until(lambda: job.output.count('ready') == 2)
+        job.kill(victim)
+
+
+def test_sigterm_is_passed_on(script):
+    handler = 'signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("saved")))'
+    with script(handler, 'print("ready")', 'time.sleep(600)') as job:
+        job.until(lambda: job.output.count('ready') == 2)
+        job.launcher.send_signal(signal.SIGTERM)
+        assert job.wait(30) == 0
+        assert job.output.count('saved') == 2
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        ([], 'no program to launch; give it after two dashes'),
+        (['--processes', '2', '--'], 'no program to launch'),
+        (['--devices', '0', '--', 'train.dmd'], '--devices is 0'),
+    ],
+)
+def test_wrong_commands_are_refused_in_one_line(argv, message, capsys):
+    assert launch.main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit, match='0'):
+        launch.main(['--help'])
+    assert '--processes 2 --devices 4 -- train.dmd' in capsys.readouterr().out
+
+
+def test_error_of_one_process_ends_the_job_at_once(tmp_path):
+    """Without further ado it would wait at its exit, for minutes, for processes that wait for it."""
+    path = tmp_path / 'script.py'
+    path.write_text(
+        'import time\n'
+        'import jax\n'
+        'from configs import command_line\n'
+        'from neodragon_jax.errors import InputError\n'
+        'from train.runtime.sharding import of_first_process, start_processes\n'
+        'def main(settings, dry_run):\n'
+        '    start_processes()\n'
+        '    print(of_first_process({"numbers": [1.5, jax.process_index()]}))\n'
+        '    if jax.process_index() == 1:\n'
+        '        raise InputError("the disk of this host is not there; mount it.")\n'
+        '    time.sleep(600)\n'
+        'command_line(main, "configs/super_resolution.py")\n'
+    )
+    with Job([str(path)], tmp_path / 'log.txt', devices=1) as job:
+        assert job.wait(60) == 2, job.output
+        assert "[0] {'numbers': [1.5, 0]}" in job.output and "[1] {'numbers': [1.5, 0]}" in job.output
+        assert '[1] error: the disk of this host is not there; mount it.\n' in job.output
+        assert 'launch: process 1 of 2 failed with status 2' in job.output
+
+
+# --- How processes recognise each other -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """A clean environment, and the arguments with which JAX's coordination would start."""
+    for name in (*sharding.PROCESS_VARIABLES, 'TPU_WORKER_HOSTNAMES'):
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda **given: calls.append(given))
+    return calls
+
+
+def test_one_process_joins_nobody(joined, monkeypatch):
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost')
+    sharding.start_processes()
+    assert joined == []
+
+
+def test_environment_comes_before_what_jax_recognises(joined, monkeypatch):
+    for name, value in zip(sharding.PROCESS_VARIABLES, ('host:1', '4', '3'), strict=True):
+        monkeypatch.setenv(name, value)
+    sharding.start_processes(distributed=True)
+    assert joined == [{'num_processes': 4, 'process_id': 3}]
+
+
+@pytest.mark.parametrize(('distributed', 'hosts'), [(True, ''), (False, 't-0.pod,t-1.pod')])
+def test_clusters_are_left_to_jax(joined, monkeypatch, distributed, hosts):
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', hosts)
+    sharding.start_processes(distributed)
+    assert joined == [{'num_processes': None, 'process_id': None}]
+
+
+@pytest.mark.parametrize(
+    'values',
+    [('host:1', None, None), (None, '2', '0'), ('host:1', '2', '2'), ('host:1', 'two', '0'), ('', '2', '0')],
+)
+def test_process_numbers_must_be_complete(joined, monkeypatch, values):
+    for name, value in zip(sharding.PROCESS_VARIABLES, values, strict=True):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match='set all of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID'):
+        sharding.start_processes()
+    assert joined == []

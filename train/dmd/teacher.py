@@ -1,0 +1,57 @@
+"""The teacher of the step distillation: read from a checkpoint, or its shapes alone for sizing."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.config.neodragon import FULL
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.context_adapter import ContextAdapter
+from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
+from train.teacher_samples import TEACHER, TEACHER_ADAPTER, fingerprint
+
+
+class Teacher(NamedTuple):
+    """The multi-step denoiser and what belongs to it."""
+
+    module: PyramidMMDiT
+    params: dict[str, Any]  # float32, blocks stacked for the scan; abstract arrays when only shapes are known
+    adapter: tuple[ContextAdapter, Any] | None  # with its parameters; None when only shapes are known
+    fingerprint: str
+
+
+def read_teacher(root: str) -> Teacher:
+    """Read the teacher of a checkpoint in the released layout.
+
+    Raises:
+      InputError: the checkpoint cannot be read or holds something else.
+    """
+    folder = checkpoint.component_folder(root, TEACHER)
+    module, params = checkpoint.load(folder)
+    module = _denoiser(module, root)
+    adapter, adapter_params = checkpoint.load(checkpoint.component_folder(root, TEACHER_ADAPTER))
+    assert isinstance(adapter, ContextAdapter)
+    stacked = jax.tree.map(lambda a: np.asarray(a, np.float32), stack_blocks(params, module.config.num_layers))
+    return Teacher(module, stacked, (adapter, adapter_params), fingerprint(folder))
+
+
+def abstract_teacher(root: str) -> Teacher:
+    """Return a teacher without its weights: of the sizes in a checkpoint, or of the released ones where root is ''.
+
+    Raises:
+      InputError: the checkpoint's config cannot be read or is of something else.
+    """
+    module = PyramidMMDiT(FULL.denoiser)
+    if root:
+        module = _denoiser(checkpoint.load_module(checkpoint.component_folder(root, TEACHER)), root)
+    return Teacher(module, checkpoint.abstract_params(module.clone(scan=True)), None, 'abstract')
+
+
+def _denoiser(module: Any, root: str) -> PyramidMMDiT:
+    if not isinstance(module, PyramidMMDiT):
+        raise InputError(f'{root}: {TEACHER} holds a {type(module).__name__}; copy the folder again.')
+    return module

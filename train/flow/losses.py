@@ -1,0 +1,152 @@
+"""Objectives of pyramidal flow matching, of its step distillation and of text states, as pure functions of arrays.
+
+Symbols, for one stage: `clean` the unit's clean latent at the stage's resolution (z in the papers), `start` and `end`
+the two ends of the stage's flow (`pyramid.stage_pair`), s0 and s1 its global noise levels there, `flow` = start - end,
+P = Up(Down(.)) the mean of every 2x2 block.
+Legend: B batch, T latent frames of a unit, h w the stage's grid, C channels, L text tokens, D width of text states.
+Source: PF = Pyramid-Flow, arXiv 2410.05954, section 3; ND = Neodragon, arXiv 2511.06055, section on step distillation.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from neodragon_jax.errors import InputError
+from neodragon_jax.pyramid.schedule import Schedule
+from neodragon_jax.pyramid.stages import down, up
+
+Latents = Float[Array, 'B T h w C']
+PerSample = Float[Array, ' B']
+
+CLEAN_PREDICTIONS = ('exact', 'paper')
+
+# Below this summed error the teacher is right about the sample, and 1 / error would blow rounding up.
+_SMALLEST_ERROR = 1e-6
+# Square of the product of two norms below which their cosine means nothing.
+_SMALLEST_NORMS = 1e-16
+
+
+def per_sample(values: PerSample, like: Float[Array, 'B ...']) -> Float[Array, 'B ...']:
+    """Return `values` in float32 with unit axes appended, so that it broadcasts against `like`."""
+    return jnp.asarray(values, jnp.float32).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def interpolate(start: Latents, end: Latents, level: PerSample) -> Latents:
+    """Return the point at a local level on the flow of a stage: level start + (1 - level) end (PF, equation 11)."""
+    level = per_sample(level, start)
+    return level * start + (1 - level) * end
+
+
+def corrupt(clean: Latents, noise: Latents, amount: PerSample) -> Latents:
+    """Return history as the teacher is trained on it: amount noise + (1 - amount) clean, amount ~ U[0, 1/3].
+
+    One amount serves all history clips of a sample. Source: PF, section 3.4.
+    """
+    return interpolate(noise, clean, amount)
+
+
+def detail_gain(stage: int, schedule: Schedule) -> float:
+    """Return how much the paper's clean prediction amplifies detail: s0 (1 - s1) / (s0 - s1).
+
+    It is 1 at the coarsest stage (s0 = 1) and at the finest (s1 = 0); 1.1431 between, for the released schedule.
+    """
+    s0, s1 = float(schedule.start_sigmas[stage]), float(schedule.end_sigmas[stage])
+    return s0 * (1 - s1) / (s0 - s1)
+
+
+def clean_prediction(
+    x: Latents, flow: Latents, level: PerSample, stage: int, schedule: Schedule, kind: str = 'exact'
+) -> Latents:
+    """Return the clean latent of the stage that a predicted flow implies, in float32.
+
+    'paper' extrapolates the flow to sigma = 0: y = x - sigma / (s0 - s1) flow, sigma the global level. Both ends of a
+    stage share their noise, so that noise cancels, and with the true flow
+
+        y = (s0 (1 - s1) clean - s1 (1 - s0) P clean) / (s0 - s1) = P clean + gain (clean - P clean),
+
+    which has `detail_gain` times the clean latent's detail. P is a projection, so 'exact' inverts this in closed form:
+    it keeps P y and divides y - P y by the gain.
+
+    Args:
+      x: the denoiser's input at local level `level` of the stage.
+      flow: the predicted start - end.
+      kind: 'exact' or 'paper' (ND, equation of the student's clean estimate).
+    Raises:
+      InputError: `kind` is neither.
+    """
+    if kind not in CLEAN_PREDICTIONS:
+        raise InputError(f'clean prediction is {kind!r}; use one of {", ".join(CLEAN_PREDICTIONS)}.')
+    length = float(schedule.start_sigmas[stage] - schedule.end_sigmas[stage])
+    sigma = per_sample(schedule.sigma(stage, level), x)
+    y = x.astype(jnp.float32) - sigma / length * flow.astype(jnp.float32)
+    gain = detail_gain(stage, schedule)
+    # Decided at trace time: where there is nothing to correct the grid may be too small to halve.
+    if kind == 'paper' or abs(gain - 1) < 1e-9:
+        return y
+    blocks = up(down(y))
+    return blocks + (y - blocks) / gain
+
+
+def squared_error(prediction: Latents, target: Latents) -> PerSample:
+    """Return the mean squared error of every sample, in float32: the flow matching loss (PF, equation 12)."""
+    error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    return jnp.mean(jnp.square(error), axis=_elements(error))
+
+
+def probe_weight(teacher_flow: Latents, flow: Latents) -> PerSample:
+    """Return w = 1 / ||D(z_tau) - (y0 - y1)||_1, the L1 norm summed over a sample's elements (ND, DMD loss).
+
+    Args:
+      teacher_flow: D(z_tau), the teacher on the re-noised student prediction.
+      flow: y0 - y1, the flow of that pair.
+    """
+    error = jnp.abs(teacher_flow.astype(jnp.float32) - flow.astype(jnp.float32))
+    return 1 / jnp.maximum(jnp.sum(error, axis=_elements(error)), _SMALLEST_ERROR)
+
+
+def distribution_matching(
+    z_theta: Latents, teacher_flow: Latents, fake_flow: Latents, weight: PerSample
+) -> Float[Array, '']:
+    """Return a scalar whose gradient by each sample of `z_theta` is weight (D - D_phi) / B (ND, DMD gradient).
+
+    A flow is noise minus data, so descending moves z_theta to where the teacher sees more likely data than the fake
+    model does. Only `z_theta` carries a gradient, and the scalar's value means nothing.
+    """
+    direction = teacher_flow.astype(jnp.float32) - fake_flow.astype(jnp.float32)
+    direction = jax.lax.stop_gradient(per_sample(weight, direction) * direction)
+    return jnp.sum(direction * z_theta.astype(jnp.float32)) / z_theta.shape[0]
+
+
+def cauchy(z_theta: Latents, clean: Latents) -> PerSample:
+    """Return log(1 + ||z_theta - clean||_2^2) of every sample, the norm over all its elements (ND, regression loss)."""
+    error = z_theta.astype(jnp.float32) - clean.astype(jnp.float32)
+    return jnp.log1p(jnp.sum(jnp.square(error), axis=_elements(error)))
+
+
+def token_errors(
+    student: Float[Array, 'B L D'], teacher: Float[Array, 'B L D'], mask: Num[Array, 'B L']
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+    """Return (square, cosine): how far text states are from the teacher's, means over all valid tokens, in float32.
+
+    `square` is the mean over the width of (student - teacher)^2, `cosine` is 1 - cos(student, teacher); the loss of
+    the text-encoder distillation is square + 0.1 cosine (ND, section on text-encoder distillation).
+
+    Args:
+      mask: nonzero for valid tokens.
+    """
+    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    valid = (mask != 0).astype(jnp.float32)
+    product = jnp.sum(student * teacher, axis=-1)
+    # Under one root, and above zero, so that a token of zeros has a gradient.
+    norms = jnp.sum(jnp.square(student), axis=-1) * jnp.sum(jnp.square(teacher), axis=-1)
+    cosine = 1 - product * jax.lax.rsqrt(jnp.maximum(norms, _SMALLEST_NORMS))
+    square = jnp.mean(jnp.square(student - teacher), axis=-1)
+    count = jnp.maximum(jnp.sum(valid), 1)
+    return jnp.sum(square * valid) / count, jnp.sum(cosine * valid) / count
+
+
+def _elements(x: Array) -> tuple[int, ...]:
+    """Return all axes but the batch."""
+    return tuple(range(1, x.ndim))

@@ -1,0 +1,322 @@
+"""Block pruning: a denoiser without some of its blocks learns to be the full one again, in two stages.
+
+    python -m train.pruning --config=configs/pruning.py:stage1 --config.denoiser=FULL --config.keep=OUT/keep.json ...
+
+    stage 1: flow matching on data, as `train.teacher`; a few hundred steps
+    stage 2: for every kept block k   image_weight || image_k - teacher image ||^2
+                                    + text_weight (1 - cos(text_k, teacher text)), means over tokens and blocks
+             and on the flow          output_weight || D - D_teacher ||^2 + data_weight || D - (start - end) ||^2
+
+The teacher of stage 2 is the full denoiser, asked the same without guidance. `mapping` says what a kept block is
+compared with: 'simple', the same block of the teacher; 'next', the input of the next kept block, so that it learns the
+work of the blocks that are missing in between, too. `train.prune` chooses the blocks.
+
+Source: Neodragon, arXiv 2511.06055, section on block pruning. Stage 2 without stage 1 fails there; factors are ours.
+Legend: B batch, T latent frames (= units), K kept blocks but the last, I image tokens, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.config.pyramid_flow import TEACHER
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.teacher import TeacherMMDiT
+from train.aot.abstract import AbstractProgram
+from train.data.mixture import Mixture
+from train.data.sources import Repeated
+from train.flow import flow_matching, losses
+from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, abstract_stacked, blank_latents, sized
+from train.pruning.features import Features, observer, with_features
+from train.pruning.keep_list import check_keep, prune, read_keep
+from train.runtime import loop
+from train.runtime.gradients import value_and_grad
+from train.runtime.optimizer import AveragedState
+from train.runtime.settings import freeze, require
+from train.runtime.sharding import start_processes
+from train.teacher.denoisers import read_denoiser
+from train.teacher.evaluation import ask
+from train.teacher.program import Teacher, TeacherConfig, load_program
+from train.teacher_samples import fingerprint
+
+# The paper keeps 18 of 24 blocks; which ones they are changes no size. Its latents are of 49 frames of 320x512.
+PUBLISHED_KEEP = (*range(17), 23)
+PUBLISHED_SHAPES = {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128}
+MAPPINGS = ('simple', 'next')
+WEIGHTS = ('image_weight', 'text_weight', 'output_weight', 'data_weight')
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningConfig:
+    """Options of the objective, beside those of flow matching (`TeacherConfig`).
+
+    Attributes:
+      denoiser: component folder of the full denoiser.
+      keep: blocks to keep, '0,1,2,4', or the keep.json of `train.prune`.
+      stage: 1 or 2.
+      start: component folder of the pruned denoiser to go on from; '' begins with the full one's blocks as they are.
+      mapping: 'simple' or 'next'.
+    """
+
+    denoiser: str
+    keep: str
+    stage: int = 1
+    start: str = ''
+    mapping: str = 'simple'
+    image_weight: float = 1.0
+    text_weight: float = 1.0
+    output_weight: float = 1.0
+    data_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.stage not in (1, 2):
+            raise InputError(f'stage is {self.stage}; use 1 or 2.')
+        if self.mapping not in MAPPINGS:
+            raise InputError(f'mapping is {self.mapping!r}; use one of {", ".join(MAPPINGS)}.')
+        for name in WEIGHTS:
+            if getattr(self, name) < 0:
+                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 0.')
+
+
+class Denoisers(NamedTuple):
+    """The networks of the pruning; parameters are stacked for the scan, abstract ones where only shapes are known.
+
+    Attributes:
+      full_module, full: the denoiser with all its blocks.
+      module, start: the one that is trained, as it begins.
+      keep: its blocks.
+      fingerprint: of the full one.
+    """
+
+    full_module: AnyDenoiser
+    full: Any
+    module: AnyDenoiser
+    start: Any
+    keep: tuple[int, ...]
+    fingerprint: str
+
+
+def read_denoisers(pruning: PruningConfig) -> Denoisers:
+    """Read the full denoiser, and prune it or read a pruned one.
+
+    Raises:
+      InputError: a denoiser cannot be read, the keep list does not suit it, or they do not go together.
+    """
+    full_module, full = read_denoiser(pruning.denoiser)
+    keep = read_keep(pruning.keep)
+    module, start = prune(full_module, full, keep)
+    if pruning.start:
+        given, start = read_denoiser(pruning.start)
+        _check_start(given, module, pruning)
+    return Denoisers(full_module, full, module, start, keep, fingerprint(pruning.denoiser))
+
+
+def abstract_denoisers(pruning: PruningConfig) -> Denoisers:
+    """Return the networks without their numbers; of the published sizes where no denoiser is named.
+
+    Raises:
+      InputError: as of `read_denoisers`, but for the weights.
+    """
+    if pruning.denoiser:
+        full_module, full = abstract_denoiser(pruning.denoiser)
+    else:
+        full_module = TeacherMMDiT(TEACHER)
+        full = abstract_stacked(full_module)
+    keep = read_keep(pruning.keep) if pruning.keep else PUBLISHED_KEEP
+    check_keep(keep, full_module.config.num_layers)
+    module = full_module.clone(config=dataclasses.replace(full_module.config, num_layers=len(keep)))
+    if pruning.start:
+        _check_start(checkpoint.load_module(pruning.start), module, pruning)
+    return Denoisers(full_module, full, module, abstract_stacked(module), keep, 'abstract')
+
+
+def _check_start(given: Any, module: AnyDenoiser, pruning: PruningConfig) -> None:
+    """Raise InputError unless a pruned denoiser is one that the keep list makes."""
+    if (type(given), given.config) != (type(module), module.config):
+        raise InputError(
+            f'start {pruning.start} holds a {type(given).__name__} of {given.config.num_layers} blocks, the keep list '
+            f'makes a {type(module).__name__} of {module.config.num_layers} of {pruning.denoiser}: give the denoiser '
+            'and the keep list that it was made with.'
+        )
+
+
+class Pruning(Teacher):
+    """Both stages as a program of the loop: flow matching as the teacher's, with another loss in stage 2."""
+
+    name = 'pruning'
+
+    def __init__(
+        self, pruning: PruningConfig, config: TeacherConfig, *data: Any, denoisers: Denoisers | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+          data: as of `Teacher`.
+          denoisers: by default from `read_denoisers`.
+        Raises:
+          InputError: the denoisers cannot be read, or do not suit each other or the samples.
+        """
+        denoisers = read_denoisers(pruning) if denoisers is None else denoisers
+        super().__init__(config, *data, denoiser=(denoisers.module, denoisers.start))
+        self.pruning, self.keep, self.fingerprint = pruning, denoisers.keep, denoisers.fingerprint
+        self.full_module, self.full = self.module.clone(config=denoisers.full_module.config), denoisers.full
+
+    def frozen(self) -> dict[str, Any]:
+        """Return the parameters to begin with, and in stage 2 the teacher's."""
+        teacher = {'teacher': self.flat(self.full)} if self.pruning.stage == 2 else {}
+        return super().frozen() | teacher
+
+    def train_step(
+        self, variant: tuple[int, ...], state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[AveragedState, dict[str, Array]]:
+        """Run one update; arguments as of the teacher."""
+        if self.pruning.stage == 1:
+            return super().train_step(variant, state, frozen, batch, key)
+        batch = {name: batch[name] for name in ('latents', 'units') if name in batch} | self.prompts(batch)
+        loss_of = functools.partial(self.matching, variant, frozen['teacher'])
+        (loss, (parts, sums)), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
+        metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | _metrics(parts, self.keep)
+        for stage, values in sums.items():
+            metrics |= flow_matching.unit_means(values, f'flow/stage{stage}')
+        return state.updated(grads, self.tx, self.config.ema_decay), metrics
+
+    def matching(
+        self, stages: tuple[int, ...], teacher: Any, params: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[Float[Array, ''], tuple[dict[str, Array], dict[int, Float[Array, '2 T']]]]:
+        """Return the loss of stage 2, the mean over the pyramid's stages, its parts, and the flow's sums by unit."""
+        prompt, examples = self.examples(stages, batch, key)
+        ask_student = observer(functools.partial(self._featured, self.module), params)
+        ask_teacher = observer(functools.partial(self._featured, self.full_module), teacher)
+        rows, sums = [], {}
+        for stage, example in examples.items():
+            flow, features = ask(ask_student, stage, example, prompt)
+            teacher_flow, teacher_features = jax.lax.stop_gradient(ask(ask_teacher, stage, example, prompt))
+            errors = losses.squared_error(flow, example.flow)
+            image, text = block_errors(features, teacher_features, targets(self.keep, self.pruning.mapping))
+            output = jnp.mean(losses.squared_error(flow, teacher_flow))
+            rows.append({'image': image, 'text': text, 'output': output, 'data': jnp.mean(errors)})
+            sums[stage] = flow_matching.unit_sums(errors, example.unit, batch['latents'].shape[1])
+        parts = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *rows)
+        config = self.pruning
+        loss = config.image_weight * jnp.mean(parts['image']) + config.output_weight * parts['output']
+        loss += config.data_weight * parts['data']
+        if parts['text'].size:
+            loss += config.text_weight * jnp.mean(parts['text'])
+        return loss, (parts, sums)
+
+    def _featured(self, module: Any, variables: Mapping[str, Any], *arguments: Any) -> Any:
+        """Run a denoiser on parameters as a state holds them; return its flow and its features."""
+        return with_features(module)({'params': self.nested(variables['params'])}, *arguments)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the teacher's, and what was pruned and how."""
+        options = {name: getattr(self.pruning, name) for name in ('stage', 'mapping', *WEIGHTS)}
+        return super().metadata() | {'pruning': options | {'keep': list(self.keep), 'denoiser': self.fingerprint}}
+
+
+def targets(keep: Sequence[int], mapping: str) -> list[int]:
+    """Return the teacher's block whose output each kept block but the last is to match."""
+    return [after - 1 for after in keep[1:]] if mapping == 'next' else list(keep[:-1])
+
+
+def block_errors(
+    student: Features, teacher: Features, blocks: Sequence[int]
+) -> tuple[Float[Array, ' K+1'], Float[Array, ' K']]:
+    """Return the squared error on image tokens of every kept block, and the cosine distance on text tokens.
+
+    Means over valid tokens. The last block has current image tokens only, and no text.
+
+    Args:
+      blocks: the teacher's, for each of the student's but the last.
+    """
+    errors = jax.vmap(losses.token_errors, in_axes=(0, 0, None))
+    last, _ = losses.token_errors(student.last, teacher.last, jnp.ones(student.last.shape[:2]))
+    if not blocks:
+        return last[None], jnp.zeros(0)
+    image, text = (stream[np.asarray(blocks)] for stream in teacher.after)
+    squares, _ = errors(student.after.image, image, student.image_mask)
+    _, cosines = errors(student.after.text, text, student.text_mask)
+    return jnp.append(squares, last), cosines
+
+
+def _metrics(parts: Mapping[str, Array], keep: Sequence[int]) -> dict[str, Array]:
+    """Return the parts of the loss; blocks have the full denoiser's numbers."""
+    metrics = {'output': parts['output'], 'data': parts['data']}
+    for stream in ('image', 'text'):
+        if parts[stream].size:
+            metrics[stream] = jnp.mean(parts[stream])
+        metrics |= {f'{stream}/block{block}': value for block, value in zip(keep, parts[stream], strict=False)}
+    return metrics
+
+
+def read_settings(settings: ConfigDict) -> tuple[PruningConfig, TeacherConfig, loop.LoopConfig]:
+    """Return the objective, that of flow matching, and the run from settings such as configs/pruning.py.
+
+    Raises:
+      InputError: a setting is unknown, missing or out of range.
+    """
+    require(settings, 'denoiser', 'data', 'workdir', keep='0,1,2 or FILE.json')
+    return _configs(settings)
+
+
+def _configs(settings: ConfigDict) -> tuple[PruningConfig, TeacherConfig, loop.LoopConfig]:
+    """Return the objectives and the run, whatever folders are given."""
+    values = settings.to_dict()
+    seeded = {'seed': values['seed']}
+    given = {name: values[name] for name in ('denoiser', 'keep', 'start')}
+    pruning = freeze(PruningConfig, values['pruning'] | given, 'config.pruning')
+    config = freeze(TeacherConfig, values['flow'] | seeded, 'config.flow')
+    run = values['loop'] | seeded | {'workdir': values['workdir']}
+    return pruning, config, freeze(loop.LoopConfig, run, 'config.loop')
+
+
+def _with_data(settings: ConfigDict, denoisers: Denoisers | None = None) -> tuple[Pruning, Mixture]:
+    """Return the program for the folders of data that settings name, and the samples to train on."""
+    pruning, config, _ = _configs(settings)
+    values = settings.to_dict()
+    folders = values['data'].split(',')
+    weights = values['weights'] or [1.0] * len(folders)
+    return load_program(config, folders, weights, functools.partial(Pruning, pruning, denoisers=denoisers))
+
+
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for a plan or for sizing, see train/aot/abstract.py.
+
+    What is named decides on the sizes; where no denoiser, keep list or data are, the published ones do.
+
+    Raises:
+      InputError: a setting is unknown or out of range, or what is named does not go together.
+    """
+    pruning, config, run = _configs(settings)
+    denoisers = abstract_denoisers(pruning)
+    if settings['data']:
+        program, source = _with_data(settings, denoisers)
+        return AbstractProgram(program, Repeated(source[0], len(source)), run)
+    blank = blank_latents(**PUBLISHED_SHAPES, config=sized(config, denoisers.module))
+    return AbstractProgram(Pruning(pruning, config, blank[0], denoisers=denoisers), blank, run)
+
+
+def main(settings: ConfigDict, dry_run: bool = False) -> None:
+    """Train as the settings say, or print the plan of it; a plan needs neither data nor weights.
+
+    Raises:
+      InputError: a setting is wrong or does not fit the data.
+    """
+    if dry_run:
+        print(loop.plan(*abstract_program(settings)))
+        return
+    _, _, run = read_settings(settings)
+    start_processes(run.distributed)
+    program, source = _with_data(settings)
+    loop.run(program, source, run)

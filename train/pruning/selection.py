@@ -1,0 +1,182 @@
+"""Which blocks a denoiser can do without: measured on the videos that it samples.
+
+The blocks of least importance are candidates. One after the other, that candidate goes without which the videos of the
+same prompts and the same noise differ least from the full denoiser's.
+
+Source: Neodragon, arXiv 2511.06055, section on block pruning; the greedy order is ours.
+Legend: B batch, T latent frames, H W latent grid, C channels, K blocks but the last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from neodragon_jax.errors import InputError
+from neodragon_jax.generation import pipeline
+from neodragon_jax.pyramid.sampler import (
+    Denoiser,
+    DrawnNoise,
+    History,
+    Latents,
+    Plan,
+    Prompt,
+    Unit,
+    guided,
+    jax_denoiser,
+    sample,
+)
+from train.pruning.features import observer, with_features
+from train.pruning.importance import Importance, block_cosines
+from train.pruning.keep_list import prune
+from train.teacher_samples import scale_by_unit
+
+# keep list -> how far videos without the other blocks are from the full denoiser's
+Distance = Callable[[tuple[int, ...]], float]
+
+
+class Round(NamedTuple):
+    """One step of the greedy choice: the block that went, and the distance without each candidate."""
+
+    removed: int
+    distance: float
+    tried: dict[int, float]
+
+
+@dataclasses.dataclass
+class Subject:
+    """A denoiser, and prompts on which it samples.
+
+    Attributes:
+      module: scanned.
+      params: stacked, on the devices.
+      texts: the prompts, which key their noise.
+      prompts: what the denoiser knows of them, on the host.
+      negative: what guidance steers away from, of one prompt.
+      guidance, first_guidance: scales for units > 0 and for unit 0.
+      size: videos that one call samples.
+    """
+
+    module: Any
+    params: Any
+    texts: Sequence[str]
+    prompts: Prompt
+    negative: Prompt
+    plan: Plan
+    guidance: float
+    first_guidance: float
+    seed: int
+    size: int
+    spread: pipeline.Spread
+    _denoisers: dict[int, Denoiser] = dataclasses.field(default_factory=dict)
+    _current: Any = None
+    _watched: Any = None
+
+    @property
+    def blocks(self) -> int:
+        return self.module.config.num_layers
+
+    def videos(self, keep: Sequence[int], tasks: Sequence[tuple[int, int]]) -> Float[np.ndarray, 'B T H W C']:
+        """Return latents that some of the blocks sample.
+
+        Args:
+          tasks: at most `size` pairs of a prompt's number and a sample's number, which with the seed tell the noise.
+        """
+        module, self._current = prune(self.module, self.params, keep)
+        if len(keep) not in self._denoisers:
+            # Denoisers of as many blocks share one compiled function, which asks for the parameters at each call.
+            self._denoisers[len(keep)] = jax_denoiser(module.apply, lambda: self._current)
+        latents = jax.device_get(self._sample(self._denoisers[len(keep)], tasks))
+        self._current = None
+        return latents[: len(tasks)]
+
+    def cosines(
+        self, tasks: Sequence[tuple[int, int]]
+    ) -> tuple[Float[np.ndarray, ' K+1'], Float[np.ndarray, ' K'], int]:
+        """Return sums of the cosines of all blocks over some videos' calls, image and text, and the number of calls.
+
+        A guided call counts twice, with the prompt and with the negative one.
+        """
+        if self._watched is None:
+            self._watched = observer(_with_cosines(self.module), self.params)
+        weights = np.repeat(np.arange(self.size) < len(tasks), 2).astype(np.float32)
+        recorder = _Recorder(self._watched, self.spread.shard(jnp.asarray(weights)))
+        self._sample(recorder, tasks)
+        image, text = jax.device_get(recorder.sums)
+        return image, text, 2 * len(tasks) * recorder.calls
+
+    def _sample(self, denoise: Denoiser, tasks: Sequence[tuple[int, int]]) -> Latents:
+        tasks = [*tasks, *[tasks[-1]] * (self.size - len(tasks))]
+        rows = [prompt for prompt, _ in tasks]
+        prompt = self.spread.shard(jax.tree.map(lambda leaf: jnp.asarray(leaf[np.asarray(rows)]), self.prompts))
+        keys = pipeline.sample_keys(self.seed, [self.texts[row] for row in rows], [number for _, number in tasks])
+        scale = scale_by_unit(self.guidance, self.first_guidance)
+        noise = DrawnNoise(self.spread.shard(keys), self.plan.schedule)
+        return sample(guided(denoise, self.negative, scale), self.plan, prompt, noise)
+
+
+def _with_cosines(module: Any) -> Callable[..., tuple[Array, tuple[Array, Array]]]:
+    """Return `apply` of a denoiser as a function to (flow, cosines of its blocks)."""
+    apply = with_features(module)
+
+    def watched(*arguments: Any) -> tuple[Array, tuple[Array, Array]]:
+        flow, features = apply(*arguments)
+        return flow, block_cosines(features)
+
+    return watched
+
+
+class _Recorder:
+    """A denoiser that adds up the cosines of its calls."""
+
+    def __init__(self, denoise: Any, weights: Float[Array, ' B']) -> None:
+        self._denoise, self._weights = denoise, weights
+        self.sums: Any = None
+        self.calls = 0
+
+    def __call__(self, stage: int, history: History, x: Unit, unit: Array, prompt: Prompt, timestep: Array) -> Unit:
+        flow, cosines = self._denoise(stage, history, x, unit, prompt, timestep)
+        sums = jax.tree.map(lambda values: values @ self._weights, cosines)
+        self.sums = sums if self.sums is None else jax.tree.map(jnp.add, self.sums, sums)
+        self.calls += 1
+        return flow
+
+
+def difference(videos: Float[np.ndarray, 'B ...'], reference: Float[np.ndarray, 'B ...']) -> float:
+    """Return |videos - reference| / |reference| in the Euclidean norm, the mean over the videos."""
+    axes = tuple(range(1, reference.ndim))
+    videos, reference = np.asarray(videos, np.float64), np.asarray(reference, np.float64)
+    norm = lambda x: np.sqrt(np.sum(np.square(x), axis=axes))
+    return float(np.mean(norm(videos - reference) / np.maximum(norm(reference), 1e-30)))
+
+
+def choose(importance: Importance, remove: int, candidates: int, distance: Distance) -> list[Round]:
+    """Return the rounds of the greedy choice.
+
+    Args:
+      remove: blocks to remove, one in each round.
+      candidates: how many of the least important blocks may go.
+    """
+    pool, keep, rounds = importance.order()[:candidates], tuple(range(importance.blocks)), []
+    for _ in range(remove):
+        without = lambda block, keep=keep: tuple(kept for kept in keep if kept != block)
+        tried = {block: distance(without(block)) for block in pool}
+        removed = min(pool, key=lambda block: (tried[block], block))
+        rounds.append(Round(removed, tried[removed], tried))
+        pool, keep = [block for block in pool if block != removed], without(removed)
+    return rounds
+
+
+def check_choice(blocks: int, remove: int, candidates: int) -> None:
+    """Raise InputError unless so many of a denoiser's blocks may be removed."""
+    removable = blocks - 1
+    if not 1 <= remove <= removable:
+        raise InputError(f'--remove {remove}: the denoiser has {removable} blocks that may go; give 1 to {removable}.')
+    if not remove <= candidates <= removable:
+        raise InputError(f'--candidates {candidates}: give {remove}, as many as go, to {removable}, as many as may.')

@@ -1,0 +1,160 @@
+"""What the loop and a program agree on: the state, the program's methods, and the settings of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Hashable, Mapping
+from typing import Any, Protocol
+
+from jaxtyping import Array, PRNGKeyArray
+
+from neodragon_jax.errors import InputError
+from train.runtime.sharding import MeshConfig
+
+Metrics = dict[str, Array]
+
+# What metrics of an evaluation are called in the logs and in `LoopConfig.best_metric`: eval/NAME.
+EVALUATION = 'eval/'
+
+
+class DivergedError(RuntimeError):
+    """Too many steps in a row were not finite; the message tells where the last good state is."""
+
+
+class State(Protocol):
+    """What a program trains: a `flax.struct.dataclass` with an int32 scalar `step` that the loop alone advances."""
+
+    step: Array
+
+    def replace(self, **changes: Any) -> Any: ...
+
+
+class Program(Protocol):
+    """One training objective."""
+
+    name: str
+
+    def frozen(self) -> Any:
+        """Return the constant parameters, such as a teacher; {} for none.
+
+        Host arrays, the same on every process. They are sharded as parameters are, and not checkpointed.
+        """
+        ...
+
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> Any:
+        """Return the state at step 0. Pure: it runs abstractly, then compiled, straight into its shardings."""
+        ...
+
+    def variant(self, step: int) -> Hashable:
+        """Return which compiled step this iteration uses, such as its stage. A pure function of the step."""
+        ...
+
+    def train_step(
+        self, variant: Any, state: Any, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[Any, Metrics]:
+        """Return the next state and scalar metrics.
+
+        Pure; `key` depends on the seed and the step only. Leave `state.step` alone. The step is discarded when a
+        metric whose name ends in `loss` or `grad_norm` is not finite; there must be one. Let those not depend on the
+        new parameters, which would keep both copies in memory.
+        """
+        ...
+
+    def finish(self, state: Any, folder: pathlib.Path) -> None:
+        """Write the result into `folder`, replacing an older one. Every process calls it, with sharded arrays."""
+        ...
+
+    def metadata(self) -> dict[str, Any]:
+        """Return JSON that a checkpoint must agree on to be resumed: protocol, sizes, options of the objective."""
+        ...
+
+
+class EvaluatedProgram(Program, Protocol):
+    """A program that also judges its state, every `LoopConfig.evaluate_every` steps and at the end."""
+
+    def evaluate(self, state: Any, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+        """Return numbers, logged as eval/NAME, and write samples such as videos into `folder`.
+
+        Every process calls it, with sharded arrays, which it must not donate; so it may run compiled functions over
+        the mesh and `to_host`. Process 0 alone writes, and its numbers count: elsewhere `folder` does not exist. The
+        folder appears as workdir/samples/step_000123 when the call returns, unless it is empty. Draw what is random
+        from the step, so that a resumed run evaluates as an unbroken one does.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """What a run needs to know besides its program and its data.
+
+    Attributes:
+      workdir: the run's folder, which all processes see: checkpoints, logs, samples and the result.
+      steps: at which the run ends.
+      batch_size: samples in a batch, over all devices and processes.
+      updates: None for batches [batch, ...]; n for [n, batch, ...], different samples for each update in a step.
+      seed: of the initial state, the data order and all randomness in steps.
+      checkpoint_every: steps between checkpoints.
+      keep: newest checkpoints to keep.
+      keep_best: checkpoints to keep besides, the best by `best_metric`; then every evaluation makes a checkpoint.
+      best_metric: a metric of the program's evaluation, such as 'eval/psnr'.
+      best_mode: 'min' where less of it is better, or 'max'.
+      evaluate_every: steps between evaluations, the last of them at the end; 0 for none at all.
+      log_every: steps over which metrics are averaged before they leave the devices.
+      max_skips: steps skipped in a row that end the run, when metrics are logged.
+      progress: draw a progress bar when standard error is a terminal.
+      profile_steps: (first, last) steps, counted from 1, of which a trace goes to workdir/profile; () for none. SIGUSR1
+        asks for a trace of the next steps in any case, of the process that gets it.
+      compile_cache: folder of compiled programs, with which a restarted run need not compile again. '' leaves it to
+        JAX: the environment's JAX_COMPILATION_CACHE_DIR, or none. Of several processes on CPU devices, only the first
+        finds its programs there.
+      distributed: this is one of several processes that JAX recognises (see `start_processes`).
+    """
+
+    workdir: str
+    steps: int
+    batch_size: int
+    updates: int | None = None
+    seed: int = 0
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint_every: int = 1000
+    keep: int = 3
+    keep_best: int = 0
+    best_metric: str = ''
+    best_mode: str = 'min'
+    evaluate_every: int = 0
+    log_every: int = 50
+    max_skips: int = 20
+    progress: bool = True
+    profile_steps: tuple[int, ...] = ()
+    compile_cache: str = ''
+    distributed: bool = False
+
+    def __post_init__(self) -> None:
+        positive = {'steps', 'batch_size', 'checkpoint_every', 'keep', 'log_every', 'max_skips'}
+        for name in sorted(positive | ({'updates'} if self.updates is not None else set())):
+            if getattr(self, name) < 1:
+                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 1.')
+        for name in ('keep_best', 'evaluate_every'):
+            if getattr(self, name) < 0:
+                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 0, which turns it off.')
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f'seed is {self.seed}; it must be in 0..2^32-1.')
+        steps = self.profile_steps
+        if len(steps) not in (0, 2) or (steps and not 1 <= steps[0] <= steps[1]):
+            raise InputError(f'profile_steps is {steps}; give the first and the last step, such as (10, 12), or ().')
+        self._check_best()
+
+    def _check_best(self) -> None:
+        """Raise InputError unless the settings of the best checkpoints fit together."""
+        if self.best_mode not in ('min', 'max'):
+            raise InputError(f'best_mode is {self.best_mode!r}; use min or max.')
+        if not self.keep_best:
+            return
+        if not self.best_metric.startswith(EVALUATION):
+            raise InputError(
+                f'best_metric is {self.best_metric!r}, but keep_best is {self.keep_best}; name a metric of the '
+                f"program's evaluation, such as '{EVALUATION}loss'."
+            )
+        if not self.evaluate_every:
+            raise InputError(f'keep_best is {self.keep_best}, but evaluate_every is 0; set how often to evaluate.')

@@ -1,0 +1,324 @@
+"""Where arrays live: processes, the device mesh, parameter rules and batch specs.
+
+The mesh has three axes. `data` replicates parameters and splits the batch; `fsdp` splits the batch and every large
+parameter; `tensor` splits attention heads and hidden units: the first of two matrices by its columns, the second by
+its rows, so that each pair needs one reduction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
+
+from neodragon_jax.errors import InputError
+
+DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
+AXES, BATCH_AXES = (DATA, FSDP, TENSOR), (DATA, FSDP)
+
+# Seconds that one process may take longer than another to load and compile.
+LONGEST_WAIT_S = 3600
+# All processes come to the same places in the same order, and each place needs a name of its own.
+_PLACES = itertools.count()
+
+# What tells a process of its run where no cluster does.
+PROCESS_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+
+# The last axes of a parameter by the end of its path; the first rule that fits holds. Axes to the left (blocks stacked
+# by a scan) are never split: every device needs its part of each block. The paths are those of PyramidMMDiT, scanned
+# or not, then of what else programs train or hold, and of any tree that contains them, such as optimizer states.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r'(image|text)_(query|key|value)/kernel', (FSDP, TENSOR)),
+    (r'(image|text)_(query|key|value)/bias', (TENSOR,)),
+    (r'(image|text)_out/kernel', (TENSOR, FSDP)),
+    (r'(image_mlp|text_mlp|time_embed|pooled_embed)/linear_1/kernel', (FSDP, TENSOR)),
+    (r'(image_mlp|text_mlp|time_embed|pooled_embed)/linear_1/bias', (TENSOR,)),
+    (r'(image_mlp|text_mlp|time_embed|pooled_embed)/linear_2/kernel', (TENSOR, FSDP)),
+    # Not over the tensor axis: split there, XLA's partitioner (jaxlib 0.10.2) returns wrong gradients on meshes that
+    # split all three axes. tests/train/dmd/test_program.py compares meshes.
+    (r'((last_|head_)modulator|modulators(_\d+)?)(/(image|text))?/linear/kernel', (FSDP, None, None)),
+    (r'((last_|head_)modulator|modulators(_\d+)?)(/(image|text))?/linear/bias', ()),
+    (r'patch_embed/kernel', (None, FSDP)),
+    (r'head/kernel', (FSDP, None)),
+    (r'positions', (None, None, FSDP)),
+    # Added to activations that every device of a tensor group holds.
+    (r'((image|text)_out|linear_2|patch_embed|head)/bias', ()),
+    (r'(image|text)_(query|key)_norm/scale', ()),
+    # ContextAdapter: every layer reads the whole output of the one before, and its input besides.
+    (r'layer_\d+/kernel', (FSDP, None)),
+    (r'layer_\d+/bias', ()),
+    # T5, as the text teacher (T5-XXL) and as DT5: heads and hidden units over `tensor`, like the denoiser's. What CLIP
+    # and the codecs name alike is split alike.
+    (r'attention/(query|key|value)/kernel', (FSDP, TENSOR)),
+    (r'attention/out/kernel', (TENSOR, FSDP)),
+    (r'mlp_(gate|value)/kernel', (FSDP, TENSOR)),
+    (r'mlp_out/kernel', (TENSOR, FSDP)),
+    (r'projection_in/kernel', (FSDP, TENSOR)),
+    (r'projection_out/kernel', (TENSOR, FSDP)),
+    (r'token_embedding/embedding', (None, FSDP)),
+    # The linear embedding of text states, of the multi-step denoiser and beside the text teacher; low-rank additions.
+    (r'(context_embedder|embedder)/kernel', (FSDP, None)),
+    (r'lora_down', (FSDP, None)),
+    (r'lora_up', (None, FSDP)),
+    # CLIP and video codecs: little beside the denoisers, whose work the tensor axis divides.
+    (r'(mlp_in|projection)/kernel', (FSDP, None)),
+    (r'(\w+_)?(resnet|memory)_\d+/conv_\d+/kernel', (FSDP, None)),
+    (r'(halve|double)_(space|time)/kernel', (FSDP, None)),
+    (r'(conv_out|level_\d+_out)/kernel', (FSDP, None)),
+    (r'lpips/conv_\d+/kernel', (FSDP, None)),
+)
+_COMPILED_RULES = tuple((re.compile(f'(^|/){pattern}$'), axes) for pattern, axes in RULES)
+
+# Elements up to which a tensor may be whole on every device: 1 MiB of float32, more than any bias of the full model.
+SMALL = 2**18
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: the rest of the devices."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def start_processes(distributed: bool = False) -> None:
+    """Join the other processes of this run, if there are any. Call it before anything touches a device.
+
+    Processes find each other by what is there first: JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID in the environment, as `train.launch` sets them; a TPU slice of several hosts under GKE, by its
+    TPU_WORKER_HOSTNAMES; what JAX recognises where `distributed` is set.
+
+    Args:
+      distributed: this is one of several processes on a TPU pod, under Slurm or under Open MPI.
+    Raises:
+      InputError: the processes cannot find each other with what is given.
+    """
+    if jax.distributed.is_initialized():
+        return
+    given = [name for name in PROCESS_VARIABLES if name in os.environ]
+    if given:
+        _join(*_process_numbers(given))
+    elif distributed or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
+        _join(None, None)
+    elif jax.process_count() > 1:
+        raise InputError(
+            f'this is one of {jax.process_count()} processes: set distributed, so that they start together.'
+        )
+
+
+def _process_numbers(given: Sequence[str]) -> tuple[int, int]:
+    """Return (processes, index of this one) from the environment, where some of the variables are."""
+    try:
+        count, index = int(os.environ['JAX_NUM_PROCESSES']), int(os.environ['JAX_PROCESS_ID'])
+        if not (os.environ['JAX_COORDINATOR_ADDRESS'] and 0 <= index < count):
+            raise ValueError(f'process {index} of {count}')
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f'{" and ".join(given)} set without valid process numbers ({error}): set all of '
+            f'{", ".join(PROCESS_VARIABLES)}, or none.'
+        ) from None
+    return count, index
+
+
+def _join(count: int | None, index: int | None) -> None:
+    """Start JAX's coordination; None lets it recognise the cluster."""
+    try:
+        jax.distributed.initialize(num_processes=count, process_id=index)
+    except ValueError as error:
+        raise InputError(
+            f'distributed is set, but JAX recognises no cluster here ({error}): set {", ".join(PROCESS_VARIABLES)}, '
+            'or unset it.'
+        ) from None
+
+
+def wait_for_processes() -> None:
+    """Return when all processes of the run are here, as before the first collective operation after a compilation.
+
+    The operations of CPU devices find their partners within 30 seconds or fail; compiling may differ by more.
+    """
+    if jax.process_count() > 1:
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes(f'place {next(_PLACES)}', processes=everyone, timeout=LONGEST_WAIT_S)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process after an error that the other processes of the run do not share.
+
+    An ordinary exit would first wait minutes for them, while they wait for this one. A launcher or a cluster sees the
+    status at once, and ends them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        os._exit(status)
+    sys.exit(status)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Return the mesh with axes ('data', 'fsdp', 'tensor') over all devices.
+
+    A single process may ask for fewer devices than it has by giving all three sizes.
+
+    Raises:
+      InputError: the sizes do not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes, count = list(dataclasses.astuple(config)), len(devices)
+    asked = 'x'.join(map(str, sizes))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise InputError(f'mesh {asked} (data x fsdp x tensor): sizes are positive, and at most one is -1 (the rest).')
+    given = math.prod(size for size in sizes if size != -1)
+    if count % given or (given < count and -1 not in sizes and jax.process_count() > 1):
+        factors = ', '.join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise InputError(
+            f'mesh {asked} (data x fsdp x tensor): {given} does not divide the {count} devices evenly. '
+            f'Choose sizes whose product is {count} (its factors: {factors}), or set one of them to -1.'
+        )
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = count // given
+    used = devices[: math.prod(sizes)]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
+
+
+def param_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Return a NamedSharding for every leaf of a tree of arrays or abstract arrays.
+
+    The tree may be parameters or anything that holds trees shaped like them: optimizer states, whole loop states.
+
+    Raises:
+      InputError: a large leaf has no rule, or the mesh does not divide it.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _spec(mesh.shape, path_name(path), leaf.shape)), tree
+    )
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Return a key path of `jax.tree_util` as 'a/b/c'."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+
+
+def rule_of(name: str) -> tuple[str | None, ...] | None:
+    """Return the mesh axes of a parameter's last dimensions, or None when no rule knows its path."""
+    return next((axes for pattern, axes in _COMPILED_RULES if pattern.search(name)), None)
+
+
+def _spec(mesh_shape: Mapping[str, int], name: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """Return the partition of one leaf; what is small may stay whole, what is large must be split as its rule says."""
+    axes, large = rule_of(name), math.prod(shape) > SMALL
+    if axes is None or len(axes) > len(shape):
+        if large:
+            raise InputError(
+                f'parameter {name} {list(shape)} has no sharding rule; add one to RULES in train/sharding.py.'
+            )
+        return PartitionSpec()
+    axes = (None,) * (len(shape) - len(axes)) + axes
+    kept: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        divides = axis is None or size % mesh_shape[axis] == 0
+        if large and axis is not None and not divides:
+            raise InputError(
+                f'parameter {name} {list(shape)}: mesh axis {axis}={mesh_shape[axis]} does not divide its dimension of '
+                f'{size}; choose a size of {axis} that does.'
+            )
+        kept.append(axis if divides else None)
+    while kept and kept[-1] is None:
+        kept.pop()
+    return PartitionSpec(*kept)
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Return the sharding of batches: dimension `axis` over ('data', 'fsdp'), the others whole."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
+
+
+def split_batch(tree: Any, axis: int = 0) -> Any:
+    """Keep dimension `axis` of arrays inside a step over ('data', 'fsdp'), as that of its batch; elsewhere do nothing.
+
+    For activations whose layout the compiler would else have to guess, such as a concatenation along the batch.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    spec = PartitionSpec(*(None,) * axis, BATCH_AXES)
+    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, spec), tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Place host arrays, the same ones on every process, into shardings; each process uploads its own parts only."""
+
+    def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(leaf)
+        host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def to_host(tree: Any) -> Any:
+    """Return sharded arrays as whole NumPy arrays. Every process must call it, and every process gets them."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def of_first_process(value: Any) -> Any:
+    """Return JSON as process 0 has it, on every process; all must call it."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8) if jax.process_index() == 0 else np.zeros(0, np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    received = multihost_utils.broadcast_one_to_all(text if text.size == size else np.zeros(size, np.uint8))
+    return json.loads(np.asarray(received, np.uint8).tobytes())
+
+
+def count_parameters(tree: Any) -> int:
+    """Return the number of elements in a tree of arrays or abstract arrays."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+    """Return the bytes that one device holds of a tree."""
+    parts = jax.tree.map(
+        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * _itemsize(leaf), tree, shardings
+    )
+    return sum(jax.tree.leaves(parts))
+
+
+def _itemsize(leaf: Any) -> int:
+    """Return bytes per element; a random key's type tells its size as well."""
+    return leaf.dtype.itemsize
+
+
+def describe(mesh: Mesh, tree: Any) -> str:
+    """Return one line per leaf, 'path  shape  type  spec', after a line for the mesh: for plans and golden files."""
+    shardings = param_shardings(mesh, tree)
+    rows = []
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(shardings), strict=True
+    ):
+        shape = 'x'.join(map(str, leaf.shape)) or 'scalar'
+        spec = ', '.join(axis or '-' for axis in sharding.spec) or 'replicated'
+        rows.append((path_name(path), shape, str(leaf.dtype), spec))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines = ['mesh ' + ' '.join(f'{axis}={size}' for axis, size in mesh.shape.items())]
+    for *columns, spec in rows:
+        lines.append('  '.join([*(text.ljust(width) for text, width in zip(columns, widths, strict=True)), spec]))
+    return '\n'.join(lines)

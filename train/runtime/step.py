@@ -1,0 +1,132 @@
+"""One compiled step: the program's own, inside a guard against numbers that are not finite.
+
+`abstract_arguments` tells the shapes and shardings of everything that a step takes, `jit_step` compiles it for them:
+the loop runs it, the plan counts it, and an ahead-of-time compilation lowers it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
+
+from train.data import Source
+from train.runtime.loader import abstract_batch
+from train.runtime.program import LoopConfig, Metrics, Program
+from train.runtime.sharding import batch_sharding, param_shardings, path_name, replicated
+
+# A metric whose name ends so must be finite, or the step is skipped.
+GUARDED = ('loss', 'grad_norm')
+# Counters of the guard: logged as they stand, where other metrics are averaged.
+COUNTERS = ('skipped', 'skipped_in_a_row')
+
+
+@flax.struct.dataclass
+class Carry:
+    """What goes from step to step: the program's state and the guard's counters."""
+
+    state: Any
+    skipped: Int[Array, '']
+    skipped_in_a_row: Int[Array, '']
+
+
+class Arguments(NamedTuple):
+    """The arguments of a step: abstract arrays with shardings, or the arrays."""
+
+    carry: Carry
+    frozen: Any
+    batch: dict[str, Any]
+    root_key: Any
+
+
+def abstract_arguments(program: Program, frozen: Any, source: Source, config: LoopConfig, mesh: Mesh) -> Arguments:
+    """Return the abstract arguments of a step, with their shardings on a mesh. Nothing is allocated.
+
+    Args:
+      frozen: from `program.frozen()`, or abstract arrays like it.
+    """
+    frozen = _placed(mesh, jax.tree.map(_abstract, frozen))
+    key = jax.eval_shape(jax.random.key, 0)
+    carry = _placed(mesh, jax.eval_shape(functools.partial(initial, program), key, frozen))
+    sharding = batch_sharding_of(config, mesh)
+    batch = abstract_batch(source, sharding, batch_size=config.batch_size, updates=config.updates)
+    return Arguments(carry, frozen, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh)))
+
+
+def jit_step(program: Program, variant: Hashable, abstract: Arguments) -> Any:
+    """Return the compiled step: (carry, frozen, batch, root key) -> (carry, metrics). The carry is donated."""
+    shardings = shardings_of(abstract)
+    mesh = shardings.root_key.mesh.abstract_mesh
+
+    def step(*arguments: Any) -> tuple[Carry, Metrics]:
+        with jax.sharding.use_abstract_mesh(mesh):  # for sharding.split_batch
+            return guarded_step(program, variant, *arguments)
+
+    return jax.jit(
+        step,
+        in_shardings=tuple(shardings),
+        out_shardings=(shardings.carry, shardings.root_key),
+        donate_argnums=0,
+    )
+
+
+def guarded_step(
+    program: Program, variant: Hashable, carry: Carry, frozen: Any, batch: Mapping[str, Array], root_key: PRNGKeyArray
+) -> tuple[Carry, Metrics]:
+    """Return the carry after one step of a program; a step that is not finite changes nothing but the counters."""
+    old = carry.state
+    new, metrics = program.train_step(variant, old, frozen, batch, jax.random.fold_in(root_key, old.step))
+    finite = _finite(program, metrics)
+    state = jax.tree_util.tree_map_with_path(functools.partial(_chosen, finite), new, old)
+    counters = {
+        'skipped': carry.skipped + (1 - finite.astype(jnp.int32)),
+        'skipped_in_a_row': jnp.where(finite, 0, carry.skipped_in_a_row + 1),
+    }
+    return Carry(state.replace(step=old.step + 1), **counters), metrics | counters
+
+
+def _finite(program: Program, metrics: Metrics) -> Bool[Array, '']:
+    """Return whether all metrics that guard a step are finite."""
+    guards = [value for name, value in metrics.items() if name.endswith(GUARDED)]
+    if not guards:
+        raise TypeError(f'program {program.name} reports no metric that ends in {" or ".join(GUARDED)}.')
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(value)) for value in guards]))
+
+
+def _chosen(finite: Bool[Array, ''], path: Any, new: Array, old: Array) -> Array:
+    """Return the new value of one leaf of the state, or the old one."""
+    if (new.shape, new.dtype) != (old.shape, old.dtype):
+        raise TypeError(f'a step turns {path_name(path)} from {old.dtype}{old.shape} into {new.dtype}{new.shape}.')
+    return jnp.where(finite, new, old)
+
+
+def initial(program: Program, key: PRNGKeyArray, frozen: Any) -> Carry:
+    """Return the carry before the first step."""
+    return Carry(program.init_state(key, frozen), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def batch_sharding_of(config: LoopConfig, mesh: Mesh) -> jax.sharding.NamedSharding:
+    """Return the sharding of the batches of a run."""
+    return batch_sharding(mesh, axis=0 if config.updates is None else 1)
+
+
+def shardings_of(tree: Any) -> Any:
+    """Return the shardings of a tree of abstract arrays."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Return shape and type of a host array as it will be on a device."""
+    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+
+def _placed(mesh: Mesh, tree: Any) -> Any:
+    """Return a tree of abstract arrays with the shardings of parameters."""
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(place, tree, param_shardings(mesh, tree))

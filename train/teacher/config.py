@@ -1,0 +1,65 @@
+"""Options of the teacher's training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from neodragon_jax.config.neodragon import MMDiTConfig
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.mmdit import REMAT_POLICIES
+from train.data.record_spec import DTYPES
+from train.flow.flow_matching import CORRUPTION
+from train.runtime.optimizer import OptimizerConfig
+from train.teacher.evaluation import EvaluationConfig
+
+STAGES_PER_STEP = ('one', 'all')
+# Names of the text states in the samples: as a context embedder takes them, and as a denoiser without one does.
+RAW_STATES, STATES = 't5', 'text'
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """Options of the objective.
+
+    Attributes:
+      sizes: of the denoiser; `joint_attention_dim` is the width of the samples' text states.
+      context_embedder: train Pyramid-Flow's linear embedding of the text states, too. Without it the states must have
+        the denoiser's width, as those behind a context adapter have.
+      start: component folder of a denoiser to go on from, of either class, which then decides on the two above;
+        '' begins with fresh parameters.
+      stages: 'one' trains a stage per step, drawn for the whole batch; 'all' trains every sample at every stage.
+      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
+      caption_dropout: probability of training without the caption, which guidance needs.
+      corruption: largest amount of noise in the history.
+      ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
+      dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
+      remat: see `PyramidMMDiT`.
+      seed: of the order of the stages.
+    """
+
+    sizes: MMDiTConfig = dataclasses.field(default_factory=lambda: MMDiTConfig(num_layers=24))
+    context_embedder: bool = True
+    start: str = ''
+    stages: str = 'one'
+    caption_dropout: float = 0.1
+    corruption: float = CORRUPTION
+    ema_decay: float = 0.0
+    accumulate: int = 1
+    dtype: str = 'bfloat16'
+    remat: str = 'full'
+    seed: int = 0
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(learning_rate=5e-5, warmup_steps=1000)
+    )
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        choices = {'stages': STAGES_PER_STEP, 'dtype': DTYPES, 'remat': ('none', *REMAT_POLICIES)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f'{name} is {getattr(self, name)!r}; use one of {", ".join(known)}.')
+        for name in ('caption_dropout', 'corruption', 'ema_decay'):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 0 and less than 1.')
+        if self.accumulate < 1:
+            raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')

@@ -1,0 +1,58 @@
+"""Denoisers with and without a context embedder: fresh, read from a folder, taken apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.config.neodragon import MMDiTConfig
+from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
+from neodragon_jax.models.teacher import TeacherMMDiT
+
+
+def without_embedder(module: TeacherMMDiT, params: Mapping[str, Any]) -> tuple[PyramidMMDiT, Any]:
+    """Return the denoiser inside a teacher, and its parameters."""
+    fields = {field.name: getattr(module.config, field.name) for field in dataclasses.fields(MMDiTConfig)}
+    return PyramidMMDiT(MMDiTConfig(**fields), module.dtype, module.scan), params['denoiser']
+
+
+def fresh_denoiser(sizes: MMDiTConfig, context_embedder: bool) -> PyramidMMDiT | TeacherMMDiT:
+    """Return a denoiser of some sizes, with or without its own embedding of the text states."""
+    if not context_embedder:
+        return PyramidMMDiT(sizes)
+    return TeacherMMDiT(TeacherMMDiTConfig(**dataclasses.asdict(sizes)))
+
+
+def read_denoiser(folder: str) -> tuple[PyramidMMDiT | TeacherMMDiT, Any]:
+    """Return a stored denoiser, with or without an embedder, and its parameters stacked for the scan.
+
+    Raises:
+      InputError: the folder is missing, damaged or holds something else.
+    """
+    module, params = checkpoint.load(folder)
+    if isinstance(module, TeacherMMDiT):
+        return module, {**params, 'denoiser': stack_blocks(params['denoiser'], module.config.num_layers)}
+    if isinstance(module, PyramidMMDiT):
+        return module, stack_blocks(params, module.config.num_layers)
+    raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a denoiser.')
+
+
+def check_widths(module: PyramidMMDiT | TeacherMMDiT, null: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError unless the text states and pooled vectors of the samples fit the denoiser."""
+    config = module.config
+    expected = config.joint_attention_dim if isinstance(module, TeacherMMDiT) else config.width
+    for what, got, want in (
+        ('text states', null['text'].shape[-1], expected),
+        ('pooled vectors', null['pooled'].shape[-1], config.pooled_projection_dim),
+    ):
+        if got != want:
+            raise InputError(
+                f"the samples' {what} are {got} wide, the denoiser takes {want}: set its sizes accordingly, or make "
+                'the samples with other text encoders.'
+            )

@@ -1,0 +1,308 @@
+"""The teacher: pyramidal flow matching, autoregressive over latent frames, from latents of images and videos.
+
+    python -m train.teacher --config=configs/teacher.py:tiny --config.data=FOLDER --config.workdir=DIR
+
+    x    = level start + (1 - level) end of one unit at one stage, behind its corrupted history
+    loss = || D(x) - (start - end) ||^2, the caption left out with probability 0.1
+
+`flow_matching.py` makes these examples. What comes out is the multi-step denoiser that train.dmd distils.
+
+A step trains one stage, all units in one shape (the envelope), or every stage, each in sequences of its own. The
+alternative, one packed sequence of all three stages behind segment masks, gives the same flows, but takes 1.9 (width
+768, 2 blocks) to 2.9 times (width 128, 4 blocks) the time per sample, forward and backward: attention has 2.2 times the
+scores, most of them masked. It compiles in 0.4 times the time
+(`python -m train.measure.packing --width 128 --blocks 4`, on a CPU with two cores).
+
+Source: Pyramid-Flow, arXiv 2410.05954, section 3 and appendix (recipe).
+Legend: B batch, T latent frames (= units), H W latent grid, C channels, L text tokens, E width of the text states,
+p pooled width.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from neodragon_jax.atomic import atomic_file
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.teacher import TeacherMMDiT
+from neodragon_jax.pyramid.sampler import Prompt, jax_denoiser
+from neodragon_jax.pyramid.schedule import Schedule
+from train.aot.abstract import AbstractProgram
+from train.data import DTYPES, SampleSource
+from train.data.mixture import Mixture, drop_captions
+from train.data.sources import hold_out, stacked
+from train.flow import flow_matching, losses
+from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, blank_latents, sized
+from train.runtime import loop
+from train.runtime.gradients import value_and_grad
+from train.runtime.optimizer import AveragedState, make_optimizer, masters
+from train.runtime.settings import freeze, require
+from train.runtime.sharding import start_processes, to_host
+from train.teacher.config import RAW_STATES, STATES, TeacherConfig
+from train.teacher.denoisers import check_widths, fresh_denoiser, read_denoiser, without_embedder
+from train.teacher.evaluation import FlowEvaluation, ask
+from train.teacher_samples import TEACHER, TEACHER_ADAPTER
+from train.text.parts import deployed_adapter
+
+# Where the denoiser goes besides, with its context embedder, in Pyramid-Flow's own layout.
+PYRAMID_FLOW = 'pyramid_flow_dit'
+
+
+class Teacher:
+    """Pyramidal flow matching as a program of the loop."""
+
+    name = 'teacher'
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        null: Mapping[str, np.ndarray],
+        held_out: Mapping[str, np.ndarray] | None = None,
+        data: Mapping[str, Any] | None = None,
+        denoiser: tuple[AnyDenoiser, Any] | None = None,
+    ) -> None:
+        """Build the denoiser, or read the one to go on from.
+
+        Args:
+          null: what stands for a caption that is left out, of one sample: t5 or text [L, E], text_mask [L], pooled [p].
+          held_out: samples to evaluate on, with a leading axis; None evaluates nothing.
+          data: JSON on the samples, on which a resumed run must agree.
+          denoiser: to go on from, with its parameters stacked for the scan; by default it is read from `config.start`.
+        Raises:
+          InputError: the denoiser cannot be read, or does not fit the text states.
+        """
+        self.config, self.schedule, self.data = config, Schedule(), dict(data or {})
+        if denoiser is None and config.start:
+            denoiser = read_denoiser(config.start)
+        module, self.start = denoiser or (fresh_denoiser(config.sizes, config.context_embedder), None)
+        self.module = module.clone(scan=True, dtype=DTYPES[config.dtype], remat=config.remat)
+        self.null = self.prompts(null)
+        check_widths(self.module, self.null)
+        self.tx = make_optimizer(config.optimizer)
+        self.evaluation = None
+        if held_out is not None:
+            whole = np.full(len(held_out['latents']), held_out['latents'].shape[1], np.int32)
+            arrays = {'latents': held_out['latents'], 'units': held_out.get('units', whole)} | self.prompts(held_out)
+            self.evaluation = FlowEvaluation(config.evaluation, self.apply, arrays, self.null, self.schedule)
+
+    def prompts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return text, text_mask and pooled of samples, which may name their text states otherwise.
+
+        Raises:
+          InputError: they have no states that this denoiser takes.
+        """
+        name = RAW_STATES if isinstance(self.module, TeacherMMDiT) else STATES
+        if name not in batch:
+            kind, option = ('', 't5') if name == RAW_STATES else ('out', 'states')
+            raise InputError(
+                f'the samples have no {name}, which a denoiser with{kind} context embedder takes: make them with '
+                f'--text {option}, or change context_embedder.'
+            )
+        return {'text': batch[name], 'text_mask': batch['text_mask'], 'pooled': batch['pooled']}
+
+    def frozen(self) -> dict[str, Any]:
+        """Return the parameters to begin with, if they were read."""
+        return {} if self.start is None else {'start': self.flat(self.start)}
+
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
+        """Return the state before the first step."""
+        if self.start is None:
+            params = self.flat(self.module.init(key, *checkpoint.example_inputs(self.module))['params'])
+        else:
+            params = masters(frozen['start'])
+        return AveragedState.begin(params, self.tx, self.config.ema_decay)
+
+    def variant(self, step: int) -> tuple[int, ...]:
+        """Return the stages that a step trains."""
+        stages = self.schedule.stages
+        if self.config.stages == 'all':
+            return tuple(range(stages))
+        return (flow_matching.stage_of_step(self.config.seed, step, stages),)
+
+    def train_step(
+        self, variant: tuple[int, ...], state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[AveragedState, dict[str, Array]]:
+        """Run one update.
+
+        Args:
+          variant: the stages to train.
+          batch: latents [B, T, H, W, C], units [B] (absent where all samples are whole videos), t5 or text [B, L, E],
+            text_mask [B, L], pooled [B, p].
+        """
+        del frozen
+        batch = {name: batch[name] for name in ('latents', 'units') if name in batch} | self.prompts(batch)
+        loss_of = functools.partial(self.loss, variant)
+        (loss, sums), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
+        metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)}
+        for stage, values in sums.items():
+            metrics |= flow_matching.unit_means(values, f'stage{stage}')
+        return state.updated(grads, self.tx, self.config.ema_decay), metrics
+
+    def loss(
+        self, stages: tuple[int, ...], params: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[Float[Array, ''], dict[int, Float[Array, '2 T']]]:
+        """Return the flow matching loss, the mean over the stages, and its sums by stage and unit (`unit_sums`)."""
+        prompt, examples = self.examples(stages, batch, key)
+        denoise, means, sums = jax_denoiser(self.apply, params), [], {}
+        for stage, example in examples.items():
+            errors = losses.squared_error(ask(denoise, stage, example, prompt), example.flow)
+            means.append(jnp.mean(errors))
+            sums[stage] = flow_matching.unit_sums(errors, example.unit, batch['latents'].shape[1])
+        return jnp.mean(jnp.stack(means)), sums
+
+    def examples(
+        self, stages: tuple[int, ...], batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[Prompt, dict[int, flow_matching.Example]]:
+        """Return the prompts of a batch, some of them dropped, and its examples by stage."""
+        drop_key, *keys = jax.random.split(key, 1 + len(stages))
+        batch = drop_captions(drop_key, batch, self.null, self.config.caption_dropout)
+        latents: Float[Array, 'B T H W C'] = batch['latents']
+        units = batch.get('units', jnp.full(latents.shape[:1], latents.shape[1], jnp.int32))
+        examples = {}
+        for stage, stage_key in zip(stages, keys, strict=True):
+            draws = flow_matching.draw(stage_key, stage, latents.shape, units, self.schedule, self.config.corruption)
+            examples[stage] = flow_matching.build(stage, latents, draws, self.schedule)
+        return Prompt(batch['text'], batch['text_mask'], batch['pooled']), examples
+
+    def apply(self, variables: Mapping[str, Any], *arguments: Any) -> Float[Array, 'B 1 h w C']:
+        """Run the denoiser on parameters as the state holds them."""
+        return self.module.apply({'params': self.nested(variables['params'])}, *arguments)  # pyright: ignore[reportReturnType]
+
+    def flat(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the module's parameters as the state holds them: the denoiser's, and the embedder's beside them.
+
+        The optimizer finds the entries that it must not touch at the top.
+        """
+        if not isinstance(self.module, TeacherMMDiT):
+            return dict(params)
+        return {'context_embedder': params['context_embedder'], **params['denoiser']}
+
+    def nested(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Undo `flat`."""
+        if not isinstance(self.module, TeacherMMDiT):
+            return dict(params)
+        denoiser = {name: value for name, value in params.items() if name != 'context_embedder'}
+        return {'context_embedder': params['context_embedder'], 'denoiser': denoiser}
+
+    def evaluate(self, state: AveragedState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+        """Return the losses per unit and stage on held-out samples, and write guided samples."""
+        del frozen
+        return {} if self.evaluation is None else self.evaluation(state.result, folder)
+
+    def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
+        """Write the denoiser in the released layout, and `teacher.json`.
+
+        With a context embedder there is, too, the whole in Pyramid-Flow's layout; and as this denoiser's context
+        adapter the embedder alone, which is one without hidden layers.
+        """
+        params, step = to_host((state.result, state.step))
+        params = self.nested(params)
+        if jax.process_index() != 0:
+            return
+        if isinstance(self.module, TeacherMMDiT):
+            checkpoint.save(folder / PYRAMID_FLOW, self.module, params)
+            checkpoint.save(folder / TEACHER, *without_embedder(self.module, params))
+            embedder = params['context_embedder']
+            checkpoint.save(folder / TEACHER_ADAPTER, *deployed_adapter('none', None, {}, embedder))
+        else:
+            checkpoint.save(folder / TEACHER, self.module, params)
+        with atomic_file(folder / 'teacher.json') as path:
+            path.write_text(json.dumps(self.metadata() | {'iterations': int(step)}, indent=2) + '\n')
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
+        names = ('stages', 'caption_dropout', 'corruption', 'ema_decay', 'seed')
+        sizes = {'class': checkpoint.class_name(self.module)} | self.module.config.to_json()
+        return {name: getattr(self.config, name) for name in names} | {'sizes': sizes, 'data': self.data}
+
+
+AnyTeacher = TypeVar('AnyTeacher', bound=Teacher)
+
+
+def read_settings(settings: ConfigDict) -> tuple[TeacherConfig, loop.LoopConfig]:
+    """Return the objective and the run from settings such as configs/teacher.py.
+
+    Raises:
+      InputError: a setting is unknown or out of range.
+    """
+    values = settings.to_dict()
+    seeded = {'seed': values['seed']}
+    config = freeze(TeacherConfig, values['teacher'] | seeded, 'config.teacher')
+    return config, freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop')
+
+
+def load_program(
+    config: TeacherConfig,
+    folders: Sequence[str],
+    weights: Sequence[float],
+    make: Callable[..., AnyTeacher] = Teacher,
+) -> tuple[AnyTeacher, Mixture]:
+    """Return the program for folders of latents, and the samples to train on.
+
+    Args:
+      weights: share of each folder.
+      make: the program, of the arguments of `Teacher`.
+    Raises:
+      InputError: a folder is not one of latents, or too small, or they do not go together.
+    """
+    examples, seed = config.evaluation.examples, config.seed
+    if len(folders) != len(weights) or examples % len(folders):
+        raise InputError(
+            f'{len(folders)} folders of data, {len(weights)} weights, {examples} examples held out: give a weight for '
+            'each folder, and examples that the folders share evenly.'
+        )
+    sources = [SampleSource(folder) for folder in folders]
+    shapes = [list(source.spec.latents) for source in sources]
+    parts = [hold_out(source, examples // len(sources)) for source in sources]
+    training = Mixture([part for part, _ in parts], weights, seed)
+    held_out = stacked(Mixture([part for _, part in parts], [1] * len(parts), seed))
+    data = {'latents': shapes, 'protocols': [source.protocol for source in sources], 'held_out': examples}
+    data |= {'mixture': training.metadata()}
+    return make(config, Mixture(sources, weights).null(), held_out, data), training
+
+
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for a plan or for sizing, see train/aot/abstract.py; `settings.shapes` stands for the data.
+
+    Raises:
+      InputError: a setting is unknown or out of range, or there is no such denoiser to go on from.
+    """
+    config, run = read_settings(settings)
+    denoiser = abstract_denoiser(config.start) if config.start else None
+    blank = blank_latents(
+        **settings.to_dict()['shapes'], config=config if denoiser is None else sized(config, denoiser[0])
+    )
+    return AbstractProgram(Teacher(config, blank[0], denoiser=denoiser), blank, run)
+
+
+def main(settings: ConfigDict, dry_run: bool = False) -> None:
+    """Train as the settings say, or print the plan of it; a plan needs no data.
+
+    Raises:
+      InputError: a setting is wrong or does not fit the data.
+    """
+    config, run = read_settings(settings)
+    values = settings.to_dict()
+    start_processes(run.distributed)
+    if dry_run and not values['data']:
+        print(loop.plan(*abstract_program(settings)))
+        return
+    require(values, 'data', 'workdir')
+    folders = values['data'].split(',')
+    program, source = load_program(config, folders, values['weights'] or [1.0] * len(folders))
+    if dry_run:
+        print(loop.plan(program, source, run))
+    else:
+        loop.run(program, source, run)

@@ -1,0 +1,68 @@
+"""Low-rank updates of linear layers: kernel + scale * down @ up, with only `down` and `up` trained.
+
+Source: LoRA, arXiv 2106.09685.
+Legend: I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import PRNGKeyArray
+
+from neodragon_jax.errors import InputError
+from train.runtime.sharding import path_name
+
+Params = Mapping[str, Any]
+
+
+def init_lora(key: PRNGKeyArray, params: Params, rank: int, layers: str) -> dict[str, Any]:
+    """Return updates for the kernels [I, O] that `layers` selects: down [I, R] random, up [R, O] zero.
+
+    So the layers begin as they are.
+
+    Args:
+      params: of a module, arrays or abstract arrays.
+      layers: a regular expression for the last parts of a layer's path, such as '(query|value)'.
+    Raises:
+      InputError: it selects no layer, or the rank is not below the size of one.
+    """
+    pattern = re.compile(f'(^|/){layers}/kernel$')
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(params)))
+    chosen = [path for path, leaf in flat.items() if pattern.search('/'.join(path)) and len(leaf.shape) == 2]
+    if not chosen:
+        raise InputError(f'no linear layer is named {layers!r}; the encoder has {_layer_names(flat)}.')
+    updates: dict[Any, Any] = {}
+    for path, path_key in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
+        inputs, outputs = flat[path].shape
+        if not 1 <= rank < min(inputs, outputs):
+            raise InputError(f'rank {rank} does not suit {"/".join(path)} {[inputs, outputs]}; choose a smaller one.')
+        updates[(*path[:-1], 'lora_down')] = jax.random.normal(path_key, (inputs, rank)) * inputs**-0.5
+        updates[(*path[:-1], 'lora_up')] = jnp.zeros((rank, outputs))
+    return traverse_util.unflatten_dict(updates)
+
+
+def merge_lora(params: Params, updates: Params, scale: float) -> dict[str, Any]:
+    """Return parameters with the updates added to their kernels, in float32; other parameters are as they were."""
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(params)))
+    low_rank: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(updates)))
+    for (*layer, name), down in low_rank.items():
+        if name == 'lora_down':
+            change = scale * down @ low_rank[(*layer, 'lora_up')]
+            flat[(*layer, 'kernel')] = flat[(*layer, 'kernel')].astype(jnp.float32) + change
+    return traverse_util.unflatten_dict(flat)
+
+
+def named_tensors(updates: Params) -> dict[str, Any]:
+    """Return the updates by path, as a safetensors file holds them."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(updates))}
+
+
+def _layer_names(flat: Mapping[Any, Any]) -> str:
+    """Return the names of all linear layers."""
+    return ', '.join(sorted({path[-2] for path, leaf in flat.items() if path[-1] == 'kernel' and len(leaf.shape) == 2}))

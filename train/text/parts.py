@@ -1,0 +1,173 @@
+"""The models of the text-encoder distillation: read from folders, or abstract at full size; and what is deployed.
+
+    teacher  t  = CE(T5-XXL(prompt)), CE the denoiser's context embedder, linear
+    student  t' = CA(DT5(prompt))          'replace': the adapter takes the embedder's place
+             t' = CE(CA(DT5(prompt)))      'extend': the adapter comes before it
+             t' = CE(DT5(prompt))          'none': the encoder alone adapts itself
+
+Each is deployed as an encoder and one context adapter: of 'extend' the adapter's last layer and the embedder are one
+linear map, and of 'none' the embedder is an adapter without hidden layers. Both are exact.
+
+Source: Neodragon, arXiv 2511.06055, section on text-encoder distillation.
+Legend: E width of T5-XXL's and DT5's states, D width of the denoiser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.config.neodragon import FULL, ContextAdapterConfig
+from neodragon_jax.config.pyramid_flow import T5_XXL, TEACHER
+from neodragon_jax.errors import InputError
+from neodragon_jax.generation.param_store import is_sensitive, read_params
+from neodragon_jax.models.context_adapter import ContextAdapter
+from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
+from neodragon_jax.models.teacher import TeacherMMDiT
+from train.data import DTYPES
+
+ENCODER = 'text_encoder_3'
+ADAPTERS = ('replace', 'extend', 'none')
+
+
+@dataclasses.dataclass(frozen=True)
+class TextParts:
+    """The given models; parameters are host arrays, or abstract ones for a plan.
+
+    Attributes:
+      encoder, encoder_params: DT5 as it is before.
+      embedder_params: kernel [E, D] and bias [D] of CE.
+      teacher, teacher_params: T5-XXL; None where the samples hold its states.
+      start: parameters of an adapter to go on from, or None.
+    """
+
+    encoder: T5EncoderWithProjection
+    encoder_params: Any
+    embedder_params: Any
+    teacher: T5Encoder | None = None
+    teacher_params: Any = None
+    start: Any = None
+
+    def __post_init__(self) -> None:
+        inputs = self.embedder_params['kernel'].shape[0]
+        widths = {'the distilled encoder': self.encoder.config.out_dim}
+        if self.teacher is not None:
+            widths['the teacher encoder'] = self.teacher.config.d_model
+        for name, width in widths.items():
+            if width != inputs:
+                raise InputError(
+                    f"{name} gives states of width {width}, the denoiser's context embedder takes {inputs}; use the "
+                    'parts of one system.'
+                )
+
+
+def read_parts(encoder: str, embedder: str, teacher: str, start: str, dtype: str) -> TextParts:
+    """Read the models from component folders.
+
+    Args:
+      encoder: of DT5.
+      embedder: of Pyramid-Flow's denoiser, of which the context embedder is taken.
+      teacher: of T5-XXL; '' where the samples hold its states.
+      start: of a context adapter to go on from; '' for a fresh one.
+      dtype: in which T5-XXL is held.
+    Raises:
+      InputError: a folder is missing, damaged or of another kind.
+    """
+    parts = TextParts(
+        encoder=open_module(encoder, T5EncoderWithProjection),
+        encoder_params=_as_float32(read_params(encoder, None)),
+        embedder_params=_embedder(embedder),
+    )
+    if teacher:
+        read = {'teacher': open_module(teacher, T5Encoder), 'teacher_params': read_params(teacher, DTYPES[dtype])}
+        parts = dataclasses.replace(parts, **read)
+    if start:
+        open_module(start, ContextAdapter)
+        parts = dataclasses.replace(parts, start=_as_float32(read_params(start, None)))
+    return parts
+
+
+def abstract_parts(cached: bool, dtype: str) -> TextParts:
+    """Return the models at full size without their numbers."""
+    encoder, teacher = T5EncoderWithProjection(FULL.t5), T5Encoder(T5_XXL)
+    shape = (TEACHER.joint_attention_dim, TEACHER.width)
+    embedder = {name: jax.ShapeDtypeStruct(dims, np.float32) for name, dims in (('kernel', shape), ('bias', shape[1:]))}
+    if cached:
+        return TextParts(encoder, held(encoder, np.float32), embedder)
+    return TextParts(encoder, held(encoder, np.float32), embedder, teacher, held(teacher, DTYPES[dtype]))
+
+
+def held(module: Any, dtype: Any) -> Any:
+    """Return a module's parameters without their numbers, in the types that they are held in.
+
+    Args:
+      dtype: of all but what is sensitive to it, see `memory.is_sensitive`.
+    """
+
+    def leaf_of(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        kept = is_sensitive(tuple(key.key for key in path), leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if kept else dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf_of, checkpoint.abstract_params(module))
+
+
+def adapter_config(kind: str, parts: TextParts, hidden: tuple[int, ...]) -> ContextAdapterConfig | None:
+    """Return the sizes of the adapter that is trained, or None where there is none."""
+    if kind == 'none':
+        return None
+    inputs, outputs = parts.embedder_params['kernel'].shape
+    return ContextAdapterConfig(
+        input_dims=parts.encoder.config.out_dim,
+        output_dims=outputs if kind == 'replace' else inputs,
+        layer_depths=hidden,
+        skips=(True,) * len(hidden),
+    )
+
+
+def deployed_adapter(
+    kind: str, adapter: ContextAdapter | None, params: Mapping[str, Any], embedder: Mapping[str, Any]
+) -> tuple[ContextAdapter, dict[str, Any]]:
+    """Return the context adapter that does what adapter and embedder did together.
+
+    Args:
+      params: of the adapter; host arrays, as `embedder`'s.
+    """
+    if kind == 'replace':
+        assert adapter is not None
+        return adapter, dict(params)
+    inputs, outputs = embedder['kernel'].shape
+    if adapter is None:
+        config = ContextAdapterConfig(input_dims=inputs, output_dims=outputs, layer_depths=(), skips=())
+        return ContextAdapter(config), {'layer_0': dict(embedder)}
+    last = f'layer_{len(adapter.config.layer_depths)}'
+    wide = {name: np.asarray(leaf, np.float64) for name, leaf in embedder.items()}
+    kernel, bias = (np.asarray(params[last][name], np.float64) for name in ('kernel', 'bias'))
+    folded = {'kernel': kernel @ wide['kernel'], 'bias': bias @ wide['kernel'] + wide['bias']}
+    config = dataclasses.replace(adapter.config, output_dims=outputs)
+    return ContextAdapter(config), {**params, last: {name: leaf.astype(np.float32) for name, leaf in folded.items()}}
+
+
+def _embedder(folder: str) -> dict[str, Any]:
+    """Return the context embedder's parameters in float32."""
+    open_module(folder, TeacherMMDiT)
+    return _as_float32(read_params(folder, None, 'context_embedder'))['context_embedder']
+
+
+def open_module(folder: str, kind: type[Any]) -> Any:
+    """Return the module of a component folder, which must be of a kind."""
+    module = checkpoint.load_module(pathlib.Path(folder))
+    if not isinstance(module, kind):
+        raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a {kind.__name__}.')
+    return module
+
+
+def _as_float32(params: Any) -> Any:
+    """Return host arrays in float32."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, jnp.float32), params)

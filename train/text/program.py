@@ -1,0 +1,376 @@
+"""Text-encoder distillation: DT5 and a context adapter learn to embed prompts as T5-XXL does, from prompts alone.
+
+    python -m train.text --config=configs/text.py --config.data=PROMPTS --config.workdir=DIR
+
+    t    = CE(T5-XXL(prompt)), what the denoiser attends to; CE its frozen context embedder
+    t'   = the same from DT5, see text_parts.py for the three places of the adapter
+    loss = mse_weight || t - t' ||^2 + cosine_weight (1 - cos(t, t')), means over the valid tokens
+
+DT5 itself is frozen, trained, or trained by low-rank updates. T5-XXL runs along, split over the mesh, or the samples
+hold its states.
+
+Source: Neodragon, arXiv 2511.06055, section on text-encoder distillation.
+Legend: B batch, L text tokens, E width of T5-XXL's and DT5's states, D width of the denoiser, V held-out prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors.numpy
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from neodragon_jax.atomic import atomic_file
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.errors import InputError
+from neodragon_jax.models.context_adapter import ContextAdapter
+from train.aot.abstract import AbstractProgram
+from train.data import DTYPES, SampleSource, Source
+from train.data.sources import Repeated, hold_out, stacked
+from train.flow import losses
+from train.runtime import loop
+from train.runtime.optimizer import OptimizerConfig, make_optimizer
+from train.runtime.settings import freeze, require
+from train.runtime.sharding import start_processes, to_host
+from train.teacher.evaluation import place
+from train.teacher_samples import TEACHER_ADAPTER
+from train.text.lora import init_lora, merge_lora, named_tensors
+from train.text.parts import (
+    ADAPTERS,
+    ENCODER,
+    TextParts,
+    abstract_parts,
+    adapter_config,
+    deployed_adapter,
+    read_parts,
+)
+from train.text.retrieval import retrieval
+from train.texts.text_sizes import sized_parts
+
+ENCODERS = ('frozen', 'lora', 'trained')
+# Names of the samples' arrays: token ids and their mask, and T5-XXL's states where they are stored.
+IDS, MASK, STATES = 'ids', 'text_mask', 't5'
+LORA_FILE = 'text_encoder_3_lora.safetensors'
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates of DT5.
+
+    Attributes:
+      rank: R.
+      alpha: the updates are scaled by alpha / rank.
+      layers: regular expression of the linear layers' names.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    layers: str = '(query|key|value|out|mlp_gate|mlp_value|mlp_out|projection_in|projection_out)'
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Options of the objective.
+
+    Attributes:
+      adapter: 'replace' (the deployed one), 'extend' or 'none', see text_parts.py.
+      encoder: DT5 is 'frozen', 'trained' whole, or by 'lora'.
+      hidden: widths of the adapter's hidden layers, which all hand on the input.
+      mse_weight, cosine_weight: factors of the two terms.
+      held_out: V, prompts at the end of the data, among which each must find its own embedding.
+      held_out_batch: of them at a time; divides V.
+      dtype: compute type, and the one in which T5-XXL is held; what is trained stays float32.
+    """
+
+    adapter: str = 'replace'
+    encoder: str = 'frozen'
+    hidden: tuple[int, ...] = (4096, 4096, 4096, 4096)
+    mse_weight: float = 1.0
+    cosine_weight: float = 0.1
+    held_out: int = 1000
+    held_out_batch: int = 200
+    dtype: str = 'bfloat16'
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=1000)
+    )
+
+    def __post_init__(self) -> None:
+        choices = {'adapter': ADAPTERS, 'encoder': ENCODERS, 'dtype': DTYPES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f'{name} is {getattr(self, name)!r}; use one of {", ".join(known)}.')
+        if (self.adapter, self.encoder) == ('none', 'frozen'):
+            raise InputError('adapter none with a frozen encoder leaves nothing to train; choose another of either.')
+        if self.held_out < 0 or self.held_out_batch < 1 or self.held_out % self.held_out_batch:
+            raise InputError(
+                f'held_out is {self.held_out} and held_out_batch {self.held_out_batch}; hold out a multiple of the '
+                'batch, or 0.'
+            )
+
+
+@flax.struct.dataclass
+class TextState:
+    """What is trained, in float32: `adapter`, `encoder`, `lora`, as far as the options say, and the optimizer."""
+
+    step: Array
+    params: dict[str, Any]
+    opt: Any
+
+
+class TextDistillation:
+    """The text-encoder distillation as a program of the loop."""
+
+    name = 'text'
+
+    def __init__(
+        self,
+        config: TextConfig,
+        parts: TextParts,
+        held_out: Mapping[str, np.ndarray] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Put the models together.
+
+        Args:
+          held_out: prompts to evaluate on, with a leading axis; None evaluates nothing.
+          data: JSON on the samples, on which a resumed run must agree.
+        """
+        self.config, self.parts, self.held_out, self.data = config, parts, held_out, dict(data or {})
+        dtype = DTYPES[config.dtype]
+        self.encoder = parts.encoder.clone(dtype=dtype)
+        self.teacher = None if parts.teacher is None else parts.teacher.clone(dtype=dtype)
+        sizes = adapter_config(config.adapter, parts, config.hidden)
+        self.adapter = None if sizes is None else ContextAdapter(sizes, dtype)
+        self.tx = make_optimizer(config.optimizer)
+        self._pooled = jax.jit(self._pooled_pair)
+
+    def frozen(self) -> dict[str, Any]:
+        """Return the given models' parameters."""
+        parts = self.parts
+        given = {'embedder': parts.embedder_params, 'encoder': parts.encoder_params}
+        optional = {'teacher': parts.teacher_params, 'start': parts.start}
+        return given | {name: params for name, params in optional.items() if params is not None}
+
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> TextState:
+        """Return the state before the first step."""
+        adapter_key, lora_key = jax.random.split(key)
+        params: dict[str, Any] = {}
+        if 'start' in frozen:
+            params['adapter'] = jax.tree.map(jnp.copy, frozen['start'])
+        elif self.adapter is not None:
+            params['adapter'] = self.adapter.init(adapter_key, *checkpoint.example_inputs(self.adapter))['params']
+        if self.config.encoder == 'trained':
+            params['encoder'] = jax.tree.map(jnp.copy, frozen['encoder'])
+        if self.config.encoder == 'lora':
+            lora = self.config.lora
+            params['lora'] = init_lora(lora_key, frozen['encoder'], lora.rank, lora.layers)
+        return TextState(step=jnp.zeros((), jnp.int32), params=params, opt=self.tx.init(params))
+
+    def variant(self, step: int) -> int:
+        """Return the only kind of step."""
+        del step
+        return 0
+
+    def train_step(
+        self, variant: int, state: TextState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[TextState, dict[str, Array]]:
+        """Run one update.
+
+        Args:
+          batch: ids and text_mask [B, L]; t5 [B, L, E] where there is no teacher encoder.
+        """
+        del variant
+        target = jax.lax.stop_gradient(self.target(frozen, batch))
+
+        def loss_of(params: Any) -> tuple[Float[Array, ''], dict[str, Array]]:
+            states = self.embed(params, frozen, batch, key if self.config.encoder != 'frozen' else None)
+            square, cosine = losses.token_errors(states, target, batch[MASK])
+            loss = self.config.mse_weight * square + self.config.cosine_weight * cosine
+            return loss, {'loss': loss, 'embedding_mse': square, 'cosine_distance': cosine}
+
+        (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        metrics |= {'grad_norm': optax.global_norm(grads)}
+        changes, opt = self.tx.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, changes)
+        return state.replace(params=params, opt=opt), metrics  # pyright: ignore[reportAttributeAccessIssue]
+
+    def target(self, frozen: Any, batch: Mapping[str, Array]) -> Float[Array, 'B L D']:
+        """Return t, the teacher's embedding, in float32."""
+        if self.teacher is None:
+            return embed_states(frozen['embedder'], batch[STATES])
+        states = self.teacher.apply({'params': frozen['teacher']}, batch[IDS], batch[MASK])
+        return embed_states(frozen['embedder'], states)  # pyright: ignore[reportArgumentType]
+
+    def embed(
+        self, params: Any, frozen: Any, batch: Mapping[str, Array], dropout_key: PRNGKeyArray | None = None
+    ) -> Float[Array, 'B L D']:
+        """Return t', the student's embedding; with a key, features are dropped as in training."""
+        rngs = None if dropout_key is None else {'dropout': dropout_key}
+        variables = {'params': self.encoder_params(params, frozen['encoder'])}
+        states: Any = self.encoder.apply(variables, batch[IDS], batch[MASK], dropout_key is None, rngs=rngs)
+        if self.adapter is not None:
+            states = self.adapter.apply({'params': params['adapter']}, states)
+        return states if self.config.adapter == 'replace' else embed_states(frozen['embedder'], states)
+
+    def encoder_params(self, params: Any, given: Any) -> Any:
+        """Return DT5's parameters as trained so far."""
+        if self.config.encoder == 'lora':
+            return merge_lora(given, params['lora'], self.config.lora.alpha / self.config.lora.rank)
+        return params.get('encoder', given)
+
+    def evaluate(self, state: TextState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+        """Return losses on the held-out prompts, and whether each finds its own embedding among them all."""
+        del folder
+        if self.held_out is None:
+            return {}
+        pairs, errors = [], []
+        for start in range(0, self.config.held_out, self.config.held_out_batch):
+            rows = slice(start, start + self.config.held_out_batch)
+            batch = place({name: array[rows] for name, array in self.held_out.items()}, state.params)
+            *pair, terms = to_host(self._pooled(state.params, frozen, batch))
+            pairs.append(pair)
+            errors.append(terms)
+        student, teacher = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        square, cosine = np.mean(errors, axis=0)
+        return {'embedding_mse': float(square), 'cosine_distance': float(cosine)} | retrieval(student, teacher)
+
+    def _pooled_pair(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+        """Return (mean of t' over the valid tokens, that of t, the two terms of the loss)."""
+        student, teacher = self.embed(params, frozen, batch), self.target(frozen, batch)
+        terms = jnp.stack(losses.token_errors(student, teacher, batch[MASK]))
+        return mean_of_tokens(student, batch[MASK]), mean_of_tokens(teacher, batch[MASK]), terms
+
+    def finish(self, state: TextState, folder: pathlib.Path) -> None:
+        """Write what is deployed, in the released layout, and `text.json`.
+
+        `context_adapter_multistep_t2v` always; `text_encoder_3` where it changed, low-rank updates merged and, beside
+        it, alone. With adapter 'extend', `extending_adapter` holds the adapter before it was joined to the embedder.
+        """
+        params, step = to_host((state.params, state.step))
+        if jax.process_index() != 0:
+            return
+        kind, embedder = self.config.adapter, self.parts.embedder_params
+        adapter = deployed_adapter(kind, self.adapter, params.get('adapter', {}), embedder)
+        checkpoint.save(folder / TEACHER_ADAPTER, *adapter)
+        if kind == 'extend':
+            assert self.adapter is not None
+            checkpoint.save(folder / 'extending_adapter', self.adapter, params['adapter'])
+        if self.config.encoder != 'frozen':
+            encoder = self.encoder_params(params, self.parts.encoder_params)
+            checkpoint.save(folder / ENCODER, self.encoder, jax.tree.map(np.asarray, encoder))
+        if 'lora' in params:
+            tensors = {name: np.ascontiguousarray(leaf) for name, leaf in named_tensors(params['lora']).items()}
+            with atomic_file(folder / LORA_FILE) as path:
+                safetensors.numpy.save_file(tensors, path)
+        with atomic_file(folder / 'text.json') as path:
+            path.write_text(json.dumps(self.metadata() | {'iterations': int(step)}, indent=2) + '\n')
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what makes two runs the same distillation: models, objective and data, but not learning rates."""
+        config = dataclasses.asdict(self.config)
+        for name in ('optimizer', 'dtype', 'held_out_batch'):
+            del config[name]
+        if self.config.encoder != 'lora':
+            del config['lora']
+        return config | {'encoder_sizes': self.encoder.config.to_json(), 'data': self.data}
+
+
+def embed_states(embedder: Mapping[str, Array], states: Float[Array, 'B L E']) -> Float[Array, 'B L D']:
+    """Return CE(states), in float32."""
+    return states.astype(jnp.float32) @ embedder['kernel'].astype(jnp.float32) + embedder['bias']
+
+
+def mean_of_tokens(states: Float[Array, 'B L D'], mask: Array) -> Float[Array, 'B D']:
+    """Return the mean over valid tokens, in float32."""
+    weights = (mask != 0).astype(jnp.float32)
+    weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1)
+    return jnp.einsum('bl,bld->bd', weights, states.astype(jnp.float32))
+
+
+def blank_prompts(tokens: int, states: int | None) -> Repeated:
+    """Return samples of `tokens` ids, and with states of that width where it is not None, for a plan without data."""
+    sample: dict[str, Any] = {name: np.ones(tokens, np.int32) for name in (IDS, MASK)}
+    if states is not None:
+        sample[STATES] = np.zeros((tokens, states), DTYPES['bfloat16'])
+    return Repeated(sample, 2**20)
+
+
+def read_settings(settings: ConfigDict) -> tuple[TextConfig, loop.LoopConfig]:
+    """Return the objective and the run from settings such as configs/text.py.
+
+    Raises:
+      InputError: a setting is unknown or out of range.
+    """
+    values = settings.to_dict()
+    config = freeze(TextConfig, values['text'], 'config.text')
+    run = values['loop'] | {'seed': values['seed'], 'workdir': values['workdir']}
+    return config, freeze(loop.LoopConfig, run, 'config.loop')
+
+
+def load_program(config: TextConfig, folders: Mapping[str, str]) -> tuple[TextDistillation, Source]:
+    """Return the program, and the prompts to train on.
+
+    Args:
+      folders: data, encoder, embedder, teacher and start, see configs/text.py.
+    Raises:
+      InputError: a folder is missing or does not fit the others.
+    """
+    source = SampleSource(folders['data'])
+    needed = (IDS, MASK) if folders['teacher'] else (IDS, MASK, STATES)
+    for name in needed:
+        if name not in source.spec.arrays:
+            writer = 'train.prompts' if name != STATES else 'train.text_states, or set config.teacher'
+            raise InputError(f'{folders["data"]}: its samples have no {name}; pass a folder of {writer}.')
+    training, held_out = hold_out(source, config.held_out)
+    parts = read_parts(folders['encoder'], folders['embedder'], folders['teacher'], folders['start'], config.dtype)
+    rows = {name: array for name, array in stacked(held_out).items() if name in needed} if config.held_out else None
+    data = {'protocol': source.protocol, 'cached': not folders['teacher']}
+    return TextDistillation(config, parts, rows, data), training
+
+
+def abstract_program(settings: ConfigDict) -> AbstractProgram:
+    """Return the program for a plan or for sizing, see train/aot/abstract.py.
+
+    Models have the sizes of the folders that are named, and the published ones where none is; `settings.text_tokens`
+    and `settings.cached` stand for the data.
+
+    Raises:
+      InputError: a setting is unknown or out of range, or a folder does not fit the others.
+    """
+    config, run = read_settings(settings)
+    values = settings.to_dict()
+    published = abstract_parts(values['cached'] and not values['teacher'], config.dtype)
+    parts = sized_parts(published, values, config.dtype)
+    states = parts.encoder.config.out_dim if parts.teacher is None else None
+    return AbstractProgram(TextDistillation(config, parts), blank_prompts(values['text_tokens'], states), run)
+
+
+def main(settings: ConfigDict, dry_run: bool = False) -> None:
+    """Distil as the settings say, or print the plan of it; a plan needs no data and no weights.
+
+    Raises:
+      InputError: a setting is wrong or does not fit the data.
+    """
+    config, run = read_settings(settings)
+    values = settings.to_dict()
+    start_processes(run.distributed)
+    if dry_run and not values['data']:
+        print(loop.plan(*abstract_program(settings)))
+        return
+    require(values, 'encoder', 'embedder', 'data', 'workdir')
+    program, source = load_program(config, values)
+    if dry_run:
+        print(loop.plan(program, source, run))
+    else:
+        loop.run(program, source, run)

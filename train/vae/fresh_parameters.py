@@ -1,0 +1,129 @@
+"""Parameters of a new video autoencoder, which loses no time on what is known before the first step.
+
+* What passes from layer to layer begins as the best linear autoencoder of the data, see `principal_start`. Channels
+  that it does not need begin as in any convolution.
+* Latents begin at the moments that everything downstream assumes: quant_conv maps them to the mean and deviation of
+  latents after the first one, post_quant_conv maps them back.
+* The posterior's noise begins small, LOG_VARIANCE for every clip: at the usual deviation of 1, the noise drowns the
+  latents, and a decoder first learns to ignore them.
+* Residual blocks begin with small branches, RESIDUAL (Goyal et al., arXiv 1706.02677, section 5.1, begin at 0).
+* Pictures of the small decoder begin at the mean colour of the data, with little contrast.
+
+Legend: C latent channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.models.native_decoder import NativeVAE
+from neodragon_jax.models.vae import NEODRAGON, CausalVAE, VideoVAE
+from train.data import Source
+
+# Of the posterior at first; a deviation of 0.04 of that of the latents.
+LOG_VARIANCE = -4.0
+# Of the standard normal distribution, cut at two deviations.
+TRUNCATED_DEVIATION = 0.8796256610342398
+# Of a picture at first, relative to a convolution that keeps the variance.
+CONTRAST = 0.1
+# Of the last layer of each branch around a skip, relative to one that keeps the variance.
+RESIDUAL = 0.02
+BRANCH_ENDS = (('conv_2', 'kernel'), ('mid_attention', 'out', 'kernel'))
+# Clips whose mean colour is taken.
+COLOUR_CLIPS = 16
+
+
+def fresh_autoencoder(module: NativeVAE, key: PRNGKeyArray, start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters of a new autoencoder; see the module.
+
+    Args:
+      start: of the encoder and the decoder, see `principal_start.principal_layers`.
+    """
+    params = drawn_parameters(module, key)
+    halves = {half: params[half] for half in ('encoder', 'decoder')}
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(halves))
+    known: dict[Any, Any] = dict(traverse_util.flatten_dict(start))
+    for path, leaf in flat.items():
+        if any(path[-len(end) :] == end for end in BRANCH_ENDS):
+            flat[path] = RESIDUAL * leaf
+        elif path in known:
+            kernel, bias = (known[*path[:-1], name] for name in ('kernel', 'bias'))
+            used = jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1))) | (bias != 0)
+            flat[path] = jnp.where(used, known[path], leaf)
+    return {
+        **traverse_util.unflatten_dict(flat),
+        'quant_conv': _fresh_moments(module.config.encoder_out_channels),
+        'post_quant_conv': normalising(module.config.encoder_out_channels),
+    }
+
+
+def fresh_small_decoder(module: VideoVAE, key: PRNGKeyArray, colour: Float[Array, ' 3']) -> dict[str, Any]:
+    """Return parameters of a new small decoder, without those of the encoder.
+
+    Its first convolution begins as the normalisation of latents after the first one, so that the bounding by tanh that
+    follows has room for them.
+
+    Args:
+      colour: of the data, see `mean_colour`.
+    """
+    decoder = drawn_parameters(module, key)['decoder']
+    return {
+        'decoder': {**decoder, 'conv_out': _fresh_picture(decoder['conv_out'], colour)},
+        'post_quant_conv': normalising(module.config.encoder_out_channels),
+    }
+
+
+def _fresh_picture(layer: Mapping[str, Array], colour: Float[Array, ' 3']) -> dict[str, Array]:
+    """Return the convolution to pixels, of little contrast around a colour."""
+    return {'kernel': CONTRAST * layer['kernel'], 'bias': jnp.asarray(colour, jnp.float32)}
+
+
+def drawn_parameters(module: CausalVAE, key: PRNGKeyArray) -> dict[str, Any]:
+    """Return parameters as `module.init` would, but for the numbers: all kernels are parts of one random vector.
+
+    XLA takes about a second for each place in a program where numbers are drawn, of which the module's own has a
+    hundred. Kernels keep the variance of their input; scales are 1 and biases 0.
+    """
+    shapes: dict[Any, Any] = dict(traverse_util.flatten_dict(checkpoint.abstract_params(module)))
+    kernels = {path: leaf.shape for path, leaf in shapes.items() if path[-1] == 'kernel'}
+    ends = list(itertools.accumulate(math.prod(shape) for shape in kernels.values()))
+    # As flax draws them: at most two deviations from zero, of a variance that this leaves at 1.
+    vector = jax.random.truncated_normal(key, -2, 2, (ends[-1],)) / TRUNCATED_DEVIATION
+    constants = {'scale': jnp.ones, 'bias': jnp.zeros}
+    params = {path: constants[path[-1]](leaf.shape) for path, leaf in shapes.items() if path not in kernels}
+    for (path, shape), part in zip(kernels.items(), jnp.split(vector, ends[:-1]), strict=True):
+        params[path] = part.reshape(shape) / math.sqrt(math.prod(shape[:-1]))
+    return traverse_util.unflatten_dict(params)
+
+
+def mean_colour(clips: Source) -> Float[np.ndarray, ' 3']:
+    """Return the mean of the first clips' pixels, in [-1, 1]."""
+    videos = (np.asarray(clips[index]['video']) for index in range(min(COLOUR_CLIPS, len(clips))))
+    means = [video.mean(axis=(0, 1, 2)) for video in videos]
+    return (np.mean(means, axis=0) / 127.5 - 1).astype(np.float32)
+
+
+def normalising(channels: int) -> dict[str, Array]:
+    """Return a pointwise convolution that normalises latents after the first one."""
+    identity = jnp.eye(channels).reshape(1, 1, channels, channels)
+    return {
+        'kernel': NEODRAGON.scale * identity,
+        'bias': jnp.full(channels, -NEODRAGON.shift * NEODRAGON.scale),
+    }
+
+
+def _fresh_moments(channels: int) -> dict[str, Array]:
+    """Return the convolution to the moments: means from the first features, log-variances that are constant."""
+    kernel = jnp.zeros((2 * channels, 2 * channels)).at[:channels, :channels].set(jnp.eye(channels) / NEODRAGON.scale)
+    bias = jnp.concatenate([jnp.full(channels, NEODRAGON.shift), jnp.full(channels, LOG_VARIANCE)])
+    return {'kernel': kernel.reshape(1, 1, *kernel.shape), 'bias': bias}

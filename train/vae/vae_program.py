@@ -1,0 +1,172 @@
+"""What the programs that train an autoencoder and a small decoder share: options, state, update, and what is seen.
+
+Legend: B batch, T frames, H W pixels, t latent frames, h w latent grid, C latent channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.errors import InputError
+from train.data import DTYPES
+from train.runtime.gradients import value_and_grad
+from train.runtime.optimizer import AveragedState, OptimizerConfig, make_optimizer
+from train.runtime.program import LoopConfig
+from train.runtime.settings import freeze, require
+from train.runtime.sharding import split_batch
+from train.vae.clips import Clips, ClipsConfig, blank_clips, open_clips, random_cuts
+from train.vae.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
+from train.vae.rematerialise import MemoryConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Options of both objectives.
+
+    Attributes:
+      terms: differences to the clips, weighted.
+      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
+      ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
+      dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
+      flat: compute causal convolutions in two dimensions, the same but faster on CPUs; see `flat_convolutions`.
+    """
+
+    terms: TermsConfig
+    accumulate: int = 1
+    ema_decay: float = 0.999
+    dtype: str = 'bfloat16'
+    flat: bool = False
+    memory: MemoryConfig = dataclasses.field(default_factory=lambda: MemoryConfig(blocks=True))
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f'dtype is {self.dtype!r}; use one of {", ".join(DTYPES)}.')
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f'ema_decay is {self.ema_decay}; it must be at least 0 and less than 1.')
+        if self.accumulate < 1:
+            raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
+
+
+Options = TypeVar('Options', bound=CodecConfig)
+
+
+class CodecProgram(Generic[Options]):
+    """A program of the loop with one kind of step, an update of all that is trained on random cuts of clips.
+
+    A subclass defines `loss`.
+    """
+
+    def __init__(self, config: Options, module: nn.Module, clips: Clips, cut: ClipsConfig) -> None:
+        """Prepare.
+
+        Args:
+          module: a video VAE.
+          cut: what is seen of the clips.
+        Raises:
+          InputError: the weights of LPIPS cannot be read, or the cuts do not fit the VAE.
+        """
+        self.config, self.clips, self.cut = config, clips, cut
+        dtype = DTYPES[config.dtype]
+        self.module: Any = module.clone(dtype=dtype)  # pyright: ignore[reportCallIssue]
+        self.latents = latent_shape(self.module, cut)
+        self.terms = Terms(config.terms, dtype)
+        self.tx = make_optimizer(config.optimizer, fixed=())
+        self.evaluation = Evaluation(config.evaluation, clips)
+
+    def begin(self, params: Any) -> AveragedState:
+        """Return the state before the first step."""
+        return AveragedState.begin(params, self.tx, self.config.ema_decay)
+
+    def variant(self, step: int) -> int:
+        """Return the only kind of step."""
+        del step
+        return 0
+
+    def train_step(
+        self, variant: int, state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[AveragedState, dict[str, Array]]:
+        """Run one update.
+
+        Args:
+          batch: video [B, T, H, W, 3], bytes.
+        """
+        del variant
+        batch = seen(batch['video'], self.cut, self.latents, key)
+        loss_of = lambda params, batch, key: self.loss(params, frozen, batch)
+        (loss, metrics), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
+        metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | metrics
+        return state.updated(grads, self.tx, self.config.ema_decay), metrics
+
+    def loss(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Float[Array, ''], dict[str, Array]]:
+        """Return the loss of clips `video` with the posterior's `noise`, and its terms."""
+        raise NotImplementedError
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what makes two runs the same training, as far as both programs have it."""
+        terms = {name: value for name, value in vars(self.config.terms).items() if name != 'lpips_weights'}
+        terms['with_lpips'] = bool(self.config.terms.lpips_weights)
+        sizes = self.module.config.to_json()
+        return {'ema_decay': self.config.ema_decay, 'terms': terms, 'sizes': sizes, 'data': self.clips.metadata}
+
+
+def seen(videos: Array, cut: ClipsConfig, latents: tuple[int, int, int, int], key: PRNGKeyArray) -> dict[str, Array]:
+    """Return random cuts of clips as `video`, and the posterior's `noise`, which then depend on nothing else."""
+    cut_key, noise_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, (videos.shape[0], *latents))
+    return {'video': random_cuts(videos, cut, cut_key), 'noise': split_batch(noise)}
+
+
+def latent_shape(module: Any, cut: ClipsConfig) -> tuple[int, int, int, int]:
+    """Return [t, h, w, C] of a cut's latents.
+
+    Raises:
+      InputError: the frames or pixels of the cut do not divide into latents.
+    """
+    params = checkpoint.abstract_params(module)
+    clip = jax.ShapeDtypeStruct((1, *cut.size, 3), jnp.float32)
+    moments = jax.eval_shape(lambda params, clip: module.apply({'params': params}, clip, method='encode'), params, clip)
+    return (*moments.shape[1:-1], moments.shape[-1] // 2)
+
+
+def abstract(tree: Any) -> Any:
+    """Return parameters without their numbers."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def read_settings(kind: type[Options], name: str, values: Mapping[str, Any]) -> tuple[Options, ClipsConfig, LoopConfig]:
+    """Return a codec program's options, what it sees of the clips, and its run.
+
+    Args:
+      name: of the section with the options.
+    Raises:
+      InputError: a setting is unknown or out of range.
+    """
+    run = values['loop'] | {'seed': values['seed'], 'workdir': values['workdir']}
+    cut = freeze(ClipsConfig, values['clips'], 'config.clips')
+    return freeze(kind, values[name], f'config.{name}'), cut, freeze(LoopConfig, run, 'config.loop')
+
+
+def clips_of(values: Mapping[str, Any], cut: ClipsConfig, dry_run: bool) -> Clips:
+    """Return the clips that settings name; a plan does without.
+
+    Raises:
+      InputError: they are not there, or there is no folder for the run.
+    """
+    if dry_run and not values['data']:
+        return blank_clips(cut)
+    if not values['data']:
+        raise InputError('config.data is empty; pass --config.data=FOLDER of clips, or shapes:cpu to draw them.')
+    if not dry_run:
+        require(values, 'workdir')
+    return open_clips(values['data'], cut, values['seed'])
