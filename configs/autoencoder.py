@@ -4,7 +4,7 @@
         --config.autoencoder.terms.lpips_weights=lpips_vgg.safetensors
 
 CLIPS is a dataset of one size by train.captioned_clips or train.moving_shapes. RUN/result gets `pyramid_flow_vae`, in
-Pyramid-Flow's layout, with latents as `neodragon_jax.models.vae.normalise` expects them, and `autoencoder.json`, which
+Pyramid-Flow's layout, with latents as `neodragon_jax.models.vae.normalize` expects them, and `autoencoder.json`, which
 tells how close they are. train/codec/perceptual.py tells how to get the weights of LPIPS; without them the run says so,
 and `autoencoder.terms.edges` is the next best.
 

@@ -7,7 +7,7 @@ reads `loop.batch_size` files and cuts `crops.per_file` crops from each.
 
 full (the default): the medium variant, 2x, 200,000 steps of 128 crops of 128x128. It has 50,000 parameters: one
 accelerator is enough, and reading the files is the slower part. Expected: `loss` (mean absolute error, 0..1) begins
-above `nearest_l1`, that of nearest-neighbour enlargement, and falls below it; `psnr` rises. How far depends on the
+above `nearest_l1`, that of nearest-neighbor enlargement, and falls below it; `psnr` rises. How far depends on the
 data; the published models were trained on DIV2K.
 
 tiny: the small variant on crops of 32x32, a minute on a laptop, also on virtual devices:

@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         'python -m export',
-        description='Export the modules of a checkpoint: JAX to ONNX, quantised on recorded generations, compiled to '
+        description='Export the modules of a checkpoint: JAX to ONNX, quantized on recorded generations, compiled to '
         'QNN context binaries, run on the HTP simulator, and compared with JAX in float32.',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,7 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--image', action='append', default=[], metavar='FILE',
         help='first frame for calibration; may be repeated (default: drawn from the prompt)')  # fmt: skip
-    add('--calibration-samples', type=int, metavar='N', help='per quantised graph (default: 50 to 500, as the paper)')
+    add('--calibration-samples', type=int, metavar='N', help='per quantized graph (default: 50 to 500, as the paper)')
     add('--ranges', default='minmax', metavar='LIST',
         help='rules for the ranges of activations: minmax, percentile, mse; of several the best is taken '
         '(default: %(default)s)')  # fmt: skip
@@ -297,16 +297,16 @@ def _scenes(args: argparse.Namespace, prompts: Sequence[str]) -> Scenes:
 
 
 def _counts(args: argparse.Namespace, workshop: Workshop) -> dict[str, int]:
-    """Return the calibration samples of every graph; none for those that are not quantised."""
+    """Return the calibration samples of every graph; none for those that are not quantized."""
     from export.graphs.table import DEPLOYMENTS
     from export.qnn.compile import PRECISIONS
 
     precisions = args.precision and read_list('--precision', args.precision, PRECISIONS)
     counts = {}
     for name in workshop.names:
-        quantised = 'w8a16' in (precisions or [DEPLOYMENTS[name].precision])
+        quantized = 'w8a16' in (precisions or [DEPLOYMENTS[name].precision])
         wanted = args.calibration_samples or DEPLOYMENTS[name].calibration_samples or 50
-        counts[name] = wanted if quantised else 0
+        counts[name] = wanted if quantized else 0
     return counts
 
 

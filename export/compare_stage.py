@@ -1,4 +1,4 @@
-"""One stage of the denoiser in several forms, each quantised, compiled and counted: what a form costs before any phone.
+"""One stage of the denoiser in several forms, each quantized, compiled and counted: what a form costs before any phone.
 
 Forms are the same function, see denoiser.py. Weights are random, as the counts do not depend on them. A graph of one
 block (the last, with the embedding and the head) and one of two blocks are built; their difference is one block, and
@@ -63,8 +63,8 @@ class Compiled:
     """One built graph."""
 
     view: StaticView
-    quantised_db: float
-    quantise_s: float
+    quantized_db: float
+    quantize_s: float
     compile_s: float
     compile_gb: float
 
@@ -188,14 +188,14 @@ def form_row(name: str, built: Callable[[int], Compiled], blocks: int) -> FormRo
 
 
 def build(config: MMDiTConfig, form: Form, stage: int, target: Target, size: Size) -> Compiled:
-    """Quantise a stage of a model with random weights on one random call, compile it, and count."""
+    """Quantize a stage of a model with random weights on one random call, compile it, and count."""
     from export.graphs.denoiser import DenoiserHost, denoiser_graphs
     from export.graphs.runners import OnnxSession
     from export.qnn.compile import provider_options
     from export.qnn.htp import HtpSession
     from export.qnn.static_view import dump_options, read_view
     from export.quantize.qdq import to_w8a16
-    from export.quantize.stitch import export_chain, quantise_chain
+    from export.quantize.stitch import export_chain, quantize_chain
     from export.report.report import snr_db
     from neodragon_jax.models.mmdit import PyramidMMDiT
     from neodragon_jax.random_checkpoint import random_params
@@ -210,15 +210,15 @@ def build(config: MMDiTConfig, form: Form, stage: int, target: Target, size: Siz
         want = OnnxSession(folder / 'float.onnx').run(call)['flow']
         (folder / 'float.onnx.data').unlink()
         start = time.monotonic()
-        quantise_chain(graph, folder / 'quantised.onnx', [call], to_w8a16)
-        quantise_s = time.monotonic() - start
-        got = OnnxSession(folder / 'quantised.onnx').run(call)['flow']
+        quantize_chain(graph, folder / 'quantized.onnx', [call], to_w8a16)
+        quantize_s = time.monotonic() - start
+        got = OnnxSession(folder / 'quantized.onnx').run(call)['flow']
         (folder / 'dump').mkdir()
         options = provider_options(target, 'w8a16') | dump_options(folder / 'dump')
-        with HtpSession(folder / 'quantised.onnx', options) as session:
+        with HtpSession(folder / 'quantized.onnx', options) as session:
             opened = session.opened
         view = read_view(folder / 'dump')
-    return Compiled(view, snr_db(want, got), quantise_s, opened.seconds, opened.peak_gb)
+    return Compiled(view, snr_db(want, got), quantize_s, opened.seconds, opened.peak_gb)
 
 
 def random_call(host: DenoiserHost, config: MMDiTConfig, stage: int, size: Size) -> Feeds:
@@ -269,7 +269,7 @@ def savings(base: FormRow, best: FormRow) -> dict[str, float]:
 
 HEADER = (
     '| form | ops | moved MB | scores MB | transposes | weights MB | estimated ms, flat / by operation | QDQ dB | '
-    'quantise s | compile s | peak GB |\n|---|---|---|---|---|---|---|---|---|---|---|'
+    'quantize s | compile s | peak GB |\n|---|---|---|---|---|---|---|---|---|---|---|'
 )
 
 
@@ -284,8 +284,8 @@ def table_line(row: FormRow) -> str:
         f'{counts["transposes"]} / {counts["transposed_mb"]:.0f} MB',
         f'{counts["weights_mb"]:.0f}',
         f'{row.estimate.flat_ms:.0f} / {row.estimate.by_operation_ms:.0f}',
-        f'{built.quantised_db:.1f}',
-        f'{built.quantise_s:.0f}',
+        f'{built.quantized_db:.1f}',
+        f'{built.quantize_s:.0f}',
         f'{built.compile_s:.0f}',
         f'{built.compile_gb:.1f}',
     ]

@@ -19,7 +19,7 @@ from neodragon_jax.evaluation.clip_metrics import ClipMetrics, markdown_table, m
 from neodragon_jax.evaluation.vbench import MODES, find_vbench, run_vbench
 
 EXAMPLES = """
-motion (px/frame), flicker and sharpness (grey levels), saturation (0..1) need no weights and no reference; their
+motion (px/frame), flicker and sharpness (gray levels), saturation (0..1) need no weights and no reference; their
 formulas are in neodragon_jax/metrics.py.
 
 examples:

@@ -3,7 +3,7 @@
     python -m neodragon_jax.random_checkpoint --tokenizers tests/goldens/tiny_checkpoint --out out/random
 
 What is measured on it (time, memory, sizes of exported graphs) is that of the released weights; its videos are noise.
-With --like-trained it has some of what decides how hard trained weights are to quantise, see `like_trained`.
+With --like-trained it has some of what decides how hard trained weights are to quantize, see `like_trained`.
 One component at a time is in memory, and one that is complete is not made again.
 """
 
@@ -113,7 +113,7 @@ def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, An
 
 
 def like_trained(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return random parameters with some of what decides how hard trained ones are to quantise.
+    """Return random parameters with some of what decides how hard trained ones are to quantize.
 
     Kernels follow Student's t, whose tails are heavy, with the deviation that they had. The same few channels, one in
     `OUTLIER_EVERY`, are `OUTLIER_GAIN` times larger than others in all gains, those of modulation too: trained
@@ -208,7 +208,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help='default: %(default)s')
     add('--seed', type=int, default=0, help='default: %(default)s')
     add('--like-trained', action='store_true',
-        help='with heavy tails, a few large channels and small residual branches, to try quantisation on')  # fmt: skip
+        help='with heavy tails, a few large channels and small residual branches, to try quantization on')  # fmt: skip
     return parser.parse_args(argv)
 
 

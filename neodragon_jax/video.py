@@ -39,7 +39,7 @@ def to_uint8(frames: Float[Array | np.ndarray, '*S']) -> UInt8[np.ndarray, '*S']
 
 
 def write_mp4(path: PathLike, frames: UInt8[np.ndarray, 'T H W 3'], fps: int | float = 24) -> None:
-    """Write a clip as H.264 in mp4, colours tagged BT.709; `path` appears when the file is complete.
+    """Write a clip as H.264 in mp4, colors tagged BT.709; `path` appears when the file is complete.
 
     Raises:
       InputError: the frames are not RGB bytes, there are none, their size is odd, or `fps` is not positive.
@@ -67,7 +67,7 @@ def write_mp4(path: PathLike, frames: UInt8[np.ndarray, 'T H W 3'], fps: int | f
 
 
 def _video_frames(frames: UInt8[np.ndarray, 'T H W 3']) -> Iterator[av.VideoFrame]:
-    """Yield frames in the encoder's colours. Without the explicit matrix FFmpeg would use BT.601."""
+    """Yield frames in the encoder's colors. Without the explicit matrix FFmpeg would use BT.601."""
     for pixels in frames:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format='rgb24')
         yield frame.reformat(format='yuv420p', dst_colorspace='ITU709', dst_color_range='MPEG')
@@ -131,12 +131,12 @@ def read_image(path: PathLike) -> UInt8[np.ndarray, 'H W 3']:
     """Read a picture as RGB bytes, upright as its camera held it.
 
     Raises:
-      InputError: the file cannot be read, or has more than 8 bits per colour.
+      InputError: the file cannot be read, or has more than 8 bits per color.
     """
     try:
         with Image.open(path) as image:
             if image.mode.startswith(('I', 'F')):
-                raise InputError(f'{path} has more than 8 bits per colour (mode {image.mode}); save it as 8-bit RGB.')
+                raise InputError(f'{path} has more than 8 bits per color (mode {image.mode}); save it as 8-bit RGB.')
             return np.array(ImageOps.exif_transpose(image).convert('RGB'))
     except (OSError, Image.DecompressionBombError) as error:
         reason = getattr(error, 'strerror', None) or 'not a picture, or damaged'

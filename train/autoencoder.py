@@ -3,7 +3,7 @@
     python -m train.autoencoder --config=configs/autoencoder.py:tiny --config.workdir=DIR
 
     z    = mean + deviation noise,   the posterior of clip x
-    loss = terms(decode(z), x) + kl KL(posterior || N(0, 1) of normalised latents)
+    loss = terms(decode(z), x) + kl KL(posterior || N(0, 1) of normalized latents)
 
 `terms` are weighted differences (`reconstruction.TermsConfig`). At the end, what latents' moments lack to those that
 everything downstream assumes is folded into the weights (`latent_statistics`).
@@ -11,7 +11,7 @@ everything downstream assumes is folded into the weights (`latent_statistics`).
 The result is a video VAE in Pyramid-Flow's layout. train.latents makes a teacher's data with it, and train.decoder
 distils its decoder into the small one that runs on phones.
 
-Source: Pyramid-Flow, arXiv 2410.05954, section 3.4; the prior on normalised latents is ours.
+Source: Pyramid-Flow, arXiv 2410.05954, section 3.4; the prior on normalized latents is ours.
 Legend: B batch, T frames, H W pixels, t latent frames, h w latent grid, C latent channels.
 """
 
@@ -47,7 +47,7 @@ from train.vae.fresh_parameters import fresh_autoencoder
 from train.vae.latent_statistics import fit_and_fold, prior_divergence
 from train.vae.principal_start import principal_layers
 from train.vae.reconstruction import TermsConfig
-from train.vae.rematerialise import decode, encode
+from train.vae.rematerialize import decode, encode
 from train.vae.vae_program import (
     CodecConfig,
     CodecProgram,
@@ -158,7 +158,7 @@ class Autoencoder(CodecProgram[AutoencoderConfig]):
         with atomic_file(folder / f'{self.name}.json') as path:
             path.write_text(json.dumps(self.metadata() | record, indent=2) + '\n')
         moments = ', '.join(f'{name} {value:.3f}' for name, value in folded.after._asdict().items())
-        print(f'{self.name}: normalised latents after folding: {moments}')
+        print(f'{self.name}: normalized latents after folding: {moments}')
 
     def metadata(self) -> dict[str, Any]:
         """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""

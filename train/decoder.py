@@ -55,9 +55,9 @@ from train.runtime.settings import command_line
 from train.runtime.sharding import count_parameters, start_processes, to_host
 from train.vae.clips import Clips, ClipsConfig, blank_clips
 from train.vae.flat_convolutions import flat_convolutions
-from train.vae.fresh_parameters import fresh_small_decoder, mean_colour
+from train.vae.fresh_parameters import fresh_small_decoder, mean_color
 from train.vae.reconstruction import TermsConfig
-from train.vae.rematerialise import decode, encode
+from train.vae.rematerialize import decode, encode
 from train.vae.vae_program import (
     CodecConfig,
     CodecProgram,
@@ -146,13 +146,13 @@ class DecoderDistillation(CodecProgram[DecoderConfig]):
         """Return the encoder, the native decoder, LPIPS, and what to begin with, as far as there are such."""
         parts = {**self.codecs.encoder, 'native': self.codecs.native_decoder, 'start': self.codecs.start}
         if self.codecs.start is None:
-            parts['colour'] = mean_colour(self.clips.training)
+            parts['color'] = mean_color(self.clips.training)
         return self.terms.frozen() | {name: part for name, part in parts.items() if part is not None}
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
         """Return the state before the first step."""
         if self.codecs.start is None:
-            return self.begin(fresh_small_decoder(self.module, key, frozen['colour']))
+            return self.begin(fresh_small_decoder(self.module, key, frozen['color']))
         return self.begin(masters(frozen['start']))
 
     def loss(self, params: Any, frozen: Any, batch: Mapping[str, Array]) -> tuple[Float[Array, ''], dict[str, Array]]:

@@ -8,7 +8,7 @@ goes on after the last clip that was finished.
 
 A sample holds
 
-    latents    [T, H, W, C]  normalised, as the denoiser sees them
+    latents    [T, H, W, C]  normalized, as the denoiser sees them
     units      []            latents that count, here all T; train.data.mixture pads pictures and says 1
     text etc.                see train.data.conditioning
     prompt, file             as of the clip: its caption, without modifier, and where it comes from
@@ -44,7 +44,7 @@ from neodragon_jax.generation.tokens import DEFAULT_NEGATIVE_PROMPT
 from neodragon_jax.models.vae import (
     CausalVAE,
     encode_chunked,
-    normalise,
+    normalize,
     posterior_mean,
     posterior_sample,
 )
@@ -102,7 +102,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
     add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')
     add('--readers', type=int, default=4, metavar='N', help='threads that decode clips (default: %(default)s)')
-    add('--distributed', action='store_true', help='one of several processes that JAX recognises')
+    add('--distributed', action='store_true', help='one of several processes that JAX recognizes')
     return parser.parse_args(argv)
 
 
@@ -127,7 +127,7 @@ class Encoder:
     def __call__(
         self, clips: Sequence[UInt8[np.ndarray, 'F Y X 3']], indices: Sequence[int]
     ) -> Float[np.ndarray, 'B T H W C']:
-        """Return the normalised latents of at most `size` clips; each depends on clip, index and seed alone."""
+        """Return the normalized latents of at most `size` clips; each depends on clip, index and seed alone."""
         full = lambda rows: [*rows, *[rows[-1]] * (self.size - len(rows))]
         video, numbers = self.spread.shard((np.stack(full(clips)), np.array(full(indices), np.int32)))
         with flat_convolutions(jax.default_backend() == 'cpu'):
@@ -146,14 +146,14 @@ def _to_range(video: UInt8[Array, 'B F Y X 3']) -> Float[Array, 'B F Y X 3']:
 def _to_latents(
     moments: Float[Array, 'B T H W M'], key: PRNGKeyArray, indices: Int[Array, ' B'], sample: bool
 ) -> Float[Array, 'B T H W C']:
-    """Return the normalised mean, or a sample whose noise depends on the clip's index."""
+    """Return the normalized mean, or a sample whose noise depends on the clip's index."""
     moments = moments.astype(jnp.float32)
     mean = posterior_mean(moments)
     if not sample:
-        return normalise(mean)
+        return normalize(mean)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-    return normalise(posterior_sample(moments, noise))
+    return normalize(posterior_sample(moments, noise))
 
 
 def load_encoder(args: argparse.Namespace, spread: pipeline.Spread) -> Encoder:

@@ -39,8 +39,8 @@ PREVIEW_CLIPS, PREVIEW_FRAMES, PREVIEW_HEIGHT, PREVIEW_LABEL = 12, 6, 96, 20
 
 EXAMPLES = """
 worlds, at any size and length:
-  cpu   4 colours x 3 shapes x 4 directions x 2 backgrounds, one size and one speed: little to learn
-  gpu   6 colours x 3 shapes x 2 sizes x 4 directions x 3 speeds x 3 backgrounds, and turns that no caption tells
+  cpu   4 colors x 3 shapes x 4 directions x 2 backgrounds, one size and one speed: little to learn
+  gpu   6 colors x 3 shapes x 2 sizes x 4 directions x 3 speeds x 3 backgrounds, and turns that no caption tells
 Combinations of the split held_out never occur in the split train; train/shapes/world.py has the rules.
 
 examples:
@@ -113,7 +113,7 @@ class MovingShapesSource:
 
     def caption(self, index: int) -> str:
         """Return the caption of a sample."""
-        # Not the scene's own random numbers: "little" would tell the colour.
+        # Not the scene's own random numbers: "little" would tell the color.
         return caption(self.scene(index).traits, (self._seed, index, WORDING) if self._paraphrase else None)
 
     def metadata(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.generation import pipeline
 from neodragon_jax.models.teacher import TeacherMMDiT
-from neodragon_jax.models.vae import CausalVAE, denormalise
+from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import Plan, Prompt
 from train.data import DTYPES, SampleSource
 from train.pruning.importance import Importance
@@ -255,7 +255,7 @@ def _decoder(folder: str) -> Any:
     module, params = checkpoint.load(folder)
     if not isinstance(module, CausalVAE):
         raise InputError(f'--decoder {folder}: holds a {type(module).__name__}; give the folder of a video VAE.')
-    decode = jax.jit(lambda latents: module.apply({'params': params}, denormalise(latents), method='decode'))
+    decode = jax.jit(lambda latents: module.apply({'params': params}, denormalize(latents), method='decode'))
     return lambda latents: np.concatenate([jax.device_get(decode(one[None])) for one in latents])
 
 

@@ -95,7 +95,7 @@ class SuperResolution:
         return {}
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> SuperResolutionState:
-        """Return a fresh network, near nearest-neighbour enlargement."""
+        """Return a fresh network, near nearest-neighbor enlargement."""
         del frozen
         params = self.module.init(key, *checkpoint.example_inputs(self.module))['params']
         return SuperResolutionState(step=jnp.zeros((), jnp.int32), params=params, optimizer=self.tx.init(params))
@@ -108,7 +108,7 @@ class SuperResolution:
     def train_step(
         self, variant: int, state: SuperResolutionState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[SuperResolutionState, dict[str, Array]]:
-        """Run one update; besides the loss, report what nearest-neighbour enlargement would have.
+        """Run one update; besides the loss, report what nearest-neighbor enlargement would have.
 
         Args:
           batch: small [B, N, h, w, 3] and large [B, N, H, W, 3], bytes.

@@ -68,7 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help="the denoiser's compute type (default: %(default)s)")
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
-    add('--distributed', action='store_true', help='one of several processes that JAX recognises')
+    add('--distributed', action='store_true', help='one of several processes that JAX recognizes')
     return parser.parse_args(argv)
 
 

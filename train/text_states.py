@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help='compute type (default: %(default)s)')
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
     add('--samples-per-shard', type=int, default=1024, metavar='N', help='default: %(default)s')
-    add('--distributed', action='store_true', help='one of several processes that JAX recognises')
+    add('--distributed', action='store_true', help='one of several processes that JAX recognizes')
     return parser.parse_args(argv)
 
 

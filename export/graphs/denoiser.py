@@ -1,7 +1,7 @@
 """The denoiser as graphs: one per stage, one for the modulation of all of them, and the host's half of a call.
 
 A stage's graph is a chain of pieces, patch embedding, blocks, last block with head, so that a model of 18 blocks is
-exported and quantised one block at a time (see stitch.py); the graph is the pieces called one after the other. What
+exported and quantized one block at a time (see stitch.py); the graph is the pieces called one after the other. What
 depends on the prompt, the timestep or the place in the video only comes in: modulation from a graph of its own, once
 per stage; rotary embedding and attention bias from the host. The graphs then hold no index arithmetic, and padding
 frames are masked exactly.
@@ -47,7 +47,7 @@ class Form:
       rotary: form of the rotary embedding, see `attention.make_rotary`.
       modulation_inside: whether the stage's graph computes its modulation itself.
       draws_frame_zero: whether the graphs serve unit 0 too, the only one whose text attends to the current unit.
-      fused: whether quantised graphs are rewritten as quantised_rewrites.py says.
+      fused: whether quantized graphs are rewritten as quantized_rewrites.py says.
     """
 
     attention: str = 'prefix_folded'

@@ -57,7 +57,7 @@ def video_decoder(folder: Path, height: int, width: int) -> Module:
     """Return one step of the streaming decoder: `latent` [1, h, w, C] and memories -> `frames` [8, H, W, 3], memories.
 
     Inputs `memory_0`, `memory_1`, ... hold the state, zeros before the first step, and outputs `next_memory_0`, ... the
-    state for the next step. Latents are de-normalised.
+    state for the next step. Latents are de-normalized.
 
     Args:
       height, width: of the latent grid.

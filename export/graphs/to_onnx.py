@@ -63,7 +63,7 @@ def to_onnx(graph: Graph, path: pathlib.Path) -> collections.Counter[str]:
     if graph.gelu_floor is not None:
         rewrites.clamp_gelu(model.graph, graph.gelu_floor)
     rewrites.write_shapes(model.graph)
-    add_pre_process_metadata(model)  # tells ONNX Runtime's quantiser that the graph is clean
+    add_pre_process_metadata(model)  # tells ONNX Runtime's quantizer that the graph is clean
     save(model, path)
     counts = collections.Counter(node.op_type for node in model.graph.node)
     forbidden = sorted(set(counts) - ALLOWED)
@@ -89,7 +89,7 @@ def save(model: onnx.ModelProto, path: pathlib.Path) -> None:
 def _native_layer_norm(next_call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
     """Run a LayerNorm in the form that jax2onnx turns into one node (a Flax method interceptor).
 
-    It recognises the one-pass variance with scale and bias only; the node itself computes in two passes.
+    It recognizes the one-pass variance with scale and bias only; the node itself computes in two passes.
     """
     module = context.module
     if not isinstance(module, nn.LayerNorm) or context.method_name != '__call__' or module.use_fast_variance:

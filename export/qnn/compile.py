@@ -19,7 +19,7 @@ import onnx
 from export.qnn.htp import ContextGraph, HtpContext, HtpSession, SharedGraph
 from export.qnn.latency import estimate
 from export.qnn.static_view import dump_options, read_view
-from export.quantize.qdq import quantisation_parameters
+from export.quantize.qdq import quantization_parameters
 from neodragon_jax.atomic import atomic_folder
 from neodragon_jax.errors import InputError, did_you_mean
 
@@ -88,7 +88,7 @@ def compile_graph(
 
     Args:
       name: of the graph.
-      model: ONNX file, quantised or float as the precision says.
+      model: ONNX file, quantized or float as the precision says.
       folder: appears when complete; an older one is replaced.
       source: where the graph comes from, for the metadata.
     Returns:
@@ -202,9 +202,9 @@ def _file_entry(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _tensor_specs(path: pathlib.Path) -> dict[str, Any]:
-    """Return shapes and types of inputs and outputs, and how the HTP quantises them."""
+    """Return shapes and types of inputs and outputs, and how the HTP quantizes them."""
     graph = onnx.load(path, load_external_data=False).graph
-    parameters = quantisation_parameters(path)
+    parameters = quantization_parameters(path)
 
     def spec(value: onnx.ValueInfoProto) -> dict[str, Any]:
         tensor = value.type.tensor_type
@@ -212,7 +212,7 @@ def _tensor_specs(path: pathlib.Path) -> dict[str, Any]:
             'shape': [dim.dim_value for dim in tensor.shape.dim],
             'dtype': str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
         }
-        return entry | ({'quantised_inside_to': parameters[value.name]} if value.name in parameters else {})
+        return entry | ({'quantized_inside_to': parameters[value.name]} if value.name in parameters else {})
 
     return {
         'inputs': {value.name: spec(value) for value in graph.input},

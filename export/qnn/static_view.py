@@ -33,7 +33,7 @@ class StaticView:
       operations: how many there are.
       output_mb: what they write.
       score_mb: the part of it that is attention scores, from the product that makes them to the softmax.
-      float_operations: operations that compute in floating point; in a quantised graph, a leak.
+      float_operations: operations that compute in floating point; in a quantized graph, a leak.
       weights_mb: constants.
     """
 

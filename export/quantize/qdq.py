@@ -1,4 +1,4 @@
-"""Float ONNX graph to what the HTP runs: W8A16 with quantise/dequantise pairs, or a form that is safe in FP16.
+"""Float ONNX graph to what the HTP runs: W8A16 with quantize/dequantize pairs, or a form that is safe in FP16.
 
 W8A16: weights in 8 bits with one scale per output channel, activations in 16 bits. Keys and values are the second
 operands of matrix products, which the HTP takes for weights: they are converted to symmetric 16 bits, or they would
@@ -36,16 +36,16 @@ def to_w8a16(source: pathlib.Path, destination: pathlib.Path, feeds: Iterable[Fe
       margin: by how much the range of an activation exceeds what was measured.
     """
     ranges = destination.with_name('ranges.json')
-    measure_ranges(source, ranges, lambda: feeds, quantised_operations(source), margin=margin)
-    quantise(source, destination, ranges)
+    measure_ranges(source, ranges, lambda: feeds, quantized_operations(source), margin=margin)
+    quantize(source, destination, ranges)
 
 
-def quantised_operations(source: pathlib.Path) -> list[str]:
-    """Return the kinds of nodes that are quantised in a graph."""
+def quantized_operations(source: pathlib.Path) -> list[str]:
+    """Return the kinds of nodes that are quantized in a graph."""
     return _config(onnx.load(source, load_external_data=False), {}).op_types_to_quantize
 
 
-def quantise(
+def quantize(
     source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, rounding: Rounding | None = None
 ) -> None:
     """Write the W8A16 form of a float graph with given ranges.
@@ -62,14 +62,14 @@ def quantise(
         overrides |= {name: _given(scales) for name, scales in apply(model.graph, rounding).items()}
         onnx.save(model, start)
     try:
-        _quantise(start, destination, ranges, _config(model, overrides))
+        _quantize(start, destination, ranges, _config(model, overrides))
     finally:
         if start != source:
             start.unlink()
     _float_gains(destination, model)
 
 
-def _quantise(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, config: Any) -> None:
+def _quantize(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, config: Any) -> None:
     for old in destination.parent.glob(f'{destination.name}*'):
         old.unlink()  # weights would be appended to a file that is there
     quantize_static(
@@ -87,7 +87,7 @@ def _quantise(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.P
 
 
 def _given(scales: np.ndarray) -> list[dict[str, Any]]:
-    """Return the quantisation of a weight whose scales are known, of every output channel."""
+    """Return the quantization of a weight whose scales are known, of every output channel."""
     shared = {'axis': 0, 'quant_type': QuantType.QInt8, 'zero_point': np.int8(0)}
     return [shared | {'scale': scale} for scale in scales]
 
@@ -95,7 +95,7 @@ def _given(scales: np.ndarray) -> list[dict[str, Any]]:
 def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:
     """Let norms over groups read their gains and biases in float.
 
-    QNN's provider has no quantised form of that norm: it computes in FP16 between conversions of its input and output.
+    QNN's provider has no quantized form of that norm: it computes in FP16 between conversions of its input and output.
     Gains in 16 bits would only add a conversion each.
     """
     model = onnx.load(path, load_external_data=False)
@@ -122,7 +122,7 @@ class _Unread(CalibrationDataReader):
 
 
 def _config(model: onnx.ModelProto, overrides: dict[str, list[dict[str, Any]]]) -> Any:
-    """Return the settings of ONNX Runtime's quantiser for QNN."""
+    """Return the settings of ONNX Runtime's quantizer for QNN."""
     return get_qnn_qdq_config(
         model,
         _Unread(),
@@ -134,7 +134,7 @@ def _config(model: onnx.ModelProto, overrides: dict[str, list[dict[str, Any]]]) 
 
 
 def _overrides(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
-    """Return the tensors whose quantisation differs from the default, by name."""
+    """Return the tensors whose quantization differs from the default, by name."""
     constants = {tensor.name for tensor in graph.initializer}
     overrides: dict[str, list[dict[str, Any]]] = {}
     for node in graph.node:
@@ -224,8 +224,8 @@ def _external_files(model: onnx.ModelProto) -> set[str]:
     }
 
 
-def quantisation_parameters(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Return scale, zero point and type of the quantised inputs and outputs of a graph, by name."""
+def quantization_parameters(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Return scale, zero point and type of the quantized inputs and outputs of a graph, by name."""
     graph = onnx.load(path, load_external_data=False).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # What a value is to the outside, also where its axes are put in another order first or last.

@@ -115,7 +115,7 @@ def _widened(measured: Mapping[str, Range], graph: onnx.GraphProto, margin: floa
 def _clipped(graph: onnx.GraphProto) -> dict[str, Range]:
     """Return the range of every value that is clipped to constants: exactly that.
 
-    The quantiser leaves the clipping itself to the range.
+    The quantizer leaves the clipping itself to the range.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if not tensor.dims}
     clips = [node for node in graph.node if node.op_type == 'Clip' and len(node.input) == 3]
@@ -173,11 +173,11 @@ def _percentile(counts: np.ndarray, edges: np.ndarray) -> Range:
 
 def _least_error(counts: np.ndarray, edges: np.ndarray) -> Range:
     """Return the range of least expected squared error: rounding within, clipping outside."""
-    centres, total = (edges[1:] + edges[:-1]) / 2, max(counts.sum(), 1)
+    centers, total = (edges[1:] + edges[:-1]) / 2, max(counts.sum(), 1)
     best, least = (edges[0], edges[-1]), np.inf
     for share in np.linspace(1, 0.3, 71):
         low, high = edges[0] * share, edges[-1] * share
-        outside = np.maximum(low - centres, 0) + np.maximum(centres - high, 0)
+        outside = np.maximum(low - centers, 0) + np.maximum(centers - high, 0)
         error = ((high - low) / (LEVELS - 1)) ** 2 / 12 + (counts * outside**2).sum() / total
         if error < least:
             best, least = (low, high), error

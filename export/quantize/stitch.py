@@ -1,10 +1,10 @@
-"""A large model exported and quantised piece by piece, and the pieces' ONNX graphs stitched into one.
+"""A large model exported and quantized piece by piece, and the pieces' ONNX graphs stitched into one.
 
-A whole stage of the full-size denoiser takes tens of gigabytes to quantise. Piece by piece, nothing larger than a block
+A whole stage of the full-size denoiser takes tens of gigabytes to quantize. Piece by piece, nothing larger than a block
 is ever held: a block is exported, its ranges are measured on what the float blocks before it computed, it is
-quantised and appended to the result, and its float outputs become the inputs of the next.
+quantized and appended to the result, and its float outputs become the inputs of the next.
 
-In the result a value between pieces is quantised once, by the piece that makes it, and so is an input that several
+In the result a value between pieces is quantized once, by the piece that makes it, and so is an input that several
 pieces read.
 """
 
@@ -29,7 +29,7 @@ from neodragon_jax.errors import InputError
 
 # Constants of more bytes go to a file beside the graph.
 _EXTERNAL_BYTES = 1024
-_QUANTISING = ('QuantizeLinear', 'DequantizeLinear')
+_QUANTIZING = ('QuantizeLinear', 'DequantizeLinear')
 _NOTHING: Callable[[str], object] = lambda text: None
 
 
@@ -47,19 +47,19 @@ def export_chain(graph: ChainedGraph, path: pathlib.Path, on_piece: Callable[[st
     return result.operations
 
 
-def quantise_chain(
+def quantize_chain(
     graph: ChainedGraph,
     path: pathlib.Path,
     feeds: Iterable[Feeds],
-    quantise: Callable[[pathlib.Path, pathlib.Path, Iterable[Feeds]], object],
+    quantize: Callable[[pathlib.Path, pathlib.Path, Iterable[Feeds]], object],
     on_piece: Callable[[str], object] = _NOTHING,
 ) -> None:
-    """Write the quantised ONNX graph of a chain.
+    """Write the quantized ONNX graph of a chain.
 
     Args:
       path: of the graph; its weights go to `path`.data beside it.
       feeds: calibration inputs of the whole graph, read one by one and kept on disk.
-      quantise: (float graph, quantised graph, inputs of the piece) writes the quantised graph, as `to_w8a16` does.
+      quantize: (float graph, quantized graph, inputs of the piece) writes the quantized graph, as `to_w8a16` does.
       on_piece: called with the name of each finished piece.
     """
     from export.graphs.runners import OnnxSession
@@ -67,9 +67,9 @@ def quantise_chain(
     with _scratch(path) as scratch, Stitcher(graph, path) as result:
         spool = _Spool(scratch, feeds)
         for number, piece in enumerate(graph.pieces, 1):
-            source, destination = scratch / 'piece.onnx', scratch / 'quantised.onnx'
+            source, destination = scratch / 'piece.onnx', scratch / 'quantized.onnx'
             export_piece(piece, source, graph.fused)
-            quantise(source, destination, spool.read(piece.inputs))
+            quantize(source, destination, spool.read(piece.inputs))
             model = onnx.load(destination)
             if graph.fused:
                 fuse_gains(model.graph)
@@ -85,7 +85,7 @@ def quantise_chain(
 
 
 def export_piece(piece: Graph, path: pathlib.Path, fused: bool) -> onnx.ModelProto:
-    """Write the float ONNX graph of a piece, if `fused` rewritten as quantised_rewrites.py says, and return it."""
+    """Write the float ONNX graph of a piece, if `fused` rewritten as quantized_rewrites.py says, and return it."""
     for old in path.parent.glob(f'{path.name}*'):
         old.unlink()  # the exporter appends to a file of weights that is there
     to_onnx(piece, path)
@@ -144,7 +144,7 @@ class Stitcher:
     """Appends the graphs of pieces to a graph on disk; holds no weights. A context: the graph is written at its end.
 
     Attributes:
-      operations: nodes so far, without those that quantise.
+      operations: nodes so far, without those that quantize.
     """
 
     def __init__(self, graph: ChainedGraph, path: pathlib.Path) -> None:
@@ -153,9 +153,9 @@ class Stitcher:
         self._result = onnx.ModelProto()
         self._result.graph.name = graph.name
         self._values = {name: name for name in graph.inputs}  # value between pieces -> its name in the result
-        # What is quantised, and to which type -> names of the quantised value, its scale and its zero point.
-        self._quantised: dict[tuple[str, int], list[str]] = {}
-        self._dequantised: dict[tuple[str, ...], str] = {}  # names of those three -> the value
+        # What is quantized, and to which type -> names of the quantized value, its scale and its zero point.
+        self._quantized: dict[tuple[str, int], list[str]] = {}
+        self._dequantized: dict[tuple[str, ...], str] = {}  # names of those three -> the value
 
     def __enter__(self) -> Stitcher:
         self._data = (self._path.parent / f'{self._path.name}.data').open('wb')
@@ -193,7 +193,7 @@ class Stitcher:
             copy.input[:], copy.output[:] = map(here, node.input), map(here, node.output)
             used.update(copy.input)
             self._remember(copy, node, types)
-            self.operations += node.op_type not in _QUANTISING
+            self.operations += node.op_type not in _QUANTIZING
         for tensor in graph.initializer:
             if here(tensor.name) in used and tensor.name not in names:
                 self._add_constant(tensor, here(tensor.name))
@@ -207,34 +207,34 @@ class Stitcher:
         """Say whether a node computes what the result has already, and let its readers read that."""
         inputs = [here(name) for name in node.input]
         if node.op_type == 'QuantizeLinear':
-            # Where ranges differ in the last digit, the parameters of the first to quantise stand.
-            known = self._quantised.get((inputs[0], types[node.input[2]]))
+            # Where ranges differ in the last digit, the parameters of the first to quantize stand.
+            known = self._quantized.get((inputs[0], types[node.input[2]]))
             if known:
                 names.update(zip((node.output[0], *node.input[1:3]), known, strict=True))
             return bool(known)
-        if node.op_type == 'DequantizeLinear' and tuple(inputs) in self._dequantised:
-            names[node.output[0]] = self._dequantised[tuple(inputs)]
+        if node.op_type == 'DequantizeLinear' and tuple(inputs) in self._dequantized:
+            names[node.output[0]] = self._dequantized[tuple(inputs)]
             return True
         return False
 
     def _remember(self, copy: onnx.NodeProto, node: onnx.NodeProto, types: dict[str, int]) -> None:
-        """Note how graph inputs, and what is converted from them, are quantised."""
+        """Note how graph inputs, and what is converted from them, are quantized."""
         if copy.op_type == 'QuantizeLinear' and self._from_input(copy.input[0]):
-            self._quantised[copy.input[0], types[node.input[2]]] = [copy.output[0], *copy.input[1:3]]
-        if copy.op_type == 'DequantizeLinear' and copy.input[0] in {entry[0] for entry in self._quantised.values()}:
-            self._dequantised[tuple(copy.input)] = copy.output[0]
+            self._quantized[copy.input[0], types[node.input[2]]] = [copy.output[0], *copy.input[1:3]]
+        if copy.op_type == 'DequantizeLinear' and copy.input[0] in {entry[0] for entry in self._quantized.values()}:
+            self._dequantized[tuple(copy.input)] = copy.output[0]
 
     def _from_input(self, name: str) -> bool:
-        return name in self._graph.inputs or name in self._dequantised.values()
+        return name in self._graph.inputs or name in self._dequantized.values()
 
     def _pass_on(
         self, name: str, value: str, graph: onnx.GraphProto, here: Callable[[str], str], types: dict[str, int]
     ) -> None:
-        """Make an output of a piece known to later ones; if it was quantised, so that they need not quantise it."""
+        """Make an output of a piece known to later ones; if it was quantized, so that they need not quantize it."""
         self._values[name] = value
         (producer,) = (node for node in graph.node if name in node.output)
         if producer.op_type == 'DequantizeLinear':
-            self._quantised[value, types[producer.input[2]]] = [here(key) for key in producer.input]
+            self._quantized[value, types[producer.input[2]]] = [here(key) for key in producer.input]
 
     def _add_constant(self, tensor: onnx.TensorProto, name: str) -> None:
         """Add a constant, a large one to the file of weights."""

@@ -5,7 +5,7 @@ and with what rounding left over, in 8 bits again; the sum has almost 16. Real 1
 HTP simulator, convolutions with them came out 20 to 40 dB worse than they should.
 
 Shares of the error are measured on the float graph, by rounding some weights alone: every weight of a small graph by
-itself; those of a large one, whose runs take long, in groups of neighbours, of which the worst are cut in half until
+itself; those of a large one, whose runs take long, in groups of neighbors, of which the worst are cut in half until
 `RUNS` are made. Groups are then doubled in the order of error per byte until what remains fits the target.
 `recipe.json`, beside the graph, says which weights are in two parts, and why.
 """
@@ -31,7 +31,7 @@ from export.graphs.table import Feeds
 from export.graphs.to_onnx import save
 from export.inner_bar import inner_bar
 from export.quantize.adaround import Rounding
-from export.quantize.qdq import quantise
+from export.quantize.qdq import quantize
 from export.report.report import snr_db
 from export.rewrite.tidy import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
 
@@ -47,7 +47,7 @@ _AXES = {'Conv': 0, 'Gemm': 1}
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Weights that are neighbours in a graph, and what their rounding does.
+    """Weights that are neighbors in a graph, and what their rounding does.
 
     Attributes:
       names: of the constants.
@@ -60,7 +60,7 @@ class Group:
     noise: float
 
 
-def quantise_to_target(
+def quantize_to_target(
     source: pathlib.Path,
     destination: pathlib.Path,
     ranges: pathlib.Path,
@@ -82,14 +82,14 @@ def quantise_to_target(
       The weights in two parts, and the ratio on `calls` in dB. It is below the target if nothing reaches that.
     """
     aim = target_db + HEADROOM_DB
-    quantise(source, destination, ranges, rounding)
+    quantize(source, destination, ranges, rounding)
     plain, worst = _worst(destination, calls, judged)
     groups, count, best = [], 0, (plain, 0)
     if search and plain < aim:
         groups = sorted(rounding_noise(source, worst, judged, rounding), key=lambda group: -group.noise / group.size)
     remaining = np.cumsum([0.0, *(group.noise for group in reversed(groups))])[::-1]
     signal = float(np.square(joined(worst.outputs, judged), dtype=np.float64).sum())
-    doubled_db = functools.partial(_quantise_doubled, source, destination, ranges, calls, judged, rounding)
+    doubled_db = functools.partial(_quantize_doubled, source, destination, ranges, calls, judged, rounding)
     allowed_db = aim
     while best[0] < aim and count < len(groups):
         count = max(count + 1, int(np.argmax(remaining <= signal / 10 ** (allowed_db / 10))))
@@ -129,7 +129,7 @@ def _recipe(groups: Sequence[Group], doubled: int, signal: float) -> dict[str, A
     return {'groups': entries}
 
 
-def _quantise_doubled(
+def _quantize_doubled(
     source: pathlib.Path,
     destination: pathlib.Path,
     ranges: pathlib.Path,
@@ -146,7 +146,7 @@ def _quantise_doubled(
         parts = double_weights(model.graph, doubled, source.parent)
         save(model, path)
         extended.write_text(json.dumps(_with_parts(json.loads(ranges.read_text()), parts)))
-        quantise(path, destination, extended, rounding)
+        quantize(path, destination, extended, rounding)
     finally:
         for file in path.parent.glob(f'{path.name}*'):
             file.unlink()
@@ -238,7 +238,7 @@ def rounding_noise(
 
 
 def _worst_apart(names: Sequence[str], measure: Callable[[Sequence[str]], Group], runs: int) -> list[Group]:
-    """Return groups of neighbours, the noisiest of which are cut in half as long as there are runs to measure with."""
+    """Return groups of neighbors, the noisiest of which are cut in half as long as there are runs to measure with."""
     first = len(names) if len(names) <= runs else max(1, runs // 2)
     groups = [measure(part) for part in _cut(names, first)]
     for _ in range((runs - first) // 2):
@@ -252,7 +252,7 @@ def _worst_apart(names: Sequence[str], measure: Callable[[Sequence[str]], Group]
 
 
 def _cut(names: Sequence[str], parts: int) -> list[Sequence[str]]:
-    """Return neighbours in so many parts, of about as many names each."""
+    """Return neighbors in so many parts, of about as many names each."""
     ends = [len(names) * part // parts for part in range(parts + 1)]
     return [names[start:end] for start, end in itertools.pairwise(ends)]
 

@@ -34,7 +34,7 @@ class Row:
       operations: nodes of the float ONNX graph.
       target_db: lowest acceptable ratio.
       onnx_db: float ONNX graph on the CPU, against JAX; like the next two, the lowest over the evaluation calls.
-      quantised_db: W8A16 graph on the CPU; None for FP16, which no CPU emulates.
+      quantized_db: W8A16 graph on the CPU; None for FP16, which no CPU emulates.
       htp_db: context binary on the HTP simulator; None if it was not run.
       doubled_weights: weights that take two parts of 8 bits, because the target needs it.
       ranges_db: ratio on calibration calls with each rule for the ranges of activations, if several were compared.
@@ -55,7 +55,7 @@ class Row:
     operations: int
     target_db: float
     onnx_db: float
-    quantised_db: float | None
+    quantized_db: float | None
     htp_db: float | None
     doubled_weights: int
     ranges_db: Mapping[str, float]
@@ -79,7 +79,7 @@ class Row:
     @property
     def deploy_db(self) -> float | None:
         """The ratio nearest to the phone that was measured."""
-        return self.quantised_db if self.htp_db is None else self.htp_db
+        return self.quantized_db if self.htp_db is None else self.htp_db
 
     @property
     def met(self) -> bool | None:
@@ -147,7 +147,7 @@ class Report:
         done: dict[str, dict[Any, Spent | None]] = {step: {} for step in STEPS}
         for row in self.rows:
             done['float graph'][row.graph] = row.spent['float graph']
-            done['quantise'][row.graph, row.precision] = row.spent['quantise']
+            done['quantize'][row.graph, row.precision] = row.spent['quantize']
             done['simulate'][row.label] = row.spent['simulate']
             if not row.shared:
                 done['compile'][row.label] = row.spent['compile']
@@ -226,14 +226,14 @@ _SHARED = (
     'what separate binaries hold at the least; "apart" is the sum of the separate ones, compiled only with --compare.',
 )
 # What Row.spent has.
-STEPS = ('float graph', 'quantise', 'compile', 'simulate')
+STEPS = ('float graph', 'quantize', 'compile', 'simulate')
 _MET = {True: 'yes', False: 'NO', None: 'not measured'}
 _FIDELITY: dict[str, Callable[[Row], object]] = {
     'graph': lambda row: row.graph,
     'precision': lambda row: row.precision + ' *' * row.ships,
     'chipset': lambda row: row.chipset,
     'ONNX': lambda row: _db(row.onnx_db),
-    'QDQ': lambda row: _db(row.quantised_db),
+    'QDQ': lambda row: _db(row.quantized_db),
     'HTP': lambda row: _db(row.htp_db),
     'target': lambda row: _db(row.target_db),
     'met': lambda row: _MET[row.met],

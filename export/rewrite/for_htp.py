@@ -1,12 +1,12 @@
 """Rewrites of the denoiser's graph that suit the HTP; the function stays as it is.
 
-  vectors_as_they_are     before quantisation: sums and products read a modulation vector itself, not a reshape of it.
+  vectors_as_they_are     before quantization: sums and products read a modulation vector itself, not a reshape of it.
   hide_transposes         before: keys are transposed in three axes, not four, which ONNX Runtime would move about.
   fuse_gains              after: the gain of an adaptive layer norm becomes the norm's own, in 16 bits: one pass less.
   convert_before_cutting  after: keys and values are converted to the type of a second operand once, not once for every
                           prefix that is cut from them.
 
-In a quantised graph every value is a chain of three: the float result of an operation, QuantizeLinear, and
+In a quantized graph every value is a chain of three: the float result of an operation, QuantizeLinear, and
 DequantizeLinear, which the next operation reads. A conversion is a second pair of the last two.
 """
 
@@ -71,7 +71,7 @@ def hide_transposes(graph: onnx.GraphProto) -> None:
 
 
 def fuse_gains(graph: onnx.GraphProto) -> None:
-    """Let a plain layer norm in a quantised graph take over the vector that its result is multiplied by.
+    """Let a plain layer norm in a quantized graph take over the vector that its result is multiplied by.
 
     The HTP's layer norm takes a gain that is computed, not stored, in symmetric 16 bits only.
     """
@@ -89,12 +89,12 @@ def fuse_gains(graph: onnx.GraphProto) -> None:
             product, result = _reader(consumers, product), product.output[0]
         if product is None or product.op_type != 'Mul' or not np.allclose((weight - float(zero)) * scale, 1, atol=1e-3):
             continue
-        (dequantised,) = set(product.input) - {result}
-        gain = producers[producers[dequantised].input[0]]
+        (dequantized,) = set(product.input) - {result}
+        gain = producers[producers[dequantized].input[0]]
         if gain.input[0] not in vectors:
             continue
-        names = _new_constants(graph, gain.input[0], _symmetric_scale(*values(producers[dequantised].input[1:])))
-        pair, name = _quantisation(gain.input[0], f'{gain.input[0]}_16', names)
+        names = _new_constants(graph, gain.input[0], _symmetric_scale(*values(producers[dequantized].input[1:])))
+        pair, name = _quantization(gain.input[0], f'{gain.input[0]}_16', names)
         added += pair
         norm.input[:] = [norm.input[0], name]
         norm.output[0] = product.output[0]
@@ -125,7 +125,7 @@ def convert_before_cutting(graph: onnx.GraphProto) -> None:
 
 
 class _Conversions:
-    """Converted twins of quantised values, made on demand; `nodes` holds what they need."""
+    """Converted twins of quantized values, made on demand; `nodes` holds what they need."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -142,15 +142,15 @@ class _Conversions:
             return None
         value = self._source(before)
         node = self._producers.get(value)
-        if node is not None and node.op_type == 'Slice' and self._is_quantised(node.input[0]):
+        if node is not None and node.op_type == 'Slice' and self._is_quantized(node.input[0]):
             whole, parameters = self._twin(self._source(node.input[0]), node.input[0])
             return self._slice(node, whole, parameters)
         return self._twin(value, before)[0] if value in self._cut else None
 
     def _before_conversion(self, name: str) -> str | None:
-        """Return the dequantised value that a conversion reads, if `name` is a conversion's result."""
+        """Return the dequantized value that a conversion reads, if `name` is a conversion's result."""
         pair = self._pair(name)
-        return pair[0].input[0] if pair and self._is_quantised(pair[0].input[0]) else None
+        return pair[0].input[0] if pair and self._is_quantized(pair[0].input[0]) else None
 
     def _pair(self, name: str) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
         """Return the QuantizeLinear and DequantizeLinear that a value went through."""
@@ -160,45 +160,45 @@ class _Conversions:
         first = self._producers.get(last.input[0])
         return (first, last) if first is not None and first.op_type == 'QuantizeLinear' else None
 
-    def _is_quantised(self, name: str) -> bool:
+    def _is_quantized(self, name: str) -> bool:
         return self._pair(name) is not None
 
     def _source(self, name: str) -> str:
-        """Return the float value behind all quantisation."""
+        """Return the float value behind all quantization."""
         while pair := self._pair(name):
             name = pair[0].input[0]
         return name
 
-    def _twin(self, value: str, dequantised: str) -> tuple[str, list[str]]:
-        """Return the converted twin of a value that is quantised as `dequantised`, and its scale and zero point."""
+    def _twin(self, value: str, dequantized: str) -> tuple[str, list[str]]:
+        """Return the converted twin of a value that is quantized as `dequantized`, and its scale and zero point."""
         if value not in self._converted:
-            pair = self._pair(dequantised)
+            pair = self._pair(dequantized)
             assert pair is not None
             scale, zero = (numpy_helper.to_array(self._constants[name]) for name in pair[1].input[1:3])
             parameters = _new_constants(self._graph, f'{value}_converted', _symmetric_scale(scale, zero))
-            self._converted[value] = self._quantised(dequantised, f'{value}_converted', parameters), parameters
+            self._converted[value] = self._quantized(dequantized, f'{value}_converted', parameters), parameters
         return self._converted[value]
 
     def _slice(self, node: onnx.NodeProto, whole: str, parameters: list[str]) -> str:
-        """Return the slice of a converted value, in the same quantisation."""
+        """Return the slice of a converted value, in the same quantization."""
         result = f'{node.output[0]}_of_converted'
         if result not in self._converted:
             cut = onnx.NodeProto.FromString(node.SerializeToString())
             cut.input[0], cut.output[0], cut.name = whole, result, f'{node.name}_of_converted'
             self.nodes.append(cut)
-            self._converted[result] = self._quantised(result, result, parameters), parameters
+            self._converted[result] = self._quantized(result, result, parameters), parameters
         return self._converted[result][0]
 
-    def _quantised(self, value: str, name: str, parameters: list[str]) -> str:
+    def _quantized(self, value: str, name: str, parameters: list[str]) -> str:
         """Return a value after a new QuantizeLinear and DequantizeLinear."""
-        nodes, result = _quantisation(value, name, parameters)
+        nodes, result = _quantization(value, name, parameters)
         self.nodes += nodes
         return result
 
 
-def _quantisation(value: str, name: str, parameters: list[str]) -> tuple[list[onnx.NodeProto], str]:
+def _quantization(value: str, name: str, parameters: list[str]) -> tuple[list[onnx.NodeProto], str]:
     """Return a QuantizeLinear and a DequantizeLinear, and the name of what comes out."""
-    steps = [value, f'{name}_quantised', f'{name}_dequantised']
+    steps = [value, f'{name}_quantized', f'{name}_dequantized']
     return [
         helper.make_node(kind, [source, *parameters], [result], name=f'{result}_node')
         for kind, source, result in zip(('QuantizeLinear', 'DequantizeLinear'), steps, steps[1:], strict=False)

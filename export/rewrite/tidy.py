@@ -187,7 +187,7 @@ def explicit_padding(graph: onnx.GraphProto) -> None:
 
 
 def plain_resize(graph: onnx.GraphProto) -> None:
-    """Write nearest-neighbour enlargement by whole factors in the one form that the HTP takes: asymmetric, floor.
+    """Write nearest-neighbor enlargement by whole factors in the one form that the HTP takes: asymmetric, floor.
 
     For whole factors all of ONNX's coordinate conventions agree.
     """
@@ -313,7 +313,7 @@ def clamp_gelu(graph: onnx.GraphProto, floor: float) -> None:
 def share_weights(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
     """Keep one of several equal weights: a layer applied eight times has them once.
 
-    Biases are left: quantised, each takes its scale from the input of its layer, and that differs.
+    Biases are left: quantized, each takes its scale from the input of its layer, and that differs.
     """
     alike: dict[Any, list[onnx.TensorProto]] = collections.defaultdict(list)
     for tensor in graph.initializer:

@@ -29,10 +29,10 @@ from export.qnn.compile import Target, binary_mb, compile_graph, provider_option
 from export.qnn.htp import HtpSession
 from export.quantize.adaround import GRAPHS as ADAROUND_GRAPHS
 from export.quantize.adaround import AdaRound, round_weights
-from export.quantize.qdq import quantise, quantised_operations, to_fp16, to_w8a16
+from export.quantize.qdq import quantize, quantized_operations, to_fp16, to_w8a16
 from export.quantize.ranges import measure_ranges
-from export.quantize.stitch import export_chain, quantise_chain
-from export.quantize.two_parts import lowest_db, quantise_to_target
+from export.quantize.stitch import export_chain, quantize_chain
+from export.quantize.two_parts import lowest_db, quantize_to_target
 from export.report.report import Row
 from export.report.resources import Spent, measured
 from neodragon_jax.atomic import atomic_folder
@@ -116,14 +116,14 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """The artefacts of one graph.
+    """The artifacts of one graph.
 
     Attributes:
       onnx: float graph.
       operations: number of its operations by kind.
       spent: seconds and peak memory of making it.
       precise: ONNX file at each precision.
-      details: what the metadata of each says about how it was quantised.
+      details: what the metadata of each says about how it was quantized.
       metadata, wrappers: of the context binary, and the ONNX file that wraps it, at each (precision, chipset).
     """
 
@@ -139,7 +139,7 @@ class Exported:
 
 @functools.cache
 def makers() -> dict[str, Any]:
-    """Return what makes artefacts besides their inputs: this code and the tools, by hash and version."""
+    """Return what makes artifacts besides their inputs: this code and the tools, by hash and version."""
     code = hashlib.sha256()
     for package in (pathlib.Path(__file__).parents[1], pathlib.Path(neodragon_jax.__file__).parent):
         for path in sorted(package.rglob('*.py')):
@@ -154,7 +154,7 @@ def steps_of(name: str, settings: Settings) -> int:
 
 
 def export_graph(task: Task, settings: Settings, on_step: OnStep) -> Exported:
-    """Export, quantise and compile a graph, unless it shares a binary; skip every step that is done.
+    """Export, quantize and compile a graph, unless it shares a binary; skip every step that is done.
 
     Args:
       on_step: called with the name of each finished step.
@@ -218,12 +218,12 @@ def _write_precise(
     chain = task.make() if task.name.startswith('denoiser') else None
     if isinstance(chain, ChainedGraph):
         with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
-            quantise_chain(chain, path, task.calibration(), to_w8a16, on_piece)
+            quantize_chain(chain, path, task.calibration(), to_w8a16, on_piece)
         return {'precision': precision, 'ranges': 'minmax'}
-    return {'precision': precision} | _quantise(task, source, path, settings, adaround)
+    return {'precision': precision} | _quantize(task, source, path, settings, adaround)
 
 
-def _quantise(
+def _quantize(
     task: Task, source: pathlib.Path, path: pathlib.Path, settings: Settings, adaround: AdaRound | None
 ) -> dict[str, Any]:
     """Write the W8A16 form with the best ranges and as few weights in two parts as the target needs."""
@@ -231,9 +231,9 @@ def _quantise(
     reached = {}
     for method in methods:
         ranges = path.with_name(f'ranges-{method}.json')
-        measure_ranges(source, ranges, task.calibration, quantised_operations(source), method)
+        measure_ranges(source, ranges, task.calibration, quantized_operations(source), method)
         if len(methods) > 1:
-            quantise(source, path, ranges)
+            quantize(source, path, ranges)
             reached[method] = lowest_db(OnnxSession(path), judging, judged)
     best = max(methods, key=lambda method: reached.get(method, 0))
     ranges = path.with_name(f'ranges-{best}.json')
@@ -241,11 +241,11 @@ def _quantise(
     if adaround is not None:
         learned = round_weights(adaround, source, task.calibration())
         for name, candidate in (('nearest', None), ('adaround', learned)):
-            quantise(source, path, ranges, candidate)
+            quantize(source, path, ranges, candidate)
             rounding_db[name] = lowest_db(OnnxSession(path), judging, judged)
         rounding = learned if rounding_db['adaround'] > rounding_db['nearest'] else None
     target_db = task.deployment.target_db
-    doubled, judged_db = quantise_to_target(
+    doubled, judged_db = quantize_to_target(
         source, path, ranges, judging, judged, target_db, rounding, settings.two_parts
     )
     details = {'ranges': best, 'ranges_db': reached, 'rounding_db': rounding_db}
@@ -290,11 +290,11 @@ def measure(exported: Exported, settings: Settings, on_step: OnStep) -> Iterator
         )
     on_step(f'{task.name}: ONNX {onnx_db:.1f} dB')
     for precision, path in exported.precise.items():
-        quantised_db = lowest_db(OnnxSession(path), calls, task.judged) if precision == 'w8a16' else None
+        quantized_db = lowest_db(OnnxSession(path), calls, task.judged) if precision == 'w8a16' else None
         for number, target in enumerate(settings.targets):
             first = number == 0
             simulated = _simulate(exported, precision, target, calls) if settings.simulate and first else None
-            row = _row(exported, precision, target, onnx_db, quantised_db, simulated)
+            row = _row(exported, precision, target, onnx_db, quantized_db, simulated)
             if first:
                 on_step(f'{task.name}: {precision}, {"not measured" if row.met is None else f"{row.deploy_db:.1f} dB"}')
             yield row
@@ -316,7 +316,7 @@ def _row(
     precision: str,
     target: Target,
     onnx_db: float,
-    quantised_db: float | None,
+    quantized_db: float | None,
     simulated: dict[str, float] | None,
 ) -> Row:
     """Return a row of the report."""
@@ -330,7 +330,7 @@ def _row(
         operations=sum(exported.operations.values()),
         target_db=deployment.target_db,
         onnx_db=onnx_db,
-        quantised_db=quantised_db,
+        quantized_db=quantized_db,
         htp_db=None if simulated is None else simulated['db'],
         doubled_weights=len(exported.details[precision].get('doubled_weights', ())),
         ranges_db=exported.details[precision].get('ranges_db', {}),
@@ -345,7 +345,7 @@ def _row(
         estimated_ms=view['estimated_ms_on_8_elite'],
         spent={
             'float graph': exported.spent,
-            'quantise': exported.details[precision]['spent'],
+            'quantize': exported.details[precision]['spent'],
             'compile': metadata['compile'],
             'simulate': simulated,
         },

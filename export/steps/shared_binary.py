@@ -32,7 +32,7 @@ def compile_stages(stages: Sequence[Exported], settings: Settings, on_step: OnSt
     """Compile graphs together for every precision and chipset, unless that is done, and measure them on the first.
 
     Args:
-      stages: exported and quantised; they get metadata and wrappers, as if compiled each by itself.
+      stages: exported and quantized; they get metadata and wrappers, as if compiled each by itself.
       on_step: called with the name of each finished step.
     Raises:
       InputError: a graph does not compile.

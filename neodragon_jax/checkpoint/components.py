@@ -224,7 +224,7 @@ def abstract_params(module: nn.Module) -> Params:
 
 
 def example_inputs(module: nn.Module) -> tuple[Any, ...]:
-    """Return the smallest inputs that initialise every parameter of a module."""
+    """Return the smallest inputs that initialize every parameter of a module."""
     ids = jnp.zeros((1, 2), jnp.int32)
     if isinstance(module, PyramidMMDiT | TeacherMMDiT):
         config, patch = module.config, module.config.patch_size

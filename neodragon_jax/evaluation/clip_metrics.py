@@ -1,7 +1,7 @@
 """Numbers that describe a clip without a reference and without weights: motion, flicker, sharpness, saturation.
 
 They tell a frozen, pulsing, blurred or washed-out video from a sound one, and two checkpoints apart; they do not judge
-what a video shows. Luma is the mean of R, G and B, in grey levels 0..255.
+what a video shows. Luma is the mean of R, G and B, in gray levels 0..255.
 
 Legend: T frames, H W pixels.
 """
@@ -21,7 +21,7 @@ BLOCK, REACH = 16, 8
 # Frame pairs that motion is measured on, evenly spaced: following every pair takes seconds per clip.
 PAIRS = 12
 # What a displacement must at least take from the difference at none: a share of it, because the best of many matches
-# of mere noise takes a seventh, and grey levels per pixel, because of compression.
+# of mere noise takes a seventh, and gray levels per pixel, because of compression.
 SHARE, LEVELS = 0.25, 1.0
 
 Luma = Float[np.ndarray, 'T H W']
@@ -66,8 +66,8 @@ def motion(luma: Luma) -> float:
 
         d(s) = argmin over |dx|, |dy| <= 8 of sum over s of |a(x, y) - b(x + dx, y + dy)|,
 
-    the shortest of equals, and 0 unless the sum is smaller than at d = 0 by a quarter and by a grey level per pixel.
-    The result is the mean of |d| over the squares whose neighbourhood lies inside the frame, and over at most 12 evenly
+    the shortest of equals, and 0 unless the sum is smaller than at d = 0 by a quarter and by a gray level per pixel.
+    The result is the mean of |d| over the squares whose neighborhood lies inside the frame, and over at most 12 evenly
     spaced pairs.
     """
     pairs = np.unique(np.linspace(0, len(luma) - 2, PAIRS).round().astype(int))
@@ -97,7 +97,7 @@ def _displacements(before: Float[np.ndarray, 'H W'], after: Float[np.ndarray, 'H
 
 
 def flicker(luma: Luma) -> float:
-    """Return how much brightness pulses from frame to frame, in grey levels.
+    """Return how much brightness pulses from frame to frame, in gray levels.
 
     With m(t, s) the mean luma of the 16x16 square s in frame t, it is the mean over t and s of
 
@@ -111,25 +111,25 @@ def flicker(luma: Luma) -> float:
 
 
 def sharpness(luma: Luma) -> float:
-    """Return how much detail there is at the finest scale, in grey levels.
+    """Return how much detail there is at the finest scale, in gray levels.
 
     It is the root mean square, over all frames and all pixels but the outermost, of a pixel minus the mean of its four
-    neighbours: 0 for flat pictures and even gradients; blur lowers it, noise and ringing raise it.
+    neighbors: 0 for flat pictures and even gradients; blur lowers it, noise and ringing raise it.
     """
-    squares = [float(np.square(_against_neighbours(frame)).mean(dtype=np.float64)) for frame in luma]
+    squares = [float(np.square(_against_neighbors(frame)).mean(dtype=np.float64)) for frame in luma]
     return float(np.sqrt(np.mean(squares)))
 
 
-def _against_neighbours(frame: Float[np.ndarray, 'H W']) -> Float[np.ndarray, 'h w']:
-    """Return each inner pixel minus the mean of its four neighbours."""
+def _against_neighbors(frame: Float[np.ndarray, 'H W']) -> Float[np.ndarray, 'h w']:
+    """Return each inner pixel minus the mean of its four neighbors."""
     vertical = frame[:-2, 1:-1] + frame[2:, 1:-1]
     return frame[1:-1, 1:-1] - (vertical + frame[1:-1, :-2] + frame[1:-1, 2:]) / 4
 
 
 def saturation(frames: UInt8[np.ndarray, 'T H W 3']) -> float:
-    """Return how colourful the clip is: the mean over all pixels of (max(R, G, B) - min(R, G, B)) / 255.
+    """Return how colorful the clip is: the mean over all pixels of (max(R, G, B) - min(R, G, B)) / 255.
 
-    0 for greys, 1 for pure red, yellow, cyan and so on. It is not divided by the brightness, so that noise in the dark
+    0 for grays, 1 for pure red, yellow, cyan and so on. It is not divided by the brightness, so that noise in the dark
     counts little.
     """
     red, green, blue = np.moveaxis(frames, -1, 0)

@@ -28,7 +28,7 @@ from neodragon_jax.generation.defaults import RELEASED, SPATIAL_FACTOR, TEMPORAL
 from neodragon_jax.generation.param_store import Store, Task, finish, read_params
 from neodragon_jax.generation.tokens import Tokenizers, Tokens
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
-from neodragon_jax.models.vae import VideoVAE, denormalise, normalise, posterior_sample
+from neodragon_jax.models.vae import VideoVAE, denormalize, normalize, posterior_sample
 from neodragon_jax.pyramid.sampler import (
     Denoiser,
     Keys,
@@ -293,10 +293,10 @@ def generation(
 def encode_first_frame(
     components: Components, frame: Float[Array | np.ndarray, 'B 1 H W 3'], noise: NoiseSource
 ) -> Unit:
-    """Return the normalised latent of a first frame: a sample of the encoder's posterior, not its mean."""
+    """Return the normalized latent of a first frame: a sample of the encoder's posterior, not its mean."""
     moments = components.encode_image(jnp.asarray(frame)).astype(jnp.float32)
     shape = (*moments.shape[:-1], components.channels)
-    return normalise(posterior_sample(moments, noise.posterior(shape)))
+    return normalize(posterior_sample(moments, noise.posterior(shape)))
 
 
 def decode(
@@ -305,13 +305,13 @@ def decode(
     shard: Callable[[Any], Any] = lambda tree: tree,
     on_decoded: Callable[[int], object] = lambda index: None,
 ) -> UInt8[np.ndarray, 'B F H W 3']:
-    """Decode normalised latents frame by frame: each gives eight video frames, of which the first latent keeps one.
+    """Decode normalized latents frame by frame: each gives eight video frames, of which the first latent keeps one.
 
     Args:
       shard: distributes a tree of arrays with a leading batch axis over devices.
       on_decoded: called with the index of every latent frame that has been decoded.
     """
-    latents = denormalise(latents)
+    latents = denormalize(latents)
     batch, frames, height, width, _ = latents.shape
     memories = shard(components.init_memories(batch, height, width))
     chunks = []

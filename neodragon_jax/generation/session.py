@@ -240,7 +240,7 @@ def start_processes() -> tuple[int, int]:
         jax.distributed.initialize(**given, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT)
     except (KeyError, ValueError) as error:
         raise InputError(
-            f'--distributed, but JAX recognises no cluster here ({error}): set JAX_COORDINATOR_ADDRESS, '
+            f'--distributed, but JAX recognizes no cluster here ({error}): set JAX_COORDINATOR_ADDRESS, '
             'JAX_NUM_PROCESSES and JAX_PROCESS_ID, or leave the option out.'
         ) from None
     return jax.process_index(), jax.process_count()

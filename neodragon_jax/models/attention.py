@@ -127,7 +127,7 @@ def make_rotary(
 def rotate(x: Float[Array, 'B X N K'], rotary: Rotary | RotaryMatrices, image_tokens: int) -> Float[Array, 'B X N K']:
     """Apply the rotary embedding of the last X of all image tokens: dimension i pairs with i + K/2.
 
-    The released weights pair neighbours (2i, 2i + 1); loading permutes them, because contiguous halves cost a phone
+    The released weights pair neighbors (2i, 2i + 1); loading permutes them, because contiguous halves cost a phone
     little while interleaving costs it a quarter of the graph.
     """
     batch, rows, _, width = x.shape

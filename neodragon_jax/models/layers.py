@@ -42,7 +42,7 @@ def sincos_table(size: int, width: int, base: int) -> np.ndarray:
 
 
 def layer_norm(x: Float[Array, '*B D'], epsilon: float = 1e-6) -> Float[Array, '*B D']:
-    """Normalise the last axis to mean 0 and variance 1 in float32, without learned parameters."""
+    """Normalize the last axis to mean 0 and variance 1 in float32, without learned parameters."""
     # Flax's layer rather than its formula: exporters turn it into one native node.
     norm = nn.LayerNorm(epsilon, use_bias=False, use_scale=False, use_fast_variance=False, parent=None)
     normed: Any = norm.apply({}, x)

@@ -48,7 +48,7 @@ STREAMS = 'streams'
 _XAVIER = nn.initializers.xavier_uniform()
 _ZEROS = nn.initializers.zeros_init()
 
-# What rematerialisation keeps from the forward pass of a block.
+# What rematerialization keeps from the forward pass of a block.
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -92,7 +92,7 @@ class FeedForward(nn.Module):
 class JointBlock(nn.Module):
     """Transformer block over two token streams that attend jointly.
 
-    Tokens come as [B, L, D], or as [L, D] for a batch of one: matrix products of rank 2 are what quantises per
+    Tokens come as [B, L, D], or as [L, D] for a batch of one: matrix products of rank 2 are what quantizes per
     channel on a phone. The last block ends the text stream, and computes only the `keep` image tokens that are read.
     """
 
@@ -330,7 +330,7 @@ class PyramidMMDiT(nn.Module):
     def position_rows(self, layout: Layout) -> Float[Array, 'I D']:
         """Return the positional row of every image token.
 
-        The table is cropped to its centre at the current unit's grid; coarser history sees that crop resized
+        The table is cropped to its center at the current unit's grid; coarser history sees that crop resized
         (bilinear, no antialiasing). The table is stored with the weights and is not trained.
         """
         rows, columns = layout.grids[-1]
@@ -349,7 +349,7 @@ class PyramidMMDiT(nn.Module):
 
 
 def _positions_init(key: Array, config: MMDiTConfig) -> Float[Array, 'M M D']:
-    """Return the fixed sine/cosine table (the key is unused: Flax passes it to every initialiser)."""
+    """Return the fixed sine/cosine table (the key is unused: Flax passes it to every initializer)."""
     del key
     base = config.sample_size // config.patch_size
     return jnp.asarray(sincos_table(config.pos_embed_max_size, config.width, base))

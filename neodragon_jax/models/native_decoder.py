@@ -98,7 +98,7 @@ class NativeVAE(CausalVAE[PyramidFlowVAEConfig]):
         self.decoder = NativeDecoder(self.config, self.dtype)
 
     def decode(self, latents: Latents) -> Video:
-        """Decode whole clips of de-normalised latents to 8 (t - 1) + 1 frames in [-1, 1] (not clamped)."""
+        """Decode whole clips of de-normalized latents to 8 (t - 1) + 1 frames in [-1, 1] (not clamped)."""
         if latents.shape[1] > 1:
             return self.decoder(self.post_quant_conv(latents), first=True)
         return self.decoder(self.post_quant_conv(latents[:, 0]), first=True)[:, None]
@@ -114,7 +114,7 @@ def decode_chunked(model: NativeVAE, params: Mapping[str, Any], latents: Latents
     Every causal convolution keeps its last two frames, so peak memory is that of one chunk.
 
     Args:
-      latents: de-normalised.
+      latents: de-normalized.
     Raises:
       InputError: the window is empty.
     """

@@ -98,12 +98,12 @@ def _exceeds(scores: Float[Array, 'B K']) -> Bool[Array, 'B K']:
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """From pictures in bytes to what the tower takes: shorter side to `resize`, the centre's square, CLIP's units.
+    """From pictures in bytes to what the tower takes: shorter side to `resize`, the center's square, CLIP's units.
 
     Attributes:
       resize: pixels of the shorter side after resizing (bicubic).
       crop: pixels of the square's side.
-      mean, deviation: of each colour, in [0, 1].
+      mean, deviation: of each color, in [0, 1].
     """
 
     resize: int = 224

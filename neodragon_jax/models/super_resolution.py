@@ -1,7 +1,7 @@
 """QuickSRNet: enlarges every frame of a video by 2, 3 or 4, at the end of the pipeline.
 
 A few 3x3 convolutions with ReLUs clipped to [0, 1], then depth to space. Every convolution begins as the identity, and
-the last one as a copy of each colour to all the pixels that it becomes: together, nearest-neighbour enlargement. To all
+the last one as a copy of each color to all the pixels that it becomes: together, nearest-neighbor enlargement. To all
 of them a random part is added. In the large variant a 1x1 convolution of the input makes the copies instead.
 
 Legend: B pictures, h w pixels before and H W after enlargement, s scaling factor (H = s h), C channels, S any shape.
@@ -29,7 +29,7 @@ def depth_to_space(x: Float[Array, 'B h w _'], factor: int) -> Float[Array, 'B H
     """Lay out the channels of each pixel as a square of pixels.
 
     Channel c s^2 + s row + column goes to channel c at (row, column): the order of torch's PixelShuffle, in which all
-    pixels of one colour are neighbours.
+    pixels of one color are neighbors.
     """
     batch, height, width, depth = x.shape
     x = x.reshape(batch, height, width, depth // factor**2, factor, factor)
@@ -64,7 +64,7 @@ class QuickSRNet(nn.Module):
     """Pictures in [0, 1] to larger ones in [0, 1].
 
     Attributes:
-      randomness: factor of the random part of initial weights; at 0 a fresh network enlarges by nearest neighbour.
+      randomness: factor of the random part of initial weights; at 0 a fresh network enlarges by nearest neighbor.
     """
 
     config: SuperResolutionConfig

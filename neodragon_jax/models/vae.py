@@ -1,7 +1,7 @@
 """Video VAE: a causal 3-D encoder and the TinyAEHV decoder, 8x8x8 compression to 16 channels.
 
 `VideoVAE` holds the parameters and both directions; `CausalVAE` is the half that it shares with Pyramid-Flow's own VAE.
-Around it, pure functions: the latents' normalisation, the posterior, and encoding in chunks of time or tiles of space.
+Around it, pure functions: the latents' normalization, the posterior, and encoding in chunks of time or tiles of space.
 
 Legend: B batch, T frames, H W pixel grid, t latent frames, h w latent grid, C latent channels, M = 2C moments.
 Source: Neodragon, arXiv 2511.06055; Pyramid-Flow, arXiv 2410.05954, section 3.4.
@@ -37,7 +37,7 @@ Config = TypeVar('Config', bound=CausalEncoderConfig)
 
 @dataclasses.dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and reciprocal deviation of an encoder's latents, by which they are normalised.
+    """Mean and reciprocal deviation of an encoder's latents, by which they are normalized.
 
     A video's first frame, which the encoder treats as a picture, has its own.
     """
@@ -89,7 +89,7 @@ class CausalVAE(nn.Module, Generic[Config]):
         return self.quant_conv(self.encoder(video))
 
     def decode(self, latents: Latents) -> Video:
-        """Decode whole clips of de-normalised latents."""
+        """Decode whole clips of de-normalized latents."""
         raise NotImplementedError
 
 
@@ -101,7 +101,7 @@ class VideoVAE(CausalVAE[VideoVAEConfig]):
         self.decoder = Decoder(self.config, self.dtype)
 
     def decode(self, latents: Latents) -> Video:
-        """Decode whole clips of de-normalised latents to 8 (t - 1) + 1 frames in [-1, 1] (not clamped)."""
+        """Decode whole clips of de-normalized latents to 8 (t - 1) + 1 frames in [-1, 1] (not clamped)."""
         batch, _, height, width, _ = latents.shape
         frames, _ = self.decode_step(latents, self.init_memories(batch, height, width))
         # The first latent frame stands for one frame of the video, its last.
@@ -111,7 +111,7 @@ class VideoVAE(CausalVAE[VideoVAEConfig]):
         """Decode the next latents of a video, usually one, to 8 frames each.
 
         Args:
-          latents: de-normalised; t = 1 gives the graph for a phone.
+          latents: de-normalized; t = 1 gives the graph for a phone.
           memories: what the previous call returned, or `init_memories`.
         Returns:
           frames: in [-1, 1] (not clamped); the first 7 of a video are to be dropped.
@@ -141,14 +141,14 @@ def _check_clip(config: CausalEncoderConfig, video: Video, first: bool) -> None:
 
 
 def _shift_and_scale(length: int, first_frame: bool, statistics: LatentStatistics) -> tuple[np.ndarray, np.ndarray]:
-    """Return the normalisation of each latent frame, two arrays [t, 1, 1, 1]."""
+    """Return the normalization of each latent frame, two arrays [t, 1, 1, 1]."""
     first = (np.arange(length) == 0) & first_frame
     shift = np.where(first, np.float32(statistics.first_shift), np.float32(statistics.shift))
     scale = np.where(first, np.float32(statistics.first_scale), np.float32(statistics.scale))
     return shift.reshape(-1, 1, 1, 1), scale.reshape(-1, 1, 1, 1)
 
 
-def normalise(latents: Latents, first_frame: bool = True, statistics: LatentStatistics = NEODRAGON) -> Latents:
+def normalize(latents: Latents, first_frame: bool = True, statistics: LatentStatistics = NEODRAGON) -> Latents:
     """Bring latents to about unit variance, as the denoiser works on them.
 
     Args:
@@ -160,8 +160,8 @@ def normalise(latents: Latents, first_frame: bool = True, statistics: LatentStat
     return (latents - shift) * scale
 
 
-def denormalise(latents: Latents, first_frame: bool = True, statistics: LatentStatistics = NEODRAGON) -> Latents:
-    """Invert `normalise`."""
+def denormalize(latents: Latents, first_frame: bool = True, statistics: LatentStatistics = NEODRAGON) -> Latents:
+    """Invert `normalize`."""
     shift, scale = _shift_and_scale(latents.shape[-4], first_frame, statistics)
     return latents / scale + shift
 

@@ -35,7 +35,7 @@ def _conv(features: int, kernel: int, dtype: Any, name: str, use_bias: bool = Tr
 
 
 def double_space(x: Float[Array, 'N h w C']) -> Float[Array, 'N H W C']:
-    """Double height and width, nearest neighbour; this form exports to one Resize node."""
+    """Double height and width, nearest neighbor; this form exports to one Resize node."""
     batch, height, width, channels = x.shape
     return jax.image.resize(x, (batch, 2 * height, 2 * width, channels), 'nearest')
 
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         """Decode latents of B clips, batch-major.
 
         Args:
-          latents: de-normalised, after the post-quantisation convolution.
+          latents: de-normalized, after the post-quantization convolution.
           memories: one array per memory block, as `memory_shapes` gives them.
         Returns:
           phases: the frames of each latent in [-1, 1] (not clamped), each phase [N, H, W, 3].

@@ -82,10 +82,10 @@ class QueryGroup(NamedTuple):
 
 
 def query_groups(layout: Layout) -> list[QueryGroup]:
-    """Return the image queries in groups, in order: neighbours of one grid are a group, the current unit is its own.
+    """Return the image queries in groups, in order: neighbors of one grid are a group, the current unit is its own.
 
     Attention is causal over frames, so no query of a group sees a key behind the group. Grouping equal frames trades a
-    few masked scores for fewer and larger matrix products: it is coarse history that has equal neighbours.
+    few masked scores for fewer and larger matrix products: it is coarse history that has equal neighbors.
     """
     past = len(layout.grids) - layout.current_frames
     groups: list[QueryGroup] = []

@@ -198,7 +198,7 @@ def jax_denoiser(apply: Callable[..., Any], params: Any) -> Denoiser:
 def guided(denoise: Denoiser, negative: Prompt, scale: Scale) -> Denoiser:
     """Return a denoiser with classifier-free guidance: negative + scale (positive - negative), in one doubled batch.
 
-    A sample's negative and positive prompt are neighbours in the doubled batch, not in two halves of it: halves would
+    A sample's negative and positive prompt are neighbors in the doubled batch, not in two halves of it: halves would
     have to be exchanged between the devices that share the batch.
 
     Args:
@@ -248,13 +248,13 @@ def sample(
     first_frame: Unit | None = None,
     on_step: Callable[[int, int, int, Unit], object] = lambda unit, stage, step, x: None,
 ) -> Latents:
-    """Generate the normalised latents of a batch of videos, [B, T, H, W, C].
+    """Generate the normalized latents of a batch of videos, [B, T, H, W, C].
 
     Args:
       denoise: see Denoiser.
       prompt, negative: what to show and what to avoid; `negative` is needed with guidance.
       noise: source of all random numbers.
-      first_frame: normalised latent of a given first frame, [B, 1, H, W, C]; generation then starts at unit 1.
+      first_frame: normalized latent of a given first frame, [B, 1, H, W, C]; generation then starts at unit 1.
       on_step: called after every Euler step with (unit, stage, step, x), for progress and tests.
     Raises:
       InputError: guidance without a negative prompt.

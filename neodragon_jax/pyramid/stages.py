@@ -38,7 +38,7 @@ def down(x: Float[Array, '*B H W C'], times: int = 1) -> Float[Array, '*B h w C'
 
 
 def up(x: Float[Array, '*B h w C']) -> Float[Array, '*B H W C']:
-    """Double height and width, nearest neighbour."""
+    """Double height and width, nearest neighbor."""
     return jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
 
 
@@ -52,7 +52,7 @@ def levels(x: Latents, stages: int) -> list[Float[Array, 'B T _ _ C']]:
     return [down(x, stages - 1 - stage) for stage in range(stages)]
 
 
-def colour_noise(white: Float[Array, '*B H W C'], gamma: float = 1 / 3) -> Float[Array, '*B H W C']:
+def color_noise(white: Float[Array, '*B H W C'], gamma: float = 1 / 3) -> Float[Array, '*B H W C']:
     """Turn white noise into block noise: covariance 1 on the diagonal of each 2x2 block and -gamma off it.
 
     That matrix has the eigenvalue 1 - 3 gamma on the block mean and 1 + gamma on the rest, so its symmetric square
@@ -64,7 +64,7 @@ def colour_noise(white: Float[Array, '*B H W C'], gamma: float = 1 / 3) -> Float
 
 def block_noise(key: PRNGKeyArray, shape: Sequence[int], gamma: float = 1 / 3) -> Float[Array, ...]:
     """Draw block noise of shape [..., H, W, C], all blocks at once."""
-    return colour_noise(jax.random.normal(key, tuple(shape), jnp.float32), gamma)
+    return color_noise(jax.random.normal(key, tuple(shape), jnp.float32), gamma)
 
 
 def enter_stage(

@@ -55,9 +55,9 @@ def test_all_graphs_meet_their_targets_on_the_simulator(exported, rows):
         row = rows[name, SIMULATED]
         assert row['met'] and row['ships'] and row['htp_db'] >= row['target_db']
         assert row['onnx_db'] > EXACT_DB
-        if row['precision'] == 'w8a16' and row['quantised_db'] < 55:
+        if row['precision'] == 'w8a16' and row['quantized_db'] < 55:
             # Group norms run in FP16 on the HTP, an error that the graph on the CPU does not have.
-            assert abs(row['htp_db'] - row['quantised_db']) < (2.5 if row['float_operations'] else 1), name
+            assert abs(row['htp_db'] - row['quantized_db']) < (2.5 if row['float_operations'] else 1), name
     assert '| first_frame_unet | w8a16 * |' in (exported / 'report.md').read_text()
 
 
@@ -97,7 +97,7 @@ def test_binary_folder_is_complete(exported):
     assert {path.name for path in folder.iterdir()} == {*metadata['model_files'], 'metadata.json'}
     assert metadata['chipset']['product'] == 'Snapdragon 8 Elite'
     latent = metadata['inputs']['latent']
-    assert latent['shape'] == [1, 8, 8, 16] and latent['quantised_inside_to']['type'] == 'uint16'
+    assert latent['shape'] == [1, 8, 8, 16] and latent['quantized_inside_to']['type'] == 'uint16'
     assert list(metadata['outputs']) == ['frames', *(f'next_memory_{index}' for index in range(9))]
     assert not [path for path in exported.rglob('.*')]
 
@@ -175,7 +175,7 @@ def test_a_set_of_more_graphs_serves_fewer(exported, arguments, tmp_path, monkey
         command = [*arguments, '--graphs', graphs, '--calibration', str(exported / 'calibration')]
         assert main([*command, '--no-simulate', '--out', str(tmp_path)]) == 0
     row = json.loads((tmp_path / 'report.json').read_text())['graphs'][0]
-    assert row['graph'] == 'super_resolution' and row['quantised_db'] > row['target_db']
+    assert row['graph'] == 'super_resolution' and row['quantized_db'] > row['target_db']
 
 
 def make_row(htp_db: float | None, precision: str = 'w8a16') -> Row:
@@ -187,7 +187,7 @@ def make_row(htp_db: float | None, precision: str = 'w8a16') -> Row:
         operations=142,
         target_db=29.0,
         onnx_db=130.0,
-        quantised_db=40.0,
+        quantized_db=40.0,
         htp_db=htp_db,
         doubled_weights=0,
         ranges_db={'minmax': 40.0, 'mse': 39.0},
@@ -202,7 +202,7 @@ def make_row(htp_db: float | None, precision: str = 'w8a16') -> Row:
         estimated_ms={'flat_ms': 0.105, 'by_operation_ms': 0.09},
         spent={
             'float graph': {'seconds': 1.0, 'peak_gb': None},
-            'quantise': {'seconds': 2.0, 'peak_gb': 0.5},
+            'quantize': {'seconds': 2.0, 'peak_gb': 0.5},
             'compile': {'seconds': 0.5, 'peak_gb': 0.2},
             'simulate': None,
         },
@@ -235,18 +235,18 @@ def test_report_shows_costs_and_comparisons(tmp_path):
     assert '| denoiser_stage0, denoiser_stage1 | w8a16 | sm8750 | 1.10 | 2.00 | 2.20 | 3.0 | 0.25 |' in text
     assert '\n## Compared\n' in text
     # Both rows are one graph: its steps count once, and compiling is that of the binary.
-    assert 'All steps: 2.0 minutes (recording 1.9, float graph 0.0, quantise 0.0, compile 0.1)' in text
+    assert 'All steps: 2.0 minutes (recording 1.9, float graph 0.0, quantize 0.0, compile 0.1)' in text
     assert 'Recording took up to 1.5 GB.' in text
     values = json.loads((tmp_path / 'report.json').read_text())
-    want = {'recording': 114.0, 'float graph': 1.0, 'quantise': 2.0, 'compile': 3.0, 'simulate': 0}
+    want = {'recording': 114.0, 'float graph': 1.0, 'quantize': 2.0, 'compile': 3.0, 'simulate': 0}
     assert values['step_seconds'] == want
     assert values['shared_binaries'][0]['apart_mb'] == 2.2 and values['graphs'][0]['met'] is True
 
 
 def test_chart_tells_met_from_missed():
-    """Its bars: longer for more, of another colour below the target, none for what was not measured."""
+    """Its bars: longer for more, of another color below the target, none for what was not measured."""
     chart = np.asarray(draw_ratios([('a', 40.0, 29.0), ('b', 20.0, 29.0), ('c', None, 29.0)]))
-    bars = [(chart == ImageColor.getrgb(colour)).all(-1).any(0).nonzero()[0] for colour in (MET, MISSED)]
+    bars = [(chart == ImageColor.getrgb(color)).all(-1).any(0).nonzero()[0] for color in (MET, MISSED)]
     met, missed = (int(columns[-1] - columns[0]) for columns in bars)
     assert met == pytest.approx(2 * missed, abs=2)
     assert not (chart == ImageColor.getrgb(MISSED)).all(-1)[MARGIN + 3 * LINE :].any()

@@ -173,16 +173,16 @@ def test_w8a16_types_and_ranges(tower, tmp_path):
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     producers = {output: node for node in graph.node for output in node.output}
 
-    def quantised_with(value: str) -> tuple[np.ndarray, np.ndarray]:
+    def quantized_with(value: str) -> tuple[np.ndarray, np.ndarray]:
         node = producers[value]
         assert node.op_type == 'DequantizeLinear'
         return constants[node.input[1]], constants[node.input[2]]
 
     for node in graph.node:
         if node.op_type == 'MatMul':
-            assert [quantised_with(name)[1].dtype for name in node.input] == [np.uint16, np.int16]
+            assert [quantized_with(name)[1].dtype for name in node.input] == [np.uint16, np.int16]
         if node.op_type == 'Gemm':
-            scale, zero = quantised_with(node.input[1])
+            scale, zero = quantized_with(node.input[1])
             assert zero.dtype == np.int8 and scale.shape == constants[producers[node.input[1]].input[0]].shape[-1:]
     scale, zero = next(
         (constants[node.input[1]], constants[node.input[2]])

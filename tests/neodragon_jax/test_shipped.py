@@ -7,7 +7,7 @@ import pytest
 from neodragon_jax.__main__ import main
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.video import read_mp4
-from train.shapes.attributes import measure, summarise
+from train.shapes.attributes import measure, summarize
 from train.shapes.world import CPU, caption, parse
 
 MEGABYTES = 10
@@ -32,10 +32,10 @@ def test_its_videos_show_what_is_asked(prompts, mode, tmp_path):
     options = [option for prompt in prompts for option in ('--prompt', prompt)]
     assert main([*options, '--mode', mode, '--out', str(tmp_path)]) == 0
     seen = [measure(read_mp4(tmp_path / f'{prompt}-0.mp4'), parse(prompt), CPU) for prompt in prompts]
-    means = {name: value.mean for name, value in summarise(seen).items()}
+    means = {name: value.mean for name, value in summarize(seen).items()}
     print({name: round(value, 3) for name, value in means.items()})
     right = seen[0].right()
-    assert right['colour'] and right['direction'] and right['background']
-    assert means['background'] == 1 and means['colour'] >= 0.9 and means['direction'] >= 0.9
+    assert right['color'] and right['direction'] and right['background']
+    assert means['background'] == 1 and means['color'] >= 0.9 and means['direction'] >= 0.9
     assert means['shape'] >= 0.5  # one of three by chance
     assert means['mismatch'] < 0.4 and 0.7 < means['motion'] < 1.4

@@ -18,12 +18,12 @@ from neodragon_jax.errors import InputError
 from neodragon_jax.video import contact_sheet, image_to_frame, read_image, read_mp4, to_uint8, write_mp4
 from support.goldens import load_golden
 
-COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200]], np.uint8)
+COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200]], np.uint8)
 
 
 def moving_bars(frames: int = 12, height: int = 32, width: int = 96) -> np.ndarray:
-    """Return a clip of coloured bars that move to the right by two pixels a frame."""
-    row = np.repeat(COLOURS, width // len(COLOURS), axis=0)
+    """Return a clip of colored bars that move to the right by two pixels a frame."""
+    row = np.repeat(COLORS, width // len(COLORS), axis=0)
     rows = np.stack([np.roll(row, 2 * index, axis=0) for index in range(frames)])
     return np.broadcast_to(rows[:, None], (frames, height, width, 3)).copy()
 
@@ -55,14 +55,14 @@ def test_mp4_round_trip(tmp_path):
     assert names(tmp_path / 'new') == ['clip.mp4']
     got = read_mp4(tmp_path / 'new' / 'clip.mp4').astype(int)
     assert got.shape == clip.shape
-    # Away from the edges of the bars, where the halved resolution of colour blurs, every colour survives.
+    # Away from the edges of the bars, where the halved resolution of color blurs, every color survives.
     column = np.arange(8, 96, 16)
     for index in range(len(clip)):
         shifted = (column + 2 * index) % 96
-        assert np.abs(got[index][:, shifted] - COLOURS).max() <= 6, index
+        assert np.abs(got[index][:, shifted] - COLORS).max() <= 6, index
 
 
-def test_mp4_declares_rate_and_colours(tmp_path):
+def test_mp4_declares_rate_and_colors(tmp_path):
     for fps, rate in ((24, fractions.Fraction(24)), (24000 / 1001, fractions.Fraction(24000, 1001))):
         write_mp4(tmp_path / 'clip.mp4', moving_bars(), fps)
         with av.open(str(tmp_path / 'clip.mp4')) as container:
@@ -169,7 +169,7 @@ def test_first_frame_is_resized_like_the_reference():
 def test_picture_scaling():
     golden = load_golden('video_vae')
     image = np.repeat(golden['u8/img'].reshape(16, 16, 1), 3, axis=2)
-    assert np.array_equal(image_to_frame(image, 16, 16)[..., 0].reshape(-1), golden['u8/normalised'])
+    assert np.array_equal(image_to_frame(image, 16, 16)[..., 0].reshape(-1), golden['u8/normalized'])
 
 
 def test_picture_that_is_not_rgb_bytes_is_refused():
@@ -181,8 +181,8 @@ def test_read_image(tmp_path):
     pixels = moving_bars(1)[0]
     Image.fromarray(pixels).save(tmp_path / 'rgb.png')
     assert np.array_equal(read_image(tmp_path / 'rgb.png'), pixels)
-    Image.fromarray(pixels[..., 0]).save(tmp_path / 'grey.png')
-    assert np.array_equal(read_image(tmp_path / 'grey.png'), np.repeat(pixels[..., :1], 3, axis=2))
+    Image.fromarray(pixels[..., 0]).save(tmp_path / 'gray.png')
+    assert np.array_equal(read_image(tmp_path / 'gray.png'), np.repeat(pixels[..., :1], 3, axis=2))
     orientation, quarter_turn = 0x0112, 6
     exif = Image.Exif()
     exif[orientation] = quarter_turn

@@ -52,7 +52,7 @@ class Toy:
 
     poison: tuple[int, ...] = ()
     stop_before: int = -1
-    flavour: str = 'plain'
+    flavor: str = 'plain'
     seconds_per_step: float = 0.0
     name: str = 'toy'
 
@@ -99,7 +99,7 @@ class Toy:
         np.save(folder / 'bias.npy', to_host(state.student['image_mlp']['linear_2']['bias']))
 
     def metadata(self):
-        return {'flavour': self.flavour}
+        return {'flavor': self.flavor}
 
 
 def _linear(layer, x):

@@ -12,7 +12,7 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import posterior_mean
-from train.vae.rematerialise import MemoryConfig, decode, encode
+from train.vae.rematerialize import MemoryConfig, decode, encode
 
 SIZES = {
     'encoder_block_out_channels': (4, 4, 8),

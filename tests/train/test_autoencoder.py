@@ -17,7 +17,7 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.pyramid_flow import PYRAMID_FLOW_VAE, PyramidFlowVAEConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
-from neodragon_jax.models.vae import NEODRAGON, VideoVAE, normalise, posterior_mean, posterior_sample
+from neodragon_jax.models.vae import NEODRAGON, VideoVAE, normalize, posterior_mean, posterior_sample
 from support.goldens import TINY_CHECKPOINT, relative_error
 from support.vae_runs import SIZES, native, random, reconstruction_loss
 from train import autoencoder, moving_shapes
@@ -29,7 +29,7 @@ from train.vae import latent_statistics as statistics
 from train.vae.clips import ClipsConfig
 from train.vae.perceptual import LPIPS
 from train.vae.reconstruction import BEST_PSNR_DB, Terms, TermsConfig, quality
-from train.vae.rematerialise import MemoryConfig
+from train.vae.rematerialize import MemoryConfig
 
 # Three levels instead of four, with one block each.
 
@@ -91,7 +91,7 @@ def some_moments() -> jax.Array:
     return jnp.asarray(np.concatenate([mean, rng.normal(size=mean.shape) - 2], axis=-1).astype(np.float32))
 
 
-def test_divergence_is_that_of_normalised_latents():
+def test_divergence_is_that_of_normalized_latents():
     """Against the closed form of KL(N(m, v) || N(shift, 1 / scale^2)), number by number."""
     moments = np.asarray(some_moments(), np.float64)
     mean, log_variance = np.split(moments, 2, axis=-1)
@@ -104,10 +104,10 @@ def test_divergence_is_that_of_normalised_latents():
     assert statistics.prior_divergence(some_moments()) == pytest.approx(total / mean.size, rel=1e-5)
 
 
-def test_measured_moments_are_those_of_normalised_samples():
+def test_measured_moments_are_those_of_normalized_samples():
     moments = jnp.concatenate([some_moments()] * 40)
     noise = random(*moments.shape[:-1], 16)
-    samples = np.asarray(normalise(posterior_sample(moments, noise)))
+    samples = np.asarray(normalize(posterior_sample(moments, noise)))
     want = [samples[:, :1].mean(), samples[:, :1].std(), samples[:, 1:].mean(), samples[:, 1:].std()]
     got = statistics.measure([moments[:50], moments[50:]])
     assert np.allclose(got, want, atol=0.01)
@@ -118,14 +118,14 @@ def test_measured_moments_are_those_of_normalised_samples():
 
 
 def test_latents_that_fit_are_left_alone_and_others_are_brought_there():
-    measured = statistics.NormalisedMoments(0.0, 1.0, 0.0, 1.0)
+    measured = statistics.NormalizedMoments(0.0, 1.0, 0.0, 1.0)
     assert np.allclose(statistics.fit(measured), (1.0, 0.0), atol=1e-6)
     # Both kinds moved by one affine map of latents, z -> 2.5 z + 0.4: its inverse brings both back.
     kinds = ((NEODRAGON.first_shift, NEODRAGON.first_scale), (NEODRAGON.shift, NEODRAGON.scale))
     moved = [value for shift, scale in kinds for value in ((2.5 * shift + 0.4 - shift) * scale, 2.5)]
-    affine = statistics.fit(statistics.NormalisedMoments(*moved))
+    affine = statistics.fit(statistics.NormalizedMoments(*moved))
     assert np.allclose(affine, (0.4, -0.16), atol=1e-6)
-    assert np.allclose(statistics.after(statistics.NormalisedMoments(*moved), affine), (0, 1, 0, 1), atol=1e-6)
+    assert np.allclose(statistics.after(statistics.NormalizedMoments(*moved), affine), (0, 1, 0, 1), atol=1e-6)
 
 
 def test_no_other_map_fits_better():
@@ -157,7 +157,7 @@ def test_folding_moves_latents_and_keeps_reconstructions():
     assert miss(measured) < miss(record.before)
 
 
-# --- Clips and judgement ----------------------------------------------------------------------------------------------
+# --- Clips and judgment ----------------------------------------------------------------------------------------------
 
 
 def test_random_cuts_are_parts_of_the_clips():
@@ -196,7 +196,7 @@ def test_drawn_clips_tell_which_attributes_survive():
     opened = clips.open_clips('shapes:cpu', ClipsConfig(17, 64, 64, held_out=2))
     assert opened.read is not None
     whole = opened.read(1, opened.held_out[1])
-    assert {name for name, value in whole.items() if value == 1} >= {'shape_right', 'colour_right', 'direction_right'}
+    assert {name for name, value in whole.items() if value == 1} >= {'shape_right', 'color_right', 'direction_right'}
     assert 0 < whole['mismatch'] < 0.06
     backwards = opened.read(1, opened.held_out[1][::-1])
     assert backwards['direction_right'] == 0 and backwards['shape_right'] == 1

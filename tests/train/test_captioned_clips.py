@@ -328,11 +328,11 @@ def test_pictures_make_clips_of_one_frame(tmp_path, capsys):
     Image.new('RGB', (130, 70), (200, 30, 30)).save(tmp_path / 'in' / 'red.jpg')
     (tmp_path / 'in' / 'red.txt').write_text('a red wall\n')
     movie(tmp_path / 'in' / 'film.mp4')
-    (tmp_path / 'in' / 'film.mp4.txt').write_text('grey')
+    (tmp_path / 'in' / 'film.mp4.txt').write_text('gray')
     given = [*arguments(tmp_path / 'in', tmp_path / 'out'), '--frames', '1']
     assert captioned_clips.main(given) == 0
     source = ClipSource(tmp_path / 'out' / '64x128')
-    assert [source[index]['prompt'] for index in range(2)] == ['grey', 'a red wall']
+    assert [source[index]['prompt'] for index in range(2)] == ['gray', 'a red wall']
     assert source[1]['video'].shape == (1, 64, 128, 3)
     assert np.abs(source[1]['video'].astype(int) - [200, 30, 30]).max() < 12
     assert not (tmp_path / 'out' / '128x64').exists()

@@ -21,7 +21,7 @@ from neodragon_jax.config.neodragon import FULL, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
-from neodragon_jax.models.vae import VideoVAE, normalise
+from neodragon_jax.models.vae import VideoVAE, normalize
 from support.goldens import TINY_CHECKPOINT
 from train import decoder
 from train.runtime.metrics import read_metrics
@@ -88,7 +88,7 @@ def test_it_learns(unbroken):
     first, last = (np.mean([row['loss'] for row in part]) for part in (rows[:3], rows[-3:]))
     judged = [row for row in rows if 'eval/psnr' in row]
     print(f'loss {first:.3f} -> {last:.3f}, held-out PSNR {[row["eval/psnr"] for row in judged]}')
-    # The easy part, the mean colour, is there before the first step.
+    # The easy part, the mean color, is there before the first step.
     assert last < 0.95 * first
     assert judged[-1]['eval/psnr'] > judged[0]['eval/psnr'] + 0.2
     # The native decoder is random, and does not change.
@@ -167,16 +167,16 @@ def test_it_goes_on_from_a_small_decoder(native, unbroken):
 
 
 @pytest.mark.slow
-def test_a_fresh_decoder_sees_normalised_latents():
+def test_a_fresh_decoder_sees_normalized_latents():
     module = VideoVAE(VideoVAEConfig(decoder_num_features=FEATURES))
-    colour = jnp.array([0.5, -0.25, 0.0])
-    params = fresh_small_decoder(module, jax.random.key(0), colour)
+    color = jnp.array([0.5, -0.25, 0.0])
+    params = fresh_small_decoder(module, jax.random.key(0), color)
     latents = jax.random.normal(jax.random.key(1), (1, 3, 4, 4, 16))
     layer = params['post_quant_conv']
     got = jnp.einsum('bthwi,io->bthwo', latents, layer['kernel'][0, 0]) + layer['bias']
-    assert np.allclose(got, normalise(latents, first_frame=False), atol=1e-5)
+    assert np.allclose(got, normalize(latents, first_frame=False), atol=1e-5)
     frames = module.apply({'params': params}, latents, method='decode')
-    assert np.allclose(frames.mean(axis=(0, 1, 2, 3)), colour, atol=0.1)
+    assert np.allclose(frames.mean(axis=(0, 1, 2, 3)), color, atol=0.1)
     own = module.init(jax.random.key(0), *checkpoint.example_inputs(module))['params']
     assert jax.tree.structure(params) == jax.tree.structure({name: own[name] for name in decoder.DECODER})
 

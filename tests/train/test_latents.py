@@ -19,7 +19,7 @@ from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.generation.tokens import DEFAULT_NEGATIVE_PROMPT, Tokenizers
 from neodragon_jax.models.native_decoder import NativeVAE
-from neodragon_jax.models.vae import normalise, posterior_mean
+from neodragon_jax.models.vae import normalize, posterior_mean
 from support.goldens import TINY_CHECKPOINT, relative_error
 from train import captioned_clips, latents
 from train.captioned_clips import ClipSource
@@ -79,7 +79,7 @@ def test_a_sample_is_what_the_pipeline_computes(clips, means):
     sample, video = source[3], videos[3]['video']
     scaled = jnp.asarray(video, jnp.float32)[None] / 127.5 - 1
     moments = jax.jit(lambda video: vae.apply({'params': params}, video, method='encode'))(scaled)
-    assert relative_error(sample['latents'], normalise(posterior_mean(moments))[0]) < 2e-5
+    assert relative_error(sample['latents'], normalize(posterior_mean(moments))[0]) < 2e-5
     assert relative_error(sample['text'], prompt.text[0]) < 2e-5
     assert relative_error(sample['pooled'], prompt.pooled[0]) < 2e-5
     np.testing.assert_array_equal(sample['text_mask'], prompt.mask[0])

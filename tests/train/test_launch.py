@@ -104,7 +104,7 @@ def test_error_of_one_process_ends_the_job_at_once(tmp_path):
         assert 'launch: process 1 of 2 failed with status 2' in job.output
 
 
-# --- How processes recognise each other -------------------------------------------------------------------------------
+# --- How processes recognize each other -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_one_process_joins_nobody(joined, monkeypatch):
     assert joined == []
 
 
-def test_environment_comes_before_what_jax_recognises(joined, monkeypatch):
+def test_environment_comes_before_what_jax_recognizes(joined, monkeypatch):
     for name, value in zip(sharding.PROCESS_VARIABLES, ('host:1', '4', '3'), strict=True):
         monkeypatch.setenv(name, value)
     sharding.start_processes(distributed=True)

@@ -24,7 +24,7 @@ from train.moving_shapes import MovingShapesSource, write_samples
 from train.runtime.loader import Loader
 from train.runtime.sharding import MeshConfig, batch_sharding, make_mesh
 from train.shapes.world import (
-    COLOURS,
+    COLORS,
     CPU,
     DIRECTIONS,
     GPU,
@@ -44,9 +44,9 @@ RED_CIRCLE = Traits('small', 'red', 'circle', 'right', '', 'blue')
 
 
 def alpha_of(clip: np.ndarray, traits: Traits) -> np.ndarray:
-    """Return the share of the shape's colour in each pixel."""
-    background, colour = (np.array(COLOURS[name], float) for name in (traits.background, traits.colour))
-    ray = colour - background
+    """Return the share of the shape's color in each pixel."""
+    background, color = (np.array(COLORS[name], float) for name in (traits.background, traits.color))
+    ray = color - background
     return (clip - background) @ ray / (ray @ ray)
 
 
@@ -142,7 +142,7 @@ def test_shape_is_where_the_track_says_and_as_large_as_its_size(world, frames, s
     height, width = size
     for index in range(60):
         scene = world.scene(1, index)
-        clip, centres = draw(scene, frames, *size), track(scene, frames, *size)
+        clip, centers = draw(scene, frames, *size), track(scene, frames, *size)
         assert clip.shape == (frames, *size, 3) and clip.dtype == np.uint8
         share = alpha_of(clip, scene.traits)
         area = share.sum(axis=(1, 2))
@@ -150,7 +150,7 @@ def test_shape_is_where_the_track_says_and_as_large_as_its_size(world, frames, s
         np.testing.assert_allclose(area, math.pi * (SIZES[scene.traits.size] * min(size)) ** 2, rtol=0.04)
         x = (share.sum(axis=1) * (np.arange(width) + 0.5)).sum(axis=1) / area
         y = (share.sum(axis=2) * (np.arange(height) + 0.5)).sum(axis=1) / area
-        np.testing.assert_allclose(np.stack([x, y], axis=1), centres, atol=0.12)
+        np.testing.assert_allclose(np.stack([x, y], axis=1), centers, atol=0.12)
 
 
 @BOTH
@@ -179,7 +179,7 @@ def test_a_larger_picture_is_the_same_picture():
 
 @pytest.mark.parametrize('split', ['train', 'held_out'])
 def test_wording_tells_nothing_of_the_scene(split):
-    """Otherwise a model learns to see the colour in "little"."""
+    """Otherwise a model learns to see the color in "little"."""
     source = MovingShapesSource(CPU, 1, (16, 16), seed=1, count=2000, split=split, paraphrase=True)
     captions = [source.caption(index) for index in range(len(source))]
     numbers = np.array([CPU.numbers(source.scene(index).traits) for index in range(len(source))])
@@ -297,17 +297,17 @@ def test_bad_options(tmp_path, capsys, option, value, message):
 
 
 def test_bad_worlds():
-    with pytest.raises(InputError, match=r"no colour is called 'rad'. Did you mean \"red\"\?"):
-        dataclasses.replace(CPU, colours=('rad',))
-    with pytest.raises(InputError, match='blue is a colour of shapes and of backgrounds'):
-        dataclasses.replace(CPU, colours=('red', 'blue'))
+    with pytest.raises(InputError, match=r"no color is called 'rad'. Did you mean \"red\"\?"):
+        dataclasses.replace(CPU, colors=('rad',))
+    with pytest.raises(InputError, match='blue is a color of shapes and of backgrounds'):
+        dataclasses.replace(CPU, colors=('red', 'blue'))
     with pytest.raises(InputError, match='shape has 2 values, some equal'):
         dataclasses.replace(CPU, shapes=('circle', 'circle'))
     with pytest.raises(InputError, match='turns is -1'):
         dataclasses.replace(CPU, turns=-1)
     with pytest.raises(InputError, match="split is 'test'; use one of train, held_out, all"):
         MovingShapesSource(CPU, 9, (32, 32), split='test')
-    with pytest.raises(InputError, match="colour 'cyan' does not occur in this world"):
-        CPU.numbers(RED_CIRCLE._replace(colour='cyan'))
+    with pytest.raises(InputError, match="color 'cyan' does not occur in this world"):
+        CPU.numbers(RED_CIRCLE._replace(color='cyan'))
     with pytest.raises(InputError, match='0 frames of 32x32'):
         draw(Scene(RED_CIRCLE), 0, 32, 32)

@@ -53,13 +53,13 @@ def test_depth_to_space_is_pixel_shuffle(factor):
 
 
 @pytest.mark.parametrize(('name', 'factor'), [('small', 2), ('small', 3), ('medium', 4), ('large', 2)])
-def test_without_randomness_a_fresh_network_is_nearest_neighbour(name, factor):
+def test_without_randomness_a_fresh_network_is_nearest_neighbor(name, factor):
     module, params = network(variant(name, factor), randomness=0.0)
     x = pictures(2, 5, 6, 3)
     assert np.array_equal(jax.jit(module.apply)({'params': params}, x), nearest(x, factor))
 
 
-def test_a_fresh_network_is_near_nearest_neighbour():
+def test_a_fresh_network_is_near_nearest_neighbor():
     """The random part is torch's default: uniform in +-1/sqrt(fan in) around the identity."""
     module, params = network(VARIANTS['large'])
     kernel = np.asarray(params['conv_5']['kernel'])
@@ -194,14 +194,14 @@ def test_upscale_calls_with_one_shape():
 
 
 def waves(height: int, width: int, seed: int) -> np.ndarray:
-    """Return a picture of a few smooth waves per colour, which a network can enlarge better than by repetition."""
+    """Return a picture of a few smooth waves per color, which a network can enlarge better than by repetition."""
     rng = np.random.default_rng(seed)
     rows, columns = np.indices((height, width))
     picture = np.zeros((height, width, 3))
-    for colour in range(3):
+    for color in range(3):
         for _ in range(4):
             frequency, phase = rng.uniform(-0.9, 0.9, 2), rng.uniform(0, 2 * np.pi)
-            picture[..., colour] += np.sin(frequency[0] * rows + frequency[1] * columns + phase) / 8
+            picture[..., color] += np.sin(frequency[0] * rows + frequency[1] * columns + phase) / 8
     return ((picture + 0.5) * 255).astype(np.uint8)
 
 
@@ -283,7 +283,7 @@ def unbroken(data, tmp_path_factory):
     return workdir
 
 
-def test_it_learns_more_than_nearest_neighbour(unbroken):
+def test_it_learns_more_than_nearest_neighbor(unbroken):
     """It begins worse, and ends better also on a picture that it has not seen."""
     first, *_, last = read_metrics(unbroken)
     assert first['loss'] > 0.9 * first['nearest_l1']

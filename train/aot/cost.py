@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its optimised HLO text: arithmetic, cycles and communication per device.
+"""What a compiled program does, read from its optimized HLO text: arithmetic, cycles and communication per device.
 
 XLA's own `cost_analysis` counts the body of a loop once, and most of a training step is loops. Here a body counts as
 often as its loop runs. Everything is per device and per call of the program:
@@ -72,7 +72,7 @@ class Cost:
         self.unknown_loops |= other.unknown_loops
 
 
-def analyse(module: Module) -> Cost:
+def analyze(module: Module) -> Cost:
     """Return the cost of one call of a program on one device."""
     return _Walk(module).cost(module.entry)
 

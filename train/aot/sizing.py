@@ -4,7 +4,7 @@
     python -m train.aot --config=configs/dmd.py --topology=v5e:4x4,v5p:2x2x4 --sweep --batches=1,8 --remats=full,dots
 
 The step is the one that the training loop runs, with its settings, mesh and shardings; --config.KEY=VALUE changes them.
-Prints memory per device against capacity, arithmetic, communication, step time, utilisation and samples per second;
+Prints memory per device against capacity, arithmetic, communication, step time, utilization and samples per second;
 train/aot/report.py tells how they are estimated. A program that does not fit is a result, not an error. Neither a
 checkpoint nor data are needed, and nothing is allocated. The compiler comes with `pip install -e '.[tpu]'` (libtpu);
 a full-size step takes two to five minutes on one core and up to 7 GB. Results are kept in --cache: the same command

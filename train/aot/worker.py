@@ -28,7 +28,7 @@ from neodragon_jax.atomic import atomic_file
 from neodragon_jax.errors import InputError
 from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
-from train.aot.cost import analyse
+from train.aot.cost import analyze
 from train.aot.hlo import group_axes, parse
 from train.aot.report import Facts, needed_bytes
 from train.runtime import loop
@@ -80,7 +80,7 @@ def answer(request: Request) -> Facts:
     if not record.is_file():
         _compile(lowered, request.flags, record, program_text, lower_s)
     facts = Facts(**json.loads(record.read_text()))
-    return _analysed(facts, program_text, mesh, slice_) if facts.fits else facts
+    return _analyzed(facts, program_text, mesh, slice_) if facts.fits else facts
 
 
 def lower(program: aot_program.AbstractProgram, variant: str, slice_: aot_chips.Topology) -> tuple[Any, Any]:
@@ -150,10 +150,10 @@ def _memory(stats: Any) -> dict[str, float]:
     }
 
 
-def _analysed(facts: Facts, program_text: pathlib.Path, mesh: Any, slice_: aot_chips.Topology) -> Facts:
+def _analyzed(facts: Facts, program_text: pathlib.Path, mesh: Any, slice_: aot_chips.Topology) -> Facts:
     """Return the facts with what the program's text tells."""
     with gzip.open(program_text, 'rt') as file:
-        cost = analyse(parse(file.read()))
+        cost = analyze(parse(file.read()))
     places = [device.coords for device in mesh.devices.flat]
     collectives: dict[tuple[str, str], list[float]] = {}
     for (kind, group), size in cost.collectives.items():

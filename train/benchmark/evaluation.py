@@ -31,7 +31,7 @@ from train.autoencoder import AUTOENCODER
 from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain, Tier
 from train.dmd.program import STUDENT, STUDENT_ADAPTER
 from train.moving_shapes import MovingShapesSource
-from train.shapes.attributes import Estimate, measure, summarise
+from train.shapes.attributes import Estimate, measure, summarize
 from train.shapes.world import WORLDS, Traits
 from train.vae.clips import to_float
 from train.vae.reconstruction import quality
@@ -99,7 +99,7 @@ class Judge:
     def __call__(self, videos: Videos) -> dict[str, Estimate]:
         """Return the accuracy of every attribute, and the means of the numbers."""
         clips = zip(videos, self.asked, strict=True)
-        return summarise([measure(clip, asked, self.world) for clip, asked in clips])
+        return summarize([measure(clip, asked, self.world) for clip, asked in clips])
 
     def generate(self, system: System, first_frame: str, seed: int) -> Videos:
         """Return a video for each caption.

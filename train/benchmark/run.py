@@ -5,7 +5,7 @@
     python -m train.benchmark --out out/fast --fast                 every command once, in minutes
 
 Autoencoder, small decoder, teacher, text encoder, pruning and step distillation, one after the other, each by its own
-program; then videos of held-out captions, whose colours, shapes, directions and speeds are read from the pixels.
+program; then videos of held-out captions, whose colors, shapes, directions and speeds are read from the pixels.
 OUT/report.md and OUT/report.html tell how that compares to the targets; OUT/seed-0/moving_shapes is a checkpoint for
 `python -m neodragon_jax`. Killed and started again with the same command, it goes on where it was: every program does.
 

@@ -136,7 +136,7 @@ def _of_videos(what: str, value: Value, least: float | None = None, most: float 
 
 
 TARGETS = (
-    *_of_videos('teacher: colour right', _of_teacher('colour'), least=0.98),
+    *_of_videos('teacher: color right', _of_teacher('color'), least=0.98),
     *_of_videos('teacher: direction right', _of_teacher('direction'), least=0.95),
     *_of_videos('teacher: shape right', _of_teacher('shape'), least=0.85),
     *_of_videos('teacher: motion, 1 as drawn', _of_teacher('motion'), least=0.85, most=1.15),

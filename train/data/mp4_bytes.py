@@ -19,10 +19,10 @@ from neodragon_jax.errors import InputError
 
 
 def encode(frames: UInt8[np.ndarray, 'T H W 3'], fps: int, quality: int) -> bytes:
-    """Return a clip as mp4, colours tagged BT.709; H and W are even.
+    """Return a clip as mp4, colors tagged BT.709; H and W are even.
 
     Args:
-      quality: x264's constant quality, 0 (no loss but that of the colours' 4:2:0) to 51.
+      quality: x264's constant quality, 0 (no loss but that of the colors' 4:2:0) to 51.
     """
     file = io.BytesIO()
     with av.open(file, 'w', format='mp4') as container:

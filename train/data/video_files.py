@@ -257,4 +257,4 @@ def _picture(path: pathlib.Path) -> UInt8[np.ndarray, 'H W 3']:
     try:
         return read_image(path)
     except InputError:
-        raise Unusable('damaged, or not a picture of 8 bits per colour') from None
+        raise Unusable('damaged, or not a picture of 8 bits per color') from None

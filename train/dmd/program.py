@@ -119,7 +119,7 @@ class DMD:
         return {'teacher': self.teacher, 'negative': self.negative}
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> DMDState:
-        """Return both models as copies of the teacher (ND: same initialisation), with fresh optimizers."""
+        """Return both models as copies of the teacher (ND: same initialization), with fresh optimizers."""
         del key
         # Real copies: the state's buffers are donated to every step, the teacher's must survive.
         student, fake = (jax.tree.map(jnp.copy, frozen['teacher']) for _ in range(2))

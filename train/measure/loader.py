@@ -142,7 +142,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> bool:
     )
     size_mb /= 1e6
     print(f'{len(source)} samples of {size_mb:.3f} MB, batches of {args.batch}, {os.cpu_count()} cores')
-    loader_rate(source, args.batch, seed=0)  # the first transfer initialises the devices
+    loader_rate(source, args.batch, seed=0)  # the first transfer initializes the devices
     evict(folder)
     rates = {'cold': loader_rate(source, args.batch, seed=1), 'warm': loader_rate(source, args.batch, seed=1)}
     for name, rate in rates.items():

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from train.pruning.importance import Importance
 
-COLOURS = {'image': '#2b6cb0', 'text': '#c05621'}
+COLORS = {'image': '#2b6cb0', 'text': '#c05621'}
 BAR, GAP, HEIGHT, LEFT, TOP, BOTTOM = 9, 8, 200, 56, 30, 40
 PALE = 0.3
 
@@ -34,12 +34,12 @@ def importance_svg(importance: Importance, removed: Collection[int] = ()) -> str
                 opacity = PALE if block in removed else 1
                 parts.append(
                     f'<rect x="{left + place * BAR}" y="{TOP + HEIGHT - height:.2f}" width="{BAR}" '
-                    f'height="{height:.2f}" fill="{COLOURS[stream]}" opacity="{opacity}">'
+                    f'height="{height:.2f}" fill="{COLORS[stream]}" opacity="{opacity}">'
                     f'<title>block {block}, {stream}: {values[block]:.5f}</title></rect>'
                 )
-    for place, (stream, colour) in enumerate(COLOURS.items()):
+    for place, (stream, color) in enumerate(COLORS.items()):
         x = LEFT + GAP + 90 * place
-        parts.append(f'<rect x="{x}" y="10" width="10" height="10" fill="{colour}"/>')
+        parts.append(f'<rect x="{x}" y="10" width="10" height="10" fill="{color}"/>')
         parts.append(_text(x + 14, 19, f'{stream} tokens', 'start'))
     parts.append(
         _text(LEFT, TOP + HEIGHT + 32, '1 - cos(tokens before, tokens after) by block; pale: removed', 'start')

@@ -1,7 +1,7 @@
 """Arithmetic of a function, counted in its jaxpr before any compiler sees it.
 
 Counted are multiplications and additions of matrix products and convolutions, two per pair, over all devices. A loop
-body counts as often as the loop runs (XLA's own cost analysis counts it once), and what rematerialisation computes
+body counts as often as the loop runs (XLA's own cost analysis counts it once), and what rematerialization computes
 again counts again. Not counted: elementwise work, reductions, softmax and norms.
 """
 

@@ -56,7 +56,7 @@ def _arithmetic(program: Program, arguments: Arguments, steps: int, devices: int
     mean = sum(counts[variant].total * number for variant, number in share.items()) / looked_at
     lines.append(
         f'{_si(mean)}FLOP per step on average, {_si(mean / devices)}FLOP per device, {_si(mean * steps)}FLOP in all: '
-        'matrix products and convolutions, loop bodies as often as they run, rematerialisation included'
+        'matrix products and convolutions, loop bodies as often as they run, rematerialization included'
     )
     return lines
 

@@ -108,7 +108,7 @@ class LoopConfig:
       compile_cache: folder of compiled programs, with which a restarted run need not compile again. '' leaves it to
         JAX: the environment's JAX_COMPILATION_CACHE_DIR, or none. Of several processes on CPU devices, only the first
         finds its programs there.
-      distributed: this is one of several processes that JAX recognises (see `start_processes`).
+      distributed: this is one of several processes that JAX recognizes (see `start_processes`).
     """
 
     workdir: str

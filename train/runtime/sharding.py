@@ -99,7 +99,7 @@ def start_processes(distributed: bool = False) -> None:
 
     Processes find each other by what is there first: JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID in the environment, as `train.launch` sets them; a TPU slice of several hosts under GKE, by its
-    TPU_WORKER_HOSTNAMES; what JAX recognises where `distributed` is set.
+    TPU_WORKER_HOSTNAMES; what JAX recognizes where `distributed` is set.
 
     Args:
       distributed: this is one of several processes on a TPU pod, under Slurm or under Open MPI.
@@ -134,12 +134,12 @@ def _process_numbers(given: Sequence[str]) -> tuple[int, int]:
 
 
 def _join(count: int | None, index: int | None) -> None:
-    """Start JAX's coordination; None lets it recognise the cluster."""
+    """Start JAX's coordination; None lets it recognize the cluster."""
     try:
         jax.distributed.initialize(num_processes=count, process_id=index)
     except ValueError as error:
         raise InputError(
-            f'distributed is set, but JAX recognises no cluster here ({error}): set {", ".join(PROCESS_VARIABLES)}, '
+            f'distributed is set, but JAX recognizes no cluster here ({error}): set {", ".join(PROCESS_VARIABLES)}, '
             'or unset it.'
         ) from None
 

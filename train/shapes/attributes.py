@@ -1,9 +1,9 @@
 """Attributes of clips of moving shapes, read from the pixels without any learned model, and compared to the caption.
 
-How a clip is read, with b(t) the median colour of frame t's border and lengths in sides (see shapes_world.py):
+How a clip is read, with b(t) the median color of frame t's border and lengths in sides (see shapes_world.py):
 
-* Background: the named colour nearest to the median of all borders.
-* Shape colour: c is the median over pixels that differ most from b(t); the named colour nearest to c. Where no pixel
+* Background: the named color nearest to the median of all borders.
+* Shape color: c is the median over pixels that differ most from b(t); the named color nearest to c. Where no pixel
   differs by 40 levels there is no shape, and nothing else is read.
 * Mask: the share m = (p - b) . (c - b) / |c - b|^2 of each pixel p, stretched: clip(2 m - 1/2, 0, 1), so that weak
   noise counts as nothing.
@@ -11,14 +11,14 @@ How a clip is read, with b(t) the median colour of frame t's border and lengths 
 * Shape: the one whose drawn template of the mask's area, laid over the mask where it fits best, differs least from it.
 * Mismatch: the area by which mask and template of the asked shape and size differ, over the template's; 1 for an empty
   picture. Drawn clips have about 0.02.
-* Track: the centre of mass in each frame, of the shares at most 3 pixels from the mask's core: squares of 3x3 pixels in
+* Track: the center of mass in each frame, of the shares at most 3 pixels from the mask's core: squares of 3x3 pixels in
   it, which specks lack. If a frame has no core, there is no track, and nothing of the following is read.
 * Direction: that of the displacement, if it is within 27 degrees of one, while the caption's direction surely holds
   (all of the clip in a world without turns).
 * Speed: that whose displacement in this time is nearest.
 * Motion: the displacement along the asked direction in this time, over the true one: 1 as drawn, 0 for a still,
   negative for the opposite direction.
-* Path: the length of the whole way of the centre, sideways moves and turns included, over the true one.
+* Path: the length of the whole way of the center, sideways moves and turns included, over the true one.
 
 Legend: T frames, H W pixels.
 """
@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from neodragon_jax.errors import InputError
 from neodragon_jax.evaluation import clip_metrics as metrics
-from train.shapes.world import COLOURS, DIRECTIONS, REACHES, SIZES, SPEEDS, Traits, World, coverage
+from train.shapes.world import COLORS, DIRECTIONS, REACHES, SIZES, SPEEDS, Traits, World, coverage
 
 # Levels, of 0..255 per channel, by which a shape must differ from the background.
 CONTRAST = 40.0
@@ -60,7 +60,7 @@ class Attributes(NamedTuple):
 
     asked: Traits
     size: str | None
-    colour: str | None
+    color: str | None
     shape: str | None
     direction: str | None
     speed: str | None
@@ -108,18 +108,18 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], asked: Traits, world: World) ->
         raise InputError(f'video: {frames} frames of {height}x{width}; give at least {least} of 16x16 pixels.')
     world.numbers(asked)
     pixels = video.astype(np.float32)
-    backgrounds = _border_colours(pixels)
+    backgrounds = _border_colors(pixels)
     common = {
         'asked': asked,
-        'background': _nearest_colour(np.median(backgrounds, axis=0)),
+        'background': _nearest_color(np.median(backgrounds, axis=0)),
         'flicker': metrics.flicker(pixels.mean(axis=-1)),
         'saturation': metrics.saturation(video),
     }
     found = _find_shape(pixels, backgrounds)
     if found is None:
-        nothing = dict.fromkeys(('size', 'colour', 'shape', 'direction', 'speed'))
+        nothing = dict.fromkeys(('size', 'color', 'shape', 'direction', 'speed'))
         return Attributes(**common, **nothing, mismatch=1.0, motion=0.0, path=0.0)  # pyright: ignore[reportArgumentType]
-    share, colour = found
+    share, color = found
     side, mask = min(height, width), _stretched(share)
     radius = math.sqrt(float(np.median(mask.sum(axis=(1, 2)))) / math.pi) / side
     mismatches = {shape: _mismatch(mask, shape, radius * side) for shape in world.shapes}
@@ -128,35 +128,35 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], asked: Traits, world: World) ->
         **common,  # pyright: ignore[reportArgumentType]
         **_movement(share, mask, asked, world),
         size=_nearest(radius, {word: SIZES[word] for word in world.sizes}),
-        colour=_nearest_colour(colour),
+        color=_nearest_color(color),
         shape=best if mismatches[best] <= WORST_MISMATCH else None,
         mismatch=_mismatch(mask, asked.shape, SIZES[asked.size] * side),
     )
 
 
-def _border_colours(pixels: Float[np.ndarray, 'T H W 3']) -> Float[np.ndarray, 'T 3']:
-    """Return the median colour of each frame's outermost pixels, of which a shape covers few."""
+def _border_colors(pixels: Float[np.ndarray, 'T H W 3']) -> Float[np.ndarray, 'T 3']:
+    """Return the median color of each frame's outermost pixels, of which a shape covers few."""
     edges = (pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1])
     return np.median(np.concatenate(edges, axis=1), axis=1)
 
 
-def _nearest_colour(colour: Float[np.ndarray, ' 3']) -> str:
-    return min(COLOURS, key=lambda name: float(np.square(colour - np.array(COLOURS[name])).sum()))
+def _nearest_color(color: Float[np.ndarray, ' 3']) -> str:
+    return min(COLORS, key=lambda name: float(np.square(color - np.array(COLORS[name])).sum()))
 
 
 def _find_shape(
     pixels: Float[np.ndarray, 'T H W 3'], backgrounds: Float[np.ndarray, 'T 3']
 ) -> tuple[Mask, Float[np.ndarray, ' 3']] | None:
-    """Return the share of the shape's colour in each pixel, and that colour, or None where there is no shape."""
+    """Return the share of the shape's color in each pixel, and that color, or None where there is no shape."""
     contrast = pixels - backgrounds[:, None, None]
     distance = np.sqrt(np.square(contrast).sum(axis=-1))
     # Shapes cover 5 % of a wide picture and more; the hundredth part that differs most is surely inside.
     most = float(np.quantile(distance, 0.99))
     if most < CONTRAST:
         return None
-    colour = np.median(pixels[distance > 0.75 * most], axis=0)
-    ray = colour - backgrounds  # T 3
-    return np.einsum('thwc,tc->thw', contrast, ray) / np.maximum(np.square(ray).sum(axis=-1), 1)[:, None, None], colour
+    color = np.median(pixels[distance > 0.75 * most], axis=0)
+    ray = color - backgrounds  # T 3
+    return np.einsum('thwc,tc->thw', contrast, ray) / np.maximum(np.square(ray).sum(axis=-1), 1)[:, None, None], color
 
 
 def _stretched(share: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
@@ -169,8 +169,8 @@ def _movement(share: Mask, mask: Mask, asked: Traits, world: World) -> dict[str,
     here = _around_core(mask)
     if not here.any(axis=(1, 2)).all():
         return {'direction': None, 'speed': None, 'motion': 0.0, 'path': 0.0}
-    centres = _centres(np.clip(share, 0, 1) * here) / min(mask.shape[1:])
-    steady = centres[: 1 + (len(mask) - 1) // (world.turns + 1)]
+    centers = _centers(np.clip(share, 0, 1) * here) / min(mask.shape[1:])
+    steady = centers[: 1 + (len(mask) - 1) // (world.turns + 1)]
     time = (len(steady) - 1) / (len(mask) - 1)
     displacement = _displacement(steady)
     direction = _direction(displacement, min(SPEEDS[word] for word in world.speeds) * time)
@@ -179,7 +179,7 @@ def _movement(share: Mask, mask: Mask, asked: Traits, world: World) -> dict[str,
         'direction': direction,
         'speed': _nearest(float(np.abs(displacement).max()), speeds) if direction else None,
         'motion': float(displacement @ DIRECTIONS[asked.direction]) / speeds[asked.speed],
-        'path': _path(centres) / SPEEDS[asked.speed],
+        'path': _path(centers) / SPEEDS[asked.speed],
     }
 
 
@@ -200,17 +200,17 @@ def _squares(
     return pixels
 
 
-def _centres(mask: Mask) -> Float[np.ndarray, 'T 2']:
-    """Return each frame's centre of mass, x and y in pixels."""
+def _centers(mask: Mask) -> Float[np.ndarray, 'T 2']:
+    """Return each frame's center of mass, x and y in pixels."""
     _, height, width = mask.shape
     x, y = mask.sum(axis=1) @ (np.arange(width) + 0.5), mask.sum(axis=2) @ (np.arange(height) + 0.5)
     return np.stack([x, y], axis=1) / np.maximum(mask.sum(axis=(1, 2)), 1e-6)[:, None]
 
 
-def _displacement(centres: Float[np.ndarray, 'T 2']) -> Float[np.ndarray, ' 2']:
+def _displacement(centers: Float[np.ndarray, 'T 2']) -> Float[np.ndarray, ' 2']:
     """Return the displacement from the first to the last frame, of the straight line that fits best."""
-    time = np.linspace(-0.5, 0.5, len(centres))
-    return time @ centres / np.square(time).sum()
+    time = np.linspace(-0.5, 0.5, len(centers))
+    return time @ centers / np.square(time).sum()
 
 
 def _direction(displacement: Float[np.ndarray, ' 2'], least: float) -> str | None:
@@ -228,10 +228,10 @@ def _nearest(value: float, values: Mapping[str, float]) -> str | None:
     return best if ratio[best] <= TOLERANCE else None
 
 
-def _path(centres: Float[np.ndarray, 'T 2']) -> float:
+def _path(centers: Float[np.ndarray, 'T 2']) -> float:
     """Return the length of the way between evenly spaced knots, in steps along x and y, which turns do not shorten."""
-    knots = np.linspace(0, len(centres) - 1, min(KNOTS, len(centres))).round().astype(int)
-    return float(np.abs(np.diff(centres[knots], axis=0)).sum())
+    knots = np.linspace(0, len(centers) - 1, min(KNOTS, len(centers))).round().astype(int)
+    return float(np.abs(np.diff(centers[knots], axis=0)).sum())
 
 
 def _mismatch(mask: Mask, shape: str, radius: float) -> float:
@@ -240,8 +240,8 @@ def _mismatch(mask: Mask, shape: str, radius: float) -> float:
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
     shown = np.linspace(0, len(mask) - 1, min(COMPARED, len(mask))).round().astype(int)
 
-    def template(centre: Sequence[float]) -> Float[np.ndarray, 'H W']:
-        return _stretched(coverage(shape, radius, (x - centre[0])[None, :], (y - centre[1])[:, None]))
+    def template(center: Sequence[float]) -> Float[np.ndarray, 'H W']:
+        return _stretched(coverage(shape, radius, (x - center[0])[None, :], (y - center[1])[:, None]))
 
     # Where the correlation of mask and template is largest, to whole pixels; other blobs do not disturb it.
     origin = (width // 2 + 0.5, height // 2 + 0.5)
@@ -252,10 +252,10 @@ def _mismatch(mask: Mask, shape: str, radius: float) -> float:
         fit = np.fft.irfft2(np.fft.rfft2(frame) * spectrum, s=frame.shape)
         row, column = np.unravel_index(int(np.argmax(fit)), fit.shape)
         coarse = (float(column) + 0.5, float(row) + 0.5)
-        # Then the centre of mass of what is there, which is exact where the shape is.
+        # Then the center of mass of what is there, which is exact where the shape is.
         near = frame * (np.abs(x - coarse[0]) <= reach)[None, :] * (np.abs(y - coarse[1]) <= reach)[:, None]
-        fine = _centres(near[None])[0]
-        results.append(min(_difference(frame, template(centre)) for centre in (coarse, fine)))
+        fine = _centers(near[None])[0]
+        results.append(min(_difference(frame, template(center)) for center in (coarse, fine)))
     return float(np.mean(results))
 
 
@@ -263,7 +263,7 @@ def _difference(mask: Float[np.ndarray, 'H W'], template: Float[np.ndarray, 'H W
     return float(np.abs(mask - template).sum() / max(template.sum(), 1e-6))
 
 
-def summarise(clips: Iterable[Attributes]) -> dict[str, Estimate]:
+def summarize(clips: Iterable[Attributes]) -> dict[str, Estimate]:
     """Return the share of clips with each attribute right, with all right, and the means of the numbers.
 
     Raises:
@@ -271,7 +271,7 @@ def summarise(clips: Iterable[Attributes]) -> dict[str, Estimate]:
     """
     clips = list(clips)
     if not clips:
-        raise InputError('there are no clips to summarise; measure at least one.')
+        raise InputError('there are no clips to summarize; measure at least one.')
     right = [clip.right() for clip in clips]
     columns = {name: [float(row[name]) for row in right] for name in Traits._fields}
     columns['all'] = [float(all(row.values())) for row in right]

@@ -32,7 +32,7 @@ from jaxtyping import Float, UInt8
 
 from neodragon_jax.errors import InputError, did_you_mean
 
-COLOURS = {
+COLORS = {
     'red': (220, 45, 40),
     'green': (45, 190, 65),
     'yellow': (240, 220, 50),
@@ -49,7 +49,7 @@ DIRECTIONS = {'right': (1, 0), 'down': (0, 1), 'left': (-1, 0), 'up': (0, -1)}  
 
 # Half the side of a square, and the inner radius of an equilateral triangle, of area pi.
 _SQUARE, _INNER = math.sqrt(math.pi) / 2, math.sqrt(math.pi / (3 * math.sqrt(3)))
-# How far a shape of radius 1 reaches from its centre of mass: left or right, up, down.
+# How far a shape of radius 1 reaches from its center of mass: left or right, up, down.
 REACHES = {
     'circle': (1.0, 1.0, 1.0),
     'square': (_SQUARE, _SQUARE, _SQUARE),
@@ -77,7 +77,7 @@ class Traits(NamedTuple):
     """What a caption tells of a scene, in canonical words."""
 
     size: str
-    colour: str
+    color: str
     shape: str
     direction: str
     speed: str
@@ -109,7 +109,7 @@ class World:
     """
 
     sizes: tuple[str, ...]
-    colours: tuple[str, ...]
+    colors: tuple[str, ...]
     shapes: tuple[str, ...]
     directions: tuple[str, ...]
     speeds: tuple[str, ...]
@@ -118,23 +118,23 @@ class World:
     held_out: int = 2
 
     def __post_init__(self) -> None:
-        known = (SIZES, COLOURS, REACHES, DIRECTIONS, SPEEDS, COLOURS)
+        known = (SIZES, COLORS, REACHES, DIRECTIONS, SPEEDS, COLORS)
         for name, words, table in zip(Traits._fields, self.values, known, strict=True):
             for word in words:
                 if word not in table:
                     raise InputError(f'World: no {name} is called {word!r}.{did_you_mean(word, table)}')
             if not words or len(set(words)) < len(words):
                 raise InputError(f'World: {name} has {len(words)} values, some equal or none; list each once.')
-        both = set(self.colours) & set(self.backgrounds)
+        both = set(self.colors) & set(self.backgrounds)
         if both:
-            raise InputError(f'World: {min(both)} is a colour of shapes and of backgrounds; choose one.')
+            raise InputError(f'World: {min(both)} is a color of shapes and of backgrounds; choose one.')
         if self.turns < 0 or self.held_out < 2:
             raise InputError(f'World: turns is {self.turns}, held_out {self.held_out}; give at least 0 and 2.')
 
     @property
     def values(self) -> tuple[tuple[str, ...], ...]:
         """The words of each attribute, in the order of Traits."""
-        return self.sizes, self.colours, self.shapes, self.directions, self.speeds, self.backgrounds
+        return self.sizes, self.colors, self.shapes, self.directions, self.speeds, self.backgrounds
 
     @property
     def steady(self) -> float:
@@ -184,7 +184,7 @@ def _combinations(world: World, split: str) -> tuple[Traits, ...]:
 # 96 combinations, 24 held out: little to learn, for a few minutes on a CPU.
 CPU = World(
     sizes=('small',),
-    colours=('red', 'green', 'yellow', 'white'),
+    colors=('red', 'green', 'yellow', 'white'),
     shapes=tuple(REACHES),
     directions=tuple(DIRECTIONS),
     speeds=('',),
@@ -194,7 +194,7 @@ CPU = World(
 # 1,296 combinations, 216 held out; the turns make the future uncertain, as in real videos.
 GPU = World(
     sizes=tuple(SIZES),
-    colours=('red', 'green', 'yellow', 'white', 'cyan', 'magenta'),
+    colors=('red', 'green', 'yellow', 'white', 'cyan', 'magenta'),
     shapes=tuple(REACHES),
     directions=tuple(DIRECTIONS),
     speeds=tuple(SPEEDS),
@@ -214,7 +214,7 @@ def caption(traits: Traits, seed: int | Sequence[int] | None = None) -> str:
         return words[0 if rng is None else rng.integers(len(words))]
 
     adverb = f'{traits.speed} ' if traits.speed else ''
-    shape = f'a {say(traits.size)} {traits.colour} {say(traits.shape)}'
+    shape = f'a {say(traits.size)} {traits.color} {say(traits.shape)}'
     move = f'{adverb}{say("moves")} {say(traits.direction)}'
     background = f'{say("on")} a {traits.background} background'
     if rng is not None and rng.integers(2):
@@ -243,10 +243,10 @@ def _patterns() -> tuple[re.Pattern[str], ...]:
     def among(words: Iterable[str]) -> str:
         return '|'.join(synonym for word in words for synonym in SYNONYMS.get(word, (word,)))
 
-    shape = f'a (?P<size>{among(SIZES)}) (?P<colour>{among(COLOURS)}) (?P<shape>{among(REACHES)})'
+    shape = f'a (?P<size>{among(SIZES)}) (?P<color>{among(COLORS)}) (?P<shape>{among(REACHES)})'
     speed = f'(?:(?P<speed>{among(filter(None, SPEEDS))}) )?'
     move = f'{speed}(?:{among(["moves"])}) (?P<direction>{among(DIRECTIONS)})'
-    background = f'(?:{among(["on"])}) a (?P<background>{among(COLOURS)}) background'
+    background = f'(?:{among(["on"])}) a (?P<background>{among(COLORS)}) background'
     return re.compile(f'{shape} {move} {background}'), re.compile(f'{background},? {shape} {move}')
 
 
@@ -261,7 +261,7 @@ def coverage(
 
     Args:
       radius: of the circle of equal area, in pixels.
-      x, y: pixel centres seen from the shape's centre of mass; y points down.
+      x, y: pixel centers seen from the shape's center of mass; y points down.
     """
     if shape == 'circle':
         inside = radius - np.sqrt(np.square(x) + np.square(y))
@@ -273,7 +273,7 @@ def coverage(
 
 
 def track(scene: Scene, frames: int, height: int, width: int) -> Float[np.ndarray, 'T 2']:
-    """Return the centre of mass of the shape in every frame, x and y in pixels from the upper left corner."""
+    """Return the center of mass of the shape in every frame, x and y in pixels from the upper left corner."""
     traits, side = scene.traits, min(height, width)
     time = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
     starts = (0.0, *(moment for moment, _ in scene.turns))
@@ -297,14 +297,14 @@ def draw(scene: Scene, frames: int, height: int, width: int) -> UInt8[np.ndarray
     if frames < 1 or min(height, width) < 16:
         raise InputError(f'{frames} frames of {height}x{width}; give at least 1 of 16x16 pixels.')
     traits, side = scene.traits, min(height, width)
-    radius, centres = SIZES[traits.size] * side, track(scene, frames, height, width)
+    radius, centers = SIZES[traits.size] * side, track(scene, frames, height, width)
     # Only a box around the shape is computed. It is shifted into the picture, which holds all of the shape.
     box = min(2 * math.ceil(max(REACHES[traits.shape]) * radius) + 3, side)
-    corners = np.clip(np.floor(centres).astype(int) - box // 2, 0, [width - box, height - box])
+    corners = np.clip(np.floor(centers).astype(int) - box // 2, 0, [width - box, height - box])
     columns, rows = (corners[:, axis, None] + np.arange(box) for axis in (0, 1))  # T K
-    x, y = (places - centres[:, axis, None] + 0.5 for axis, places in ((0, columns), (1, rows)))
+    x, y = (places - centers[:, axis, None] + 0.5 for axis, places in ((0, columns), (1, rows)))
     alpha = coverage(traits.shape, radius, x[:, None, :], y[:, :, None])
-    shades = np.linspace(COLOURS[traits.background], COLOURS[traits.colour], 256).round().astype(np.uint8)
+    shades = np.linspace(COLORS[traits.background], COLORS[traits.color], 256).round().astype(np.uint8)
     video = np.empty((frames, height, width, 3), np.uint8)
     video[:] = shades[0]
     video[np.arange(frames)[:, None, None], rows[:, :, None], columns[:, None, :]] = shades[

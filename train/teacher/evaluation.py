@@ -25,7 +25,7 @@ from neodragon_jax import video
 from neodragon_jax.atomic import atomic_file
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.errors import InputError
-from neodragon_jax.models.vae import CausalVAE, denormalise
+from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, jax_denoiser, sample
 from neodragon_jax.pyramid.schedule import Schedule
 from train.flow import flow_matching, losses
@@ -120,7 +120,7 @@ class FlowEvaluation:
     def sample(self, params: Any, folder: pathlib.Path) -> dict[str, float]:
         """Write guided videos of the first held-out prompts; return how much they move and vary beside the data.
 
-        `sample/motion` is the mean absolute difference of neighbouring latent frames, over that of the held-out videos;
+        `sample/motion` is the mean absolute difference of neighboring latent frames, over that of the held-out videos;
         `sample/deviation` compares standard deviations. Both are 1 for samples like the data.
         """
         config, count = self.config, self.config.samples
@@ -161,13 +161,13 @@ class FlowEvaluation:
 
     @functools.cached_property
     def _decoder(self) -> Callable[[Any], Any]:
-        """Return the function from normalised latents to frames."""
+        """Return the function from normalized latents to frames."""
         module, params = checkpoint.load(self.config.decoder)
         if not isinstance(module, CausalVAE):
             raise InputError(
                 f'decoder {self.config.decoder} holds a {type(module).__name__}; give that of a video VAE.'
             )
-        return jax.jit(lambda latents: module.apply({'params': params}, denormalise(latents), method='decode'))
+        return jax.jit(lambda latents: module.apply({'params': params}, denormalize(latents), method='decode'))
 
     def _batches(self, params: Any) -> Iterator[dict[str, Any]]:
         for index in range(self.config.examples // self.config.batch):
@@ -202,7 +202,7 @@ def ask(denoise: Denoiser, stage: int, example: flow_matching.Example, prompt: P
 
 
 def motion(latents: Float[np.ndarray, 'B T H W C']) -> float:
-    """Return the mean absolute difference of neighbouring frames."""
+    """Return the mean absolute difference of neighboring frames."""
     return float(np.abs(np.diff(latents, axis=1)).mean())
 
 

@@ -7,7 +7,7 @@
 * The posterior's noise begins small, LOG_VARIANCE for every clip: at the usual deviation of 1, the noise drowns the
   latents, and a decoder first learns to ignore them.
 * Residual blocks begin with small branches, RESIDUAL (Goyal et al., arXiv 1706.02677, section 5.1, begin at 0).
-* Pictures of the small decoder begin at the mean colour of the data, with little contrast.
+* Pictures of the small decoder begin at the mean color of the data, with little contrast.
 
 Legend: C latent channels.
 """
@@ -39,8 +39,8 @@ CONTRAST = 0.1
 # Of the last layer of each branch around a skip, relative to one that keeps the variance.
 RESIDUAL = 0.02
 BRANCH_ENDS = (('conv_2', 'kernel'), ('mid_attention', 'out', 'kernel'))
-# Clips whose mean colour is taken.
-COLOUR_CLIPS = 16
+# Clips whose mean color is taken.
+COLOR_CLIPS = 16
 
 
 def fresh_autoencoder(module: NativeVAE, key: PRNGKeyArray, start: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,29 +63,29 @@ def fresh_autoencoder(module: NativeVAE, key: PRNGKeyArray, start: Mapping[str, 
     return {
         **traverse_util.unflatten_dict(flat),
         'quant_conv': _fresh_moments(module.config.encoder_out_channels),
-        'post_quant_conv': normalising(module.config.encoder_out_channels),
+        'post_quant_conv': normalizing(module.config.encoder_out_channels),
     }
 
 
-def fresh_small_decoder(module: VideoVAE, key: PRNGKeyArray, colour: Float[Array, ' 3']) -> dict[str, Any]:
+def fresh_small_decoder(module: VideoVAE, key: PRNGKeyArray, color: Float[Array, ' 3']) -> dict[str, Any]:
     """Return parameters of a new small decoder, without those of the encoder.
 
-    Its first convolution begins as the normalisation of latents after the first one, so that the bounding by tanh that
+    Its first convolution begins as the normalization of latents after the first one, so that the bounding by tanh that
     follows has room for them.
 
     Args:
-      colour: of the data, see `mean_colour`.
+      color: of the data, see `mean_color`.
     """
     decoder = drawn_parameters(module, key)['decoder']
     return {
-        'decoder': {**decoder, 'conv_out': _fresh_picture(decoder['conv_out'], colour)},
-        'post_quant_conv': normalising(module.config.encoder_out_channels),
+        'decoder': {**decoder, 'conv_out': _fresh_picture(decoder['conv_out'], color)},
+        'post_quant_conv': normalizing(module.config.encoder_out_channels),
     }
 
 
-def _fresh_picture(layer: Mapping[str, Array], colour: Float[Array, ' 3']) -> dict[str, Array]:
-    """Return the convolution to pixels, of little contrast around a colour."""
-    return {'kernel': CONTRAST * layer['kernel'], 'bias': jnp.asarray(colour, jnp.float32)}
+def _fresh_picture(layer: Mapping[str, Array], color: Float[Array, ' 3']) -> dict[str, Array]:
+    """Return the convolution to pixels, of little contrast around a color."""
+    return {'kernel': CONTRAST * layer['kernel'], 'bias': jnp.asarray(color, jnp.float32)}
 
 
 def drawn_parameters(module: CausalVAE, key: PRNGKeyArray) -> dict[str, Any]:
@@ -106,15 +106,15 @@ def drawn_parameters(module: CausalVAE, key: PRNGKeyArray) -> dict[str, Any]:
     return traverse_util.unflatten_dict(params)
 
 
-def mean_colour(clips: Source) -> Float[np.ndarray, ' 3']:
+def mean_color(clips: Source) -> Float[np.ndarray, ' 3']:
     """Return the mean of the first clips' pixels, in [-1, 1]."""
-    videos = (np.asarray(clips[index]['video']) for index in range(min(COLOUR_CLIPS, len(clips))))
+    videos = (np.asarray(clips[index]['video']) for index in range(min(COLOR_CLIPS, len(clips))))
     means = [video.mean(axis=(0, 1, 2)) for video in videos]
     return (np.mean(means, axis=0) / 127.5 - 1).astype(np.float32)
 
 
-def normalising(channels: int) -> dict[str, Array]:
-    """Return a pointwise convolution that normalises latents after the first one."""
+def normalizing(channels: int) -> dict[str, Array]:
+    """Return a pointwise convolution that normalizes latents after the first one."""
     identity = jnp.eye(channels).reshape(1, 1, channels, channels)
     return {
         'kernel': NEODRAGON.scale * identity,

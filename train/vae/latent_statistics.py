@@ -1,18 +1,18 @@
-"""Latents of a new encoder, brought to the mean and deviation that `neodragon_jax.models.vae.normalise` assumes.
+"""Latents of a new encoder, brought to the mean and deviation that `neodragon_jax.models.vae.normalize` assumes.
 
-Everything downstream normalises latents with the constants of the release, of first frames and of later ones:
+Everything downstream normalizes latents with the constants of the release, of first frames and of later ones:
 
-    normalised = (z - shift_k) scale_k,    k = first, later
+    normalized = (z - shift_k) scale_k,    k = first, later
 
 A new encoder's latents have other moments. Two things bring them near. While it trains, the prior is N(0, 1) of
-normalised latents (`prior_divergence`). Afterwards `fold` puts one affine map z -> a z + b into the pointwise
+normalized latents (`prior_divergence`). Afterwards `fold` puts one affine map z -> a z + b into the pointwise
 convolutions next to the latents: into quant_conv, and inverted into post_quant_conv, so that reconstructions stay as
 they are. One map cannot fit two kinds of frames exactly; `fit` chooses a and b such that
 
     sum over k of KL(N(m_k, s_k^2) || N(0, 1)) = 1/2 sum over k of (m_k^2 + s_k^2 - 1 - log s_k^2)
 
-is least, with m_k and s_k the mean and deviation of normalised latents after the map: both kinds count the same,
-because the first frame has a denoiser's first unit to itself. What remains is in `NormalisedMoments`.
+is least, with m_k and s_k the mean and deviation of normalized latents after the map: both kinds count the same,
+because the first frame has a denoiser's first unit to itself. What remains is in `NormalizedMoments`.
 
 Legend: B clips, T H W frames and pixels, t latent frames, h w latent grid, C latent channels, M = 2C moments.
 Source: Neodragon, arXiv 2511.06055; Pyramid-Flow, arXiv 2410.05954.
@@ -30,13 +30,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from neodragon_jax.errors import InputError
-from neodragon_jax.models.vae import LOG_VARIANCE_RANGE, NEODRAGON, LatentStatistics, Moments, normalise, posterior_mean
+from neodragon_jax.models.vae import LOG_VARIANCE_RANGE, NEODRAGON, LatentStatistics, Moments, normalize, posterior_mean
 
 Params = Mapping[str, Any]
 
 
-class NormalisedMoments(NamedTuple):
-    """Mean and deviation of normalised latents: 0, 1, 0, 1 where they are as a denoiser expects."""
+class NormalizedMoments(NamedTuple):
+    """Mean and deviation of normalized latents: 0, 1, 0, 1 where they are as a denoiser expects."""
 
     first_mean: float
     first_deviation: float
@@ -52,14 +52,14 @@ class Affine(NamedTuple):
 
 
 def prior_divergence(moments: Moments, statistics: LatentStatistics = NEODRAGON) -> Float[Array, '']:
-    """Return KL(posterior || prior) in nats per number, the prior N(0, 1) of normalised latents; in float32."""
+    """Return KL(posterior || prior) in nats per number, the prior N(0, 1) of normalized latents; in float32."""
     moments = moments.astype(jnp.float32)
-    mean, log_variance = normalise(posterior_mean(moments), statistics=statistics), _log_variance(moments, statistics)
+    mean, log_variance = normalize(posterior_mean(moments), statistics=statistics), _log_variance(moments, statistics)
     return jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance) / 2
 
 
 def _log_variance(moments: Moments, statistics: LatentStatistics) -> Float[Array, 'B t h w C']:
-    """Return the log-variance of normalised latents."""
+    """Return the log-variance of normalized latents."""
     length, channels = moments.shape[-4], moments.shape[-1] // 2
     scale = np.where(np.arange(length) == 0, statistics.first_scale, statistics.scale).reshape(-1, 1, 1, 1)
     return jnp.clip(moments[..., channels:], *LOG_VARIANCE_RANGE) + 2 * np.log(scale).astype(np.float32)
@@ -67,8 +67,8 @@ def _log_variance(moments: Moments, statistics: LatentStatistics) -> Float[Array
 
 def measure(
     moments: Iterable[Float[np.ndarray, 'B t h w M']], statistics: LatentStatistics = NEODRAGON
-) -> NormalisedMoments:
-    """Return the moments of normalised latents, samples of the posterior, over clips from their first frame on.
+) -> NormalizedMoments:
+    """Return the moments of normalized latents, samples of the posterior, over clips from their first frame on.
 
     They are those of all channels and places together, as the constants of the release are.
 
@@ -82,7 +82,7 @@ def measure(
         if batch.shape[1] < 2:
             raise InputError('statistics of latents: the clips are single pictures; give clips of 9 frames or more.')
         batch = jnp.asarray(batch, jnp.float32)
-        mean = np.asarray(normalise(posterior_mean(batch), statistics=statistics), np.float64)
+        mean = np.asarray(normalize(posterior_mean(batch), statistics=statistics), np.float64)
         variance = np.exp(np.asarray(_log_variance(batch, statistics), np.float64))
         for kind, frames in enumerate((slice(0, 1), slice(1, None))):
             counts[kind] += mean[:, frames].size
@@ -93,18 +93,18 @@ def measure(
         raise InputError('statistics of latents: there are no clips to measure; give some.')
     means = sums / counts
     deviations = np.sqrt(squares / counts - means**2)
-    return NormalisedMoments(*(float(x) for pair in zip(means, deviations, strict=True) for x in pair))
+    return NormalizedMoments(*(float(x) for pair in zip(means, deviations, strict=True) for x in pair))
 
 
-def fit(measured: NormalisedMoments, statistics: LatentStatistics = NEODRAGON) -> Affine:
+def fit(measured: NormalizedMoments, statistics: LatentStatistics = NEODRAGON) -> Affine:
     """Return the map of latents that is best for both kinds of frames; see the module.
 
     The sum is quadratic in b; with the best b it is square a^2 + linear a - 2 log a, up to a constant.
     """
     scales = np.array([statistics.first_scale, statistics.scale])
     shifts = np.array([statistics.first_shift, statistics.shift])
-    normalised = np.array(measured).reshape(2, 2)
-    means, deviations = normalised[:, 0] / scales + shifts, normalised[:, 1] / scales
+    normalized = np.array(measured).reshape(2, 2)
+    means, deviations = normalized[:, 0] / scales + shifts, normalized[:, 1] / scales
     # The best b is the mean of shift_k - a mean_k, weighted by the squares of the scales.
     weights = scales**2 / np.sum(scales**2)
     from_mean = lambda values: values - weights @ values
@@ -116,13 +116,13 @@ def fit(measured: NormalisedMoments, statistics: LatentStatistics = NEODRAGON) -
     return Affine(float(scale), float(weights @ (shifts - scale * means)))
 
 
-def after(measured: NormalisedMoments, affine: Affine, statistics: LatentStatistics = NEODRAGON) -> NormalisedMoments:
-    """Return the moments of normalised latents once a map is folded in."""
+def after(measured: NormalizedMoments, affine: Affine, statistics: LatentStatistics = NEODRAGON) -> NormalizedMoments:
+    """Return the moments of normalized latents once a map is folded in."""
     mapped = []
     kinds = (statistics.first_shift, statistics.first_scale), (statistics.shift, statistics.scale)
     for (shift, scale), (mean, deviation) in zip(kinds, (measured[:2], measured[2:]), strict=True):
         mapped += [(affine.scale * (mean / scale + shift) + affine.shift - shift) * scale, affine.scale * deviation]
-    return NormalisedMoments(*mapped)
+    return NormalizedMoments(*mapped)
 
 
 def fold(params: Params, affine: Affine) -> dict[str, Any]:
@@ -150,8 +150,8 @@ class Folded:
     """What `fit_and_fold` did, for records."""
 
     affine: Affine
-    before: NormalisedMoments
-    after: NormalisedMoments
+    before: NormalizedMoments
+    after: NormalizedMoments
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""

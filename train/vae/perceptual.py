@@ -206,7 +206,7 @@ def _read(path: pathlib.Path) -> Mapping[str, np.ndarray]:
 def edge_error(got: Float[Array, 'B T H W 3'], want: Float[Array, 'B T H W 3']) -> Float[Array, '']:
     """Return how much edges and motion differ, without weights: blur and flicker raise it, a wrong tint does not.
 
-    It is the mean absolute difference of neighbouring pixels of the error got - want, mean over width, height and, in
+    It is the mean absolute difference of neighboring pixels of the error got - want, mean over width, height and, in
     clips of several frames, time.
     """
     error = (got - want).astype(jnp.float32)

@@ -34,7 +34,7 @@ from train.data import Source
 
 # Clips that are looked at, and patches that are kept of them.
 CLIPS, PATCHES = 64, 16_384
-# Least mean square of a component: clips may be of one colour.
+# Least mean square of a component: clips may be of one color.
 LEAST = 1e-6
 # The constant beside the components before the last norm, relative to their root mean square.
 CONSTANT = 2.0
@@ -91,8 +91,8 @@ class Patches:
             )
         if len(found) > PATCHES:
             found = found[np.random.default_rng(0).choice(len(found), PATCHES, replace=False)]
-        self.colour = found.reshape(-1, 3).mean(axis=0)
-        found = found - np.tile(self.colour, largest.numbers // 3)
+        self.color = found.reshape(-1, 3).mean(axis=0)
+        found = found - np.tile(self.color, largest.numbers // 3)
         self.covariance = found.T @ found / len(found)
 
     def _read(self, clips: Source) -> Iterator[Float[np.ndarray, 'N P']]:
@@ -179,8 +179,8 @@ def _encoder(config: PyramidFlowVAEConfig, patches: Patches) -> Layers:
     """Return the encoder's layers; the first C of the last one's channels are latents of a mean square of 1."""
     widths, width = config.encoder_block_out_channels, config.encoder_block_out_channels[0]
     basis, path = patches.basis(Patch(1, 1), width), ('conv_in',)
-    colours = basis.gain * basis.rows
-    layers: Layers = {path: _conv({(0, 0, 0): colours}, 3, width, -colours @ patches.colour)}
+    colors = basis.gain * basis.rows
+    layers: Layers = {path: _conv({(0, 0, 0): colors}, 3, width, -colors @ patches.color)}
     for level, features in enumerate(widths):
         steps = [('resnet_0', Patch(1, 1))] if config.encoder_layers_per_block[level] and features != width else []
         steps += [('halve_space', Patch(1, 2))] if config.encoder_spatial_down_sample[level] else []
@@ -226,7 +226,7 @@ def _decoder(config: PyramidFlowVAEConfig, patches: Patches) -> Layers:
     pairs = Pairs(len(basis.rows), width, config.decoder_norm_num_groups)
     _pair(layers[path], pairs)
     back = basis.rows.T @ pairs.back(basis.energy * basis.gain**2) / basis.gain
-    layers['conv_out',] = _conv({(0, 0, 0): back}, width, 3, patches.colour)
+    layers['conv_out',] = _conv({(0, 0, 0): back}, width, 3, patches.color)
     return layers
 
 

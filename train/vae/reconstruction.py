@@ -1,4 +1,4 @@
-"""How close reconstructed clips are to the originals: terms of a loss, and the judgement of held-out clips.
+"""How close reconstructed clips are to the originals: terms of a loss, and the judgment of held-out clips.
 
 Legend: B clips, T frames, H W pixels, V held-out clips.
 """
@@ -58,7 +58,7 @@ class TermsConfig:
         if self.lpips_weights and not self.lpips:
             raise InputError('lpips_weights is given, but lpips is 0; give it a weight, such as 1.')
         if not (self.absolute or self.square):
-            raise InputError('absolute and square are both 0; weigh one of them, or colours are not learned.')
+            raise InputError('absolute and square are both 0; weigh one of them, or colors are not learned.')
 
 
 class Terms:

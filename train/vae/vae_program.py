@@ -25,7 +25,7 @@ from train.runtime.settings import freeze, require
 from train.runtime.sharding import split_batch
 from train.vae.clips import Clips, ClipsConfig, blank_clips, open_clips, random_cuts
 from train.vae.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
-from train.vae.rematerialise import MemoryConfig
+from train.vae.rematerialize import MemoryConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

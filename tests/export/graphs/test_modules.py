@@ -23,9 +23,9 @@ from export.graphs.table import DEPLOYMENTS, Module
 from export.graphs.to_onnx import to_onnx
 from export.host import modules
 from export.host.recording import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
-from export.quantize.qdq import quantised_operations, to_w8a16
+from export.quantize.qdq import quantized_operations, to_w8a16
 from export.quantize.ranges import METHODS, measure_ranges
-from export.quantize.two_parts import RECIPE, lowest_db, quantise_to_target
+from export.quantize.two_parts import RECIPE, lowest_db, quantize_to_target
 from export.report.report import snr_db
 from export.steps import whole_video
 from neodragon_jax.checkpoint import components as checkpoint
@@ -312,7 +312,7 @@ def test_rules_for_ranges(graphs, runners, float_graphs, tmp_path):
     widths = {}
     for method in METHODS:
         file = tmp_path / f'{method}.json'
-        measure_ranges(path, file, lambda: feeds, quantised_operations(path), method)
+        measure_ranges(path, file, lambda: feeds, quantized_operations(path), method)
         widths[method] = _ranges(file)
     nodes = onnx.load(path).graph.node
     clipped = [node.output[0] for node in nodes if node.op_type == 'Clip']
@@ -325,7 +325,7 @@ def test_rules_for_ranges(graphs, runners, float_graphs, tmp_path):
 def test_ranges_are_those_of_the_librarys_calibrator(graphs, float_graphs, tmp_path):
     """Ours holds one activation at a time and no weights of its own; the numbers are the same."""
     path, module = float_graphs['first_frame_decoder'], graphs['first_frame_decoder']
-    feeds, kinds = [make_feeds(module, seed) for seed in range(3)], quantised_operations(path)
+    feeds, kinds = [make_feeds(module, seed) for seed in range(3)], quantized_operations(path)
     measure_ranges(path, tmp_path / 'ours.json', lambda: feeds, kinds, margin=1.0)
 
     class Reader(CalibrationDataReader):
@@ -360,12 +360,12 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     to_w8a16(path, destination, [call.inputs for call in calls])
     plain = lowest_db(OnnxSession(destination), calls, [module.output])
     ranges = tmp_path / 'ranges.json'
-    none, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain - 5)
+    none, reached = quantize_to_target(path, destination, ranges, calls, [module.output], plain - 5)
     assert not none and reached == pytest.approx(plain)
     assert json.loads((tmp_path / RECIPE).read_text())['groups'] == [], 'nothing had to be measured'
-    none, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain + 3, search=False)
+    none, reached = quantize_to_target(path, destination, ranges, calls, [module.output], plain + 3, search=False)
     assert not none and reached == pytest.approx(plain)
-    some, reached = quantise_to_target(path, destination, ranges, calls, [module.output], plain + 3)
+    some, reached = quantize_to_target(path, destination, ranges, calls, [module.output], plain + 3)
     assert some and reached >= plain + 3
     recipe = json.loads((tmp_path / RECIPE).read_text())
     chosen = [name for group in recipe['groups'] if group['in_two_parts'] for name in group['weights']]
@@ -373,7 +373,7 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     others = [group for group in recipe['groups'] if not group['in_two_parts']]
     assert others and all(group['db_if_alone_rounded'] > plain for group in others)
     assert lowest_db(OnnxSession(destination), calls, [module.output]) == pytest.approx(reached)
-    quantise_to_target(path, destination, ranges, calls[::-1], [module.output], plain + 3)
+    quantize_to_target(path, destination, ranges, calls[::-1], [module.output], plain + 3)
     assert json.loads((tmp_path / RECIPE).read_text()) == recipe, 'the worst call decides, wherever it is'
     assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
 

@@ -136,7 +136,7 @@ def test_comparison_for_the_report(tmp_path):
     forms = json.loads((tmp_path / 'denoiser-compare-sm8750' / 'compare.json').read_text())['forms']
     base, best = forms
     assert best['weights_mb'] < base['weights_mb'] and best['operations'] < base['operations']
-    assert best['quantised_db'] > 30
+    assert best['quantized_db'] > 30
     assert compare(subject, settings, steps.append) == lines and steps[GRAPHS:] == ['compared before'] * GRAPHS
 
 

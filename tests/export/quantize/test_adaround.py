@@ -1,6 +1,6 @@
 """Rounding of weights that aimet-onnx learned, in the graphs; and the learning, where its environment is at hand.
 
-The slow test runs aimet-onnx: NEODRAGON_AIMET=AIMET/bin/python python -m pytest tests/export/quantize/test_adaround.py -m slow
+The slow test runs aimet-onnx: NEODRAGON_AIMET=AIMET/bin/python pytest tests/export/quantize/test_adaround.py -m slow
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from export.graphs.runners import Call, OnnxSession
 from export.graphs.to_onnx import to_onnx
 from export.quantize import adaround
 from export.quantize.adaround import AdaRound, Rounding
-from export.quantize.qdq import quantise, quantised_operations
+from export.quantize.qdq import quantize, quantized_operations
 from export.quantize.ranges import measure_ranges
-from export.quantize.two_parts import lowest_db, quantise_to_target
+from export.quantize.two_parts import lowest_db, quantize_to_target
 from neodragon_jax.errors import InputError
 from support.goldens import TINY_CHECKPOINT
 
@@ -47,13 +47,13 @@ def calls(graph) -> list[Call]:
 @pytest.fixture(scope='module')
 def ranges(graph, calls) -> pathlib.Path:
     path = graph.with_name('ranges.json')
-    measure_ranges(graph, path, lambda: (call.inputs for call in calls), quantised_operations(graph))
+    measure_ranges(graph, path, lambda: (call.inputs for call in calls), quantized_operations(graph))
     return path
 
 
 @pytest.fixture
 def rounding(graph) -> Rounding:
-    """Every weight rounded down, on a grid of other steps than the quantiser's own."""
+    """Every weight rounded down, on a grid of other steps than the quantizer's own."""
     model, scales, levels = onnx.load(graph), {}, {}
     weights = {node.input[1] for node in model.graph.node if node.op_type == 'Conv'}
     for tensor in model.graph.initializer:
@@ -70,7 +70,7 @@ def stored(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def test_levels_and_scales_arrive_unchanged(graph, ranges, rounding, tmp_path):
-    quantise(graph, tmp_path / 'q.onnx', ranges, rounding)
+    quantize(graph, tmp_path / 'q.onnx', ranges, rounding)
     found = stored(tmp_path / 'q.onnx')
     for name, levels in rounding.levels.items():
         np.testing.assert_array_equal(found[f'{name}_quantized'], levels)
@@ -80,9 +80,9 @@ def test_levels_and_scales_arrive_unchanged(graph, ranges, rounding, tmp_path):
 
 def test_weights_in_two_parts_keep_what_rounding_left(graph, ranges, rounding, calls, tmp_path):
     """Rounding down alone misses the target; what is stored twice is stored exactly, not on the learned grid."""
-    quantise(graph, tmp_path / 'q.onnx', ranges, rounding)
+    quantize(graph, tmp_path / 'q.onnx', ranges, rounding)
     assert lowest_db(OnnxSession(tmp_path / 'q.onnx'), calls, ['enlarged']) < TARGET_DB
-    doubled, reached = quantise_to_target(
+    doubled, reached = quantize_to_target(
         graph, tmp_path / 'd.onnx', ranges, calls, ['enlarged'], TARGET_DB, rounding=rounding
     )
     assert doubled and reached >= TARGET_DB
@@ -145,6 +145,6 @@ def test_it_learns_a_better_rounding(graph, ranges, calls, tmp_path):
     learned = adaround.round_weights(settings, graph, [call.inputs for call in calls])
     reached = {}
     for name, rounding in (('nearest', None), ('adaround', learned)):
-        quantise(graph, tmp_path / f'{name}.onnx', ranges, rounding)
+        quantize(graph, tmp_path / f'{name}.onnx', ranges, rounding)
         reached[name] = lowest_db(OnnxSession(tmp_path / f'{name}.onnx'), calls, ['enlarged'])
     assert reached['adaround'] > reached['nearest'] + 2

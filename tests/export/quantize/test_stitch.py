@@ -1,4 +1,4 @@
-"""The denoiser's graphs: all forms against JAX, piece by piece, quantised, and several in one binary."""
+"""The denoiser's graphs: all forms against JAX, piece by piece, quantized, and several in one binary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from export.qnn.compile import (
 )
 from export.qnn.htp import ContextGraph, HtpSession
 from export.quantize.qdq import to_fp16, to_w8a16
-from export.quantize.stitch import export_chain, quantise_chain
+from export.quantize.stitch import export_chain, quantize_chain
 from export.report.report import snr_db
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.errors import InputError
@@ -138,25 +138,25 @@ def test_modulation_graph_feeds_the_stages(denoiser, reference, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def quantised(denoiser, tmp_path_factory) -> pathlib.Path:
+def quantized(denoiser, tmp_path_factory) -> pathlib.Path:
     """The shipped form of the last stage in W8A16, calibrated on all units."""
-    path = tmp_path_factory.mktemp('quantised') / 'denoiser_stage2.onnx'
-    quantise_chain(chain(denoiser, SHIPPED), path, feeds(denoiser, SHIPPED, range(UNITS + 1)), to_w8a16)
+    path = tmp_path_factory.mktemp('quantized') / 'denoiser_stage2.onnx'
+    quantize_chain(chain(denoiser, SHIPPED), path, feeds(denoiser, SHIPPED, range(UNITS + 1)), to_w8a16)
     return path
 
 
-def test_quantised_piece_by_piece(denoiser, quantised, reference):
-    session = OnnxSession(quantised)
+def test_quantized_piece_by_piece(denoiser, quantized, reference):
+    session = OnnxSession(quantized)
     for unit, sample in enumerate(feeds(denoiser, SHIPPED, range(UNITS + 1))):
         assert snr_db(reference[unit], session.run(sample)['flow']) > 35
-    graph = onnx.load(quantised).graph
+    graph = onnx.load(quantized).graph
     producers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    # Every input is quantised once, and nothing is quantised again between pieces.
-    quantises = [node.input[0] for node in graph.node if node.op_type == 'QuantizeLinear']
+    # Every input is quantized once, and nothing is quantized again between pieces.
+    quantizes = [node.input[0] for node in graph.node if node.op_type == 'QuantizeLinear']
     inputs = {value.name for value in graph.input}
-    assert all(quantises.count(name) == 1 for name in inputs)
-    conversions = [producers[name] for name in quantises if name in producers and is_dequantised(producers[name])]
+    assert all(quantizes.count(name) == 1 for name in inputs)
+    conversions = [producers[name] for name in quantizes if name in producers and is_dequantized(producers[name])]
     # The rotary matrices once for all blocks; keys and values once per block, before prefixes are cut from them.
     assert len(conversions) == 1 + 2 * denoiser[0].config.num_layers
     for node in graph.node:
@@ -166,7 +166,7 @@ def test_quantised_piece_by_piece(denoiser, quantised, reference):
             assert constants[producers[node.input[1]].input[2]].dtype == np.int16
 
 
-def is_dequantised(node: onnx.NodeProto) -> bool:
+def is_dequantized(node: onnx.NodeProto) -> bool:
     return node.op_type == 'DequantizeLinear'
 
 
@@ -189,7 +189,7 @@ def test_parameters_are_read_when_needed(denoiser, tmp_path):
 
 def test_chain_without_samples_is_refused(denoiser, tmp_path):
     with pytest.raises(InputError, match='no calibration inputs'):
-        quantise_chain(chain(denoiser, SHIPPED), tmp_path / 'graph.onnx', [], to_w8a16)
+        quantize_chain(chain(denoiser, SHIPPED), tmp_path / 'graph.onnx', [], to_w8a16)
     assert not list(tmp_path.glob('*.onnx')) and not list(tmp_path.glob('.pieces*'))
 
 
@@ -202,8 +202,8 @@ def test_chipsets_in_a_list():
 
 
 @pytest.mark.qnn
-def test_quantised_stage_on_the_simulator(denoiser, quantised, reference, tmp_path):
-    metadata = compile_graph('stage', quantised, tmp_path / 'stage', find_target('sm8750'), 'w8a16', {})
+def test_quantized_stage_on_the_simulator(denoiser, quantized, reference, tmp_path):
+    metadata = compile_graph('stage', quantized, tmp_path / 'stage', find_target('sm8750'), 'w8a16', {})
     counts = metadata['static_view']
     assert not counts['float_operations'] and counts['operations'] < 200
     # Two for the queries, one for keys and one for values, two for what comes out: only where heads are split.
@@ -216,9 +216,9 @@ def test_quantised_stage_on_the_simulator(denoiser, quantised, reference, tmp_pa
 
 @pytest.mark.qnn
 @pytest.mark.parametrize('chipset', ['sm8550', 'sm8650', 'sc8380xp', 'sm8850'])
-def test_other_chipsets(quantised, chipset, tmp_path):
+def test_other_chipsets(quantized, chipset, tmp_path):
     target = find_target(chipset)
-    metadata = compile_graph('stage', quantised, tmp_path / 'stage', target, 'w8a16', {})
+    metadata = compile_graph('stage', quantized, tmp_path / 'stage', target, 'w8a16', {})
     assert metadata['chipset']['soc_model'] == target.soc_model
     assert not metadata['static_view']['float_operations']
 
@@ -239,13 +239,13 @@ def test_modulation_in_fp16(denoiser, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def stages(denoiser, quantised, tmp_path_factory) -> dict[str, pathlib.Path]:
+def stages(denoiser, quantized, tmp_path_factory) -> dict[str, pathlib.Path]:
     """All stages in W8A16."""
     folder = tmp_path_factory.mktemp('stages')
     models = {f'denoiser_stage{stage}': folder / f'denoiser_stage{stage}.onnx' for stage in (0, 1)}
     for stage, path in enumerate(models.values()):
-        quantise_chain(chain(denoiser, SHIPPED, stage), path, feeds(denoiser, SHIPPED, range(1, 3), stage), to_w8a16)
-    return {**models, 'denoiser_stage2': quantised}
+        quantize_chain(chain(denoiser, SHIPPED, stage), path, feeds(denoiser, SHIPPED, range(1, 3), stage), to_w8a16)
+    return {**models, 'denoiser_stage2': quantized}
 
 
 @pytest.mark.qnn

@@ -129,7 +129,7 @@ def test_layer_applied_often_has_its_weights_once(tmp_path):
     exported(lambda x: layer(layer(layer(x))), {'x': (1, 4, 4, 8)}, tmp_path)
     tensors = onnx.load(tmp_path / 'graph.onnx').graph.initializer
     assert [len(tensor.dims) for tensor in tensors].count(4) == 1
-    assert [len(tensor.dims) for tensor in tensors].count(1) == 3, 'quantised biases differ'
+    assert [len(tensor.dims) for tensor in tensors].count(1) == 3, 'quantized biases differ'
 
 
 def test_gelu_floor_changes_nothing_in_float32(tmp_path):
@@ -141,15 +141,15 @@ def test_gelu_floor_changes_nothing_in_float32(tmp_path):
     np.testing.assert_allclose(OnnxSession(path).run({'x': x})['y'], np.asarray(function(x)), atol=1e-6)
 
 
-def test_quantising_again_leaves_nothing_of_the_time_before(tmp_path):
+def test_quantizing_again_leaves_nothing_of_the_time_before(tmp_path):
     """The library would append the weights to those that are there."""
-    source, destination, sizes = tmp_path / 'float.onnx', tmp_path / 'quantised.onnx', []
+    source, destination, sizes = tmp_path / 'float.onnx', tmp_path / 'quantized.onnx', []
     exported(conv(32), {'x': (1, 4, 4, 32)}, tmp_path)
     model = onnx.load(tmp_path / 'graph.onnx')
     onnx.save(model, source, save_as_external_data=True, location='float.weights', size_threshold=64)
     for _ in range(2):
         to_w8a16(source, destination, [{'x': normal(4, 1, 4, 4, 32)}])
-        sizes.append(destination.with_name('quantised.onnx.data').stat().st_size)
+        sizes.append(destination.with_name('quantized.onnx.data').stat().st_size)
     assert sizes[0] == sizes[1]
 
 

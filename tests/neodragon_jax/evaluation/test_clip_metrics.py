@@ -19,7 +19,7 @@ from neodragon_jax.evaluation import vbench
 FRAMES, HEIGHT, WIDTH = 6, 64, 96
 
 
-def grey(luma: np.ndarray) -> np.ndarray:
+def gray(luma: np.ndarray) -> np.ndarray:
     """Return luma [T, H, W] as an RGB clip."""
     return np.repeat(np.asarray(luma, np.uint8)[..., None], 3, axis=-1)
 
@@ -35,7 +35,7 @@ def constant(value: float, frames: int = FRAMES) -> np.ndarray:
 def test_still_clip_neither_moves_nor_flickers():
     got = metrics.measure(np.repeat(texture(1, HEIGHT, WIDTH, 3), FRAMES, axis=0))
     assert got.motion == got.flicker == 0
-    # Of three independent bytes: the mean has variance 256^2 / 36, and a pixel minus four neighbours 5/4 of it; the
+    # Of three independent bytes: the mean has variance 256^2 / 36, and a pixel minus four neighbors 5/4 of it; the
     # largest is on average half the range above the smallest.
     assert got.sharpness == pytest.approx(256 / 6 * np.sqrt(5 / 4), rel=0.03)
     assert got.saturation == pytest.approx(0.5, rel=0.02)
@@ -54,7 +54,7 @@ def test_motion_of_a_square_is_its_share():
     top, left = metrics.REACH + 16, metrics.REACH + 32
     luma[0, top : top + 16, left : left + 16] = patch
     luma[1, top + 3 : top + 19, left + 4 : left + 20] = patch
-    assert metrics.measure(grey(luma[[0, 1, 1]])).motion == pytest.approx(5 / 15 / 2)
+    assert metrics.measure(gray(luma[[0, 1, 1]])).motion == pytest.approx(5 / 15 / 2)
 
 
 def test_brightness_and_noise_are_no_motion():
@@ -66,28 +66,28 @@ def test_brightness_and_noise_are_no_motion():
 
 def test_flicker_is_the_amplitude_and_ignores_fades():
     signs = np.where(np.arange(FRAMES) % 2, 1, -1)[:, None, None]
-    assert metrics.measure(grey(constant(100.0) + 12 * signs)).flicker == pytest.approx(12)
-    assert metrics.measure(grey(constant(100.0) + 12 * np.arange(FRAMES)[:, None, None])).flicker == 0
+    assert metrics.measure(gray(constant(100.0) + 12 * signs)).flicker == pytest.approx(12)
+    assert metrics.measure(gray(constant(100.0) + 12 * np.arange(FRAMES)[:, None, None])).flicker == 0
     # In a quarter of the squares only.
     local = constant(100.0)
     local[:, :32, :48] += 12 * signs
-    assert metrics.measure(grey(local)).flicker == pytest.approx(3)
+    assert metrics.measure(gray(local)).flicker == pytest.approx(3)
 
 
 def test_sharpness_of_checkerboards_gradients_and_blur():
     rows, columns = np.indices((HEIGHT, WIDTH))
     board = np.where((rows + columns) % 2, 160, 100)[None].repeat(FRAMES, axis=0)
-    # Each pixel differs from all its neighbours by 60.
-    assert metrics.measure(grey(board)).sharpness == pytest.approx(60)
-    assert metrics.measure(grey(np.broadcast_to(rows + 2 * columns, board.shape))).sharpness == 0
+    # Each pixel differs from all its neighbors by 60.
+    assert metrics.measure(gray(board)).sharpness == pytest.approx(60)
+    assert metrics.measure(gray(np.broadcast_to(rows + 2 * columns, board.shape))).sharpness == 0
     noise = texture(1, HEIGHT, WIDTH).astype(np.float32)
     blurred = (noise + np.roll(noise, 1, axis=1)) / 2
     assert metrics.sharpness(blurred) < 0.8 * metrics.sharpness(noise)
 
 
-def test_saturation_of_colours():
-    for colour, want in {(90, 90, 90): 0, (255, 0, 0): 1, (0, 255, 255): 1, (200, 149, 174): 0.2}.items():
-        clip = np.broadcast_to(np.array(colour, np.uint8), (FRAMES, HEIGHT, WIDTH, 3))
+def test_saturation_of_colors():
+    for color, want in {(90, 90, 90): 0, (255, 0, 0): 1, (0, 255, 255): 1, (200, 149, 174): 0.2}.items():
+        clip = np.broadcast_to(np.array(color, np.uint8), (FRAMES, HEIGHT, WIDTH, 3))
         assert metrics.measure(clip).saturation == pytest.approx(want)
 
 
@@ -126,12 +126,12 @@ def folder(tmp_path):
     videos.mkdir()
     scene = np.kron(texture(32, 40), np.ones((4, 4), np.uint8))
     panning = np.stack([scene[:HEIGHT, 4 * t : 4 * t + WIDTH] for t in range(FRAMES)])
-    video.write_mp4(videos / 'a cat-0.mp4', grey(panning))
-    video.write_mp4(videos / 'a cat-1.mp4', grey(panning[:1].repeat(FRAMES, axis=0)))
+    video.write_mp4(videos / 'a cat-0.mp4', gray(panning))
+    video.write_mp4(videos / 'a cat-1.mp4', gray(panning[:1].repeat(FRAMES, axis=0)))
     (videos / 'a cat-0.png').write_bytes(b'a contact sheet')
     (videos / 'cut-0.mp4').write_bytes((videos / 'a cat-0.mp4').read_bytes()[:700])
-    video.write_mp4(videos / 'short-0.mp4', grey(panning[:2]))
-    video.write_mp4(videos / 'unnamed.mp4', grey(panning))
+    video.write_mp4(videos / 'short-0.mp4', gray(panning[:2]))
+    video.write_mp4(videos / 'unnamed.mp4', gray(panning))
     return videos
 
 

@@ -16,7 +16,7 @@ from neodragon_jax.config.neodragon import ContextAdapterConfig, MMDiTConfig, Vi
 from neodragon_jax.errors import InputError
 from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
-from neodragon_jax.models.vae import normalise, posterior_sample
+from neodragon_jax.models.vae import normalize, posterior_sample
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, jax_denoiser, sample
 from neodragon_jax.video import image_to_frame
 from support.goldens import GOLDENS, TINY_CHECKPOINT, channels_last, load_golden, relative_error
@@ -77,7 +77,7 @@ def test_sampling_loop(run):
         vae, vae_params = loop_component('vae', 'AsymmetricCausalVideoVAE', VideoVAEConfig)
         pixels = image_to_frame(golden[f'{run}/in/image_uint8_hwc'], settings['height'], settings['width'])[None, None]
         moments = vae.apply({'params': vae_params}, jnp.asarray(pixels), method='encode')
-        first = normalise(posterior_sample(moments, noise.posterior((1, 1, 8, 16, 16))))
+        first = normalize(posterior_sample(moments, noise.posterior((1, 1, 8, 16, 16))))
     plan = Plan(
         frames=(settings['nf'] - 1) // 8 + 1,
         height=8,

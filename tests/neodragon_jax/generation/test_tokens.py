@@ -119,7 +119,7 @@ def test_missing_folder_is_named(checkpoint):
         Tokenizers.load(checkpoint)
 
 
-def test_serialised_backend_replaces_the_vocabulary_files(tokenizers, checkpoint):
+def test_serialized_backend_replaces_the_vocabulary_files(tokenizers, checkpoint):
     for name, loaded in (('tokenizer_2', tokenizers.clip_g), ('tokenizer_3', tokenizers.t5)):
         loaded.backend.backend_tokenizer.save(str(checkpoint / name / 'tokenizer.json'))
     for vocabulary in ('tokenizer_2/vocab.json', 'tokenizer_2/merges.txt', 'tokenizer_3/spiece.model'):

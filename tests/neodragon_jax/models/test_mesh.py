@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from configs import dmd as dmd_config
 from neodragon_jax.models.mesh import batch_axes, keep_batch_split
 from train.aot import abstract as aot_abstract
-from train.aot.cost import analyse, collective_bytes
+from train.aot.cost import analyze, collective_bytes
 from train.aot.hlo import parse
 from train.runtime import loop
 from train.runtime.sharding import MeshConfig, make_mesh
@@ -64,7 +64,7 @@ def test_a_distillation_step_sends_gradients_and_no_activations():
     mesh = make_mesh(run.mesh, jax.devices())
     arguments = loop.abstract_arguments(program, program.frozen(), source, run, mesh)
     compiled = loop.jit_step(program, 0, arguments).lower(*arguments).compile()
-    received = collective_bytes(analyse(parse(compiled.as_text())), dict(mesh.shape))
+    received = collective_bytes(analyze(parse(compiled.as_text())), dict(mesh.shape))
     state = jax.eval_shape(program.init_state, jax.random.key(0), program.frozen())
     gradients = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.student, state.fake)))
     assert 0 < received['all-reduce', 'fsdp'] < 3 * gradients

@@ -196,12 +196,12 @@ def test_rank_two_tokens_equal_a_batch_of_one():
     np.testing.assert_allclose(single, batched, atol=2e-6)
 
 
-def test_half_split_order_pairs_neighbours():
+def test_half_split_order_pairs_neighbors():
     np.testing.assert_array_equal(half_split_order(2, 4), [0, 2, 1, 3, 4, 6, 5, 7])
 
 
 def test_initial_flow_is_zero():
-    """Zero-initialised output layers: an untrained model predicts nothing."""
+    """Zero-initialized output layers: an untrained model predicts nothing."""
     model = PyramidMMDiT(MMDiTConfig(num_layers=2, num_attention_heads=2, attention_head_dim=8, pos_embed_max_size=8))
     args = [jnp.ones((1, 1, 4, 4, 16))], jnp.ones((1, 3, 16)), jnp.ones((1, 3), int), jnp.ones((1, 2048)), jnp.ones(1)
     params = jax.jit(model.init)(jax.random.key(0), *args)['params']

@@ -20,10 +20,10 @@ from neodragon_jax.errors import InputError
 from neodragon_jax.models.vae import (
     PYRAMID_FLOW,
     VideoVAE,
-    denormalise,
+    denormalize,
     encode_chunked,
     encode_tiled,
-    normalise,
+    normalize,
     posterior_mean,
     posterior_sample,
 )
@@ -190,25 +190,25 @@ def test_windows_and_tiles_that_do_not_divide_are_refused():
 # --- latents -----------------------------------------------------------------------------------------------------
 
 
-def test_normalisation_constants(golden):
+def test_normalization_constants(golden):
     image_scale, image_shift, video_scale, video_shift = golden['constants/VAE_SCALE_SHIFT_VIDEOSCALE_VIDEOSHIFT']
     latents = random((2, 3, 2, 2, 16))
-    got = normalise(latents)
+    got = normalize(latents)
     assert relative_error(got[:, :1], (latents[:, :1] - image_shift) * image_scale) < 1e-7
     assert relative_error(got[:, 1:], (latents[:, 1:] - video_shift) * video_scale) < 1e-7
-    later = normalise(latents, first_frame=False)
+    later = normalize(latents, first_frame=False)
     assert np.array_equal(later[:, 1:], got[:, 1:]) and not np.allclose(later[:, 0], got[:, 0])
     for first_frame in (True, False):
-        assert relative_error(denormalise(normalise(latents, first_frame), first_frame), latents) < 1e-6
+        assert relative_error(denormalize(normalize(latents, first_frame), first_frame), latents) < 1e-6
 
 
-def test_pyramid_flow_normalises_by_its_own_constants():
+def test_pyramid_flow_normalizes_by_its_own_constants():
     """Pyramid-Flow divides a picture by 1.8415 and later frames by 3.0986 (arXiv 2410.05954, its released pipeline)."""
     latents = random((1, 2, 2, 2, 16))
-    got = normalise(latents, statistics=PYRAMID_FLOW)
+    got = normalize(latents, statistics=PYRAMID_FLOW)
     assert relative_error(got[:, 0], (latents[:, 0] - 0.1490) / 1.8415) < 1e-6
     assert relative_error(got[:, 1], (latents[:, 1] + 0.2343) / 3.0986) < 1e-6
-    assert relative_error(denormalise(got, statistics=PYRAMID_FLOW), latents) < 1e-6
+    assert relative_error(denormalize(got, statistics=PYRAMID_FLOW), latents) < 1e-6
 
 
 def test_posterior_clamps_the_log_variance():
@@ -295,9 +295,9 @@ def test_decoder_blocks(golden):
 
 
 @pytest.mark.parametrize('latents', [1, 3])
-def test_decode_from_normalised_latents_to_bytes(golden, latents):
+def test_decode_from_normalized_latents_to_bytes(golden, latents):
     name = f'decode_latent_T{latents}'
-    frames = compiled('decode')(denormalise(golden[f'{name}/latents_normalised']))[0]
+    frames = compiled('decode')(denormalize(golden[f'{name}/latents_normalised']))[0]
     assert relative_error(frames, golden[f'{name}/frames_float_BT_H_W_C']) < TOLERANCE
     got, want = to_uint8(frames), golden[f'{name}/frames_uint8']
     # Truncation turns a difference in the last bit into one step of brightness, where it falls on an integer.
@@ -339,7 +339,7 @@ def test_compute_type(method, shape):
 
 
 def abstract_params(config: VideoVAEConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return the shape of every parameter by its path, without computing any; nothing else is initialised."""
+    """Return the shape of every parameter by its path, without computing any; nothing else is initialized."""
     variables = jax.eval_shape(VideoVAE(config).init, jax.random.key(0), jnp.zeros((1, 9, 64, 64, 3)))
     assert set(variables) == {'params'}
     flat: dict[Any, Any] = flax.traverse_util.flatten_dict(variables['params'])

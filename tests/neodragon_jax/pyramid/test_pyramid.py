@@ -15,7 +15,7 @@ from neodragon_jax.pyramid.layout import attention_mask, layout_of, patchify, po
 from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import (
     block_noise,
-    colour_noise,
+    color_noise,
     down,
     down_noise,
     enter_stage,
@@ -72,10 +72,10 @@ def test_history_clips(golden, frames_per_unit, unit, stage):
 
 @pytest.mark.parametrize('gamma', ['0.3333', '0.2500'])
 def test_block_noise_is_the_symmetric_root_of_its_covariance(golden, gamma):
-    """The map white -> coloured, read off one block, is the reference's square root."""
+    """The map white -> colored, read off one block, is the reference's square root."""
     value = 1 / 3 if gamma == '0.3333' else 0.25
     columns = [
-        colour_noise(jnp.asarray(basis.reshape(2, 2, 1)), value).reshape(4) for basis in np.eye(4, dtype=np.float32)
+        color_noise(jnp.asarray(basis.reshape(2, 2, 1)), value).reshape(4) for basis in np.eye(4, dtype=np.float32)
     ]
     root = np.stack(columns, axis=1)
     assert relative_error(root, golden[f'f64/block_noise/sym_sqrt_gamma{gamma}']) < 1e-6

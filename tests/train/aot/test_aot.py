@@ -50,7 +50,7 @@ def test_clocks_are_those_of_the_chips():
 @pytest.mark.parametrize(
     ('name', 'places', 'links'),
     [
-        ('v5e:4x4', [(x, y, 0) for x in range(4) for y in range(4)], 2),  # a corner has two neighbours
+        ('v5e:4x4', [(x, y, 0) for x in range(4) for y in range(4)], 2),  # a corner has two neighbors
         ('v5e:4x4', [(x, 0, 0) for x in range(4)], 1),
         ('v5e:16x16', [(x, 0, 0) for x in range(16)], 2),  # a ring
         ('v5e:16x16', [(x, 0, 0) for x in range(8)], 1),  # half of it is a line
@@ -196,7 +196,7 @@ def test_jobs_of_the_settings_as_they_stand(quick, capsys):
         (aot.Options(('v5e:2x2',), variant='7'), 'use 0, 1, 2, largest or all'),
         (aot.Options(('v5e:2x2',), meshes=((3, 1, 1),)), 'not one over the 4 devices'),
         (aot.Options(('v5e:2x2',), choices=(('remat', ('some',)),)), 'remat'),
-        (aot.Options(('v5e:2x2',), choices=(('colour', ('red',)),)), 'no setting "colour"'),
+        (aot.Options(('v5e:2x2',), choices=(('color', ('red',)),)), 'no setting "color"'),
     ],
 )
 def test_wrong_options_are_refused(quick, options, message):

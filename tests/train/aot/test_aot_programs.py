@@ -229,7 +229,7 @@ def test_miniature_has_the_shapes_of_the_real_program_and_its_steps_trace(name, 
     places = {key: leaf for key, leaf in want.batch.items() if key not in ('index', 'source')}
     assert shapes({key: got.batch[key] for key in places}) == shapes(places) and set(got.batch) <= set(want.batch)
     frozen = jax.tree.leaves({key: tree for key, tree in abstract.program.frozen().items() if key != 'negative'})
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) or leaf.size <= 3 for leaf in frozen)  # a mean colour is measured
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) or leaf.size <= 3 for leaf in frozen)  # a mean color is measured
     variant = list(aot_program.variants(abstract.program))[-1]
     carry, metrics = jax.eval_shape(functools.partial(loop.guarded_step, abstract.program, variant), *got)
     assert shapes(carry) == shapes(got.carry) and metrics

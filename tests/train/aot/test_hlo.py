@@ -21,16 +21,16 @@ def compiled_text(function, *arguments, **options) -> str:
 
 
 def cost_of(text: str) -> aot_cost.Cost:
-    return aot_cost.analyse(hlo.parse(text))
+    return aot_cost.analyze(hlo.parse(text))
 
 
 def test_tpu_program_counts_every_round_of_its_loops():
-    """Six rematerialised layers tanh(x W), forward and backward; x [8192, 4096] per chip, W split 16 ways.
+    """Six rematerialized layers tanh(x W), forward and backward; x [8192, 4096] per chip, W split 16 ways.
 
     Compiled for v5e:4x4 by libtpu 0.0.42.1, layouts and metadata removed. XLA's own count of it is 1.10e12.
     """
     module = hlo.parse((GOLDENS / 'hlo' / 'scan_v5e_4x4.txt').read_text())
-    cost = aot_cost.analyse(module)
+    cost = aot_cost.analyze(module)
     product = 2 * 8192 * 4096 * 4096
     assert module.devices == 16
     assert cost.flops == 6 * 4 * product  # forward, forward again, two gradients

@@ -215,7 +215,7 @@ def test_report(judge, tmp_path, monkeypatch):
     assert '| student: mismatch over its teacher | at most 1.1 | 2.500 |  | **no** |' in text
     assert 'seed-0/curves/teacher.png' in text and '| teacher | 61 |' in text and 'drawn.png' in text
     assert '<td>student: mismatch over its teacher</td>' in (tmp_path / 'report.html').read_text()
-    assert json.loads((tmp_path / 'report.json').read_text())['targets']['teacher: colour right']['seeds'] == [1.0]
+    assert json.loads((tmp_path / 'report.json').read_text())['targets']['teacher: color right']['seeds'] == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ def test_teacher_samples_start_from_pictures(tmp_path):
     from PIL import Image
 
     (tmp_path / 'frames').mkdir()
-    for name, colour in (('a.png', 'red'), ('b.png', 'blue')):
-        Image.new('RGB', (80, 60), colour).save(tmp_path / 'frames' / name)
+    for name, color in (('a.png', 'red'), ('b.png', 'blue')):
+        Image.new('RGB', (80, 60), color).save(tmp_path / 'frames' / name)
     (tmp_path / 'prompts.txt').write_text('a red wall\na blue wall')
     given = [*sample_arguments(tmp_path), '--first-frame', str(tmp_path / 'frames'), '--count', '8', '--frames', '9']
     assert teacher_samples.main(given) == 0

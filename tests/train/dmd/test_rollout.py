@@ -119,7 +119,7 @@ def test_a_share_of_nothing_is_the_data_s_history_bit_for_bit():
 
 
 class Follower:
-    """A flow towards the mean of the frame before."""
+    """A flow toward the mean of the frame before."""
 
     def apply(self, variables, clips, *rest):
         del rest
@@ -191,7 +191,7 @@ def test_either_objective_alone(dropped, other):
     assert relative_error(alone[0] + alone[1], both) < 1e-5
 
 
-def test_something_must_be_learnt():
+def test_something_must_be_learned():
     with pytest.raises(InputError, match='both 0'):
         point_program(distribution_weight=0.0, cauchy_weight=0.0)
 

@@ -114,8 +114,8 @@ def test_updates_stack_different_batches(tmp_path):
 
 def test_other_program_or_data_order_is_refused(tmp_path):
     run(Toy(), LinearSource(), config_for(tmp_path, steps=2))
-    with pytest.raises(InputError, match=r'flavour = "plain", this run "bitter"; choose another workdir'):
-        run(Toy(flavour='bitter'), LinearSource(), config_for(tmp_path, steps=3))
+    with pytest.raises(InputError, match=r'flavor = "plain", this run "bitter"; choose another workdir'):
+        run(Toy(flavor='bitter'), LinearSource(), config_for(tmp_path, steps=3))
     with pytest.raises(InputError, match='seed = 0, this run 1'):
         run(Toy(), LinearSource(), config_for(tmp_path, steps=3, seed=1))
     with pytest.raises(InputError, match='samples = 40, this run 41'):
@@ -243,7 +243,7 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path):
 def test_checkpoints_hold_the_newest_only(tmp_path):
     run(Toy(), LinearSource(), config_for(tmp_path, steps=12, checkpoint_every=2, keep=2))
     assert checkpoint_steps(tmp_path) == [10, 12]
-    assert json.loads((tmp_path / 'checkpoints' / '12' / 'metadata' / 'metadata').read_text())['flavour'] == 'plain'
+    assert json.loads((tmp_path / 'checkpoints' / '12' / 'metadata' / 'metadata').read_text())['flavor'] == 'plain'
 
 
 if __name__ == '__main__':

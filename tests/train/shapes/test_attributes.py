@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from neodragon_jax.errors import InputError
-from train.shapes.attributes import Attributes, markdown_table, measure, summarise
+from train.shapes.attributes import Attributes, markdown_table, measure, summarize
 from train.shapes.world import CPU, GPU, Scene, Traits, draw
 
 BOTH = pytest.mark.parametrize('world', [CPU, GPU], ids=['cpu', 'gpu'])
@@ -43,7 +43,7 @@ def blurred(clip, rng=None, radius=1):
 @pytest.mark.parametrize(('frames', 'size'), [(17, (64, 64)), (33, (64, 96)), (17, (32, 32))])
 def test_drawn_clips_are_as_asked(world, frames, size):
     clips = measured(world, frames, size)
-    table = summarise(clips)
+    table = summarize(clips)
     for name in (*Traits._fields, 'all'):
         assert table[name].mean == 1
     motions, paths = ([getattr(clip, name) for clip in clips] for name in ('motion', 'path'))
@@ -56,7 +56,7 @@ def test_drawn_clips_are_as_asked(world, frames, size):
 @BOTH
 @pytest.mark.parametrize('spoil', [noisy, blurred, lambda clip, rng: noisy(blurred(clip), rng, 10)])
 def test_noise_and_blur_leave_attributes_alone(world, spoil):
-    table = summarise(measured(world, 33, (64, 64), spoil))
+    table = summarize(measured(world, 33, (64, 64), spoil))
     assert table['all'].mean == 1
     assert abs(table['motion'].mean - 1) < 0.02
     assert 0.012 < table['mismatch'].mean < 0.25  # but it is seen
@@ -96,7 +96,7 @@ def test_motion_is_measured_against_the_caption():
     still = measure(np.repeat(clip[:1], 33, axis=0), ASKED, CPU)
     assert (still.direction, still.speed) == (None, None)
     assert still.motion == pytest.approx(0, abs=1e-6) and still.path == pytest.approx(0, abs=1e-6)
-    assert still.shape == 'triangle' and still.colour == 'red'
+    assert still.shape == 'triangle' and still.color == 'red'
     # Up and to the right at once is neither.
     oblique = np.stack([np.roll(frame, -round(i / 2), axis=0) for i, frame in enumerate(clip)])
     assert measure(oblique, ASKED, CPU).direction is None
@@ -135,25 +135,25 @@ def test_garbage_is_wrong_and_does_not_crash():
         if name != 'frames in disorder':
             assert result.direction is None and result.motion == 0, name
     black = measure(clips['black'], ASKED, CPU)
-    assert black.background == 'black' and black.colour is None and black.mismatch == 1
+    assert black.background == 'black' and black.color is None and black.mismatch == 1
     # What is there is still read.
-    assert measure(vanishing, ASKED, CPU).colour == 'red'
+    assert measure(vanishing, ASKED, CPU).color == 'red'
 
 
 def test_summary():
     good = measure(draw(Scene(ASKED), 17, 64, 64), ASKED, CPU)
-    bad = good._replace(colour='green', motion=0.0)
-    table = summarise([good, good, good, bad])
-    assert table['colour'].mean == 0.75 and table['all'].mean == 0.75 and table['size'] == (1, 0)
+    bad = good._replace(color='green', motion=0.0)
+    table = summarize([good, good, good, bad])
+    assert table['color'].mean == 0.75 and table['all'].mean == 0.75 and table['size'] == (1, 0)
     # The standard error of the mean of 1, 1, 1, 0, by hand.
-    assert table['colour'].error == pytest.approx(math.sqrt(0.25 / 4))
+    assert table['color'].error == pytest.approx(math.sqrt(0.25 / 4))
     assert table['motion'].mean == pytest.approx(0.75 * good.motion)
-    assert math.isnan(summarise([good])['motion'].error)
-    text = markdown_table({'truth': summarise([good]), 'student': table}).splitlines()
+    assert math.isnan(summarize([good])['motion'].error)
+    text = markdown_table({'truth': summarize([good]), 'student': table}).splitlines()
     assert len({line.count('|') for line in text}) == 1
     assert text[2].startswith('| truth | 1.000 |') and '0.750 ± 0.250' in text[3]
-    with pytest.raises(InputError, match='no clips to summarise'):
-        summarise([])
+    with pytest.raises(InputError, match='no clips to summarize'):
+        summarize([])
 
 
 def test_bad_clips():

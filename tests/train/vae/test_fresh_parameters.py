@@ -15,7 +15,7 @@ from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.errors import InputError
 from neodragon_jax.models.causal_layers import CausalConv, frame_norm
 from neodragon_jax.models.native_decoder import NativeVAE
-from neodragon_jax.models.vae import normalise, posterior_mean
+from neodragon_jax.models.vae import normalize, posterior_mean
 from support.goldens import relative_error
 from support.vae_runs import native, random, reconstruction_loss
 from train import moving_shapes
@@ -27,7 +27,7 @@ from train.vae import fresh_parameters as fresh_codecs
 from train.vae import latent_statistics as statistics
 from train.vae.flat_convolutions import flat_convolutions
 from train.vae.principal_start import Patch
-from train.vae.rematerialise import MemoryConfig
+from train.vae.rematerialize import MemoryConfig
 
 SCENES = moving_shapes.MovingShapesSource(CPU, 17, (32, 32), count=40)
 
@@ -68,7 +68,7 @@ def test_a_fresh_posterior_has_little_noise_and_expected_latents():
     measured = statistics.measure([np.asarray(moments)])
     print(measured)
     assert 0.7 < measured.later_deviation < 1.4 and abs(measured.later_mean) < 0.5
-    latents = normalise(posterior_mean(moments), first_frame=False)
+    latents = normalize(posterior_mean(moments), first_frame=False)
     layer = params['post_quant_conv']
     assert np.allclose(posterior_mean(moments) @ layer['kernel'][0, 0] + layer['bias'], latents, atol=1e-4)
 
@@ -85,7 +85,7 @@ def test_a_fresh_autoencoder_is_nearly_the_best_linear_one():
     patches = principal_start.Patches(training, Patch(8, 8))
     rows = patches.basis(Patch(8, 8), 16).rows
     cut = videos[:, 1:].reshape(4, 2, 8, 8, 8, 8, 8, 3).transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, 1536)
-    cut = cut - np.tile(patches.colour, 512)
+    cut = cut - np.tile(patches.color, 512)
     want = np.square(cut - cut @ rows.T @ rows).mean()
     got = np.square(frames - videos)[:, 1:].mean()
     print(want, got, np.square(cut).mean())
@@ -127,10 +127,10 @@ def test_clips_smaller_than_a_latent_are_refused():
         principal_start.principal_layers(native()[0].config, source)
 
 
-def test_mean_colour():
+def test_mean_color():
     source = moving_shapes.MovingShapesSource(CPU, 9, (32, 32), count=3)
     want = np.mean([clips.to_float(jnp.asarray(source[i]['video'])) for i in range(3)], axis=(0, 1, 2, 3))
-    assert np.allclose(fresh_codecs.mean_colour(source), want, atol=1e-4)  # a mean of 10^5 numbers in float32
+    assert np.allclose(fresh_codecs.mean_color(source), want, atol=1e-4)  # a mean of 10^5 numbers in float32
 
 
 @pytest.mark.parametrize('strides', [(1, 1, 1), (1, 2, 2), (2, 1, 1)])

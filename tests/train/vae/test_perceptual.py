@@ -127,7 +127,7 @@ def test_edges():
     want = jnp.asarray(pictures(0, 2, 3, 5, 4, 3))
     assert edge_error(want, want) == 0
     assert edge_error(want + 0.25, want) == pytest.approx(0, abs=1e-6)
-    # A line of height 1 in frame 1, column 2: of 3 neighbours in a row 2 differ, of 2 in time 2, in a column none.
+    # A line of height 1 in frame 1, column 2: of 3 neighbors in a row 2 differ, of 2 in time 2, in a column none.
     line = jnp.zeros((1, 3, 5, 4, 1)).at[:, 1, :, 2].set(1.0)
     horizontally, in_time = 2 / 3 / 3, 1 / 4
     assert edge_error(line, jnp.zeros_like(line)) == pytest.approx((horizontally + in_time) / 3)

@@ -63,7 +63,7 @@ def encode(module: CausalVAE, params: Params, video: Video, memory: MemoryConfig
 
 
 def decode(module: CausalVAE, params: Params, latents: Latents, memory: MemoryConfig) -> Video:
-    """Return the clips of de-normalised latents, as `module.decode` does."""
+    """Return the clips of de-normalized latents, as `module.decode` does."""
     with _forgetful(memory):
         if not memory.window or latents.shape[1] == 1:
             return _apply(module, params, latents, 'decode')
@@ -106,11 +106,11 @@ def _forgetful(memory: MemoryConfig) -> Iterator[None]:
     if not memory.blocks:
         yield
         return
-    with nn.intercept_methods(functools.partial(_rematerialised, [])):
+    with nn.intercept_methods(functools.partial(_rematerialized, [])):
         yield
 
 
-def _rematerialised(
+def _rematerialized(
     inside: list[nn.Module], call: Callable[..., Any], args: Sequence[Any], kwargs: Any, context: Any
 ) -> Any:
     """Call a method; a block's is wrapped in `nn.remat`, which calls it again, and then it is `inside` one."""
