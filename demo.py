@@ -21,10 +21,10 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation import defaults as generation
-from neodragon_jax.video import read_mp4
 from train.shapes.attributes import measure
 from train.shapes.world import CPU, Traits, caption, parse
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.decoder import DecoderConfig
 from train.runtime.loop import LoopConfig
 from train.runtime.settings import defaults

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.checkpoint import shipped
-from neodragon_jax.errors import InputError, did_you_mean
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import RELEASED
 
@@ -290,7 +290,7 @@ def _workshop(args: argparse.Namespace) -> Workshop:
 def _scenes(args: argparse.Namespace, prompts: Sequence[str]) -> Scenes:
     """Return what calibration generates."""
     from export.host.recording import Scenes
-    from neodragon_jax import video
+    from neodragon_jax.base import video
 
     images = [video.image_to_frame(video.read_image(path), args.height, args.width) for path in args.image]
     return Scenes(prompts, args.defaults.prompt_modifier, args.defaults.negative_prompt, images, args.seed)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from neodragon_jax.errors import InputError, did_you_mean, exit_status
+from neodragon_jax.base.errors import InputError, did_you_mean, exit_status
 
 if TYPE_CHECKING:
     import tqdm
@@ -294,7 +294,7 @@ def table_line(row: FormRow) -> str:
 
 def write(folder: pathlib.Path, rows: Sequence[FormRow], settings: dict[str, Any]) -> None:
     """Write compare.md and compare.json."""
-    from neodragon_jax.atomic import atomic_file
+    from neodragon_jax.base.atomic import atomic_file
 
     lines = [
         f'# Stage {settings["stage"]} of the denoiser, {settings["blocks"]} blocks, {settings["soc"]}',

@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import shipped
-from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import defaults as generation
@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> None:
     # Only now: JAX and the models take seconds to import, and the checks above should answer at once.
     import tqdm
 
-    from neodragon_jax import video
+    from neodragon_jax.base import video
     from neodragon_jax.generation.session import Studio
 
     studio = Studio.open(args, videos=len(jobs))

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from neodragon_jax.atomic import atomic_file
-from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.evaluation.clip_metrics import ClipMetrics, markdown_table, mean_metrics, measure
 from neodragon_jax.evaluation.vbench import MODES, find_vbench, run_vbench
 
@@ -77,7 +77,7 @@ def evaluate(folder: pathlib.Path) -> Evaluation:
     # Only now: the command line should answer at once.
     import tqdm
 
-    from neodragon_jax.video import read_mp4
+    from neodragon_jax.base.video import read_mp4
 
     if not folder.is_dir():
         raise InputError(f'{folder}: no such folder. Give the folder that `python -m neodragon_jax --out` wrote.')

@@ -25,12 +25,12 @@ import numpy as np
 import tqdm
 from flax import traverse_util
 
-from neodragon_jax.atomic import atomic_folder
+from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.errors import InputError, did_you_mean, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import FULL, TINY, ComponentConfig, SystemConfig, T5EncoderConfig
 from neodragon_jax.config.sdxl import FULL_IMAGE_VAE, FULL_UNET, TINY_IMAGE_VAE, TINY_UNET
 from neodragon_jax.config.super_resolution import VARIANTS
-from neodragon_jax.errors import InputError, did_you_mean, exit_status
 from neodragon_jax.generation.param_store import cast
 from neodragon_jax.models.layers import sincos_table
 from neodragon_jax.models.modulation import SIX_PARTS, TWO_PARTS

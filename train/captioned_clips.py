@@ -30,8 +30,8 @@ from typing import Any
 
 import tqdm
 
-from neodragon_jax.atomic import PathLike
-from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.base.atomic import PathLike
+from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.generation import pipeline
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.data import mp4_bytes as clip_codec

@@ -32,11 +32,11 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import CausalEncoderConfig, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import (
     CausalVAE,

@@ -36,8 +36,8 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.param_store import read_params
 from neodragon_jax.generation.tokens import DEFAULT_NEGATIVE_PROMPT

@@ -24,9 +24,9 @@ import tqdm
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from neodragon_jax.atomic import PathLike, atomic_file
-from neodragon_jax.errors import InputError, exit_status
-from neodragon_jax.video import write_mp4
+from neodragon_jax.base.atomic import PathLike, atomic_file
+from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.video import write_mp4
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.shapes.world import SPLITS, WORLDS, Scene, Traits, World, caption, draw, track
 

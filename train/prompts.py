@@ -21,7 +21,7 @@ from typing import Any
 
 import tqdm
 
-from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.generation.tokens import Tokenizers
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.data.captions import BadCaption, clean

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from neodragon_jax import video
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base import video
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.generation import pipeline
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import CausalVAE, denormalize

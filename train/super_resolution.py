@@ -27,10 +27,10 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.super_resolution import variant
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.super_resolution import QuickSRNet
 from train.aot.abstract import AbstractProgram
 from train.data.crops import CropConfig, CropSource

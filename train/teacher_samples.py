@@ -28,9 +28,9 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int
 
-from neodragon_jax import video
+from neodragon_jax.base import video
+from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT

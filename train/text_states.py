@@ -20,8 +20,8 @@ import jax
 import numpy as np
 import tqdm
 
+from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError, exit_status
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.param_store import read_params
 from neodragon_jax.models.t5 import T5Encoder

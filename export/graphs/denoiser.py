@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from export.graphs.table import FORBIDDEN, Feeds, Graph, Params
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.attention import make_rotary, strategy
 from neodragon_jax.models.layers import timestep_sinusoid
 from neodragon_jax.models.mmdit import TIMESTEP_WIDTH, JointBlock, PyramidMMDiT

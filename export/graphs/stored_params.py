@@ -12,8 +12,8 @@ import numpy as np
 import safetensors
 from flax import traverse_util
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation.param_store import read_params
 
 

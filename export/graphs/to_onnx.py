@@ -19,7 +19,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from export.graphs.table import Graph
 from export.rewrite import tidy as rewrites
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 # Shape arithmetic, gathers and comparisons are absent on purpose: they mean that host work leaked into the graph.
 ALLOWED = frozenset(

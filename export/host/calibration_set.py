@@ -18,8 +18,8 @@ import numpy as np
 
 from export.host.recording import Call, Recording, Sample, Scenes, Video, flatten, rotating, spread, unflatten
 from export.report.resources import Spent, measured
-from neodragon_jax.atomic import atomic_file, atomic_folder
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.atomic import atomic_file, atomic_folder
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Plan, Prompt
 
 # Changes when the files below do.

@@ -27,8 +27,8 @@ from export.graphs import text as text_graphs
 from export.graphs.runners import GraphRunner
 from export.graphs.stored_params import read_float32
 from export.graphs.table import Feeds, Module
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.generation.tokens import ClipTokenizer, T5Tokenizer, Tokenizers
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel

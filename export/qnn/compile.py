@@ -20,8 +20,8 @@ from export.qnn.htp import ContextGraph, HtpContext, HtpSession, SharedGraph
 from export.qnn.latency import estimate
 from export.qnn.static_view import dump_options, read_view
 from export.quantize.qdq import quantization_parameters
-from neodragon_jax.atomic import atomic_folder
-from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.errors import InputError, did_you_mean
 
 PRECISIONS = ('w8a16', 'fp16')
 Judge = Callable[[Mapping[str, ContextGraph]], dict[str, Any]]

@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 
 from export.report.resources import peak_gb
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROVIDER = 'QNNExecutionProvider'

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 # Options of the provider that make QNN write the graph into a folder.
 DUMP = 'json_qnn_graph_dir'

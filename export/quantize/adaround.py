@@ -26,7 +26,7 @@ from onnx import numpy_helper
 from export.graphs.table import Feeds
 from export.quantize import adaround_worker
 from export.rewrite.tidy import constants_of
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 # Graphs of convolutions, whose weights are rounded here.
 GRAPHS = ('super_resolution', 'video_decoder')

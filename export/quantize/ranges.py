@@ -21,7 +21,7 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_ten
 
 from export.graphs.table import Feeds
 from export.rewrite.tidy import constants_of, shapes_of
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 METHODS = ('minmax', 'percentile', 'mse')
 # Another prompt's modulation easily leaves the ranges that calibration saw.

@@ -25,7 +25,7 @@ from export.graphs.table import Feeds, Graph
 from export.graphs.to_onnx import to_onnx
 from export.rewrite.for_htp import convert_before_cutting, fuse_gains, hide_transposes, vectors_as_they_are
 from export.rewrite.tidy import drop_unused
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 # Constants of more bytes go to a file beside the graph.
 _EXTERNAL_BYTES = 1024

@@ -13,7 +13,7 @@ import numpy as np
 
 from export.report.chart import draw_ratios
 from export.report.resources import Spent
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
 
 
 def snr_db(reference: np.ndarray, got: np.ndarray) -> float:

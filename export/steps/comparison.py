@@ -13,8 +13,8 @@ from export import compare_stage
 from export.graphs.denoiser import FORMS, Form
 from export.graphs.table import DENOISER
 from export.steps.graph import Settings, kept_or_made, makers
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import MMDiTConfig
-from neodragon_jax.errors import InputError
 
 FOLDER = 'denoiser-compare'
 GRAPHS = 4  # two forms, each with one block and with two

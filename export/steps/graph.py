@@ -35,8 +35,8 @@ from export.quantize.stitch import export_chain, quantize_chain
 from export.quantize.two_parts import lowest_db, quantize_to_target
 from export.report.report import Row
 from export.report.resources import Spent, measured
-from neodragon_jax.atomic import atomic_folder
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.errors import InputError
 
 # The float graph is the same arithmetic in another order; anything below this is a wrong export. Most graphs are above
 # 100 dB, but ONNX Runtime sums the ten million values under a norm of a 640x1024 picture in float32: 84 dB.

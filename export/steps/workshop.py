@@ -25,8 +25,8 @@ from export.host.calibration_set import Dataset, folder_sha256
 from export.host.recording import Program, Recorder, Recording, Sample, calls_per_video
 from export.steps.comparison import Subject
 from export.steps.graph import Task
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.models.mmdit import PyramidMMDiT

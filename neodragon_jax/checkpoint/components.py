@@ -22,7 +22,8 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint.names.convert import Entry
 from neodragon_jax.checkpoint.names.mmdit import mmdit_names, teacher_names
 from neodragon_jax.checkpoint.names.native_vae import native_vae_names
@@ -50,7 +51,6 @@ from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig, TeacherMMDiT
 from neodragon_jax.config.safety_checker import SafetyCheckerConfig
 from neodragon_jax.config.sdxl import SIZE_IDS, ImageVAEConfig, UNetConfig
 from neodragon_jax.config.super_resolution import SuperResolutionConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT, unstack_blocks
 from neodragon_jax.models.native_decoder import NativeVAE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError, did_you_mean
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'assets'
 DEFAULT = 'moving_shapes'

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
-from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError, did_you_mean
 
 
 def _require(config: Any, **allowed: Any) -> None:

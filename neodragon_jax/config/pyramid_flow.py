@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import CausalEncoderConfig, MMDiTConfig, T5EncoderConfig, _require
-from neodragon_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

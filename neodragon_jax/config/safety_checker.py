@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import ComponentConfig, _require
-from neodragon_jax.errors import InputError
 
 # What the published checker knows: pictures it refuses, and pictures that make it stricter about those.
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3

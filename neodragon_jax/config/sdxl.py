@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import ComponentConfig, _require
-from neodragon_jax.errors import InputError
 
 # Original size, crop corner and target size of a picture, (rows, columns) each: what SDXL is told about it.
 SIZE_IDS = 6

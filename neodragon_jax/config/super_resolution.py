@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.config.neodragon import ComponentConfig, _require
-from neodragon_jax.errors import InputError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 # Motion: side of the squares that are followed, and how far, in pixels along each axis.
 BLOCK, REACH = 16, 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.evaluation import vbench
 
 

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 # Its prompts with their dimensions, in the package's folder; and how many videos of each it looks at.
 PROMPTS = 'VBench_full_info.json'

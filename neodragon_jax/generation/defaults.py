@@ -26,7 +26,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError, did_you_mean
 
 FILE = 'generation.json'
 MODES = ('hybrid', 'monolithic')

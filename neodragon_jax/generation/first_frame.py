@@ -22,15 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import image_to_frame
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation.param_store import Store, Task, finish, read_params
 from neodragon_jax.generation.tokens import ClipTokenizer
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
 from neodragon_jax.models.t5 import CLIPTextModel, CLIPTextOutput
 from neodragon_jax.pyramid.sampler import POSTERIOR, Keys, fold_keys, white_noise
-from neodragon_jax.video import image_to_frame
 
 # The steps that the model was distilled to, and the noise schedule of the model before that.
 TIMESTEPS = (999, 749, 499, 249)

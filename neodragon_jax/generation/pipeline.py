@@ -22,8 +22,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import to_uint8
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation.defaults import RELEASED, SPATIAL_FACTOR, TEMPORAL_FACTOR, ModeDefaults, check_size
 from neodragon_jax.generation.param_store import Store, Task, finish, read_params
 from neodragon_jax.generation.tokens import Tokenizers, Tokens
@@ -39,7 +40,6 @@ from neodragon_jax.pyramid.sampler import (
     jax_denoiser,
     sample,
 )
-from neodragon_jax.video import to_uint8
 
 # Folder names of the released checkpoint: hybrid starts from a given first frame, monolithic from nothing.
 DENOISER_FOLDERS = {'hybrid': 'diffusion_transformer_320p', 'monolithic': 'diffusion_transformer_320p_multistep_t2v'}

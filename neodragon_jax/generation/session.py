@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from neodragon_jax import video
+from neodragon_jax.base import video
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation import first_frame, pipeline, safety
 from neodragon_jax.generation.param_store import Store, Task, in_step, read_params

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.defaults import RELEASED
 
 # Of the released system; a checkpoint may say otherwise, see `generation`.

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.models.splash import Prefixes, attend_prefixes
 from neodragon_jax.pyramid.layout import (
     Layout,

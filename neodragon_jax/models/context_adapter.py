@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import ContextAdapterConfig
-from neodragon_jax.errors import InputError
 
 
 def _linear(x: Array) -> Array:

@@ -22,8 +22,8 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import MMDiTConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.attention import Queries, make_rotary, rotate, strategy
 from neodragon_jax.models.layers import sincos_table, timestep_sinusoid
 from neodragon_jax.models.mesh import keep_batch_split

@@ -17,8 +17,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.causal_layers import CONTEXT, CausalConv, ResnetBlock, middle, project_out
 from neodragon_jax.models.vae import CausalVAE, Latents, Video, in_chunks
 

@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.safety_checker import CONCEPTS, SPECIAL_CONCEPTS, SafetyCheckerConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.t5 import CLIPLayer
 
 # By how much thresholds sink for a picture that resembles a special concept.

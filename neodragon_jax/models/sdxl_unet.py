@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.sdxl import Level, UNetConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.layers import timestep_sinusoid
 from neodragon_jax.models.mmdit import ConditioningMLP
 from neodragon_jax.models.sdxl_layers import ResnetBlock, conv, group_norm, halving_conv

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.sdxl import ImageVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.causal_layers import FrameAttention
 from neodragon_jax.models.sdxl_layers import ResnetBlock, conv, group_norm, halving_conv
 from neodragon_jax.models.vae_decoder import double_space

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.super_resolution import SuperResolutionConfig
-from neodragon_jax.errors import InputError
 
 # Frames that `upscale` hands over at once: 8 of 320x512 take 336 MB per layer in the large variant, in float32.
 FRAMES_AT_ONCE = 8

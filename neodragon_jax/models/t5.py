@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import CLIPTextConfig, T5Config, T5EncoderConfig
 from neodragon_jax.config.safety_checker import SafetyCheckerConfig
-from neodragon_jax.errors import InputError
 
 # Score of a forbidden key. Far enough below any real score for its weight to be exactly zero in float32, and finite in
 # float16, where the phone graphs run.

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import CausalEncoderConfig, VideoVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.causal_layers import CONTEXT
 from neodragon_jax.models.vae_decoder import Decoder, Memories, memory_shapes
 from neodragon_jax.models.vae_encoder import Encoder

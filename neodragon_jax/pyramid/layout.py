@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 # Added to forbidden scores. Finite, because infinities turn a fully padded row into NaN.
 FORBIDDEN = -1e9

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.schedule import Schedule, euler_step
 from neodragon_jax.pyramid.stages import (
     block_noise,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 # A local level; the schedule's tables hold NumPy numbers.
 Scalar = float | np.floating | Array

@@ -24,8 +24,8 @@ from export.qnn.compile import compile_graph, find_target, provider_options
 from export.qnn.htp import HtpSession
 from export.quantize.qdq import to_fp16, to_w8a16
 from export.report.report import snr_db
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, jax_denoiser, sample
 from support.goldens import TINY_CHECKPOINT

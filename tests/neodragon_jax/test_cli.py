@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from neodragon_jax.__main__ import main, parse_args, video_name
+from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.config.super_resolution import variant
@@ -20,7 +21,6 @@ from neodragon_jax.generation.session import Studio
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER
 from neodragon_jax.models.super_resolution import QuickSRNet
 from neodragon_jax.pyramid.sampler import DrawnNoise
-from neodragon_jax.video import read_mp4
 from support.goldens import TINY_CHECKPOINT
 
 
@@ -205,7 +205,7 @@ def test_missing_and_truncated_checkpoints(tmp_path, capsys):
 
 
 def test_a_kill_while_writing_leaves_no_video(tmp_path, monkeypatch):
-    import neodragon_jax.video as video
+    import neodragon_jax.base.video as video
 
     def die(*args, **kwargs):
         raise KeyboardInterrupt

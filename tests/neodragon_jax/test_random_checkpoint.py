@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 from neodragon_jax import random_checkpoint
 from neodragon_jax.__main__ import main as generate
+from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint.components import COMPONENTS, abstract, abstract_params
 from neodragon_jax.checkpoint.names.text import T5_TIED_NAMES
 from neodragon_jax.config.neodragon import TINY, T5EncoderConfig
-from neodragon_jax.video import read_mp4
 from support.goldens import GOLDENS
 
 TINY_CHECKPOINT = GOLDENS / 'tiny_checkpoint'

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from neodragon_jax.__main__ import main
+from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import shipped
-from neodragon_jax.video import read_mp4
 from train.shapes.attributes import measure, summarize
 from train.shapes.world import CPU, caption, parse
 

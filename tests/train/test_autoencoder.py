@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from configs import autoencoder as presets
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.pyramid_flow import PYRAMID_FLOW_VAE, PyramidFlowVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import NEODRAGON, VideoVAE, normalize, posterior_mean, posterior_sample
 from support.goldens import TINY_CHECKPOINT, relative_error

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train import captioned_clips
 from train.captioned_clips import ClipSource
 from train.data import inspection, video_files

@@ -16,10 +16,10 @@ import pytest
 import safetensors.numpy
 
 from configs import decoder as presets
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import FULL, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import VideoVAE, normalize
 from support.goldens import TINY_CHECKPOINT

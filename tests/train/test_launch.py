@@ -7,7 +7,7 @@ import signal
 import jax
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from support.jobs import Job
 from train import launch
 from train.runtime import sharding
@@ -87,7 +87,7 @@ def test_error_of_one_process_ends_the_job_at_once(tmp_path):
         'import time\n'
         'import jax\n'
         'from configs import command_line\n'
-        'from neodragon_jax.errors import InputError\n'
+        'from neodragon_jax.base.errors import InputError\n'
         'from train.runtime.sharding import of_first_process, start_processes\n'
         'def main(settings, dry_run):\n'
         '    start_processes()\n'

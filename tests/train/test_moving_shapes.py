@@ -16,8 +16,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from neodragon_jax.errors import InputError
-from neodragon_jax.video import read_mp4
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import read_mp4
 from train import moving_shapes
 from train.data import SampleSource
 from train.moving_shapes import MovingShapesSource, write_samples

@@ -13,10 +13,10 @@ import safetensors.numpy
 from PIL import Image
 
 from configs import super_resolution as presets
-from neodragon_jax import video
+from neodragon_jax.base import video
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.super_resolution import VARIANTS, SuperResolutionConfig, variant
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.super_resolution import QuickSRNet, depth_to_space, upscale
 from support.goldens import relative_error
 from train import super_resolution

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.data import Source
 from train.runtime.loop import LoopConfig, Program
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ from absl import flags as command_flags
 from jax.interpreters import partial_eval
 from ml_collections import ConfigDict, config_flags
 
-from neodragon_jax.atomic import atomic_file
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
 from train.aot import report as aot_report

@@ -24,8 +24,8 @@ import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from neodragon_jax.atomic import atomic_file
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
 from train.aot.cost import analyze

@@ -20,10 +20,10 @@ import tqdm
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from neodragon_jax import video
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base import video
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation import pipeline
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.pyramid.sampler import DrawnNoise

@@ -14,7 +14,7 @@ import matplotlib.figure
 import numpy as np
 from markdown_it import MarkdownIt
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
 from train.benchmark.chain import Chain
 from train.benchmark.targets import Evidence, Target, gather, targets
 from train.shapes.attributes import NUMBERS

@@ -28,8 +28,8 @@ from typing import Any
 
 import tqdm
 
-from neodragon_jax.atomic import atomic_file, atomic_folder
-from neodragon_jax.errors import InputError, exit_status
+from neodragon_jax.base.atomic import atomic_file, atomic_folder
+from neodragon_jax.base.errors import InputError, exit_status
 from train.benchmark import schedule
 from train.benchmark.chain import TIERS, Chain, Step, Tier
 from train.shapes.world import WORLDS, caption

@@ -8,7 +8,7 @@ import shutil
 
 import jax.numpy as jnp
 
-from neodragon_jax.atomic import atomic_file, atomic_folder
+from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.param_store import cast

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from neodragon_jax.atomic import PathLike
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.atomic import PathLike
+from neodragon_jax.base.errors import InputError
 from train.data.manifest import NEGATIVE, NULL, SPLIT, check_shard, read_manifest
 from train.data.record_spec import DTYPES, INDEX, ArraySpec, RecordSpec, SampleSpec
 from train.data.sample_writer import SampleWriter

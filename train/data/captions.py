@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 FILE_KEYS, CAPTION_KEYS = ('file', 'path', 'video', 'filename'), ('caption', 'text', 'prompt')
 # Longer ones come from a quotation mark that is never closed; 128 T5 tokens are about 500 characters.

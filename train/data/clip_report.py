@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
 from train.data.captions import readable
 from train.data.inspection import Verdict
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.param_store import read_params
 from neodragon_jax.generation.tokens import Tokenizers, Tokens

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from neodragon_jax.atomic import PathLike
-from neodragon_jax.errors import InputError
-from neodragon_jax.video import read_image, read_mp4
+from neodragon_jax.base.atomic import PathLike
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import read_image, read_mp4
 
 VIDEOS, PICTURES = ('.mp4', '.mov', '.mkv', '.webm'), ('.png', '.jpg', '.jpeg')
 # Both average over what a small pixel covers, so that nothing aliases.

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, Self
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 HEADER = struct.Struct('<Q16s')  # length in bytes, checksum
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 FORMAT = 2
 SPLIT = 'train'

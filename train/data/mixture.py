@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.data import RecordSpec, SampleSource, Source
 from train.data.record_spec import INDEX, ArraySpec
 

@@ -15,7 +15,7 @@ import av.video.reformatter
 import numpy as np
 from jaxtyping import UInt8
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 
 def encode(frames: UInt8[np.ndarray, 'T H W 3'], fps: int, quality: int) -> bytes:

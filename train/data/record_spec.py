@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 FLOATS = DTYPES | {name: np.dtype(name) for name in ('float16', 'float64')}

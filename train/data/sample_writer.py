@@ -20,8 +20,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-from neodragon_jax.atomic import PathLike, atomic_file
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.atomic import PathLike, atomic_file
+from neodragon_jax.base.errors import InputError
 from train.data.journal import Journal, count_records
 from train.data.manifest import FORMAT, MANIFEST, NEGATIVE, SPLIT, read_manifest, write_json
 from train.data.record_spec import INDEX, RecordSpec

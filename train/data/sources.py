@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.data import Source
 
 

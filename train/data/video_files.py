@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from neodragon_jax.errors import InputError
-from neodragon_jax.video import read_image
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import read_image
 
 FPS = 24
 VIDEOS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.ts', '.flv', '.wmv', '.ogv')

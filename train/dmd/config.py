@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.attention import STRATEGIES
 from neodragon_jax.models.mmdit import REMAT_POLICIES
 from train.data import DTYPES

@@ -36,9 +36,9 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.pyramid.sampler import Denoiser, Prompt, Unit, guided, jax_denoiser
 from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import envelope_history, levels, stage_pair

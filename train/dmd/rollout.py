@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Latents, NoiseSource, Prompt, Unit, euler_steps
 from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import down_noise, enter_stage, envelope_history, levels

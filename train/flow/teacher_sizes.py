@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import MMDiTConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 from train.data.record_spec import DTYPES

@@ -29,9 +29,9 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.pyramid_flow import TEACHER
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.teacher import TeacherMMDiT
 from train.aot.abstract import AbstractProgram
 from train.data.mixture import Mixture

@@ -20,8 +20,8 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 
-from neodragon_jax.atomic import atomic_file
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 
 # Which checkpoints the keep policy holds for their metric, beside the checkpoints' folder.
 BEST = 'best.json'

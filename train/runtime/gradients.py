@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.runtime.sharding import split_batch
 
 Batch = Mapping[str, Array]

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.data import Source
 from train.runtime.sharding import BATCH_AXES
 

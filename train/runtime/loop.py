@@ -24,8 +24,8 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import PRNGKeyArray
 
-from neodragon_jax.atomic import atomic_folder
-from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.errors import InputError, did_you_mean
 from train.data import Source
 from train.runtime.checkpoints import Checkpoints, Keep, stop_on_sigterm
 from train.runtime.loader import Loader

@@ -16,7 +16,7 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
 from train.runtime.program import EVALUATION
 
 JSON_LINES = 'metrics.jsonl'

@@ -18,7 +18,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Int
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 SCHEDULES = ('constant', 'cosine', 'linear')
 KINDS = ('adamw', 'muon')

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import jax
 
-from neodragon_jax.atomic import atomic_folder
+from neodragon_jax.base.atomic import atomic_folder
 
 # Steps that a signal asks for: the first shows how the host feeds the devices, the others a steady state.
 STEPS_ON_SIGNAL = 3

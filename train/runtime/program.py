@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, PRNGKeyArray
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.runtime.sharding import MeshConfig
 
 Metrics = dict[str, Array]

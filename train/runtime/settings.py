@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from neodragon_jax.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError, did_you_mean
 from train.runtime.program import DivergedError
 from train.runtime.sharding import leave
 

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 AXES, BATCH_AXES = (DATA, FSDP, TENSOR), (DATA, FSDP)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.evaluation import clip_metrics as metrics
 from train.shapes.world import COLORS, DIRECTIONS, REACHES, SIZES, SPEEDS, Traits, World, coverage
 

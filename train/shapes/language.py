@@ -24,10 +24,10 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from neodragon_jax.atomic import atomic_folder
+from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.errors import exit_status
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import CLIPTextConfig, ComponentConfig, T5Config, T5EncoderConfig
-from neodragon_jax.errors import exit_status
 from neodragon_jax.random_checkpoint import SMALL, random_params
 from train.shapes.world import SYNONYMS, WORLDS, World, caption
 

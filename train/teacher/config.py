@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import MMDiTConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import REMAT_POLICIES
 from train.data.record_spec import DTYPES
 from train.flow.flow_matching import CORRUPTION

@@ -21,10 +21,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from neodragon_jax import video
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base import video
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, jax_denoiser, sample
 from neodragon_jax.pyramid.schedule import Schedule

@@ -33,9 +33,9 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.pyramid.sampler import Prompt, jax_denoiser
 from neodragon_jax.pyramid.schedule import Schedule

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import PRNGKeyArray
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.runtime.sharding import path_name
 
 Params = Mapping[str, Any]

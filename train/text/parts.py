@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import FULL, ContextAdapterConfig
 from neodragon_jax.config.pyramid_flow import T5_XXL, TEACHER
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation.param_store import is_sensitive, read_params
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection

@@ -30,9 +30,9 @@ import safetensors.numpy
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from neodragon_jax.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.context_adapter import ContextAdapter
 from train.aot.abstract import AbstractProgram
 from train.data import DTYPES, SampleSource, Source

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.vae import LOG_VARIANCE_RANGE, NEODRAGON, LatentStatistics, Moments, normalize, posterior_mean
 
 Params = Mapping[str, Any]

@@ -32,8 +32,8 @@ import numpy as np
 import safetensors
 from jaxtyping import Array, Float
 
-from neodragon_jax.atomic import PathLike
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.atomic import PathLike
+from neodragon_jax.base.errors import InputError
 
 # What brings pictures in [-1, 1] to the statistics of the networks' training data.
 SHIFT, SCALE = np.array(((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)), np.float32)

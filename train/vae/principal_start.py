@@ -28,8 +28,8 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Float
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
-from neodragon_jax.errors import InputError
 from train.data import Source
 
 # Clips that are looked at, and patches that are kept of them.

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from neodragon_jax import video
-from neodragon_jax.atomic import atomic_file
-from neodragon_jax.errors import InputError
+from neodragon_jax.base import video
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.vae import Video
 from train.runtime.sharding import to_host
 from train.teacher.evaluation import place

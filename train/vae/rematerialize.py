@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.causal_layers import CONTEXT, FrameAttention, ResnetBlock
 from neodragon_jax.models.vae import CausalVAE, Latents, Moments, Video, VideoVAE
 from neodragon_jax.models.vae_decoder import MemoryBlock

@@ -15,8 +15,8 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from train.data import DTYPES
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState, OptimizerConfig, make_optimizer

@@ -28,8 +28,8 @@ from export.quantize.ranges import METHODS, measure_ranges
 from export.quantize.two_parts import RECIPE, lowest_db, quantize_to_target
 from export.report.report import snr_db
 from export.steps import whole_video
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.param_store import Store, cast
 from neodragon_jax.models.t5 import T5EncoderWithProjection

@@ -14,8 +14,8 @@ from export.qnn.latency import estimate
 from export.qnn.static_view import StaticView, extrapolate, read_view
 from export.steps.comparison import GRAPHS, Subject, compare
 from export.steps.graph import Settings
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import TINY
-from neodragon_jax.errors import InputError
 
 INPUT, OUTPUT, NATIVE, STATIC = 0, 1, 3, 4
 FLOAT_32, U16, S16, S8 = 0x232, 0x416, 0x316, 0x308

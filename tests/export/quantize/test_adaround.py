@@ -23,7 +23,7 @@ from export.quantize.adaround import AdaRound, Rounding
 from export.quantize.qdq import quantize, quantized_operations
 from export.quantize.ranges import measure_ranges
 from export.quantize.two_parts import lowest_db, quantize_to_target
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from support.goldens import TINY_CHECKPOINT
 
 TARGET_DB = 48.0

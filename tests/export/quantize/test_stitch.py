@@ -33,8 +33,8 @@ from export.qnn.htp import ContextGraph, HtpSession
 from export.quantize.qdq import to_fp16, to_w8a16
 from export.quantize.stitch import export_chain, quantize_chain
 from export.report.report import snr_db
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.sampler import Prompt, jax_denoiser
 from support.goldens import TINY_CHECKPOINT

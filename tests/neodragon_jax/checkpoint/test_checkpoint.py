@@ -13,10 +13,10 @@ import pytest
 import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.names.text import T5_TIED_NAMES
 from neodragon_jax.config.neodragon import FULL, TINY
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import stack_blocks
 from support.goldens import GOLDENS, TINY_CHECKPOINT
 

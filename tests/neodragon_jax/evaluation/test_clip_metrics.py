@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from neodragon_jax import __main__ as cli
-from neodragon_jax import evaluate, video
-from neodragon_jax.errors import InputError
+from neodragon_jax import evaluate
+from neodragon_jax.base import video
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.evaluation import clip_metrics as metrics
 from neodragon_jax.evaluation import vbench
 

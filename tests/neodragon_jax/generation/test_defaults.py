@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation import param_store as memory
 from neodragon_jax.generation import pipeline

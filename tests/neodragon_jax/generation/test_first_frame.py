@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.generation.first_frame import Condition, DrawnPictureNoise
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER

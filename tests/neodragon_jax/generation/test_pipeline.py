@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import image_to_frame
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import ContextAdapterConfig, MMDiTConfig, VideoVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 from neodragon_jax.models.vae import normalize, posterior_sample
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, jax_denoiser, sample
-from neodragon_jax.video import image_to_frame
 from support.goldens import GOLDENS, TINY_CHECKPOINT, channels_last, load_golden, relative_error
 
 LOOP_TOLERANCE = 5e-6

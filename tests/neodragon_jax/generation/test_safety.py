@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.safety_checker import FULL_SAFETY_CHECKER, SafetyCheckerConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.generation import safety
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.models.safety_checker import Preparation, StableDiffusionSafetyChecker, refused
-from neodragon_jax.video import read_mp4
 from support.goldens import TINY_CHECKPOINT, relative_error
 from support.sessions import clips, make, open_studio, plain_clip, plain_studio
 

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, ClipTokenizer, T5Tokenizer, Tokenizers
 from support.goldens import GOLDENS, TINY_CHECKPOINT
 

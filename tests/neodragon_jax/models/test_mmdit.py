@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint.components import abstract_params
 from neodragon_jax.checkpoint.names.mmdit import half_split_order
 from neodragon_jax.config.neodragon import FULL, MMDiTConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.attention import rotary_table
 from neodragon_jax.models.layers import sincos_table, timestep_sinusoid
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks, unstack_blocks

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.pyramid_flow import PYRAMID_FLOW_VAE, PyramidFlowVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.native_decoder import NativeVAE, channels_to_space, channels_to_time, decode_chunked
 from neodragon_jax.models.vae import encode_chunked, posterior_mean
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error

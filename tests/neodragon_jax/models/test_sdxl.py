@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.sdxl import (
     FULL_IMAGE_VAE,
@@ -23,7 +24,6 @@ from neodragon_jax.config.sdxl import (
     Level,
     UNetConfig,
 )
-from neodragon_jax.errors import InputError
 from support.goldens import GOLDENS, TINY_CHECKPOINT, channels_last, relative_error
 from support.sdxl import TOLERANCE, golden, stored
 

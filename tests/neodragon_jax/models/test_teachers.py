@@ -13,10 +13,10 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import FULL, T5Config, T5EncoderConfig
 from neodragon_jax.config.pyramid_flow import T5_XXL, TEACHER, TeacherMMDiTConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
 from neodragon_jax.models.teacher import TeacherMMDiT

@@ -17,6 +17,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint.names.convert import Entry
 from neodragon_jax.checkpoint.names.text import (
     T5_TIED_NAMES,
@@ -26,7 +27,6 @@ from neodragon_jax.checkpoint.names.text import (
     t5_names,
 )
 from neodragon_jax.config.neodragon import FULL, CLIPTextConfig, ContextAdapterConfig, T5Config
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import (
     CLIPTextModel,

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import to_uint8
 from neodragon_jax.checkpoint.names.vae import video_vae_names
 from neodragon_jax.config.neodragon import FULL, TINY, VideoVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.vae import (
     PYRAMID_FLOW,
     VideoVAE,
@@ -28,7 +29,6 @@ from neodragon_jax.models.vae import (
     posterior_sample,
 )
 from neodragon_jax.models.vae_decoder import double_space
-from neodragon_jax.video import to_uint8
 from support.goldens import GOLDENS, TINY_CHECKPOINT, channels_last, load_golden, relative_error
 
 TOLERANCE = 2e-5

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.layout import attention_mask, layout_of, patchify, position_ids, unpatchify
 from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import (

@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import dmd as dmd_config
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from support.goldens import TINY_CHECKPOINT
 from train import tpu_flags
 from train.aot import abstract as aot_program

@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.benchmark import report as benchmark_report
 from train.benchmark import run as benchmark
 from train.benchmark import schedule

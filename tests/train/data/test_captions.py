@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.data.captions import BadCaption, clean, read_table
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleSpec, SampleWriter
 from train.runtime.loader import Loader, abstract_batch
 from train.runtime.sharding import MeshConfig, batch_sharding, make_mesh

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.data.mixture import Mixture, drop_captions
 from train.runtime.loader import Loader

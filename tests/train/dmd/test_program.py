@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs import dmd as dmd_settings
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.schedule import Schedule
 from support.dmd_runs import (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from support.goldens import TINY_CHECKPOINT
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.dmd import program as dmd

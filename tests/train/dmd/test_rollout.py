@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, sample
 from neodragon_jax.pyramid.stages import block_noise, down
 from support.dmd_runs import OBJECTIVE, digests, placed_step, samples, settings  # noqa: F401

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import down, down_noise, levels, stage_pair, up
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.mmdit import stack_blocks, unstack_blocks
 from neodragon_jax.models.teacher import TeacherMMDiT
 from support.goldens import relative_error

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from configs import pruning as pruning_settings
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.errors import InputError
 from support.goldens import relative_error
 from support.toy_denoiser import BLOCKS, CHANNELS, GRID, IDENTITY, POOLED, TOKENS, WIDTH, denoiser
 from train import prune

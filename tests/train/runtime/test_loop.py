@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from support import goldens
 from support.jobs import Job
 from support.toy_program import (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from support import goldens
 from support.toy_program import LinearSource, Toy, checkpoint_steps, config_for, traces
 from train.runtime.loop import LoopConfig, run

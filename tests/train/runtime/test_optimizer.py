@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from support import goldens
 from train.runtime import flops
 from train.runtime.gradients import value_and_grad

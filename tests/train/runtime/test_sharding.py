@@ -11,10 +11,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint.components import abstract_params
 from neodragon_jax.config.neodragon import FULL, TINY
 from neodragon_jax.config.pyramid_flow import PYRAMID_FLOW_VAE, T5_XXL, TEACHER
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.native_decoder import NativeVAE

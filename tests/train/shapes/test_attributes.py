@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from train.shapes.attributes import Attributes, markdown_table, measure, summarize
 from train.shapes.world import CPU, GPU, Scene, Traits, draw
 

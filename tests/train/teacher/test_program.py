@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from configs import teacher as teacher_settings
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import MMDiTConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs import autoencoder as presets
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
-from neodragon_jax.errors import InputError
 from neodragon_jax.models.causal_layers import CausalConv, frame_norm
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import normalize, posterior_mean

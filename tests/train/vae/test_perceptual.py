@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 from support.goldens import relative_error
 from train.vae.perceptual import LPIPS, edge_error, load_lpips
 

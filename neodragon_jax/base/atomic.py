@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.errors import InputError
 
 PathLike = str | os.PathLike[str]
 

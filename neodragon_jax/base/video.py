@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from neodragon_jax.atomic import PathLike, atomic_file
-from neodragon_jax.errors import InputError
+from neodragon_jax.base.atomic import PathLike, atomic_file
+from neodragon_jax.base.errors import InputError
 
 # x264's constant quality, 0 (lossless) to 51; at 16 the loss is hard to see.
 _X264_OPTIONS = {'crf': '16', 'preset': 'medium'}

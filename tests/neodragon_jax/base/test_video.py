@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neodragon_jax import atomic
-from neodragon_jax.atomic import atomic_file, atomic_folder
-from neodragon_jax.errors import InputError
-from neodragon_jax.video import contact_sheet, image_to_frame, read_image, read_mp4, to_uint8, write_mp4
+from neodragon_jax.base import atomic
+from neodragon_jax.base.atomic import atomic_file, atomic_folder
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import contact_sheet, image_to_frame, read_image, read_mp4, to_uint8, write_mp4
 from support.goldens import load_golden
 
 COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200]], np.uint8)
