@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from export.host.recording import Call, Recording, Sample, Scenes, Video, flatten, rotating, spread, unflatten
-from export.report.resources import Spent, measured
+from export.report.resources import Resources, measured
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Plan, Prompt
@@ -118,7 +118,7 @@ class Dataset:
         return dataset
 
     @property
-    def spent(self) -> list[Spent]:
+    def spent(self) -> list[Resources]:
         """What recording each video took."""
         folders = (self._video(number) for number in range(self.protocol.videos + 1))
         return [json.loads((folder / _SPENT).read_text()) for folder in folders]
@@ -162,7 +162,7 @@ class Dataset:
         with np.load(self._video(number) / f'{name}.npz') as arrays:
             return unflatten({key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)})
 
-    def _write(self, number: int, video: Video, calls: Mapping[str, Sequence[Any]], spent: Spent) -> None:
+    def _write(self, number: int, video: Video, calls: Mapping[str, Sequence[Any]], spent: Resources) -> None:
         """Write what is kept of a video."""
         with atomic_folder(self._video(number)) as draft:
             for name, keep in self.protocol.keep.items():

@@ -29,10 +29,10 @@ from onnx import helper, numpy_helper
 from export.graphs.runners import Call, GraphRunner, OnnxSession
 from export.graphs.table import Feeds
 from export.graphs.to_onnx import save
-from export.inner_bar import inner_bar
 from export.quantize.adaround import Rounding
 from export.quantize.qdq import quantize
 from export.report.report import snr_db
+from export.report.resources import inner_bar
 from export.rewrite.tidy import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
 
 # The search aims this much above the target, because other inputs than those it sees come out worse.

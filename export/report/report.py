@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from export.report.chart import draw_ratios
-from export.report.resources import Spent
+from export.report.resources import Resources
 from neodragon_jax.base.atomic import atomic_file
 
 
@@ -68,7 +68,7 @@ class Row:
     binary_mb: float
     shared: bool
     estimated_ms: Mapping[str, float]
-    spent: Mapping[str, Spent | None]
+    spent: Mapping[str, Resources | None]
     paper_ms: Mapping[str, float | None]
 
     @property
@@ -139,12 +139,12 @@ class Report:
     made_from: dict[str, Any]
     shared: Sequence[SharedBinary] = ()
     comparison: Sequence[str] = ()
-    recording: Sequence[Spent] = ()
+    recording: Sequence[Resources] = ()
 
     @property
     def step_seconds(self) -> dict[str, float]:
         """Seconds of every kind of step, all graphs together; what several rows share is counted once."""
-        done: dict[str, dict[Any, Spent | None]] = {step: {} for step in STEPS}
+        done: dict[str, dict[Any, Resources | None]] = {step: {} for step in STEPS}
         for row in self.rows:
             done['float graph'][row.graph] = row.spent['float graph']
             done['quantize'][row.graph, row.precision] = row.spent['quantize']
@@ -304,7 +304,7 @@ def _db(value: float | None) -> str:
     return '-' if value is None else f'{value:.1f}'
 
 
-def _spent(spent: Spent | None, shared: bool) -> str:
+def _spent(spent: Resources | None, shared: bool) -> str:
     """Return a step's cell: seconds / GB."""
     if spent is None:
         return '-'

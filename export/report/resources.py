@@ -1,4 +1,4 @@
-"""What a step of the work takes: seconds, and the peak memory of this process while it lasts."""
+"""Time and peak memory of a step, and the progress bar of one that takes minutes."""
 
 from __future__ import annotations
 
@@ -6,34 +6,46 @@ import contextlib
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-Spent = Mapping[str, float | None]  # `seconds` and `peak_gb`
+import tqdm
+
+Resources = Mapping[str, float | None]  # keys `seconds` and `peak_gb`
 _CLEAR, _RESET_PEAK = pathlib.Path('/proc/self/clear_refs'), '5'
 
 
 @contextlib.contextmanager
 def measured() -> Iterator[dict[str, float | None]]:
-    """Yield a table that has `seconds` and `peak_gb` when the block ends.
+    """Yield a table that holds `seconds` and `peak_gb` of this process when the block ends.
 
-    The peak is None where the kernel does not let a process reset its own: it would be that of all steps before, too.
+    The peak is None where the kernel refuses to reset it: it would then include all earlier steps.
     """
-    spent: dict[str, float | None] = {}
+    resources: dict[str, float | None] = {}
     try:
         _CLEAR.write_text(_RESET_PEAK)
         known = True
     except OSError:
         known = False
     start = time.monotonic()
-    yield spent
-    spent |= {'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(peak_gb(), 2) if known else None}
+    yield resources
+    resources |= {'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(peak_gb(), 2) if known else None}
 
 
 def peak_gb() -> float:
-    """Return the peak memory of this process since it began, or since it was reset.
+    """Return the peak memory of this process in GB since it began, or since the peak was reset.
 
-    From /proc, because getrusage also counts the moment when a new process is still a copy of its parent.
+    Read from /proc: getrusage also counts the moment when a new process is still a copy of its parent.
     """
     status = pathlib.Path('/proc/self/status').read_text()
     (kibibytes,) = re.findall(r'VmHWM:\s+(\d+) kB', status)
     return int(kibibytes) * 1024 / 1e9
+
+
+@contextlib.contextmanager
+def inner_bar(description: str, total: int) -> Iterator[Callable[..., object]]:
+    """Yield a function that advances a progress bar by one and ignores its arguments.
+
+    The bar appears on terminals only and is removed at the end.
+    """
+    with tqdm.tqdm(total=total, desc=description, leave=False, disable=None) as bar:
+        yield lambda *_: bar.update()

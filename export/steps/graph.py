@@ -24,7 +24,6 @@ from export.graphs.denoiser import ChainedGraph
 from export.graphs.runners import Call, OnnxSession
 from export.graphs.table import DEPLOYMENTS, Deployment, Feeds, Graph
 from export.graphs.to_onnx import to_onnx
-from export.inner_bar import inner_bar
 from export.qnn.compile import Target, binary_mb, compile_graph, provider_options, tool_versions
 from export.qnn.htp import HtpSession
 from export.quantize.adaround import GRAPHS as ADAROUND_GRAPHS
@@ -34,7 +33,7 @@ from export.quantize.ranges import measure_ranges
 from export.quantize.stitch import export_chain, quantize_chain
 from export.quantize.two_parts import lowest_db, quantize_to_target
 from export.report.report import Row
-from export.report.resources import Spent, measured
+from export.report.resources import Resources, inner_bar, measured
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
 
@@ -130,7 +129,7 @@ class Exported:
     task: Task
     onnx: pathlib.Path
     operations: dict[str, int]
-    spent: Spent
+    spent: Resources
     precise: dict[str, pathlib.Path]
     details: dict[str, dict[str, Any]]
     metadata: dict[tuple[str, str], dict[str, Any]]
