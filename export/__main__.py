@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.checkpoint import shipped
+from neodragon_jax.checkpoint.folders import DENOISER_FOLDERS
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import RELEASED
 
@@ -279,7 +280,7 @@ def _workshop(args: argparse.Namespace) -> Workshop:
 
     own = args.defaults.of(args.mode)
     plan = pipeline.make_plan(args.mode, args.frames, args.height, args.width, args.steps, defaults=own)
-    denoiser = args.denoiser or checkpoint.component_folder(args.checkpoint, pipeline.DENOISER_FOLDERS[args.mode])
+    denoiser = args.denoiser or checkpoint.component_folder(args.checkpoint, DENOISER_FOLDERS[args.mode])
     tasks.check_denoiser(pathlib.Path(denoiser))
     made_of = (args.checkpoint, args.mode, plan, args.adapter, args.upscale)
     source = modules.Source(*made_of, first_frame=args.first_frame, images=bool(args.image))

@@ -28,14 +28,15 @@ from flax import traverse_util
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError, did_you_mean, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.config.neodragon import FULL, TINY, ComponentConfig, SystemConfig, T5EncoderConfig
 from neodragon_jax.config.sdxl import FULL_IMAGE_VAE, FULL_UNET, TINY_IMAGE_VAE, TINY_UNET
 from neodragon_jax.config.super_resolution import VARIANTS
-from neodragon_jax.generation.param_store import cast
 from neodragon_jax.models.layers import sincos_table
 from neodragon_jax.models.modulation import SIX_PARTS, TWO_PARTS
 
-TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3', 'ssd_1b_tokenizer', 'ssd_1b_tokenizer_2')
+TOKENIZERS = (*folders.TOKENIZERS, *folders.FIRST_FRAME_TOKENIZERS)
 SMALL = 0.02  # deviation of embeddings and of conditioning layers
 
 # Of so many channels one is so much larger, and so many degrees of freedom have the tails of kernels: `like_trained`.
@@ -61,25 +62,25 @@ def system_parts(system: SystemConfig, unet: ComponentConfig, image_vae: Compone
     denoiser, adapter = Part('PyramidMMDiT', system.denoiser), Part('ContextAdapter', system.context_adapter)
     clip_g = Part('CLIPTextModelWithProjection', system.clip_g)
     return {
-        'text_encoder': Part('CLIPTextModelWithProjection', system.clip_l),
-        'text_encoder_2': clip_g,
-        'text_encoder_3': Part('T5EncoderWithProjection', system.t5),
-        'context_adapter': adapter,
-        'context_adapter_multistep_t2v': adapter,
-        'diffusion_transformer_320p': denoiser,
-        'diffusion_transformer_320p_multistep_t2v': denoiser,
-        'causal_video_vae': Part('AsymmetricCausalVideoVAE', system.video_vae),
-        'ssd_1b_text_encoder': Part('CLIPTextModel', system.clip_l),
-        'ssd_1b_text_encoder_2': clip_g,
-        'ssd_1b_unet': Part('UNet2DConditionModel', unet),
-        'ssd_1b_vae': Part('AutoencoderKL', image_vae),
-        'quicksrnet': Part('QuickSRNet', VARIANTS['medium']),
+        folders.CLIP_L: Part('CLIPTextModelWithProjection', system.clip_l),
+        folders.CLIP_G: clip_g,
+        folders.T5: Part('T5EncoderWithProjection', system.t5),
+        folders.STUDENT_ADAPTER: adapter,
+        folders.TEACHER_ADAPTER: adapter,
+        folders.STUDENT: denoiser,
+        folders.TEACHER: denoiser,
+        folders.VIDEO_VAE: Part('AsymmetricCausalVideoVAE', system.video_vae),
+        folders.FIRST_FRAME_CLIP_L: Part('CLIPTextModel', system.clip_l),
+        folders.FIRST_FRAME_CLIP_G: clip_g,
+        folders.FIRST_FRAME_UNET: Part('UNet2DConditionModel', unet),
+        folders.FIRST_FRAME_VAE: Part('AutoencoderKL', image_vae),
+        folders.SUPER_RESOLUTION: Part('QuickSRNet', VARIANTS['medium']),
     }
 
 
 PRESETS = {'full': system_parts(FULL, FULL_UNET, FULL_IMAGE_VAE), 'tiny': system_parts(TINY, TINY_UNET, TINY_IMAGE_VAE)}
 # What the hybrid system does not use.
-MULTISTEP = ('context_adapter_multistep_t2v', 'diffusion_transformer_320p_multistep_t2v')
+MULTISTEP = (folders.TEACHER_ADAPTER, folders.TEACHER)
 
 
 def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, Any]:

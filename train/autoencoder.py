@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import Latents, Moments, Video, posterior_mean, posterior_sample
@@ -57,7 +58,6 @@ from train.vae.vae_program import (
 )
 
 # Folder name of what comes out.
-AUTOENCODER = 'pyramid_flow_vae'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class Autoencoder(CodecProgram[AutoencoderConfig]):
             return
         encoder = functools.partial(jax.jit(self.encode), jax.device_put(params))
         params, folded = fit_and_fold(params, encoder, self._to_measure())
-        checkpoint.save(folder / AUTOENCODER, self.module, params)
+        checkpoint.save(folder / PYRAMID_FLOW_VAE, self.module, params)
         record = {'latents': folded.to_json(), 'parameters': count_parameters(params), 'iterations': int(step)}
         with atomic_file(folder / f'{self.name}.json') as path:
             path.write_text(json.dumps(self.metadata() | record, indent=2) + '\n')

@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.folders import VIDEO_VAE
 from neodragon_jax.config.neodragon import CausalEncoderConfig, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
@@ -66,8 +67,6 @@ from train.vae.vae_program import (
     read_settings,
 )
 
-# Folder name of what comes out: that of the released checkpoint.
-VIDEO_VAE = 'causal_video_vae'
 ENCODER, DECODER = ('encoder', 'quant_conv'), ('decoder', 'post_quant_conv')
 # Relative difference up to which two encoders are one, stored in different types.
 SAME_ENCODER = 0.01

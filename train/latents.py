@@ -38,8 +38,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.fingerprint import fingerprint
+from neodragon_jax.checkpoint.folders import ADAPTER_FOLDERS, VIDEO_VAE
+from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation import pipeline
-from neodragon_jax.generation.param_store import read_params
 from neodragon_jax.generation.tokens import DEFAULT_NEGATIVE_PROMPT
 from neodragon_jax.models.vae import (
     CausalVAE,
@@ -54,10 +56,7 @@ from train.data.conditioning import CONTENTS, Conditioner, load_conditioner
 from train.data.manifest import NEGATIVE, NULL, is_dataset
 from train.data.parallel import ordered_map
 from train.runtime.sharding import start_processes
-from train.teacher_samples import fingerprint
 from train.vae.flat_convolutions import flat_convolutions
-
-VAE = 'causal_video_vae'
 
 EXAMPLES = """
 examples:
@@ -86,7 +85,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--out', required=True, metavar='DIR', help='folder of the latents')
     add('--text', choices=CONTENTS, default='states',
         help='states: what the denoiser reads; t5: before the adapter; ids: tokens (default: states)')  # fmt: skip
-    add('--mode', choices=tuple(pipeline.ADAPTER_FOLDERS), default='monolithic',
+    add('--mode', choices=tuple(ADAPTER_FOLDERS), default='monolithic',
         help='whose context adapter makes the states: that of the multi-step model, which training begins with '
         '(monolithic, the default), or of the few-step model (hybrid)')  # fmt: skip
     add('--text-encoder', metavar='DIR', help="T5 folder in place of the checkpoint's; with --text t5")
@@ -162,7 +161,7 @@ def load_encoder(args: argparse.Namespace, spread: pipeline.Spread) -> Encoder:
     Raises:
       InputError: the checkpoint has none, or it is damaged.
     """
-    folder = checkpoint.component_folder(args.checkpoint, VAE)
+    folder = checkpoint.component_folder(args.checkpoint, VIDEO_VAE)
     vae = checkpoint.load_module(folder)
     if not isinstance(vae, CausalVAE):
         raise InputError(f'{folder}: holds a {type(vae).__name__}; copy the folder again.')

@@ -28,6 +28,7 @@ from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation import pipeline
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import CausalVAE, denormalize
@@ -39,7 +40,6 @@ from train.pruning.keep_list import KEEP, prune, read_keep
 from train.pruning.selection import Round, Subject, check_choice, choose, difference
 from train.teacher.denoisers import check_widths, read_denoiser
 from train.teacher.program import RAW_STATES, STATES
-from train.teacher_samples import fingerprint
 
 EXAMPLES = """
 examples:

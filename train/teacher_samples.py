@@ -31,6 +31,8 @@ from jaxtyping import Array, Float, Int
 from neodragon_jax.base import video
 from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.fingerprint import fingerprint
+from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
@@ -38,7 +40,6 @@ from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, gu
 from train.data import DTYPES, SampleSpec, SampleWriter
 from train.runtime.sharding import start_processes
 
-TEACHER, TEACHER_ADAPTER = pipeline.DENOISER_FOLDERS['monolithic'], pipeline.ADAPTER_FOLDERS['monolithic']
 GENERATED = 'generated'
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 
@@ -70,17 +71,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
     add('--distributed', action='store_true', help='one of several processes that JAX recognizes')
     return parser.parse_args(argv)
-
-
-def fingerprint(folder: str | os.PathLike[str]) -> str:
-    """Return a short SHA-256 of a component's config and weights; a copied or moved folder is the same component."""
-    digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(folder).iterdir()):
-        if path.suffix in ('.json', '.safetensors'):
-            digest.update(path.name.encode())
-            with path.open('rb') as file:
-                digest.update(hashlib.file_digest(file, 'sha256').digest())
-    return digest.hexdigest()[:16]
 
 
 def scale_by_unit(guidance: float, first_guidance: float) -> Callable[[Int[Array, ' B']], Float[Array, ' B']]:

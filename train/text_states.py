@@ -22,12 +22,12 @@ import tqdm
 
 from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.fingerprint import fingerprint
+from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation import pipeline
-from neodragon_jax.generation.param_store import read_params
 from neodragon_jax.models.t5 import T5Encoder
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.runtime.sharding import start_processes
-from train.teacher_samples import fingerprint
 from train.text.program import IDS, MASK, STATES
 
 

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.generation.param_store import read_params
+from neodragon_jax.checkpoint.params import read_params
 
 
 def read_float32(folder: str | os.PathLike[str], *names: str) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from export.graphs.table import Module, Params
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.generation.tokens import CLIP_LENGTH
+from neodragon_jax.models.clip import CLIPTextModel
 from neodragon_jax.models.context_adapter import ContextAdapter
-from neodragon_jax.models.t5 import CLIPTextModel, T5EncoderWithProjection, key_bias
+from neodragon_jax.models.t5 import T5EncoderWithProjection, key_bias
 
 Path = str | os.PathLike[str]
 

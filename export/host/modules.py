@@ -29,11 +29,12 @@ from export.graphs.stored_params import read_float32
 from export.graphs.table import Feeds, Module
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders as component_folders
 from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.generation.tokens import ClipTokenizer, T5Tokenizer, Tokenizers
+from neodragon_jax.models.clip import CLIPTextOutput
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
-from neodragon_jax.models.t5 import CLIPTextOutput
 from neodragon_jax.models.vae import VideoVAE
 from neodragon_jax.pyramid.sampler import Denoiser, Plan, Prompt
 
@@ -79,7 +80,7 @@ class Source:
     @property
     def text_tokens(self) -> int:
         """L, the tokens of a prompt for DT5."""
-        return T5Tokenizer.load(pathlib.Path(self.root) / 'tokenizer_3').length
+        return T5Tokenizer.load(pathlib.Path(self.root) / component_folders.T5_TOKENIZER).length
 
     @property
     def size(self) -> tuple[int, int]:
@@ -95,25 +96,25 @@ def phone_modules(source: Source) -> dict[str, Module]:
     """
     find, (height, width), text_tokens = source.find, source.size, source.text_tokens
     grid = (source.plan.height, source.plan.width)
-    adapter = source.adapter or find(pipeline.ADAPTER_FOLDERS[source.mode])
+    adapter = source.adapter or find(component_folders.ADAPTER_FOLDERS[source.mode])
     modules = [
-        text_graphs.clip_pooled('clip_l', find('text_encoder')),
-        text_graphs.clip_pooled('clip_g', find('text_encoder_2')),
-        text_graphs.dt5(find('text_encoder_3'), text_tokens),
+        text_graphs.clip_pooled('clip_l', find(component_folders.CLIP_L)),
+        text_graphs.clip_pooled('clip_g', find(component_folders.CLIP_G)),
+        text_graphs.dt5(find(component_folders.T5), text_tokens),
         text_graphs.context_adapter(adapter, text_tokens),
-        picture_graphs.video_decoder(find('causal_video_vae'), *grid),
+        picture_graphs.video_decoder(find(component_folders.VIDEO_VAE), *grid),
     ]
     if source.has_model:
-        image_vae = text_graphs.open_component(find('ssd_1b_vae'), AutoencoderKL)
+        image_vae = text_graphs.open_component(find(component_folders.FIRST_FRAME_VAE), AutoencoderKL)
         latents = [PICTURE_SCALE * size // image_vae.config.spatial_factor for size in source.size]
         modules += [
-            text_graphs.clip_states('first_frame_clip_l', find('ssd_1b_text_encoder'), pooled=False),
-            text_graphs.clip_states('first_frame_clip_g', find('ssd_1b_text_encoder_2'), pooled=True),
-            picture_graphs.first_frame_unet(find('ssd_1b_unet'), *latents),
-            picture_graphs.first_frame_decoder(find('ssd_1b_vae'), *latents),
+            text_graphs.clip_states('first_frame_clip_l', find(component_folders.FIRST_FRAME_CLIP_L), pooled=False),
+            text_graphs.clip_states('first_frame_clip_g', find(component_folders.FIRST_FRAME_CLIP_G), pooled=True),
+            picture_graphs.first_frame_unet(find(component_folders.FIRST_FRAME_UNET), *latents),
+            picture_graphs.first_frame_decoder(find(component_folders.FIRST_FRAME_VAE), *latents),
         ]
     if source.mode == 'hybrid' and (source.has_model or source.images):
-        modules.append(picture_graphs.video_encoder(find('causal_video_vae'), height, width))
+        modules.append(picture_graphs.video_encoder(find(component_folders.VIDEO_VAE), height, width))
     if source.upscaler is not None:
         modules.append(picture_graphs.super_resolution(source.upscaler, height, width))
     return {module.name: module for module in modules}
@@ -140,10 +141,10 @@ class Host:
         """Read the tables of a checkpoint."""
         return cls(
             Tokenizers.load(source.root),
-            text_graphs.ClipHost.load(source.find('text_encoder')),
-            text_graphs.ClipHost.load(source.find('text_encoder_2')),
-            text_graphs.T5Host.load(source.find('text_encoder_3')),
-            text_graphs.open_component(source.find('causal_video_vae'), VideoVAE),
+            text_graphs.ClipHost.load(source.find(component_folders.CLIP_L)),
+            text_graphs.ClipHost.load(source.find(component_folders.CLIP_G)),
+            text_graphs.T5Host.load(source.find(component_folders.T5)),
+            text_graphs.open_component(source.find(component_folders.VIDEO_VAE), VideoVAE),
         )
 
     def encode_prompt(self, runners: Runners, prompts: Sequence[str]) -> Prompt:
@@ -183,14 +184,17 @@ class FirstFrameHost:
     def load(cls, source: Source) -> FirstFrameHost:
         """Read the tables and the embedder of a checkpoint."""
         find = source.find
-        unet = text_graphs.open_component(find('ssd_1b_unet'), UNet2DConditionModel)
-        vae = text_graphs.open_component(find('ssd_1b_vae'), AutoencoderKL)
-        params = read_float32(find('ssd_1b_unet'), *picture_graphs.UNET_HOST)
+        unet = text_graphs.open_component(find(component_folders.FIRST_FRAME_UNET), UNet2DConditionModel)
+        vae = text_graphs.open_component(find(component_folders.FIRST_FRAME_VAE), AutoencoderKL)
+        params = read_float32(find(component_folders.FIRST_FRAME_UNET), *picture_graphs.UNET_HOST)
         height, width = (PICTURE_SCALE * size for size in source.size)
         factor = vae.config.spatial_factor
         return cls(
-            [ClipTokenizer.load(find(name)) for name in ('ssd_1b_tokenizer', 'ssd_1b_tokenizer_2')],
-            [text_graphs.ClipHost.load(find(name)) for name in ('ssd_1b_text_encoder', 'ssd_1b_text_encoder_2')],
+            [ClipTokenizer.load(find(name)) for name in component_folders.FIRST_FRAME_TOKENIZERS],
+            [
+                text_graphs.ClipHost.load(find(name))
+                for name in (component_folders.FIRST_FRAME_CLIP_L, component_folders.FIRST_FRAME_CLIP_G)
+            ],
             partial(jax.jit(partial(unet.apply, method='embed')), {'params': params}),
             vae.config.scaling_factor,
             (height, width),

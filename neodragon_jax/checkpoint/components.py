@@ -51,6 +51,7 @@ from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig, TeacherMMDiT
 from neodragon_jax.config.safety_checker import SafetyCheckerConfig
 from neodragon_jax.config.sdxl import SIZE_IDS, ImageVAEConfig, UNetConfig
 from neodragon_jax.config.super_resolution import SuperResolutionConfig
+from neodragon_jax.models.clip import CLIPTextModel
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT, unstack_blocks
 from neodragon_jax.models.native_decoder import NativeVAE
@@ -58,7 +59,7 @@ from neodragon_jax.models.safety_checker import StableDiffusionSafetyChecker
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
 from neodragon_jax.models.super_resolution import QuickSRNet
-from neodragon_jax.models.t5 import CLIPTextModel, T5Encoder, T5EncoderWithProjection
+from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import CausalVAE, VideoVAE
 

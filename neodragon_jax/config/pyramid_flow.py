@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.config.neodragon import CausalEncoderConfig, MMDiTConfig, T5EncoderConfig, _require
+from neodragon_jax.config.component import require
+from neodragon_jax.config.neodragon import CausalEncoderConfig, MMDiTConfig, T5EncoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class TeacherMMDiTConfig(MMDiTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self, use_flash_attn=(False,), caption_projection_dim=(self.width,))
+        require(self, use_flash_attn=(False,), caption_projection_dim=(self.width,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +52,10 @@ class PyramidFlowVAEConfig(CausalEncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         levels = len(self.decoder_block_out_channels)
-        _require(self, encoder_double_z=(True,), add_post_quant_conv=(True,), interpolate=(False,))
-        _require(self, encoder_type=('causal_vae_conv',), decoder_type=('causal_vae_conv',), decoder_act_fn=('silu',))
-        _require(self, decoder_up_block_types=(('UpDecoderBlockCausal3D',) * levels,))
-        _require(self, decoder_in_channels=(self.encoder_out_channels,))
+        require(self, encoder_double_z=(True,), add_post_quant_conv=(True,), interpolate=(False,))
+        require(self, encoder_type=('causal_vae_conv',), decoder_type=('causal_vae_conv',), decoder_act_fn=('silu',))
+        require(self, decoder_up_block_types=(('UpDecoderBlockCausal3D',) * levels,))
+        require(self, decoder_in_channels=(self.encoder_out_channels,))
         for name in ('decoder_layers_per_block', 'decoder_spatial_up_sample', 'decoder_temporal_up_sample'):
             if len(getattr(self, name)) != levels:
                 raise InputError(f'PyramidFlowVAEConfig.{name} does not have {levels} items, one per decoder level.')

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.config.neodragon import ComponentConfig, _require
+from neodragon_jax.config.component import ComponentConfig, require
 
 # What the published checker knows: pictures it refuses, and pictures that make it stricter about those.
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3
@@ -36,7 +36,7 @@ class SafetyCheckerConfig(ComponentConfig):
     projection_dim: int = 512
 
     def __post_init__(self) -> None:
-        _require(self, hidden_act=('quick_gelu', 'gelu'))
+        require(self, hidden_act=('quick_gelu', 'gelu'))
         if self.image_size % self.patch_size:
             raise InputError(
                 f'SafetyCheckerConfig.patch_size {self.patch_size} does not divide image_size {self.image_size}.'

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.config.neodragon import ComponentConfig, _require
+from neodragon_jax.config.component import ComponentConfig, require
 
 # Original size, crop corner and target size of a picture, (rows, columns) each: what SDXL is told about it.
 SIZE_IDS = 6
@@ -98,17 +98,17 @@ class UNetConfig(ComponentConfig):
 
     def __post_init__(self) -> None:
         off, on = (False,), (True,)
-        _require(self, mid_block_type=('UNetMidBlock2D',), act_fn=('silu',), addition_embed_type=('text_time',))
-        _require(self, time_embedding_type=('positional',), attention_type=('default',))
-        _require(self, resnet_time_scale_shift=('default',), flip_sin_to_cos=on, use_linear_projection=on)
-        _require(self, center_input_sample=off, only_cross_attention=off, dual_cross_attention=off)
-        _require(self, resnet_skip_time_act=off, class_embeddings_concat=off)
-        _require(self, freq_shift=(0,), downsample_padding=(1,), conv_in_kernel=(3,), conv_out_kernel=(3,))
-        _require(self, mid_block_scale_factor=(1,), resnet_out_scale_factor=(1,), dropout=(0,))
-        _require(self, upcast_attention=(None, False, True), mid_block_only_cross_attention=(None, False))
+        require(self, mid_block_type=('UNetMidBlock2D',), act_fn=('silu',), addition_embed_type=('text_time',))
+        require(self, time_embedding_type=('positional',), attention_type=('default',))
+        require(self, resnet_time_scale_shift=('default',), flip_sin_to_cos=on, use_linear_projection=on)
+        require(self, center_input_sample=off, only_cross_attention=off, dual_cross_attention=off)
+        require(self, resnet_skip_time_act=off, class_embeddings_concat=off)
+        require(self, freq_shift=(0,), downsample_padding=(1,), conv_in_kernel=(3,), conv_out_kernel=(3,))
+        require(self, mid_block_scale_factor=(1,), resnet_out_scale_factor=(1,), dropout=(0,))
+        require(self, upcast_attention=(None, False, True), mid_block_only_cross_attention=(None, False))
         absent = ('encoder_hid_dim', 'encoder_hid_dim_type', 'num_attention_heads', 'class_embed_type')
         absent += ('num_class_embeds', 'time_embedding_dim', 'time_embedding_act_fn', 'timestep_post_act')
-        _require(self, **dict.fromkeys((*absent, 'time_cond_proj_dim', 'cross_attention_norm'), (None,)))
+        require(self, **dict.fromkeys((*absent, 'time_cond_proj_dim', 'cross_attention_norm'), (None,)))
         if not isinstance(self.cross_attention_dim, int):
             raise InputError(f'UNetConfig.cross_attention_dim is {self.cross_attention_dim}; give one number.')
         if self.pooled_dim < 1:
@@ -231,9 +231,9 @@ class ImageVAEConfig(ComponentConfig):
     mid_block_add_attention: bool = True
 
     def __post_init__(self) -> None:
-        _require(self, act_fn=('silu',), use_quant_conv=(True,), use_post_quant_conv=(True,))
-        _require(self, mid_block_add_attention=(True,))
-        _require(self, shift_factor=(None,), latents_mean=(None,), latents_std=(None,))
+        require(self, act_fn=('silu',), use_quant_conv=(True,), use_post_quant_conv=(True,))
+        require(self, mid_block_add_attention=(True,))
+        require(self, shift_factor=(None,), latents_mean=(None,), latents_std=(None,))
         count = len(self.block_out_channels)
         for name, block in (('down_block_types', 'DownEncoderBlock2D'), ('up_block_types', 'UpDecoderBlock2D')):
             if getattr(self, name) != (block,) * count:

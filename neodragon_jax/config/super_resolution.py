@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from neodragon_jax.base.errors import InputError, did_you_mean
-from neodragon_jax.config.neodragon import ComponentConfig, _require
+from neodragon_jax.config.component import ComponentConfig, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SuperResolutionConfig(ComponentConfig):
     out_channels: int = 3
 
     def __post_init__(self) -> None:
-        _require(self, scaling_factor=(2, 3, 4), use_ito_connection=(True, False))
+        require(self, scaling_factor=(2, 3, 4), use_ito_connection=(True, False))
         if self.in_channels != self.out_channels:
             raise InputError(
                 f'SuperResolutionConfig: {self.in_channels} input and {self.out_channels} output channels; '

@@ -25,11 +25,13 @@ from jaxtyping import Array, Float, UInt8
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import image_to_frame
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.generation.param_store import Store, Task, finish, read_params
+from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.params import read_params
+from neodragon_jax.generation.param_store import Store, Task, finish
 from neodragon_jax.generation.tokens import ClipTokenizer
+from neodragon_jax.models.clip import CLIPTextModel, CLIPTextOutput
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
-from neodragon_jax.models.t5 import CLIPTextModel, CLIPTextOutput
 from neodragon_jax.pyramid.sampler import POSTERIOR, Keys, fold_keys, white_noise
 
 # The steps that the model was distilled to, and the noise schedule of the model before that.
@@ -142,7 +144,7 @@ def load(
     Args:
       root: folder of the whole checkpoint.
       height, width: size of the pictures in pixels.
-      dtype: compute type; parameters are held in it if they are stored in a wider one, see `memory.cast`. None
+      dtype: compute type; parameters are held in it if they are stored in a wider one, see `params.cast`. None
         computes in the stored type. What the UNet embeds, norms and softmax stay float32.
       place: puts a tree of arrays on the devices.
       store: holds the parameters; default: one that reads them all now and places them with `place`.
@@ -150,8 +152,8 @@ def load(
       InputError: a component is missing, damaged or does not fit the others, or the size does not fit the model.
     """
     store = store or Store(place)
-    unet_folder, unet = _find(root, 'ssd_1b_unet', UNet2DConditionModel)
-    vae_folder, vae = _find(root, 'ssd_1b_vae', AutoencoderKL)
+    unet_folder, unet = _find(root, folders.FIRST_FRAME_UNET, UNet2DConditionModel)
+    vae_folder, vae = _find(root, folders.FIRST_FRAME_VAE, AutoencoderKL)
     factor = vae.config.spatial_factor
     multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
     for name, size in (('height', height), ('width', width)):
@@ -197,8 +199,8 @@ def _prompt_encoder(
     store: Store,
 ) -> Callable[[Sequence[str]], Condition]:
     """Return the function from prompts to what the UNet knows of pictures of that size."""
-    first_folder, first_tower = _find(root, 'ssd_1b_text_encoder', CLIPTextModel)
-    second_folder, second_tower = _find(root, 'ssd_1b_text_encoder_2', CLIPTextModel)
+    first_folder, first_tower = _find(root, folders.FIRST_FRAME_CLIP_L, CLIPTextModel)
+    second_folder, second_tower = _find(root, folders.FIRST_FRAME_CLIP_G, CLIPTextModel)
     widths = (first_tower.config.hidden_size + second_tower.config.hidden_size, second_tower.config.projection_dim)
     expected = (unet.config.cross_attention_dim, unet.config.pooled_dim)
     if not second_tower.projection or widths != expected:
@@ -206,10 +208,11 @@ def _prompt_encoder(
             f'{root}: the text encoders of SSD-1B give states and pooled vectors of widths {widths}, the UNet takes '
             f'{expected}. They belong to different models; copy the ssd_1b folders again.'
         )
-    names = ('ssd_1b_tokenizer', 'ssd_1b_tokenizer_2')
-    tokenizers = [ClipTokenizer.load(checkpoint.component_folder(root, name)) for name in names]
-    folders = {'first': first_folder, 'second': second_folder}
-    params = store.hold(TEXT_ENCODERS, lambda: {name: read_params(folder, dtype) for name, folder in folders.items()})
+    tokenizers = [
+        ClipTokenizer.load(checkpoint.component_folder(root, name)) for name in folders.FIRST_FRAME_TOKENIZERS
+    ]
+    towers = {'first': first_folder, 'second': second_folder}
+    params = store.hold(TEXT_ENCODERS, lambda: {name: read_params(folder, dtype) for name, folder in towers.items()})
     first_tower, second_tower = first_tower.clone(dtype=dtype), second_tower.clone(dtype=dtype)
 
     @jax.jit

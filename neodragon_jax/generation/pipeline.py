@@ -25,8 +25,10 @@ from jaxtyping import Array, Float, UInt8
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import to_uint8
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation.defaults import RELEASED, SPATIAL_FACTOR, TEMPORAL_FACTOR, ModeDefaults, check_size
-from neodragon_jax.generation.param_store import Store, Task, finish, read_params
+from neodragon_jax.generation.param_store import Store, Task, finish
 from neodragon_jax.generation.tokens import Tokenizers, Tokens
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.models.vae import VideoVAE, denormalize, normalize, posterior_sample
@@ -40,10 +42,6 @@ from neodragon_jax.pyramid.sampler import (
     jax_denoiser,
     sample,
 )
-
-# Folder names of the released checkpoint: hybrid starts from a given first frame, monolithic from nothing.
-DENOISER_FOLDERS = {'hybrid': 'diffusion_transformer_320p', 'monolithic': 'diffusion_transformer_320p_multistep_t2v'}
-ADAPTER_FOLDERS = {'hybrid': 'context_adapter', 'monolithic': 'context_adapter_multistep_t2v'}
 
 # Names of the modules in a store.
 TEXT_ENCODERS, DENOISER = 'text encoders', 'denoiser'
@@ -126,29 +124,29 @@ def load(
       root: folder of the whole checkpoint.
       mode: 'hybrid' (few-step denoiser) or 'monolithic' (multi-step denoiser); each has its own context adapter.
       denoiser, adapter: component folders to use instead of the mode's own, such as a distilled student's.
-      dtype: compute type; parameters are held in it if they are stored in a wider one, see `memory.cast`. None
+      dtype: compute type; parameters are held in it if they are stored in a wider one, see `params.cast`. None
         computes in the stored type. What the denoiser embeds and modulates with, norms and softmax stay float32.
       place: puts a tree of arrays on the devices.
       store: holds the parameters; default: one that reads them all now and places them with `place`.
     Raises:
       InputError: a component is missing or damaged, or the mode is unknown.
     """
-    if mode not in DENOISER_FOLDERS:
-        raise InputError(f'mode {mode!r} is unknown; use one of {", ".join(DENOISER_FOLDERS)}.')
+    if mode not in folders.DENOISER_FOLDERS:
+        raise InputError(f'mode {mode!r} is unknown; use one of {", ".join(folders.DENOISER_FOLDERS)}.')
     find = lambda name: checkpoint.component_folder(root, name)
     store = store or Store(place)
-    folder = pathlib.Path(denoiser or find(DENOISER_FOLDERS[mode]))
+    folder = pathlib.Path(denoiser or find(folders.DENOISER_FOLDERS[mode]))
     model = checkpoint.load_module(folder)
     if not isinstance(model, PyramidMMDiT):
         raise InputError(f'{folder}: holds a {type(model).__name__}; pass the folder of a PyramidMMDiT.')
     layers = model.config.num_layers
     params = store.hold(DENOISER, lambda: stack_blocks(read_params(folder, dtype), layers))
-    vae = checkpoint.load_module(find('causal_video_vae'))
+    vae = checkpoint.load_module(find(folders.VIDEO_VAE))
     assert isinstance(vae, VideoVAE)
     vae = vae.clone(dtype=dtype)
-    encode_image, decode_step = _vae_functions(vae, find('causal_video_vae'), dtype, store)
+    encode_image, decode_step = _vae_functions(vae, find(folders.VIDEO_VAE), dtype, store)
     return Components(
-        encode_prompt=_prompt_encoder(root, adapter or find(ADAPTER_FOLDERS[mode]), dtype, store),
+        encode_prompt=_prompt_encoder(root, adapter or find(folders.ADAPTER_FOLDERS[mode]), dtype, store),
         encode_image=encode_image,
         denoise=jax_denoiser(model.clone(scan=True, dtype=dtype).apply, params),
         decode_step=decode_step,
@@ -176,16 +174,16 @@ def _prompt_encoder(
     """Return the function from prompts to what the denoiser knows of them."""
     tokenizers = Tokenizers.load(root)
     find = lambda name: checkpoint.component_folder(root, name)
-    folders = {
-        'clip_l': find('text_encoder'),
-        'clip_g': find('text_encoder_2'),
-        't5': find('text_encoder_3'),
+    parts = {
+        'clip_l': find(folders.CLIP_L),
+        'clip_g': find(folders.CLIP_G),
+        't5': find(folders.T5),
         'adapter': adapter_folder,
     }
     modules: dict[str, Any] = {
-        name: checkpoint.load_module(folder).clone(dtype=dtype) for name, folder in folders.items()
+        name: checkpoint.load_module(folder).clone(dtype=dtype) for name, folder in parts.items()
     }
-    params = store.hold(TEXT_ENCODERS, lambda: {name: read_params(folder, dtype) for name, folder in folders.items()})
+    params = store.hold(TEXT_ENCODERS, lambda: {name: read_params(folder, dtype) for name, folder in parts.items()})
 
     @jax.jit
     def encode(params: Any, tokens: Tokens) -> Prompt:

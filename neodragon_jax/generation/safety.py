@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float, UInt8
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.generation.param_store import Store, read_params
+from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.params import read_params
+from neodragon_jax.generation.param_store import Store
 from neodragon_jax.models.safety_checker import Preparation, StableDiffusionSafetyChecker
 
-FOLDER, PREPARATION_FOLDER = 'safety_checker', 'feature_extractor'
 SAFETY_CHECKER = 'safety checker'  # in a store
 # Of a video every eighth frame is looked at: one per latent frame.
 STRIDE = 8
@@ -68,16 +69,16 @@ def load(
     Raises:
       InputError: the component is damaged or of another class.
     """
-    folder = pathlib.Path(root) / FOLDER
+    folder = pathlib.Path(root) / folders.SAFETY_CHECKER
     if not folder.is_dir():
         return None
     module = checkpoint.load_module(folder)
     if not isinstance(module, StableDiffusionSafetyChecker):
         raise InputError(f'{folder}: holds a {type(module).__name__}; put a StableDiffusionSafetyChecker there.')
-    prepare = Preparation.load(checkpoint.component_folder(root, PREPARATION_FOLDER))
+    prepare = Preparation.load(checkpoint.component_folder(root, folders.FEATURE_EXTRACTOR))
     if prepare.crop != module.config.image_size:
         raise InputError(
-            f'{folder}: takes pictures of {module.config.image_size} pixels, {PREPARATION_FOLDER} gives '
+            f'{folder}: takes pictures of {module.config.image_size} pixels, {folders.FEATURE_EXTRACTOR} gives '
             f'{prepare.crop}. They belong to different models; copy both folders again.'
         )
     params = store.hold(SAFETY_CHECKER, lambda: read_params(folder, jnp.float32))

@@ -17,10 +17,11 @@ from jaxtyping import Float, UInt8
 from neodragon_jax.base import video
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.checkpoint import shipped
+from neodragon_jax.checkpoint import folders, shipped
+from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation import first_frame, pipeline, safety
-from neodragon_jax.generation.param_store import Store, Task, in_step, read_params
+from neodragon_jax.generation.param_store import Store, Task, in_step
 from neodragon_jax.generation.profile import UPSCALER, Profile
 from neodragon_jax.models.super_resolution import QuickSRNet, upscale
 from neodragon_jax.pyramid.sampler import DrawnNoise, Keys, Plan
@@ -33,7 +34,6 @@ OnStep = Callable[[str], object]
 # Makes the first frames of a batch as a task, from prompts with modifier and keys.
 FirstFrames = Callable[[Sequence[str], Keys, OnStep], Task[Frames]]
 
-FIRST_FRAME_FOLDER = 'ssd_1b_unet'
 # The released first-frame model draws at twice the video's size.
 PICTURE_SCALE = 2
 # Batches that share one loading of each module with --low-memory. Their frames wait in memory for the last phase.
@@ -101,8 +101,8 @@ class Studio:
         components = pipeline.load(
             args.checkpoint,
             args.mode,
-            denoiser=student and student / pipeline.DENOISER_FOLDERS['hybrid'],
-            adapter=student and student / pipeline.ADAPTER_FOLDERS['hybrid'],
+            denoiser=student and student / folders.DENOISER_FOLDERS['hybrid'],
+            adapter=student and student / folders.ADAPTER_FOLDERS['hybrid'],
             dtype=dtype,
             store=store,
         )
@@ -283,10 +283,10 @@ def _first_frames(
         return show
     if args.first_frame == 'denoiser':
         return None
-    if not (args.checkpoint / FIRST_FRAME_FOLDER).is_dir():
+    if not (args.checkpoint / folders.FIRST_FRAME_UNET).is_dir():
         raise InputError(
-            f'{args.checkpoint}: no first-frame model ({FIRST_FRAME_FOLDER}) in it. Let the denoiser make frame 0, '
-            'too, with --first-frame denoiser, or give a picture with --image.'
+            f'{args.checkpoint}: no first-frame model ({folders.FIRST_FRAME_UNET}) in it. Let the denoiser make '
+            'frame 0, too, with --first-frame denoiser, or give a picture with --image.'
         )
     size = (PICTURE_SCALE * args.height, PICTURE_SCALE * args.width)
     model = first_frame.load(args.checkpoint, *size, dtype=jnp.dtype(args.dtype), store=store)
@@ -308,7 +308,7 @@ def _checker(
         return None
     checker = safety.load(args.checkpoint, store, spread.shard)
     if checker is None:
-        print(f'No {safety.FOLDER} in {args.checkpoint}: videos are not checked for unsafe content.')
+        print(f'No {folders.SAFETY_CHECKER} in {args.checkpoint}: videos are not checked for unsafe content.')
         return None
     if profile is None:
         return checker

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation.defaults import RELEASED
 
 # Of the released system; a checkpoint may say otherwise, see `generation`.
@@ -99,9 +100,9 @@ class Tokenizers:
         """
         root = pathlib.Path(root)
         return cls(
-            clip_l=ClipTokenizer.load(root / 'tokenizer'),
-            clip_g=ClipTokenizer.load(root / 'tokenizer_2'),
-            t5=T5Tokenizer.load(root / 'tokenizer_3'),
+            clip_l=ClipTokenizer.load(root / folders.CLIP_L_TOKENIZER),
+            clip_g=ClipTokenizer.load(root / folders.CLIP_G_TOKENIZER),
+            t5=T5Tokenizer.load(root / folders.T5_TOKENIZER),
         )
 
     def __call__(self, prompts: Sequence[str], modifier: str = '') -> Tokens:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.safety_checker import CONCEPTS, SPECIAL_CONCEPTS, SafetyCheckerConfig
-from neodragon_jax.models.t5 import CLIPLayer
+from neodragon_jax.models.clip import CLIPLayer
 
 # By how much thresholds sink for a picture that resembles a special concept.
 ADJUSTMENT = 0.01

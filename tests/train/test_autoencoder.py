@@ -15,6 +15,7 @@ import pytest
 from configs import autoencoder as presets
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.config.pyramid_flow import PYRAMID_FLOW_VAE, PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import NEODRAGON, VideoVAE, normalize, posterior_mean, posterior_sample
@@ -264,7 +265,7 @@ def test_it_learns(unbroken):
 
 
 def test_result_is_in_the_released_layout_with_latents_as_expected(unbroken):
-    module, params = checkpoint.load(unbroken / 'result' / autoencoder.AUTOENCODER)
+    module, params = checkpoint.load(unbroken / 'result' / folders.PYRAMID_FLOW_VAE)
     assert isinstance(module, NativeVAE) and module.config == PyramidFlowVAEConfig(**SIZES)
     record = json.loads((unbroken / 'result' / 'autoencoder.json').read_text())
     assert record['iterations'] == STEPS and not record['terms']['with_lpips']
@@ -312,7 +313,7 @@ def test_meshes_and_parts_of_batches_agree(unbroken, tmp_path, mesh, parts):
 
 
 def test_it_goes_on_from_a_stored_autoencoder(unbroken):
-    folder = str(unbroken / 'result' / autoencoder.AUTOENCODER)
+    folder = str(unbroken / 'result' / folders.PYRAMID_FLOW_VAE)
     cut = ClipsConfig(9, 16, 16)
     program = autoencoder.Autoencoder(autoencoder.AutoencoderConfig(start=folder), clips.blank_clips(cut), cut)
     assert program.module.config == PyramidFlowVAEConfig(**SIZES)

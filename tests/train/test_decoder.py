@@ -18,6 +18,7 @@ import safetensors.numpy
 from configs import decoder as presets
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.config.neodragon import FULL, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
@@ -101,7 +102,7 @@ def test_it_learns(unbroken):
 
 def test_the_encoder_is_byte_for_byte_as_it_was(native, unbroken):
     """So are the latents, and only the decoder's tensors are new."""
-    folder = unbroken / 'result' / decoder.VIDEO_VAE
+    folder = unbroken / 'result' / folders.VIDEO_VAE
     before, after = tensors(native), tensors(folder)
     kept = {name for name in after if name.startswith(('encoder.', 'quant_conv.'))}
     assert kept == {name for name in before if name.startswith(('encoder.', 'quant_conv.'))}
@@ -155,7 +156,7 @@ def test_meshes_and_parts_of_batches_agree(native, unbroken, tmp_path, mesh, par
 
 def test_it_goes_on_from_a_small_decoder(native, unbroken):
     """With the widths and parameters of the decoder in the folder, and a native decoder from elsewhere."""
-    folder = unbroken / 'result' / decoder.VIDEO_VAE
+    folder = unbroken / 'result' / folders.VIDEO_VAE
     config = decoder.DecoderConfig(start=str(folder), features=(), native=str(native), native_weight=1.0)
     cut = ClipsConfig(9, 16, 16)
     program = decoder.DecoderDistillation(config, decoder.read_codecs(config), blank_clips(cut), cut)
@@ -217,5 +218,5 @@ def test_full_size_has_a_plan_without_weights_or_data(capsys):
 def test_records_tell_the_training(unbroken):
     record = json.loads((unbroken / 'result' / 'decoder.json').read_text())
     assert record['iterations'] == STEPS and record['native_weight'] == 0.1
-    _, params = checkpoint.load(unbroken / 'result' / decoder.VIDEO_VAE)
+    _, params = checkpoint.load(unbroken / 'result' / folders.VIDEO_VAE)
     assert record['encoder'] == decoder.digest({name: params[name] for name in ('encoder', 'quant_conv')})

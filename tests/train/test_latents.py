@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.config.neodragon import CausalEncoderConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.generation import pipeline
@@ -128,15 +129,15 @@ def test_the_encoder_may_be_that_of_a_native_autoencoder(clips, means, tmp_path)
     root = tmp_path / 'checkpoint'
     root.mkdir()
     for folder in TINY_CHECKPOINT.iterdir():
-        if folder.name != latents.VAE:
+        if folder.name != folders.VIDEO_VAE:
             (root / folder.name).symlink_to(folder)
-    vae, params = checkpoint.load(TINY_CHECKPOINT / latents.VAE)
+    vae, params = checkpoint.load(TINY_CHECKPOINT / folders.VIDEO_VAE)
     shared = {field.name: getattr(vae.config, field.name) for field in dataclasses.fields(CausalEncoderConfig)}
     decoder = {'decoder_block_out_channels': (4, 4, 4, 4), 'decoder_layers_per_block': (1, 1, 1, 1)}
     native = NativeVAE(PyramidFlowVAEConfig(**shared, **decoder, decoder_norm_num_groups=2))
     drawn = jax.jit(lambda key: native.init(key, *checkpoint.example_inputs(native))['params'])(jax.random.key(0))
     checkpoint.save(
-        root / latents.VAE, native, {**drawn, 'encoder': params['encoder'], 'quant_conv': params['quant_conv']}
+        root / folders.VIDEO_VAE, native, {**drawn, 'encoder': params['encoder'], 'quant_conv': params['quant_conv']}
     )
     given = ['--checkpoint', str(root), *arguments(clips / 'stills', tmp_path / 'out', '--posterior', 'mean')[2:]]
     assert latents.main(given) == 0

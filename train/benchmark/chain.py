@@ -14,18 +14,18 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from configs import dmd
+from neodragon_jax.checkpoint.folders import CLIP_G, CLIP_L, STUDENT, TOKENIZERS
+from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
+from neodragon_jax.checkpoint.folders import T5 as TEXT_ENCODER
+from neodragon_jax.checkpoint.folders import TEACHER as DENOISER
+from neodragon_jax.checkpoint.folders import TEACHER_ADAPTER as ADAPTER
+from neodragon_jax.checkpoint.folders import VIDEO_VAE as VAE
 from neodragon_jax.generation import defaults as generation
-from train.autoencoder import AUTOENCODER
-from train.decoder import VIDEO_VAE as VAE
-from train.dmd.program import STUDENT
 from train.shapes.language import TEACHER_ENCODER
 from train.teacher.program import PYRAMID_FLOW as WITH_EMBEDDER
-from train.teacher_samples import TEACHER as DENOISER
-from train.teacher_samples import TEACHER_ADAPTER as ADAPTER
-from train.text.parts import ENCODER as TEXT_ENCODER
 
 # Folders of the text side that nothing trains.
-LANGUAGE = ('tokenizer', 'tokenizer_2', 'tokenizer_3', 'text_encoder', 'text_encoder_2')
+LANGUAGE = (*TOKENIZERS, CLIP_L, CLIP_G)
 
 # The students: name -> settings that differ from the preset.
 STUDENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(

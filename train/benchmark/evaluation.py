@@ -24,12 +24,12 @@ from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
+from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
 from neodragon_jax.generation import pipeline
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.pyramid.sampler import DrawnNoise
-from train.autoencoder import AUTOENCODER
 from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain, Tier
-from train.dmd.program import STUDENT, STUDENT_ADAPTER
 from train.moving_shapes import MovingShapesSource
 from train.shapes.attributes import Estimate, measure, summarize
 from train.shapes.world import WORLDS, Traits

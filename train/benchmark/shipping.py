@@ -10,14 +10,13 @@ import jax.numpy as jnp
 
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.folders import CLIP_G, CLIP_L, STUDENT, STUDENT_ADAPTER, TOKENIZERS
+from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import defaults as generation
-from neodragon_jax.generation.param_store import cast
 from train.benchmark.chain import ADAPTER, DENOISER, TEXT_ENCODER, VAE, Chain, Tier
-from train.dmd.program import STUDENT, STUDENT_ADAPTER
 from train.shapes.world import WORLDS, caption
 
-TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3')
-ENCODERS = ('text_encoder', 'text_encoder_2', TEXT_ENCODER)
+ENCODERS = (CLIP_L, CLIP_G, TEXT_ENCODER)
 
 
 def write(chain: Chain) -> pathlib.Path:

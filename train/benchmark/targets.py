@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from train.autoencoder import AUTOENCODER
+from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
 from train.benchmark.chain import VAE, Chain
 from train.benchmark.evaluation import GENERATED, GIVEN
 from train.shapes.world import Traits

@@ -21,13 +21,14 @@ import numpy as np
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders as component_folders
+from neodragon_jax.checkpoint.fingerprint import fingerprint
+from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation import pipeline
-from neodragon_jax.generation.param_store import read_params
 from neodragon_jax.generation.tokens import Tokenizers, Tokens
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
 from train.data.record_spec import ArraySpec
-from train.teacher_samples import fingerprint
 
 CONTENTS = ('states', 't5', 'ids')
 Arrays = dict[str, np.ndarray]
@@ -109,12 +110,12 @@ def load_conditioner(
     spread = spread or pipeline.Spread(jax.local_devices())
     find = lambda name: checkpoint.component_folder(root, name)
     folders: dict[str, pathlib.Path] = {
-        't5': pathlib.Path(text_encoder) if text_encoder else find('text_encoder_3'),
-        'clip_l': find('text_encoder'),
-        'clip_g': find('text_encoder_2'),
+        't5': pathlib.Path(text_encoder) if text_encoder else find(component_folders.T5),
+        'clip_l': find(component_folders.CLIP_L),
+        'clip_g': find(component_folders.CLIP_G),
     }
     if content == 'states':
-        folders['adapter'] = find(pipeline.ADAPTER_FOLDERS[mode])
+        folders['adapter'] = find(component_folders.ADAPTER_FOLDERS[mode])
     modules = {name: checkpoint.load_module(folder).clone(dtype=dtype) for name, folder in folders.items()}
     _check(modules, folders)
     params = {name: spread.replicate(read_params(folder, dtype)) for name, folder in folders.items()}

@@ -39,6 +39,8 @@ from ml_collections import ConfigDict
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.fingerprint import fingerprint
+from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER, TEACHER_ADAPTER
 from neodragon_jax.pyramid.sampler import Denoiser, Prompt, Unit, guided, jax_denoiser
 from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import envelope_history, levels, stage_pair
@@ -54,10 +56,9 @@ from train.runtime import loop
 from train.runtime.optimizer import make_optimizer
 from train.runtime.settings import freeze, require
 from train.runtime.sharding import start_processes, to_host
-from train.teacher_samples import TEACHER_ADAPTER, fingerprint, scale_by_unit
+from train.teacher_samples import scale_by_unit
 
 # Released folder names of what comes out.
-STUDENT, STUDENT_ADAPTER = 'diffusion_transformer_320p', 'context_adapter'
 
 # Numbers of further random keys, beside those that a step with the data's history splits: they stay as they are.
 OWN_HISTORY, OWN_INPUT = 2**30, 2**30 + 1

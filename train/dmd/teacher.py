@@ -9,10 +9,11 @@ import numpy as np
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.fingerprint import fingerprint
+from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
 from neodragon_jax.config.neodragon import FULL
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
-from train.teacher_samples import TEACHER, TEACHER_ADAPTER, fingerprint
 
 
 class Teacher(NamedTuple):

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.config.pyramid_flow import TEACHER
 from neodragon_jax.models.teacher import TeacherMMDiT
 from train.aot.abstract import AbstractProgram
@@ -48,7 +49,6 @@ from train.runtime.sharding import start_processes
 from train.teacher.denoisers import read_denoiser
 from train.teacher.evaluation import ask
 from train.teacher.program import Teacher, TeacherConfig, load_program
-from train.teacher_samples import fingerprint
 
 # The paper keeps 18 of 24 blocks; which ones they are changes no size. Its latents are of 49 frames of 320x512.
 PUBLISHED_KEEP = (*range(17), 23)

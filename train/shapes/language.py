@@ -27,6 +27,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import exit_status
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.config.neodragon import CLIPTextConfig, ComponentConfig, T5Config, T5EncoderConfig
 from neodragon_jax.random_checkpoint import SMALL, random_params
 from train.shapes.world import SYNONYMS, WORLDS, World, caption
@@ -111,9 +112,9 @@ def parts(t5_vocabulary: int, clip_vocabulary: int) -> dict[str, tuple[str, Comp
         **tower,
     )
     return {
-        'text_encoder': ('CLIPTextModelWithProjection', clip_l),
-        'text_encoder_2': ('CLIPTextModelWithProjection', clip_g),
-        'text_encoder_3': (
+        folders.CLIP_L: ('CLIPTextModelWithProjection', clip_l),
+        folders.CLIP_G: ('CLIPTextModelWithProjection', clip_g),
+        folders.T5: (
             'T5EncoderWithProjection',
             T5Config(out_dim=STATES, vocab_size=t5_vocabulary, d_model=64, d_kv=8, d_ff=128, num_layers=4, num_heads=8),
         ),
@@ -131,7 +132,11 @@ def write(out: pathlib.Path, seed: int = 0) -> None:
     """
     texts = [text for world in WORLDS.values() for text in captions(world)]
     t5, clip = t5_tokenizer(words(texts)), clip_tokenizer(texts)
-    for name, tokenizer in {'tokenizer': clip, 'tokenizer_2': clip, 'tokenizer_3': t5}.items():
+    for name, tokenizer in {
+        folders.CLIP_L_TOKENIZER: clip,
+        folders.CLIP_G_TOKENIZER: clip,
+        folders.T5_TOKENIZER: t5,
+    }.items():
         if not (out / name).is_dir():
             with atomic_folder(out / name) as partial:
                 tokenizer.save_pretrained(partial)

@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.folders import PYRAMID_FLOW, TEACHER, TEACHER_ADAPTER
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.pyramid.sampler import Prompt, jax_denoiser
 from neodragon_jax.pyramid.schedule import Schedule
@@ -53,11 +54,9 @@ from train.runtime.sharding import start_processes, to_host
 from train.teacher.config import RAW_STATES, STATES, TeacherConfig
 from train.teacher.denoisers import check_widths, fresh_denoiser, read_denoiser, without_embedder
 from train.teacher.evaluation import FlowEvaluation, ask
-from train.teacher_samples import TEACHER, TEACHER_ADAPTER
 from train.text.parts import deployed_adapter
 
 # Where the denoiser goes besides, with its context embedder, in Pyramid-Flow's own layout.
-PYRAMID_FLOW = 'pyramid_flow_dit'
 
 
 class Teacher:

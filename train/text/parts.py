@@ -25,15 +25,14 @@ import numpy as np
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.params import is_sensitive, read_params
 from neodragon_jax.config.neodragon import FULL, ContextAdapterConfig
 from neodragon_jax.config.pyramid_flow import T5_XXL, TEACHER
-from neodragon_jax.generation.param_store import is_sensitive, read_params
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
 from neodragon_jax.models.teacher import TeacherMMDiT
 from train.data import DTYPES
 
-ENCODER = 'text_encoder_3'
 ADAPTERS = ('replace', 'extend', 'none')
 
 
@@ -108,7 +107,7 @@ def held(module: Any, dtype: Any) -> Any:
     """Return a module's parameters without their numbers, in the types that they are held in.
 
     Args:
-      dtype: of all but what is sensitive to it, see `memory.is_sensitive`.
+      dtype: of all but what is sensitive to it, see `params.is_sensitive`.
     """
 
     def leaf_of(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:

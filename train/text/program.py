@@ -33,6 +33,8 @@ from ml_collections import ConfigDict
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.folders import T5 as ENCODER
+from neodragon_jax.checkpoint.folders import TEACHER_ADAPTER
 from neodragon_jax.models.context_adapter import ContextAdapter
 from train.aot.abstract import AbstractProgram
 from train.data import DTYPES, SampleSource, Source
@@ -43,17 +45,8 @@ from train.runtime.optimizer import OptimizerConfig, make_optimizer
 from train.runtime.settings import freeze, require
 from train.runtime.sharding import start_processes, to_host
 from train.teacher.evaluation import place
-from train.teacher_samples import TEACHER_ADAPTER
 from train.text.lora import init_lora, merge_lora, named_tensors
-from train.text.parts import (
-    ADAPTERS,
-    ENCODER,
-    TextParts,
-    abstract_parts,
-    adapter_config,
-    deployed_adapter,
-    read_parts,
-)
+from train.text.parts import ADAPTERS, TextParts, abstract_parts, adapter_config, deployed_adapter, read_parts
 from train.text.retrieval import retrieval
 from train.texts.text_sizes import sized_parts
 

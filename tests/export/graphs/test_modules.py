@@ -30,8 +30,9 @@ from export.report.report import snr_db
 from export.steps import whole_video
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import pipeline
-from neodragon_jax.generation.param_store import Store, cast
+from neodragon_jax.generation.param_store import Store
 from neodragon_jax.models.t5 import T5EncoderWithProjection
 from support.goldens import TINY_CHECKPOINT, relative_error
 

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
+from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import defaults as generation
-from neodragon_jax.generation import param_store as memory
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.defaults import RELEASED
 from neodragon_jax.generation.tokens import Tokenizers
@@ -181,7 +181,7 @@ def test_padding_does_not_change_what_is_said(short):
 def narrow(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     """Store a component in bfloat16, all of it."""
     module, params = checkpoint.load(folder)
-    checkpoint.save(out, module, memory.cast(params, jnp.bfloat16, keep=lambda path, leaf: False))
+    checkpoint.save(out, module, cast(params, jnp.bfloat16, keep=lambda path, leaf: False))
     return out
 
 

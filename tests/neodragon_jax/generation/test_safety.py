@@ -17,6 +17,7 @@ import safetensors.numpy
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.config.safety_checker import FULL_SAFETY_CHECKER, SafetyCheckerConfig
 from neodragon_jax.generation import safety
 from neodragon_jax.generation.param_store import Store
@@ -41,16 +42,16 @@ def write_checker(root: pathlib.Path, threshold: float) -> tuple[StableDiffusion
     params = module.init(jax.random.key(0), *checkpoint.example_inputs(module))['params']
     params = jax.tree.map(np.asarray, params)
     params['concept_thresholds'] = np.full(17, threshold, np.float32)
-    checkpoint.save(root / safety.FOLDER, module, params)
-    (root / safety.PREPARATION_FOLDER).mkdir()
+    checkpoint.save(root / folders.SAFETY_CHECKER, module, params)
+    (root / folders.FEATURE_EXTRACTOR).mkdir()
     values = {'size': 28, 'crop_size': {'height': 28, 'width': 28}, 'image_mean': [0.5] * 3, 'image_std': [0.25] * 3}
-    (root / safety.PREPARATION_FOLDER / 'preprocessor_config.json').write_text(json.dumps(values))
+    (root / folders.FEATURE_EXTRACTOR / 'preprocessor_config.json').write_text(json.dumps(values))
     return module, params
 
 
 def test_checker_names_of_the_release_and_round_trip(tmp_path):
     module, params = write_checker(tmp_path, 0.3)
-    folder = tmp_path / safety.FOLDER
+    folder = tmp_path / folders.SAFETY_CHECKER
     tensors = safetensors.numpy.load_file(folder / 'model.safetensors')
     tower = 'vision_model.vision_model'
     assert {name: tensors[name].shape for name in tensors if 'layers' not in name} == {
@@ -109,9 +110,9 @@ def test_vision_tower(tmp_path):
     random = np.random.default_rng(0)
     # Initial biases are zero and norms one, which would hide a wrong name.
     params = jax.tree.map(lambda leaf: leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32), params)
-    checkpoint.save(tmp_path / safety.FOLDER, module, params)
+    checkpoint.save(tmp_path / folders.SAFETY_CHECKER, module, params)
     pictures = random.normal(size=(2, 28, 28, 3)).astype(np.float32)
-    tensors = safetensors.numpy.load_file(tmp_path / safety.FOLDER / 'model.safetensors')
+    tensors = safetensors.numpy.load_file(tmp_path / folders.SAFETY_CHECKER / 'model.safetensors')
     want = [numpy_tower(tensors, picture) for picture in pictures]
     got = jax.jit(lambda params, x: module.apply({'params': params}, x, method='embed'))(params, jnp.asarray(pictures))
     assert relative_error(got, want) < 2e-5
@@ -155,14 +156,14 @@ def test_cosine_rule():
 
 def test_preparation_resizes_crops_and_scales(tmp_path):
     write_checker(tmp_path, 0.3)
-    prepare = Preparation.load(tmp_path / safety.PREPARATION_FOLDER)
+    prepare = Preparation.load(tmp_path / folders.FEATURE_EXTRACTOR)
     wide = np.zeros((1, 28, 84, 3), np.uint8)
     wide[:, :, 28:56] = 255
     np.testing.assert_allclose(prepare(wide), (1 - 0.5) / 0.25)
     assert prepare(np.zeros((2, 64, 128, 3), np.uint8)).shape == (2, 28, 28, 3)
-    (tmp_path / safety.PREPARATION_FOLDER / 'preprocessor_config.json').write_text('{}')
+    (tmp_path / folders.FEATURE_EXTRACTOR / 'preprocessor_config.json').write_text('{}')
     with pytest.raises(InputError, match=r'preprocessor_config\.json: damaged'):
-        Preparation.load(tmp_path / safety.PREPARATION_FOLDER)
+        Preparation.load(tmp_path / folders.FEATURE_EXTRACTOR)
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_a_checker_that_is_off_or_absent(root, capsys):
     write_checker(root, threshold=2.0)
     worker = open_studio('--no-safety-checker', '--mode', 'monolithic', '--low-memory', root=root)
     assert worker.checker is None and capsys.readouterr().out == ''
-    shutil.rmtree(root / safety.FOLDER)
+    shutil.rmtree(root / folders.SAFETY_CHECKER)
     worker = open_studio('--mode', 'monolithic', '--low-memory', root=root)
     line = capsys.readouterr().out
     assert worker.checker is None

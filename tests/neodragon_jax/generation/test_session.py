@@ -14,10 +14,11 @@ from flax import traverse_util
 
 from neodragon_jax import __main__ as cli
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.generation import param_store as memory
 from neodragon_jax.generation import session as studio
-from neodragon_jax.generation.param_store import Store, cast, finish, in_step
+from neodragon_jax.generation.param_store import Store, finish, in_step
 from neodragon_jax.pyramid.sampler import DrawnNoise, Prompt, sample
 from support.goldens import TINY_CHECKPOINT, relative_error
 from support.sessions import clips, make, open_studio, plain_clip, plain_studio

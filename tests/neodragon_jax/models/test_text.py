@@ -27,13 +27,9 @@ from neodragon_jax.checkpoint.names.text import (
     t5_names,
 )
 from neodragon_jax.config.neodragon import FULL, CLIPTextConfig, ContextAdapterConfig, T5Config
+from neodragon_jax.models.clip import CLIPTextModel
 from neodragon_jax.models.context_adapter import ContextAdapter
-from neodragon_jax.models.t5 import (
-    CLIPTextModel,
-    T5Encoder,
-    T5EncoderWithProjection,
-    relative_position_buckets,
-)
+from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection, relative_position_buckets
 from support.goldens import GOLDENS, TINY_CHECKPOINT, load_golden, relative_error
 
 TOLERANCE = 2e-5

@@ -13,6 +13,7 @@ import pytest
 from configs import dmd as dmd_settings
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.schedule import Schedule
 from support.dmd_runs import (
@@ -143,14 +144,14 @@ def unbroken(samples, tmp_path_factory):
 
 def test_tiny_settings_train_and_save_a_released_layout(unbroken):
     result = unbroken / 'result'
-    module, student = checkpoint.load(result / dmd.STUDENT)
-    _, teacher = checkpoint.load(TINY_CHECKPOINT / teacher_samples.TEACHER)
+    module, student = checkpoint.load(result / folders.STUDENT)
+    _, teacher = checkpoint.load(TINY_CHECKPOINT / folders.TEACHER)
     assert isinstance(module, PyramidMMDiT)
     assert jax.tree.structure(student) == jax.tree.structure(teacher)
     assert np.array_equal(student['positions'], teacher['positions'])
     assert 1e-4 < relative_error(student['head']['kernel'], teacher['head']['kernel']) < 0.5
     adapters = [
-        checkpoint.load(folder)[1] for folder in (result / 'context_adapter', TINY_CHECKPOINT / dmd.TEACHER_ADAPTER)
+        checkpoint.load(folder)[1] for folder in (result / 'context_adapter', TINY_CHECKPOINT / folders.TEACHER_ADAPTER)
     ]
     assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, adapters), strict=True))
     record = json.loads((result / 'student.json').read_text())
@@ -185,7 +186,7 @@ def test_another_protocol_does_not_continue_a_run(samples, unbroken):
 
 def test_samples_of_another_adapter_are_refused(samples, tmp_path):
     shutil.copytree(TINY_CHECKPOINT, tmp_path / 'other')
-    folder = tmp_path / 'other' / teacher_samples.TEACHER_ADAPTER
+    folder = tmp_path / 'other' / folders.TEACHER_ADAPTER
     module, params = checkpoint.load(folder)
     checkpoint.save(folder, module, jax.tree.map(lambda leaf: leaf + 1, params))
     with pytest.raises(InputError, match='context adapter'):

@@ -15,10 +15,11 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint.components import abstract_params
 from neodragon_jax.config.neodragon import FULL, TINY
 from neodragon_jax.config.pyramid_flow import PYRAMID_FLOW_VAE, T5_XXL, TEACHER
+from neodragon_jax.models.clip import CLIPTextModel
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.native_decoder import NativeVAE
-from neodragon_jax.models.t5 import CLIPTextModel, T5Encoder, T5EncoderWithProjection
+from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import VideoVAE
 from train.runtime import sharding

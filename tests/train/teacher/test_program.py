@@ -15,6 +15,7 @@ import pytest
 from configs import teacher as teacher_settings
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT
@@ -245,11 +246,11 @@ def test_resumed_run_ends_where_an_unbroken_one_does(data, unbroken, tmp_path):
 
 def test_results_are_in_both_layouts(unbroken, data):
     result = unbroken / 'result'
-    whole, params = checkpoint.load(result / teacher.PYRAMID_FLOW)
+    whole, params = checkpoint.load(result / folders.PYRAMID_FLOW)
     assert isinstance(whole, TeacherMMDiT) and whole.config.joint_attention_dim == TEXT
-    denoiser, denoiser_params = checkpoint.load(result / teacher.TEACHER)
+    denoiser, denoiser_params = checkpoint.load(result / folders.TEACHER)
     assert type(denoiser) is PyramidMMDiT and isinstance(denoiser.config, MMDiTConfig)
-    adapter, adapter_params = checkpoint.load(result / teacher.TEACHER_ADAPTER)
+    adapter, adapter_params = checkpoint.load(result / folders.TEACHER_ADAPTER)
     assert isinstance(adapter, ContextAdapter)
     # Adapter and denoiser do together what the whole does.
     batch = example_batch(data)
@@ -270,7 +271,7 @@ def test_evaluation(unbroken, data):
     row = [row for row in read_metrics(unbroken) if 'eval/validation' in row][-1]
     program = program_for(data)
     assert program.evaluation is not None
-    module, params = checkpoint.load(unbroken / 'result' / teacher.PYRAMID_FLOW)
+    module, params = checkpoint.load(unbroken / 'result' / folders.PYRAMID_FLOW)
     held_out = program.evaluation.held_out
     prompt = Prompt(held_out['text'], held_out['text_mask'], held_out['pooled'])
     stage, units = 1, jnp.full(8, 1)
@@ -292,10 +293,10 @@ def test_evaluation(unbroken, data):
 
 def test_going_on_from_a_result(data, unbroken, tmp_path):
     """A released folder begins a run as it is: without a step it comes out again."""
-    start = unbroken / 'result' / teacher.PYRAMID_FLOW
+    start = unbroken / 'result' / folders.PYRAMID_FLOW
     program = program_for(data, start=str(start))
     program.finish(program.init_state(jax.random.key(0), program.frozen()), tmp_path)
-    before, after = (checkpoint.load(folder)[1] for folder in (start, tmp_path / teacher.PYRAMID_FLOW))
+    before, after = (checkpoint.load(folder)[1] for folder in (start, tmp_path / folders.PYRAMID_FLOW))
     assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (before, after)), strict=True))
 
 

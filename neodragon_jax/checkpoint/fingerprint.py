@@ -1,0 +1,18 @@
+"""Identity of a component folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """Return a short SHA-256 of a component's config and weights; a copied or moved folder is the same component."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(folder).iterdir()):
+        if path.suffix in ('.json', '.safetensors'):
+            digest.update(path.name.encode())
+            with path.open('rb') as file:
+                digest.update(hashlib.file_digest(file, 'sha256').digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,53 @@
+"""Parameters of a component on the host, in the stored or a smaller type."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from neodragon_jax.checkpoint import components as checkpoint
+
+# Parts of the paths of parameters that are kept in full precision: positions, and what embeds timesteps, pooled vectors
+# and sizes. All are used in float32, and errors in them move every token alike.
+SENSITIVE = ('positions', 'position_bias', 'time_embed', 'pooled_embed', 'time_embedding', 'add_embedding')
+
+
+def is_sensitive(path: tuple[str, ...], leaf: np.ndarray) -> bool:
+    """Return whether a parameter is to keep its type: biases, the scales of norms (both are small), and SENSITIVE."""
+    # Biases of the modulation have two dimensions.
+    return leaf.ndim < 2 or path[-1] == 'bias' or any(part in SENSITIVE for part in path)
+
+
+def cast(
+    params: dict[str, Any], dtype: Any, keep: Callable[[tuple[str, ...], np.ndarray], bool] = is_sensitive
+) -> dict[str, Any]:
+    """Return parameters in a smaller type, on the host, before anything of them is on a device.
+
+    Args:
+      params: of one component as `checkpoint.load` returns them, blocks not stacked.
+      dtype: wider parameters become of this type, narrower ones stay; None changes nothing.
+      keep: (path, parameter) -> whether the parameter stays as it is.
+    """
+    if dtype is None:
+        return params
+    dtype = np.dtype(dtype)
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(params))
+    del params  # so that, unless the caller keeps it, each wide array is freed when its narrow copy is made
+    for path, leaf in flat.items():
+        if leaf.dtype.itemsize >= dtype.itemsize and not keep(path, leaf):
+            flat[path] = leaf.astype(dtype, copy=False)
+    return traverse_util.unflatten_dict(flat)
+
+
+def read_params(folder: str | os.PathLike[str], dtype: Any, *names: str) -> dict[str, Any]:
+    """Return the parameters of a component as host arrays of `cast`'s types: all, or those of some parts."""
+
+    def parts() -> dict[str, Any]:
+        _, params = checkpoint.load(folder)
+        return {name: params[name] for name in names or params}
+
+    return cast(parts(), dtype)
