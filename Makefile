@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo benchmark test lint lock clean help
+.PHONY: demo benchmark test test-slow lint docs lock clean help
 
 help:
 	@echo "make demo        generate, distil, export with the shipped model; results in out/demo/"
 	@echo "make benchmark   train the whole system on moving shapes, judge its videos; results in out/benchmark/"
-	@echo "make test        the whole test suite"
+	@echo "make test        the default test suite"
+	@echo "make test-slow   the tests that take minutes each"
 	@echo "make lint        ruff and pyright"
+	@echo "make docs        the documentation site in out/site; broken links are errors"
 	@echo "make lock        pin the newest versions that setup.cfg allows into requirements.lock"
 	@echo "make clean       remove .venv and out/"
 
@@ -29,6 +31,12 @@ benchmark: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow -n0
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,7 +44,7 @@ lint: $(STAMP)
 
 lock: $(STAMP)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra train --extra export --extra test setup.cfg --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra train --extra export --extra test --extra docs --generate-hashes setup.cfg --output-file requirements.lock
 
 clean:
 	rm -rf .venv out

@@ -1,0 +1,133 @@
+"""Commands in documents exist, and take the options and settings shown; links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import pathlib
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from support.goldens import ROOT
+
+DOCUMENTS = sorted(
+    path
+    for pattern in (
+        '*.md',
+        'docs/**/*.md',
+        'neodragon_jax/*.md',
+        'train/*.md',
+        'export/*.md',
+        'configs/*.md',
+        'tests/*.md',
+    )
+    for path in ROOT.glob(pattern)
+)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of every `python -m MODULE ...` in code blocks and code spans, MODULE first."""
+    blocks = re.findall(r'```\w*\n(.*?)```', text, flags=re.S) + re.findall(r'`([^`\n]*(?:\n[^`\n]+)?)`', text)
+    for block in blocks:
+        for line in re.sub(r'\\\n\s*', ' ', block).splitlines():
+            for command in re.findall(r"python3? -m ([^|&>;'`]*)", line.partition('  #')[0]):
+                words = command.split()
+                # What follows the launcher's `--` is a command of its own.
+                if '--' in words:
+                    yield words[words.index('--') + 1 :]
+                    words = words[: words.index('--')]
+                if words and words[0].split('.')[0] in ('neodragon_jax', 'train', 'export'):
+                    yield words
+
+
+def options(words: list[str]) -> set[str]:
+    """Return the names of a command's options."""
+    return {word.partition('=')[0] for word in words[1:] if word.startswith('--')}
+
+
+def shown_options(module: str, *arguments: str) -> set[str]:
+    """Return the options that `python -m module --help` shows."""
+    shown = io.StringIO()
+    before = sys.argv
+    sys.argv = [module, *arguments, '--help']
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            runpy.run_module(module, run_name='__main__', alter_sys=True)
+    finally:
+        sys.argv = before
+    return set(re.findall(r'--[a-z][a-z0-9-]*', shown.getvalue()))
+
+
+def test_documents_are_found():
+    assert ROOT / 'README.md' in DOCUMENTS and ROOT / 'docs' / 'architecture.md' in DOCUMENTS
+
+
+def all_commands() -> dict[str, list[list[str]]]:
+    """Return every command of the documents by module; the settings files' docstrings are documents, too."""
+    settings = sorted(path for path in (ROOT / 'configs').glob('*.py') if path.name != '__init__.py')
+    found: dict[str, list[list[str]]] = {}
+    for path in [*DOCUMENTS, *settings]:
+        text = path.read_text()
+        if path.suffix == '.py':
+            text = '```\n' + text.split('"""')[1] + '```'
+        for words in commands(text):
+            found.setdefault(words[0], []).append(words)
+    return found
+
+
+def setting_exists(settings, key: str) -> bool:
+    """Tell whether a ConfigDict has a dotted key."""
+    for part in key.split('.'):
+        if part not in settings:
+            return False
+        settings = settings[part]
+    return True
+
+
+def test_settings_shown_exist():
+    checked = 0
+    for lines in all_commands().values():
+        for words in lines:
+            given = [word for word in words if word.startswith('--config=')]
+            if not given:
+                continue
+            name, _, preset = given[0].removeprefix('--config=').partition(':')
+            if not (ROOT / name).is_file():
+                assert name in ('...', 'configs/PROGRAM.py'), f'{name} in {words}'
+                continue
+            module = importlib.import_module(name.removesuffix('.py').replace('/', '.'))
+            settings = module.get_config(preset) if preset else module.get_config()
+            for key in (word[9:].partition('=')[0] for word in words if word.startswith('--config.')):
+                assert setting_exists(settings, key), f'{key} in {words}'
+                checked += 1
+    assert checked > 10
+
+
+def test_options_shown_exist():
+    checked = 0
+    for module, lines in sorted(all_commands().items()):
+        if any(word.startswith('--config=') for words in lines for word in words):
+            assert importlib.util.find_spec(module), module
+            continue
+        subcommands = {tuple(words[1:2]) if module == 'train.prune' else () for words in lines}
+        known: set[str] = set().union(*(shown_options(module, *name) for name in subcommands))
+        for words in lines:
+            assert options(words) <= known, f'{sorted(options(words) - known)} in {words}'
+            checked += 1
+    assert checked > 10
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: pathlib.Path):
+    for target in re.findall(r'\]\(([^)#\s]+)', document.read_text()):
+        if not target.startswith(('http://', 'https://')):
+            assert (document.parent / target).exists(), target
+
+
+def test_readme_is_short():
+    assert len((ROOT / 'README.md').read_text().split()) < 900
