@@ -35,13 +35,17 @@ def commands(text: str) -> Iterator[list[str]]:
     blocks = re.findall(r'```\w*\n(.*?)```', text, flags=re.S) + re.findall(r'`([^`\n]*(?:\n[^`\n]+)?)`', text)
     for block in blocks:
         for line in re.sub(r'\\\n\s*', ' ', block).splitlines():
-            for command in re.findall(r"python3? -m ([^|&>;'`]*)", line.partition('  #')[0]):
+            for command in re.findall(r"python3? -m ([^|&>;'`()]*)", line.partition('  #')[0]):
                 words = command.split()
                 # What follows the launcher's `--` is a command of its own.
                 if '--' in words:
                     yield words[words.index('--') + 1 :]
                     words = words[: words.index('--')]
-                if words and words[0].split('.')[0] in ('neodragon_jax', 'train', 'export'):
+                if (
+                    words
+                    and 'PROGRAM' not in words[0]
+                    and words[0].split('.')[0] in ('neodragon_jax', 'train', 'export')
+                ):
                     yield words
 
 
