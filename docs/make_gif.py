@@ -1,7 +1,7 @@
 """Write the animated contact sheet of the README: videos side by side, captions below.
 
-    python -m neodragon_jax --prompts-file docs/pictures/prompts.txt --out out/pictures
-    python docs/make_gif.py --videos out/pictures --out docs/pictures/moving_shapes.gif
+python -m neodragon_jax --prompts-file docs/pictures/prompts.txt --out out/pictures
+python docs/make_gif.py --videos out/pictures --out docs/pictures/moving_shapes.gif
 """
 
 from __future__ import annotations
