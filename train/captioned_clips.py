@@ -33,16 +33,15 @@ import tqdm
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.generation import pipeline
-from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.data import mp4_bytes as clip_codec
+from train.data import SampleWriter, mp4_bytes
 from train.data.captions import Captions, file_key, read_sidecars, read_table, readable, sidecars
 from train.data.clip_report import REPORT, print_summary, write_report
+from train.data.clip_source import CLIP_SPEC
 from train.data.inspection import Criteria, Verdict, inspect_files
 from train.data.parallel import ordered_map
 from train.data.video_files import FPS, Unusable, read_clips
 
 NAME = 'captioned_clips'
-SPEC = RecordSpec({'start': ArraySpec((), 'float32')}, texts=('prompt', 'file'), blobs=('video',))
 
 EXAMPLES = """
 captions: a .csv with a header, or a .jsonl with one object per line; the keys are file (or path, video, filename),
@@ -162,7 +161,7 @@ def write_clips(
     out = pathlib.Path(args.out) / size_name(size)
     with SampleWriter(
         out,
-        SPEC,
+        CLIP_SPEC,
         len(clips),
         protocol=protocol | {'clips': digest},
         samples_per_shard=args.samples_per_shard,
@@ -198,46 +197,13 @@ def _records(
             'prompt': captions.of(verdict.file),
             'file': readable(verdict.file),
             'start': verdict.starts[clip.number],
-            'video': clip_codec.encode(frames, FPS, quality),
+            'video': mp4_bytes.encode(frames, FPS, quality),
         }
 
 
 def size_name(size: tuple[int, int]) -> str:
     """Return the name of a size's dataset."""
     return f'{size[0]}x{size[1]}'
-
-
-class ClipSource:
-    """A dataset of clips as a `Source` of {'video': uint8 [T, H, W, 3], 'prompt', 'index'} and what else it holds.
-
-    Clips may be stored as this program does, or as plain arrays.
-
-    Attributes:
-      protocol: what the clips have in common: frames, height, width, and how they were made.
-      texts: names of the texts of a sample.
-    """
-
-    def __init__(self, folder: PathLike, *, verify: bool = False) -> None:
-        """Open a dataset of one size; see `SampleSource`.
-
-        Raises:
-          InputError: it cannot be read, or holds something else.
-        """
-        self._folder, self._records = folder, SampleSource(folder, verify=verify)
-        spec = self._records.spec
-        self.protocol, self.texts, self._encoded = self._records.protocol, spec.texts, 'video' in spec.blobs
-        if not self._encoded and 'video' not in spec.arrays:
-            raise InputError(f'{folder}: holds {", ".join(spec.names())}, no video; pass a folder of {NAME}.')
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        sample = self._records[index]
-        if not self._encoded:
-            return sample
-        where = f'{self._folder}: sample {index}'
-        return sample | {'video': clip_codec.decode(sample['video'], self.protocol['frames'], where)}
 
 
 def run(args: argparse.Namespace) -> None:

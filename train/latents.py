@@ -50,8 +50,8 @@ from neodragon_jax.models.vae import (
     posterior_mean,
     posterior_sample,
 )
-from train.captioned_clips import ClipSource
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleWriter
+from train.data.clip_source import ClipSource
 from train.data.conditioning import CONTENTS, Conditioner, load_conditioner
 from train.data.manifest import NEGATIVE, NULL, is_dataset
 from train.data.parallel import ordered_map

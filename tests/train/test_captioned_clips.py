@@ -16,9 +16,8 @@ from PIL import Image
 
 from neodragon_jax.base.errors import InputError
 from train import captioned_clips
-from train.captioned_clips import ClipSource
-from train.data import inspection, video_files
-from train.data import mp4_bytes as clip_codec
+from train.data import inspection, mp4_bytes, video_files
+from train.data.clip_source import ClipSource
 from train.data.video_files import Footage, Unusable, choose_size, cut, ticks
 
 FRAMES = 9
@@ -279,12 +278,12 @@ def test_turned_and_stretched_videos_are_shown_as_players_do(tmp_path):
 def test_stored_clips_are_close_to_their_frames():
     ramp = np.linspace(0, 255, 128).astype(np.uint8)
     frames = np.stack([np.roll(np.broadcast_to(ramp[None, :, None], (64, 128, 3)), 3 * t, axis=1) for t in range(5)])
-    difference = clip_codec.decode(clip_codec.encode(frames, 24, 12), 5, 'x').astype(float) - frames
+    difference = mp4_bytes.decode(mp4_bytes.encode(frames, 24, 12), 5, 'x').astype(float) - frames
     assert 10 * np.log10(255**2 / np.mean(difference**2)) > 38
     with pytest.raises(InputError, match=r'x: the clip has 5 frames, not 6'):
-        clip_codec.decode(clip_codec.encode(frames, 24, 12), 6, 'x')
+        mp4_bytes.decode(mp4_bytes.encode(frames, 24, 12), 6, 'x')
     with pytest.raises(InputError, match=r'x: the clip cannot be decoded'):
-        clip_codec.decode(b'\0' * 100, 5, 'x')
+        mp4_bytes.decode(b'\0' * 100, 5, 'x')
 
 
 def test_interrupted_runs_go_on(clips, videos, tmp_path, monkeypatch):

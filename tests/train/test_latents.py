@@ -22,10 +22,9 @@ from neodragon_jax.generation.tokens import DEFAULT_NEGATIVE_PROMPT, Tokenizers
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import normalize, posterior_mean
 from support.goldens import TINY_CHECKPOINT, relative_error
-from train import captioned_clips, latents
-from train.captioned_clips import ClipSource
-from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.data import mp4_bytes as clip_codec
+from train import latents
+from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, mp4_bytes
+from train.data.clip_source import CLIP_SPEC, ClipSource
 from train.data.mixture import Mixture
 from train.dmd import program as dmd
 
@@ -42,11 +41,11 @@ def frames_of(index: int, frames: int = FRAMES) -> np.ndarray:
 def write_clips(folder: pathlib.Path, frames: int = FRAMES, count: int = COUNT, raw: bool = False) -> None:
     """Write clips as train.captioned_clips does, or as plain arrays."""
     protocol = {'frames': frames, 'fps': 24, 'height': SIDE, 'width': SIDE, 'quality': 12}
-    spec = RecordSpec({'video': ArraySpec((frames, SIDE, SIDE, 3), 'uint8')}) if raw else captioned_clips.SPEC
+    spec = RecordSpec({'video': ArraySpec((frames, SIDE, SIDE, 3), 'uint8')}) if raw else CLIP_SPEC
     with SampleWriter(folder, spec, count, protocol=protocol, name='captioned_clips') as writer:
         for index in range(count):
             video = frames_of(index, frames)
-            stored = video if raw else clip_codec.encode(video, 24, 12)
+            stored = video if raw else mp4_bytes.encode(video, 24, 12)
             more = {'prompt': CAPTIONS[index], 'file': f'{index}.mp4', 'start': 0.5}
             writer.append({'index': index, 'video': stored} | more)
 

@@ -20,9 +20,10 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import read_mp4
 from train import moving_shapes
 from train.data import SampleSource
-from train.moving_shapes import MovingShapesSource, write_samples
+from train.moving_shapes import write_samples
 from train.runtime.loader import Loader
 from train.runtime.sharding import MeshConfig, batch_sharding, make_mesh
+from train.shapes.source import MovingShapesSource
 from train.shapes.world import (
     COLORS,
     CPU,

@@ -29,9 +29,10 @@ from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
 from neodragon_jax.generation import pipeline
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.pyramid.sampler import DrawnNoise
-from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain, Tier
-from train.moving_shapes import MovingShapesSource
+from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain
+from train.benchmark.tiers import Tier
 from train.shapes.attributes import Estimate, measure, summarize
+from train.shapes.source import MovingShapesSource
 from train.shapes.world import WORLDS, Traits
 from train.vae.clips import to_float
 from train.vae.reconstruction import quality

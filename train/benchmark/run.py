@@ -31,7 +31,8 @@ import tqdm
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.base.errors import InputError, exit_status
 from train.benchmark import schedule
-from train.benchmark.chain import TIERS, Chain, Step, Tier
+from train.benchmark.chain import Chain, Step
+from train.benchmark.tiers import TIERS, Tier
 from train.shapes.world import WORLDS, caption
 
 # The repository: programs are run from it, as their settings are named relative to it.

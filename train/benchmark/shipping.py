@@ -13,7 +13,8 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import CLIP_G, CLIP_L, STUDENT, STUDENT_ADAPTER, TOKENIZERS
 from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import defaults as generation
-from train.benchmark.chain import ADAPTER, DENOISER, TEXT_ENCODER, VAE, Chain, Tier
+from train.benchmark.chain import ADAPTER, DENOISER, TEXT_ENCODER, VAE, Chain
+from train.benchmark.tiers import Tier
 from train.shapes.world import WORLDS, caption
 
 ENCODERS = (CLIP_L, CLIP_G, TEXT_ENCODER)

@@ -22,8 +22,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from neodragon_jax.base.errors import InputError
-from train.data import RecordSpec, SampleSource, Source
-from train.data.record_spec import INDEX, ArraySpec
+from train.data.record_spec import INDEX, ArraySpec, RecordSpec
+from train.data.sample_source import SampleSource
+from train.data.sources import Source
 
 LATENTS, UNITS, ORIGIN = 'latents', 'units', 'source'
 

@@ -1,14 +1,21 @@
-"""Data sources made of others: a part, such as what is held out; one sample repeated, for plans without data."""
+"""The `Source` protocol, and sources made of others: a part (held-out samples), one sample repeated (dry runs)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
-from train.data import Source
+
+
+class Source(Protocol):
+    """Random access to samples whose arrays have equal shapes. Texts and bytes stay on the host: batches omit them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 class Part:

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from neodragon_jax.base.errors import InputError, did_you_mean
-from train.captioned_clips import ClipSource
 from train.data import SampleSource, Source
+from train.data.clip_source import ClipSource
 from train.data.sources import Repeated, hold_out
-from train.moving_shapes import MovingShapesSource
 from train.runtime.sharding import split_batch
 from train.shapes import attributes
+from train.shapes.source import MovingShapesSource
 from train.shapes.world import WORLDS
 
 Reader = Callable[[int, UInt8[np.ndarray, 't h w 3']], dict[str, float]]

@@ -18,9 +18,10 @@ from train.benchmark import report as benchmark_report
 from train.benchmark import run as benchmark
 from train.benchmark import schedule
 from train.benchmark import targets as benchmark_targets
-from train.benchmark.chain import TIERS, Chain, Step
+from train.benchmark.chain import Chain, Step
 from train.benchmark.evaluation import GENERATED, GIVEN, Judge, psnr_db, show, systems
 from train.benchmark.targets import Evidence, Target
+from train.benchmark.tiers import TIERS
 from train.shapes.world import WORLDS, parse
 
 

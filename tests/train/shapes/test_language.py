@@ -7,24 +7,24 @@ import pytest
 
 from neodragon_jax.generation.tokens import ClipTokenizer, T5Tokenizer
 from train.data.conditioning import load_conditioner
-from train.shapes import language as shapes_language
+from train.shapes import language, text_encoders
 from train.shapes.world import CPU, GPU, Traits, caption
 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp('language')
-    assert shapes_language.main(['--out', str(folder)]) == 0
+    assert language.main(['--out', str(folder)]) == 0
     return folder
 
 
 def test_every_caption_fits_and_has_no_unknown_word(root):
     tokenizer = T5Tokenizer.load(root / 'tokenizer_3')
-    assert tokenizer.length == shapes_language.LENGTH
+    assert tokenizer.length == text_encoders.LENGTH
     texts = [caption(traits, (7, row)) for world in (CPU, GPU) for row, traits in enumerate(world.combinations('all'))]
     ids, mask = tokenizer(texts)
     unknown = tokenizer.backend.unk_token_id
-    assert ids.shape == (len(texts), shapes_language.LENGTH) and not (ids == unknown).any()
+    assert ids.shape == (len(texts), text_encoders.LENGTH) and not (ids == unknown).any()
     # Nothing was cut: the last valid token of each is the end.
     last = ids[np.arange(len(ids)), mask.sum(axis=1) - 1]
     assert (last == tokenizer.backend.eos_token_id).all()
@@ -63,5 +63,5 @@ def test_random_features_tell_attributes_of_unseen_combinations(root, encoder):
 
 def test_what_is_there_is_not_written_again(root):
     stamp = (root / 't5' / 'model.safetensors').stat().st_mtime_ns
-    shapes_language.write(root, seed=5)
+    text_encoders.write(root, seed=5)
     assert (root / 't5' / 'model.safetensors').stat().st_mtime_ns == stamp

@@ -18,9 +18,9 @@ from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import normalize, posterior_mean
 from support.goldens import relative_error
 from support.vae_runs import native, random, reconstruction_loss
-from train import moving_shapes
 from train.data.sources import hold_out
 from train.runtime.settings import freeze
+from train.shapes.source import MovingShapesSource
 from train.shapes.world import CPU
 from train.vae import clips, principal_start
 from train.vae import fresh_parameters as fresh_codecs
@@ -29,7 +29,7 @@ from train.vae.flat_convolutions import flat_convolutions
 from train.vae.principal_start import Patch
 from train.vae.rematerialize import MemoryConfig
 
-SCENES = moving_shapes.MovingShapesSource(CPU, 17, (32, 32), count=40)
+SCENES = MovingShapesSource(CPU, 17, (32, 32), count=40)
 
 
 @functools.cache
@@ -76,7 +76,7 @@ def test_a_fresh_posterior_has_little_noise_and_expected_latents():
 def test_a_fresh_autoencoder_is_nearly_the_best_linear_one():
     sizes = dict(presets.get_config('shapes').autoencoder.sizes)
     module = NativeVAE(freeze(PyramidFlowVAEConfig, sizes, 'sizes'))
-    scenes = moving_shapes.MovingShapesSource(CPU, 17, (64, 64), count=68)
+    scenes = MovingShapesSource(CPU, 17, (64, 64), count=68)
     training, held_out = hold_out(scenes, 4)
     start = principal_start.principal_layers(module.config, training)
     params = jax.jit(functools.partial(fresh_codecs.fresh_autoencoder, module))(jax.random.key(0), start)
@@ -93,7 +93,7 @@ def test_a_fresh_autoencoder_is_nearly_the_best_linear_one():
 
 
 def test_components_of_small_patches_are_those_of_the_large_ones_parts():
-    source = moving_shapes.MovingShapesSource(CPU, 9, (16, 16), count=3)
+    source = MovingShapesSource(CPU, 9, (16, 16), count=3)
     patches = principal_start.Patches(source, Patch(8, 8))
     videos = np.stack([source[i]['video'] for i in range(3)])[:, 1:].astype(np.float64) / 127.5 - 1
     cut = videos.reshape(3, 4, 2, 4, 4, 4, 4, 3).transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, 2 * 4 * 4 * 3)
@@ -122,13 +122,13 @@ def test_pairs_pass_components_through_norm_and_silu(channels, groups):
 
 
 def test_clips_smaller_than_a_latent_are_refused():
-    source = moving_shapes.MovingShapesSource(CPU, 1, (16, 16), count=3)
+    source = MovingShapesSource(CPU, 1, (16, 16), count=3)
     with pytest.raises(InputError, match='8 frames of 8x8'):
         principal_start.principal_layers(native()[0].config, source)
 
 
 def test_mean_color():
-    source = moving_shapes.MovingShapesSource(CPU, 9, (32, 32), count=3)
+    source = MovingShapesSource(CPU, 9, (32, 32), count=3)
     want = np.mean([clips.to_float(jnp.asarray(source[i]['video'])) for i in range(3)], axis=(0, 1, 2, 3))
     assert np.allclose(fresh_codecs.mean_color(source), want, atol=1e-4)  # a mean of 10^5 numbers in float32
 

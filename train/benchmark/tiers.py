@@ -1,0 +1,117 @@
+"""Sizes of the benchmark: the world, the length of its clips, and the steps of each program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+# The students: name -> settings that differ from the preset.
+STUDENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        'student': (),
+        'regression': ('--config.dmd.distribution_weight=0.0',),
+        'paper': ('--config.dmd.clean_prediction=paper',),
+        # The ramp begins at a quarter of tier gpu's steps and takes a quarter.
+        'own_history': (
+            '--config.dmd.own_history.last=1.0',
+            '--config.dmd.own_history.ramp_start=750',
+            '--config.dmd.own_history.ramp_steps=750',
+        ),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tier:
+    """A size of the benchmark.
+
+    Attributes:
+      world: of `train.shapes.world`.
+      clips: to train denoisers on.
+      samples: of the teacher, for distillation.
+      captions: held out, for which videos are judged.
+      steps: sampling steps per stage of the teacher.
+      guidance: of the teacher, while sampling and while distilling.
+      training: steps of each program; what is not named keeps its preset's.
+      settings: other settings of each program.
+      students: which of STUDENTS.
+    """
+
+    world: str = 'cpu'
+    frames: int = 17
+    height: int = 64
+    width: int = 64
+    clips: int = 4096
+    samples: int = 1024
+    captions: int = 96
+    steps: tuple[int, int, int] = (8, 8, 8)
+    guidance: float = 2.0
+    training: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    students: tuple[str, ...] = tuple(STUDENTS)
+
+    @property
+    def size(self) -> list[str]:
+        """The options of a clip's size."""
+        return ['--frames', str(self.frames), '--height', str(self.height), '--width', str(self.width)]
+
+
+_WIDER = tuple(
+    f'--config.teacher.sizes.{name}={value}'
+    for name, value in {
+        'num_layers': 8,
+        'num_attention_heads': 4,
+        'attention_head_dim': 64,
+        'caption_projection_dim': 256,
+    }.items()
+)
+_FEW = ('--config.{section}.evaluation.examples=8', '--config.{section}.evaluation.batch=8')
+
+TIERS: Mapping[str, Tier] = MappingProxyType(
+    {
+        # Three latent frames are too few for a student to drift behind its own.
+        'cpu': Tier(students=('student', 'regression', 'paper')),
+        # Five latent frames, sizes, speeds, and turns that no caption tells: the future is uncertain.
+        'gpu': Tier(
+            world='gpu',
+            frames=33,
+            clips=40_000,
+            samples=8192,
+            captions=216,
+            training={'autoencoder': 20_000, 'decoder': 10_000, 'teacher': 30_000, 'text': 6000, 'students': 3000},
+            settings={
+                'autoencoder': ('--config.autoencoder.optimizer.decay_steps=20000',),
+                'decoder': ('--config.decoder.optimizer.decay_steps=10000',),
+                'teacher': (*_WIDER, '--config.loop.batch_size=64', '--config.teacher.optimizer.decay_steps=30000'),
+                'text': ('--config.text.optimizer.decay_steps=6000',),
+                'students': ('--config.dmd.student.decay_steps=3000',),
+            },
+        ),
+        # Every command of the chain once, to see that it runs: what comes out is noise.
+        'fast': Tier(
+            clips=24,
+            samples=16,
+            captions=4,
+            steps=(1, 1, 1),
+            training={
+                'autoencoder': 2,
+                'decoder': 2,
+                'teacher': 2,
+                'text': 2,
+                'stage1': 2,
+                'stage2': 2,
+                'students': 2,
+            },
+            settings={
+                'autoencoder': ('--config.clips.held_out=2', '--config.autoencoder.evaluation.batch=2'),
+                'decoder': ('--config.clips.held_out=2', '--config.decoder.evaluation.batch=2'),
+                'teacher': tuple(flag.format(section='teacher') for flag in _FEW),
+                'text': ('--config.text.held_out=8', '--config.text.held_out_batch=8'),
+                'pruning': tuple(flag.format(section='flow') for flag in _FEW),
+                'students': ('--config.loop.batch_size=8',),
+            },
+            students=('student',),
+        ),
+    }
+)
