@@ -54,9 +54,6 @@ def get_config(preset: str = 'full') -> ConfigDict:
             },
             'loop': defaults(
                 LoopConfig,
-                'workdir',
-                'seed',
-                'updates',
                 steps=200_000,
                 batch_size=16,  # files
                 checkpoint_every=5000,

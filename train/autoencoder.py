@@ -40,7 +40,7 @@ from neodragon_jax.models.vae import Latents, Moments, Video, posterior_mean, po
 from train.aot.abstract import AbstractProgram
 from train.runtime import loop
 from train.runtime.optimizer import AveragedState, masters
-from train.runtime.settings import command_line
+from train.runtime.runner import command_line
 from train.runtime.sharding import count_parameters, start_processes, to_host
 from train.vae.clips import Clips, ClipsConfig, blank_clips, middle_cut, to_float
 from train.vae.flat_convolutions import flat_convolutions

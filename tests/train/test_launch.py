@@ -86,8 +86,8 @@ def test_error_of_one_process_ends_the_job_at_once(tmp_path):
     path.write_text(
         'import time\n'
         'import jax\n'
-        'from configs import command_line\n'
         'from neodragon_jax.base.errors import InputError\n'
+        'from train.runtime.runner import command_line\n'
         'from train.runtime.sharding import of_first_process, start_processes\n'
         'def main(settings, dry_run):\n'
         '    start_processes()\n'

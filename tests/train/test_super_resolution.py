@@ -19,11 +19,11 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.super_resolution import VARIANTS, SuperResolutionConfig, variant
 from neodragon_jax.models.super_resolution import QuickSRNet, depth_to_space, upscale
 from support.goldens import relative_error
-from train import super_resolution
 from train.data import crops as frames
 from train.runtime import loop
 from train.runtime.metrics import read_metrics
 from train.runtime.settings import freeze
+from train.super_resolution import program as super_resolution
 
 # --- The network ------------------------------------------------------------------------------------------------------
 
@@ -279,7 +279,7 @@ STEPS = 200
 @pytest.fixture(scope='module')
 def unbroken(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('unbroken')
-    super_resolution.main(settings(data, workdir, STEPS))
+    super_resolution.RECIPE.run(settings(data, workdir, STEPS))
     return workdir
 
 
@@ -302,8 +302,8 @@ def test_it_learns_more_than_nearest_neighbor(unbroken):
 
 
 def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(data, unbroken, tmp_path):
-    super_resolution.main(settings(data, tmp_path, STEPS // 2))
-    super_resolution.main(settings(data, tmp_path, STEPS))
+    super_resolution.RECIPE.run(settings(data, tmp_path, STEPS // 2))
+    super_resolution.RECIPE.run(settings(data, tmp_path, STEPS))
     digest = lambda folder: {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in (folder / 'result').rglob('*')
@@ -317,7 +317,7 @@ def test_other_data_do_not_continue_a_run(data, unbroken):
     changed = settings(data, unbroken, STEPS)
     changed.crops.filter = 'bicubic'
     with pytest.raises(InputError, match='data'):
-        super_resolution.main(changed)
+        super_resolution.RECIPE.run(changed)
 
 
 @pytest.mark.parametrize('mesh', [(8, 1, 1), (2, 2, 2)])
@@ -325,7 +325,7 @@ def test_large_variant_has_a_place_on_every_mesh(data, capsys, mesh):
     config = settings(data, 'unused', 1)
     config.super_resolution.variant = 'large'
     config.loop.mesh = dict(zip(('data', 'fsdp', 'tensor'), mesh, strict=True))
-    super_resolution.main(config, dry_run=True)
+    super_resolution.RECIPE.run(config, dry_run=True)
     out = capsys.readouterr().out
     assert 'batch  small  [8, 4, 8, 8, 3]  uint8' in out and 'anchor/kernel' in out
 
@@ -339,4 +339,4 @@ def test_presets_are_valid():
         presets.get_config('tinny')
     empty = presets.get_config('tiny')
     with pytest.raises(InputError, match=r'config\.data is empty'):
-        super_resolution.main(empty)
+        super_resolution.RECIPE.run(empty)

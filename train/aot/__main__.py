@@ -1,5 +1,5 @@
 from train.aot import sizing
-from train.runtime.settings import command_line
+from train.runtime.runner import command_line
 
 # What --help shows.
 __doc__ = sizing.__doc__

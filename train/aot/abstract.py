@@ -45,12 +45,18 @@ def build(name: str, settings: ConfigDict) -> AbstractProgram:
     Raises:
       InputError: there is no such program, it cannot be sized, or a setting is wrong.
     """
-    try:
-        module = importlib.import_module(f'train.{name}')
-    except ModuleNotFoundError as error:
-        if error.name != f'train.{name}':
-            raise
-        raise InputError(f'configs/{name}.py belongs to no program: there is no train/{name}.py.') from None
+    module = None
+    for path in (f'train.{name}.program', f'train.{name}'):
+        try:
+            module = importlib.import_module(path)
+            break
+        except ModuleNotFoundError as error:
+            if not f'{path}.'.startswith(f'{error.name}.'):
+                raise
+    if module is None:
+        raise InputError(f'configs/{name}.py belongs to no program: there is no train/{name}.')
+    if hasattr(module, 'RECIPE'):
+        return AbstractProgram(*module.RECIPE.size(settings))
     if not hasattr(module, 'abstract_program'):
         raise InputError(f'train/{name}.py has no abstract_program(settings); see train/aot/abstract.py.')
     return module.abstract_program(settings)

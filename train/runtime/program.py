@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from jaxtyping import Array, PRNGKeyArray
 
 from neodragon_jax.base.errors import InputError
+from train.runtime.settings import top_level
 from train.runtime.sharding import MeshConfig
 
 Metrics = dict[str, Array]
@@ -111,11 +112,11 @@ class LoopConfig:
       distributed: this is one of several processes that JAX recognizes (see `start_processes`).
     """
 
-    workdir: str
     steps: int
     batch_size: int
-    updates: int | None = None
-    seed: int = 0
+    workdir: str = top_level('')
+    updates: int | None = top_level(None)
+    seed: int = top_level(0)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint_every: int = 1000
     keep: int = 3

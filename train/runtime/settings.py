@@ -1,34 +1,42 @@
-"""Settings of the programs: one file each; how they are read from the command line and become frozen dataclasses."""
+"""Settings files as frozen dataclasses, and frozen dataclasses as the defaults of settings files."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-import jax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError, did_you_mean
-from train.runtime.program import DivergedError
-from train.runtime.sharding import leave
 
 T = TypeVar('T')
 
+_TOP_LEVEL = 'top_level'
 
-def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config') -> T:
+
+def top_level(default: Any = dataclasses.MISSING) -> Any:
+    """Return a field of a section that takes the setting of its name from the top of the settings file.
+
+    `defaults` leaves it out of the section, so that a value such as the seed is given once.
+    """
+    return dataclasses.field(default=default, metadata={_TOP_LEVEL: True})
+
+
+def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config', top: Mapping[str, Any] | None = None) -> T:
     """Return a frozen dataclass with the given values; fields that are dataclasses are made from nested mappings.
 
     Args:
       where: path of `values` in the settings, for error messages.
+      top: the settings at the top of the file, for fields made by `top_level`; by default `values`.
     Raises:
       InputError: a key is unknown or missing, or the dataclass refuses a value.
     """
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
+    top = values if top is None else top
+    inherited = {name: top[name] for name, field in fields.items() if _TOP_LEVEL in field.metadata and name in top}
+    values = inherited | dict(values)
     for key in values:
         if key not in fields:
             raise InputError(f'{where}.{key}: no such setting.{did_you_mean(key, fields)} Correct or remove it.')
@@ -37,28 +45,32 @@ def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config') -> T:
         if required and name not in values:
             raise InputError(f'{where}.{name} is missing; set it.')
     types = typing.get_type_hints(cls)
-    return cls(**{name: _converted(types[name], value, f'{where}.{name}') for name, value in values.items()})
+    return cls(**{name: _converted(types[name], value, f'{where}.{name}', top) for name, value in values.items()})
 
 
-def _converted(kind: Any, value: Any, where: str) -> Any:
+def _converted(kind: Any, value: Any, where: str, top: Mapping[str, Any]) -> Any:
     """Return a value as its field stores it."""
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        return freeze(typing.cast(type, kind), value, where)
+        return freeze(typing.cast(type, kind), value, where, top)
     return tuple(value) if isinstance(value, list) else value
 
 
 def defaults(cls: type, *left_out: str, **changes: Any) -> dict[str, Any]:
     """Return every setting of a frozen dataclass, so that a settings file shows them all and each can be overridden.
 
-        'loop': defaults(LoopConfig, 'workdir', 'seed', 'updates', steps=5000, batch_size=8)
+        'loop': defaults(LoopConfig, steps=5000, batch_size=8)
 
     Args:
-      left_out: fields that the program fills in.
+      left_out: fields that the program fills in, besides those made by `top_level`.
       changes: other values than the defaults; required where there is no default, nested mappings for dataclasses.
     Raises:
       InputError: a change is no field of the dataclass.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in left_out}
+    fields = {
+        field.name: field
+        for field in dataclasses.fields(cls)
+        if field.name not in left_out and _TOP_LEVEL not in field.metadata
+    }
     for name in changes:
         if name not in fields:
             raise InputError(
@@ -87,56 +99,3 @@ def require(settings: Mapping[str, Any] | ConfigDict, *names: str, **values: str
     for name, value in {**dict.fromkeys(names, 'FOLDER'), **values}.items():
         if not settings[name]:
             raise InputError(f'config.{name} is empty; pass --config.{name}={value}.')
-
-
-def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None:
-    """Run a program on the settings of the command line.
-
-    `--config=configs/NAME.py:PRESET`, then any `--config.KEY=VALUE`, and `--dry-run`. Whatever is wrong with them ends
-    the process with one line and status 2, a run that diverges with one line and status 1. Any other error of one
-    process of several ends it at once, with status 1.
-
-    Args:
-      main: the program: (settings, whether it is a dry run).
-      default: its settings file.
-    """
-    settings = config_flags.DEFINE_config_file('config', default, 'settings file, and :preset')
-    dry_run = flags.DEFINE_bool('dry-run', False, 'print mesh, shapes, bytes and arithmetic, then stop')
-
-    def parse(argv: Sequence[str]) -> list[str]:
-        # The libraries below tell every file they write.
-        logging.set_verbosity(logging.WARNING)
-        try:
-            return flags.FLAGS(list(argv))
-        except (flags.Error, AttributeError, OSError, InputError) as error:
-            _refuse(f'settings: {_last_line(error)}')
-
-    def run(argv: Sequence[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise InputError(f'{argv[1]}: no such argument; settings are --config.KEY=VALUE.')
-            main(settings.value, dry_run.value)
-        except InputError as error:
-            _refuse(str(error))
-        except DivergedError as error:
-            _refuse(str(error), status=1)
-        except Exception:
-            if not jax.distributed.is_initialized():
-                raise
-            traceback.print_exc()
-            leave(1)
-
-    app.run(run, flags_parser=parse)
-
-
-def _last_line(error: BaseException) -> str:
-    """Return the end of a message, where what these libraries wrap in several exceptions says what is wrong."""
-    while error.args and isinstance(error.args[0], BaseException):
-        error = error.args[0]
-    line = str(error.args[-1]).strip().splitlines()[-1].strip()
-    return line.rpartition('InputError: ')[2]
-
-
-def _refuse(reason: str, status: int = 2) -> NoReturn:
-    print(f'error: {reason}', file=sys.stderr)
-    leave(status)

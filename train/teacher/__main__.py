@@ -1,4 +1,4 @@
-from train.runtime.settings import command_line
+from train.runtime.runner import command_line
 from train.teacher import program
 
 # What --help shows.

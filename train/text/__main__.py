@@ -1,4 +1,4 @@
-from train.runtime.settings import command_line
+from train.runtime.runner import command_line
 from train.text import program
 
 # What --help shows.

@@ -25,16 +25,16 @@ from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.random_checkpoint import random_params
 from support.goldens import TINY_CHECKPOINT
-from train import autoencoder, decoder, random_teacher, super_resolution
+from train import autoencoder, decoder, random_teacher
 from train.aot import abstract as aot_program
 from train.aot import sizing as aot
 from train.data import ArraySpec, RecordSpec, SampleWriter
-from train.data.crops import CropSource
 from train.dmd import program as dmd
 from train.pruning import program as pruning
 from train.runtime import loop
 from train.runtime.settings import freeze
 from train.runtime.sharding import AXES, SMALL, MeshConfig, make_mesh, path_name
+from train.super_resolution import program as super_resolution
 from train.teacher import program as teacher_program
 from train.text import program as text_program
 from train.vae.clips import ClipsConfig, open_clips
@@ -196,9 +196,9 @@ def real_decoder(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
 
 def real_super_resolution(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / 'picture.png')
-    config, crops, _ = super_resolution.read_settings(settings)
-    source = CropSource(folder, crops, config.scaling_factor)
-    return super_resolution.SuperResolution(config, source.metadata()), source
+    settings.data = str(folder)
+    program, source, _ = super_resolution.RECIPE.load(super_resolution.RECIPE.read(settings))
+    return program, source
 
 
 TINY: dict[str, tuple[str, str, Real]] = {

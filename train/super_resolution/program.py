@@ -25,19 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
-from ml_collections import ConfigDict
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.models.super_resolution import QuickSRNet
-from train.aot.abstract import AbstractProgram
 from train.data.crops import CropConfig, CropSource
 from train.data.sources import Repeated
-from train.runtime import loop
-from train.runtime.settings import command_line, freeze, require
-from train.runtime.sharding import split_batch, start_processes, to_host
+from train.runtime.program import LoopConfig
+from train.runtime.runner import Recipe, Training
+from train.runtime.sharding import split_batch, to_host
 
 # Folder name of what comes out.
 NETWORK = 'super_resolution'
@@ -59,6 +57,23 @@ class SuperResolutionTraining:
     learning_rate: float = 5e-4
     decay_steps: int = 0
     clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of configs/super_resolution.py; `data` is a folder of videos and pictures."""
+
+    data: str
+    workdir: str
+    seed: int
+    super_resolution: SuperResolutionTraining
+    crops: CropConfig
+    loop: LoopConfig
+
+    @property
+    def seeded_crops(self) -> CropConfig:
+        """The crops, drawn from the seed of the run."""
+        return dataclasses.replace(self.crops, seed=self.seed)
 
 
 @flax.struct.dataclass
@@ -148,34 +163,6 @@ def _pictures(crops: UInt8[Array, 'B N H W 3']) -> Float[Array, 'B*N H W 3']:
     return split_batch(crops.reshape(-1, *crops.shape[2:]).astype(jnp.float32) / 255)
 
 
-def read_settings(settings: ConfigDict) -> tuple[SuperResolutionTraining, CropConfig, loop.LoopConfig]:
-    """Return the objective, the crops and the run from settings such as configs/super_resolution.py.
-
-    Raises:
-      InputError: a setting is unknown or out of range.
-    """
-    values = settings.to_dict()
-    seeded = {'seed': values['seed']}
-    config = freeze(SuperResolutionTraining, values['super_resolution'], 'config.super_resolution')
-    crops = freeze(CropConfig, values['crops'] | seeded, 'config.crops')
-    return (
-        config,
-        crops,
-        freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop'),
-    )
-
-
-def abstract_program(settings: ConfigDict) -> AbstractProgram:
-    """Return the program for a plan or for sizing, see train/aot/abstract.py.
-
-    Raises:
-      InputError: a setting is unknown or out of range.
-    """
-    config, crops, run = read_settings(settings)
-    program = SuperResolution(config, {})
-    return AbstractProgram(program, blank_crops(crops, config.scaling_factor), run)
-
-
 def blank_crops(config: CropConfig, factor: int) -> Repeated:
     """Return black crops as `CropSource` has them, for a plan without data.
 
@@ -188,21 +175,20 @@ def blank_crops(config: CropConfig, factor: int) -> Repeated:
     return Repeated({name: np.zeros((config.per_file, side, side, 3), np.uint8) for name, side in sides.items()}, 2**20)
 
 
-def main(settings: ConfigDict, dry_run: bool = False) -> None:
-    """Train as the settings say (see configs/super_resolution.py), or print the plan of it; a plan needs no data.
+def load(settings: Settings) -> Training:
+    """Return the training on the files of a folder.
 
     Raises:
-      InputError: a setting is wrong or does not fit the data.
+      InputError: the folder has no usable files, or a crop does not divide by the scaling factor.
     """
-    if dry_run:
-        print(loop.plan(*abstract_program(settings)))
-        return
-    require(settings, 'data', 'workdir')
-    config, crops, run = read_settings(settings)
-    start_processes(run.distributed)
-    source = CropSource(str(settings['data']), crops, config.scaling_factor)
-    loop.run(SuperResolution(config, source.metadata()), source, run)
+    source = CropSource(settings.data, settings.seeded_crops, settings.super_resolution.scaling_factor)
+    return Training(SuperResolution(settings.super_resolution, source.metadata()), source, settings.loop)
 
 
-if __name__ == '__main__':
-    command_line(main, 'configs/super_resolution.py')
+def abstract(settings: Settings) -> Training:
+    """Return the training on black crops, for a plan or for sizing."""
+    source = blank_crops(settings.seeded_crops, settings.super_resolution.scaling_factor)
+    return Training(SuperResolution(settings.super_resolution, {}), source, settings.loop)
+
+
+RECIPE = Recipe(Settings, load, abstract, required={'data': 'FOLDER', 'workdir': 'FOLDER'})

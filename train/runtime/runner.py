@@ -1,0 +1,175 @@
+"""From settings to a run: one recipe per program, used by its command, by --dry-run and by `train.aot`.
+
+A program's package train/NAME has a module `program` with a constant `RECIPE`; configs/NAME.py holds its settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from neodragon_jax.base.errors import InputError
+from train.data import Source
+from train.runtime import loop
+from train.runtime.plan import plan
+from train.runtime.program import DivergedError, LoopConfig, Program
+from train.runtime.settings import freeze, require
+from train.runtime.sharding import leave, start_processes
+
+
+class RunSettings(Protocol):
+    """The settings of a program: a frozen dataclass with the fields of its settings file."""
+
+    @property
+    def data(self) -> str:
+        """Where the samples are; '' for none."""
+        ...
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The section of the run."""
+        ...
+
+
+class Training(NamedTuple):
+    """A program with its samples and the settings of its run: the arguments of `loop.run` and `plan`."""
+
+    program: Program
+    source: Source
+    run: LoopConfig
+
+
+Settings = TypeVar('Settings', bound=RunSettings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(Generic[Settings]):
+    """How a program is made from its settings.
+
+    Attributes:
+      settings: the frozen dataclass that a settings file becomes.
+      load: returns the training, with the weights and the samples that the settings name.
+      abstract: returns the training as shapes: frozen parameters are abstract, and the source repeats a blank sample.
+        Sizes without a named checkpoint are the published ones.
+      required: settings of a run that must not be empty, and an example value for each.
+    """
+
+    settings: type[Settings]
+    load: Callable[[Settings], Training]
+    abstract: Callable[[Settings], Training]
+    required: Mapping[str, str]
+
+    def read(self, settings: ConfigDict) -> Settings:
+        """Return the settings as a frozen dataclass.
+
+        Raises:
+          InputError: a setting is unknown, missing or out of range.
+        """
+        return freeze(self.settings, settings.to_dict())
+
+    def size(self, settings: ConfigDict) -> Training:
+        """Return the training as shapes; no data and no weights are needed."""
+        return self.abstract(self.read(settings))
+
+    def run(self, settings: ConfigDict, dry_run: bool = False) -> None:
+        """Train as the settings say, or print the plan.
+
+        A plan reads the data and weights if the settings name data, and needs neither otherwise.
+
+        Raises:
+          InputError: a setting is wrong, or does not fit the data.
+        """
+        given = self.read(settings)
+        start_processes(given.loop.distributed)
+        if dry_run and not given.data:
+            print(plan(*self.abstract(given)))
+            return
+        require(
+            settings, **{name: value for name, value in self.required.items() if not (dry_run and name == 'workdir')}
+        )
+        training = self.load(given)
+        if dry_run:
+            print(plan(*training))
+        else:
+            loop.run(*training)
+
+
+def recipe_of(name: str) -> Recipe:
+    """Return the recipe of train/NAME/program.py.
+
+    Raises:
+      InputError: there is no such program.
+    """
+    module = f'train.{name}.program'
+    try:
+        return importlib.import_module(module).RECIPE
+    except ModuleNotFoundError as error:
+        if not f'{module}.'.startswith(f'{error.name}.'):
+            raise
+        raise InputError(f'configs/{name}.py belongs to no program: there is no train/{name}/program.py.') from None
+
+
+def program_name(config_file: str) -> str:
+    """Return NAME of configs/NAME.py:PRESET."""
+    return pathlib.Path(config_file.partition(':')[0]).stem
+
+
+def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None:
+    """Run a program on the settings of the command line.
+
+    `--config=configs/NAME.py:PRESET`, then any `--config.KEY=VALUE`, and `--dry-run`. An input error ends the process
+    with one line and status 2, a diverged run with one line and status 1. Any other error of one process of several
+    ends it at once, with status 1.
+
+    Args:
+      main: takes the settings, and whether only the plan is wanted.
+      default: the program's settings file.
+    """
+    settings = config_flags.DEFINE_config_file('config', default, 'settings file, and :preset')
+    dry_run = flags.DEFINE_bool('dry-run', False, 'print mesh, shapes, bytes and arithmetic, then stop')
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
+        try:
+            return flags.FLAGS(list(argv))
+        except (flags.Error, AttributeError, OSError, InputError) as error:
+            _refuse(f'settings: {_last_line(error)}')
+
+    def run(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise InputError(f'{argv[1]}: no such argument; settings are --config.KEY=VALUE.')
+            main(settings.value, dry_run.value)
+        except InputError as error:
+            _refuse(str(error))
+        except DivergedError as error:
+            _refuse(str(error), status=1)
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            leave(1)
+
+    app.run(run, flags_parser=parse)
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the last line of the innermost message: absl and ml_collections wrap the cause in several exceptions."""
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    line = str(error.args[-1]).strip().splitlines()[-1].strip()
+    return line.rpartition('InputError: ')[2]
+
+
+def _refuse(reason: str, status: int = 2) -> NoReturn:
+    print(f'error: {reason}', file=sys.stderr)
+    leave(status)
