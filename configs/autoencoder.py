@@ -5,7 +5,7 @@
 
 CLIPS is a dataset of one size by train.captioned_clips or train.moving_shapes. RUN/result gets `pyramid_flow_vae`, in
 Pyramid-Flow's layout, with latents as `neodragon_jax.models.vae.normalize` expects them, and `autoencoder.json`, which
-tells how close they are. train/codec/perceptual.py tells how to get the weights of LPIPS; without them the run says so,
+tells how close they are. train/vae/perceptual.py tells how to get the weights of LPIPS; without them the run says so,
 and `autoencoder.terms.edges` is the next best.
 
 full (the default): the released sizes, 0.336B parameters, on cuts of 17 frames of 256x256. For 8 accelerators with
@@ -33,8 +33,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError
-from train.autoencoder import AutoencoderConfig
-from train.runtime.loop import LoopConfig
+from train.autoencoder.program import AutoencoderConfig
+from train.runtime.program import LoopConfig
 from train.runtime.settings import defaults
 from train.vae.clips import ClipsConfig
 
@@ -58,9 +58,6 @@ def get_config(preset: str = 'full') -> ConfigDict:
             'clips': defaults(ClipsConfig, held_out=16),
             'loop': defaults(
                 LoopConfig,
-                'workdir',
-                'seed',
-                'updates',
                 steps=200_000,
                 batch_size=32,
                 mesh={'data': 1, 'fsdp': -1},

@@ -9,7 +9,7 @@ layout, its encoder byte for byte as in VAE: put it into a checkpoint. Evaluatio
 against the native decoder, side by side in RUN/samples.
 
 full (the default): TinyAEHV, 0.010B parameters, on cuts of 17 frames of 256x256; the paper's terms, squared error and
-LPIPS (train/codec/perceptual.py tells how to get its weights; without them the run says so). For 8 accelerators with
+LPIPS (train/vae/perceptual.py tells how to get its weights; without them the run says so). For 8 accelerators with
 16 GB or more; `--dry-run` needs neither data nor weights. Expected, by the paper: more than 29 dB on DAVIS after 350K
 clips. `decoder.features=()` goes on from the small decoder in VAE; `decoder.native_weight=1` learns from the native
 one, too.
@@ -31,8 +31,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError
-from train.decoder import DecoderConfig
-from train.runtime.loop import LoopConfig
+from train.decoder.networks import DecoderConfig
+from train.runtime.program import LoopConfig
 from train.runtime.settings import defaults
 from train.vae.clips import ClipsConfig
 
@@ -56,9 +56,6 @@ def get_config(preset: str = 'full') -> ConfigDict:
             'clips': defaults(ClipsConfig, held_out=16),
             'loop': defaults(
                 LoopConfig,
-                'workdir',
-                'seed',
-                'updates',
                 steps=100_000,
                 batch_size=32,
                 mesh={'data': -1, 'fsdp': 1},

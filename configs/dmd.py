@@ -74,9 +74,6 @@ def get_config(preset: str = 'full') -> ConfigDict:
             'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
             'loop': defaults(
                 LoopConfig,
-                'workdir',
-                'seed',
-                'updates',
                 steps=5000,
                 batch_size=8,
                 mesh={'data': 1, 'fsdp': -1},

@@ -81,7 +81,6 @@ def get_config(preset: str = 'stage1') -> ConfigDict:
             },
             'loop': defaults(
                 LoopConfig,
-                *('workdir', 'seed', 'updates'),
                 steps=300 if stage == 1 else 60_000,
                 batch_size=64,
                 mesh={'data': 1, 'fsdp': -1, 'tensor': 1},

@@ -94,7 +94,6 @@ def get_config(preset: str = 'full') -> ConfigDict:
             },
             'loop': defaults(
                 LoopConfig,
-                *('workdir', 'seed', 'updates'),
                 steps=100_000,
                 batch_size=256,
                 mesh={'data': 1, 'fsdp': -1, 'tensor': 1},

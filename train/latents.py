@@ -55,7 +55,7 @@ from train.data.clip_source import ClipSource
 from train.data.conditioning import CONTENTS, Conditioner, load_conditioner
 from train.data.manifest import NEGATIVE, NULL, is_dataset
 from train.data.parallel import ordered_map
-from train.runtime.sharding import start_processes
+from train.runtime.processes import start_processes
 from train.vae.flat_convolutions import flat_convolutions
 
 EXAMPLES = """

@@ -38,7 +38,7 @@ from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
 from train.data import DTYPES, SampleSpec, SampleWriter
-from train.runtime.sharding import start_processes
+from train.runtime.processes import start_processes
 
 GENERATED = 'generated'
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')

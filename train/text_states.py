@@ -27,7 +27,7 @@ from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation import pipeline
 from neodragon_jax.models.t5 import T5Encoder
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.runtime.sharding import start_processes
+from train.runtime.processes import start_processes
 from train.text.program import IDS, MASK, STATES
 
 

@@ -1,26 +1,11 @@
-"""The XLA flags of training on TPUs: the one place. `python -m train.tpu_flags` prints what a launch script exports:
+"""Print the XLA flags for training on TPUs, for a launch script:
 
-    export LIBTPU_INIT_ARGS="$(python -m train.tpu_flags)"
-
-`train.aot` compiles with the same flags.
+export LIBTPU_INIT_ARGS="$(python -m train.tpu_flags)"
 """
 
 from __future__ import annotations
 
-FLAGS = {
-    # Collectives stay whole instead of being cut into steps that alternate with matrix products: at width 1536 the
-    # pieces are too small. A forward pass over 16 chips took half the cycles without.
-    'xla_jf_spmd_threshold_for_windowed_einsum_mib': '1000000',
-    # Parameters of the next block are gathered while this one computes.
-    'xla_enable_async_all_gather': 'true',
-    'xla_tpu_enable_async_collective_fusion': 'true',
-    'xla_tpu_enable_async_collective_fusion_fuse_all_gather': 'true',
-    'xla_tpu_enable_async_collective_fusion_multiple_steps': 'true',
-    'xla_tpu_overlap_compute_collective_tc': 'true',
-    'xla_tpu_enable_latency_hiding_scheduler': 'true',
-    # Of the 128 MiB of a core's vector memory, what one fusion may use.
-    'xla_tpu_scoped_vmem_limit_kib': '65536',
-}
+from train.aot.xla_flags import FLAGS
 
 
 def main() -> None:

@@ -37,11 +37,11 @@ from neodragon_jax.base.errors import InputError
 from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
 from train.aot import report as aot_report
-from train.aot import worker as aot_worker
 from train.aot.report import Case, Facts
+from train.aot.request import INPUT_ERROR, QUIET, Request
+from train.aot.xla_flags import FLAGS
 from train.runtime import flops, loop
 from train.runtime.sharding import AXES, MeshConfig, make_mesh
-from train.tpu_flags import FLAGS
 
 # A ConfigDict; type checkers do not know its attributes.
 Settings = Any
@@ -218,7 +218,7 @@ def compile_job(job: Job, options: Options) -> Facts:
     """
     if importlib.util.find_spec('libtpu') is None:
         raise InputError("libtpu, the TPU compiler, is not installed; run: pip install -e '.[tpu]'")
-    request = aot_worker.Request(
+    request = Request(
         program=job.case.program,
         settings=job.settings.to_json(),
         topology=job.case.topology.name,
@@ -236,7 +236,7 @@ def compile_job(job: Job, options: Options) -> Facts:
             capture_output=True,
             text=True,
         )
-        if done.returncode == aot_worker.INPUT_ERROR:
+        if done.returncode == INPUT_ERROR:
             with open(result) as file:
                 raise InputError(file.read())
         if done.returncode:
@@ -248,7 +248,7 @@ def compile_job(job: Job, options: Options) -> Facts:
 def _environment(log_folder: str) -> dict[str, str]:
     """Return the worker's environment: without flags that would change its results behind the cache's back."""
     kept = {name: value for name, value in os.environ.items() if name not in ('LIBTPU_INIT_ARGS', 'XLA_FLAGS')}
-    return kept | aot_worker.QUIET | {'TPU_LOG_DIR': log_folder}
+    return kept | QUIET | {'TPU_LOG_DIR': log_folder}
 
 
 def mean_of_variants(sized: Sequence[tuple[Case, Facts]]) -> str:
@@ -304,7 +304,7 @@ def define_flags() -> None:
     command_flags.DEFINE_list('batches', [], 'samples per device; a sweep tries 1,4,8 by default')
     command_flags.DEFINE_list('remats', [], 'remat settings; a sweep tries full,dots by default')
     command_flags.DEFINE_list('attentions', [], 'attention settings')
-    command_flags.DEFINE_list('flags', [], 'NAME=VALUE of the compiler, besides those of train/tpu_flags.py')
+    command_flags.DEFINE_list('flags', [], 'NAME=VALUE of the compiler, besides those of train/aot/xla_flags.py')
     command_flags.DEFINE_string('cache', 'out/aot', 'folder of results')
     command_flags.DEFINE_string('json', '', 'file to write all numbers to')
 

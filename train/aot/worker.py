@@ -31,41 +31,11 @@ from train.aot import chips as aot_chips
 from train.aot.cost import analyze
 from train.aot.hlo import group_axes, parse
 from train.aot.report import Facts, needed_bytes
+from train.aot.request import INPUT_ERROR, Request
 from train.runtime import loop
 from train.runtime.sharding import make_mesh
 
-# The environment of this process: no TPU is looked for, nothing is printed, and another process may use libtpu, too.
-QUIET = {
-    'JAX_PLATFORMS': 'cpu',
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
-    'TPU_WORKER_ID': '0',
-    'TPU_MIN_LOG_LEVEL': '3',
-    'TF_CPP_MIN_LOG_LEVEL': '3',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-}
 PACKAGES = ('jax', 'jaxlib', 'libtpu')
-INPUT_ERROR = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to compile.
-
-    Attributes:
-      settings: of the program, as JSON.
-      variant: text of one of the program's variants.
-      flags: of the compiler.
-      cache: folder of results.
-    """
-
-    program: str
-    settings: str
-    topology: str
-    variant: str
-    flags: dict[str, str]
-    cache: str
 
 
 def answer(request: Request) -> Facts:

@@ -54,8 +54,9 @@ from train.dmd.teacher import Teacher, abstract_teacher, read_teacher
 from train.flow import flow_matching, losses
 from train.runtime import loop
 from train.runtime.optimizer import make_optimizer
+from train.runtime.processes import start_processes
 from train.runtime.settings import freeze, require
-from train.runtime.sharding import start_processes, to_host
+from train.runtime.sharding import to_host
 from train.teacher_samples import scale_by_unit
 
 # Released folder names of what comes out.

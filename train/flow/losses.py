@@ -1,9 +1,9 @@
-"""Objectives of pyramidal flow matching, of its step distillation and of text states, as pure functions of arrays.
+"""Objectives of pyramidal flow matching and of its step distillation, as pure functions of arrays.
 
 Symbols, for one stage: `clean` the unit's clean latent at the stage's resolution (z in the papers), `start` and `end`
 the two ends of the stage's flow (`pyramid.stage_pair`), s0 and s1 its global noise levels there, `flow` = start - end,
 P = Up(Down(.)) the mean of every 2x2 block.
-Legend: B batch, T latent frames of a unit, h w the stage's grid, C channels, L text tokens, D width of text states.
+Legend: B batch, T latent frames of a unit, h w the stage's grid, C channels.
 Source: PF = Pyramid-Flow, arXiv 2410.05954, section 3; ND = Neodragon, arXiv 2511.06055, section on step distillation.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.schedule import Schedule
@@ -24,8 +24,6 @@ CLEAN_PREDICTIONS = ('exact', 'paper')
 
 # Below this summed error the teacher is right about the sample, and 1 / error would blow rounding up.
 _SMALLEST_ERROR = 1e-6
-# Square of the product of two norms below which their cosine means nothing.
-_SMALLEST_NORMS = 1e-16
 
 
 def per_sample(values: PerSample, like: Float[Array, 'B ...']) -> Float[Array, 'B ...']:
@@ -123,28 +121,6 @@ def cauchy(z_theta: Latents, clean: Latents) -> PerSample:
     """Return log(1 + ||z_theta - clean||_2^2) of every sample, the norm over all its elements (ND, regression loss)."""
     error = z_theta.astype(jnp.float32) - clean.astype(jnp.float32)
     return jnp.log1p(jnp.sum(jnp.square(error), axis=_elements(error)))
-
-
-def token_errors(
-    student: Float[Array, 'B L D'], teacher: Float[Array, 'B L D'], mask: Num[Array, 'B L']
-) -> tuple[Float[Array, ''], Float[Array, '']]:
-    """Return (square, cosine): how far text states are from the teacher's, means over all valid tokens, in float32.
-
-    `square` is the mean over the width of (student - teacher)^2, `cosine` is 1 - cos(student, teacher); the loss of
-    the text-encoder distillation is square + 0.1 cosine (ND, section on text-encoder distillation).
-
-    Args:
-      mask: nonzero for valid tokens.
-    """
-    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
-    valid = (mask != 0).astype(jnp.float32)
-    product = jnp.sum(student * teacher, axis=-1)
-    # Under one root, and above zero, so that a token of zeros has a gradient.
-    norms = jnp.sum(jnp.square(student), axis=-1) * jnp.sum(jnp.square(teacher), axis=-1)
-    cosine = 1 - product * jax.lax.rsqrt(jnp.maximum(norms, _SMALLEST_NORMS))
-    square = jnp.mean(jnp.square(student - teacher), axis=-1)
-    count = jnp.maximum(jnp.sum(valid), 1)
-    return jnp.sum(square * valid) / count, jnp.sum(cosine * valid) / count
 
 
 def _elements(x: Array) -> tuple[int, ...]:

@@ -27,28 +27,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
-from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.config.pyramid_flow import TEACHER
 from neodragon_jax.models.teacher import TeacherMMDiT
-from train.aot.abstract import AbstractProgram
-from train.data.mixture import Mixture
-from train.data.sources import Repeated
 from train.flow import flow_matching, losses
 from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, abstract_stacked, blank_latents, sized
 from train.pruning.features import Features, observer, with_features
 from train.pruning.keep_list import check_keep, prune, read_keep
-from train.runtime import loop
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState
-from train.runtime.settings import freeze, require
-from train.runtime.sharding import start_processes
+from train.runtime.program import LoopConfig
+from train.runtime.runner import Recipe, Training
+from train.runtime.settings import top_level
 from train.teacher.denoisers import read_denoiser
 from train.teacher.evaluation import ask
 from train.teacher.program import Teacher, TeacherConfig, load_program
+from train.text.losses import token_errors
 
 # The paper keeps 18 of 24 blocks; which ones they are changes no size. Its latents are of 49 frames of 320x512.
 PUBLISHED_KEEP = (*range(17), 23)
@@ -64,15 +61,15 @@ class PruningConfig:
     Attributes:
       denoiser: component folder of the full denoiser.
       keep: blocks to keep, '0,1,2,4', or the keep.json of `train.prune`.
-      stage: 1 or 2.
       start: component folder of the pruned denoiser to go on from; '' begins with the full one's blocks as they are.
+      stage: 1 or 2.
       mapping: 'simple' or 'next'.
     """
 
-    denoiser: str
-    keep: str
+    denoiser: str = top_level('')
+    keep: str = top_level('')
+    start: str = top_level('')
     stage: int = 1
-    start: str = ''
     mapping: str = 'simple'
     image_weight: float = 1.0
     text_weight: float = 1.0
@@ -240,8 +237,8 @@ def block_errors(
     Args:
       blocks: the teacher's, for each of the student's but the last.
     """
-    errors = jax.vmap(losses.token_errors, in_axes=(0, 0, None))
-    last, _ = losses.token_errors(student.last, teacher.last, jnp.ones(student.last.shape[:2]))
+    errors = jax.vmap(token_errors, in_axes=(0, 0, None))
+    last, _ = token_errors(student.last, teacher.last, jnp.ones(student.last.shape[:2]))
     if not blocks:
         return last[None], jnp.zeros(0)
     image, text = (stream[np.asarray(blocks)] for stream in teacher.after)
@@ -260,63 +257,50 @@ def _metrics(parts: Mapping[str, Array], keep: Sequence[int]) -> dict[str, Array
     return metrics
 
 
-def read_settings(settings: ConfigDict) -> tuple[PruningConfig, TeacherConfig, loop.LoopConfig]:
-    """Return the objective, that of flow matching, and the run from settings such as configs/pruning.py.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of configs/pruning.py.
+
+    Attributes:
+      denoiser, keep, start: see `PruningConfig`.
+      data, weights: folders of train.latents, separated by commas, and the share of each; () for equal shares.
+    """
+
+    denoiser: str
+    keep: str
+    start: str
+    data: str
+    weights: tuple[float, ...]
+    workdir: str
+    seed: int
+    pruning: PruningConfig
+    flow: TeacherConfig
+    loop: LoopConfig
+
+
+def load(settings: Settings) -> Training:
+    """Return the training on folders of latents.
 
     Raises:
-      InputError: a setting is unknown, missing or out of range.
+      InputError: the denoisers or the data cannot be read, or do not go together.
     """
-    require(settings, 'denoiser', 'data', 'workdir', keep='0,1,2 or FILE.json')
-    return _configs(settings)
+    folders = settings.data.split(',')
+    make = functools.partial(Pruning, settings.pruning)
+    program, source = load_program(settings.flow, folders, settings.weights or [1.0] * len(folders), make)
+    return Training(program, source, settings.loop)
 
 
-def _configs(settings: ConfigDict) -> tuple[PruningConfig, TeacherConfig, loop.LoopConfig]:
-    """Return the objectives and the run, whatever folders are given."""
-    values = settings.to_dict()
-    seeded = {'seed': values['seed']}
-    given = {name: values[name] for name in ('denoiser', 'keep', 'start')}
-    pruning = freeze(PruningConfig, values['pruning'] | given, 'config.pruning')
-    config = freeze(TeacherConfig, values['flow'] | seeded, 'config.flow')
-    run = values['loop'] | seeded | {'workdir': values['workdir']}
-    return pruning, config, freeze(loop.LoopConfig, run, 'config.loop')
-
-
-def _with_data(settings: ConfigDict, denoisers: Denoisers | None = None) -> tuple[Pruning, Mixture]:
-    """Return the program for the folders of data that settings name, and the samples to train on."""
-    pruning, config, _ = _configs(settings)
-    values = settings.to_dict()
-    folders = values['data'].split(',')
-    weights = values['weights'] or [1.0] * len(folders)
-    return load_program(config, folders, weights, functools.partial(Pruning, pruning, denoisers=denoisers))
-
-
-def abstract_program(settings: ConfigDict) -> AbstractProgram:
-    """Return the program for a plan or for sizing, see train/aot/abstract.py.
-
-    What is named decides on the sizes; where no denoiser, keep list or data are, the published ones do.
+def abstract(settings: Settings) -> Training:
+    """Return the training as shapes, for a plan or for sizing; sizes are the published ones where nothing is named.
 
     Raises:
-      InputError: a setting is unknown or out of range, or what is named does not go together.
+      InputError: the named folders and the keep list do not go together.
     """
-    pruning, config, run = _configs(settings)
-    denoisers = abstract_denoisers(pruning)
-    if settings['data']:
-        program, source = _with_data(settings, denoisers)
-        return AbstractProgram(program, Repeated(source[0], len(source)), run)
-    blank = blank_latents(**PUBLISHED_SHAPES, config=sized(config, denoisers.module))
-    return AbstractProgram(Pruning(pruning, config, blank[0], denoisers=denoisers), blank, run)
+    denoisers = abstract_denoisers(settings.pruning)
+    blank = blank_latents(**PUBLISHED_SHAPES, config=sized(settings.flow, denoisers.module))
+    program = Pruning(settings.pruning, settings.flow, blank[0], denoisers=denoisers)
+    return Training(program, blank, settings.loop)
 
 
-def main(settings: ConfigDict, dry_run: bool = False) -> None:
-    """Train as the settings say, or print the plan of it; a plan needs neither data nor weights.
-
-    Raises:
-      InputError: a setting is wrong or does not fit the data.
-    """
-    if dry_run:
-        print(loop.plan(*abstract_program(settings)))
-        return
-    _, _, run = read_settings(settings)
-    start_processes(run.distributed)
-    program, source = _with_data(settings)
-    loop.run(program, source, run)
+REQUIRED = dict.fromkeys(('denoiser', 'data', 'workdir'), 'FOLDER') | {'keep': '0,1,2 or FILE.json'}
+RECIPE = Recipe(Settings, load, abstract, REQUIRED)

@@ -31,9 +31,10 @@ from train.runtime.checkpoints import Checkpoints, Keep, stop_on_sigterm
 from train.runtime.loader import Loader
 from train.runtime.metrics import MetricsLog, Window
 from train.runtime.plan import plan
+from train.runtime.processes import of_first_process, start_processes, wait_for_processes
 from train.runtime.profiler import Profiler
 from train.runtime.program import EVALUATION, DivergedError, EvaluatedProgram, LoopConfig, Metrics, Program, State
-from train.runtime.sharding import make_mesh, of_first_process, put, start_processes, wait_for_processes
+from train.runtime.sharding import make_mesh, put
 from train.runtime.step import (
     COUNTERS,
     Arguments,

@@ -21,9 +21,9 @@ from neodragon_jax.base.errors import InputError
 from train.data import Source
 from train.runtime import loop
 from train.runtime.plan import plan
+from train.runtime.processes import leave, start_processes
 from train.runtime.program import DivergedError, LoopConfig, Program
 from train.runtime.settings import freeze, require
-from train.runtime.sharding import leave, start_processes
 
 
 class RunSettings(Protocol):

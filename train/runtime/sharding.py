@@ -1,4 +1,4 @@
-"""Where arrays live: processes, the device mesh, parameter rules and batch specs.
+"""The device mesh, and where arrays live on it: parameter rules and batch specs.
 
 The mesh has three axes. `data` replicates parameters and splits the batch; `fsdp` splits the batch and every large
 parameter; `tensor` splits attention heads and hidden units: the first of two matrices by its columns, the second by
@@ -8,33 +8,20 @@ its rows, so that each pair needs one reduction.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 import math
-import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from orbax.checkpoint import multihost
 
 from neodragon_jax.base.errors import InputError
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 AXES, BATCH_AXES = (DATA, FSDP, TENSOR), (DATA, FSDP)
-
-# Seconds that one process may take longer than another to load and compile.
-LONGEST_WAIT_S = 3600
-# All processes come to the same places in the same order, and each place needs a name of its own.
-_PLACES = itertools.count()
-
-# What tells a process of its run where no cluster does.
-PROCESS_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 # The last axes of a parameter by the end of its path; the first rule that fits holds. Axes to the left (blocks stacked
 # by a scan) are never split: every device needs its part of each block. The paths are those of PyramidMMDiT, scanned
@@ -59,8 +46,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # ContextAdapter: every layer reads the whole output of the one before, and its input besides.
     (r'layer_\d+/kernel', (FSDP, None)),
     (r'layer_\d+/bias', ()),
-    # T5, as the text teacher (T5-XXL) and as DT5: heads and hidden units over `tensor`, like the denoiser's. What CLIP
-    # and the codecs name alike is split alike.
+    # T5, as the text teacher (T5-XXL) and as DT5: heads and hidden units over `tensor`, like the denoiser's. Layers of
+    # CLIP and of the VAEs with the same names are split alike.
     (r'attention/(query|key|value)/kernel', (FSDP, TENSOR)),
     (r'attention/out/kernel', (TENSOR, FSDP)),
     (r'mlp_(gate|value)/kernel', (FSDP, TENSOR)),
@@ -72,7 +59,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'(context_embedder|embedder)/kernel', (FSDP, None)),
     (r'lora_down', (FSDP, None)),
     (r'lora_up', (None, FSDP)),
-    # CLIP and video codecs: little beside the denoisers, whose work the tensor axis divides.
+    # CLIP and video VAEs: small beside the denoisers, whose work the tensor axis divides.
     (r'(mlp_in|projection)/kernel', (FSDP, None)),
     (r'(\w+_)?(resnet|memory)_\d+/conv_\d+/kernel', (FSDP, None)),
     (r'(halve|double)_(space|time)/kernel', (FSDP, None)),
@@ -81,7 +68,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 _COMPILED_RULES = tuple((re.compile(f'(^|/){pattern}$'), axes) for pattern, axes in RULES)
 
-# Elements up to which a tensor may be whole on every device: 1 MiB of float32, more than any bias of the full model.
+# Elements up to which a tensor may be replicated: 1 MiB of float32, more than any bias of the full model.
 SMALL = 2**18
 
 
@@ -92,79 +79,6 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-
-
-def start_processes(distributed: bool = False) -> None:
-    """Join the other processes of this run, if there are any. Call it before anything touches a device.
-
-    Processes find each other by what is there first: JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID in the environment, as `train.launch` sets them; a TPU slice of several hosts under GKE, by its
-    TPU_WORKER_HOSTNAMES; what JAX recognizes where `distributed` is set.
-
-    Args:
-      distributed: this is one of several processes on a TPU pod, under Slurm or under Open MPI.
-    Raises:
-      InputError: the processes cannot find each other with what is given.
-    """
-    if jax.distributed.is_initialized():
-        return
-    given = [name for name in PROCESS_VARIABLES if name in os.environ]
-    if given:
-        _join(*_process_numbers(given))
-    elif distributed or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
-        _join(None, None)
-    elif jax.process_count() > 1:
-        raise InputError(
-            f'this is one of {jax.process_count()} processes: set distributed, so that they start together.'
-        )
-
-
-def _process_numbers(given: Sequence[str]) -> tuple[int, int]:
-    """Return (processes, index of this one) from the environment, where some of the variables are."""
-    try:
-        count, index = int(os.environ['JAX_NUM_PROCESSES']), int(os.environ['JAX_PROCESS_ID'])
-        if not (os.environ['JAX_COORDINATOR_ADDRESS'] and 0 <= index < count):
-            raise ValueError(f'process {index} of {count}')
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f'{" and ".join(given)} set without valid process numbers ({error}): set all of '
-            f'{", ".join(PROCESS_VARIABLES)}, or none.'
-        ) from None
-    return count, index
-
-
-def _join(count: int | None, index: int | None) -> None:
-    """Start JAX's coordination; None lets it recognize the cluster."""
-    try:
-        jax.distributed.initialize(num_processes=count, process_id=index)
-    except ValueError as error:
-        raise InputError(
-            f'distributed is set, but JAX recognizes no cluster here ({error}): set {", ".join(PROCESS_VARIABLES)}, '
-            'or unset it.'
-        ) from None
-
-
-def wait_for_processes() -> None:
-    """Return when all processes of the run are here, as before the first collective operation after a compilation.
-
-    The operations of CPU devices find their partners within 30 seconds or fail; compiling may differ by more.
-    """
-    if jax.process_count() > 1:
-        everyone = set(range(jax.process_count()))
-        multihost.sync_global_processes(f'place {next(_PLACES)}', processes=everyone, timeout=LONGEST_WAIT_S)
-
-
-def leave(status: int) -> NoReturn:
-    """End this process after an error that the other processes of the run do not share.
-
-    An ordinary exit would first wait minutes for them, while they wait for this one. A launcher or a cluster sees the
-    status at once, and ends them.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        os._exit(status)
-    sys.exit(status)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -217,12 +131,12 @@ def rule_of(name: str) -> tuple[str | None, ...] | None:
 
 
 def _spec(mesh_shape: Mapping[str, int], name: str, shape: tuple[int, ...]) -> PartitionSpec:
-    """Return the partition of one leaf; what is small may stay whole, what is large must be split as its rule says."""
+    """Return the partition of one leaf; a small one may be replicated, a large one must be split by its rule."""
     axes, large = rule_of(name), math.prod(shape) > SMALL
     if axes is None or len(axes) > len(shape):
         if large:
             raise InputError(
-                f'parameter {name} {list(shape)} has no sharding rule; add one to RULES in train/sharding.py.'
+                f'parameter {name} {list(shape)} has no sharding rule; add one to RULES in train/runtime/sharding.py.'
             )
         return PartitionSpec()
     axes = (None,) * (len(shape) - len(axes)) + axes
@@ -246,9 +160,9 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def split_batch(tree: Any, axis: int = 0) -> Any:
-    """Keep dimension `axis` of arrays inside a step over ('data', 'fsdp'), as that of its batch; elsewhere do nothing.
+    """Constrain dimension `axis` of arrays inside a step to ('data', 'fsdp'), like the batch; outside, do nothing.
 
-    For activations whose layout the compiler would else have to guess, such as a concatenation along the batch.
+    For activations whose layout the compiler cannot infer, such as a concatenation along the batch.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return tree
@@ -257,19 +171,33 @@ def split_batch(tree: Any, axis: int = 0) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of what every device holds whole."""
+    """Return the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def place(tree: Any, params: Any) -> Any:
+    """Put host arrays with a batch axis on the mesh of the parameters, split where the mesh divides the batch.
+
+    They are the same on every process.
+    """
+    sharding = jax.tree.leaves(params)[0].sharding
+    if not isinstance(sharding, NamedSharding):
+        return tree
+    mesh, rows = sharding.mesh, jax.tree.leaves(tree)[0].shape[0]
+    groups = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    batch = batch_sharding(mesh) if rows % groups == 0 else replicated(mesh)  # pyright: ignore[reportArgumentType]
+    return put(tree, jax.tree.map(lambda _: batch, tree))
 
 
 def put(tree: Any, shardings: Any) -> Any:
     """Place host arrays, the same ones on every process, into shardings; each process uploads its own parts only."""
 
-    def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    def upload(leaf: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(leaf)
         host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(place, tree, shardings)
+    return jax.tree.map(upload, tree, shardings)
 
 
 def to_host(tree: Any) -> Any:
@@ -277,16 +205,6 @@ def to_host(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def of_first_process(value: Any) -> Any:
-    """Return JSON as process 0 has it, on every process; all must call it."""
-    if jax.process_count() == 1:
-        return value
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8) if jax.process_index() == 0 else np.zeros(0, np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
-    received = multihost_utils.broadcast_one_to_all(text if text.size == size else np.zeros(size, np.uint8))
-    return json.loads(np.asarray(received, np.uint8).tobytes())
 
 
 def count_parameters(tree: Any) -> int:

@@ -19,7 +19,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +32,7 @@ from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.models.super_resolution import QuickSRNet
 from train.data.crops import CropConfig, CropSource
 from train.data.sources import Repeated
+from train.runtime.optimizer import AveragedState
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
 from train.runtime.sharding import split_batch, to_host
@@ -76,15 +76,6 @@ class Settings:
         return dataclasses.replace(self.crops, seed=self.seed)
 
 
-@flax.struct.dataclass
-class SuperResolutionState:
-    """What is trained, in float32."""
-
-    step: Array
-    params: Any
-    optimizer: Any
-
-
 class SuperResolution:
     """The training of QuickSRNet as a program of the loop."""
 
@@ -109,11 +100,11 @@ class SuperResolution:
         """Return nothing: all is trained."""
         return {}
 
-    def init_state(self, key: PRNGKeyArray, frozen: Any) -> SuperResolutionState:
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
         """Return a fresh network, near nearest-neighbor enlargement."""
         del frozen
         params = self.module.init(key, *checkpoint.example_inputs(self.module))['params']
-        return SuperResolutionState(step=jnp.zeros((), jnp.int32), params=params, optimizer=self.tx.init(params))
+        return AveragedState.begin(params, self.tx, ema_decay=0.0)
 
     def variant(self, step: int) -> int:
         """Return the only kind of step."""
@@ -121,8 +112,8 @@ class SuperResolution:
         return 0
 
     def train_step(
-        self, variant: int, state: SuperResolutionState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
-    ) -> tuple[SuperResolutionState, dict[str, Array]]:
+        self, variant: int, state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[AveragedState, dict[str, Array]]:
         """Run one update; besides the loss, report what nearest-neighbor enlargement would have.
 
         Args:
@@ -140,11 +131,9 @@ class SuperResolution:
         factor = self.config.scaling_factor
         nearest = jnp.repeat(jnp.repeat(small, factor, axis=1), factor, axis=2)
         metrics |= {'grad_norm': optax.global_norm(grads), 'nearest_l1': jnp.mean(jnp.abs(nearest - large))}
-        changes, optimizer = self.tx.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, changes)
-        return state.replace(params=params, optimizer=optimizer), metrics  # pyright: ignore[reportAttributeAccessIssue]
+        return state.updated(grads, self.tx, ema_decay=0.0), metrics
 
-    def finish(self, state: SuperResolutionState, folder: pathlib.Path) -> None:
+    def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
         """Write the network in the released layout, and `super_resolution.json`."""
         params, step = to_host((state.params, state.step))
         if jax.process_index() != 0:

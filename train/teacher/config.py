@@ -10,6 +10,7 @@ from neodragon_jax.models.mmdit import REMAT_POLICIES
 from train.data.record_spec import DTYPES
 from train.flow.flow_matching import CORRUPTION
 from train.runtime.optimizer import OptimizerConfig
+from train.runtime.settings import top_level
 from train.teacher.evaluation import EvaluationConfig
 
 STAGES_PER_STEP = ('one', 'all')
@@ -47,7 +48,7 @@ class TeacherConfig:
     accumulate: int = 1
     dtype: str = 'bfloat16'
     remat: str = 'full'
-    seed: int = 0
+    seed: int = top_level(0)
     optimizer: OptimizerConfig = dataclasses.field(
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, warmup_steps=1000)
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from neodragon_jax.base import video
@@ -29,7 +27,7 @@ from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, jax_denoiser, sample
 from neodragon_jax.pyramid.schedule import Schedule
 from train.flow import flow_matching, losses
-from train.runtime.sharding import BATCH_AXES, batch_sharding, put, replicated, to_host
+from train.runtime.sharding import place, to_host
 from train.teacher_samples import scale_by_unit
 
 Batch = Mapping[str, Any]
@@ -204,17 +202,3 @@ def ask(denoise: Denoiser, stage: int, example: flow_matching.Example, prompt: P
 def motion(latents: Float[np.ndarray, 'B T H W C']) -> float:
     """Return the mean absolute difference of neighboring frames."""
     return float(np.abs(np.diff(latents, axis=1)).mean())
-
-
-def place(tree: Any, params: Any) -> Any:
-    """Put host arrays with a batch axis on the mesh of the parameters, split where the mesh divides the batch.
-
-    They are the same on every process.
-    """
-    sharding = jax.tree.leaves(params)[0].sharding
-    if not isinstance(sharding, NamedSharding):
-        return tree
-    mesh, rows = sharding.mesh, jax.tree.leaves(tree)[0].shape[0]
-    groups = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    batch = batch_sharding(mesh) if rows % groups == 0 else replicated(mesh)  # pyright: ignore[reportArgumentType]
-    return put(tree, jax.tree.map(lambda _: batch, tree))

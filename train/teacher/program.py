@@ -49,8 +49,9 @@ from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, blank_laten
 from train.runtime import loop
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState, make_optimizer, masters
+from train.runtime.processes import start_processes
 from train.runtime.settings import freeze, require
-from train.runtime.sharding import start_processes, to_host
+from train.runtime.sharding import to_host
 from train.teacher.config import RAW_STATES, STATES, TeacherConfig
 from train.teacher.denoisers import check_widths, fresh_denoiser, read_denoiser, without_embedder
 from train.teacher.evaluation import FlowEvaluation, ask

@@ -3,7 +3,7 @@
     python -m train.text --config=configs/text.py --config.data=PROMPTS --config.workdir=DIR
 
     t    = CE(T5-XXL(prompt)), what the denoiser attends to; CE its frozen context embedder
-    t'   = the same from DT5, see text_parts.py for the three places of the adapter
+    t'   = the same from DT5, see parts.py for the three places of the adapter
     loss = mse_weight || t - t' ||^2 + cosine_weight (1 - cos(t, t')), means over the valid tokens
 
 DT5 itself is frozen, trained, or trained by low-rank updates. T5-XXL runs along, split over the mesh, or the samples
@@ -21,14 +21,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
 from jaxtyping import Array, Float, PRNGKeyArray
-from ml_collections import ConfigDict
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
@@ -36,19 +34,24 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import T5 as ENCODER
 from neodragon_jax.checkpoint.folders import TEACHER_ADAPTER
 from neodragon_jax.models.context_adapter import ContextAdapter
-from train.aot.abstract import AbstractProgram
-from train.data import DTYPES, SampleSource, Source
+from train.data import DTYPES, SampleSource
 from train.data.sources import Repeated, hold_out, stacked
-from train.flow import losses
-from train.runtime import loop
-from train.runtime.optimizer import OptimizerConfig, make_optimizer
-from train.runtime.settings import freeze, require
-from train.runtime.sharding import start_processes, to_host
-from train.teacher.evaluation import place
+from train.runtime.optimizer import AveragedState, OptimizerConfig, make_optimizer
+from train.runtime.program import LoopConfig
+from train.runtime.runner import Recipe, Training
+from train.runtime.sharding import place, to_host
+from train.text import losses
 from train.text.lora import init_lora, merge_lora, named_tensors
-from train.text.parts import ADAPTERS, TextParts, abstract_parts, adapter_config, deployed_adapter, read_parts
+from train.text.parts import (
+    ADAPTERS,
+    TextParts,
+    abstract_parts,
+    adapter_config,
+    deployed_adapter,
+    read_parts,
+    sized_parts,
+)
 from train.text.retrieval import retrieval
-from train.texts.text_sizes import sized_parts
 
 ENCODERS = ('frozen', 'lora', 'trained')
 # Names of the samples' arrays: token ids and their mask, and T5-XXL's states where they are stored.
@@ -76,7 +79,7 @@ class TextConfig:
     """Options of the objective.
 
     Attributes:
-      adapter: 'replace' (the deployed one), 'extend' or 'none', see text_parts.py.
+      adapter: 'replace' (the deployed one), 'extend' or 'none', see parts.py.
       encoder: DT5 is 'frozen', 'trained' whole, or by 'lora'.
       hidden: widths of the adapter's hidden layers, which all hand on the input.
       mse_weight, cosine_weight: factors of the two terms.
@@ -110,15 +113,6 @@ class TextConfig:
                 f'held_out is {self.held_out} and held_out_batch {self.held_out_batch}; hold out a multiple of the '
                 'batch, or 0.'
             )
-
-
-@flax.struct.dataclass
-class TextState:
-    """What is trained, in float32: `adapter`, `encoder`, `lora`, as far as the options say, and the optimizer."""
-
-    step: Array
-    params: dict[str, Any]
-    opt: Any
 
 
 class TextDistillation:
@@ -155,7 +149,7 @@ class TextDistillation:
         optional = {'teacher': parts.teacher_params, 'start': parts.start}
         return given | {name: params for name, params in optional.items() if params is not None}
 
-    def init_state(self, key: PRNGKeyArray, frozen: Any) -> TextState:
+    def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
         """Return the state before the first step."""
         adapter_key, lora_key = jax.random.split(key)
         params: dict[str, Any] = {}
@@ -168,7 +162,7 @@ class TextDistillation:
         if self.config.encoder == 'lora':
             lora = self.config.lora
             params['lora'] = init_lora(lora_key, frozen['encoder'], lora.rank, lora.layers)
-        return TextState(step=jnp.zeros((), jnp.int32), params=params, opt=self.tx.init(params))
+        return AveragedState.begin(params, self.tx, ema_decay=0.0)
 
     def variant(self, step: int) -> int:
         """Return the only kind of step."""
@@ -176,8 +170,8 @@ class TextDistillation:
         return 0
 
     def train_step(
-        self, variant: int, state: TextState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
-    ) -> tuple[TextState, dict[str, Array]]:
+        self, variant: int, state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[AveragedState, dict[str, Array]]:
         """Run one update.
 
         Args:
@@ -194,9 +188,7 @@ class TextDistillation:
 
         (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         metrics |= {'grad_norm': optax.global_norm(grads)}
-        changes, opt = self.tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, changes)
-        return state.replace(params=params, opt=opt), metrics  # pyright: ignore[reportAttributeAccessIssue]
+        return state.updated(grads, self.tx, ema_decay=0.0), metrics
 
     def target(self, frozen: Any, batch: Mapping[str, Array]) -> Float[Array, 'B L D']:
         """Return t, the teacher's embedding, in float32."""
@@ -222,7 +214,7 @@ class TextDistillation:
             return merge_lora(given, params['lora'], self.config.lora.alpha / self.config.lora.rank)
         return params.get('encoder', given)
 
-    def evaluate(self, state: TextState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+    def evaluate(self, state: AveragedState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
         """Return losses on the held-out prompts, and whether each finds its own embedding among them all."""
         del folder
         if self.held_out is None:
@@ -244,7 +236,7 @@ class TextDistillation:
         terms = jnp.stack(losses.token_errors(student, teacher, batch[MASK]))
         return mean_of_tokens(student, batch[MASK]), mean_of_tokens(teacher, batch[MASK]), terms
 
-    def finish(self, state: TextState, folder: pathlib.Path) -> None:
+    def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
         """Write what is deployed, in the released layout, and `text.json`.
 
         `context_adapter_multistep_t2v` always; `text_encoder_3` where it changed, low-rank updates merged and, beside
@@ -299,71 +291,67 @@ def blank_prompts(tokens: int, states: int | None) -> Repeated:
     return Repeated(sample, 2**20)
 
 
-def read_settings(settings: ConfigDict) -> tuple[TextConfig, loop.LoopConfig]:
-    """Return the objective and the run from settings such as configs/text.py.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of configs/text.py.
 
-    Raises:
-      InputError: a setting is unknown or out of range.
+    Attributes:
+      data: folder of train.prompts or train.text_states.
+      encoder, embedder, teacher, start: component folders, see `read_parts`.
+      text_tokens, cached: what a plan without data assumes: tokens of a prompt, and whether samples hold the states.
     """
-    values = settings.to_dict()
-    config = freeze(TextConfig, values['text'], 'config.text')
-    run = values['loop'] | {'seed': values['seed'], 'workdir': values['workdir']}
-    return config, freeze(loop.LoopConfig, run, 'config.loop')
+
+    data: str
+    workdir: str
+    encoder: str
+    embedder: str
+    teacher: str
+    start: str
+    seed: int
+    text: TextConfig
+    loop: LoopConfig
+    text_tokens: int
+    cached: bool
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The component folders by role; '' for none."""
+        return {name: getattr(self, name) for name in ('encoder', 'embedder', 'teacher', 'start')}
 
 
-def load_program(config: TextConfig, folders: Mapping[str, str]) -> tuple[TextDistillation, Source]:
-    """Return the program, and the prompts to train on.
+def load(settings: Settings) -> Training:
+    """Return the distillation on stored prompts.
 
-    Args:
-      folders: data, encoder, embedder, teacher and start, see configs/text.py.
     Raises:
       InputError: a folder is missing or does not fit the others.
     """
-    source = SampleSource(folders['data'])
-    needed = (IDS, MASK) if folders['teacher'] else (IDS, MASK, STATES)
+    config, source = settings.text, SampleSource(settings.data)
+    needed = (IDS, MASK) if settings.teacher else (IDS, MASK, STATES)
     for name in needed:
         if name not in source.spec.arrays:
             writer = 'train.prompts' if name != STATES else 'train.text_states, or set config.teacher'
-            raise InputError(f'{folders["data"]}: its samples have no {name}; pass a folder of {writer}.')
+            raise InputError(f'{settings.data}: its samples have no {name}; pass a folder of {writer}.')
     training, held_out = hold_out(source, config.held_out)
-    parts = read_parts(folders['encoder'], folders['embedder'], folders['teacher'], folders['start'], config.dtype)
+    parts = read_parts(**settings.folders, dtype=config.dtype)
     rows = {name: array for name, array in stacked(held_out).items() if name in needed} if config.held_out else None
-    data = {'protocol': source.protocol, 'cached': not folders['teacher']}
-    return TextDistillation(config, parts, rows, data), training
+    data = {'protocol': source.protocol, 'cached': not settings.teacher}
+    return Training(TextDistillation(config, parts, rows, data), training, settings.loop)
 
 
-def abstract_program(settings: ConfigDict) -> AbstractProgram:
-    """Return the program for a plan or for sizing, see train/aot/abstract.py.
+def abstract(settings: Settings) -> Training:
+    """Return the distillation as shapes, for a plan or for sizing.
 
-    Models have the sizes of the folders that are named, and the published ones where none is; `settings.text_tokens`
-    and `settings.cached` stand for the data.
+    Models have the sizes of the named folders, and the published ones elsewhere.
 
     Raises:
-      InputError: a setting is unknown or out of range, or a folder does not fit the others.
+      InputError: a folder cannot be read or does not fit the others.
     """
-    config, run = read_settings(settings)
-    values = settings.to_dict()
-    published = abstract_parts(values['cached'] and not values['teacher'], config.dtype)
-    parts = sized_parts(published, values, config.dtype)
+    config = settings.text
+    published = abstract_parts(settings.cached and not settings.teacher, config.dtype)
+    parts = sized_parts(published, settings.folders, config.dtype)
     states = parts.encoder.config.out_dim if parts.teacher is None else None
-    return AbstractProgram(TextDistillation(config, parts), blank_prompts(values['text_tokens'], states), run)
+    return Training(TextDistillation(config, parts), blank_prompts(settings.text_tokens, states), settings.loop)
 
 
-def main(settings: ConfigDict, dry_run: bool = False) -> None:
-    """Distil as the settings say, or print the plan of it; a plan needs no data and no weights.
-
-    Raises:
-      InputError: a setting is wrong or does not fit the data.
-    """
-    config, run = read_settings(settings)
-    values = settings.to_dict()
-    start_processes(run.distributed)
-    if dry_run and not values['data']:
-        print(loop.plan(*abstract_program(settings)))
-        return
-    require(values, 'encoder', 'embedder', 'data', 'workdir')
-    program, source = load_program(config, values)
-    if dry_run:
-        print(loop.plan(program, source, run))
-    else:
-        loop.run(program, source, run)
+REQUIRED = dict.fromkeys(('encoder', 'embedder', 'data', 'workdir'), 'FOLDER')
+RECIPE = Recipe(Settings, load, abstract, REQUIRED)

@@ -41,7 +41,7 @@ class TermsConfig:
       absolute, square: of the mean absolute and the mean squared difference.
       edges: of `perceptual.edge_error`, the stand-in for LPIPS where there are no weights.
       lpips: of LPIPS, mean over frames.
-      lpips_weights: file, see train/codec/perceptual.py; '' trains without LPIPS.
+      lpips_weights: file, see train/vae/perceptual.py; '' trains without LPIPS.
     """
 
     absolute: float = 0.0
@@ -111,9 +111,7 @@ class Terms:
         names += ['lpips'] if self._module is not None else []
         loss = ' + '.join(f'{getattr(config, name):g} {name}' for name in names if getattr(config, name))
         if self._module is None:
-            return (
-                f'loss {loss}; WITHOUT LPIPS: lpips_weights is empty (train/codec/perceptual.py tells how to get them)'
-            )
+            return f'loss {loss}; WITHOUT LPIPS: lpips_weights is empty (train/vae/perceptual.py tells how to get them)'
         return f'loss {loss}; LPIPS by {self._module.network} from {config.lpips_weights}'
 
 

@@ -25,19 +25,15 @@ from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.random_checkpoint import random_params
 from support.goldens import TINY_CHECKPOINT
-from train import autoencoder, decoder, random_teacher
+from train import random_teacher
 from train.aot import abstract as aot_program
 from train.aot import sizing as aot
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.dmd import program as dmd
-from train.pruning import program as pruning
 from train.runtime import loop
-from train.runtime.settings import freeze
+from train.runtime.runner import recipe_of
 from train.runtime.sharding import AXES, SMALL, MeshConfig, make_mesh, path_name
-from train.super_resolution import program as super_resolution
 from train.teacher import program as teacher_program
-from train.text import program as text_program
-from train.vae.clips import ClipsConfig, open_clips
 
 CHIPS = 16
 FULL = {
@@ -128,6 +124,13 @@ def stored(folder: pathlib.Path, sample: dict[str, Any]) -> str:
     return str(folder)
 
 
+def loaded(name: str, settings: ConfigDict) -> tuple[Any, Any]:
+    """Return the program and the source that a run would have."""
+    recipe = recipe_of(name)
+    program, source, _ = recipe.load(recipe.read(settings))
+    return program, source
+
+
 def real_dmd(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     del folder
     settings.update({'data': 'unused', 'workdir': 'unused', 'checkpoint': str(TINY_CHECKPOINT)})
@@ -151,8 +154,7 @@ def real_pruning(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     sample = aot_program.build('teacher', settings_of('teacher', 'tiny')).source[0]
     settings.update({'denoiser': denoiser(folder), 'keep': '1,2', 'workdir': 'unused'})
     settings.data = stored(folder / 'data', sample)
-    options, config, _ = pruning.read_settings(settings)
-    return teacher_program.load_program(config, [settings.data], [1.0], lambda *rest: pruning.Pruning(options, *rest))
+    return loaded('pruning', settings)
 
 
 def denoiser(folder: pathlib.Path) -> str:
@@ -168,18 +170,13 @@ def real_text(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     settings.update({'encoder': str(TINY_CHECKPOINT / 'text_encoder_3'), 'start': ''})
     settings.update({'embedder': str(folder / random_teacher.DENOISER)})
     settings.update({'teacher': str(folder / random_teacher.TEXT_ENCODER)})
-    config, _ = text_program.read_settings(settings)
-    data = stored(folder / 'data', aot_program.build('text', settings).source[0])
-    return text_program.load_program(config, settings.to_dict() | {'data': data})
+    settings.data = stored(folder / 'data', aot_program.build('text', settings).source[0])
+    return loaded('text', settings)
 
 
 def real_autoencoder(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     del folder
-    values = settings.to_dict()
-    cut = freeze(ClipsConfig, values['clips'])
-    clips = open_clips(values['data'], cut)
-    config = freeze(autoencoder.AutoencoderConfig, values['autoencoder'])
-    return autoencoder.Autoencoder(config, clips, cut), clips.training
+    return loaded('autoencoder', settings)
 
 
 def real_decoder(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
@@ -188,17 +185,13 @@ def real_decoder(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), checkpoint.abstract_params(module))
     checkpoint.save(folder, module, params)
     settings.decoder.update({'start': str(folder), 'native_weight': 1.0})
-    values = settings.to_dict()
-    cut, config = freeze(ClipsConfig, values['clips']), freeze(decoder.DecoderConfig, values['decoder'])
-    clips = open_clips(values['data'], cut)
-    return decoder.DecoderDistillation(config, decoder.read_codecs(config), clips, cut), clips.training
+    return loaded('decoder', settings)
 
 
 def real_super_resolution(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / 'picture.png')
     settings.data = str(folder)
-    program, source, _ = super_resolution.RECIPE.load(super_resolution.RECIPE.read(settings))
-    return program, source
+    return loaded('super_resolution', settings)
 
 
 TINY: dict[str, tuple[str, str, Real]] = {

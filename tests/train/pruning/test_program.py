@@ -146,9 +146,8 @@ def settings(full: str, data: str, workdir: Any = 'unused', steps: int = 1, mesh
 
 
 def program_of(config: Any) -> tuple[pruning.Pruning, Any, LoopConfig]:
-    options, flow, run = pruning.read_settings(config)
-    made = functools.partial(pruning.Pruning, options)
-    program, source = load_program(flow, [config.data], [1.0], made)
+    program, source, run = pruning.RECIPE.load(pruning.RECIPE.read(config))
+    assert isinstance(program, pruning.Pruning)
     return program, source, run
 
 
@@ -238,12 +237,12 @@ def digests(folder) -> dict[str, str]:
 def test_both_stages_run_and_resume(full, data, tmp_path):
     """Stage 1, and stage 2 from its result, in one go and in two."""
     first = {'stage': 1}
-    pruning.main(settings(full, data, tmp_path / 'first', steps=2, pruning=first))
+    pruning.RECIPE.run(settings(full, data, tmp_path / 'first', steps=2, pruning=first))
     start = tmp_path / 'first' / 'result' / TEACHER
     assert checkpoint.load_module(start).config.num_layers == 3  # pyright: ignore[reportAttributeAccessIssue]
     for name, parts in (('unbroken', (4,)), ('broken', (2, 4))):
         for steps in parts:
-            pruning.main(settings(full, data, tmp_path / name, steps=steps, start=str(start)))
+            pruning.RECIPE.run(settings(full, data, tmp_path / name, steps=steps, start=str(start)))
     assert digests(tmp_path / 'broken' / 'result') == digests(tmp_path / 'unbroken' / 'result')
     rows = read_metrics(tmp_path / 'unbroken')
     assert all(np.isfinite([row[name] for row in rows for name in ('loss', 'image', 'text', 'output', 'data')]))
@@ -251,7 +250,7 @@ def test_both_stages_run_and_resume(full, data, tmp_path):
     assert record['pruning']['keep'] == [0, 2, 3] and record['pruning']['mapping'] == 'simple'
     changed = settings(full, data, tmp_path / 'unbroken', steps=4, start=str(start), keep='0,1,3')
     with pytest.raises(InputError, match='keep'):
-        pruning.main(changed)
+        pruning.RECIPE.run(changed)
     with pytest.raises(InputError, match='of 3 blocks, the keep list makes a PyramidMMDiT of 4'):
         program_of(settings(full, data, start=str(start), keep=ALL))
 
@@ -290,8 +289,8 @@ def test_presets():
         config = pruning_settings.get_config(preset)
         assert (config.pruning.stage, config.loop.steps) == (stage, steps)
         config.update({'denoiser': 'x', 'keep': '0', 'data': 'x', 'workdir': 'x'})
-        pruning.read_settings(config)
+        pruning.RECIPE.read(config)
     with pytest.raises(InputError, match='stage3'):
         pruning_settings.get_config('stage3')
     with pytest.raises(InputError, match=r'config\.denoiser is empty'):
-        pruning.read_settings(pruning_settings.get_config())
+        pruning.RECIPE.run(pruning_settings.get_config())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,11 @@ from neodragon_jax.random_checkpoint import random_params
 from support.goldens import relative_error
 from train import random_teacher, text_states
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.flow import losses
 from train.runtime.metrics import read_metrics
 from train.runtime.settings import freeze
 from train.runtime.sharding import AXES, make_mesh, put, to_host
 from train.runtime.step import abstract_arguments, initial, jit_step
+from train.text import losses
 from train.text import program as text
 from train.text.lora import init_lora, merge_lora
 from train.text.parts import TextParts, deployed_adapter
@@ -87,8 +88,11 @@ def settings(folders, workdir='unused', steps: int = 1, mesh=(1, 1, 1), **object
 @functools.cache
 def cached_program(adapter: str, encoder: str, *items: tuple[str, str]) -> text.TextDistillation:
     folders = dict(items)
-    config, _ = text.read_settings(settings(folders, adapter=adapter, encoder=encoder))
-    return text.load_program(config, folders)[0]
+    return loaded(settings(folders, adapter=adapter, encoder=encoder)).program
+
+
+def loaded(config) -> Any:
+    return text.RECIPE.load(text.RECIPE.read(config))
 
 
 def program_for(folders, adapter: str = 'replace', encoder: str = 'frozen') -> text.TextDistillation:
@@ -157,8 +161,7 @@ def test_stored_states_take_the_teachers_place(folders, tmp_path):
     assert text_states.main([*arguments, '--dtype', 'float32', '--store-dtype', 'float32']) == 0
     source = SampleSource(out)
     assert len(source) == PROMPTS and source[3]['prompt'] == 'prompt 3'
-    cached = text.load_program(text.read_settings(settings(folders))[0], folders | {'data': str(out), 'teacher': ''})
-    program = cached[0]
+    program = loaded(settings(folders | {'data': str(out), 'teacher': ''})).program
     batch = example_batch(folders) | {text.STATES: jnp.stack([source[index][text.STATES] for index in range(BATCH)])}
     live = program_for(folders)
     assert 'teacher' not in program.frozen()
@@ -166,7 +169,7 @@ def test_stored_states_take_the_teachers_place(folders, tmp_path):
     got, want = (each.target(each.frozen(), batch) * mask for each in (program, live))
     assert relative_error(got, want) < 1e-5
     with pytest.raises(InputError, match=r'its samples have no t5; pass a folder of train\.text_states'):
-        text.load_program(program.config, folders | {'teacher': ''})
+        loaded(settings(folders | {'teacher': ''}))
 
 
 def test_dropout_is_for_trained_encoders(folders):
@@ -226,8 +229,7 @@ def test_retrieval():
 def placed_step(mesh_sizes: tuple[int, int, int], *items: tuple[str, str]):
     """Return (step, first carry, frozen, batch, key) on a mesh."""
     folders = dict(items)
-    config, run = text.read_settings(settings(folders, mesh=mesh_sizes, encoder='lora'))
-    program, source = text.load_program(config, folders)
+    program, source, run = loaded(settings(folders, mesh=mesh_sizes, encoder='lora'))
     abstract = abstract_arguments(program, program.frozen(), source, run, make_mesh(run.mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     frozen = put(program.frozen(), shardings.frozen)
@@ -259,7 +261,7 @@ def unbroken(folders, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('unbroken')
     config = settings(folders, workdir, steps=60)
     config.loop.update({'evaluate_every': 20, 'checkpoint_every': 30})
-    text.main(config)
+    text.RECIPE.run(config)
     return workdir
 
 
@@ -299,7 +301,7 @@ def digests(folder) -> dict[str, str]:
 
 def test_resumed_run_ends_where_an_unbroken_one_does(folders, unbroken, tmp_path):
     for steps in (30, 60):
-        text.main(settings(folders, tmp_path, steps=steps))
+        text.RECIPE.run(settings(folders, tmp_path, steps=steps))
     assert digests(tmp_path / 'result') == digests(unbroken / 'result')
     record = json.loads((tmp_path / 'result' / 'text.json').read_text())
     assert record['adapter'] == 'replace' and record['iterations'] == 60 and 'lora' not in record
@@ -337,7 +339,7 @@ def test_parts_that_do_not_fit_are_refused(folders):
     with pytest.raises(InputError, match='holds a T5Encoder; pass the folder of a T5EncoderWithProjection'):
         text.read_parts(folders['teacher'], folders['embedder'], '', '', 'float32')
     with pytest.raises(InputError, match=r'config\.embedder is empty'):
-        text.main(settings(folders | {'embedder': ''}))
+        text.RECIPE.run(settings(folders | {'embedder': ''}))
 
 
 @pytest.mark.parametrize(

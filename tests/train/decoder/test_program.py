@@ -24,7 +24,8 @@ from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import VideoVAE, normalize
 from support.goldens import TINY_CHECKPOINT
-from train import decoder
+from train.decoder import networks
+from train.decoder import program as decoder
 from train.runtime.metrics import read_metrics
 from train.runtime.settings import freeze
 from train.vae.clips import ClipsConfig, blank_clips
@@ -71,7 +72,7 @@ def unbroken(native, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('unbroken')
     config = settings(native, workdir)
     config.decoder.native_weight = 0.1
-    decoder.main(config)
+    decoder.RECIPE.run(config)
     return workdir
 
 
@@ -125,7 +126,7 @@ def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(native, unbroke
     for steps in (STEPS // 2, STEPS):
         config = settings(native, tmp_path, steps)
         config.decoder.native_weight = 0.1
-        decoder.main(config)
+        decoder.RECIPE.run(config)
     assert len(digests(unbroken)) == 3
     assert digests(tmp_path) == digests(unbroken)
 
@@ -137,7 +138,7 @@ def test_another_encoder_does_not_continue_a_run(native, unbroken, tmp_path):
     config = settings(tmp_path, unbroken, STEPS + 1)
     config.decoder.native_weight = 0.1
     with pytest.raises(InputError, match='encoder'):
-        decoder.main(config)
+        decoder.RECIPE.run(config)
 
 
 @pytest.mark.slow  # the loop's own tests do this with a small program; here it is half a minute of compiling
@@ -148,7 +149,7 @@ def test_meshes_and_parts_of_batches_agree(native, unbroken, tmp_path, mesh, par
     config.decoder.update({'native_weight': 0.1, 'accumulate': parts})
     config.loop.mesh = dict(zip(('data', 'fsdp', 'tensor'), mesh, strict=True))
     config.loop.evaluate_every = 0
-    decoder.main(config)
+    decoder.RECIPE.run(config)
     for got, want in zip(read_metrics(tmp_path), read_metrics(unbroken), strict=False):
         for name in ('loss', 'grad_norm', 'native'):
             assert got[name] == pytest.approx(want[name], rel=2e-4), (got['step'], name)
@@ -157,9 +158,9 @@ def test_meshes_and_parts_of_batches_agree(native, unbroken, tmp_path, mesh, par
 def test_it_goes_on_from_a_small_decoder(native, unbroken):
     """With the widths and parameters of the decoder in the folder, and a native decoder from elsewhere."""
     folder = unbroken / 'result' / folders.VIDEO_VAE
-    config = decoder.DecoderConfig(start=str(folder), features=(), native=str(native), native_weight=1.0)
+    config = networks.DecoderConfig(start=str(folder), features=(), native=str(native), native_weight=1.0)
     cut = ClipsConfig(9, 16, 16)
-    program = decoder.DecoderDistillation(config, decoder.read_codecs(config), blank_clips(cut), cut)
+    program = decoder.DecoderDistillation(config, networks.read_networks(config), blank_clips(cut), cut)
     assert program.module.config.decoder_num_features == FEATURES
     state = jax.jit(program.init_state)(jax.random.key(0), program.frozen())
     stored = checkpoint.load(folder)[1]
@@ -179,40 +180,40 @@ def test_a_fresh_decoder_sees_normalized_latents():
     frames = module.apply({'params': params}, latents, method='decode')
     assert np.allclose(frames.mean(axis=(0, 1, 2, 3)), color, atol=0.1)
     own = module.init(jax.random.key(0), *checkpoint.example_inputs(module))['params']
-    assert jax.tree.structure(params) == jax.tree.structure({name: own[name] for name in decoder.DECODER})
+    assert jax.tree.structure(params) == jax.tree.structure({name: own[name] for name in networks.DECODER})
 
 
 def test_folders_are_refused_with_a_remedy(native, tmp_path):
-    config = functools.partial(decoder.DecoderConfig, start=str(native))
+    config = functools.partial(networks.DecoderConfig, start=str(native))
     with pytest.raises(InputError, match=r'start is empty'):
-        decoder.read_codecs(dataclasses.replace(config(), start=''))
+        networks.read_networks(dataclasses.replace(config(), start=''))
     with pytest.raises(InputError, match='has no small decoder; give its widths'):
-        decoder.read_codecs(config(features=()))
+        networks.read_networks(config(features=()))
     with pytest.raises(InputError, match='give 4 widths'):
         config(features=(8, 8))
     with pytest.raises(InputError, match='holds a ContextAdapter; pass the folder of a video VAE'):
-        decoder.read_codecs(dataclasses.replace(config(), start=str(TINY_CHECKPOINT / 'context_adapter')))
+        networks.read_networks(dataclasses.replace(config(), start=str(TINY_CHECKPOINT / 'context_adapter')))
     released = str(TINY_CHECKPOINT / 'causal_video_vae')
     with pytest.raises(InputError, match='another encoder than start'):
-        decoder.read_codecs(dataclasses.replace(config(native=str(native)), start=released))
+        networks.read_networks(dataclasses.replace(config(native=str(native)), start=released))
     with pytest.raises(InputError, match=r'native .* has a small decoder'):
-        decoder.read_codecs(config(native=released))
+        networks.read_networks(config(native=released))
     changed = settings(released, tmp_path)
     changed.decoder.native_weight = 1.0
     with pytest.raises(InputError, match='there is no native decoder'):
-        decoder.main(changed)
+        decoder.RECIPE.run(changed)
 
 
 def test_full_size_has_a_plan_without_weights_or_data(capsys):
     config = presets.get_config('')
     config.decoder.native_weight = 1.0
     config.loop.mesh = {'data': 1, 'fsdp': 8, 'tensor': 1}
-    decoder.main(config, dry_run=True)
+    decoder.RECIPE.run(config, dry_run=True)
     out = capsys.readouterr().out
     assert 'batch  video  [32, 17, 256, 256, 3]  uint8' in out
     assert 'frozen/native/decoder' in out and 'fsdp' in out
     assert tuple(config.decoder.features) == FULL.video_vae.decoder_num_features
-    assert freeze(decoder.DecoderConfig, config.decoder.to_dict()).native_weight == 1.0
+    assert freeze(networks.DecoderConfig, config.decoder.to_dict()).native_weight == 1.0
 
 
 def test_records_tell_the_training(unbroken):

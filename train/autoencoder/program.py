@@ -1,12 +1,12 @@
-"""A video autoencoder from nothing: the causal encoder and the native decoder learn a domain's own latents.
+"""A video autoencoder from random parameters: the causal encoder and the native decoder learn latents of a domain.
 
     python -m train.autoencoder --config=configs/autoencoder.py:tiny --config.workdir=DIR
 
     z    = mean + deviation noise,   the posterior of clip x
     loss = terms(decode(z), x) + kl KL(posterior || N(0, 1) of normalized latents)
 
-`terms` are weighted differences (`reconstruction.TermsConfig`). At the end, what latents' moments lack to those that
-everything downstream assumes is folded into the weights (`latent_statistics`).
+`terms` are weighted reconstruction errors (`reconstruction.TermsConfig`). At the end the weights are rescaled so that
+the latents have the mean and deviation that `normalize` assumes (`latent_statistics`).
 
 The result is a video VAE in Pyramid-Flow's layout. train.latents makes a teacher's data with it, and train.decoder
 distils its decoder into the small one that runs on phones.
@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from ml_collections import ConfigDict
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
@@ -37,31 +36,23 @@ from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import Latents, Moments, Video, posterior_mean, posterior_sample
-from train.aot.abstract import AbstractProgram
-from train.runtime import loop
 from train.runtime.optimizer import AveragedState, masters
-from train.runtime.runner import command_line
-from train.runtime.sharding import count_parameters, start_processes, to_host
-from train.vae.clips import Clips, ClipsConfig, blank_clips, middle_cut, to_float
+from train.runtime.program import LoopConfig
+from train.runtime.runner import Recipe, Training
+from train.runtime.sharding import count_parameters, to_host
+from train.vae.clips import Clips, ClipsConfig, blank_clips, middle_cut, open_clips, to_float
 from train.vae.flat_convolutions import flat_convolutions
 from train.vae.fresh_parameters import fresh_autoencoder
 from train.vae.latent_statistics import fit_and_fold, prior_divergence
 from train.vae.principal_start import principal_layers
 from train.vae.reconstruction import TermsConfig
 from train.vae.rematerialize import decode, encode
-from train.vae.vae_program import (
-    CodecConfig,
-    CodecProgram,
-    abstract,
-    clips_of,
-    read_settings,
-)
-
-# Folder name of what comes out.
+from train.vae.training import VAETraining, VAETrainingConfig, describe_terms
+from train.vae.training import abstract as as_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(CodecConfig):
+class AutoencoderConfig(VAETrainingConfig):
     """Options of the objective.
 
     Attributes:
@@ -85,7 +76,7 @@ class AutoencoderConfig(CodecConfig):
             raise InputError(f'statistics is {self.statistics}; it must be at least 1.')
 
 
-class Autoencoder(CodecProgram[AutoencoderConfig]):
+class Autoencoder(VAETraining[AutoencoderConfig]):
     """The training of a video autoencoder as a program of the loop."""
 
     name = 'autoencoder'
@@ -180,41 +171,43 @@ def _read_start(folder: str) -> tuple[NativeVAE, Any]:
     return module, params
 
 
-def abstract_program(settings: ConfigDict) -> AbstractProgram:
-    """Return the program for sizing, see train/aot/abstract.py; `settings.clips` stands for the data.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of configs/autoencoder.py; `data` is a folder of clips, or shapes:cpu, shapes:gpu."""
 
-    What is named, an autoencoder to go on from or LPIPS, is read. Without a file LPIPS is left out, as in training.
+    data: str
+    workdir: str
+    seed: int
+    autoencoder: AutoencoderConfig
+    clips: ClipsConfig
+    loop: LoopConfig
+
+
+def load(settings: Settings) -> Training:
+    """Return the training on stored or drawn clips.
 
     Raises:
-      InputError: a setting is unknown or out of range, or what is named cannot be read.
+      InputError: the data or the weights cannot be read, or do not fit the settings.
     """
-    config, cut, run = read_settings(AutoencoderConfig, 'autoencoder', settings.to_dict())
-    program = Autoencoder(config, blank_clips(cut), cut)
+    clips = open_clips(settings.data, settings.clips, settings.seed)
+    program = Autoencoder(settings.autoencoder, clips, settings.clips)
+    describe_terms(program)
+    return Training(program, clips.training, settings.loop)
+
+
+def abstract(settings: Settings) -> Training:
+    """Return the training on blank clips, for a plan or for sizing; a named `start` and named LPIPS weights are read.
+
+    Raises:
+      InputError: they cannot be read.
+    """
+    program = Autoencoder(settings.autoencoder, blank_clips(settings.clips), settings.clips)
     if program.start is not None:
-        program.start = abstract(program.start)
+        program.start = as_shapes(program.start)
     else:
-        linear = abstract(program.linear_start())
+        linear = as_shapes(program.linear_start())
         program.linear_start = lambda: linear
-    return AbstractProgram(program, program.clips.training, run)
+    return Training(program, program.clips.training, settings.loop)
 
 
-def main(settings: ConfigDict, dry_run: bool = False) -> None:
-    """Train as the settings say (see configs/autoencoder.py), or print the plan of it; a plan needs no data.
-
-    Raises:
-      InputError: a setting is wrong or does not fit the data.
-    """
-    values = settings.to_dict()
-    config, cut, run = read_settings(AutoencoderConfig, 'autoencoder', values)
-    start_processes(run.distributed)
-    program = Autoencoder(config, clips_of(values, cut, dry_run), cut)
-    if dry_run:
-        print(loop.plan(program, program.clips.training, run))
-        return
-    if jax.process_index() == 0:
-        print(f'{program.name}: {program.terms.describe()}')
-    loop.run(program, program.clips.training, run)
-
-
-if __name__ == '__main__':
-    command_line(main, 'configs/autoencoder.py')
+RECIPE = Recipe(Settings, load, abstract, required={'data': 'FOLDER of clips, or shapes:cpu', 'workdir': 'FOLDER'})

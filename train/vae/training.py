@@ -1,4 +1,4 @@
-"""What the programs that train an autoencoder and a small decoder share: options, state, update, and what is seen.
+"""The common part of the programs that train an autoencoder and a small decoder: options, update and random cuts.
 
 Legend: B batch, T frames, H W pixels, t latent frames, h w latent grid, C latent channels.
 """
@@ -20,24 +20,22 @@ from neodragon_jax.checkpoint import components as checkpoint
 from train.data import DTYPES
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState, OptimizerConfig, make_optimizer
-from train.runtime.program import LoopConfig
-from train.runtime.settings import freeze, require
 from train.runtime.sharding import split_batch
-from train.vae.clips import Clips, ClipsConfig, blank_clips, open_clips, random_cuts
+from train.vae.clips import Clips, ClipsConfig, random_cuts
 from train.vae.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
 from train.vae.rematerialize import MemoryConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CodecConfig:
+class VAETrainingConfig:
     """Options of both objectives.
 
     Attributes:
-      terms: differences to the clips, weighted.
-      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
-      ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
-      dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
-      flat: compute causal convolutions in two dimensions, the same but faster on CPUs; see `flat_convolutions`.
+      terms: weights of the reconstruction terms.
+      accumulate: parts of a batch whose gradients are computed one after the other, to save memory.
+      ema_decay: decay of the averaged parameters, which are evaluated and saved; 0 turns the average off.
+      dtype: compute type, 'float32' or 'bfloat16'; parameters and optimizer state stay float32.
+      flat: compute causal convolutions in two dimensions: the same values, faster on CPUs (`flat_convolutions`).
     """
 
     terms: TermsConfig
@@ -58,21 +56,23 @@ class CodecConfig:
             raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
 
 
-Options = TypeVar('Options', bound=CodecConfig)
+Options = TypeVar('Options', bound=VAETrainingConfig)
 
 
-class CodecProgram(Generic[Options]):
-    """A program of the loop with one kind of step, an update of all that is trained on random cuts of clips.
+class VAETraining(Generic[Options]):
+    """A program with one kind of step: an update of all trained parameters on random cuts of clips.
 
-    A subclass defines `loss`.
+    A subclass defines `name` and `loss`.
     """
+
+    name: str
 
     def __init__(self, config: Options, module: nn.Module, clips: Clips, cut: ClipsConfig) -> None:
         """Prepare.
 
         Args:
           module: a video VAE.
-          cut: what is seen of the clips.
+          cut: size of the random cuts.
         Raises:
           InputError: the weights of LPIPS cannot be read, or the cuts do not fit the VAE.
         """
@@ -102,7 +102,7 @@ class CodecProgram(Generic[Options]):
           batch: video [B, T, H, W, 3], bytes.
         """
         del variant
-        batch = seen(batch['video'], self.cut, self.latents, key)
+        batch = cut_batch(batch['video'], self.cut, self.latents, key)
         loss_of = lambda params, batch, key: self.loss(params, frozen, batch)
         (loss, metrics), grads = value_and_grad(loss_of, state.params, batch, key, self.config.accumulate)
         metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)} | metrics
@@ -113,15 +113,17 @@ class CodecProgram(Generic[Options]):
         raise NotImplementedError
 
     def metadata(self) -> dict[str, Any]:
-        """Return what makes two runs the same training, as far as both programs have it."""
+        """Return the settings that a resumed run must share, as far as both programs have them."""
         terms = {name: value for name, value in vars(self.config.terms).items() if name != 'lpips_weights'}
         terms['with_lpips'] = bool(self.config.terms.lpips_weights)
         sizes = self.module.config.to_json()
         return {'ema_decay': self.config.ema_decay, 'terms': terms, 'sizes': sizes, 'data': self.clips.metadata}
 
 
-def seen(videos: Array, cut: ClipsConfig, latents: tuple[int, int, int, int], key: PRNGKeyArray) -> dict[str, Array]:
-    """Return random cuts of clips as `video`, and the posterior's `noise`, which then depend on nothing else."""
+def cut_batch(
+    videos: Array, cut: ClipsConfig, latents: tuple[int, int, int, int], key: PRNGKeyArray
+) -> dict[str, Array]:
+    """Return random cuts of clips as `video`, and `noise` for the posterior; both are a function of the key."""
     cut_key, noise_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, (videos.shape[0], *latents))
     return {'video': random_cuts(videos, cut, cut_key), 'noise': split_batch(noise)}
@@ -140,33 +142,11 @@ def latent_shape(module: Any, cut: ClipsConfig) -> tuple[int, int, int, int]:
 
 
 def abstract(tree: Any) -> Any:
-    """Return parameters without their numbers."""
+    """Return parameters as shapes and types."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def read_settings(kind: type[Options], name: str, values: Mapping[str, Any]) -> tuple[Options, ClipsConfig, LoopConfig]:
-    """Return a codec program's options, what it sees of the clips, and its run.
-
-    Args:
-      name: of the section with the options.
-    Raises:
-      InputError: a setting is unknown or out of range.
-    """
-    run = values['loop'] | {'seed': values['seed'], 'workdir': values['workdir']}
-    cut = freeze(ClipsConfig, values['clips'], 'config.clips')
-    return freeze(kind, values[name], f'config.{name}'), cut, freeze(LoopConfig, run, 'config.loop')
-
-
-def clips_of(values: Mapping[str, Any], cut: ClipsConfig, dry_run: bool) -> Clips:
-    """Return the clips that settings name; a plan does without.
-
-    Raises:
-      InputError: they are not there, or there is no folder for the run.
-    """
-    if dry_run and not values['data']:
-        return blank_clips(cut)
-    if not values['data']:
-        raise InputError('config.data is empty; pass --config.data=FOLDER of clips, or shapes:cpu to draw them.')
-    if not dry_run:
-        require(values, 'workdir')
-    return open_clips(values['data'], cut, values['seed'])
+def describe_terms(program: VAETraining[Any]) -> None:
+    """Print the terms of a program's loss, on process 0."""
+    if jax.process_index() == 0:
+        print(f'{program.name}: {program.terms.describe()}')

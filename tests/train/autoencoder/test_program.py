@@ -21,7 +21,8 @@ from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import NEODRAGON, VideoVAE, normalize, posterior_mean, posterior_sample
 from support.goldens import TINY_CHECKPOINT, relative_error
 from support.vae_runs import SIZES, native, random, reconstruction_loss
-from train import autoencoder, moving_shapes
+from train import moving_shapes
+from train.autoencoder import program as autoencoder
 from train.runtime.metrics import read_metrics
 from train.runtime.settings import freeze
 from train.shapes.world import CPU
@@ -250,7 +251,7 @@ def settings(workdir, steps: int = STEPS):
 @pytest.fixture(scope='module')
 def unbroken(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('unbroken')
-    autoencoder.main(settings(workdir))
+    autoencoder.RECIPE.run(settings(workdir))
     return workdir
 
 
@@ -292,8 +293,8 @@ def digests(workdir) -> dict[str, str]:
 
 
 def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(unbroken, tmp_path):
-    autoencoder.main(settings(tmp_path, STEPS // 2))
-    autoencoder.main(settings(tmp_path))
+    autoencoder.RECIPE.run(settings(tmp_path, STEPS // 2))
+    autoencoder.RECIPE.run(settings(tmp_path))
     assert len(digests(unbroken)) == 3
     assert digests(tmp_path) == digests(unbroken)
 
@@ -306,7 +307,7 @@ def test_meshes_and_parts_of_batches_agree(unbroken, tmp_path, mesh, parts):
     config.loop.mesh = dict(zip(('data', 'fsdp', 'tensor'), mesh, strict=True))
     config.loop.evaluate_every = 0
     config.autoencoder.accumulate = parts
-    autoencoder.main(config)
+    autoencoder.RECIPE.run(config)
     for got, want in zip(read_metrics(tmp_path), read_metrics(unbroken), strict=False):
         for name in ('loss', 'grad_norm', 'kl'):
             assert got[name] == pytest.approx(want[name], rel=2e-4), (got['step'], name)
@@ -329,7 +330,7 @@ def test_it_goes_on_from_a_stored_autoencoder(unbroken):
 def test_full_size_has_a_plan_without_data(capsys):
     config = presets.get_config('')
     config.loop.mesh = {'data': 1, 'fsdp': 8, 'tensor': 1}
-    autoencoder.main(config, dry_run=True)
+    autoencoder.RECIPE.run(config, dry_run=True)
     out = capsys.readouterr().out
     assert 'batch  video  [32, 17, 256, 256, 3]  uint8' in out
     assert freeze(PyramidFlowVAEConfig, config.autoencoder.sizes.to_dict()) == PYRAMID_FLOW_VAE
@@ -351,6 +352,6 @@ def test_settings_are_refused_with_a_remedy(tmp_path):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict({path: value})
         with pytest.raises(InputError, match=message):
-            autoencoder.main(changed)
+            autoencoder.RECIPE.run(changed)
     with pytest.raises(InputError, match='tinny'):
         presets.get_config('tinny')

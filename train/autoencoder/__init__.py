@@ -1,0 +1,1 @@
+"""Training of a video autoencoder from random parameters."""

@@ -1,0 +1,1 @@
+"""Distillation of the small decoder of a video VAE."""
