@@ -302,5 +302,5 @@ def abstract(settings: Settings) -> Training:
     return Training(program, blank, settings.loop)
 
 
-REQUIRED = dict.fromkeys(('denoiser', 'data', 'workdir'), 'FOLDER') | {'keep': '0,1,2 or FILE.json'}
+REQUIRED = {'denoiser': 'FOLDER', 'keep': '0,1,2 or FILE.json', 'data': 'FOLDER', 'workdir': 'FOLDER'}
 RECIPE = Recipe(Settings, load, abstract, REQUIRED)

@@ -353,5 +353,5 @@ def abstract(settings: Settings) -> Training:
     return Training(TextDistillation(config, parts), blank_prompts(settings.text_tokens, states), settings.loop)
 
 
-REQUIRED = dict.fromkeys(('encoder', 'embedder', 'data', 'workdir'), 'FOLDER')
+REQUIRED = {name: 'FOLDER' for name in ('encoder', 'embedder', 'data', 'workdir')}
 RECIPE = Recipe(Settings, load, abstract, REQUIRED)
