@@ -22,8 +22,9 @@ from neodragon_jax.base.errors import InputError, did_you_mean, exit_status
 if TYPE_CHECKING:
     import tqdm
 
-    from export.graphs.denoiser import DenoiserHost, Form
+    from export.graphs.denoiser import Form
     from export.graphs.table import Feeds
+    from export.host.denoiser_host import DenoiserHost
     from export.qnn.compile import Target
     from export.qnn.latency import Estimate
     from export.qnn.static_view import StaticView
@@ -189,14 +190,15 @@ def form_row(name: str, built: Callable[[int], Compiled], blocks: int) -> FormRo
 
 def build(config: MMDiTConfig, form: Form, stage: int, target: Target, size: Size) -> Compiled:
     """Quantize a stage of a model with random weights on one random call, compile it, and count."""
-    from export.graphs.denoiser import DenoiserHost, denoiser_graphs
+    from export.graphs.denoiser import denoiser_graphs
     from export.graphs.runners import OnnxSession
+    from export.host.denoiser_host import DenoiserHost
+    from export.measure.snr import snr_db
     from export.qnn.compile import provider_options
     from export.qnn.htp import HtpSession
     from export.qnn.static_view import dump_options, read_view
     from export.quantize.qdq import to_w8a16
     from export.quantize.stitch import export_chain, quantize_chain
-    from export.report.report import snr_db
     from neodragon_jax.models.mmdit import PyramidMMDiT
     from neodragon_jax.random_checkpoint import random_params
 

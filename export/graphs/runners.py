@@ -6,19 +6,14 @@ Legend: B batch, h w a stage's grid, C channels.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from export.graphs.denoiser import DenoiserHost
 from export.graphs.table import Module
 from neodragon_jax.generation.param_store import Store
-from neodragon_jax.pyramid.layout import unpatchify
-from neodragon_jax.pyramid.sampler import Prompt, Unit
 
 
 class GraphRunner(Protocol):
@@ -115,25 +110,3 @@ class RecordingRunner:
         outputs = self._runner.run(feeds)
         self.calls.append(Call(dict(feeds), outputs))
         return outputs
-
-
-class GraphDenoiser:
-    """`sampler.Denoiser` over one exported graph per stage; the host's half runs in JAX."""
-
-    def __init__(self, host: DenoiserHost, runners: Sequence[GraphRunner]) -> None:
-        self._host = host
-        self._runners = runners
-
-    def __call__(
-        self, stage: int, history: Sequence[Unit], x: Unit, unit: Array, prompt: Prompt, timestep: Array
-    ) -> Unit:
-        """Return the flow of `x` in float32; the graphs take one example at a time."""
-        flows = []
-        for index in range(x.shape[0]):
-            one = slice(index, index + 1)
-            example = Prompt(*(field[one] for field in prompt))
-            feeds = self._host.stage_inputs([clip[one] for clip in history], x[one], unit[one], example, timestep[one])
-            flows.append(self._runners[stage].run(feeds)['flow'])
-        patch = self._host.patch
-        grid = (x.shape[2] // patch, x.shape[3] // patch)
-        return unpatchify(jnp.asarray(np.stack(flows), jnp.float32), patch, grid)

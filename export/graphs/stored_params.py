@@ -19,7 +19,20 @@ from neodragon_jax.checkpoint.params import read_params
 
 def read_float32(folder: str | os.PathLike[str], *names: str) -> dict[str, Any]:
     """Return the parameters of a component as float32 arrays on the host: all, or those of some parts."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), read_params(folder, np.float32, *names))
+    return to_float32(read_params(folder, np.float32, *names))
+
+
+def to_float32(tree: Any) -> Any:
+    """Return a tree of float32 arrays on the host."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
+
+
+def read_part(params: Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
+    """Return the parameters of a denoiser whose names start with a prefix, in float32.
+
+    The table of positions is always included: the module looks it up in every call.
+    """
+    return {name: to_float32(params[name]) for name in params if name.startswith((*prefixes, 'positions'))}
 
 
 class StoredParams(Mapping[str, Any]):

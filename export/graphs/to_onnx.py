@@ -18,7 +18,8 @@ import onnx
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from export.graphs.table import Graph
-from export.rewrite import tidy as rewrites
+from export.rewrite.onnx_graph import write_shapes
+from export.rewrite.tidy import clamp_gelu, tidy
 from neodragon_jax.base.errors import InputError
 
 # Shape arithmetic, gathers and comparisons are absent on purpose: they mean that host work leaked into the graph.
@@ -59,10 +60,10 @@ def to_onnx(graph: Graph, path: pathlib.Path) -> collections.Counter[str]:
         normalization_mode='prefer_native',
     )
     model = onnx.load(path, load_external_data=False)
-    rewrites.tidy(model.graph, path.parent)
+    tidy(model.graph, path.parent)
     if graph.gelu_floor is not None:
-        rewrites.clamp_gelu(model.graph, graph.gelu_floor)
-    rewrites.write_shapes(model.graph)
+        clamp_gelu(model.graph, graph.gelu_floor)
+    write_shapes(model.graph)
     add_pre_process_metadata(model)  # tells ONNX Runtime's quantizer that the graph is clean
     save(model, path)
     counts = collections.Counter(node.op_type for node in model.graph.node)

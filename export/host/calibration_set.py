@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from export.host.recording import Call, Recording, Sample, Scenes, Video, flatten, rotating, spread, unflatten
-from export.report.resources import Resources, measured
+from export.measure.resources import Resources, measured
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Plan, Prompt

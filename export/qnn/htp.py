@@ -3,7 +3,7 @@
 The QNN library registers itself once per process, can end the process, and needs gigabytes: a child process keeps all
 that away from the program, gives an exact peak memory, and turns a crash into an error message.
 
-Run as a module, this file is the child: `python -m export.qnn.htp FD` serves sessions on the pipe FD.
+The child is `htp_worker.py`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from export.report.resources import peak_gb
 from neodragon_jax.base.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
-PROVIDER = 'QNNExecutionProvider'
 _ERROR_LINE = re.compile(r'\[E:onnxruntime:[^\]]*\]\s*(?P<text>[^\x1b]+)')
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
-    """What the child is to open."""
+class Job:
+    """A session that the child opens."""
 
     model: str
     options: Mapping[str, str]
@@ -67,7 +63,7 @@ class _Child:
         self._pipe, child = multiprocessing.Pipe()
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'export.qnn.htp', str(child.fileno())],
+            [sys.executable, '-m', 'export.qnn.htp_worker', str(child.fileno())],
             pass_fds=[child.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -155,7 +151,7 @@ class HtpSession(_InChild):
         self._child = _Child(model.name)
         self._process = self._child.process
         try:
-            job = _Job(str(model), dict(options), str(context) if context else None)
+            job = Job(str(model), dict(options), str(context) if context else None)
             self.opened: Opened = self._child.ask('compile', [job])
         except BaseException:
             self.close()
@@ -188,7 +184,7 @@ class HtpContext(_InChild):
           InputError: a graph does not compile, with QNN's reasons.
         """
         jobs = [
-            _Job(str(graph.model), dict(graph.options), str(graph.wrapper), True, number == len(graphs))
+            Job(str(graph.model), dict(graph.options), str(graph.wrapper), True, number == len(graphs))
             for number, graph in enumerate(graphs.values(), 1)
         ]
         self._child = _Child(', '.join(graph.model.name for graph in graphs.values()))
@@ -241,66 +237,3 @@ def _refuse_shared(model: pathlib.Path) -> None:
             f'{model}: the x86 simulator cannot load a binary of several graphs, only a phone can. '
             'Run its graphs in the process that compiles them (HtpContext), or export with --separate-contexts.'
         )
-
-
-def _serve(pipe: Connection) -> None:
-    """Open the sessions that the parent asks for, then run them as often as asked; answers are (error, value)."""
-    try:
-        jobs = pipe.recv()
-        start = time.monotonic()
-        devices = _register()
-        # All stay open: what they share is in the library until the last one is compiled, and runs after that.
-        sessions = [_open(job, devices) for job in jobs]
-        pipe.send(('', Opened(time.monotonic() - start, peak_gb())))
-        while True:
-            message = pipe.recv()
-            if message is None:
-                pipe.send(('', peak_gb()))
-                continue
-            number, feeds = message
-            names = [value.name for value in sessions[number].get_outputs()]
-            pipe.send(('', dict(zip(names, sessions[number].run(names, feeds), strict=True))))
-    except EOFError:
-        return
-    except Exception as error:  # whatever it is, the parent reports it
-        pipe.send((' '.join(str(error).split()), None))
-
-
-def _register() -> list[Any]:
-    """Load QNN, which a process can do once, and return its devices."""
-    import onnxruntime
-    import onnxruntime_qnn
-
-    onnxruntime.set_default_logger_severity(3)  # errors: they name the nodes that QNN refuses
-    onnxruntime.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
-    return [device for device in onnxruntime.get_ep_devices() if device.ep_name == PROVIDER]
-
-
-def _open(job: _Job, devices: list[Any]) -> Any:
-    """Open a session on the HTP without any fallback."""
-    import onnxruntime
-    import onnxruntime_qnn
-
-    settings = onnxruntime.SessionOptions()
-    settings.add_session_config_entry('session.disable_cpu_ep_fallback', '1')
-    if job.context:
-        settings.add_session_config_entry('ep.context_enable', '1')
-        settings.add_session_config_entry('ep.context_embed_mode', '0')
-        settings.add_session_config_entry('ep.context_file_path', job.context)
-    if job.sharing:
-        settings.add_session_config_entry('ep.share_ep_contexts', '1')
-    if job.last_sharing:
-        settings.add_session_config_entry('ep.stop_share_ep_contexts', '1')
-    options = {'backend_path': onnxruntime_qnn.get_qnn_htp_path(), **job.options}
-    settings.add_provider_for_devices(devices[:1], options)
-    return onnxruntime.InferenceSession(job.model, sess_options=settings)
-
-
-if __name__ == '__main__':
-    # Under its importable name, so that what travels through the pipe unpickles on the other side.
-    from export.qnn import htp
-
-    htp._serve(Connection(int(sys.argv[1])))
-    sys.stdout.flush()
-    # The library's own clean-up can crash after all work is done.
-    os._exit(0)

@@ -24,8 +24,7 @@ import onnx
 from onnx import numpy_helper
 
 from export.graphs.table import Feeds
-from export.quantize import adaround_worker
-from export.rewrite.tidy import constants_of
+from export.rewrite.onnx_graph import constants_of
 from neodragon_jax.base.errors import InputError
 
 # Graphs of convolutions, whose weights are rounded here.
@@ -33,6 +32,7 @@ GRAPHS = ('super_resolution', 'video_decoder')
 # Recorded calls that rounding is learned on, at most.
 CALLS = 64
 PACKAGE = 'aimet-onnx'
+_WORKER = pathlib.Path(__file__).with_name('adaround_worker.py')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def round_weights(settings: AdaRound, source: pathlib.Path, feeds: Iterable[Feed
             np.savez(folder / f'calls-{number:03d}.npz', **arrays)
         (folder / 'request.json').write_text(json.dumps({'nodes': nodes, 'iterations': settings.iterations}))
         # Its standard error has the progress bar, and what went wrong.
-        done = subprocess.run([settings.python, adaround_worker.__file__, scratch], stdout=subprocess.DEVNULL)
+        done = subprocess.run([settings.python, _WORKER, scratch], stdout=subprocess.DEVNULL)
         if done.returncode:
             raise InputError(
                 f'--adaround {settings.python}: {PACKAGE} {settings.version} failed on {source.name} with status '

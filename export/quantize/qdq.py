@@ -23,7 +23,7 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 from export.graphs.table import Feeds
 from export.quantize.adaround import Rounding, apply
 from export.quantize.ranges import MARGIN, measure_ranges
-from export.rewrite.tidy import constants_of, drop_unused
+from export.rewrite.onnx_graph import constants_of, drop_unused
 
 _REORDERING = ('Transpose', 'Reshape')
 

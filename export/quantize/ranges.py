@@ -20,7 +20,7 @@ from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 
 from export.graphs.table import Feeds
-from export.rewrite.tidy import constants_of, shapes_of
+from export.rewrite.onnx_graph import constants_of, shapes_of
 from neodragon_jax.base.errors import InputError
 
 METHODS = ('minmax', 'percentile', 'mse')

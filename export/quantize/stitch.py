@@ -21,10 +21,11 @@ from onnx import numpy_helper
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from export.graphs.denoiser import ChainedGraph
+from export.graphs.runners import OnnxSession
 from export.graphs.table import Feeds, Graph
 from export.graphs.to_onnx import to_onnx
 from export.rewrite.for_htp import convert_before_cutting, fuse_gains, hide_transposes, vectors_as_they_are
-from export.rewrite.tidy import drop_unused
+from export.rewrite.onnx_graph import drop_unused
 from neodragon_jax.base.errors import InputError
 
 # Constants of more bytes go to a file beside the graph.
@@ -62,8 +63,6 @@ def quantize_chain(
       quantize: (float graph, quantized graph, inputs of the piece) writes the quantized graph, as `to_w8a16` does.
       on_piece: called with the name of each finished piece.
     """
-    from export.graphs.runners import OnnxSession
-
     with _scratch(path) as scratch, Stitcher(graph, path) as result:
         spool = _Spool(scratch, feeds)
         for number, piece in enumerate(graph.pieces, 1):
@@ -85,7 +84,7 @@ def quantize_chain(
 
 
 def export_piece(piece: Graph, path: pathlib.Path, fused: bool) -> onnx.ModelProto:
-    """Write the float ONNX graph of a piece, if `fused` rewritten as quantized_rewrites.py says, and return it."""
+    """Write the float ONNX graph of a piece, if `fused` rewritten as rewrite/for_htp.py says, and return it."""
     for old in path.parent.glob(f'{path.name}*'):
         old.unlink()  # the exporter appends to a file of weights that is there
     to_onnx(piece, path)

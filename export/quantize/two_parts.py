@@ -26,14 +26,14 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from export.graphs.runners import Call, GraphRunner, OnnxSession
+from export.graphs.runners import Call, OnnxSession
 from export.graphs.table import Feeds
 from export.graphs.to_onnx import save
+from export.measure.resources import inner_bar
+from export.measure.snr import call_db, join_outputs, lowest_db
 from export.quantize.adaround import Rounding
 from export.quantize.qdq import quantize
-from export.report.report import snr_db
-from export.report.resources import inner_bar
-from export.rewrite.tidy import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
+from export.rewrite.onnx_graph import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
 
 # The search aims this much above the target, because other inputs than those it sees come out worse.
 HEADROOM_DB = 3.0
@@ -88,7 +88,7 @@ def quantize_to_target(
     if search and plain < aim:
         groups = sorted(rounding_noise(source, worst, judged, rounding), key=lambda group: -group.noise / group.size)
     remaining = np.cumsum([0.0, *(group.noise for group in reversed(groups))])[::-1]
-    signal = float(np.square(joined(worst.outputs, judged), dtype=np.float64).sum())
+    signal = float(np.square(join_outputs(worst.outputs, judged), dtype=np.float64).sum())
     doubled_db = functools.partial(_quantize_doubled, source, destination, ranges, calls, judged, rounding)
     allowed_db = aim
     while best[0] < aim and count < len(groups):
@@ -106,7 +106,7 @@ def quantize_to_target(
 def _worst(path: pathlib.Path, calls: Sequence[Call], judged: Sequence[str]) -> tuple[float, Call]:
     """Return the lowest ratio of a graph over some calls, and its call."""
     session = OnnxSession(path)
-    ratios = [lowest_db(session, [call], judged) for call in calls]
+    ratios = [call_db(session, call, judged) for call in calls]
     index = ratios.index(min(ratios))
     return ratios[index], calls[index]
 
@@ -217,7 +217,7 @@ def rounding_noise(
 
     def run(feeds: Feeds) -> np.ndarray:
         outputs = (np.asarray(array) for array in session.run(list(judged), feeds))
-        return joined(dict(zip(judged, outputs, strict=True)), judged).astype(np.float64)
+        return join_outputs(dict(zip(judged, outputs, strict=True)), judged).astype(np.float64)
 
     def stored(name: str) -> np.ndarray:
         if rounding is not None and name in rounding.levels:
@@ -282,13 +282,3 @@ def rounded(weight: np.ndarray, axis: int) -> np.ndarray:
     scale = np.abs(weight).max(axis=others, keepdims=True) / _INT8
     scale = np.where(scale == 0, 1, scale)
     return (np.round(weight / scale) * scale).astype(np.float32)
-
-
-def lowest_db(runner: GraphRunner, calls: Sequence[Call], judged: Sequence[str]) -> float:
-    """Return the lowest ratio over recorded calls, of all judged outputs together."""
-    return min(snr_db(joined(call.outputs, judged), joined(runner.run(call.inputs), judged)) for call in calls)
-
-
-def joined(outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """Return some of a graph's outputs as one vector."""
-    return np.concatenate([np.ravel(outputs[name]) for name in names])

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from export.measure.resources import Resources
 from export.report.chart import draw_ratios
-from export.report.resources import Resources
 from neodragon_jax.base.atomic import atomic_file
-
-
-def snr_db(reference: np.ndarray, got: np.ndarray) -> float:
-    """Return 20 log10(|reference| / |reference - got|) in dB; 300 where they are equal, -300 for NaN."""
-    if not np.isfinite(got).all():
-        return -300.0
-    signal = np.linalg.norm(np.asarray(reference, np.float64))
-    noise = np.linalg.norm(np.asarray(reference, np.float64) - np.asarray(got, np.float64))
-    return min(300.0, 20 * math.log10(max(signal, 1e-30) / max(noise, 1e-30)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.rewrite.tidy import attribute, constants_of, replace_nodes, shapes_of
+from export.rewrite.onnx_graph import attribute, constants_of, replace_nodes, shapes_of
 
 TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 # Where an axis of a channels-last picture is in a channels-first one.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import numpy_helper
 
-from export.rewrite.tidy import constants_of, consumers_of, new_constant, rename_inputs
+from export.rewrite.onnx_graph import constants_of, consumers_of, new_constant, rename_inputs
 
 
 def fold_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.rewrite.tidy import (
+from export.rewrite.onnx_graph import (
     attribute,
     constants_of,
     consumers_of,

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import math
 import pathlib
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,13 +19,22 @@ import onnx
 import onnx.reference
 from onnx import helper, numpy_helper
 
-# Version of the operations that jax2onnx writes.
-OPSET = 23
+from export.rewrite.channels_first import channels_first
+from export.rewrite.fold_scales import fold_query_scales, fold_scales
+from export.rewrite.onnx_graph import (
+    attribute,
+    constants_of,
+    consumers_of,
+    drop_unused,
+    new_constant,
+    rename_inputs,
+    replace_nodes,
+    shapes_of,
+)
+
 # Operations on shapes: never part of the computation, and gone once their results are constants.
 _SHAPE_ARITHMETIC = frozenset({'Concat', 'Cast', 'Unsqueeze', 'Squeeze', 'Slice', 'Identity', 'Gather'})
 _BROADCASTING = frozenset({'Add', 'Sub', 'Mul', 'Div', 'Max', 'Min'})
-# Numbers in a constant that may say something about shapes.
-_SMALL = 8
 # B H W C c... to B H s W s C, for channels ordered (C, row, column) and (row, column, C).
 _TO_PIXELS = {(0, 1, 4, 2, 5, 3): 'CRD', (0, 1, 3, 2, 4, 5): 'DCR'}
 
@@ -38,10 +45,6 @@ def tidy(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
     Args:
       folder: where weights that are not in the graph itself lie.
     """
-    # Both build on the functions below.
-    from export.rewrite.channels_first import channels_first
-    from export.rewrite.fold_scales import fold_query_scales, fold_scales
-
     fold_shape_arithmetic(graph)
     broadcast_implicitly(graph)
     explicit_padding(graph)
@@ -56,76 +59,6 @@ def tidy(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
     fold_query_scales(graph, folder)
     share_weights(graph, folder)
     drop_unused(graph)
-
-
-def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Return the constants of a graph by name."""
-    return {tensor.name: tensor for tensor in graph.initializer}
-
-
-def shapes_of(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Return the static shape of every value as it follows from the inputs; what the exporter noted may be outdated."""
-    bare = onnx.GraphProto(name=graph.name, input=graph.input, output=graph.output)
-    for node in graph.node:
-        # ONNX cannot infer this one.
-        same = node.op_type == 'GroupNormalization'
-        bare.node.append(helper.make_node('Identity', node.input[:1], node.output) if same else node)
-    for tensor in graph.initializer:  # without the weights, which may exceed what a message can hold
-        if tensor.data_type == onnx.TensorProto.INT64 or math.prod(tensor.dims) <= _SMALL:
-            bare.initializer.append(tensor)
-        else:
-            bare.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    model = helper.make_model(bare, opset_imports=[helper.make_opsetid('', OPSET)])
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = [*inferred.input, *inferred.value_info, *inferred.output]
-    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
-
-
-def write_shapes(graph: onnx.GraphProto) -> None:
-    """Write the shape of every value between inputs and outputs into the graph."""
-    ends = {value.name for value in (*graph.input, *graph.output)} | set(constants_of(graph))
-    made = {name for node in graph.node for name in node.output}
-    shapes = {name: shape for name, shape in shapes_of(graph).items() if name in made - ends}
-    del graph.value_info[:]
-    graph.value_info.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()
-    )
-
-
-def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """Return the nodes that read each value; a node that reads it twice counts twice."""
-    consumers: dict[str, list[onnx.NodeProto]] = collections.defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            consumers[name].append(node)
-    return consumers
-
-
-def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Make these the nodes of the graph; they may be nodes of it."""
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Return an attribute's value."""
-    for entry in node.attribute:
-        if entry.name == name:
-            return helper.get_attribute_value(entry)
-    return default
-
-
-def rename_inputs(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
-    """Let every node read other values; a new name may be renamed itself."""
-
-    def final(name: str) -> str:
-        while name in renamed:
-            name = renamed[name]
-        return name
-
-    for node in graph.node:
-        node.input[:] = [final(name) for name in node.input]
 
 
 def fold_shape_arithmetic(graph: onnx.GraphProto) -> None:
@@ -327,27 +260,3 @@ def share_weights(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
             kept = first.setdefault(hashlib.sha256(array.data).digest(), tensor.name)
             renamed |= {tensor.name: kept} if kept != tensor.name else {}
     rename_inputs(graph, renamed)
-
-
-def drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes and constants that no output depends on."""
-    needed = {output.name for output in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    replace_nodes(graph, reversed(nodes))
-    for position in reversed(range(len(graph.initializer))):
-        if graph.initializer[position].name not in needed:
-            del graph.initializer[position]
-
-
-def new_constant(
-    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], name: str, array: np.ndarray | np.generic
-) -> str:
-    """Add a constant unless one of that name is there; return the name."""
-    if name not in constants:
-        constants[name] = numpy_helper.from_array(np.asarray(array), name)
-        graph.initializer.append(constants[name])
-    return name

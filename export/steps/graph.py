@@ -24,6 +24,8 @@ from export.graphs.denoiser import ChainedGraph
 from export.graphs.runners import Call, OnnxSession
 from export.graphs.table import DEPLOYMENTS, Deployment, Feeds, Graph
 from export.graphs.to_onnx import to_onnx
+from export.measure.resources import Resources, inner_bar, measured
+from export.measure.snr import lowest_db
 from export.qnn.compile import Target, binary_mb, compile_graph, provider_options, tool_versions
 from export.qnn.htp import HtpSession
 from export.quantize.adaround import GRAPHS as ADAROUND_GRAPHS
@@ -31,9 +33,8 @@ from export.quantize.adaround import AdaRound, round_weights
 from export.quantize.qdq import quantize, quantized_operations, to_fp16, to_w8a16
 from export.quantize.ranges import measure_ranges
 from export.quantize.stitch import export_chain, quantize_chain
-from export.quantize.two_parts import lowest_db, quantize_to_target
+from export.quantize.two_parts import quantize_to_target
 from export.report.report import Row
-from export.report.resources import Resources, inner_bar, measured
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
 

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from export.measure.snr import lowest_db
 from export.qnn.compile import Target, binary_mb, compile_together, provider_options
 from export.qnn.htp import ContextGraph
-from export.quantize.two_parts import lowest_db
 from export.report.report import SharedBinary
 from export.steps.graph import Exported, Settings, compile_alone, kept, makers
 

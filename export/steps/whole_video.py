@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from export.graphs.runners import GraphRunner, OnnxPool
 from export.graphs.table import DENOISER
 from export.host.calibration_set import Dataset
+from export.measure.snr import snr_db
 from export.qnn.compile import provider_options
 from export.qnn.htp import HtpContext, HtpSession, SharedGraph
-from export.report.report import VideoRow, snr_db
+from export.report.report import VideoRow
 from export.steps.graph import Exported, Settings
 from export.steps.workshop import Workshop
 from neodragon_jax.pyramid.sampler import DrawnNoise

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from export.compare_stage import Size
-from export.graphs.denoiser import MODULATION, SHIPPED, DenoiserHost, Form, denoiser_graphs, modulation_graph
-from export.graphs.runners import Call, GraphDenoiser, GraphRunner, JaxRunner, RecordingRunner
+from export.graphs.denoiser import SHIPPED, Form, denoiser_graphs
+from export.graphs.modulation import MODULATION, modulation_graph
+from export.graphs.runners import Call, GraphRunner, JaxRunner, RecordingRunner
 from export.graphs.stored_params import StoredParams
 from export.graphs.table import DENOISER, DEPLOYMENTS, Feeds, Graph, Module
 from export.host import modules
 from export.host.calibration_set import Dataset, folder_sha256
+from export.host.denoiser_host import DenoiserHost, GraphDenoiser
 from export.host.recording import Program, Recorder, Recording, Sample, calls_per_video
 from export.steps.comparison import Subject
 from export.steps.graph import Task

@@ -14,16 +14,17 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from export.graphs.denoiser import SHIPPED, DenoiserHost, denoiser_graphs
-from export.graphs.runners import GraphDenoiser, OnnxSession
+from export.graphs.denoiser import SHIPPED, denoiser_graphs
+from export.graphs.runners import OnnxSession
 from export.graphs.table import FORBIDDEN, Graph
 from export.graphs.text import clip_pooled
 from export.graphs.to_onnx import to_onnx
+from export.host.denoiser_host import DenoiserHost, GraphDenoiser
 from export.host.recording import Recorder
+from export.measure.snr import snr_db
 from export.qnn.compile import compile_graph, find_target, provider_options
 from export.qnn.htp import HtpSession
 from export.quantize.qdq import to_fp16, to_w8a16
-from export.report.report import snr_db
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.models.mmdit import PyramidMMDiT

@@ -23,10 +23,10 @@ from export.graphs.table import DEPLOYMENTS, Module
 from export.graphs.to_onnx import to_onnx
 from export.host import modules
 from export.host.recording import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
+from export.measure.snr import lowest_db, snr_db
 from export.quantize.qdq import quantized_operations, to_w8a16
 from export.quantize.ranges import METHODS, measure_ranges
-from export.quantize.two_parts import RECIPE, lowest_db, quantize_to_target
-from export.report.report import snr_db
+from export.quantize.two_parts import RECIPE, quantize_to_target
 from export.steps import whole_video
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint

@@ -18,11 +18,12 @@ from export.__main__ import main
 from export.graphs import pictures as picture_graphs
 from export.graphs.runners import Call, OnnxSession
 from export.graphs.to_onnx import to_onnx
+from export.measure.snr import lowest_db
 from export.quantize import adaround
 from export.quantize.adaround import AdaRound, Rounding
 from export.quantize.qdq import quantize, quantized_operations
 from export.quantize.ranges import measure_ranges
-from export.quantize.two_parts import lowest_db, quantize_to_target
+from export.quantize.two_parts import quantize_to_target
 from neodragon_jax.base.errors import InputError
 from support.goldens import TINY_CHECKPOINT
 

@@ -16,11 +16,14 @@ import pytest
 import safetensors.numpy
 from onnx import numpy_helper
 
-from export.graphs.denoiser import FORMS, MODULATION, SHIPPED, ChainedGraph, DenoiserHost, Form, denoiser_graphs
-from export.graphs.denoiser import modulation_graph as make_modulation_graph
+from export.graphs.denoiser import FORMS, SHIPPED, ChainedGraph, Form, denoiser_graphs
+from export.graphs.modulation import MODULATION
+from export.graphs.modulation import modulation_graph as make_modulation_graph
 from export.graphs.runners import OnnxSession
 from export.graphs.stored_params import StoredParams
 from export.graphs.to_onnx import to_onnx
+from export.host.denoiser_host import DenoiserHost
+from export.measure.snr import snr_db
 from export.qnn.compile import (
     binary_mb,
     compile_graph,
@@ -32,7 +35,6 @@ from export.qnn.compile import (
 from export.qnn.htp import ContextGraph, HtpSession
 from export.quantize.qdq import to_fp16, to_w8a16
 from export.quantize.stitch import export_chain, quantize_chain
-from export.report.report import snr_db
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.models.mmdit import PyramidMMDiT

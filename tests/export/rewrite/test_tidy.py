@@ -18,9 +18,9 @@ from onnx import helper, numpy_helper
 from export.graphs.runners import OnnxSession
 from export.graphs.table import Graph
 from export.graphs.to_onnx import to_onnx
+from export.measure.snr import snr_db
 from export.quantize.qdq import to_w8a16
 from export.quantize.two_parts import Group, _worst_apart, double_weights, rounded
-from export.report.report import snr_db
 from export.rewrite import tidy as rewrites
 from neodragon_jax.models.super_resolution import depth_to_space
 from neodragon_jax.models.vae_decoder import double_space

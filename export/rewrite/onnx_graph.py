@@ -1,0 +1,111 @@
+"""Look-ups in an ONNX graph, and small changes of one, that all rewrites share."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+# Opset that jax2onnx writes.
+OPSET = 23
+# Constants of at most this many values may say something about shapes.
+_SMALL = 8
+
+
+def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the constants of a graph by name."""
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def shapes_of(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """Return the static shape of every value as it follows from the inputs; what the exporter noted may be outdated."""
+    bare = onnx.GraphProto(name=graph.name, input=graph.input, output=graph.output)
+    for node in graph.node:
+        # ONNX cannot infer this one.
+        same = node.op_type == 'GroupNormalization'
+        bare.node.append(helper.make_node('Identity', node.input[:1], node.output) if same else node)
+    for tensor in graph.initializer:  # without the weights, which may exceed what a message can hold
+        if tensor.data_type == onnx.TensorProto.INT64 or math.prod(tensor.dims) <= _SMALL:
+            bare.initializer.append(tensor)
+        else:
+            bare.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model = helper.make_model(bare, opset_imports=[helper.make_opsetid('', OPSET)])
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+
+
+def write_shapes(graph: onnx.GraphProto) -> None:
+    """Write the shape of every value between inputs and outputs into the graph."""
+    ends = {value.name for value in (*graph.input, *graph.output)} | set(constants_of(graph))
+    made = {name for node in graph.node for name in node.output}
+    shapes = {name: shape for name, shape in shapes_of(graph).items() if name in made - ends}
+    del graph.value_info[:]
+    graph.value_info.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()
+    )
+
+
+def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Return the nodes that read each value; a node that reads it twice counts twice."""
+    consumers: dict[str, list[onnx.NodeProto]] = collections.defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            consumers[name].append(node)
+    return consumers
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Make these the nodes of the graph; they may be nodes of it."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Return an attribute's value."""
+    for entry in node.attribute:
+        if entry.name == name:
+            return helper.get_attribute_value(entry)
+    return default
+
+
+def rename_inputs(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    """Let every node read other values; a new name may be renamed itself."""
+
+    def final(name: str) -> str:
+        while name in renamed:
+            name = renamed[name]
+        return name
+
+    for node in graph.node:
+        node.input[:] = [final(name) for name in node.input]
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and constants that no output depends on."""
+    needed = {output.name for output in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    replace_nodes(graph, reversed(nodes))
+    for position in reversed(range(len(graph.initializer))):
+        if graph.initializer[position].name not in needed:
+            del graph.initializer[position]
+
+
+def new_constant(
+    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], name: str, array: np.ndarray | np.generic
+) -> str:
+    """Add a constant unless one of that name is there; return the name."""
+    if name not in constants:
+        constants[name] = numpy_helper.from_array(np.asarray(array), name)
+        graph.initializer.append(constants[name])
+    return name
