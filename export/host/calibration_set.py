@@ -1,14 +1,13 @@
-"""The calibration set on disk: one folder per generated video, and the protocol that it was recorded by.
+"""The calibration set on disk: one folder per generated video, and the protocol that it was recorded from.
 
-A video's folder appears when it is complete, so a killed recording goes on where it stopped. The protocol names the
-weights of every component and everything that decides what is generated: a set is used again for the same protocol,
-and refused for any other.
+The folder of a video appears when it is complete, so that a killed recording resumes; `record.json` in it holds the
+sizes and hashes of its files, and a damaged video is recorded again. A set is reused for the same protocol and refused
+for any other.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,71 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from export.host.recording import Call, Recording, Sample, Scenes, Video, flatten, rotating, spread, unflatten
+from export.host.file_records import damage, file_records, read_json
+from export.host.protocol import KEPT, VIDEOS, Protocol
+from export.host.recording import Call, Recording, Sample, Video, flatten, rotating, spread, unflatten
 from export.measure.resources import Resources, measured
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.pyramid.sampler import Plan, Prompt
+from neodragon_jax.pyramid.sampler import Prompt
 
-# Changes when the files below do.
-FORMAT = 2
-_SPENT = 'spent.json'
-_KEPT, _VIDEOS = 'calls kept per video', 'videos'
-# The first video is kept apart, with this many calls of each graph, to judge graphs by.
+# Calls of each graph that an evaluation video keeps.
 EVALUATION_CALLS = 8
+_PROTOCOL, _RECORD = 'protocol.json', 'record.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
-    """What decides the content of a calibration set.
+class CalibrationSet:
+    """A recorded calibration set, with the evaluation videos.
 
     Attributes:
-      components: SHA-256 of the weights of every component, by name.
-      scenes: prompts, images and seed.
-      plan: sizes and steps.
-      keep: calls that every video keeps of each graph.
-      videos: how many, without the one for evaluation.
-    """
-
-    components: Mapping[str, str]
-    scenes: Scenes
-    plan: Plan
-    keep: Mapping[str, int]
-    videos: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a flat table."""
-        images = hashlib.sha256(b''.join(np.ascontiguousarray(image).tobytes() for image in self.scenes.images))
-        return {
-            'format': FORMAT,
-            **{f'weights of {name}': digest for name, digest in self.components.items()},
-            'prompts': list(self.scenes.prompts),
-            'modifier': self.scenes.modifier,
-            'negative prompt': self.scenes.negative_prompt,
-            'images': images.hexdigest() if self.scenes.images else None,
-            'seed': self.scenes.seed,
-            'plan': json.loads(json.dumps(dataclasses.asdict(self.plan))),
-            _KEPT: dict(self.keep),
-            _VIDEOS: self.videos,
-        }
-
-
-def folder_sha256(folder: pathlib.Path) -> str:
-    """Return the hash of a component's config and weights."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob('*.safetensors'), folder / 'config.json']):
-        with path.open('rb') as file:
-            digest.update(hashlib.file_digest(file, 'sha256').digest())
-    return digest.hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A recorded calibration set.
-
-    Attributes:
-      folder: where it is.
-      protocol: what it was recorded by.
+      folder: where the set is stored.
+      protocol: what it was recorded from.
     """
 
     folder: pathlib.Path
@@ -93,60 +47,60 @@ class Dataset:
         protocol: Protocol,
         open_recording: Callable[[], Recording],
         on_video: Callable[[str], None],
-    ) -> Dataset:
-        """Generate the videos that are not there yet.
+    ) -> CalibrationSet:
+        """Generate the videos that are missing or damaged.
 
         Args:
-          open_recording: loads the program; called only if a video is missing.
-          on_video: called with a line for every video.
+          open_recording: loads the program; called only if a video has to be generated.
+          on_video: called with one line per video.
         Raises:
-          InputError: the folder holds a set of another protocol, or one that has too few calls.
+          InputError: the folder holds a set of another protocol, or its protocol is damaged.
         """
-        dataset = cls(folder, protocol)
-        dataset = dataclasses.replace(dataset, protocol=dataset._check_or_write_protocol())
+        found = cls(folder, protocol)
+        found = dataclasses.replace(found, protocol=found._check_or_write_protocol())
         recording = None
-        for number in range(protocol.videos + 1):
-            name = f'video {number} of {protocol.videos}'
-            if dataset._video(number).is_dir():
+        for kind, number in found._videos():
+            name = f'{kind} video {number + 1} of {found._count(kind)}'
+            harm = found._damage(kind, number)
+            if harm == '':
                 on_video(f'{name}: recorded before')
                 continue
-            with measured() as spent:
+            with measured() as resources:
                 recording = recording or open_recording()
-                video, calls = recording.generate(protocol.scenes, number)
-            dataset._write(number, video, calls, spent)
-            on_video(f'{name}: recorded')
-        return dataset
-
-    @property
-    def spent(self) -> list[Resources]:
-        """What recording each video took."""
-        folders = (self._video(number) for number in range(self.protocol.videos + 1))
-        return [json.loads((folder / _SPENT).read_text()) for folder in folders]
+                scenes = protocol.scenes if kind == 'calibration' else protocol.evaluation
+                video, calls = recording.generate(scenes, number)
+            found._write(kind, number, video, calls, resources)
+            on_video(f'{name}: recorded' + (f' again, because {harm}' if harm else ''))
+        return found
 
     @property
     def sha256(self) -> str:
-        """Hash of the protocol, and so of the content."""
-        return hashlib.sha256(json.dumps(self.protocol.to_json(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the protocol, which determines the content."""
+        return self.protocol.sha256
+
+    @property
+    def resources(self) -> list[Resources]:
+        """Time and memory of recording each video."""
+        return [json.loads((self._folder(*video) / _RECORD).read_text())['resources'] for video in self._videos()]
 
     def calls(self, name: str, count: int) -> Iterator[Any]:
         """Yield up to `count` calibration calls of a graph, as `Call` or `Sample`, read one by one."""
-        entries = [
-            (number, index)
-            for number in range(1, self.protocol.videos + 1)
-            for index in range(self.protocol.keep[name])
-        ]
+        entries = [(number, i) for number in range(self.protocol.videos) for i in range(self.protocol.keep[name])]
         for number, index in spread(entries, count):
-            yield self._read(number, name, index)
+            yield self._read('calibration', number, name, index)
 
-    def evaluation(self, name: str, count: int) -> list[Any]:
-        """Return up to `count` calls of a graph in the video that calibration did not see."""
-        with np.load(self._video(0) / f'{name}.npz') as arrays:
-            kept = len({key.partition('|')[0] for key in arrays})
-        return [self._read(0, name, index) for index in spread(range(kept), count)]
+    def evaluation(self, name: str, count: int) -> dict[str, list[Any]]:
+        """Return up to `count` calls of a graph for each evaluation prompt."""
+        calls = {}
+        for number, prompt in enumerate(self.protocol.evaluation.prompts):
+            with np.load(self._folder('evaluation', number) / f'{name}.npz') as arrays:
+                kept = len({key.partition('|')[0] for key in arrays})
+            calls[prompt] = [self._read('evaluation', number, name, index) for index in spread(range(kept), count)]
+        return calls
 
-    def video(self) -> Video:
-        """Return the video that calibration did not see."""
-        with np.load(self._video(0) / 'video.npz') as arrays:
+    def video(self, number: int) -> Video:
+        """Return the video of an evaluation prompt."""
+        with np.load(self._folder('evaluation', number) / 'video.npz') as arrays:
             prompts = [
                 Prompt(*(arrays[f'{kind}.{field}'] for field in Prompt._fields)) if f'{kind}.text' in arrays else None
                 for kind in ('prompt', 'negative')
@@ -154,52 +108,79 @@ class Dataset:
             others = [arrays.get(name) for name in ('first_frame', 'latents', 'frames')]
         return Video(*prompts, *others)  # pyright: ignore[reportArgumentType]
 
-    def _video(self, number: int) -> pathlib.Path:
-        return self.folder / f'video-{number:05d}'
+    def _videos(self) -> list[tuple[str, int]]:
+        kinds = ('evaluation', 'calibration')
+        return [(kind, number) for kind in kinds for number in range(self._count(kind))]
 
-    def _read(self, number: int, name: str, index: int) -> Call | Sample:
+    def _count(self, kind: str) -> int:
+        return self.protocol.videos if kind == 'calibration' else len(self.protocol.evaluation.prompts)
+
+    def _folder(self, kind: str, number: int) -> pathlib.Path:
+        return self.folder / f'{kind}-{number:05d}'
+
+    def _damage(self, kind: str, number: int) -> str | None:
+        """Return '' for a complete video, None for one that is not there, or a phrase that says how it is damaged."""
+        folder = self._folder(kind, number)
+        if not folder.is_dir():
+            return None
+        record = read_json(folder / _RECORD)
+        if record is None:
+            return f'{folder / _RECORD} is missing or damaged'
+        return damage(folder, record.get('files')) or ''
+
+    def _read(self, kind: str, number: int, name: str, index: int) -> Call | Sample:
         prefix = f'{index}|'
-        with np.load(self._video(number) / f'{name}.npz') as arrays:
+        with np.load(self._folder(kind, number) / f'{name}.npz') as arrays:
             return unflatten({key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)})
 
-    def _write(self, number: int, video: Video, calls: Mapping[str, Sequence[Any]], spent: Resources) -> None:
-        """Write what is kept of a video."""
-        with atomic_folder(self._video(number)) as draft:
+    def _write(
+        self, kind: str, number: int, video: Video, calls: Mapping[str, Sequence[Any]], resources: Resources
+    ) -> None:
+        """Write the kept calls of a video, and of an evaluation video its latents and frames."""
+        # One more for every round through the prompts: each prompt meets all units and steps.
+        turn = number + number // len(self.protocol.scenes.prompts)
+        with atomic_folder(self._folder(kind, number), replace=True) as draft:
             for name, keep in self.protocol.keep.items():
-                kept = rotating(calls[name], keep, number) if number else spread(calls[name], EVALUATION_CALLS)
+                evaluates = kind == 'evaluation'
+                kept = spread(calls[name], EVALUATION_CALLS) if evaluates else rotating(calls[name], keep, turn)
                 arrays = {f'{i}|{path}': array for i, call in enumerate(kept) for path, array in flatten(call).items()}
                 np.savez(draft / f'{name}.npz', **arrays)  # pyright: ignore[reportArgumentType]
-            if number == 0:
+            if kind == 'evaluation':
                 np.savez(draft / 'video.npz', **flatten(video))  # pyright: ignore[reportArgumentType]
-            (draft / _SPENT).write_text(json.dumps(spent) + '\n')
+            record = {'resources': resources, 'files': file_records(draft)}
+            (draft / _RECORD).write_text(json.dumps(record, indent=2) + '\n')
 
     def _check_or_write_protocol(self) -> Protocol:
-        """Return the protocol of the set in the folder; write this one if there is none.
+        """Return the protocol of the set in the folder, or write this one if there is none.
 
-        A complete set of more calls or graphs than are wanted is as good.
+        A complete set of more calls or graphs than are wanted serves, too.
 
         Raises:
-          InputError: the folder holds a set of another protocol.
+          InputError: the folder holds a set of another protocol, or its protocol is damaged.
         """
-        path, wanted = self.folder / 'protocol.json', self.protocol.to_json()
+        path, wanted = self.folder / _PROTOCOL, self.protocol.to_json()
         if not path.is_file():
             with atomic_file(path) as draft:
                 draft.write_text(json.dumps(wanted, indent=2) + '\n')
             return self.protocol
-        found = json.loads(path.read_text())
+        found = read_json(path)
+        if found is None or not {KEPT, VIDEOS} <= set(found):
+            raise InputError(f'{path}: damaged. Remove {self.folder} to record the calibration set again.')
         if self._has_enough(found):
-            wanted |= {key: found[key] for key in (_KEPT, _VIDEOS)}
+            wanted |= {key: found[key] for key in (KEPT, VIDEOS)}
         different = sorted(key for key in {**wanted, **found} if found.get(key) != wanted.get(key))
         if different:
             raise InputError(
                 f'{self.folder}: this calibration set was recorded with other {", ".join(different)}. '
                 'Remove it, or name another folder with --calibration.'
             )
-        return dataclasses.replace(self.protocol, keep=wanted[_KEPT], videos=wanted[_VIDEOS])
+        return dataclasses.replace(self.protocol, keep=wanted[KEPT], videos=wanted[VIDEOS])
 
     def _has_enough(self, found: Mapping[str, Any]) -> bool:
-        """Return whether a set is complete and has as many calls of each graph as this protocol asks for."""
-        videos, wanted = found[_VIDEOS], self.protocol.keep.items()
-        calls = {name: count * videos for name, count in found[_KEPT].items()}
+        """Return whether the set in the folder has at least as many calls of each graph as this protocol asks for."""
+        videos, wanted = found[VIDEOS], self.protocol.keep.items()
+        if not isinstance(videos, int) or not isinstance(found[KEPT], dict):
+            return False
+        calls = {name: count * videos for name, count in found[KEPT].items()}
         enough = all(count * self.protocol.videos <= calls.get(name, -1) for name, count in wanted)
-        return enough and all(self._video(number).is_dir() for number in range(videos + 1))
+        return enough and all(self._folder('calibration', number).is_dir() for number in range(videos))

@@ -1,7 +1,7 @@
-"""True inputs of all graphs, recorded while the real program runs.
+"""Inputs and outputs of all graphs, recorded while the program generates videos in JAX.
 
-Ranges measured on noise are wrong ranges: what matters is the distribution of latents, histories, memories and prompts
-that a generation meets. The same recording holds the outputs in float32 that exported graphs are judged by.
+Activation ranges have to be measured on the latents, histories, memories and prompts of real generations, not on noise.
+The recorded float32 outputs are the reference for exported graphs.
 
 Legend: B batch, T latent frames, F video frames, H W full-size latent grid, h w a stage's grid, C channels.
 Source: arXiv 2511.06055, section 4 (table 9: 50 to 500 samples per graph).
@@ -25,18 +25,6 @@ from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.models.super_resolution import upscale
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, NoiseSource, Plan, Prompt, Unit, sample
 
-# Used when the user gives none: one for each kind of content that changes what activations look like.
-PROMPTS = (
-    'a wooden sailing boat crosses a rough sea under dark clouds',
-    'close-up of an old potter shaping wet clay on a spinning wheel',
-    'a red fox trots through fresh snow between birch trees',
-    'time lapse of city traffic at night seen from a bridge',
-    'a hot air balloon drifts over green hills at sunrise',
-    'two children fly a yellow kite on an empty beach',
-    'macro shot of rain drops falling on a blue flower',
-    'an astronaut walks slowly across a rocky orange desert',
-)
-
 
 class Sample(NamedTuple):
     """One denoiser call for one example, batch axis of 1 included; the arrays are on the host."""
@@ -50,10 +38,10 @@ class Sample(NamedTuple):
 
 
 class Recorder:
-    """A denoiser that behaves like the one it wraps and keeps every call.
+    """A denoiser that wraps another and records every call.
 
     Attributes:
-      samples: the calls of every stage, in order; the caller may clear it.
+      samples: calls of every stage, in order; the caller may clear it.
     """
 
     def __init__(self, denoise: Denoiser) -> None:
@@ -72,13 +60,13 @@ class Recorder:
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """What to generate.
+    """Prompts, first frames and seed of a sequence of videos.
 
     Attributes:
-      prompts: used in turn, modifier not included.
+      prompts: used in turn, without the modifier.
       modifier: appended to every prompt.
-      negative_prompt: for guided plans.
-      images: first frames in [-1, 1], used in turn, instead of drawn ones.
+      negative_prompt: for plans with guidance.
+      images: first frames in [-1, 1], used in turn; without any they are generated.
       seed: of all noise.
     """
 
@@ -89,11 +77,11 @@ class Scenes:
     seed: int = 0
 
     def text(self, number: int) -> str:
-        """Return the prompt of a video, modifier included."""
+        """Return the prompt of a video, with the modifier."""
         return self.prompts[number % len(self.prompts)] + self.modifier
 
     def keys(self, number: int) -> Array:
-        """Return the key of a video's noise [1]; prompts recur with new noise."""
+        """Return the noise key [1] of a video; a prompt that recurs gets new noise."""
         text = self.prompts[number % len(self.prompts)]
         return pipeline.sample_keys(self.seed, [text], [number // len(self.prompts)])
 
@@ -103,7 +91,7 @@ class Scenes:
 
 
 class Video(NamedTuple):
-    """One generation: what the denoiser started from, its latents, and the frames; None from where it was stopped."""
+    """One generation: conditions, latents and frames; parts that were not generated are None."""
 
     prompt: Prompt
     negative: Prompt | None
@@ -113,26 +101,26 @@ class Video(NamedTuple):
 
     @property
     def generated(self) -> slice:
-        """Latent frames that the denoiser made: all but a given first one."""
+        """Latent frames that the denoiser generated: all but a given first one."""
         return slice(0 if self.first_frame is None else 1, None)
 
     def replay(self, denoise: Denoiser, plan: Plan, noise: NoiseSource) -> Float[np.ndarray, '1 T H W C']:
-        """Return the latents that another denoiser generates from the same start."""
+        """Return the latents that another denoiser generates from the same conditions."""
         prompt, negative, first_frame = jax.tree.map(jnp.asarray, (self.prompt, self.negative, self.first_frame))
         return np.asarray(sample(denoise, plan, prompt, noise, negative, first_frame))
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The whole program over functions of any kind.
+    """The whole program, from prompt to frames.
 
     Attributes:
-      components: the modules.
-      plan: what to generate.
-      draw: makes first frames; None starts from a given image or from nothing.
-      enlarge: super-resolution of pictures [B, H, W, 3] in [0, 1]; None leaves the decoder's size.
-      denoise: whether to go beyond the first frame.
-      frames: whether to decode latents.
+      components: the modules, as functions of any kind.
+      plan: latent size, steps and guidance.
+      draw: generates first frames; None starts from a given image or from noise.
+      enlarge: super-resolution of pictures [B, H, W, 3] in [0, 1]; None keeps the decoder's size.
+      denoise: whether the denoiser runs.
+      frames: whether latents are decoded.
     """
 
     components: pipeline.Components
@@ -143,7 +131,7 @@ class Program:
     frames: bool = True
 
     def generate(self, scenes: Scenes, number: int) -> Video:
-        """Generate a video, every module in turn, as far as the program goes."""
+        """Generate a video."""
         guided = self.plan.guidance is not None or self.plan.first_guidance is not None
         prompt = self.components.encode_prompt([scenes.text(number)])
         negative = self.components.encode_prompt([scenes.negative_prompt]) if guided else None
@@ -169,12 +157,12 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A program that keeps the calls of its graphs.
+    """A program that records the calls of its graphs.
 
     Attributes:
-      program: over the runners and the denoiser below.
-      runners: of all graphs but the denoiser's.
-      denoiser: the same for the denoiser.
+      program: the program over the recorders below.
+      runners: recorders of all graphs but the denoiser's.
+      denoiser: recorder of the denoiser.
     """
 
     program: Program
@@ -193,10 +181,10 @@ class Recording:
 
 
 def calls_per_video(plan: Plan, first_frame_given: bool) -> dict[str, int]:
-    """Return how often a video calls each graph.
+    """Return the number of calls of each graph per video.
 
     Args:
-      first_frame_given: whether there is a first frame, drawn or given.
+      first_frame_given: whether frame 0 is a picture, given or generated by the first-frame model.
     """
     guidances = (plan.guidance, plan.first_guidance)
     prompts = 1 if all(scale is None for scale in guidances) else 2
@@ -216,21 +204,21 @@ def calls_per_video(plan: Plan, first_frame_given: bool) -> dict[str, int]:
 
 
 def videos_needed(calls: Mapping[str, int], counts: Mapping[str, int]) -> int:
-    """Return how many videos give every graph its number of calibration samples."""
+    """Return the number of videos that give every graph its number of calibration samples."""
     return max((-(-count // calls[name]) for name, count in counts.items()), default=0)
 
 
-def rotating(calls: Sequence[Any], keep: int, video: int) -> list[Any]:
-    """Return `keep` calls of a video, at even distances, beginning with another one in every video.
+def rotating(calls: Sequence[Any], keep: int, turn: int) -> list[Any]:
+    """Return `keep` calls of a video at even distances, starting at another call for every `turn`.
 
-    So all units and steps are met even when one call per video is enough: of a decoder, zero memories 1 in T.
+    All units and steps are met even if each video keeps one call only; a decoder starts from zero memories in 1 of T.
     """
     keep, count = min(keep, len(calls)), len(calls)
-    return [calls[index] for index in sorted((video + number * count // keep) % count for number in range(keep))]
+    return [calls[index] for index in sorted((turn + number * count // keep) % count for number in range(keep))]
 
 
 def spread(samples: Sequence[Any], count: int) -> list[Any]:
-    """Return `count` samples, or all if there are fewer, at even distances, so that all units are among them."""
+    """Return `count` samples at even distances, or all if there are fewer."""
     if count >= len(samples):
         return list(samples)
     return [samples[index] for index in np.linspace(0, len(samples) - 1, count).round().astype(int)]
@@ -243,7 +231,7 @@ def flatten(call: Call | Sample) -> dict[str, np.ndarray]:
 
 
 def unflatten(arrays: Mapping[str, np.ndarray]) -> Call | Sample:
-    """Invert `flatten`."""
+    """Return the call of arrays by path; the inverse of `flatten`."""
     if 'x' not in arrays:
         parts = {'inputs': {}, 'outputs': {}}
         for path, array in arrays.items():

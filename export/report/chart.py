@@ -1,4 +1,4 @@
-"""The picture of a report: a bar for every graph's ratio, a mark at its target."""
+"""The picture of a report: for every graph its ratio on every evaluation prompt, the median, and the target."""
 
 from __future__ import annotations
 
@@ -6,34 +6,44 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from export.report.rows import Row
+
 LABELS, BARS, LINE, MARGIN, TEXT = 330, 480, 22, 12, 13
-HIGHEST = 80.0  # dB at the right end; what is higher is drawn to there, with its number
-MET, MISSED, TARGET, INK = '#2a7f9e', '#c0392b', '#202020', '#202020'
+HIGHEST = 80.0  # dB at the right end of the axis; higher ratios are drawn there, with their number
+MET, MISSED, TARGET, INK, PROMPT = '#2a7f9e', '#c0392b', '#202020', '#202020', '#f2c14e'
+_LEGEND = 'dB against JAX: bar = lowest, dots = evaluation prompts, ring = median, line = target'
 
 
-def draw_ratios(rows: Sequence[tuple[str, float | None, float]]) -> Image.Image:
-    """Return a bar chart.
-
-    Args:
-      rows: label, ratio in dB (None: not measured), and target in dB of each.
-    """
+def draw_ratios(rows: Sequence[Row]) -> Image.Image:
+    """Return a chart with one bar per row, as long as its lowest ratio; red if the target is missed."""
     size = (LABELS + BARS + 6 * MARGIN, (len(rows) + 1) * LINE + 2 * MARGIN)
     picture = Image.new('RGB', size, 'white')
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT)
-    draw.text((MARGIN, MARGIN), 'dB against JAX in float32; the line is the target', INK, font)
-    for number, (label, ratio, target) in enumerate(rows, 1):
+    draw.text((MARGIN, MARGIN), _LEGEND, INK, font)
+    for number, row in enumerate(rows, 1):
         top = MARGIN + number * LINE
-        draw.text((MARGIN, top), label, INK, font)
-        if ratio is None:
+        draw.text((MARGIN, top), row.label, INK, font)
+        if row.deploy_db is None:
             draw.text((LABELS, top), 'not measured', INK, font)
         else:
-            end = _place(ratio)
-            draw.rectangle((LABELS, top, end, top + LINE - 6), fill=MET if ratio >= target else MISSED)
-            draw.text((end + 4, top), f'{ratio:.1f}', INK, font)
-        draw.line((_place(target), top - 2, _place(target), top + LINE - 4), TARGET, 2)
+            _draw_bar(draw, font, row, row.deploy_db, top)
+        draw.line((_place(row.target_db), top - 2, _place(row.target_db), top + LINE - 4), TARGET, 2)
     return picture
 
 
+def _draw_bar(
+    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, row: Row, lowest: float, top: int
+) -> None:
+    end, middle = _place(lowest), top + (LINE - 6) // 2
+    draw.rectangle((LABELS, top, end, top + LINE - 6), fill=MET if row.met else MISSED)
+    right = max([end, *(_place(ratio) + 3 for ratio in row.prompts_db.values())])
+    for ratio in row.prompts_db.values():
+        draw.circle((_place(ratio), middle), 3, PROMPT, INK)
+    if row.median_db is not None:
+        draw.circle((_place(row.median_db), middle), 6, None, INK, 2)
+    draw.text((right + 6, top), f'{lowest:.1f}', INK, font)
+
+
 def _place(ratio: float) -> float:
-    """Return where a ratio is, in pixels from the left."""
+    """Return the horizontal position of a ratio in pixels."""
     return LABELS + BARS * min(max(ratio, 0.0), HIGHEST) / HIGHEST

@@ -1,96 +1,97 @@
-"""The denoiser's shipped form against a straightforward export of it, for the report; see compare_stage.py."""
+"""The last stage of the denoiser against a straightforward export of it, for the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from export import compare_stage
 from export.graphs.denoiser import FORMS, Form
 from export.graphs.table import DENOISER
-from export.steps.graph import Settings, kept_or_made, makers
+from export.host.denoiser_graphs import DenoiserGraphs
+from export.steps.code_identity import made_by
+from export.steps.form_table import HEADER, savings, table_line, write_forms
+from export.steps.forms import BASELINE, StageSizes, compare_forms
+from export.steps.options import GraphOptions
+from export.steps.step_cache import finished_or_made
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import MMDiTConfig
 
 FOLDER = 'denoiser-compare'
-GRAPHS = 4  # two forms, each with one block and with two
+GRAPHS = 4  # two forms, each with one and with two blocks
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """The largest stage of a denoiser: its sizes, and the form that it is exported in."""
+    """The last stage of a denoiser, which takes most of the time: its sizes and its exported form."""
 
     config: MMDiTConfig
-    size: compare_stage.Size
+    sizes: StageSizes
     form: Form
 
     @property
     def stage(self) -> int:
-        """The last stage, which takes most of the time."""
-        return self.size.stages - 1
+        """Number of the stage."""
+        return self.sizes.stages - 1
+
+
+def subject_of(denoiser: DenoiserGraphs) -> Subject:
+    """Return the last stage of a denoiser."""
+    sizes = StageSizes(denoiser.stages, denoiser.plan.frames - 1, denoiser.grid, denoiser.text_tokens)
+    return Subject(denoiser.config, sizes, denoiser.form)
 
 
 def check(names: Sequence[str], subject: Subject) -> None:
-    """Raise InputError if what is exported cannot be compared."""
+    """Raise InputError if the exported graphs cannot be compared."""
     if f'{DENOISER}{subject.stage}' not in names:
         raise InputError(f'--compare is about {DENOISER}{subject.stage}, which --graphs leaves out; name it too.')
     if subject.config.num_layers < 2:
         raise InputError('--compare takes a denoiser of two blocks or more; leave it out for this one.')
 
 
-def compare(subject: Subject, settings: Settings, on_step: Callable[[str], object]) -> list[str]:
-    """Build both forms for the first chipset, unless that is done; return the report's lines.
+def compare(subject: Subject, options: GraphOptions, on_step: Callable[[str], object]) -> list[str]:
+    """Build both forms for the first chipset, unless that is finished; return the report's lines.
 
     Args:
-      on_step: called with the name of each finished graph.
+      on_step: called with one line per finished graph.
     """
-    target = settings.targets[0]
-    sizes = {**dataclasses.asdict(subject.config), **dataclasses.asdict(subject.size)}
-    source = {'sizes': sizes, 'form': dataclasses.asdict(subject.form), 'chipset': target.chipset} | makers()
+    target = options.targets[0]
+    sizes = {**dataclasses.asdict(subject.config), **dataclasses.asdict(subject.sizes)}
+    source = {'sizes': sizes, 'form': dataclasses.asdict(subject.form), 'chipset': target.chipset}
     built: list[str] = []
 
-    def report(text: str) -> None:
+    def on_graph(text: str) -> None:
         built.append(text)
         on_step(text)
 
-    write = functools.partial(_write, subject, settings, report)
-    folder = settings.out / f'{FOLDER}-{target.chipset}'
-    lines = kept_or_made(folder, _as_json(source), write)['lines']
+    write = functools.partial(_write, subject, options, on_graph)
+    folder = options.out / f'{FOLDER}-{target.chipset}'
+    lines = finished_or_made(folder, source | made_by(__name__), write)['lines']
     for _ in range(GRAPHS - len(built)):
         on_step('compared before')
     return lines
 
 
 def _write(
-    subject: Subject, settings: Settings, on_graph: Callable[[str], object], folder: pathlib.Path
+    subject: Subject, options: GraphOptions, on_graph: Callable[[str], object], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Write compare.md and compare.json; return the lines for the report."""
-    config, target, stage = subject.config, settings.targets[0], subject.stage
-    plain = dataclasses.replace(FORMS[compare_stage.BASELINE], draws_frame_zero=subject.form.draws_frame_zero)
-    forms = {compare_stage.BASELINE: plain, 'exported here': subject.form}
-    built = compare_stage.compare(config, forms, stage, target, config.num_layers, subject.size, on_graph)
-    base, best = rows = list(built)
-    about = {'stage': stage, 'blocks': config.num_layers, 'soc': target.chipset}
-    compare_stage.write(folder, rows, about)
-    saved = compare_stage.savings(base, best)
+    """Write compare.md and compare.json; return metadata: the lines for the report."""
+    config, target, stage = subject.config, options.targets[0], subject.stage
+    plain = dataclasses.replace(FORMS[BASELINE], draws_frame_zero=subject.form.draws_frame_zero)
+    forms = {BASELINE: plain, 'exported here': subject.form}
+    base, best = rows = list(compare_forms(config, forms, stage, target, config.num_layers, subject.sizes, on_graph))
+    write_forms(folder, rows, {'stage': stage, 'blocks': config.num_layers, 'soc': target.chipset})
+    saved = savings(base, best)
     lines = [
         f'## Stage {stage} of the denoiser against a straightforward export',
         '',
-        f'For {target.chipset}, W8A16, random weights, on which the counts do not depend; latencies are ESTIMATES for',
-        f'a Snapdragon 8 Elite. What is exported here moves {saved["bytes moved"]:.1%} fewer bytes and has',
+        f'For {target.chipset}, W8A16, random weights (the counts do not depend on them); latencies are ESTIMATES for',
+        f'a Snapdragon 8 Elite. The exported form moves {saved["bytes moved"]:.1%} fewer bytes and has',
         f'{saved["weights"]:.1%} fewer weights.',
         '',
-        *compare_stage.HEADER.splitlines(),
-        *map(compare_stage.table_line, rows),
+        *HEADER.splitlines(),
+        *map(table_line, rows),
     ]
     return {'lines': lines}
-
-
-def _as_json(source: dict[str, Any]) -> dict[str, Any]:
-    """Return it as it is read back: tuples are lists there."""
-
-    return json.loads(json.dumps(source))

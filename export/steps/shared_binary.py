@@ -1,96 +1,106 @@
-"""The stages of the denoiser in one context binary: one model at three shapes, whose weights are then stored once.
+"""The denoiser's stages in one context binary: one model at three shapes, whose weights are stored once.
 
-A phone loads the binary once and runs any stage out of it. The x86 simulator cannot load it (see `htp.HtpContext`), so
-the stages are measured in the process that compiles them, and what was measured is kept in the folder's metadata.
+A phone loads the binary once and runs every stage from it. The x86 simulator cannot load it (see `htp.HtpContext`), so
+the stages run on the simulator in the process that compiles them, and the metadata keeps the ratios.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from export.measure.snr import lowest_db
+from export.host.file_records import FileRecords
 from export.qnn.compile import Target, binary_mb, compile_together, provider_options
 from export.qnn.htp import ContextGraph
-from export.report.report import SharedBinary
-from export.steps.graph import Exported, Settings, compile_alone, kept, makers
+from export.report.rows import SharedBinary
+from export.steps.code_identity import made_by
+from export.steps.evaluation import Ratios, measure_on_cpu, simulate, simulated_calls
+from export.steps.graph import COMPILE_CODE, ExportedGraph, OnStep, compile_alone
+from export.steps.options import GraphOptions
+from export.steps.step_cache import finished
 
-OnStep = Callable[[str], object]
-BINARY = 'denoiser'  # what the folders' names begin with
+BINARY = 'denoiser'  # first part of the folders' names
 
 
-def steps_of(settings: Settings) -> int:
+def steps_of(stages: Sequence[str], options: GraphOptions) -> int:
     """Return how many steps `compile_stages` reports."""
-    if not settings.shared:
+    if not stages:
         return 0
-    each = 1 + (len(settings.shared) if settings.compare else 0)
-    return len(settings.precisions_of(settings.shared[0])) * len(settings.targets) * each
+    each = 1 + (len(stages) if options.compare else 0)
+    return len(options.precisions_of(stages[0])) * len(options.targets) * each
 
 
-def compile_stages(stages: Sequence[Exported], settings: Settings, on_step: OnStep) -> list[SharedBinary]:
-    """Compile graphs together for every precision and chipset, unless that is done, and measure them on the first.
+def compile_stages(stages: Sequence[ExportedGraph], options: GraphOptions, on_step: OnStep) -> list[SharedBinary]:
+    """Compile graphs together for every precision and chipset; simulate them on the first chipset.
 
     Args:
-      stages: exported and quantized; they get metadata and wrappers, as if compiled each by itself.
-      on_step: called with the name of each finished step.
+      stages: exported graphs; metadata and wrappers are added to them as if each had a binary of its own.
+      on_step: called with one line per finished step.
     Raises:
       InputError: a graph does not compile.
     """
     binaries = []
-    for precision in settings.precisions_of(stages[0].task.name):
-        for number, target in enumerate(settings.targets):
-            judged = settings.simulate and number == 0
-            metadata = _compile(stages, precision, target, settings, judged)
+    for precision in options.precisions_of(stages[0].name):
+        for target in options.targets:
+            simulated = options.simulate and target == options.targets[0]
+            metadata = _compile(stages, precision, target, options, simulated)
             on_step(f'{BINARY}: {precision} for {target.chipset} in one binary, {metadata["compile"]["seconds"]} s')
-            apart = _apart_mb(stages, precision, target, settings, on_step) if settings.compare else None
-            binaries.append(_binary(metadata, precision, target, apart))
+            separate_mb = _separate_mb(stages, precision, target, options, on_step) if options.compare else None
+            binaries.append(_binary(metadata, precision, target, separate_mb))
     return binaries
 
 
 def _compile(
-    stages: Sequence[Exported], precision: str, target: Target, settings: Settings, judged: bool
+    stages: Sequence[ExportedGraph], precision: str, target: Target, options: GraphOptions, simulated: bool
 ) -> dict[str, Any]:
-    """Return the metadata of the binary, made if it is not there or was not judged on the calls asked for."""
-    folder = settings.out / f'{BINARY}-qnn-{precision}-{target.chipset}'
-    files = {stage.task.name: stage.details[precision]['files'] for stage in stages}
-    source = {'models': files, 'options': provider_options(target, precision)} | makers()
-    calls = {'calibration_sha256': settings.calibration_sha256, 'samples': settings.evaluation_samples}
-    metadata = kept(folder, source)
-    if metadata is None or (judged and (metadata['simulated'] or {}).get('calls') != calls):
+    """Return the metadata of the binary; compile it unless it is finished and was simulated on the same calls."""
+    folder = options.out / f'{BINARY}-qnn-{precision}-{target.chipset}'
+    files: dict[str, FileRecords] = {stage.name: stage.details[precision]['files'] for stage in stages}
+    source = {'models': files, 'options': provider_options(target, precision)} | made_by(COMPILE_CODE)
+    ratios = {stage.name: measure_on_cpu(stage, precision, options) for stage in stages} if simulated else {}
+    calls = {
+        'calibration_sha256': stages[0].recorded.calibration_sha256,
+        'samples': options.simulated_samples,
+        'cpu_db': ratios,
+    }
+    metadata = finished(folder, source)
+    if metadata is None or (simulated and (metadata['simulated'] or {}).get('calls') != calls):
 
         def judge(runners: Mapping[str, ContextGraph]) -> dict[str, Any]:
-            return {'calls': calls, 'graphs': {stage.task.name: _judge(stage, runners) for stage in stages}}
+            reached = {
+                stage.name: _simulate(stage, runners[stage.name], ratios[stage.name], options) for stage in stages
+            }
+            return {'calls': calls, 'graphs': reached}
 
-        models = {stage.task.name: stage.precise[precision] for stage in stages}
-        metadata = compile_together(BINARY, models, folder, target, precision, source, judge if judged else None)
+        models = {stage.name: stage.precise[precision] for stage in stages}
+        metadata = compile_together(BINARY, models, folder, target, precision, source, judge if simulated else None)
     for stage in stages:
-        name, key = stage.task.name, (precision, target.chipset)
-        simulated = metadata['simulated']['graphs'][name] if judged else None
-        own = {'static_view': metadata['graphs'][name]['static_view'], 'simulated': simulated, 'shared': True}
-        stage.metadata[key], stage.wrappers[key] = metadata | own, folder / f'{name}.onnx'
+        key = (precision, target.chipset)
+        reached = metadata['simulated']['graphs'][stage.name] if simulated else None
+        static_view = metadata['graphs'][stage.name]['static_view']
+        stage.metadata[key] = metadata | {'static_view': static_view, 'simulated': reached, 'shared': True}
+        stage.wrappers[key] = folder / f'{stage.name}.onnx'
     return metadata
 
 
-def _judge(stage: Exported, runners: Mapping[str, ContextGraph]) -> dict[str, float]:
-    """Return the ratio of a stage on the simulator, and what running it took."""
-    task, runner, start = stage.task, runners[stage.task.name], time.monotonic()
-    reached = lowest_db(runner, task.evaluation(), task.judged)
-    spent = {'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(runner.context.peak_gb(), 2)}
-    return {'db': float(reached), **spent}
+def _simulate(stage: ExportedGraph, runner: ContextGraph, ratios: Ratios | None, options: GraphOptions) -> Any:
+    calls = simulated_calls(stage, ratios, options.simulated_samples)
+    return simulate(runner, stage, calls, runner.context.peak_gb)
 
 
-def _apart_mb(stages: Sequence[Exported], precision: str, target: Target, settings: Settings, on_step: OnStep) -> float:
-    """Return the sum of the sizes of separate binaries, compiled for that."""
+def _separate_mb(
+    stages: Sequence[ExportedGraph], precision: str, target: Target, options: GraphOptions, on_step: OnStep
+) -> float:
+    """Compile a separate binary per stage; return the sum of their sizes."""
     total = 0.0
     for stage in stages:
-        metadata, _ = compile_alone(stage, precision, target, settings.out)
+        metadata, _ = compile_alone(stage, precision, target, options.out)
         total += binary_mb(metadata)
-        on_step(f'{stage.task.name}: {precision} for {target.chipset} apart, {metadata["compile"]["seconds"]} s')
+        on_step(f'{stage.name}: {precision} for {target.chipset} separately, {metadata["compile"]["seconds"]} s')
     return total
 
 
-def _binary(metadata: Mapping[str, Any], precision: str, target: Target, apart_mb: float | None) -> SharedBinary:
+def _binary(metadata: Mapping[str, Any], precision: str, target: Target, separate_mb: float | None) -> SharedBinary:
     graphs = metadata['graphs']
     return SharedBinary(
         graphs=list(graphs),
@@ -98,7 +108,7 @@ def _binary(metadata: Mapping[str, Any], precision: str, target: Target, apart_m
         chipset=target.chipset,
         binary_mb=binary_mb(metadata),
         constants_mb=sum(graph['static_view']['weights_mb'] for graph in graphs.values()),
-        apart_mb=apart_mb,
+        separate_mb=separate_mb,
         compile_s=metadata['compile']['seconds'],
         peak_gb=metadata['compile']['peak_gb'],
     )

@@ -1,95 +1,130 @@
-"""A whole generation with exported graphs, against the recorded one in JAX."""
+"""A whole generation with exported graphs, compared with the recorded one in JAX."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
 
 from export.graphs.runners import GraphRunner, OnnxPool
 from export.graphs.table import DENOISER
-from export.host.calibration_set import Dataset
+from export.host.calibration_set import CalibrationSet
+from export.host.phone_program import PhoneProgram
 from export.measure.snr import snr_db
 from export.qnn.compile import provider_options
 from export.qnn.htp import HtpContext, HtpSession, SharedGraph
-from export.report.report import VideoRow
-from export.steps.graph import Exported, Settings
-from export.steps.workshop import Workshop
+from export.report.rows import VideoRow
+from export.steps.graph import ExportedGraph
+from export.steps.options import GraphOptions
 from neodragon_jax.pyramid.sampler import DrawnNoise
 
-# What runs the graphs.
-CPU = 'CPU'
-SIMULATOR = 'HTP simulator'
+# First part of the names of the denoiser's graphs, the modulation's included.
+_DENOISER = 'denoiser'
 
 
-def planned(workshop: Workshop, on_cpu: bool, simulated: bool) -> list[tuple[str, str]]:
-    """Return what the evaluation video is generated with again: (graphs, runner)."""
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """One generation of an evaluation video with exported graphs.
 
-    stages = [f'{DENOISER}{stage}' for stage in range(workshop.source.plan.schedule.stages)]
-    runners = [CPU] * on_cpu + [SIMULATOR] * simulated
-    parts = []
-    if all(name in workshop.names for name in stages):
-        parts.append('the denoiser')
-        if all(name in workshop.names for name in workshop.modules):
-            parts.append('all graphs')
-    return [(part, runner) for part in parts for runner in runners]
+    Attributes:
+      all_graphs: whether all modules run as graphs, or the denoiser only.
+      simulated: whether graphs run on the HTP simulator, or on the CPU.
+    """
+
+    all_graphs: bool
+    simulated: bool
+
+    @property
+    def graphs(self) -> str:
+        """Label of the graphs that run."""
+        return 'all graphs' if self.all_graphs else 'the denoiser'
+
+    @property
+    def runner(self) -> str:
+        """Label of the runtime."""
+        return 'HTP simulator' if self.simulated else 'CPU'
+
+
+def planned(program: PhoneProgram, on_cpu: bool, simulated: bool) -> list[Replay]:
+    """Return the generations that the exported graphs allow."""
+    stages = [f'{DENOISER}{stage}' for stage in range(program.options.plan.schedule.stages)]
+    if not all(name in program.names for name in stages):
+        return []
+    parts = [False] + [True] * all(name in program.names for name in program.modules)
+    runners = [False] * on_cpu + [True] * simulated
+    return [Replay(part, runner) for part in parts for runner in runners]
 
 
 def generate(
-    graphs: str,
-    runner: str,
-    workshop: Workshop,
-    exported: Sequence[Exported],
-    settings: Settings,
-    dataset: Dataset,
+    replay: Replay,
+    program: PhoneProgram,
+    exported: Sequence[ExportedGraph],
+    options: GraphOptions,
+    calibration: CalibrationSet,
 ) -> VideoRow:
-    """Generate the evaluation video with exported graphs, in the first of their precisions."""
-
-    video, scenes, plan = dataset.video(), dataset.protocol.scenes, workshop.source.plan
-    with contextlib.ExitStack() as sessions:
-        runners: dict[str, GraphRunner] = {}
-        pool = OnnxPool()
-        for graph in exported:
-            name, target = graph.task.name, settings.targets[0]
-            precision = settings.precisions_of(name)[0]
-            if graphs == 'the denoiser' and not name.startswith('denoiser'):
-                continue
-            if runner == CPU:
-                # The denoiser's graphs take turns; of the others, none is needed again after the next.
-                group = 'denoiser' if name.startswith('denoiser') else name
-                runners[name] = pool.runner(graph.precise[precision], group)
-            elif name not in settings.shared:
-                wrapper = graph.wrappers[precision, target.chipset]
-                session = HtpSession(wrapper, provider_options(target, precision))
-                runners[name] = sessions.enter_context(session)
-        if runner == SIMULATOR and settings.shared:
-            runners |= sessions.enter_context(_shared_runners(exported, settings))
-        denoise = workshop.graph_denoiser(runners)
-        if graphs == 'all graphs':
-            again = workshop.program(runners, denoise).generate(scenes, 0)
+    """Generate the video of the first evaluation prompt with exported graphs in the first of their precisions."""
+    video, scenes, plan = calibration.video(0), calibration.protocol.evaluation, program.options.plan
+    used = [graph for graph in exported if replay.all_graphs or graph.name.startswith(_DENOISER)]
+    frames = None
+    with _runners(used, options, replay.simulated) as runners:
+        denoise = program.denoiser.denoiser(runners)
+        if replay.all_graphs:
+            again = program.over(runners, denoise).generate(scenes, 0)
             latents, frames = again.latents, again.frames
         else:
-            noise = DrawnNoise(scenes.keys(0), plan.schedule)
-            latents, frames = video.replay(denoise, plan, noise), None
+            latents = video.replay(denoise, plan, DrawnNoise(scenes.keys(0), plan.schedule))
     assert video.latents is not None and latents is not None  # the denoiser is among the graphs, see `planned`
-    kept = video.generated
+    made = video.generated
     frames_db = None if frames is None or video.frames is None else snr_db(video.frames, frames)
-    return VideoRow(graphs, runner, snr_db(video.latents[:, kept], latents[:, kept]), frames_db)
+    return VideoRow(replay.graphs, replay.runner, snr_db(video.latents[:, made], latents[:, made]), frames_db)
 
 
 @contextlib.contextmanager
-def _shared_runners(exported: Sequence[Exported], settings: Settings) -> Iterator[dict[str, GraphRunner]]:
-    """Yield the graphs of the common binary, which the simulator runs only where it is compiled: compiled again."""
-    target, precision = settings.targets[0], settings.precisions_of(settings.shared[0])[0]
-    options = provider_options(target, precision)
-    with tempfile.TemporaryDirectory(dir=settings.out) as folder:
+def _runners(
+    exported: Sequence[ExportedGraph], options: GraphOptions, simulated: bool
+) -> Iterator[dict[str, GraphRunner]]:
+    """Yield runners of graphs by name."""
+    if not simulated:
+        yield _cpu_runners(exported, options)
+        return
+    target, runners = options.targets[0], dict[str, GraphRunner]()
+    shared = options.shared([graph.name for graph in exported])
+    with contextlib.ExitStack() as sessions:
+        for graph in exported:
+            precision = options.precisions_of(graph.name)[0]
+            if graph.name not in shared:
+                session = HtpSession(graph.wrappers[precision, target.chipset], provider_options(target, precision))
+                runners[graph.name] = sessions.enter_context(session)
+        stages = [graph for graph in exported if graph.name in shared]
+        if stages:
+            runners |= sessions.enter_context(_shared_runners(stages, options))
+        yield runners
+
+
+def _cpu_runners(exported: Sequence[ExportedGraph], options: GraphOptions) -> dict[str, GraphRunner]:
+    """Return runners on the CPU, which hold only the graphs in use in memory."""
+    pool, runners = OnnxPool(), dict[str, GraphRunner]()
+    for graph in exported:
+        # The denoiser's graphs take turns. Of the others, none runs again after the next.
+        group = _DENOISER if graph.name.startswith(_DENOISER) else graph.name
+        runners[graph.name] = pool.runner(graph.precise[options.precisions_of(graph.name)[0]], group)
+    return runners
+
+
+@contextlib.contextmanager
+def _shared_runners(stages: Sequence[ExportedGraph], options: GraphOptions) -> Iterator[dict[str, GraphRunner]]:
+    """Yield the graphs of the shared binary, compiled again: the simulator runs them only in the same process."""
+    target, precision = options.targets[0], options.precisions_of(stages[0].name)[0]
+    with tempfile.TemporaryDirectory(dir=options.out) as folder:
         jobs = {
-            graph.task.name: SharedGraph(
-                graph.precise[precision], pathlib.Path(folder) / f'{graph.task.name}.onnx', options
+            stage.name: SharedGraph(
+                stage.precise[precision],
+                pathlib.Path(folder) / f'{stage.name}.onnx',
+                provider_options(target, precision),
             )
-            for graph in exported
-            if graph.task.name in settings.shared
+            for stage in stages
         }
         with HtpContext(jobs) as context:
             yield {name: context.runner(name) for name in jobs}

@@ -21,7 +21,8 @@ from export.graphs import text as text_graphs
 from export.graphs.runners import Call, JaxRunner, OnnxPool, OnnxSession
 from export.graphs.table import DEPLOYMENTS, Module
 from export.graphs.to_onnx import to_onnx
-from export.host import modules
+from export.host import graph_program, modules
+from export.host.phone_program import PhoneProgram
 from export.host.recording import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
 from export.measure.snr import lowest_db, snr_db
 from export.quantize.qdq import quantized_operations, to_w8a16
@@ -60,13 +61,13 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 @pytest.fixture(scope='module')
-def source(upscaler) -> modules.Source:
-    return modules.Source(TINY_CHECKPOINT, 'hybrid', pipeline.make_plan('hybrid', 9, 64, 64), None, upscaler)
+def options(upscaler) -> modules.ProgramOptions:
+    return modules.ProgramOptions(TINY_CHECKPOINT, 'hybrid', pipeline.make_plan('hybrid', 9, 64, 64), None, upscaler)
 
 
 @pytest.fixture(scope='module')
-def graphs(source) -> dict[str, Module]:
-    return modules.phone_modules(source)
+def graphs(options) -> dict[str, Module]:
+    return modules.phone_modules(options)
 
 
 @pytest.fixture(scope='module')
@@ -75,8 +76,8 @@ def runners(graphs) -> dict[str, JaxRunner]:
 
 
 @pytest.fixture(scope='module')
-def host(source) -> modules.Host:
-    return modules.Host.load(source)
+def host(options) -> graph_program.TextHost:
+    return graph_program.TextHost.load(options)
 
 
 @pytest.fixture(scope='module')
@@ -121,8 +122,8 @@ def without_model(tmp_path_factory) -> pathlib.Path:
     return root
 
 
-def test_a_checkpoint_without_a_first_frame_model(without_model, graphs, source):
-    given = dataclasses.replace(source, root=without_model, first_frame='denoiser')
+def test_a_checkpoint_without_a_first_frame_model(without_model, graphs, options):
+    given = dataclasses.replace(options, root=without_model, first_frame='denoiser')
     first = {*modules.FIRST_FRAME, 'video_encoder'}
     assert set(modules.phone_modules(given)) == set(graphs) - first
     with_image = dataclasses.replace(given, images=True)
@@ -131,27 +132,26 @@ def test_a_checkpoint_without_a_first_frame_model(without_model, graphs, source)
         modules.phone_modules(dataclasses.replace(given, first_frame='model'))
 
 
-def test_the_command_takes_what_is_left_open_from_the_checkpoint(without_model):
-    settle = lambda *options: command._settled(command.parse_args(['--out', 'x', '--checkpoint', *options]))
-    args = settle(str(without_model))
-    workshop = command._workshop(args)
-    plan = workshop.source.plan
+def test_generation_json_sets_the_options_that_the_command_line_leaves_open(without_model):
+    make = lambda *options: command.make_options(command.parse_args(['--out', 'x', '--checkpoint', *options]))
+    options = make(str(without_model))
+    program = PhoneProgram(options.program, options.denoiser, options.names)
+    plan = options.program.plan
     assert (plan.frames, plan.height, plan.width, plan.steps) == (3, 8, 16, (2, 1, 1))
-    both = [('the denoiser', 'CPU'), ('all graphs', 'CPU')]
-    assert whole_video.planned(workshop, on_cpu=True, simulated=False) == both
-    assert whole_video.planned(workshop, on_cpu=False, simulated=False) == []
-    assert not workshop.first_frame and not workshop.draws and workshop.form.draws_frame_zero
-    assert 'video_encoder' not in workshop.names and 'denoiser_stage2' in workshop.names
-    assert command.read_prompts(None, args.defaults.example) == ['a circle']
-    assert command._scenes(args, ['a circle']).text(0) == 'a circle'
-    changed = settle(str(without_model), '--frames', '9', '--steps', '1', '1', '1')
-    assert command._workshop(changed).source.plan.frames == 2
-    released = settle(str(TINY_CHECKPOINT))
-    assert (released.mode, released.frames, released.height, released.first_frame) == ('hybrid', 49, 320, 'model')
+    replays = [(replay.graphs, replay.runner) for replay in whole_video.planned(program, True, False)]
+    assert replays == [('the denoiser', 'CPU'), ('all graphs', 'CPU')]
+    assert whole_video.planned(program, on_cpu=False, simulated=False) == []
+    assert not program.starts_from_picture and not program.draws and program.denoiser.form.draws_frame_zero
+    assert 'video_encoder' not in program.names and 'denoiser_stage2' in program.names
+    assert options.scenes.text(0) == options.scenes.prompts[0], 'the modifier is empty'
+    changed = make(str(without_model), '--frames', '9', '--steps', '1', '1', '1')
+    assert changed.program.plan.frames == 2
+    released = make(str(TINY_CHECKPOINT)).program
+    assert (released.mode, released.frames, released.size, released.first_frame) == ('hybrid', 49, (320, 512), 'model')
     with pytest.raises(InputError, match='no such checkpoint'):
-        settle('nowhere')
+        make('nowhere')
     with pytest.raises(InputError, match='--first-frame model is for --mode hybrid'):
-        settle(str(without_model), '--mode', 'monolithic', '--first-frame', 'model')
+        make(str(without_model), '--mode', 'monolithic', '--first-frame', 'model')
 
 
 def test_onnx_computes_what_jax_computes(graphs, runners, float_graphs):
@@ -196,10 +196,10 @@ def test_decoder_has_each_weight_once(graphs, float_graphs):
     assert sum(len(tensor.dims) == 4 for tensor in tensors) == kernels
 
 
-def test_graphs_in_the_program_equal_the_program(source, host, runners):
+def test_graphs_in_the_program_equal_the_program(host, runners):
     """Prompts, first frame, encoder and decoder through graphs and host are what the pipeline computes."""
     base = pipeline.load(TINY_CHECKPOINT, 'hybrid', dtype=jnp.float32)
-    ours = modules.components(host, runners, base.denoise, base)
+    ours = graph_program.components(host, runners, base.denoise, base)
     prompts = [PROMPT, 'a ship']
     for want, got in zip(base.encode_prompt(prompts), ours.encode_prompt(prompts), strict=True):
         assert relative_error(got, want) < 1e-5
@@ -207,11 +207,11 @@ def test_graphs_in_the_program_equal_the_program(source, host, runners):
     assert relative_error(ours.encode_image(frames), base.encode_image(frames)) < 1e-5
 
 
-def test_first_frame_of_graphs_equals_the_programs(source, runners):
+def test_first_frame_of_graphs_equals_the_programs(options, runners):
     from neodragon_jax.generation import first_frame
 
-    host = modules.FirstFrameHost.load(source)
-    want, got = first_frame.load(TINY_CHECKPOINT, 128, 128), modules.first_frame_model(host, runners)
+    host = graph_program.FirstFrameHost.load(options)
+    want, got = first_frame.load(TINY_CHECKPOINT, 128, 128), graph_program.first_frame_model(host, runners)
     assert want.latent_size == got.latent_size
     conditions = [model.encode_prompt([PROMPT]) for model in (want, got)]
     for expected, value in zip(*conditions, strict=True):
@@ -228,7 +228,9 @@ def test_seven_steps_of_the_decoder_are_the_whole_clip(host, graphs, float_graph
     params = graphs['video_decoder'].read()
     decode = jax.jit(lambda clip: host.vae.apply({'params': params}, clip, method='decode'))
     session = OnnxSession(float_graphs['video_decoder'])
-    components = modules.components(host, {'video_decoder': session}, make_components().denoise, make_components())
+    components = graph_program.components(
+        host, {'video_decoder': session}, make_components().denoise, make_components()
+    )
     memories, chunks = components.init_memories(1, 8, 8), []
     for index in range(7):
         frames, memories = components.decode_step(jnp.asarray(latents[:, index : index + 1]), memories)
@@ -387,8 +389,8 @@ def test_parameters_are_float32_whatever_type_they_are_stored_in(tmp_path):
         elif (folder / 'config.json').is_file():
             module, params = checkpoint.load(folder)
             checkpoint.save(tmp_path / folder.name, module, cast(params, jnp.bfloat16))
-    source = modules.Source(tmp_path, 'hybrid', pipeline.make_plan('hybrid', 9, 64, 64), None, None)
-    for name, module in modules.phone_modules(source).items():
+    options = modules.ProgramOptions(tmp_path, 'hybrid', pipeline.make_plan('hybrid', 9, 64, 64), None, None)
+    for name, module in modules.phone_modules(options).items():
         assert {leaf.dtype for leaf in jax.tree.leaves(module.read())} == {np.dtype(np.float32)}, name
     ids = np.arange(77) % 5
     assert text_graphs.ClipHost.load(tmp_path / 'text_encoder').embeddings(ids).dtype == np.float32

@@ -7,13 +7,15 @@ import pathlib
 
 import pytest
 
-from export.compare_stage import FormRow, Size, main, verdict
+from export.compare_stage import main
 from export.graphs.denoiser import SHIPPED
 from export.qnn.compile import find_target
 from export.qnn.latency import estimate
 from export.qnn.static_view import StaticView, extrapolate, read_view
 from export.steps.comparison import GRAPHS, Subject, compare
-from export.steps.graph import Settings
+from export.steps.form_table import verdict
+from export.steps.forms import FormRow, StageSizes
+from export.steps.options import GraphOptions
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import TINY
 
@@ -126,10 +128,9 @@ def test_verdict_names_what_is_missed():
 @pytest.mark.qnn
 def test_comparison_for_the_report(tmp_path):
     """The miniature denoiser in both forms, counted from what QNN compiled; a second time it is read."""
-    config, size = TINY.denoiser, Size(stages=2, units=1, grid=(4, 4), text_tokens=16)
+    config, size = TINY.denoiser, StageSizes(stages=2, units=1, grid=(4, 4), text_tokens=16)
     subject = Subject(config, size, SHIPPED)
-    target = find_target('sm8750')
-    settings = Settings(tmp_path, [target], None, ['minmax'], None, True, '', {}, 1, False, [], True)
+    settings = GraphOptions(tmp_path, [find_target('sm8750')], compare=True)
     steps: list[str] = []
     lines = compare(subject, settings, steps.append)
     assert len(steps) == GRAPHS and any(line.startswith('| straightforward |') for line in lines)

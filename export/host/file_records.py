@@ -1,0 +1,50 @@
+"""Sizes and SHA-256 of the files of a finished folder, by which a later run decides whether to trust it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+FileRecords = Mapping[str, Mapping[str, Any]]  # file name -> `bytes` and `sha256`
+
+
+def file_records(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Return `bytes` and `sha256` of every file of a folder, by name."""
+    return {path.name: _record(path) for path in sorted(folder.iterdir())}
+
+
+def damage(folder: pathlib.Path, records: Any) -> str | None:
+    """Return a phrase that says how the files of a folder differ from their records, or None if they do not.
+
+    Sizes are compared before any content is read.
+    """
+    if not isinstance(records, Mapping) or not records:
+        return 'there is no record of its files'
+    for name, record in records.items():
+        path = folder / name
+        if not path.is_file():
+            return f'{name} is missing'
+        size = path.stat().st_size
+        if size != record['bytes']:
+            return f'{name} has {size:,} bytes instead of {record["bytes"]:,}'
+    for name, record in records.items():
+        if _record(folder / name) != record:
+            return f'the content of {name} has changed'
+    return None
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, or None if the file is missing, unreadable as JSON, or holds another type."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _record(path: pathlib.Path) -> dict[str, Any]:
+    with path.open('rb') as file:
+        return {'bytes': path.stat().st_size, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}

@@ -1,0 +1,113 @@
+"""A graph to export with the recorded calls that calibrate and evaluate it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from export.graphs.modulation import MODULATION
+from export.graphs.runners import Call
+from export.graphs.table import DENOISER, DEPLOYMENTS, Deployment, Feeds, Graph
+from export.host.calibration_set import CalibrationSet
+from export.host.phone_program import PhoneProgram
+from export.host.recording import Sample
+
+# Calibration calls that settings are chosen by.
+JUDGING_CALLS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedGraph:
+    """A graph and its recorded calls; nothing is read before it is needed.
+
+    Attributes:
+      name: row of the table.
+      judged: names of the outputs that the ratio is measured on.
+      make: returns the graph.
+      made_from: hashes and sizes that determine the result of `make`.
+      calibration_sha256: hash of the calibration set.
+      calibration: yields the inputs that activation ranges are measured on.
+      judging: returns a few calibration calls with their JAX outputs, which settings are chosen by.
+      evaluation: returns the calls of each evaluation prompt; calibration sees none of them.
+    """
+
+    name: str
+    judged: Sequence[str]
+    make: Callable[[], Graph]
+    made_from: dict[str, Any]
+    calibration_sha256: str
+    calibration: Callable[[], Iterator[Feeds]]
+    judging: Callable[[], Sequence[Call]]
+    evaluation: Callable[[], Mapping[str, Sequence[Call]]]
+
+    @property
+    def deployment(self) -> Deployment:
+        """The graph's row in the table."""
+        return DEPLOYMENTS[self.name]
+
+
+def recorded_graphs(
+    program: PhoneProgram, calibration: CalibrationSet, counts: Mapping[str, int], evaluation: int
+) -> Iterator[RecordedGraph]:
+    """Yield the graphs of a program with their calls.
+
+    Args:
+      counts: calibration calls per graph.
+      evaluation: evaluation calls per graph and prompt.
+    """
+    plan = {'plan': calibration.protocol.to_json()['plan']}
+    for name in program.names:
+        if name in program.modules:
+            module = program.modules[name]
+            judged, make, weights = [module.output], module.graph, program.weights[name]
+            made_from = {'weights_sha256': weights, **plan}
+        else:
+            make, weights = functools.partial(program.denoiser.graph, name), program.weights['denoiser']
+            judged = make().judged if name == MODULATION else ['flow']
+            made_from = {'weights_sha256': weights, 'form': dataclasses.asdict(program.denoiser.form), **plan}
+        calls = _Calls(program, calibration, name)
+        yield RecordedGraph(
+            name=name,
+            judged=judged,
+            make=make,
+            made_from=made_from,
+            calibration_sha256=calibration.sha256,
+            calibration=functools.partial(calls.inputs, counts[name]),
+            judging=functools.partial(calls.judging, min(counts[name], JUDGING_CALLS)),
+            evaluation=functools.partial(calls.evaluation, evaluation),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Calls:
+    """The recorded calls of one graph; those of the denoiser become calls of its graphs."""
+
+    program: PhoneProgram
+    calibration: CalibrationSet
+    name: str
+
+    @property
+    def recorded(self) -> str:
+        """Name that the calls are recorded under."""
+        return f'{DENOISER}0' if self.name == MODULATION else self.name
+
+    def inputs(self, count: int) -> Iterator[Feeds]:
+        return (self._call(recorded).inputs for recorded in self.calibration.calls(self.recorded, count))
+
+    def judging(self, count: int) -> list[Call]:
+        return [self._call(recorded) for recorded in self.calibration.calls(self.recorded, count)]
+
+    def evaluation(self, count: int) -> dict[str, Sequence[Call]]:
+        calls = self.calibration.evaluation(self.recorded, count)
+        return {prompt: [self._call(recorded) for recorded in found] for prompt, found in calls.items()}
+
+    def _call(self, recorded: Call | Sample) -> Call:
+        if isinstance(recorded, Call):
+            return recorded
+        host = self.program.denoiser.jax_host
+        if self.name == MODULATION:
+            inputs = host.modulation_inputs(recorded.prompt, recorded.timestep)
+            return Call(inputs, host.modulation(inputs))
+        return Call(host.stage_inputs(*recorded[:-1]), {'flow': host.patches(recorded.flow)})

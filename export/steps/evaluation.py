@@ -1,0 +1,177 @@
+"""The fidelity of a finished graph: its ratio against JAX on the calls of every evaluation prompt.
+
+All calls run on the CPU; the simulator, which takes minutes per call at full size, runs those with the lowest ratios.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from export.graphs.runners import Call, GraphRunner, OnnxSession
+from export.host.recording import spread
+from export.measure.snr import lowest_db
+from export.qnn.compile import Target, binary_mb, provider_options
+from export.qnn.htp import HtpSession
+from export.report.rows import Row
+from export.steps.code_identity import made_by
+from export.steps.graph import ExportedGraph, OnStep
+from export.steps.options import GraphOptions
+from export.steps.step_cache import finished_or_made
+from neodragon_jax.base.errors import InputError
+
+# The float graph is the same arithmetic in another order; a lower ratio is a wrong export. Most graphs are above
+# 100 dB, but ONNX Runtime sums the ten million values under a norm of a 640x1024 picture in float32: 84 dB.
+EXPORT_DB = 80.0
+
+Ratios = Mapping[str, Sequence[float]]  # evaluation prompt -> ratio of each of its calls in dB
+
+
+def check_float(exported: ExportedGraph, options: GraphOptions, on_step: OnStep) -> float:
+    """Return the lowest ratio of the float graph, on one call of every evaluation prompt.
+
+    Raises:
+      InputError: the float graph does not compute the same function as JAX.
+    """
+    reached = min(*_lowest_by_prompt(_ratios(exported, 'float', exported.onnx, options, calls=1)).values(), 300.0)
+    if reached < EXPORT_DB:
+        raise InputError(
+            f'{exported.name}: the float ONNX graph is only {reached:.1f} dB from JAX, not {EXPORT_DB:.0f}. '
+            'Check the pinned versions of jax2onnx and onnxruntime.'
+        )
+    on_step(f'{exported.name}: ONNX {reached:.1f} dB')
+    return reached
+
+
+def measure_on_cpu(exported: ExportedGraph, precision: str, options: GraphOptions) -> Ratios | None:
+    """Return the ratios of a graph on the CPU; None for FP16, which the CPU does not emulate."""
+    if precision != 'w8a16':
+        return None
+    return _ratios(exported, precision, exported.precise[precision], options, calls=options.evaluation_samples)
+
+
+def _ratios(exported: ExportedGraph, precision: str, path: pathlib.Path, options: GraphOptions, calls: int) -> Ratios:
+    """Return the ratios of an ONNX file on the CPU, as a finished step."""
+    recorded = exported.recorded
+
+    def write(draft: pathlib.Path) -> dict[str, Any]:
+        session, ratios = OnnxSession(path), {}
+        for prompt, found in recorded.evaluation().items():
+            ratios[prompt] = [lowest_db(session, [call], recorded.judged) for call in found[:calls]]
+        (draft / 'ratios.json').write_text(json.dumps(ratios, indent=2) + '\n')
+        return {'ratios_db': ratios}
+
+    files = exported.files if precision == 'float' else exported.details[precision]['files']
+    source = {'model': files, 'calibration_sha256': recorded.calibration_sha256, 'calls': calls}
+    folder = options.out / f'{exported.name}-cpu-{precision}'
+    return finished_or_made(folder, source | made_by('export.graphs.runners'), write)['ratios_db']
+
+
+def simulated_calls(exported: ExportedGraph, ratios: Ratios | None, count: int) -> list[Call]:
+    """Return the calls to simulate: those with the lowest ratios on the CPU, or calls of different prompts.
+
+    Args:
+      ratios: on the CPU; None if they are unknown.
+    """
+    calls = exported.recorded.evaluation()
+    if ratios is None:
+        return spread([found[0] for found in calls.values()], count)
+    entries = [(db, prompt, index) for prompt, found in ratios.items() for index, db in enumerate(found)]
+    return [calls[prompt][index] for _, prompt, index in sorted(entries)[:count]]
+
+
+def simulate(runner: GraphRunner, exported: ExportedGraph, calls: Sequence[Call], peak: Callable[[], float]) -> Any:
+    """Return the lowest ratio of a graph on the simulator, and the time and memory of running it."""
+    start = time.monotonic()
+    reached = float(lowest_db(runner, calls, exported.recorded.judged))
+    return {'db': reached, 'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(peak(), 2)}
+
+
+def measure(exported: ExportedGraph, onnx_db: float, options: GraphOptions, on_step: OnStep) -> list[Row]:
+    """Return one row of the report per precision and chipset of a compiled graph."""
+    rows = []
+    for precision in exported.precise:
+        ratios = measure_on_cpu(exported, precision, options)
+        for target in options.targets:
+            first = target == options.targets[0]
+            simulated = _simulated(exported, precision, target, ratios, options) if first else None
+            rows.append(_row(exported, precision, target, onnx_db, ratios, simulated))
+        on_step(f'{exported.name}: {precision}, {_summary(rows[-len(options.targets)])}')
+    return rows
+
+
+def _simulated(
+    exported: ExportedGraph, precision: str, target: Target, ratios: Ratios | None, options: GraphOptions
+) -> dict[str, float] | None:
+    """Return the simulator's result of a binary: that of a shared one was measured when it was compiled."""
+    if not options.simulate:
+        return None
+    metadata = exported.metadata[precision, target.chipset]
+    if metadata.get('shared'):
+        return metadata['simulated']
+
+    def write(draft: pathlib.Path) -> dict[str, Any]:
+        calls = simulated_calls(exported, ratios, options.simulated_samples)
+        wrapper = exported.wrappers[precision, target.chipset]
+        with HtpSession(wrapper, provider_options(target, precision)) as session:
+            simulated = simulate(session, exported, calls, session.peak_gb)
+        (draft / 'simulated.json').write_text(json.dumps(simulated, indent=2) + '\n')
+        return {'simulated': simulated}
+
+    source = {'binary': metadata['model_files'], 'calibration_sha256': exported.recorded.calibration_sha256}
+    source |= {'calls': options.simulated_samples, 'cpu_db': ratios} | made_by('export.qnn.htp')
+    folder = options.out / f'{exported.name}-htp-{precision}-{target.chipset}'
+    return finished_or_made(folder, source, write)['simulated']
+
+
+def _summary(row: Row) -> str:
+    return 'not measured' if row.deploy_db is None else f'{row.deploy_db:.1f} dB'
+
+
+def _lowest_by_prompt(ratios: Ratios) -> dict[str, float]:
+    return {prompt: min(found) for prompt, found in ratios.items()}
+
+
+def _row(
+    exported: ExportedGraph,
+    precision: str,
+    target: Target,
+    onnx_db: float,
+    ratios: Ratios | None,
+    simulated: dict[str, float] | None,
+) -> Row:
+    """Return a row of the report."""
+    metadata, details = exported.metadata[precision, target.chipset], exported.details[precision]
+    view, deployment = metadata['static_view'], exported.recorded.deployment
+    return Row(
+        graph=exported.name,
+        precision=precision,
+        chipset=target.chipset,
+        ships=precision == deployment.precision,
+        operations=sum(exported.operations.values()),
+        target_db=deployment.target_db,
+        onnx_db=onnx_db,
+        prompts_db={} if ratios is None else _lowest_by_prompt(ratios),
+        htp_db=None if simulated is None else simulated['db'],
+        doubled_weights=len(details.get('doubled_weights', ())),
+        ranges_db=details.get('ranges_db', {}),
+        rounding_db=details.get('rounding_db', {}),
+        qnn_operations=view['operations'],
+        moved_mb=view['moved_mb'],
+        transposes=view['transposes'],
+        transposed_mb=view['transposed_mb'],
+        float_operations=sum(view['float_operations'].values()) if precision == 'w8a16' else 0,
+        binary_mb=binary_mb(metadata),
+        shared=bool(metadata.get('shared')),
+        estimated_ms=view['estimated_ms_on_8_elite'],
+        resources={
+            'float graph': exported.resources,
+            'quantize': details['resources'],
+            'compile': metadata['compile'],
+            'simulate': simulated,
+        },
+        paper_ms={'X Elite': deployment.x_elite_ms, '8 Elite': deployment.elite_8_ms},
+    )

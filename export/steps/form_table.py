@@ -1,0 +1,105 @@
+"""Forms of a stage as a table, and the savings that the shipped form promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from export.steps.forms import BASELINE, RELEASED, FormRow
+from neodragon_jax.base.atomic import atomic_file
+
+# Least shares of the straightforward form's bytes and weights that the shipped form saves, and its longest latency at
+# the last stage.
+LESS_BYTES, LESS_WEIGHTS, LATENCY_MS = 0.35, 0.30, 850.0
+
+HEADER = (
+    '| form | ops | moved MB | scores MB | transposes | weights MB | estimated ms, flat / by operation | QDQ dB | '
+    'quantize s | compile s | peak GB |\n|---|---|---|---|---|---|---|---|---|---|---|'
+)
+
+
+def table_line(row: FormRow) -> str:
+    """Return the table line of a form."""
+    counts, built = row.view.summary(), row.built
+    cells = [
+        row.form,
+        counts['operations'],
+        f'{counts["moved_mb"]:.0f}',
+        f'{counts["score_mb"]:.0f}',
+        f'{counts["transposes"]} / {counts["transposed_mb"]:.0f} MB',
+        f'{counts["weights_mb"]:.0f}',
+        f'{row.estimate.flat_ms:.0f} / {row.estimate.by_operation_ms:.0f}',
+        f'{built.quantized_db:.1f}',
+        f'{built.quantize_s:.0f}',
+        f'{built.compile_s:.0f}',
+        f'{built.compile_gb:.1f}',
+    ]
+    return f'| {" | ".join(map(str, cells))} |'
+
+
+def savings(base: FormRow, best: FormRow) -> dict[str, float]:
+    """Return the shares of the base form's bytes and weights that another form saves."""
+    return {
+        'bytes moved': 1 - best.bytes_mb / base.bytes_mb,
+        'weights': 1 - best.view.weights_mb / base.view.weights_mb,
+    }
+
+
+def verdict(rows: Sequence[FormRow], stage: int) -> list[str]:
+    """Return one line per promise of the last form against the straightforward one; a broken one ends in MISSED."""
+    by_name = {row.form: row for row in rows}
+    if BASELINE not in by_name or rows[-1].form == BASELINE:
+        return []
+    best = rows[-1]
+    saved = savings(by_name[BASELINE], best)
+    checks = [('bytes moved', LESS_BYTES), ('weights', LESS_WEIGHTS)]
+    lines = [
+        f'{best.form} against {BASELINE}: {kind} {saved[kind]:.1%} less, promised {least:.0%}'
+        + ' MISSED' * (saved[kind] < least)
+        for kind, least in checks
+    ]
+    if stage == RELEASED.stages - 1:
+        worst = best.estimate.worst_ms
+        line = f'{best.form}: estimated latency {worst:.0f} ms by the worse model, promised {LATENCY_MS:.0f} ms'
+        lines.append(line + ' MISSED' * (worst > LATENCY_MS))
+    return lines
+
+
+def write_forms(folder: pathlib.Path, rows: Sequence[FormRow], settings: Mapping[str, Any]) -> None:
+    """Write compare.md and compare.json.
+
+    Args:
+      settings: JSON values for the record; `stage`, `blocks` and `soc` are in the title.
+    """
+    lines = [
+        f'# Stage {settings["stage"]} of the denoiser, {settings["blocks"]} blocks, {settings["soc"]}',
+        '',
+        'Counted in the graphs that QNN compiled; latencies are estimates for a Snapdragon 8 Elite, see '
+        'export/qnn/latency.py. Counts and estimates are those of the whole model, extrapolated from graphs of one and '
+        'of two blocks; ratio, times and memory are those of the two blocks. Weights are random, and calibration sees '
+        'the one random call that the ratio is measured on: it shows the rounding error alone.',
+        '',
+        HEADER,
+        *map(table_line, rows),
+        '',
+        *(f'* {line}' for line in verdict(rows, settings['stage'])),
+        '',
+    ]
+    values = [
+        {
+            'form': row.form,
+            **row.view.summary(),
+            **dataclasses.asdict(row.estimate),
+            'operations_by_kind': {kind: round(count) for kind, count in sorted(row.view.operations.items())},
+            'moved_mb_by_kind': {kind: round(size, 2) for kind, size in sorted(row.view.output_mb.items())},
+            **{key: value for key, value in dataclasses.asdict(row.built).items() if key != 'view'},
+        }
+        for row in rows
+    ]
+    with atomic_file(folder / 'compare.json') as path:
+        path.write_text(json.dumps({'settings': dict(settings), 'forms': values}, indent=2) + '\n')
+    with atomic_file(folder / 'compare.md') as path:
+        path.write_text('\n'.join(lines))

@@ -1,0 +1,101 @@
+"""What an export is asked for. The command module makes `ExportOptions`; nothing below it sees a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from export.graphs.table import DENOISER, DEPLOYMENTS
+from export.quantize.adaround import GRAPHS as ADAROUND_GRAPHS
+from export.quantize.adaround import AdaRound
+
+if TYPE_CHECKING:
+    from export.host.modules import ProgramOptions
+    from export.host.recording import Scenes
+    from export.qnn.compile import Target
+
+# Calibration samples of a graph that the table gives no number for.
+_SAMPLES = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphOptions:
+    """How each graph is quantized, compiled and measured.
+
+    Attributes:
+      out: parent folder of all steps.
+      targets: chipsets; the simulator runs the binaries of the first.
+      precisions: precisions of every graph; None takes each graph's own.
+      ranges: rules for activation ranges, of `ranges.METHODS`; the best of several is taken.
+      adaround: learned rounding for `adaround.GRAPHS`; None rounds all weights to nearest.
+      two_parts: whether weights may take two parts of 8 bits where the target needs it.
+      calibration_samples: calls per quantized graph; None takes the table's number.
+      evaluation_samples: calls per graph and evaluation prompt that are measured on the CPU.
+      simulated_samples: calls per graph that run on the HTP simulator: those with the lowest ratio on the CPU.
+      simulate: whether binaries run on the HTP simulator.
+      separate_contexts: whether each stage of the denoiser gets a binary of its own.
+      compare: whether to compile separate binaries and a straightforward export for comparison, too.
+    """
+
+    out: pathlib.Path
+    targets: Sequence[Target]
+    precisions: Sequence[str] | None = None
+    ranges: Sequence[str] = ('minmax',)
+    adaround: AdaRound | None = None
+    two_parts: bool = True
+    calibration_samples: int | None = None
+    evaluation_samples: int = 3
+    simulated_samples: int = 2
+    simulate: bool = True
+    separate_contexts: bool = False
+    compare: bool = False
+
+    def adaround_of(self, name: str) -> AdaRound | None:
+        """Return the learned rounding of a graph, or None."""
+        return self.adaround if name in ADAROUND_GRAPHS else None
+
+    def precisions_of(self, name: str) -> Sequence[str]:
+        """Return the precisions that a graph is exported in."""
+        return self.precisions or (DEPLOYMENTS[name].precision,)
+
+    def samples_of(self, name: str) -> int:
+        """Return the number of calibration calls of a graph; 0 if it is not quantized."""
+        if 'w8a16' not in self.precisions_of(name):
+            return 0
+        return self.calibration_samples or DEPLOYMENTS[name].calibration_samples or _SAMPLES
+
+    def shared(self, names: Sequence[str]) -> list[str]:
+        """Return the graphs, of those exported, that share one binary: the denoiser's stages, if several."""
+        stages = [name for name in names if name.startswith(DENOISER)]
+        return stages if len(stages) > 1 and not self.separate_contexts else []
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """An export: which graphs of which program, how they are calibrated, and how each is made.
+
+    Attributes:
+      program: checkpoint, mode and video size.
+      denoiser: the denoiser's component folder.
+      names: graphs to export, in the table's order.
+      graphs: how each graph is made.
+      calibration: folder of the calibration set.
+      scenes: calibration prompts, images and seed.
+      evaluation: evaluation prompts; none of them is a calibration prompt.
+      videos: calibration videos to record; None records as many as the calibration samples need.
+      whole_video, simulate_video: whether a whole video is generated with the exported graphs, on the CPU and on the
+        simulator.
+    """
+
+    program: ProgramOptions
+    denoiser: pathlib.Path
+    names: Sequence[str]
+    graphs: GraphOptions
+    calibration: pathlib.Path
+    scenes: Scenes
+    evaluation: Scenes
+    videos: int | None = None
+    whole_video: bool = True
+    simulate_video: bool = False

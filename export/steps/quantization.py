@@ -1,0 +1,83 @@
+"""A float graph to the ONNX file of one precision."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from export.graphs.denoiser import ChainedGraph
+from export.graphs.runners import OnnxSession
+from export.measure.resources import inner_bar
+from export.measure.snr import lowest_db
+from export.quantize.adaround import AdaRound, Rounding, round_weights
+from export.quantize.qdq import quantize, quantized_operations, to_fp16, to_w8a16
+from export.quantize.ranges import measure_ranges
+from export.quantize.stitch import quantize_chain
+from export.quantize.two_parts import quantize_to_target
+
+if TYPE_CHECKING:
+    from export.host.recorded_graph import RecordedGraph
+    from export.steps.options import GraphOptions
+
+
+def write_precise(
+    graph: RecordedGraph, source: pathlib.Path, precision: str, options: GraphOptions, draft: pathlib.Path
+) -> dict[str, Any]:
+    """Write a graph at a precision.
+
+    Args:
+      source: float ONNX file.
+      draft: folder to write {graph}.onnx into.
+    Returns:
+      Metadata: the precision, and for W8A16 the recipe in short.
+    """
+    path = draft / f'{graph.name}.onnx'
+    if precision == 'fp16':
+        to_fp16(source, path)
+        return {'precision': precision}
+    chain = graph.make() if graph.name.startswith('denoiser') else None
+    if isinstance(chain, ChainedGraph):
+        with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
+            quantize_chain(chain, path, graph.calibration(), to_w8a16, on_piece)
+        return {'precision': precision, 'ranges': 'minmax'}
+    return {'precision': precision} | _quantize(graph, source, path, options)
+
+
+def _quantize(graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, options: GraphOptions) -> dict[str, Any]:
+    """Write the W8A16 form with the best ranges and as few weights in two parts as the target needs."""
+    judging = graph.judging()
+    reached = {}
+    for method in options.ranges:
+        ranges = _ranges_path(path, method)
+        measure_ranges(source, ranges, graph.calibration, quantized_operations(source), method)
+        if len(options.ranges) > 1:
+            quantize(source, path, ranges)
+            reached[method] = lowest_db(OnnxSession(path), judging, graph.judged)
+    best = max(options.ranges, key=lambda method: reached.get(method, 0))
+    ranges = _ranges_path(path, best)
+    rounding, rounding_db = None, {}
+    adaround = options.adaround_of(graph.name)
+    if adaround is not None:
+        rounding, rounding_db = _learn_rounding(graph, source, path, ranges, adaround)
+    target_db = graph.deployment.target_db
+    doubled, judged_db = quantize_to_target(
+        source, path, ranges, judging, graph.judged, target_db, rounding, options.two_parts
+    )
+    details = {'ranges': best, 'ranges_db': reached, 'rounding_db': rounding_db}
+    return details | {'doubled_weights': doubled, 'judged_db': judged_db}
+
+
+def _learn_rounding(
+    graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, ranges: pathlib.Path, adaround: AdaRound
+) -> tuple[Rounding | None, dict[str, float]]:
+    """Return AdaRound's rounding, None if rounding to nearest is better, and the ratio of both in dB."""
+    judging, learned = graph.judging(), round_weights(adaround, source, graph.calibration())
+    reached = {}
+    for name, candidate in (('nearest', None), ('adaround', learned)):
+        quantize(source, path, ranges, candidate)
+        reached[name] = lowest_db(OnnxSession(path), judging, graph.judged)
+    return learned if reached['adaround'] > reached['nearest'] else None, reached
+
+
+def _ranges_path(path: pathlib.Path, method: str) -> pathlib.Path:
+    return path.with_name(f'ranges-{method}.json')

@@ -1,0 +1,134 @@
+"""The export, step by step: record, then export, compile and measure graph by graph, then write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+
+from export.host.calibration_set import CalibrationSet
+from export.host.phone_program import PhoneProgram
+from export.host.prompts import FEWEST_CALIBRATION_PROMPTS, FEWEST_EVALUATION_PROMPTS
+from export.host.protocol import Protocol
+from export.host.recorded_graph import RecordedGraph, recorded_graphs
+from export.host.recording import videos_needed
+from export.report.report import Report
+from export.report.rows import Row, SharedBinary, VideoRow
+from export.steps import comparison, graph, shared_binary, whole_video
+from export.steps.code_identity import made_by
+from export.steps.evaluation import check_float, measure
+from export.steps.graph import ExportedGraph, OnStep
+from export.steps.options import ExportOptions
+from export.steps.progress import Progress
+
+
+def run(options: ExportOptions) -> Report:
+    """Export all graphs that the options ask for; write the report and return it.
+
+    Raises:
+      InputError: the checkpoint, the calibration set or an option does not fit, or a graph does not compile.
+    """
+    # The reference is float32 on accelerators, too.
+    with jax.default_matmul_precision('highest'):
+        return _run(options)
+
+
+def _run(options: ExportOptions) -> Report:
+    program = PhoneProgram(options.program, options.denoiser, options.names)
+    subject = comparison.subject_of(program.denoiser) if options.graphs.compare else None
+    if subject is not None:
+        comparison.check(options.names, subject)
+    protocol = _protocol(options, program)
+    replays = whole_video.planned(program, options.whole_video, options.simulate_video)
+    progress = Progress(_steps(options, protocol) + len(replays))
+    calibration = CalibrationSet.record(options.calibration, protocol, program.open_recording, progress)
+    counts = {name: options.graphs.samples_of(name) for name in options.names}
+    graphs = list(recorded_graphs(program, calibration, counts, options.graphs.evaluation_samples))
+    exported, rows, binaries = _export(graphs, options, progress)
+    compared = [] if subject is None else comparison.compare(subject, options.graphs, progress)
+    videos = list[VideoRow]()
+    for replay in replays:
+        videos.append(whole_video.generate(replay, program, exported, options.graphs, calibration))
+        progress(f'whole video, {replay.graphs} on the {replay.runner}: {videos[-1].latents_db:.1f} dB')
+    progress.close()
+    made_from, warnings = _made_from(options, program, calibration), _warnings(calibration.protocol)
+    report = Report(rows, videos, made_from, binaries, compared, calibration.resources, warnings)
+    report.write(options.graphs.out)
+    return report
+
+
+def _export(
+    graphs: Sequence[RecordedGraph], options: ExportOptions, on_step: OnStep
+) -> tuple[list[ExportedGraph], list[Row], list[SharedBinary]]:
+    """Export, compile and measure graphs; those of the shared binary wait for its last one."""
+    shared, waiting = options.graphs.shared(options.names), list[tuple[ExportedGraph, float]]()
+    exported, rows, binaries = list[ExportedGraph](), list[Row](), list[SharedBinary]()
+    for recorded in graphs:
+        exported.append(graph.export_graph(recorded, options.graphs, on_step))
+        ready = [(exported[-1], check_float(exported[-1], options.graphs, on_step))]
+        if recorded.name in shared:
+            waiting += ready
+            if len(waiting) < len(shared):
+                continue
+            ready = waiting
+            binaries = shared_binary.compile_stages([stage for stage, _ in ready], options.graphs, on_step)
+        else:
+            graph.compile_separately(exported[-1], options.graphs, on_step)
+        for finished, onnx_db in ready:
+            rows += measure(finished, onnx_db, options.graphs, on_step)
+    return exported, rows, binaries
+
+
+def _protocol(options: ExportOptions, program: PhoneProgram) -> Protocol:
+    """Return how calibration is recorded: as many videos as the samples need, or as many as the options say."""
+    recorded = {name: options.graphs.samples_of(name) if name in options.names else 0 for name in program.calls}
+    videos = options.videos or videos_needed(program.calls, recorded)
+    keep = {name: min(program.calls[name], -(-count // max(videos, 1))) for name, count in recorded.items()}
+    videos = videos if any(keep.values()) else 0
+    return Protocol(program.weights, options.scenes, options.evaluation, options.program.plan, keep, videos)
+
+
+def _steps(options: ExportOptions, protocol: Protocol) -> int:
+    """Return how many steps are reported, without whole videos."""
+    shared = options.graphs.shared(options.names)
+    steps = protocol.videos + len(protocol.evaluation.prompts)
+    steps += sum(graph.steps_of(name, options.graphs, name in shared) for name in options.names)
+    return steps + shared_binary.steps_of(shared, options.graphs) + comparison.GRAPHS * options.graphs.compare
+
+
+def _warnings(protocol: Protocol) -> list[str]:
+    """Return one line for each reason to trust the ratios less."""
+    warnings = []
+    prompts, evaluated = min(protocol.videos, len(protocol.scenes.prompts)), len(protocol.evaluation.prompts)
+    if 0 < prompts < FEWEST_CALIBRATION_PROMPTS:
+        warnings.append(
+            f'Calibrated on {prompts} prompt(s) only: the ranges may not hold for others. Calibrate on at least '
+            f'{FEWEST_CALIBRATION_PROMPTS} (--prompts, --prompts-file).'
+        )
+    if evaluated < FEWEST_EVALUATION_PROMPTS:
+        warnings.append(
+            f'Evaluated on {evaluated} prompt(s) only: the lowest ratio of other prompts may be lower. Evaluate on at '
+            f'least {FEWEST_EVALUATION_PROMPTS} (--evaluation-prompts).'
+        )
+    return warnings
+
+
+def _made_from(options: ExportOptions, program: PhoneProgram, calibration: CalibrationSet) -> dict[str, object]:
+    """Return what the report says that it was made from."""
+    height, width = options.program.size
+    return {
+        'checkpoint': str(options.program.root),
+        'mode': options.program.mode,
+        'chipsets': [target.chipset for target in options.graphs.targets],
+        'frames': options.program.frames,
+        'height': height,
+        'width': width,
+        'weights_sha256': dict(program.weights),
+        'calibration_sha256': calibration.sha256,
+        'calibration_videos': calibration.protocol.videos,
+        'calibration_samples': {name: options.graphs.samples_of(name) for name in options.names},
+        'evaluation_prompts': list(calibration.protocol.evaluation.prompts),
+        'evaluation_samples': options.graphs.evaluation_samples,
+        'simulated_samples': options.graphs.simulated_samples,
+        **made_by(__name__),
+    }
