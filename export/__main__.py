@@ -33,8 +33,8 @@ examples:
     python -m export --checkpoint CKPT --soc sm8750,sc8380xp --prompts 50 --out phone/
 
   a distilled student's denoiser from its training run, in two precisions, calibrated on a first frame of your own:
-    python -m export --checkpoint CKPT --denoiser RUN/diffusion_transformer_320p --adapter RUN/context_adapter \\
-        --graphs denoiser --precision w8a16,fp16 --image dog.jpg --no-simulate --out phone/
+    python -m export --checkpoint CKPT --denoiser RUN/result/diffusion_transformer_320p \\
+        --adapter RUN/result/context_adapter --graphs denoiser --precision w8a16,fp16 --image dog.jpg --no-simulate --out phone/
 
   the video decoder alone, with three rules for activation ranges compared:
     python -m export --checkpoint CKPT --graphs video_decoder --ranges minmax,percentile,mse --out phone/

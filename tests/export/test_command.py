@@ -24,7 +24,7 @@ from support.goldens import TINY_CHECKPOINT
 
 SIZE = ['--height', '64', '--width', '64', '--frames', '9']
 SIMULATED = 'sm8750'
-COUNTS = ['--calibration-samples', '4', '--evaluation-prompts', '2', '--evaluation-samples', '1']
+COUNTS = ['--calibration-samples', '12', '--evaluation-prompts', '2', '--evaluation-samples', '1']
 COUNTS += ['--simulated-samples', '1']
 SOCS = ','.join(sorted(TARGETS, key=lambda name: name != SIMULATED))
 EXACT_DB = 100.0

@@ -1,0 +1,128 @@
+"""The calibration set on disk: resuming, damaged files, other protocols, and which calls it yields."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.graphs.runners import Call
+from export.host.calibration_set import CalibrationSet
+from export.host.protocol import Protocol
+from export.host.recording import Scenes, Video
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.generation import pipeline
+from neodragon_jax.pyramid.sampler import Prompt
+
+CALLS, KEEP, VIDEOS = 5, 2, 4
+PROMPTS, EVALUATION = ('one', 'two'), ('three', 'four')
+
+
+def make_protocol(**changes: Any) -> Protocol:
+    plan = pipeline.make_plan('hybrid', 9, 64, 64)
+    protocol = Protocol({'vae': 'abc'}, Scenes(PROMPTS), Scenes(EVALUATION), plan, {'video_decoder': KEEP}, VIDEOS)
+    return dataclasses.replace(protocol, **changes)
+
+
+class NoiseProgram:
+    """A program of one graph, whose calls are noise that prompt and number of the video determine."""
+
+    def __init__(self) -> None:
+        self.generated: list[str] = []
+
+    def generate(self, scenes: Scenes, number: int) -> tuple[Video, dict[str, list[Call]]]:
+        self.generated.append(scenes.text(number))
+        rng = np.random.default_rng([zlib.crc32(scenes.text(number).encode()), number])
+        draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+        calls = [Call({'latent': np.float32([[number, index]])}, {'frames': draw(3)}) for index in range(CALLS)]
+        prompt = Prompt(draw(1, 2, 3), np.ones((1, 2), np.int32), draw(1, 3))
+        return Video(prompt, None, None, draw(1, 2, 2, 2, 3), None), {'video_decoder': calls}
+
+
+def record(folder: pathlib.Path, protocol: Protocol | None = None) -> tuple[CalibrationSet, NoiseProgram, list[str]]:
+    program, lines = NoiseProgram(), list[str]()
+    found = CalibrationSet.record(folder, protocol or make_protocol(), lambda: program, lines.append)
+    return found, program, lines
+
+
+def test_prompts_take_turns_and_evaluation_has_its_own(tmp_path):
+    found, program, _ = record(tmp_path)
+    assert program.generated == [*EVALUATION, 'one', 'two', 'one', 'two']
+    evaluation = found.evaluation('video_decoder', 3)
+    assert list(evaluation) == list(EVALUATION) and all(len(calls) == 3 for calls in evaluation.values())
+    calibration = list(found.calls('video_decoder', 100))
+    assert len(calibration) == VIDEOS * KEEP
+    seen = {call.outputs['frames'].tobytes() for call in calibration}
+    assert not [call for calls in evaluation.values() for call in calls if call.outputs['frames'].tobytes() in seen]
+
+
+def test_every_prompt_meets_all_steps(tmp_path):
+    """Although as many prompts as steps take turns, and each video keeps one call."""
+    scenes = Scenes([f'prompt {index}' for index in range(CALLS)])
+    found, *_ = record(tmp_path, make_protocol(scenes=scenes, keep={'video_decoder': 1}, videos=CALLS * CALLS))
+    calls = [call.inputs['latent'][0].astype(int) for call in found.calls('video_decoder', 1000)]
+    assert {(number % CALLS, step) for number, step in calls} == {(p, s) for p in range(CALLS) for s in range(CALLS)}
+
+
+def test_a_killed_recording_resumes(tmp_path):
+    first, *_ = record(tmp_path)
+    before = [call.outputs['frames'] for call in first.calls('video_decoder', 100)]
+    for path in (tmp_path / 'calibration-00001').iterdir():
+        path.unlink()
+    (tmp_path / 'calibration-00001').rmdir()
+    again, program, lines = record(tmp_path)
+    assert program.generated == ['two']
+    assert [line for line in lines if line.endswith('recorded')] == [f'calibration video 2 of {VIDEOS}: recorded']
+    np.testing.assert_array_equal([call.outputs['frames'] for call in again.calls('video_decoder', 100)], before)
+
+
+@pytest.mark.parametrize('video', ['evaluation-00001', 'calibration-00002'])
+@pytest.mark.parametrize('name', ['video_decoder.npz', 'record.json'])
+@pytest.mark.parametrize('cut', [0, 40])
+def test_damaged_videos_are_recorded_again(video, name, cut, tmp_path):
+    record(tmp_path)
+    path = tmp_path / video / name
+    before = path.read_bytes()
+    path.write_bytes(before[:cut])
+    found, program, lines = record(tmp_path)
+    assert len(program.generated) == 1
+    (line,) = [line for line in lines if 'recorded again, because' in line]
+    assert name in line
+    assert len(list(found.calls('video_decoder', 100))) == VIDEOS * KEEP
+    assert record(tmp_path)[1].generated == []
+
+
+def test_a_changed_bit_is_noticed(tmp_path):
+    record(tmp_path)
+    path = tmp_path / 'calibration-00000' / 'video_decoder.npz'
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert 'content of video_decoder.npz has changed' in ' '.join(record(tmp_path)[2])
+
+
+@pytest.mark.parametrize('content', ['', '{"format": 3', '[]', '{"format": 3}', '\x00\x01'])
+def test_a_damaged_protocol_is_one_line(content, tmp_path):
+    record(tmp_path)
+    (tmp_path / 'protocol.json').write_text(content)
+    with pytest.raises(InputError, match=r'protocol\.json: damaged\. Remove ') as failure:
+        record(tmp_path)
+    assert '\n' not in str(failure.value)
+
+
+def test_other_protocols_are_refused_and_larger_sets_serve(tmp_path):
+    record(tmp_path)
+    with pytest.raises(InputError, match='recorded with other evaluation prompts, seed'):
+        scenes = Scenes(PROMPTS, seed=1)
+        record(tmp_path, make_protocol(scenes=scenes, evaluation=Scenes(EVALUATION[:1], seed=1)))
+    found, program, _ = record(tmp_path, make_protocol(videos=2, keep={'video_decoder': 1}))
+    assert not program.generated and found.protocol.videos == VIDEOS
+    path = tmp_path / 'protocol.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'videos': 'many'}))
+    with pytest.raises(InputError, match='recorded with other videos'):
+        record(tmp_path)
