@@ -34,7 +34,8 @@ examples:
 
   a distilled student's denoiser from its training run, in two precisions, calibrated on a first frame of your own:
     python -m export --checkpoint CKPT --denoiser RUN/result/diffusion_transformer_320p \\
-        --adapter RUN/result/context_adapter --graphs denoiser --precision w8a16,fp16 --image dog.jpg --no-simulate --out phone/
+        --adapter RUN/result/context_adapter --graphs denoiser --precision w8a16,fp16 --image dog.jpg \\
+        --no-simulate --out phone/
 
   the video decoder alone, with three rules for activation ranges compared:
     python -m export --checkpoint CKPT --graphs video_decoder --ranges minmax,percentile,mse --out phone/
