@@ -1,15 +1,17 @@
-"""A folder of videos with captions becomes clips of one length and rate, ready for the VAE.
+"""Cut clips of one length and rate out of a folder of captioned videos, ready for the VAE.
 
     python -m train.captioned_clips --videos DIR --captions captions.csv --out CLIPS --frames 49 --sizes 320x512 512x320
 
-Every video is decoded to its end. What is damaged, cut off, too short, too small or has no usable caption is named with
-its reason in CLIPS/report.tsv, and left out. The others are resampled to 24 frames per second by the times of their
-frames, cut to the size that keeps most of the picture, and stored as H.264 with their captions.
+Every video is decoded to its end. Videos that are damaged, truncated, too short or too small, that have no usable
+caption or cannot be shown right (HDR, interlaced, transparent) are left out; CLIPS/report.tsv has the reasons. Others
+are resampled to 24 frames per second by the times of their frames, cropped to the size that keeps most of the picture,
+and stored as H.264 with their captions.
 
-Each size is a dataset of its own, CLIPS/320x512 and so on: batches are arrays of one shape, a training step is compiled
-per shape, and the shares of the sizes can be chosen when training (train.data.mixture).
+Each size is a sample set of its own, CLIPS/320x512 and so on: batches are arrays of one shape, a training step is
+compiled per shape, and the shares of the sizes can be chosen when training (train.data.mixture).
 
-Started again with the same command, it goes on where it was stopped.
+The same command continues a stopped run. After videos or captions were added, changed or removed, it inspects and
+encodes the new videos only.
 
 Legend: T frames, H W pixels.
 """
@@ -18,34 +20,24 @@ from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
-import hashlib
-import itertools
+import math
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import tqdm
+from collections.abc import Sequence
 
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.generation import pipeline
-from train.data import SampleWriter, mp4_bytes
-from train.data.captions import Captions, file_key, read_sidecars, read_table, readable, sidecars
+from train.data.captions import Captions, file_key, read_sidecars, read_table, sidecars
 from train.data.clip_report import REPORT, print_summary, write_report
-from train.data.clip_source import CLIP_SPEC
+from train.data.clip_writer import ClipOptions, size_name, write_clips
 from train.data.inspection import Criteria, Verdict, inspect_files
-from train.data.parallel import ordered_map
-from train.data.video_files import FPS, Unusable, read_clips
-
-NAME = 'captioned_clips'
 
 EXAMPLES = """
-captions: a .csv with a header, or a .jsonl with one object per line; the keys are file (or path, video, filename),
-relative to --videos, and caption (or text, prompt). Without --captions: a text file a.txt beside each a.mp4.
+captions: a .csv or .tsv with a header, or a .jsonl with one object per line. The columns are file (or file_name, path,
+video), relative to --videos, and caption (or text, prompt). Without --captions: a text file a.txt beside each a.mp4.
 
 examples:
   videos of both orientations, captions in a table:
@@ -89,7 +81,7 @@ def read_sizes(texts: Sequence[str], frames: int) -> list[tuple[int, int]]:
     """Return (height, width) of each size.
 
     Raises:
-      InputError: one is no size, or no size or length of a video of ours.
+      InputError: a value is not HxW, or the size or length is unsupported.
     """
     sizes = []
     for text in texts:
@@ -113,10 +105,13 @@ def find_files(folder: pathlib.Path, leave_out: Sequence[PathLike]) -> list[str]
     if not folder.is_dir():
         raise InputError(f'--videos {folder}: no such folder. Give a folder of videos.')
     excluded = [pathlib.Path(path).resolve() for path in leave_out]
-    names = set()
-    for root, folders, files in os.walk(folder):
+    names, visited = set(), {folder.resolve()}
+    for root, folders, files in os.walk(folder, followlinks=True):
         here = pathlib.Path(root)
-        folders[:] = [name for name in folders if name[0] != '.' and (here / name).resolve() not in excluded]
+        inside = {name: (here / name).resolve() for name in folders if name[0] != '.'}
+        # A link may lead to a folder that was visited, or around in a circle.
+        folders[:] = [name for name in sorted(inside) if inside[name] not in (*excluded, *visited)]
+        visited |= {inside[name] for name in folders}
         for name in files:
             if name[0] != '.' and (here / name).is_file() and (here / name).resolve() not in excluded:
                 names.add(os.path.relpath(here / name, folder))
@@ -127,12 +122,11 @@ def find_files(folder: pathlib.Path, leave_out: Sequence[PathLike]) -> list[str]
     return found
 
 
-def judge(args: argparse.Namespace, folder: pathlib.Path, names: Sequence[str], captions: Captions) -> list[Verdict]:
+def judge(options: ClipOptions, names: Sequence[str], captions: Captions) -> list[Verdict]:
     """Return the verdict on every file, and on every caption without one."""
     described = [name for name in names if captions.of(name) is not None]
     verdicts = [Verdict(name, captions.problem_of(name)) for name in names if captions.of(name) is None]
-    criteria = Criteria(args.frames, args.clips_per_video, args.min_fps, tuple(read_sizes(args.sizes, args.frames)))
-    verdicts += inspect_files(folder, described, criteria, pathlib.Path(args.out), args.workers)
+    verdicts += inspect_files(options.videos, described, options.criteria, options.out, options.workers)
     keys = {file_key(name) for name in names}
     keys |= {os.path.splitext(key)[0] for key in keys}
     verdicts += [Verdict(file, reason) for file, reason in captions.problems.items() if file not in keys]
@@ -140,98 +134,51 @@ def judge(args: argparse.Namespace, folder: pathlib.Path, names: Sequence[str], 
     return sorted(verdicts, key=lambda verdict: verdict.file)
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """One clip to store: the `number`-th of a file."""
-
-    index: int
-    verdict: Verdict
-    number: int
-
-
-def write_clips(
-    args: argparse.Namespace, size: tuple[int, int], verdicts: Sequence[Verdict], captions: Captions
-) -> int:
-    """Write the dataset of one size, as far as it is missing; return its number of clips."""
-    folder = pathlib.Path(args.videos)
-    clips = [(verdict, number) for verdict in verdicts for number in range(len(verdict.clips))]
-    content = [[readable(verdict.file), captions.of(verdict.file), verdict.clips] for verdict in verdicts]
-    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-    protocol = {'frames': args.frames, 'fps': FPS, 'height': size[0], 'width': size[1], 'quality': args.quality}
-    out = pathlib.Path(args.out) / size_name(size)
-    with SampleWriter(
-        out,
-        CLIP_SPEC,
-        len(clips),
-        protocol=protocol | {'clips': digest},
-        samples_per_shard=args.samples_per_shard,
-        name=NAME,
-    ) as writer:
-        todo = [Clip(index, *clips[index]) for index in writer.missing()]
-        by_file = [list(group) for _, group in itertools.groupby(todo, key=lambda clip: clip.verdict.file)]
-        make = lambda group: list(_records(folder, group, captions, args.quality))
-        with tqdm.tqdm(total=len(todo), unit='clip', desc=out.name, disable=None) as bar:
-            for records in ordered_map(make, by_file, args.workers):
-                for record in records:
-                    writer.append(record)
-                bar.update(len(records))
-    return len(clips)
-
-
-def _records(
-    folder: pathlib.Path, clips: Sequence[Clip], captions: Captions, quality: int
-) -> Iterator[Mapping[str, Any]]:
-    """Yield the records of clips of one file."""
-    verdict = clips[0].verdict
-    assert verdict.size is not None
-    try:
-        cut = read_clips(folder / verdict.file, [verdict.clips[clip.number] for clip in clips], verdict.size)
-    except Unusable as problem:
-        raise InputError(
-            f'{readable(verdict.file)} was usable when it was inspected, and now: {problem}. Put it back as it was, or '
-            'begin with another --out.'
-        ) from None
-    for clip, frames in zip(clips, cut, strict=True):
-        yield {
-            'index': clip.index,
-            'prompt': captions.of(verdict.file),
-            'file': readable(verdict.file),
-            'start': verdict.starts[clip.number],
-            'video': mp4_bytes.encode(frames, FPS, quality),
-        }
-
-
-def size_name(size: tuple[int, int]) -> str:
-    """Return the name of a size's dataset."""
-    return f'{size[0]}x{size[1]}'
-
-
-def run(args: argparse.Namespace) -> None:
-    """Inspect all files, then write the clips that are missing.
+def read_options(args: argparse.Namespace) -> ClipOptions:
+    """Return the checked options of a command line.
 
     Raises:
-      InputError: an argument is wrong, or no file is usable.
+      InputError: an option is wrong.
     """
     for name, least in (('clips_per_video', 1), ('workers', 1), ('samples_per_shard', 1), ('quality', 0)):
         if getattr(args, name) < least:
             raise InputError(f'--{name.replace("_", "-")} is {getattr(args, name)}; give at least {least}.')
     if args.quality > 51:
         raise InputError(f'--quality is {args.quality}; give 0 (largest files) to 51.')
-    sizes, folder = read_sizes(args.sizes, args.frames), pathlib.Path(args.videos)
-    names = find_files(folder, [args.out, *([args.captions] if args.captions else [])])
+    if not 0 <= args.min_fps < math.inf:
+        raise InputError(f'--min-fps is {args.min_fps}; give frames per second, such as 23.')
+    sizes = read_sizes(args.sizes, args.frames)
+    folders = pathlib.Path(args.videos), pathlib.Path(args.out)
+    criteria = Criteria(args.frames, args.clips_per_video, args.min_fps, tuple(sizes))
+    return ClipOptions(*folders, criteria, args.quality, args.samples_per_shard, args.workers)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Inspect all files, then write the missing clips.
+
+    Raises:
+      InputError: an argument is wrong, or no file is usable.
+    """
+    options = read_options(args)
+    folder, out = options.videos, options.out
+    names = find_files(folder, [out, *([args.captions] if args.captions else [])])
     captions = read_table(args.captions, folder) if args.captions else read_sidecars(folder, names)
-    verdicts = judge(args, folder, names, captions)
-    write_report(pathlib.Path(args.out) / REPORT, verdicts)
+    verdicts = judge(options, names, captions)
+    write_report(out / REPORT, verdicts)
     by_size: dict[tuple[int, int], list[Verdict]] = collections.defaultdict(list)
     for verdict in verdicts:
         if verdict.size is not None:
             by_size[verdict.size].append(verdict)
-    counts = {size_name(size): write_clips(args, size, by_size[size], captions) for size in sizes if by_size[size]}
+    counts = {
+        size_name(size): write_clips(options, size, by_size[size], captions)
+        for size in options.criteria.sizes
+        if by_size[size]
+    }
     if captions.repeated:
         print(f'{len(captions.repeated)} files have several captions; the first is used. One: {captions.repeated[0]}')
-    print_summary(pathlib.Path(args.out), verdicts, counts)
+    print_summary(out, verdicts, counts)
     if not counts:
-        raise InputError(f'--videos {folder}: no file is usable; {pathlib.Path(args.out) / REPORT} tells why.')
+        raise InputError(f'--videos {folder}: no file is usable; see {out / REPORT} for the reasons.')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,8 +53,9 @@ from neodragon_jax.models.vae import (
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleWriter
 from train.data.clip_source import ClipSource
 from train.data.conditioning import CONTENTS, Conditioner, load_conditioner
-from train.data.manifest import NEGATIVE, NULL, is_dataset
+from train.data.manifest import is_sample_set
 from train.data.parallel import ordered_map
+from train.data.stored_conditioning import NEGATIVE, NULL
 from train.runtime.processes import start_processes
 from train.vae.flat_convolutions import flat_convolutions
 
@@ -185,9 +186,9 @@ def find_sets(clips: pathlib.Path, out: pathlib.Path) -> list[tuple[pathlib.Path
     """
     if not clips.is_dir():
         raise InputError(f'--clips {clips}: no such folder. Give a folder of train.captioned_clips.')
-    if is_dataset(clips):
+    if is_sample_set(clips):
         return [(clips, out)]
-    sets = sorted(child for child in clips.iterdir() if child.is_dir() and is_dataset(child))
+    sets = sorted(child for child in clips.iterdir() if child.is_dir() and is_sample_set(child))
     if not sets:
         raise InputError(f'--clips {clips}: no dataset in it. Give a folder of train.captioned_clips.')
     return [(folder, out / folder.name) for folder in sets]

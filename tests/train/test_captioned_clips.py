@@ -16,7 +16,7 @@ from PIL import Image
 
 from neodragon_jax.base.errors import InputError
 from train import captioned_clips
-from train.data import inspection, mp4_bytes, video_files
+from train.data import clip_writer, inspection, mp4_bytes, video_files
 from train.data.clip_source import ClipSource
 from train.data.video_files import Footage, Unusable, choose_size, cut, ticks
 
@@ -298,17 +298,17 @@ def test_interrupted_runs_go_on(clips, videos, tmp_path, monkeypatch):
 
         return call
 
-    inspect, read_clips = inspection.inspect, captioned_clips.read_clips
+    inspect, read_clips = inspection.inspect, clip_writer.read_clips
     monkeypatch.setattr(inspection, 'inspect', interrupted(inspect, inspected, 12))
     with pytest.raises(KeyboardInterrupt):
         captioned_clips.main([*with_table(videos, out), '--workers', '1'])
     with (out / 'inspection.jsonl').open('a') as file:
         file.write('{"bytes": 1, "fi')  # as a kill leaves it
     monkeypatch.setattr(inspection, 'inspect', interrupted(inspect, inspected, 0))
-    monkeypatch.setattr(captioned_clips, 'read_clips', interrupted(read_clips, read, 3))
+    monkeypatch.setattr(clip_writer, 'read_clips', interrupted(read_clips, read, 3))
     with pytest.raises(KeyboardInterrupt):
         captioned_clips.main([*with_table(videos, out), '--workers', '1'])
-    monkeypatch.setattr(captioned_clips, 'read_clips', interrupted(read_clips, read, 0))
+    monkeypatch.setattr(clip_writer, 'read_clips', interrupted(read_clips, read, 0))
     assert captioned_clips.main([*with_table(videos, out), '--workers', '1']) == 0
     captioned = len(GOOD) + len(BAD) - 4 - 1  # three bad captions, one none, one without a file
     assert captioned <= len(inspected) <= captioned + 3  # the threads were ahead when they were interrupted
@@ -365,3 +365,72 @@ def test_a_folder_without_a_usable_file_is_an_error(tmp_path, capsys):
     output = capsys.readouterr()
     assert 'no file is usable' in output.err
     assert 'a.mp4  empty file' in output.out
+
+
+def test_an_added_video_and_a_changed_caption_cost_only_what_is_new(tmp_path, monkeypatch):
+    def start(folder: pathlib.Path, names: str) -> None:
+        folder.mkdir()
+        for number, name in enumerate(names):
+            add(folder, name, number)
+
+    def add(folder: pathlib.Path, name: str, number: int) -> None:
+        movie(folder / f'{name}.mp4', np.arange(20 + number) / 24, size=(64, 128))
+        (folder / f'{name}.txt').write_text(f'caption {name}')
+
+    start(tmp_path / 'in', 'ac')
+    out, inspected, read = tmp_path / 'out', [], []
+    assert captioned_clips.main(arguments(tmp_path / 'in', out)) == 0
+    inspect, read_clips = inspection.inspect, clip_writer.read_clips
+    monkeypatch.setattr(inspection, 'inspect', lambda path: inspected.append(path.name) or inspect(path))
+    monkeypatch.setattr(
+        clip_writer, 'read_clips', lambda path, *more: read.append(path.name) or read_clips(path, *more)
+    )
+    add(tmp_path / 'in', 'b', 2)
+    (tmp_path / 'in' / 'a.txt').write_text('another caption')
+    assert captioned_clips.main(arguments(tmp_path / 'in', out)) == 0
+    assert (inspected, read) == (['b.mp4'], ['b.mp4'])
+    source = ClipSource(out / '64x128', verify=True)
+    assert [source[index]['prompt'] for index in range(3)] == ['another caption', 'caption b', 'caption c']
+    assert captioned_clips.main(arguments(tmp_path / 'in', tmp_path / 'fresh')) == 0
+    for name in ('manifest.json', 'origins.jsonl'):
+        assert (out / '64x128' / name).read_bytes() == (tmp_path / 'fresh' / '64x128' / name).read_bytes()
+    (tmp_path / 'in' / 'a.mp4').unlink()
+    assert captioned_clips.main(arguments(tmp_path / 'in', out)) == 0
+    assert len(ClipSource(out / '64x128')) == 2
+    assert sorted(path.name for path in out.iterdir()) == ['64x128', 'inspection.jsonl', 'report.tsv']
+
+
+@pytest.mark.parametrize('renamed', [False, True])
+def test_a_kill_while_a_set_is_replaced_loses_nothing(tmp_path, monkeypatch, renamed):
+    (tmp_path / 'in').mkdir()
+    for name in 'ab':
+        movie(tmp_path / 'in' / f'{name}.mp4', size=(64, 128))
+        (tmp_path / 'in' / f'{name}.txt').write_text(name)
+        if name == 'a':
+            assert captioned_clips.main(arguments(tmp_path / 'in', tmp_path / 'out')) == 0
+    real = clip_writer.os.rename
+
+    def dies(source, target) -> None:
+        if renamed and source.name == '64x128':
+            real(source, target)
+        raise SystemExit('killed')
+
+    monkeypatch.setattr(clip_writer.os, 'rename', dies)
+    with pytest.raises(SystemExit):
+        captioned_clips.main(arguments(tmp_path / 'in', tmp_path / 'out'))
+    monkeypatch.undo()
+    monkeypatch.setattr(clip_writer, 'read_clips', None)  # nothing is decoded again
+    assert captioned_clips.main(arguments(tmp_path / 'in', tmp_path / 'out')) == 0
+    assert len(ClipSource(tmp_path / 'out' / '64x128', verify=True)) == 2
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['64x128', 'inspection.jsonl', 'report.tsv']
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    (tmp_path / 'disk' / 'part').mkdir(parents=True)
+    (tmp_path / 'in').mkdir()
+    for path in (tmp_path / 'disk' / 'part' / 'a.mp4', tmp_path / 'in' / 'c.mp4'):
+        path.touch()
+    (tmp_path / 'in' / 'part').symlink_to(tmp_path / 'disk' / 'part')
+    (tmp_path / 'in' / 'circle').symlink_to(tmp_path / 'in')
+    (tmp_path / 'disk' / 'part' / 'up').symlink_to(tmp_path / 'disk')
+    assert captioned_clips.find_files(tmp_path / 'in', []) == ['c.mp4', 'part/a.mp4']

@@ -1,4 +1,4 @@
-"""Captions of video files: from a table (csv, jsonl) or from a text file beside each video.
+"""Captions of video files: from a table (csv, tsv, jsonl) or from a text file beside each video.
 
 A caption that cannot be used is a problem with a reason, never an exception: in a million captions some are damaged.
 """
@@ -11,13 +11,19 @@ import io
 import json
 import os
 import pathlib
+import posixpath
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
 
-FILE_KEYS, CAPTION_KEYS = ('file', 'path', 'video', 'filename'), ('caption', 'text', 'prompt')
+# Column names in any case, best first.
+FILE_KEYS = ('file', 'file_name', 'filename', 'path', 'file_path', 'video', 'video_path', 'image')
+CAPTION_KEYS = ('caption', 'text', 'prompt', 'description')
+# A quoted caption with a line like this has swallowed another row.
+SWALLOWED_ROW = re.compile(r'^[^,"\n]+\.\w{2,4}"?[,\t]', re.MULTILINE)
 # Longer ones come from a quotation mark that is never closed; 128 T5 tokens are about 500 characters.
 MAX_CHARACTERS = 10_000
 
@@ -67,7 +73,7 @@ def _find(table: Mapping[str, str], name: str) -> str | None:
 
 def file_key(name: str) -> str:
     """Return a relative path as captions are looked up: some systems store é as one character, others as two."""
-    return unicodedata.normalize('NFC', readable(name).replace('\\', '/').removeprefix('./'))
+    return posixpath.normpath(unicodedata.normalize('NFC', readable(name).replace('\\', '/')))
 
 
 def readable(name: str) -> str:
@@ -99,7 +105,10 @@ def clean(text: Any) -> str:
 
 
 def read_table(path: str | os.PathLike[str], folder: pathlib.Path) -> Captions:
-    """Return the captions of a .csv file with a header, or of a .jsonl file with one object per line.
+    """Return the captions of a .csv or .tsv file with a header, or of a .jsonl file with one object per line.
+
+    A row that cannot be used is noted in `Captions.problems`; a quotation mark that is left open is an error, because
+    the rows after it cannot be told.
 
     Args:
       folder: to which the file names in the table are relative; absolute ones are taken as well.
@@ -107,20 +116,27 @@ def read_table(path: str | os.PathLike[str], folder: pathlib.Path) -> Captions:
       InputError: the table cannot be read, or does not say which columns are the file and the caption.
     """
     path = pathlib.Path(path)
-    readers = {'.csv': _csv_rows, '.jsonl': _jsonl_rows}
+    readers = {'.csv': _table_rows, '.tsv': _table_rows, '.jsonl': _jsonl_rows}
     if path.suffix.lower() not in readers:
         raise InputError(f'--captions {path}: give a .csv or .jsonl file, or nothing to read NAME.txt beside NAME.mp4.')
     if not path.is_file():
         raise InputError(f'--captions {path}: no such file. Give a .csv or .jsonl file with files and captions.')
-    # What is not UTF-8 becomes half surrogates, which `clean` finds: one such line must not spoil the others.
-    text = path.read_bytes().decode('utf-8-sig', 'surrogateescape')
+    content = path.read_bytes()
+    if content.startswith((b'\xff\xfe', b'\xfe\xff')):
+        raise InputError(f'--captions {path}: UTF-16 text. Save it as UTF-8.')
+    # Bytes that are not UTF-8 become half surrogates, which `clean` finds: one such line must not spoil the others.
+    text = content.decode('utf-8-sig', 'surrogateescape')
     captions = Captions()
     for line, row in readers[path.suffix.lower()](text, path):
         file, caption = (_pick(row, keys) for keys in (FILE_KEYS, CAPTION_KEYS))
-        if isinstance(file, str) and file and '\0' not in file and caption is not None:
-            captions.add(_relative(file, folder), caption)
-        else:
+        if not isinstance(file, str) or not file or '\0' in file:
             captions.problems[f'{path.name}:{line}'] = 'line has no file or no caption'
+        elif isinstance(row.get(FIELDS), str):
+            captions.problems[file_key(_relative(file, folder))] = f'{path.name}, line {line}: {row[FIELDS]}'
+        elif caption is None:
+            captions.problems[f'{path.name}:{line}'] = 'line has no file or no caption'
+        else:
+            captions.add(_relative(file, folder), caption)
     return captions
 
 
@@ -142,19 +158,43 @@ def sidecars(name: str) -> tuple[str, str]:
     return f'{os.path.splitext(name)[0]}.txt', f'{name}.txt'
 
 
-def _csv_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True)
+# Key of a row whose number of fields is not the header's; its value says so.
+FIELDS = ''
+
+
+def _table_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the first line and the fields of each row of a table, by column name in lower case."""
+    delimiter = '\t' if path.suffix.lower() == '.tsv' else ','
+    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True, strict=True)
+    line, names = 1, _header(next(reader, []), path)
     try:
-        columns = reader.fieldnames or []
-        if not all(any(key in columns for key in keys) for keys in (FILE_KEYS, CAPTION_KEYS)):
-            raise InputError(
-                f'--captions {path}: its first line names the columns {readable(", ".join(columns))}; name one of them '
-                f'{FILE_KEYS[0]} and one {CAPTION_KEYS[0]}.'
-            )
-        for row in reader:
-            yield reader.line_num, row
+        line = reader.line_num + 1
+        for fields in reader:
+            if any(SWALLOWED_ROW.search(field.partition('\n')[2]) for field in fields):
+                raise csv.Error('a caption holds other rows')
+            if len(fields) == len(names):
+                yield line, dict(zip(names, fields, strict=True))
+            elif fields:
+                many = f'{len(fields)} fields, its header has {len(names)}; put quotation marks around the caption'
+                yield line, dict(zip(names, fields, strict=False)) | {FIELDS: many}
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f'--captions {path}: line {reader.line_num}: {error}; correct that line.') from None
+        raise InputError(
+            f'--captions {path}: the row of line {line} has a quotation mark that is not closed or not doubled '
+            f'({error}); correct that line.'
+        ) from None
+
+
+def _header(columns: list[str], path: pathlib.Path) -> list[str]:
+    """Return the column names in lower case, or raise InputError if the file or the caption is not among them."""
+    names = [column.strip().lower() for column in columns]
+    if not all(any(key in names for key in keys) for keys in (FILE_KEYS, CAPTION_KEYS)):
+        raise InputError(
+            f'--captions {path}: its first line names the columns {readable(", ".join(columns))[:200]}; name one of '
+            f'them {FILE_KEYS[0]} and one {CAPTION_KEYS[0]}, separated by '
+            f'{"tabs" if path.suffix.lower() == ".tsv" else "commas"}.'
+        )
+    return names
 
 
 def _jsonl_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -165,16 +205,22 @@ def _jsonl_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[st
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 row = None
-            yield number, row if isinstance(row, dict) else {}
+            yield number, {str(key).lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
 
 
 def _pick(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    """Return the first of some keys that a row has."""
+    """Return the value of the first of some keys that a row has."""
     return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
 def _relative(file: str, folder: pathlib.Path) -> str:
-    """Return a file's path relative to the folder if it is absolute and lies in it, else as it is."""
-    path = pathlib.PurePath(file)
-    root = folder.resolve()
-    return str(path.relative_to(root)) if path.is_absolute() and path.is_relative_to(root) else file
+    """Return a file's path relative to the folder if it is absolute and lies in it, links followed, else as it is."""
+    path = pathlib.Path(file)
+    if not path.is_absolute():
+        return file
+    for root in (folder.absolute(), folder.resolve()):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    # The folder may be reached through another link than the file.
+    path = path.parent.resolve() / path.name
+    return str(path.relative_to(folder.resolve())) if path.is_relative_to(folder.resolve()) else file

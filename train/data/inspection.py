@@ -1,16 +1,16 @@
-"""Verdicts on video files: which clips to cut, or why there are none. They are kept, because decoding takes hours."""
+"""Verdicts on video files: the clips to cut, or the reason for none. They are logged, because decoding takes hours."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import tqdm
 
+from neodragon_jax.base.atomic import atomic_file
 from train.data.parallel import ordered_map
 from train.data.video_files import Unusable, choose_size, cut, inspect
 
@@ -19,7 +19,7 @@ LOG = 'inspection.jsonl'
 
 @dataclasses.dataclass(frozen=True)
 class Criteria:
-    """What makes a file usable.
+    """Requirements of a usable file.
 
     Attributes:
       frames: of a clip.
@@ -35,7 +35,7 @@ class Criteria:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What becomes of a file.
+    """The clips to cut out of a file, or the reason why it is left out.
 
     Attributes:
       file: relative to the folder of videos.
@@ -43,6 +43,7 @@ class Verdict:
       size: (height, width) of its clips.
       clips: indices of the frames of each clip.
       starts: seconds at which each clip begins.
+      bytes, changed_ns: size and time of change of the file when it was inspected.
     """
 
     file: str
@@ -50,6 +51,8 @@ class Verdict:
     size: tuple[int, int] | None = None
     clips: tuple[tuple[int, ...], ...] = ()
     starts: tuple[float, ...] = ()
+    bytes: int = 0
+    changed_ns: int = 0
 
 
 def judge_file(folder: pathlib.Path, name: str, criteria: Criteria) -> Verdict:
@@ -74,56 +77,59 @@ def inspect_files(
 
     A file whose size or time of change is another is inspected again.
     """
-    log, settings = out / LOG, dataclasses.asdict(criteria)
-    known = _read_log(log, json.loads(json.dumps(settings)))
+    log, settings = out / LOG, json.loads(json.dumps(dataclasses.asdict(criteria)))
+    known = _read_log(log, settings)
     marks = {name: _mark(folder / name) for name in names}
-    todo = [name for name in names if known.get(name, ({}, None))[0] != marks[name]]
-    verdicts = {name: verdict for name, (_, verdict) in known.items() if name in marks}
-    out.mkdir(parents=True, exist_ok=True)
-    # Written anew, because the last line of a killed run may be half there.
-    partial = log.with_name(f'.{log.name}')
-    with partial.open('w') as file:
-        print(json.dumps(settings), file=file)
-        for mark, verdict in known.values():
-            print(_log_line(mark, verdict), file=file)
-    os.replace(partial, log)
+    is_known = lambda name: name in known and (known[name].bytes, known[name].changed_ns) == marks[name]
+    todo = [name for name in names if not is_known(name)]
+    verdicts = {name: known[name] for name in names if is_known(name)}
+    # Written anew, because the last line of a killed run may be incomplete.
+    with atomic_file(log) as partial:
+        partial.write_text(''.join(f'{json.dumps(row)}\n' for row in (settings, *map(_to_json, known.values()))))
     judged = ordered_map(lambda name: judge_file(folder, name, criteria), todo, workers)
     with log.open('a') as file, tqdm.tqdm(total=len(todo), unit='file', desc='inspection', disable=None) as bar:
         for verdict in judged:
-            verdicts[verdict.file] = verdict
-            print(_log_line(marks[verdict.file], verdict), file=file, flush=True)
+            size, changed_ns = marks[verdict.file]
+            verdicts[verdict.file] = dataclasses.replace(verdict, bytes=size, changed_ns=changed_ns)
+            print(json.dumps(_to_json(verdicts[verdict.file])), file=file, flush=True)
             bar.update()
     return [verdicts[name] for name in names]
 
 
-def _mark(path: pathlib.Path) -> dict[str, Any]:
-    """Return what tells that a file is still the same."""
+def _mark(path: pathlib.Path) -> tuple[int, int]:
+    """Return the size and the time of change of a file, by which a changed file is recognized."""
     status = path.stat()
-    return {'bytes': status.st_size, 'changed_ns': status.st_mtime_ns}
+    return status.st_size, status.st_mtime_ns
 
 
-def _log_line(mark: dict[str, Any], verdict: Verdict) -> str:
-    # JSON escapes all but ASCII, so that any file name is one line of valid text.
-    return json.dumps(mark | dataclasses.asdict(verdict))
+def _to_json(verdict: Verdict) -> dict[str, Any]:
+    # Dumped, it escapes all but ASCII: any file name is one line of valid text.
+    return dataclasses.asdict(verdict)
 
 
-def _read_log(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, tuple[dict[str, Any], Verdict]]:
-    """Return file -> (mark, verdict) of an earlier run with the same settings, up to where it was killed."""
-    known: dict[str, tuple[dict[str, Any], Verdict]] = {}
+def _read_log(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Verdict]:
+    """Return file -> verdict of an earlier run with the same settings, up to the first damaged line."""
+    known: dict[str, Verdict] = {}
     if not path.is_file():
         return known
-    with path.open() as file:
+    with path.open(errors='replace') as file:
         for number, line in enumerate(file):
             try:
                 row = json.loads(line)
-            except ValueError:
+                if number == 0:
+                    if row != settings:
+                        break
+                    continue
+                verdict = _from_json(row)
+            except (ValueError, TypeError, KeyError, RecursionError):
                 break
-            if number == 0:
-                if row != settings:
-                    break
-                continue
-            mark = {name: row.pop(name) for name in ('bytes', 'changed_ns')}
-            size = tuple(row['size']) if row['size'] else None
-            clips = tuple(tuple(clip) for clip in row['clips'])
-            known[row['file']] = mark, Verdict(row['file'], row['reason'], size, clips, tuple(row['starts']))
+            known[verdict.file] = verdict
     return known
+
+
+def _from_json(row: dict[str, Any]) -> Verdict:
+    """Invert `_to_json`; raise KeyError, TypeError or ValueError where a value is missing or wrong."""
+    size = tuple(map(int, row['size'])) if row['size'] else None
+    clips = tuple(tuple(map(int, clip)) for clip in row['clips'])
+    row |= {'size': size, 'clips': clips, 'starts': tuple(map(float, row['starts']))}
+    return Verdict(**row)

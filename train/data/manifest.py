@@ -1,66 +1,175 @@
-"""The files of a dataset folder that tell what the others must be."""
+"""The manifest of a sample set: its plan, its protocol, and the size and hash of every file."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from train.data.record_spec import RecordSpec
+from train.data.shard_layout import ShardLayout
 
-FORMAT = 2
-SPLIT = 'train'
+FORMAT = 3
+# Format 2 has no checksum of its own and no hashes of the conditionings.
+READABLE = (2, FORMAT)
 MANIFEST = 'manifest.json'
-# Conditionings stored once beside the samples: what guidance steers away from, and what a dropped caption becomes.
-NEGATIVE, NULL = 'negative', 'null'
+CHECKSUM = 'checksum'
+# Far more than a manifest of a hundred thousand shards.
+MOST_BYTES = 2**26
 
 
-def is_dataset(folder: pathlib.Path) -> bool:
-    """Return whether a folder was made by a SampleWriter, complete or not."""
+@dataclasses.dataclass(frozen=True)
+class ShardRecord:
+    """A shard's file name, number of samples, size and SHA-256."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a manifest stores it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> ShardRecord:
+        """Invert `to_json`; raise TypeError or ValueError where the value is not such a record."""
+        record = cls(**value)
+        for field, kind in {'file': str, 'count': int, 'bytes': int, 'sha256': str}.items():
+            if type(getattr(record, field)) is not kind:
+                raise TypeError(field)
+        if record.file != os.path.basename(record.file) or record.count < 1 or record.bytes < 1:
+            raise ValueError('file, count or bytes')
+        return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A read manifest.
+
+    Attributes:
+      plan: settings that every writer of the set must share.
+      conditioning: name of a stored conditioning -> SHA-256 of its file.
+      complete: whether all samples are written.
+    """
+
+    layout: ShardLayout
+    plan: dict[str, Any]
+    spec: RecordSpec
+    protocol: dict[str, Any]
+    shards: tuple[ShardRecord, ...]
+    conditioning: dict[str, str]
+    complete: bool
+
+
+def make_plan(name: str, count: int, samples_per_shard: int, spec: RecordSpec, protocol: Mapping[str, Any]) -> dict:
+    """Return the settings that every writer of a set must share, as JSON reads them back."""
+    plan = {'format': FORMAT, 'name': name, 'count': count, 'samples_per_shard': samples_per_shard}
+    return json.loads(json.dumps(plan | {'spec': spec.to_json(), 'protocol': dict(protocol)}))
+
+
+def is_sample_set(folder: pathlib.Path) -> bool:
+    """Tell whether a folder was made by a SampleWriter, complete or not."""
     return (folder / MANIFEST).is_file()
 
 
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the manifest of a dataset folder, or say what is wrong with it."""
+def read_manifest(folder: pathlib.Path) -> Manifest:
+    """Return the manifest of a sample set.
+
+    Raises:
+      InputError: the folder is no sample set, or its manifest is damaged.
+    """
     path = folder / MANIFEST
     if not folder.is_dir():
         raise InputError(f'{folder}: no such folder. Pass a folder that SampleWriter made.')
     if not path.is_file():
-        inside = sorted(child.name for child in folder.iterdir() if is_dataset(child))
+        inside = sorted(child.name for child in folder.iterdir() if is_sample_set(child))
         if inside:
-            raise InputError(f'{folder}: holds several datasets; pass one of them: {", ".join(inside)}.')
+            raise InputError(f'{folder}: holds several sample sets; pass one of them: {", ".join(inside)}.')
         raise InputError(f'{folder}: no {MANIFEST} in it. Pass a folder that SampleWriter made, or copy it again.')
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f'{path}: {path.stat().st_size} bytes, not a manifest. Copy the folder again.')
     try:
         manifest = json.loads(path.read_text())
         version = manifest['format']
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f'{path}: not a manifest. Copy the folder again.') from None
-    if version != FORMAT:
-        raise InputError(f'{path}: format {version}, this program reads format {FORMAT}. Write the samples again.')
-    return manifest
+    if version not in READABLE:
+        raise InputError(
+            f'{path}: format {str(version)[:20]}, this program reads format {FORMAT}. Write the samples again.'
+        )
+    if (CHECKSUM in manifest or version == FORMAT) and manifest.pop(CHECKSUM, None) != _checksum(manifest):
+        raise InputError(f'{path}: its content is not as it was written. Copy the folder again.')
+    try:
+        return _parse(folder, manifest)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f'{path}: not a manifest ({type(error).__name__}: {error}). Copy the folder again.') from None
 
 
-def check_shard(path: pathlib.Path, record: Mapping[str, Any], verify: bool) -> None:
-    """Raise InputError unless a shard file is what the manifest recorded."""
+def _parse(folder: pathlib.Path, manifest: dict[str, Any]) -> Manifest:
+    """Return a manifest from JSON; raise KeyError, TypeError or ValueError where a value is missing or wrong."""
+    complete, shards, conditioning = manifest['complete'], manifest['shards'], manifest.get('conditioning', {})
+    plan = {key: manifest[key] for key in ('format', 'name', 'count', 'samples_per_shard', 'spec', 'protocol')}
+    kinds = {'name': str, 'count': int, 'samples_per_shard': int, 'protocol': dict}
+    for key, kind in kinds.items():
+        if type(plan[key]) is not kind:
+            raise TypeError(f'{key} is a {type(plan[key]).__name__}')
+    if plan['count'] < 1 or plan['samples_per_shard'] < 1 or plan['name'] != os.path.basename(plan['name']):
+        raise ValueError('name, count or samples_per_shard')
+    if type(complete) is not bool or not isinstance(shards, list) or not isinstance(conditioning, dict):
+        raise TypeError('complete, shards or conditioning')
+    layout = ShardLayout(folder, plan['name'], plan['count'], plan['samples_per_shard'])
+    records = tuple(ShardRecord.from_json(shard) for shard in shards)
+    if complete and [record.count for record in records] != [len(layout.samples(shard)) for shard in layout.shards]:
+        raise ValueError('samples of the shards')
+    return Manifest(layout, plan, RecordSpec.from_json(plan['spec']), plan['protocol'], records, conditioning, complete)
+
+
+def write_manifest(
+    folder: pathlib.Path,
+    plan: Mapping[str, Any],
+    part: int,
+    shards: Sequence[ShardRecord] = (),
+    conditioning: Mapping[str, str] | None = None,
+) -> None:
+    """Write the manifest of a set: of its plan alone, or of the complete set with its shards."""
+    content = dict(plan) | {'complete': bool(shards), 'shards': [shard.to_json() for shard in shards]}
+    content['conditioning'] = dict(conditioning or {})
+    write_json(folder / MANIFEST, content | {CHECKSUM: _checksum(content)}, part)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's content, without its checksum."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def check_shard(path: pathlib.Path, record: ShardRecord, verify: bool) -> None:
+    """Raise InputError unless a shard's file has the recorded size and, if asked, SHA-256."""
     if not path.is_file():
         raise InputError(f'{path}: missing. Copy the folder again, or delete its record in shards/ and run the writer.')
     size = path.stat().st_size
-    if size != record['bytes']:
-        raise InputError(f'{path}: {size} bytes, its manifest says {record["bytes"]}. Copy the file again.')
-    if verify:
-        with path.open('rb') as file:
-            if hashlib.file_digest(file, 'sha256').hexdigest() != record['sha256']:
-                raise InputError(f'{path}: its content is not what its manifest recorded. Copy the file again.')
+    if size != record.bytes:
+        raise InputError(f'{path}: {size} bytes, its manifest says {record.bytes}. Copy the file again.')
+    if verify and file_sha256(path) != record.sha256:
+        raise InputError(f'{path}: its content is not what its manifest recorded. Copy the file again.')
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def write_json(path: pathlib.Path, value: Any, part: int) -> None:
     """Write JSON that appears under its name when complete.
 
     Args:
-      part: the writer's; it makes the temporary name, so that what a killed writer left is overwritten, not kept.
+      part: of the writer. It makes the temporary name, so that the next writer overwrites what a killed one left.
     """
     partial = path.with_name(f'.partial-{part}-{path.name}')
     partial.write_text(json.dumps(value, indent=2) + '\n')

@@ -6,6 +6,7 @@ Legend: T latent frames, H W latent grid, C channels, L text tokens, D text widt
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from neodragon_jax.base.errors import InputError
 DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 FLOATS = DTYPES | {name: np.dtype(name) for name in ('float16', 'float64')}
 ARRAY_DTYPES = FLOATS | {name: np.dtype(name) for name in ('uint8', 'int8', 'int32', 'int64')}
+# Of a stored array; far more than any sample has.
+MOST_AXES, MOST_NUMBERS = 8, 2**32
 # The writer adds it to every record.
 INDEX = 'index'
 
@@ -129,9 +132,25 @@ class RecordSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RecordSpec:
-        """Invert `to_json`."""
-        arrays = {name: ArraySpec(tuple(array['shape']), array['dtype']) for name, array in value['arrays'].items()}
-        return cls(arrays, tuple(value['texts']), tuple(value['blobs']))
+        """Invert `to_json`; raise KeyError, TypeError or ValueError where the value is not such a spec."""
+        arrays = {name: ArraySpec(_shape(array['shape']), array['dtype']) for name, array in value['arrays'].items()}
+        return cls(arrays, _names(value['texts']), _names(value['blobs']))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return a shape from JSON."""
+    if not isinstance(value, list) or not all(type(size) is int for size in value):
+        raise TypeError('shape is no list of integers')
+    if len(value) > MOST_AXES or not all(size > 0 for size in value) or math.prod(value) > MOST_NUMBERS:
+        raise ValueError(f'shape is {value}')
+    return tuple(value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Return the names of texts or byte strings from JSON."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError('texts or blobs are no list of names')
+    return tuple(value)
 
 
 class SampleSpec(RecordSpec):

@@ -6,78 +6,88 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError
-from train.data.manifest import NEGATIVE, NULL, SPLIT, check_shard, read_manifest
-from train.data.record_spec import INDEX, RecordSpec
+from train.data.manifest import check_shard, read_manifest
+from train.data.record_spec import INDEX
+from train.data.shards import read_record
+from train.data.stored_conditioning import NEGATIVE, NULL, read_conditioning
+from train.data.tfds_metadata import METADATA
+
+# A set of at most this size is verified whenever it is opened.
+VERIFIED_BYTES = 2**26
 
 
 class SampleSource:
-    """A complete folder of a SampleWriter as a `Source`.
+    """A complete sample set as a `Source`.
 
     A sample holds the arrays of its spec, its texts as str, its blobs as bytes, and `index` (int). Of teacher samples
     these are latents [T, H, W, C], text [L, D], text_mask [L], pooled [P] and prompt.
 
+    The features are built from the manifest; names of classes in features.json, which only TFDS reads, are ignored.
+
     Attributes:
       spec: names, shapes and types.
-      protocol: how the samples came about, as given to the writer.
+      protocol: the settings that the samples depend on, as given to the writer.
     """
 
     def __init__(self, folder: PathLike, *, verify: bool = False) -> None:
         """Open and check a folder.
 
         Args:
-          verify: compare the SHA-256 of every shard, which reads them all; sizes are compared in any case.
+          verify: compare the SHA-256 of every shard also of a large set, which reads all of it. Sizes are compared
+            always, and so is the place of every sample that is read.
         Raises:
           InputError: the folder, its manifest or a shard is missing, incomplete or damaged.
         """
-        self._folder = pathlib.Path(folder)
-        manifest = read_manifest(self._folder)
-        if not manifest['complete']:
-            raise InputError(f'{self._folder}: not all samples are written; run its writer again to complete it.')
-        for shard in manifest['shards']:
-            check_shard(self._folder / shard['file'], shard, verify)
-        for name in ('dataset_info.json', 'features.json'):
+        self._folder = pathlib.Path(folder).absolute()
+        self._manifest = manifest = read_manifest(pathlib.Path(folder))
+        if not manifest.complete:
+            raise InputError(f'{folder}: not all samples are written; run its writer again to complete it.')
+        verify = verify or sum(shard.bytes for shard in manifest.shards) <= VERIFIED_BYTES
+        for shard in manifest.shards:
+            check_shard(pathlib.Path(folder, shard.file), shard, verify)
+        for name in METADATA:
             if not (self._folder / name).is_file():
-                raise InputError(f'{self._folder}: {name} is missing. Copy the folder again.')
-        self.spec = RecordSpec.from_json(manifest['spec'])
-        self.protocol: dict[str, Any] = manifest['protocol']
-        builder = tfds.builder_from_directory(self._folder)
-        self._records: Any = builder.as_data_source(split=SPLIT)  # pyright: ignore[reportCallIssue]
-        if len(self._records) != manifest['count']:
-            raise InputError(
-                f'{self._folder}: {len(self._records)} samples, its manifest says {manifest["count"]}. Copy it again.'
-            )
+                raise InputError(f'{folder}: {name} is missing. Copy the folder again.')
+        self.spec, self.protocol = manifest.spec, manifest.protocol
+        self._features = manifest.spec.features()
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._manifest.layout.count
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        sample = self._records[index]
-        texts = {name: sample[name].decode() for name in self.spec.texts}
-        return sample | texts | {INDEX: int(sample[INDEX])}
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number, place = divmod(int(index), self._manifest.layout.samples_per_shard)
+        shard = self._manifest.shards[number]
+        path = self._folder / shard.file
+        record = read_record(path, shard, place)
+        try:
+            sample = self._features.deserialize_example_np(record)
+            sample |= {name: sample[name].decode() for name in self.spec.texts}
+        except Exception as error:  # TFDS promises no kind of exception for bytes of another spec
+            raise InputError(
+                f'{path}: sample {index} is not what the manifest describes ({type(error).__name__}). Copy the folder '
+                'again.'
+            ) from None
+        if sample[INDEX] != index:
+            raise InputError(f'{path}: holds sample {sample[INDEX]} in the place of {index}. Copy the files again.')
+        return sample | {INDEX: int(index)}
 
     def negative(self) -> dict[str, np.ndarray]:
         """Return the conditioning that guidance steers away from: of states text [L, D], text_mask [L], pooled [P].
 
         Raises:
-          InputError: the folder has none.
+          InputError: the set has none, or it is damaged.
         """
-        return self._conditioning(NEGATIVE)
+        return read_conditioning(self._manifest, NEGATIVE)
 
     def null(self) -> dict[str, np.ndarray]:
         """Return the conditioning of the empty prompt, which takes the place of dropped captions.
 
         Raises:
-          InputError: the folder has none.
+          InputError: the set has none, or it is damaged.
         """
-        return self._conditioning(NULL)
-
-    def _conditioning(self, kind: str) -> dict[str, np.ndarray]:
-        path = self._folder / f'{kind}.npz'
-        if not path.is_file():
-            raise InputError(f'{self._folder}: no {path.name} in it; write it with SampleWriter.write_conditioning.')
-        with np.load(path) as arrays:
-            return {name: self.spec.conform(name, arrays[name], str(path)) for name in arrays.files}
+        return read_conditioning(self._manifest, NULL)

@@ -1,4 +1,4 @@
-"""Looking into video files of unknown origin, and cutting clips at 24 frames per second out of them.
+"""Inspecting video files of unknown origin, and cutting clips at 24 frames per second out of them.
 
 Legend: N frames of a file, T frames of a clip, H W pixels.
 """
@@ -7,35 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import av
-import av.container
-import av.error
-import av.video.stream
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import read_image
+from neodragon_jax.base.video_stream import Unusable, VideoStream, mean_interval, open_video
 
 FPS = 24
-VIDEOS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.ts', '.flv', '.wmv', '.ogv')
+VIDEOS = (
+    *('.mp4', '.m4v', '.mov', '.3gp', '.mkv', '.webm', '.avi', '.mpg', '.mpeg'),
+    *('.ts', '.mts', '.m2ts', '.flv', '.wmv', '.ogv'),
+)
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 # A longer time without a new frame shows as a frozen picture.
 LONGEST_GAP_S = 3 / FPS
-# Files that do not count their frames tell how long they last, sound included, which may end a little later.
-MISSING_S = 0.5
-
-
-class Unusable(Exception):
-    """A file gives no clip; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Footage:
-    """What a file holds.
+    """The times and the size of a file's frames.
 
     Attributes:
       times: seconds at which each frame is shown, [N], ascending.
@@ -48,10 +42,10 @@ class Footage:
 
 
 def inspect(path: pathlib.Path) -> Footage:
-    """Decode a file to its end, and return what it holds.
+    """Decode a file to its end, and return its times and size.
 
     Raises:
-      Unusable: it is no video or picture, damaged, or cut off.
+      Unusable: it is no video or picture, damaged, truncated, or cannot be shown right.
     """
     if path.suffix.lower() not in VIDEOS + PICTURES:
         raise Unusable(f'neither video nor picture by its name ({path.suffix or "no suffix"})')
@@ -60,25 +54,11 @@ def inspect(path: pathlib.Path) -> Footage:
     if path.suffix.lower() in PICTURES:
         height, width = _picture(path).shape[:2]
         return Footage(np.zeros(1), height, width)
-    try:
-        return _inspect_video(path)
-    except (av.error.FFmpegError, OSError) as error:
-        raise Unusable(f'damaged, or not a video ({error.strerror})') from None
-
-
-def _inspect_video(path: pathlib.Path) -> Footage:
-    with av.open(str(path)) as container:
-        stream = _video_stream(container)
-        times: list[float] = []
-        sizes = set()
-        for frame in stream.decode_all():
-            if frame.time is None:
-                raise Unusable('frames do not tell their times')
-            if frame.is_corrupt:
-                raise Unusable(f'frame {len(times)} is damaged')
-            times.append(frame.time)
-            sizes.add(displayed_size(frame, stream.pixel_aspect))
-        _check_complete(times, stream, container)
+    with open_video(path) as stream:
+        times, sizes = [], set()
+        for frame in stream.frames():
+            times.append(frame.time_s)
+            sizes.add(frame.size)
     if len(sizes) > 1:
         raise Unusable(f'changes its size: {", ".join(f"{height}x{width}" for height, width in sorted(sizes))}')
     if (np.diff(times) <= 0).any():
@@ -86,67 +66,12 @@ def _inspect_video(path: pathlib.Path) -> Footage:
     return Footage(np.array(times), *sizes.pop())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stream:
-    """The video stream of an open file."""
-
-    container: av.container.InputContainer
-    stream: av.video.stream.VideoStream
-
-    @property
-    def pixel_aspect(self) -> float:
-        """Width of a stored pixel over its height."""
-        return float(self.stream.sample_aspect_ratio or 1)
-
-    def decode_all(self) -> Iterator[av.VideoFrame]:
-        """Yield all frames in the order in which they are shown; damage raises FFmpegError."""
-        return self.container.decode(self.stream)
-
-
-def _video_stream(container: av.container.InputContainer) -> _Stream:
-    """Return the video stream of a file, set to report damage where FFmpeg would paint over it."""
-    if not container.streams.video:
-        raise Unusable('no video in it')
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise Unusable('its codec is unknown here')
-    stream.codec_context.options = {'err_detect': 'explode'}
-    stream.codec_context.thread_count = 1  # many files are read side by side
-    return _Stream(container, stream)
-
-
-def _check_complete(times: Sequence[float], stream: _Stream, container: av.container.InputContainer) -> None:
-    """Raise Unusable if a file holds less than it says: FFmpeg takes a truncated file for a short one."""
-    if not times:
-        raise Unusable('no frames in it')
-    declared, interval = stream.stream.frames, _interval(times)
-    shown = times[-1] - times[0] + interval
-    if declared:
-        length = float((stream.stream.duration or 0) * (stream.stream.time_base or 0))
-        # An edit list may hide frames; the duration leaves them out, too.
-        if len(times) < declared and length - shown > interval / 2:
-            raise Unusable(f'truncated: declares {declared} frames, holds {len(times)}')
-    elif container.duration is not None and container.duration / av.time_base - shown > MISSING_S:
-        raise Unusable(f'truncated: declares {container.duration / av.time_base:.1f} s, holds {shown:.1f} s')
-
-
-def _interval(times: Sequence[float] | np.ndarray) -> float:
-    """Return the mean seconds from frame to frame; 0 of a single one."""
-    return float(times[-1] - times[0]) / max(len(times) - 1, 1)
-
-
-def displayed_size(frame: av.VideoFrame, pixel_aspect: float) -> tuple[int, int]:
-    """Return height and width of a frame as displayed."""
-    height, width = frame.height, round(frame.width * pixel_aspect)
-    return (width, height) if frame.rotation % 180 else (height, width)
-
-
 def ticks(times: Float[np.ndarray, ' N'], fps: int = FPS) -> Int[np.ndarray, ' M']:
     """Return, for every 1/fps seconds from the first frame to the end of the last, the index of the nearest frame.
 
     The nearest in time, whatever the rate of the file, and whether that is constant or not.
     """
-    length = times[-1] - times[0] + _interval(times) / 2
+    length = times[-1] - times[0] + mean_interval(times) / 2
     # Times in some files are rounded to milliseconds.
     moments = times[0] + np.arange(int((length + 5e-4) * fps) + 1) / fps
     return np.searchsorted((times[1:] + times[:-1]) / 2, moments - 1e-6)
@@ -210,25 +135,21 @@ def read_clips(
     if path.suffix.lower() in PICTURES:
         found = {0: fit(_picture(path), size)}
     else:
-        try:
-            with av.open(str(path)) as container:
-                found = _decode_wanted(_video_stream(container), wanted, size)
-        except (av.error.FFmpegError, OSError) as error:
-            raise Unusable(f'damaged, or not a video ({error.strerror})') from None
+        with open_video(path) as stream:
+            found = _decode_wanted(stream, wanted, size)
     if wanted - found.keys():
         raise Unusable(f'has fewer than {max(wanted) + 1} frames')
     return [np.stack([found[index] for index in clip]) for clip in clips]
 
 
-def _decode_wanted(stream: _Stream, wanted: set[int], size: tuple[int, int]) -> dict[int, UInt8[np.ndarray, 'H W 3']]:
-    """Return some frames by index. All before them are decoded, too: where one may start is the codec's secret."""
+def _decode_wanted(
+    stream: VideoStream, wanted: set[int], size: tuple[int, int]
+) -> dict[int, UInt8[np.ndarray, 'H W 3']]:
+    """Return some frames by index. All earlier frames are decoded: not every frame is a seek point."""
     found, last = {}, max(wanted)
-    for index, frame in enumerate(stream.decode_all()):
+    for index, frame in enumerate(stream.frames()):
         if index in wanted:
-            pixels = frame.to_ndarray(format='rgb24')
-            upright = np.rot90(pixels, frame.rotation // 90)
-            aspect = stream.pixel_aspect
-            found[index] = fit(upright, size, 1 / aspect if frame.rotation % 180 else aspect)
+            found[index] = fit(frame.pixels(), size, frame.shown_aspect)
         if index == last:
             break
     return found
@@ -256,5 +177,6 @@ def fit(
 def _picture(path: pathlib.Path) -> UInt8[np.ndarray, 'H W 3']:
     try:
         return read_image(path)
-    except InputError:
-        raise Unusable('damaged, or not a picture of 8 bits per color') from None
+    except InputError as problem:
+        # Without the path, which the report names beside the reason.
+        raise Unusable(str(problem).removeprefix(f'{path} ').split('; ')[0].rstrip('.')) from None

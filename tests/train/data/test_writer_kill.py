@@ -15,10 +15,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from neodragon_jax.base.errors import InputError
 from support.goldens import ROOT
-from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, journal, sample_writer
+from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, journal, shards
 
-PROCESS = {'cwd': ROOT, 'env': os.environ | {'PYTHONPATH': str(ROOT)}}
+PROCESS = {'cwd': ROOT, 'env': os.environ | {'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])}}
 COUNT, PER_SHARD, KILLS = 300, 16, 10
 SPEC = RecordSpec(
     {'latents': ArraySpec((3, 8, 8, 16), 'bfloat16'), 'units': ArraySpec((), 'int32')},
@@ -113,7 +114,7 @@ def die_at(event: int) -> None:
         (os, 'rmdir'),
         (os, 'unlink'),
         (journal.Journal, 'remove'),
-        (sample_writer, 'ArrayRecordWriter'),
+        (shards, 'ArrayRecordWriter'),
     ):
         setattr(owner, name, deadly(getattr(owner, name)))
 
@@ -154,10 +155,10 @@ def test_a_kill_at_every_step(tmp_path):
 def test_two_writers_of_one_part_do_not_meet(tmp_path):
     first, second = (SampleWriter(tmp_path, SPEC, 4, protocol={}, samples_per_shard=4) for _ in range(2))
     first.append(sample(0))
-    with pytest.raises(sample_writer.InputError, match='another process is writing it'):
+    with pytest.raises(InputError, match='another process is writing it'):
         second.append(sample(0))
     first.close()
-    with pytest.raises(sample_writer.InputError, match='another process has written part 0 meanwhile'):
+    with pytest.raises(InputError, match='another process has written part 0 meanwhile'):
         second.append(sample(0))
     assert SampleWriter(tmp_path, SPEC, 4, protocol={}, samples_per_shard=4).missing() == [1, 2, 3]
 

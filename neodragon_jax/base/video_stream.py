@@ -1,0 +1,225 @@
+"""Frames of video files of unknown origin, as a player shows them; files that cannot be shown right are refused.
+
+Handled: rotation and mirroring, edit lists, uneven frame times, untagged colors, cover pictures. Refused with a reason:
+damage, truncation, HDR and wide colors, interlacing, transparency, skewed display matrices.
+
+Legend: H W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+
+import av
+import av.container
+import av.error
+import av.stream
+import av.video.stream
+import numpy as np
+from jaxtyping import UInt8
+
+# Of a frame, checked before decoding: 8K video has 33 million.
+MOST_PIXELS = 2**25
+# Containers round times to milliseconds, and tracks of one file end at slightly different times.
+ROUNDING_S, TRACKS_S = 2e-3, 0.5
+# Values of ITU-T H.273.
+HDR_TRANSFERS = {16: 'PQ', 18: 'HLG'}
+BT2020_PRIMARIES, UNSPECIFIED = 9, 2
+# Players take untagged video of at least this size for BT.709, and smaller video for BT.601.
+HD_HEIGHT, HD_WIDTH = 720, 1280
+
+Signs = tuple[int, int, int, int]
+
+
+class Unusable(Exception):
+    """A file cannot be shown right; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownFrame:
+    """A frame and the way it is shown.
+
+    Attributes:
+      time_s: seconds on the track's own timeline.
+      pixel_aspect: width of a stored pixel over its height.
+      signs: a, b, c, d of the display matrix, each -1, 0 or 1; see `_signs`.
+    """
+
+    frame: av.VideoFrame
+    time_s: float
+    pixel_aspect: float
+    signs: Signs
+
+    @property
+    def transposed(self) -> bool:
+        """Whether rows are shown as columns."""
+        return self.signs[0] == 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width as shown, in square pixels."""
+        height, width = self.frame.height, round(self.frame.width * self.pixel_aspect)
+        return (width, height) if self.transposed else (height, width)
+
+    @property
+    def shown_aspect(self) -> float:
+        """Width of a pixel of `pixels` over its height."""
+        return 1 / self.pixel_aspect if self.transposed else self.pixel_aspect
+
+    def pixels(self) -> UInt8[np.ndarray, 'H W 3']:
+        """Return the stored pixels as RGB, upright and not mirrored."""
+        frame, hd = self.frame, self.frame.height >= HD_HEIGHT or self.frame.width >= HD_WIDTH
+        untagged = frame.colorspace == UNSPECIFIED and not frame.format.is_rgb
+        colors = {'src_colorspace': 'ITU709'} if untagged and hd else {}
+        stored = frame.reformat(format='rgb24', **colors).to_ndarray()
+        a, b, c, d = self.signs
+        if self.transposed:
+            return stored.swapaxes(0, 1)[::b, ::c]
+        return stored[::d, ::a]
+
+
+class VideoStream:
+    """The video track of an open file."""
+
+    def __init__(self, container: av.container.InputContainer) -> None:
+        """Choose the first track that is no cover picture, and have the decoder report damage.
+
+        Raises:
+          Unusable: there is none, or its frames are too large.
+        """
+        cover = av.stream.Disposition.attached_pic
+        tracks = [track for track in container.streams.video if not track.disposition & cover]
+        if not tracks:
+            raise Unusable('no video in it')
+        self._container, self._track = container, tracks[0]
+        context = self._track.codec_context
+        if context is None:
+            raise Unusable('its codec is unknown here')
+        if context.width * context.height > MOST_PIXELS:
+            raise Unusable(f'{context.width}x{context.height} pixels, more than {MOST_PIXELS}')
+        if self._track.metadata.get('alpha_mode') == '1':
+            raise Unusable('has transparency')
+        context.options = {'err_detect': 'explode'}  # else FFmpeg paints over damage
+        context.thread_count = 1  # many files are read side by side
+
+    @property
+    def _pixel_aspect(self) -> float:
+        return float(self._track.sample_aspect_ratio or 1)
+
+    def frames(self) -> Iterator[ShownFrame]:
+        """Yield all frames in the order in which they are shown; at the end, check that the file is whole.
+
+        Raises:
+          Unusable: a frame cannot be shown right, or the file holds less than it declares.
+          FFmpegError: the file is damaged.
+        """
+        times: list[float] = []
+        last, other_end = None, 0.0
+        for packet in self._container.demux():
+            if packet.stream is not self._track:
+                other_end = max(other_end, _end_of(packet))
+                continue
+            for last in packet.decode():
+                shown = self._shown(last, len(times))
+                times.append(shown.time_s)
+                yield shown
+        if last is None:
+            raise Unusable('no frames in it')
+        held = float(last.duration * last.time_base) if last.duration and last.time_base else 0.0
+        self._check_complete(times, held, other_end)
+
+    def _shown(self, frame: av.VideoFrame, number: int) -> ShownFrame:
+        if frame.time is None:
+            raise Unusable('frames do not tell their times')
+        if frame.is_corrupt:
+            raise Unusable(f'frame {number} is damaged')
+        if frame.interlaced_frame:
+            raise Unusable('interlaced; deinterlace it first')
+        if frame.color_trc in HDR_TRANSFERS:
+            raise Unusable(f'HDR ({HDR_TRANSFERS[frame.color_trc]}); tone-map it to BT.709 first')
+        if frame.color_primaries == BT2020_PRIMARIES:
+            raise Unusable('wide colors (BT.2020); convert it to BT.709 first')
+        if any(component.is_alpha for component in frame.format.components):
+            raise Unusable('has transparency')
+        return ShownFrame(frame, frame.time, self._pixel_aspect, _signs(frame))
+
+    def _check_complete(self, times: Sequence[float], held: float, other_end: float) -> None:
+        """Raise Unusable if the track ends before its declared end: FFmpeg takes a truncated file for a short one.
+
+        Args:
+          held: seconds for which the last frame is shown, if the file tells.
+          other_end: of the other tracks.
+        """
+        track, interval = self._track, mean_interval(times)
+        end = times[-1] + max(interval, held)
+        if track.frames and len(times) >= track.frames:
+            return
+        tolerance = interval / 2 + ROUNDING_S
+        tag = _seconds(track.metadata.get('DURATION', ''))
+        if track.duration and track.time_base:  # without what an edit list hides
+            declared, shown = float(track.duration * track.time_base), end - times[0]
+        elif tag:
+            declared, shown = tag, end
+        elif self._container.duration:
+            declared, shown = self._container.duration / av.time_base, max(end - times[0], end, other_end)
+            tolerance = TRACKS_S
+        else:
+            return
+        if declared - shown > tolerance:
+            counted = f'{track.frames} frames, holds {len(times)}' if track.frames else ''
+            raise Unusable(f'truncated: declares {counted or f"{declared:.1f} s, holds {shown:.1f} s"}')
+
+
+@contextlib.contextmanager
+def open_video(path: str | os.PathLike[str]) -> Iterator[VideoStream]:
+    """Open a file, whatever its name; damage that is met inside the block is Unusable, too.
+
+    Raises:
+      Unusable: it is no video, damaged, or cannot be shown right.
+    """
+    try:
+        # Without the protocol, FFmpeg takes the beginning of "2024-05-01T12:30.mp4" for one.
+        with av.open(f'file:{os.fspath(path)}') as container:
+            yield VideoStream(container)
+    except (av.error.FFmpegError, OSError) as error:
+        raise Unusable(f'damaged, or not a video ({error.strerror})') from None
+
+
+def mean_interval(times: Sequence[float] | np.ndarray) -> float:
+    """Return the mean seconds from frame to frame; 0 of a single one."""
+    return float(times[-1] - times[0]) / max(len(times) - 1, 1)
+
+
+def _end_of(packet: av.Packet) -> float:
+    """Return the seconds at which a packet's sound or picture ends; 0 where it does not tell."""
+    if packet.pts is None or packet.time_base is None:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _seconds(text: str) -> float | None:
+    """Return the seconds of a Matroska tag such as 00:00:02.500000000."""
+    found = re.fullmatch(r'(\d+):(\d\d):(\d\d(?:\.\d+)?)', text)
+    return 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3]) if found else None
+
+
+def _signs(frame: av.VideoFrame) -> Signs:
+    """Return a, b, c, d of the display matrix: column x and row y are shown at column a x + c y, row b x + d y.
+
+    Raises:
+      Unusable: the matrix does more than turn by right angles, mirror and scale.
+    """
+    matrix = next((side for side in frame.side_data if side.type.name == 'DISPLAYMATRIX'), None)
+    if matrix is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = struct.unpack('=9i', bytes(matrix)[:36])  # pyright: ignore[reportArgumentType]
+    straight, crossed = abs(a) == abs(d) != 0 and b == c == 0, abs(b) == abs(c) != 0 and a == d == 0
+    if not straight and not crossed:
+        raise Unusable('shown askew by its display matrix')
+    a, b, c, d = (int(np.sign(value)) for value in (a, b, c, d))
+    return a, b, c, d
