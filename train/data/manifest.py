@@ -125,6 +125,9 @@ def _parse(folder: pathlib.Path, manifest: dict[str, Any]) -> Manifest:
         raise TypeError('complete, shards or conditioning')
     layout = ShardLayout(folder, plan['name'], plan['count'], plan['samples_per_shard'])
     records = tuple(ShardRecord.from_json(shard) for shard in shards)
+    # The lengths first: a damaged count may ask for any number of shards.
+    if complete and len(records) != len(layout.shards):
+        raise ValueError(f'{len(records)} shards')
     if complete and [record.count for record in records] != [len(layout.samples(shard)) for shard in layout.shards]:
         raise ValueError('samples of the shards')
     return Manifest(layout, plan, RecordSpec.from_json(plan['spec']), plan['protocol'], records, conditioning, complete)
