@@ -134,9 +134,10 @@ def _add_measurements(group: argparse._ArgumentGroup) -> None:
         help='calls per graph that run on the simulator: those with the lowest ratio on the CPU (default: '
         '%(default)s)')  # fmt: skip
     add('--whole-video', action=argparse.BooleanOptionalAction, default=True,
-        help='generate a video with the exported graphs on the CPU, if all stages of the denoiser are exported; takes '
-        'many minutes at full size')  # fmt: skip
-    add('--simulate-video', action='store_true', help='generate that video on the simulator, too')
+        help='generate whole videos with the exported graphs on the CPU, if all stages of the denoiser are exported; '
+        'takes many minutes per video at full size')  # fmt: skip
+    add('--whole-videos', type=int, metavar='N', help='number of whole videos (default: one per evaluation prompt)')
+    add('--simulate-video', action='store_true', help='generate them on the simulator, too')
     add('--compare', action='store_true',
         help='compare the last stage of the denoiser with a straightforward export, and the shared binary with '
         'separate ones; all of them are compiled')  # fmt: skip
@@ -212,6 +213,7 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
         scenes=Scenes(prompts.calibration, *texts),
         evaluation=Scenes(prompts.evaluation, *texts),
         videos=args.prompts,
+        whole_videos=args.whole_videos or args.evaluation_prompts,
         whole_video=args.whole_video,
         simulate_video=args.simulate_video,
     )
@@ -270,7 +272,7 @@ def _graph_options(args: argparse.Namespace, names: Sequence[str]) -> GraphOptio
 def _check_numbers(args: argparse.Namespace) -> None:
     """Raise InputError if a number is out of range."""
     counts = ('calibration_samples', 'evaluation_samples', 'simulated_samples', 'prompts', 'evaluation_prompts')
-    for option in (*counts, 'adaround_iterations', 'frames', 'height', 'width'):
+    for option in (*counts, 'whole_videos', 'adaround_iterations', 'frames', 'height', 'width'):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise InputError(f'--{option.replace("_", "-")} is {value}; give at least 1.')

@@ -87,19 +87,19 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class VideoRow:
-    """One whole generation against JAX in float32.
+    """Whole generations against JAX in float32, one per evaluation prompt.
 
     Attributes:
       graphs: label of the part that ran as exported graphs.
       runner: label of the runtime.
-      latents_db: ratio of all generated latent frames.
-      frames_db: ratio of the video's bytes, which are rounded; None if the video was not decoded.
+      latents_db: for each prompt, the ratio of all generated latent frames.
+      frames_db: for each prompt, the ratio of the video's bytes, which are rounded; empty if videos are not decoded.
     """
 
     graphs: str
     runner: str
-    latents_db: float
-    frames_db: float | None = None
+    latents_db: Mapping[str, float]
+    frames_db: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,8 +90,10 @@ SIZES: dict[str, Callable[[SharedBinary], object]] = {
 VIDEOS: dict[str, Callable[[VideoRow], object]] = {
     'graphs': lambda video: video.graphs,
     'on': lambda video: video.runner,
-    'latents dB': lambda video: _ratio(video.latents_db),
-    'frames dB': lambda video: _ratio(video.frames_db),
+    'videos': lambda video: len(video.latents_db),
+    'latents, lowest dB': lambda video: _ratio(min(video.latents_db.values())),
+    'median dB': lambda video: _ratio(statistics.median(video.latents_db.values())),
+    'frames, lowest dB': lambda video: _ratio(min(video.frames_db.values(), default=None)),
 }
 
 

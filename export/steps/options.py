@@ -85,8 +85,9 @@ class ExportOptions:
       scenes: calibration prompts, images and seed.
       evaluation: evaluation prompts; none of them is a calibration prompt.
       videos: calibration videos to record; None records as many as the calibration samples need.
-      whole_video, simulate_video: whether a whole video is generated with the exported graphs, on the CPU and on the
+      whole_video, simulate_video: whether whole videos are generated with the exported graphs, on the CPU and on the
         simulator.
+      whole_videos: number of evaluation prompts that these are generated for.
     """
 
     program: ProgramOptions
@@ -97,5 +98,6 @@ class ExportOptions:
     scenes: Scenes
     evaluation: Scenes
     videos: int | None = None
+    whole_videos: int = 8
     whole_video: bool = True
     simulate_video: bool = False

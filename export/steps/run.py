@@ -48,8 +48,11 @@ def _run(options: ExportOptions) -> Report:
     compared = [] if subject is None else comparison.compare(subject, options.graphs, progress)
     videos = list[VideoRow]()
     for replay in replays:
-        videos.append(whole_video.generate(replay, program, exported, options.graphs, calibration))
-        progress(f'whole video, {replay.graphs} on the {replay.runner}: {videos[-1].latents_db:.1f} dB')
+        videos.append(
+            whole_video.generate(replay, program, exported, options.graphs, calibration, options.whole_videos)
+        )
+        lowest = min(videos[-1].latents_db.values())
+        progress(f'whole videos, {replay.graphs} on the {replay.runner}: {lowest:.1f} dB')
     progress.close()
     made_from, warnings = _made_from(options, program, calibration), _warnings(calibration.protocol)
     report = Report(rows, videos, made_from, binaries, compared, calibration.resources, warnings)

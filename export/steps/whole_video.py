@@ -26,7 +26,7 @@ _DENOISER = 'denoiser'
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """One generation of an evaluation video with exported graphs.
+    """The generation of evaluation videos with exported graphs.
 
     Attributes:
       all_graphs: whether all modules run as graphs, or the denoiser only.
@@ -63,22 +63,28 @@ def generate(
     exported: Sequence[ExportedGraph],
     options: GraphOptions,
     calibration: CalibrationSet,
+    count: int,
 ) -> VideoRow:
-    """Generate the video of the first evaluation prompt with exported graphs in the first of their precisions."""
-    video, scenes, plan = calibration.video(0), calibration.protocol.evaluation, program.options.plan
+    """Generate the videos of the first `count` evaluation prompts with graphs in the first of their precisions."""
+    scenes, plan = calibration.protocol.evaluation, program.options.plan
     used = [graph for graph in exported if replay.all_graphs or graph.name.startswith(_DENOISER)]
-    frames = None
+    latents_db, frames_db = dict[str, float](), dict[str, float]()
     with _runners(used, options, replay.simulated) as runners:
         denoise = program.denoiser.denoiser(runners)
-        if replay.all_graphs:
-            again = program.over(runners, denoise).generate(scenes, 0)
-            latents, frames = again.latents, again.frames
-        else:
-            latents = video.replay(denoise, plan, DrawnNoise(scenes.keys(0), plan.schedule))
-    assert video.latents is not None and latents is not None  # the denoiser is among the graphs, see `planned`
-    made = video.generated
-    frames_db = None if frames is None or video.frames is None else snr_db(video.frames, frames)
-    return VideoRow(replay.graphs, replay.runner, snr_db(video.latents[:, made], latents[:, made]), frames_db)
+        whole = program.over(runners, denoise) if replay.all_graphs else None
+        for number, prompt in enumerate(scenes.prompts[:count]):
+            video, frames = calibration.video(number), None
+            if whole is None:
+                latents = video.replay(denoise, plan, DrawnNoise(scenes.keys(number), plan.schedule))
+            else:
+                again = whole.generate(scenes, number)
+                latents, frames = again.latents, again.frames
+            assert video.latents is not None and latents is not None  # the denoiser is among the graphs, see `planned`
+            made = video.generated
+            latents_db[prompt] = snr_db(video.latents[:, made], latents[:, made])
+            if frames is not None and video.frames is not None:
+                frames_db[prompt] = snr_db(video.frames, frames)
+    return VideoRow(replay.graphs, replay.runner, latents_db, frames_db)
 
 
 @contextlib.contextmanager
