@@ -54,7 +54,7 @@ def _run(options: ExportOptions) -> Report:
         lowest = min(videos[-1].latents_db.values())
         progress(f'whole videos, {replay.graphs} on the {replay.runner}: {lowest:.1f} dB')
     progress.close()
-    made_from, warnings = _made_from(options, program, calibration), _warnings(calibration.protocol)
+    made_from, warnings = _made_from(options, program, calibration), warnings_of(calibration.protocol)
     report = Report(rows, videos, made_from, binaries, compared, calibration.resources, warnings)
     report.write(options.graphs.out)
     return report
@@ -99,7 +99,7 @@ def _steps(options: ExportOptions, protocol: Protocol) -> int:
     return steps + shared_binary.steps_of(shared, options.graphs) + comparison.GRAPHS * options.graphs.compare
 
 
-def _warnings(protocol: Protocol) -> list[str]:
+def warnings_of(protocol: Protocol) -> list[str]:
     """Return one line for each reason to trust the ratios less."""
     warnings = []
     prompts, evaluated = min(protocol.videos, len(protocol.scenes.prompts)), len(protocol.evaluation.prompts)

@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor
+from PIL import Image
 
 import export.__main__ as command
 from export.__main__ import main
 from export.graphs.table import DEPLOYMENTS
 from export.qnn.compile import TARGETS
-from export.report.chart import LINE, MARGIN, MET, MISSED, PROMPT, draw_ratios
 from export.report.report import Report
-from export.report.rows import Row, SharedBinary
 from neodragon_jax.generation.first_frame import FirstFrameModel
+from support.export_rows import make_row
 from support.goldens import ROOT, TINY_CHECKPOINT
 
 SIZE = ['--height', '64', '--width', '64', '--frames', '9']
@@ -188,38 +187,6 @@ def test_a_set_of_more_graphs_serves_fewer(exported, arguments, tmp_path, monkey
     assert row['graph'] == 'super_resolution' and row['lowest_db'] > row['target_db']
 
 
-def make_row(htp_db: float | None, precision: str = 'w8a16', lowest_db: float = 40.0) -> Row:
-    return Row(
-        graph='denoiser_stage0',
-        precision=precision,
-        chipset='sm8750',
-        ships=precision == 'w8a16',
-        operations=142,
-        target_db=29.0,
-        onnx_db=130.0,
-        prompts_db={'a': lowest_db, 'b': lowest_db + 2, 'c': lowest_db + 3},
-        htp_db=htp_db,
-        doubled_weights=0,
-        ranges_db={'minmax': 40.0, 'mse': 39.0},
-        rounding_db={'nearest': 33.0, 'adaround': 39.0},
-        qnn_operations=170,
-        moved_mb=1.0,
-        transposes=4,
-        transposed_mb=0.1,
-        float_operations=0,
-        binary_mb=0.4,
-        shared=True,
-        estimated_ms={'flat_ms': 0.105, 'by_operation_ms': 0.09},
-        resources={
-            'float graph': {'seconds': 1.0, 'peak_gb': None},
-            'quantize': {'seconds': 2.0, 'peak_gb': 0.5},
-            'compile': {'seconds': 0.5, 'peak_gb': 0.2},
-            'simulate': None,
-        },
-        paper_ms={'X Elite': 54.9, '8 Elite': None},
-    )
-
-
 def test_exit_status_is_the_verdict(monkeypatch, tmp_path, capsys):
     good, bad, other = (Report([row], [], {}) for row in (make_row(31.0), make_row(28.9), make_row(28.0, 'fp16')))
     arguments = ['--checkpoint', 'c', '--out', str(tmp_path)]
@@ -231,39 +198,6 @@ def test_exit_status_is_the_verdict(monkeypatch, tmp_path, capsys):
     assert main([*arguments, '--allow-below-target']) == 0
     assert make_row(None).deploy_db == 40.0
     assert other.below_target and not Report([*good.rows, *other.rows], [], {}).below_target
-
-
-def test_report_shows_costs_and_comparisons(tmp_path):
-    binary = SharedBinary(['denoiser_stage0', 'denoiser_stage1'], 'w8a16', 'sm8750', 1.1, 2.0, 2.2, 3.0, 0.25)
-    recording = [{'seconds': 60.0, 'peak_gb': 1.5}, {'seconds': 54.0, 'peak_gb': 1.25}]
-    rows = [make_row(31.0), make_row(None)]
-    Report(rows, [], {}, [binary], ['## Compared', '', 'more'], recording).write(tmp_path)
-    text = (tmp_path / 'report.md').read_text()
-    assert '| denoiser_stage0 | 40.0 | 39.0 |' in text and '| denoiser_stage0 | 33.0 | 39.0 |' in text
-    assert '| 0.10 / 0.09 | 0.4 + |' in text or '| 0.11 / 0.09 | 0.4 + |' in text
-    assert '| 1.0 / - | 2.0 / 0.50 | 0.5 / 0.20 + | - |' in text
-    assert '| denoiser_stage0, denoiser_stage1 | w8a16 | sm8750 | 1.10 | 2.00 | 2.20 | 3.0 | 0.25 |' in text
-    assert '\n## Compared\n' in text
-    # Both rows are one graph: its steps count once, and compiling is that of the binary.
-    assert 'All steps: 2.0 minutes (recording 1.9, float graph 0.0, quantize 0.0, compile 0.1)' in text
-    assert 'Recording took up to 1.5 GB.' in text
-    values = json.loads((tmp_path / 'report.json').read_text())
-    want = {'recording': 114.0, 'float graph': 1.0, 'quantize': 2.0, 'compile': 3.0, 'simulate': 0}
-    assert values['step_seconds'] == want
-    assert values['shared_binaries'][0]['separate_mb'] == 2.2 and values['graphs'][0]['met'] is True
-
-
-def test_chart_tells_met_from_missed():
-    """Bars are as long as the lowest ratio, of another color below the target, and absent if nothing was measured."""
-    unmeasured = dataclasses.replace(make_row(None), prompts_db={})
-    rows = [make_row(40.0), make_row(20.0, lowest_db=20.0), unmeasured]
-    chart = np.asarray(draw_ratios([dataclasses.replace(row, target_db=29.0) for row in rows]))
-    bars = [(chart == ImageColor.getrgb(color)).all(-1).any(0).nonzero()[0] for color in (MET, MISSED)]
-    met, missed = (int(columns[-1] - columns[0]) for columns in bars)
-    assert met == pytest.approx(2 * missed, abs=2)
-    assert not (chart == ImageColor.getrgb(MISSED)).all(-1)[MARGIN + 3 * LINE :].any()
-    dots = (chart == ImageColor.getrgb(PROMPT)).all(-1)
-    assert dots[MARGIN + LINE : MARGIN + 3 * LINE].any() and not dots[MARGIN + 3 * LINE :].any()
 
 
 def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
