@@ -2,7 +2,7 @@
 
     autoencoder -> { small decoder, latents -> teacher -> { pruning, text } } -> samples -> students -> evaluation
 
-Every entry is one of the project's own programs with the settings of its preset `shapes`, as a user would type it.
+Every step is one of the project's programs with its preset `shapes`, as a user would type it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from train.benchmark.tiers import STUDENTS, TIERS, Tier
 from train.shapes.text_encoders import TEACHER_ENCODER
 from train.teacher.program import PYRAMID_FLOW as WITH_EMBEDDER
 
-# Folders of the text side that nothing trains.
+# Tokenizers and text encoders that are not trained.
 LANGUAGE = (*TOKENIZERS, CLIP_L, CLIP_G)
 
 
@@ -33,11 +33,11 @@ class Step(NamedTuple):
 
     Attributes:
       name: of the step.
-      result: the file that is there when it is done.
+      result: a file that exists once the step is done.
       module: of the program.
-      arguments: of it.
+      arguments: of the program.
       parts: before it runs, component folders to copy into a checkpoint: target -> source.
-      after: results of other steps that it waits for, besides what its arguments name.
+      after: results of other steps to wait for, besides those that the arguments name.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Chain:
     """The folders and commands of one seed.
 
     Attributes:
-      out: of the benchmark. Codec, scenes and language are there, made once for all seeds.
+      out: of the benchmark. The autoencoder, scenes and text encoders are there, made once for all seeds.
     """
 
     tier: Tier
@@ -62,7 +62,7 @@ class Chain:
 
     @property
     def folder(self) -> pathlib.Path:
-        """What belongs to the seed."""
+        """The folder of the seed."""
         return self.out / f'seed-{self.seed}'
 
     @property
@@ -86,10 +86,10 @@ class Chain:
 
     def steps(self) -> list[Step]:
         """Return all commands in order."""
-        steps = [*self._codec(), *self._teacher(), *self._text(), *self._pruning(), *self._students()]
+        steps = [*self._autoencoder(), *self._teacher(), *self._text(), *self._pruning(), *self._students()]
         return [*steps, self._evaluation(tuple(step.result for step in steps))]
 
-    def _codec(self) -> Iterator[Step]:
+    def _autoencoder(self) -> Iterator[Step]:
         language, scenes, world = self.out / 'language', self.out / 'scenes', self.tier.world
         yield Step(
             'language', language / TEACHER_ENCODER / 'config.json', 'train.shapes.language', ['--out', str(language)]
@@ -101,7 +101,7 @@ class Chain:
         yield self._train('autoencoder', self.out / 'autoencoder', native, [data], seed=0)
         start = [data, f'--config.decoder.start={native}']
         yield self._train('decoder', self.out / 'decoder', self._small_vae, start, seed=0)
-        # Latents need the encoder only, which is the same in both.
+        # Latents need the encoder only; both autoencoders share it.
         base, latents = self.out / 'base_checkpoint', self.out / 'latents'
         parts = {base / name: language / name for name in LANGUAGE}
         parts[base / VAE] = native
@@ -163,7 +163,7 @@ class Chain:
             yield self._train('dmd', self.folder / name, self.result(name) / STUDENT, arguments, name)
 
     def _evaluation(self, after: tuple[pathlib.Path, ...]) -> Step:
-        """Return the judging of all systems, which ends with the checkpoint to ship."""
+        """Return the evaluation of all systems, which also writes the checkpoint to ship."""
         name = next(name for name, tier in TIERS.items() if tier is self.tier)
         arguments = ['--fast'] if name == 'fast' else ['--tier', name]
         arguments += ['--out', str(self.out), '--seeds', str(self.seed), '--only', 'evaluate']
@@ -198,7 +198,7 @@ class Chain:
         preset: str = '',
         seed: int | None = None,
     ) -> Step:
-        """Return a training program with its preset `shapes` and what the tier changes of it."""
+        """Return a training program with its preset `shapes` and the tier's changes."""
         config = f'configs/{program}.py:{preset}-shapes' if preset else f'configs/{program}.py:shapes'
         key = 'students' if program == 'dmd' else program
         flags = [

@@ -1,4 +1,4 @@
-"""What a system of the benchmark makes of held-out captions, read from the pixels of its videos.
+"""Judging the systems of the benchmark: videos of held-out captions, whose attributes are read from the pixels.
 
 Every system gets the same captions, noise and given first frames, so that two of them differ by their weights alone.
 
@@ -31,7 +31,7 @@ from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.pyramid.sampler import DrawnNoise
 from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain
 from train.benchmark.tiers import Tier
-from train.shapes.attributes import Estimate, measure, summarize
+from train.shapes.attributes import Attributes, Estimate, columns, measure, summarize
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import WORLDS, Traits
 from train.vae.clips import to_float
@@ -43,6 +43,8 @@ SCENES_SEED = 1_000_003
 # Videos generated at a time, and shown on a contact sheet.
 BATCH, SHOWN = 32, 6
 GENERATED, GIVEN = 'generated', 'given'
+# Keys of a system's results: attribute -> value of each clip, and the combination of each clip.
+CLIPS, COMBINATIONS = 'clips', 'combinations'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +99,19 @@ class Judge:
         self.asked: list[Traits] = [source.scene(index).traits for index in range(len(source))]
         self.drawn: Videos = np.stack([source[index]['video'] for index in range(len(source))])
 
+    @property
+    def combinations(self) -> list[int]:
+        """The number of each caption's combination of attributes, by which clips are clustered."""
+        every = self.world.combinations('all')
+        return [every.index(asked) for asked in self.asked]
+
+    def read(self, videos: Videos) -> list[Attributes]:
+        """Return the attributes of the video of each caption."""
+        return [measure(clip, asked, self.world) for clip, asked in zip(videos, self.asked, strict=True)]
+
     def __call__(self, videos: Videos) -> dict[str, Estimate]:
         """Return the accuracy of every attribute, and the means of the numbers."""
-        clips = zip(videos, self.asked, strict=True)
-        return summarize([measure(clip, asked, self.world) for clip, asked in clips])
+        return summarize(self.read(videos), self.combinations)
 
     def generate(self, system: System, first_frame: str, seed: int) -> Videos:
         """Return a video for each caption.
@@ -151,16 +162,19 @@ def _floats(clips: UInt8[np.ndarray, '*S 3']) -> Float[np.ndarray, '*S 3']:
 
 
 def evaluate(chain: Chain) -> dict[str, Any]:
-    """Judge every system of a seed; return and keep the results, contact sheets and some films.
+    """Judge every system of a seed; return and store the results and contact sheets.
 
-    What is in the seed's evaluation.json already is not made again.
+    Systems that are in the seed's evaluation.json are not judged again.
     """
     judge, folder = Judge(chain.tier), chain.folder / 'evaluation'
     record = chain.folder / 'evaluation.json'
     results: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
 
     def keep(name: str, videos: Videos, **more: Any) -> None:
-        results[name] = {attribute: list(value) for attribute, value in judge(videos).items()} | more
+        clips = judge.read(videos)
+        summary = summarize(clips, judge.combinations)
+        results[name] = {attribute: list(value) for attribute, value in summary.items()} | more
+        results[name] |= {CLIPS: columns(clips), COMBINATIONS: judge.combinations}
         folder.mkdir(parents=True, exist_ok=True)
         show(folder / f'{name}.png', videos)
         with atomic_file(record) as path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,13 +12,13 @@ from typing import Any
 
 import matplotlib
 import matplotlib.figure
-import numpy as np
 from markdown_it import MarkdownIt
 
 from neodragon_jax.base.atomic import atomic_file
 from train.benchmark.chain import Chain
-from train.benchmark.targets import Evidence, Target, gather, targets
-from train.shapes.attributes import NUMBERS
+from train.benchmark.statistics import Estimator
+from train.benchmark.targets import GIVEN_TOO, Evidence, Target, gather, targets
+from train.shapes.attributes import NUMBERS, Estimate
 from train.shapes.world import Traits
 
 COLUMNS = (*Traits._fields, 'all', *NUMBERS)
@@ -30,12 +31,34 @@ STYLE = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A target, its value in each seed, and the estimate over all of them."""
+
+    target: Target
+    seeds: tuple[float, ...]
+    estimate: Estimate
+
+    @property
+    def verdict(self) -> str:
+        """Return the verdict; a value within two standard errors of a bound is no clear one."""
+        reached = self.target.reached(self.estimate.mean)
+        if reached is None:
+            return ''
+        bounds = [bound for bound in (self.target.least, self.target.most) if bound is not None]
+        unclear = any(abs(self.estimate.mean - bound) < 2 * self.estimate.error for bound in bounds)
+        return ('yes' if reached else '**no**') + (', within the error' if unclear else '')
+
+
 def write(chains: Sequence[Chain]) -> int:
-    """Write report.md, report.html and report.json of all seeds; return how many targets were missed."""
+    """Write report.md, report.html, report.json and verdicts.md of all seeds; return how many targets were missed."""
     out = chains[0].out
     seen = [gather(chain) for chain in chains]
-    rows = [(target, [target.value(evidence) for evidence in seen]) for target in targets(chains[0])]
-    missed = sum(target.reached(float(np.mean(values))) is False for target, values in rows)
+    estimate = Estimator(seen)
+    rows = [
+        Row(target, tuple(target.value(evidence) for evidence in seen), estimate(target.value))
+        for target in targets(chains[0])
+    ]
     for chain in chains:
         for run in sorted(path.parent for path in chain.folder.glob('*/metrics.jsonl')):
             draw_curves(run / 'metrics.jsonl', chain.folder / 'curves' / f'{run.name}.png')
@@ -48,7 +71,7 @@ def write(chains: Sequence[Chain]) -> int:
             '',
             '## Every system',
             '',
-            *system_table(seen),
+            *system_table(seen, estimate),
             '',
             *pictures(chains[0]),
             *seconds(chains),
@@ -56,53 +79,78 @@ def write(chains: Sequence[Chain]) -> int:
     )
     html = MarkdownIt('commonmark').enable('table').render(text)
     page = f'<!doctype html><meta charset="utf-8"><title>Moving shapes</title><style>{STYLE}</style>{html}'
-    numbers = {target.what: {'asked': target.asked, 'seeds': values} for target, values in rows}
     for name, content in {
         'report.md': text + '\n',
         'report.html': page,
-        'report.json': json.dumps({'targets': numbers, 'systems': [evidence.results for evidence in seen]}, indent=1),
+        'report.json': json.dumps(_to_json(rows, seen), indent=1),
+        'verdicts.md': '\n'.join(verdict_table(rows)) + '\n',
     }.items():
         with atomic_file(out / name) as path:
             path.write_text(content)
-    return missed
+    return sum(row.target.reached(row.estimate.mean) is False for row in rows)
+
+
+def _to_json(rows: Sequence[Row], seen: Sequence[Evidence]) -> dict[str, Any]:
+    """Return the report's numbers."""
+    numbers = {
+        row.target.what: {
+            'asked': row.target.asked,
+            'seeds': list(row.seeds),
+            'mean': row.estimate.mean,
+            'error': row.estimate.error,
+            'verdict': row.verdict,
+        }
+        for row in rows
+    }
+    return {'targets': numbers, 'systems': [evidence.results for evidence in seen]}
 
 
 def head(chains: Sequence[Chain]) -> list[str]:
-    """Return the title, and what the numbers are of."""
+    """Return the title, the setting, and how to read the errors."""
     tier = chains[0].tier
     return [
         '# The benchmark on moving shapes',
         '',
         f'World {tier.world}, {tier.frames} frames of {tier.height}x{tier.width}; {tier.captions} captions of '
         f'combinations that were never trained on; seeds {", ".join(str(chain.seed) for chain in chains)}. '
-        f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.',
+        f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}. '
+        'Errors are standard errors: clips are clustered by combination of attributes, and seeds count as random.',
         '',
     ]
 
 
-def target_table(rows: Sequence[tuple[Target, Sequence[float]]]) -> list[str]:
-    """Return a row per target: the mean over seeds, its extremes, and the verdict."""
-    words = {True: 'yes', False: '**no**', None: ''}
+def target_table(rows: Sequence[Row]) -> list[str]:
+    """Return a row per target: the mean over seeds with its standard error, the extremes, and the verdict."""
     lines = ['| what | asked | mean of the seeds | least to most | reached |', '|---|---|---:|---:|---|']
-    for target, values in rows:
-        mean = float(np.mean(values))
-        spread = f'{min(values):.3f} to {max(values):.3f}' if len(values) > 1 else ''
-        lines.append(f'| {target.what} | {target.asked} | {mean:.3f} | {spread} | {words[target.reached(mean)]} |')
+    for row in rows:
+        spread = f'{min(row.seeds):.3f} to {max(row.seeds):.3f}' if len(row.seeds) > 1 else ''
+        lines.append(f'| {row.target.what} | {row.target.asked} | {row.estimate} | {spread} | {row.verdict} |')
     return lines
 
 
-def system_table(seen: Sequence[Evidence]) -> list[str]:
-    """Return a row per system with the means over seeds; of a single seed with standard errors over captions."""
+def verdict_table(rows: Sequence[Row]) -> list[str]:
+    """Return the table of docs/benchmark.md: videos from nothing and behind a given first frame side by side."""
+    by_name = {row.target.what: row for row in rows}
+    lines = [
+        '| what | asked | from nothing | reached | first frame given | reached |', '|---|---|---:|---|---:|---|'
+    ]  # fmt: skip
+    for name, row in by_name.items():
+        if name.endswith(GIVEN_TOO):
+            continue
+        given = by_name.get(name + GIVEN_TOO)
+        cells = f'{given.estimate} | {given.verdict}' if given else ' | '
+        lines.append(f'| {name} | {row.target.asked} | {row.estimate} | {row.verdict} | {cells} |')
+    return lines
+
+
+def system_table(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
+    """Return a row per system with the means over seeds and their standard errors."""
     lines = [f'| system / first frame | {" | ".join(COLUMNS)} |', f'|---{"|---:" * len(COLUMNS)}|']
     for name in seen[0].results:
-        cells = [_cell([evidence.results[name][column] for evidence in seen]) for column in COLUMNS]
-        lines.append(f'| {name} | {" | ".join(cells)} |')
+        of = lambda column, name=name: estimate(lambda evidence: evidence.results[name][column][0])
+        values = (of(column) for column in COLUMNS)
+        lines.append(f'| {name} | {" | ".join(map(str, values))} |')
     return lines
-
-
-def _cell(estimates: Sequence[Sequence[float]]) -> str:
-    mean = float(np.mean([estimate[0] for estimate in estimates]))
-    return f'{mean:.3f}' + (f' ± {estimates[0][1]:.3f}' if len(estimates) == 1 else '')
 
 
 def pictures(chain: Chain) -> list[str]:
@@ -128,7 +176,7 @@ def seconds(chains: Sequence[Chain]) -> list[str]:
     for name in dict.fromkeys(name for row in times for name in row):
         lines.append(f'| {name} | {" | ".join(f"{row[name]:.0f}" if name in row else "" for row in times)} |')
     lines.append(f'| all | {" | ".join(f"{sum(row.values()):.0f}" for row in times)} |')
-    return [*lines, '', 'Codec, scenes and latents are made once, in the first seed.']
+    return [*lines, '', 'The autoencoder, scenes and latents are made once, in the first seed.']
 
 
 def draw_curves(metrics: pathlib.Path, out: pathlib.Path) -> None:

@@ -1,15 +1,15 @@
-"""The whole system learned from nothing on moving shapes, and judged by what its videos show.
+"""Train the whole system from nothing on moving shapes, and judge the attributes that its videos show.
 
     python -m train.benchmark --out out/benchmark                   (or: make benchmark)
     python -m train.benchmark --out out/benchmark --seeds 0,1,2 --jobs 2
     python -m train.benchmark --out out/fast --fast                 every command once, in minutes
 
-Autoencoder, small decoder, teacher, text encoder, pruning and step distillation, one after the other, each by its own
-program; then videos of held-out captions, whose colors, shapes, directions and speeds are read from the pixels.
-OUT/report.md and OUT/report.html tell how that compares to the targets; OUT/seed-0/moving_shapes is a checkpoint for
-`python -m neodragon_jax`. Killed and started again with the same command, it goes on where it was: every program does.
+Autoencoder, small decoder, teacher, text encoder, pruning and step distillation run one after the other, each by its
+own program. Then videos of held-out captions are judged: colors, shapes, directions, speeds are read from the pixels.
+OUT/report.md and OUT/report.html compare them with the targets; OUT/seed-0/moving_shapes is a checkpoint for
+`python -m neodragon_jax`. The same command continues a stopped run.
 
-What is not reached is reported as not reached, and does not stop the run: --gate makes it the exit status.
+A missed target is reported and does not stop the run; with --gate it sets the exit status.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from train.shapes.world import WORLDS, caption
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Steps on a CPU are faster where their buffers lie in huge pages; only Linux reads this.
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
-# Drawn wordings of every trained combination among the prompts: nearly all that there are.
+# Random wordings of every trained combination among the prompts: nearly all that exist.
 WORDINGS = 400
 
 
@@ -53,16 +53,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--out', default='out/benchmark', metavar='DIR', help='default: %(default)s')
     add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu', help='default: %(default)s')
-    add('--fast', action='store_true', help='every command once with next to no training, to see that all of it runs')
-    add('--seeds', default='0', metavar='N,N', help='of the teacher and all that comes after it (default: %(default)s)')
-    add('--only', choices=('train', 'evaluate', 'report'), help='do this part alone')
+    add('--fast', action='store_true', help='run every command once with next to no training, as a test')
+    add('--seeds', default='0', metavar='N,N', help='seeds of the teacher and all later steps (default: %(default)s)')
+    add('--only', choices=('train', 'evaluate', 'report'), help='run this part alone')
     add('--until', metavar='STEP', help='stop after this step of the chain')
     add('--jobs', type=int, default=1, metavar='N',
-        help='programs at a time, where they do not wait for one another, each on its share of the cores: for CPUs '
-        '(default: %(default)s)')  # fmt: skip
+        help='programs that run side by side, each on its share of the cores (default: %(default)s)')  # fmt: skip
     add('--devices', type=int, default=os.cpu_count(), metavar='N',
-        help='virtual devices where there is no accelerator, of all jobs together (default: %(default)s)')  # fmt: skip
-    add('--gate', action='store_true', help='end with status 1 where a target was not reached')
+        help='virtual devices of all jobs together, where there is no accelerator (default: %(default)s)')  # fmt: skip
+    add('--gate', action='store_true', help='exit with status 1 if a target is missed')
     return parser.parse_args(argv)
 
 
@@ -86,19 +85,19 @@ def run_step(step: Step, environment: dict[str, str], log: pathlib.Path) -> floa
     if done.returncode:
         tail = '\n'.join(log.read_text(errors='replace').splitlines()[-15:])
         raise InputError(
-            f'step {step.name} failed with status {done.returncode}; its output is in {log}. Mend '
-            f'the cause and give the same command: it goes on there. The last lines:\n{tail}'
+            f'step {step.name} failed with status {done.returncode}; its output is in {log}. Correct '
+            f'the cause and run the same command again: it continues there. The last lines:\n{tail}'
         )
     return time.monotonic() - start
 
 
 def _sentinel(folder: pathlib.Path) -> str:
-    """Return the name of the file without which a component is not complete."""
+    """Return the name of a file that every complete component has."""
     return 'config.json' if (folder / 'config.json').is_file() else 'tokenizer_config.json'
 
 
 def train(chains: Sequence[Chain], devices: int, jobs: int, until: str | None, evaluate: bool) -> None:
-    """Run every command of some chains that is not done yet.
+    """Run the commands of some chains that are not done yet.
 
     Args:
       until: name of the last step to run.
@@ -114,7 +113,7 @@ def train(chains: Sequence[Chain], devices: int, jobs: int, until: str | None, e
             if until not in names:
                 raise InputError(f'--until {until}: no such step; use one of {", ".join(names)}.')
             steps = steps[: names.index(until) + 1]
-        # What all seeds share is made once, with the first one.
+        # Steps that all seeds share run once, with the first seed.
         for step in steps:
             of_step.setdefault(step.result, (step, chain))
     write_prompts(chains[0].out / 'prompts.txt', chains[0].tier)

@@ -1,4 +1,4 @@
-"""Which commands of the benchmark may run at the same time, and running them: each once what it reads is there."""
+"""Running the commands of the benchmark side by side: each starts once the files that it reads exist."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from train.benchmark.chain import Step
 
-# Options that name the folder which a program writes.
-OWN = ('--config.workdir', '--out')
+# Options that name the folder to which a program writes.
+OUTPUT = ('--config.workdir', '--out')
 
 
 def options(step: Step) -> Iterator[tuple[str, str]]:
@@ -23,20 +23,20 @@ def options(step: Step) -> Iterator[tuple[str, str]]:
 
 
 def reads(step: Step) -> set[pathlib.Path]:
-    """Return the files and folders that a command is given."""
-    given = {pathlib.Path(value) for name, value in options(step) if name not in OWN and value.startswith(os.sep)}
+    """Return the files and folders that a command reads."""
+    given = {pathlib.Path(value) for name, value in options(step) if name not in OUTPUT and value.startswith(os.sep)}
     return given | set(step.parts.values()) | set(step.after)
 
 
 def writes(step: Step) -> set[pathlib.Path]:
-    """Return the folders that a command makes; of one that works in the folder of all, where its result is."""
+    """Return the folders that a command writes; of the evaluation, whose --out is the common folder, its result's."""
     if step.after:
         return {step.result.parent}
-    return {pathlib.Path(value) for name, value in options(step) if name in OWN} | set(step.parts)
+    return {pathlib.Path(value) for name, value in options(step) if name in OUTPUT} | set(step.parts)
 
 
 def waits_for(step: Step, earlier: Step) -> bool:
-    """Return whether a command reads something that an earlier one makes, or a folder that it adds to."""
+    """Tell whether a command reads something that an earlier one writes or adds to."""
     made = writes(earlier)
     return any(
         path in made or made & set(path.parents) or any(path in one.parents for one in made) for path in reads(step)
@@ -46,15 +46,15 @@ def waits_for(step: Step, earlier: Step) -> bool:
 def run_all(
     steps: Sequence[Step], jobs: int, run: Callable[[Step], float], on_done: Callable[[Step, float], object]
 ) -> None:
-    """Run commands, each once and after those that it waits for; where one fails, start no others.
+    """Run commands, each once and after those that it waits for; after a failure, start no others.
 
     Args:
       steps: in an order in which they could run one by one.
-      jobs: how many at a time, each on its own share of this machine's cores.
+      jobs: number of steps at a time, each on its share of this machine's cores.
       run: runs one, in a thread of its own; returns the seconds.
-      on_done: called with each and its seconds.
+      on_done: called with each step and its seconds.
     Raises:
-      Exception: what the first one to fail raised, after the others have ended.
+      Exception: the first failure, after the running steps have ended.
     """
     left = list(steps)
     running: dict[Future[float], Step] = {}
@@ -76,7 +76,7 @@ def run_all(
 
 
 def ready(left: Sequence[Step], running: Sequence[Step]) -> list[Step]:
-    """Return the steps that wait for none which is running or not begun."""
+    """Return the steps that wait neither for a running step nor for one that has not begun."""
     return [
         step
         for number, step in enumerate(left)
@@ -85,7 +85,7 @@ def ready(left: Sequence[Step], running: Sequence[Step]) -> list[Step]:
 
 
 def shares(jobs: int) -> list[set[int]]:
-    """Return the cores of each job; empty where the system does not tell, or there are fewer cores than jobs."""
+    """Return the cores of each job; empty where the system does not say, or there are fewer cores than jobs."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
     return [set(cores[job::jobs]) for job in range(jobs)] if len(cores) >= jobs > 1 else []
 

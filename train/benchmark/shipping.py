@@ -21,7 +21,7 @@ ENCODERS = (CLIP_L, CLIP_G, TEXT_ENCODER)
 
 
 def write(chain: Chain) -> pathlib.Path:
-    """Write teacher, student and all they need into a folder of the seed, anew; return it."""
+    """Write teacher, student and all that they need into a folder of the seed, replacing it; return the folder."""
     out, student = chain.shipped, chain.result('student')
     parts = {name: chain.small / name for name in (*ENCODERS, VAE, DENOISER, ADAPTER)}
     parts |= {STUDENT: student / STUDENT, STUDENT_ADAPTER: student / STUDENT_ADAPTER}
@@ -37,7 +37,7 @@ def write(chain: Chain) -> pathlib.Path:
 
 
 def defaults(tier: Tier) -> dict[str, object]:
-    """Return what `python -m neodragon_jax` makes of such a checkpoint when nothing else is asked for."""
+    """Return the contents of generation.json: the checkpoint's defaults for `python -m neodragon_jax`."""
     example = caption(WORLDS[tier.world].combinations('train')[0])
     return {
         'mode': 'hybrid',

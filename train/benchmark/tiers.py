@@ -30,10 +30,10 @@ class Tier:
       world: of `train.shapes.world`.
       clips: to train denoisers on.
       samples: of the teacher, for distillation.
-      captions: held out, for which videos are judged.
+      captions: held-out captions whose videos are judged.
       steps: sampling steps per stage of the teacher.
       guidance: of the teacher, while sampling and while distilling.
-      training: steps of each program; what is not named keeps its preset's.
+      training: steps of each program; others keep those of their presets.
       settings: other settings of each program.
       students: which of STUDENTS.
     """
@@ -70,9 +70,9 @@ _FEW = ('--config.{section}.evaluation.examples=8', '--config.{section}.evaluati
 
 TIERS: Mapping[str, Tier] = MappingProxyType(
     {
-        # Three latent frames are too few for a student to drift behind its own.
+        # Three latent frames are too few for a student to drift on its own history.
         'cpu': Tier(students=('student', 'regression', 'paper')),
-        # Five latent frames, sizes, speeds, and turns that no caption tells: the future is uncertain.
+        # Five latent frames, sizes, speeds, and turns that the captions omit: the future is uncertain.
         'gpu': Tier(
             world='gpu',
             frames=33,
@@ -88,7 +88,7 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
                 'students': ('--config.dmd.student.decay_steps=3000',),
             },
         ),
-        # Every command of the chain once, to see that it runs: what comes out is noise.
+        # Runs every command of the chain once; the results are noise.
         'fast': Tier(
             clips=24,
             samples=16,

@@ -1,6 +1,6 @@
 """Attributes of clips of moving shapes, read from the pixels without any learned model, and compared to the caption.
 
-How a clip is read, with b(t) the median color of frame t's border and lengths in sides (see shapes_world.py):
+The rules, with b(t) the median color of frame t's border and lengths in sides (see `train.shapes.world`):
 
 * Background: the named color nearest to the median of all borders.
 * Shape color: c is the median over pixels that differ most from b(t); the named color nearest to c. Where no pixel
@@ -25,8 +25,9 @@ Legend: T frames, H W pixels.
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,10 +50,10 @@ Mask = Float[np.ndarray, 'T H W']
 
 
 class Attributes(NamedTuple):
-    """What a clip shows, and how that compares to its caption. What cannot be read is None.
+    """The attributes that a clip shows, compared to its caption; None where one cannot be read.
 
     Attributes:
-      asked: by the caption.
+      asked: the caption's attributes.
       size ... background: as read.
       mismatch, motion, path: see the module; without a shape 1, 0 and 0.
       flicker, saturation: see `neodragon_jax.evaluation.clip_metrics`.
@@ -72,12 +73,12 @@ class Attributes(NamedTuple):
     saturation: float
 
     def right(self) -> dict[str, bool]:
-        """Return whether each attribute is as asked."""
+        """Return whether each attribute is the caption's."""
         return {name: getattr(self, name) == getattr(self.asked, name) for name in Traits._fields}
 
 
 class Estimate(NamedTuple):
-    """A mean over clips, and its standard error (not a number for a single clip)."""
+    """A mean over clips, and its standard error (not a number for a single clip or cluster)."""
 
     mean: float
     error: float
@@ -94,8 +95,8 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], asked: Traits, world: World) ->
     """Read the attributes of a clip.
 
     Args:
-      asked: what its caption tells, see `shapes_world.parse`.
-      world: whose values are told apart, and whose turns are allowed for.
+      asked: the caption's attributes, see `train.shapes.world.parse`.
+      world: its values are told apart, and its turns are allowed for.
     Raises:
       InputError: the clip is not RGB bytes, or too short or too small, or its caption is not of this world.
     """
@@ -165,7 +166,7 @@ def _stretched(share: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
 
 
 def _movement(share: Mask, mask: Mask, asked: Traits, world: World) -> dict[str, Any]:
-    """Return what is read from the track of the shape."""
+    """Return direction, speed, motion and path, read from the track of the shape."""
     here = _around_core(mask)
     if not here.any(axis=(1, 2)).all():
         return {'direction': None, 'speed': None, 'motion': 0.0, 'path': 0.0}
@@ -263,25 +264,47 @@ def _difference(mask: Float[np.ndarray, 'H W'], template: Float[np.ndarray, 'H W
     return float(np.abs(mask - template).sum() / max(template.sum(), 1e-6))
 
 
-def summarize(clips: Iterable[Attributes]) -> dict[str, Estimate]:
-    """Return the share of clips with each attribute right, with all right, and the means of the numbers.
+def columns(clips: Sequence[Attributes]) -> dict[str, list[float]]:
+    """Return of every clip whether each attribute is right, whether all are (1 or 0), and the numbers.
 
     Raises:
       InputError: there is no clip.
     """
-    clips = list(clips)
     if not clips:
         raise InputError('there are no clips to summarize; measure at least one.')
     right = [clip.right() for clip in clips]
-    columns = {name: [float(row[name]) for row in right] for name in Traits._fields}
-    columns['all'] = [float(all(row.values())) for row in right]
-    columns |= {name: [getattr(clip, name) for clip in clips] for name in NUMBERS}
-    return {name: _estimate(np.array(values)) for name, values in columns.items()}
+    found = {name: [float(row[name]) for row in right] for name in Traits._fields}
+    found['all'] = [float(all(row.values())) for row in right]
+    return found | {name: [float(getattr(clip, name)) for clip in clips] for name in NUMBERS}
 
 
-def _estimate(values: Float[np.ndarray, ' N']) -> Estimate:
-    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Estimate(float(values.mean()), float(error))
+def summarize(clips: Iterable[Attributes], clusters: Sequence[Hashable] | None = None) -> dict[str, Estimate]:
+    """Return the share of clips with each attribute right, with all right, and the means of the numbers.
+
+    Args:
+      clusters: of each clip, such as its combination of attributes; clips of one cluster are not independent. None: all
+        clips are.
+    Raises:
+      InputError: there is no clip.
+    """
+    clips = list(clips)
+    clusters = range(len(clips)) if clusters is None else clusters
+    return {name: estimate(np.array(values), clusters) for name, values in columns(clips).items()}
+
+
+def estimate(values: Float[np.ndarray, ' N'], clusters: Sequence[Hashable]) -> Estimate:
+    """Return the mean and its cluster-robust standard error.
+
+    error^2 = G / (G - 1) sum over clusters g of (sum over i in g of (v_i - mean))^2 / N^2, the usual error of a
+    mean where every value is a cluster of its own.
+    """
+    mean = float(values.mean())
+    sums: dict[Hashable, float] = collections.defaultdict(float)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += float(value) - mean
+    count = len(sums)
+    square = sum(value**2 for value in sums.values())
+    return Estimate(mean, math.sqrt(count / (count - 1) * square) / len(values) if count > 1 else math.nan)
 
 
 def markdown_table(summaries: Mapping[str, Mapping[str, Estimate]]) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark on moving shapes: commands fit their programs, the judge knows the truth, targets are computed."""
+"""The benchmark on moving shapes: commands are valid, drawn videos are judged right, targets have errors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from train.benchmark import run as benchmark
 from train.benchmark import schedule
 from train.benchmark import targets as benchmark_targets
 from train.benchmark.chain import Chain, Step
-from train.benchmark.evaluation import GENERATED, GIVEN, Judge, psnr_db, show, systems
+from train.benchmark.evaluation import CLIPS, COMBINATIONS, GENERATED, GIVEN, Judge, psnr_db, show, systems
+from train.benchmark.statistics import Estimator
 from train.benchmark.targets import Evidence, Target
 from train.benchmark.tiers import TIERS
+from train.shapes import attributes
+from train.shapes.attributes import columns
 from train.shapes.world import WORLDS, parse
 
 
@@ -124,7 +127,7 @@ def test_a_step_that_fails_stops_what_has_not_begun():
     assert 'b' not in finished
 
 
-# What a step leaves besides the file that tells that it is done.
+# Further results of a step, besides the file that marks it as done.
 OTHER_RESULTS = {
     'teacher': ('diffusion_transformer_320p_multistep_t2v', 'context_adapter_multistep_t2v'),
     'text': ('text_encoder_3',),
@@ -248,3 +251,67 @@ def test_the_whole_chain_runs(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
     assert benchmark.main(['--fast', '--out', str(tmp_path), '--only', 'train']) == 0
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
+
+
+def recorded(judge, seeds: int, system: str = 'student') -> list[Evidence]:
+    """Return evidence in which a system is wrong in single combinations, with the clips of every system."""
+    combinations = judge.combinations
+    perfect = columns(judge.read(judge.drawn))
+    seen = []
+    for seed in range(seeds):
+        results = dict(evidence(judge, teacher=0.2, student=0.2).results)
+        for name, old in results.items():
+            found = perfect
+            if name.startswith(f'{system}/'):
+                right = [float(combination % 3 != seed) for combination in combinations]
+                found = perfect | {'shape': right, 'all': right}
+            means = {column: [float(np.mean(values)), 0.0] for column, values in found.items() if column != 'mismatch'}
+            results[name] = old | means | {CLIPS: found, COMBINATIONS: combinations}
+        seen.append(Evidence(results, {'text': 0.99, 'text_without_cosine': 0.98}, 0.5, True))
+    return seen
+
+
+def test_errors_of_a_mean_are_those_of_its_clusters(judge):
+    one, *_ = seen = recorded(judge, 1)
+    shape = lambda found: found.mean('student', 'shape')
+    values = np.array(one.results['student/generated'][CLIPS]['shape'])
+    combinations = np.array(judge.combinations)
+    assert len(set(combinations)) < len(combinations)
+    left_out = [values[combinations != group].mean() for group in set(combinations)]
+    count = len(left_out)
+    want = np.sqrt((count - 1) / count * np.sum((left_out - np.mean(left_out)) ** 2))
+    estimate = Estimator(seen)(shape)
+    assert estimate.mean == pytest.approx(values.mean())
+    assert estimate.error == pytest.approx(want) and want > 0.05
+    # Near the cluster-robust error, which holds for equal clusters.
+    assert estimate.error == pytest.approx(attributes.estimate(values, judge.combinations).error, rel=0.25)
+    # A difference of two systems that are wrong together has no error.
+    assert Estimator(seen)(lambda found: shape(found) - found.mean('student', 'all')).error == pytest.approx(
+        0, abs=1e-12
+    )
+
+
+def test_errors_count_seeds_as_random(judge):
+    seen = recorded(judge, 3)
+    shape = lambda found: found.mean('student', 'shape')
+    by_seed = [shape(found) for found in seen]
+    estimate = Estimator(seen)(shape)
+    assert estimate.mean == pytest.approx(np.mean(by_seed))
+    assert estimate.error >= np.std(by_seed, ddof=1) / np.sqrt(3)
+    assert np.isnan(Estimator([evidence(judge)])(shape).error)  # results of older versions have no clips
+
+
+def test_verdicts_tell_what_is_within_the_error(judge, tmp_path, monkeypatch):
+    run = chain(tmp_path)
+    (seen,) = recorded(judge, 1)
+    monkeypatch.setattr(benchmark_report, 'gather', lambda chain: seen)
+    assert benchmark_report.write([run]) > 0
+    verdicts = (tmp_path / 'verdicts.md').read_text()
+    lost = 100 * (1 - seen.mean('student', 'shape'))
+    (line,) = [line for line in verdicts.splitlines() if line.startswith('| student: points of shape lost')]
+    assert line.startswith(f'| student: points of shape lost to its teacher | at most 5 | {lost:.3f} ± ')
+    assert line.count('**no**') == 2 and len({row.count('|') for row in verdicts.splitlines()}) == 1
+    report = json.loads((tmp_path / 'report.json').read_text())
+    row = benchmark_report.Row(Target('', lambda seen: 0.0, most=5.0), (6.0,), attributes.Estimate(6.0, 1.0))
+    assert row.verdict == '**no**, within the error'
+    assert report['targets']['student: points of shape lost to its teacher']['error'] > 0
