@@ -25,7 +25,7 @@ from jaxtyping import Array
 
 from export.graphs.modulation import modulation_graph, named, unroll, vector_shapes
 from export.graphs.stored_params import read_part, to_float32
-from export.graphs.table import Graph, Params
+from export.graphs.table import Params, PhoneGraph
 from neodragon_jax.models.attention import make_rotary, strategy
 from neodragon_jax.models.mmdit import JointBlock, PyramidMMDiT
 from neodragon_jax.pyramid.layout import Layout, position_ids
@@ -62,18 +62,6 @@ FORMS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class ChainedGraph(Graph):
-    """A graph that is a chain of pieces: a piece reads graph inputs, and outputs of earlier pieces, by name.
-
-    Attributes:
-      fused: see Form.
-    """
-
-    pieces: tuple[Graph, ...] = ()
-    fused: bool = True
-
-
 def denoiser_graphs(
     model: PyramidMMDiT,
     params: Params,
@@ -82,7 +70,7 @@ def denoiser_graphs(
     text_tokens: int,
     stages: int,
     form: Form = SHIPPED,
-) -> list[ChainedGraph]:
+) -> list[PhoneGraph]:
     """Return one graph per stage: `denoise` at the shape of the last unit, which holds all earlier units too.
 
     Inputs: `patches` [I, P] of all clips, oldest first, padding included; `text` [L, D]; rotary embedding and attention
@@ -116,7 +104,7 @@ def rotary_and_bias(model: PyramidMMDiT, layout: Layout, frame_ids: Array, text_
     }
 
 
-def _chain(name: str, pieces: tuple[Graph, ...], fused: bool) -> ChainedGraph:
+def _chain(name: str, pieces: tuple[PhoneGraph, ...], fused: bool) -> PhoneGraph:
     """Return the graph that calls the pieces of a stage one after the other."""
     inputs: dict[str, tuple[int, ...]] = {}
     made: set[str] = set()
@@ -124,17 +112,17 @@ def _chain(name: str, pieces: tuple[Graph, ...], fused: bool) -> ChainedGraph:
         inputs |= {key: shape for key, shape in piece.inputs.items() if key not in made}
         made.update(piece.outputs)
 
-    def whole(*arrays: Array) -> Array:
+    def whole(_: Params, *arrays: Array) -> Array:
         values = dict(zip(inputs, arrays, strict=True))
         for piece in pieces:
-            outputs = piece.function(*(values[key] for key in piece.inputs))
+            outputs = piece.close()(*(values[key] for key in piece.inputs))
             values |= zip(piece.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True)
         return values['flow']
 
-    return ChainedGraph(name, whole, inputs, 'flow', pieces=pieces, fused=fused)
+    return PhoneGraph(name, whole, inputs, ('flow',), pieces=pieces, fused=fused)
 
 
-def _pieces(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> Iterator[Graph]:
+def _pieces(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> Iterator[PhoneGraph]:
     """Yield patch embedding, every block, and the last block with the head."""
     config = model.config
     examples = jnp.zeros((1, len(layout.grids)), jnp.int32), jnp.zeros((1, layout.text_tokens), jnp.int32)
@@ -143,18 +131,24 @@ def _pieces(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> I
     positions = np.asarray(model.apply({'params': read_part(params)}, layout, method='position_rows'))
     image, text = (layout.image_tokens, config.width), (layout.text_tokens, config.width)
 
-    def embed(patches: Array) -> Array:
+    def embed(_: Params, patches: Array) -> Array:
         own = read_part(params, 'patch_embed')
         return model.apply({'params': own}, patches, jnp.asarray(positions), method='embed')  # pyright: ignore[reportReturnType]
 
-    yield Graph(f'{name}.embed', embed, {'patches': (layout.image_tokens, config.patch_dim)}, 'image.0')
+    yield PhoneGraph(f'{name}.embed', embed, {'patches': (layout.image_tokens, config.patch_dim)}, ('image.0',))
     words = 'text'
     for index in range(config.num_layers - 1):
         block = JointBlock(config, model.dtype, attention=model.attention)
         tree = {f'blocks.{index}': vectors.blocks[index], **place}
 
         def run(
-            image: Array, text: Array, *leaves: Array, block: JointBlock = block, tree: Any = tree, index: int = index
+            _: Params,
+            image: Array,
+            text: Array,
+            *leaves: Array,
+            block: JointBlock = block,
+            tree: Any = tree,
+            index: int = index,
         ) -> tuple[Array, Array]:
             given = _unflatten(tree, leaves)
             args = (image, text), given[f'blocks.{index}'], given['rotary'], given['bias'], layout.image_tokens
@@ -163,18 +157,18 @@ def _pieces(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> I
 
         inputs = {f'image.{index}': image, words: text, **_shapes(tree)}
         words = f'text.{index + 1}'
-        yield Graph(f'{name}.block{index}', run, inputs, f'image.{index + 1}', (words,))
+        yield PhoneGraph(f'{name}.block{index}', run, inputs, (f'image.{index + 1}', words))
 
     tree = {'head': vectors.head, 'last_block': vectors.last_block, **place}
 
-    def finish(image: Array, text: Array, *leaves: Array) -> Array:
+    def finish(_: Params, image: Array, text: Array, *leaves: Array) -> Array:
         given = _unflatten(tree, leaves)
         args = *(given[key] for key in ('last_block', 'head', 'rotary', 'bias')), layout.current_tokens
         own = read_part(params, 'last_block', 'head')
         return model.apply({'params': own}, (image, text), *args, method='finish')  # pyright: ignore
 
     inputs = {f'image.{config.num_layers - 1}': image, words: text, **_shapes(tree)}
-    yield Graph(f'{name}.finish', finish, inputs, 'flow')
+    yield PhoneGraph(f'{name}.finish', finish, inputs, ('flow',))
 
 
 def _unflatten(tree: dict[str, Any], leaves: Sequence[Array]) -> dict[str, Any]:

@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Array
 
 from export.graphs.stored_params import read_part, to_float32
-from export.graphs.table import Feeds, Graph, Params
+from export.graphs.table import Feeds, Params, PhoneGraph
 from neodragon_jax.models.mmdit import TIMESTEP_WIDTH, PyramidMMDiT
 from neodragon_jax.models.modulation import BlockModulator
 
 MODULATION = 'denoiser_modulation'
 
 
-def modulation_graph(model: PyramidMMDiT, params: Params) -> Graph:
+def modulation_graph(model: PyramidMMDiT, params: Params) -> PhoneGraph:
     """Return the graph of all AdaLN vectors of all blocks, a third of the parameters, run once per stage.
 
     Inputs: `timestep` [1, t], the timestep's sinusoid; `pooled` [1, p]. Outputs: the vectors [D], named as the stages'
@@ -30,13 +30,12 @@ def modulation_graph(model: PyramidMMDiT, params: Params) -> Graph:
     """
     model = unroll(model)
 
-    def modulate(sinusoid: Array, pooled: Array) -> tuple[Array, ...]:
+    def modulate(_: Params, sinusoid: Array, pooled: Array) -> tuple[Array, ...]:
         vectors = _modulate(model, read_part(params, *_MODULATORS), sinusoid, pooled)
         return tuple(leaf.reshape(-1) for leaf in named_vectors(vectors).values())
 
     inputs = {'timestep': (1, TIMESTEP_WIDTH), 'pooled': (1, model.config.pooled_projection_dim)}
-    first, *rest = named_vectors(vector_shapes(model))
-    return Graph(MODULATION, modulate, inputs, first, tuple(rest), judged_by_all=True)
+    return PhoneGraph(MODULATION, modulate, inputs, tuple(named_vectors(vector_shapes(model))), judged_by_all=True)
 
 
 class Vectors(NamedTuple):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from export.graphs.stored_params import read_float32
-from export.graphs.table import Module, Params
+from export.graphs.table import Params, PhoneGraph
 from export.graphs.text import open_component
 from neodragon_jax.generation.tokens import CLIP_LENGTH
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
@@ -31,7 +31,7 @@ from neodragon_jax.models.vae_decoder import memory_shapes
 Path = str | os.PathLike[str]
 
 
-def video_encoder(folder: Path, height: int, width: int) -> Module:
+def video_encoder(folder: Path, height: int, width: int) -> PhoneGraph:
     """Return the encoder of the first frame: `picture` [1, H, W, 3] -> `mean`, `log_variance` [1, h, w, C].
 
     One frame passes a causal encoder as a picture, so this is its exact 2-D form. Mean and log-variance are two
@@ -50,10 +50,10 @@ def video_encoder(folder: Path, height: int, width: int) -> Module:
 
     read = partial(read_float32, folder, 'encoder', 'quant_conv')
     inputs = {'picture': (1, height, width, 3)}
-    return Module('video_encoder', apply, read, pathlib.Path(folder), inputs, 'mean', ('log_variance',))
+    return PhoneGraph('video_encoder', apply, inputs, ('mean', 'log_variance'), read, pathlib.Path(folder))
 
 
-def video_decoder(folder: Path, height: int, width: int) -> Module:
+def video_decoder(folder: Path, height: int, width: int) -> PhoneGraph:
     """Return one step of the streaming decoder: `latent` [1, h, w, C] and memories -> `frames` [8, H, W, 3], memories.
 
     Inputs `memory_0`, `memory_1`, ... hold the state, zeros before the first step, and outputs `next_memory_0`, ... the
@@ -76,10 +76,10 @@ def video_decoder(folder: Path, height: int, width: int) -> Module:
     inputs |= {f'memory_{index}': shape for index, shape in enumerate(shapes)}
     read = partial(read_float32, folder, 'decoder', 'post_quant_conv')
     following = tuple(f'next_memory_{index}' for index in range(len(shapes)))
-    return Module('video_decoder', apply, read, pathlib.Path(folder), inputs, 'frames', following)
+    return PhoneGraph('video_decoder', apply, inputs, ('frames', *following), read, pathlib.Path(folder))
 
 
-def first_frame_unet(folder: Path, height: int, width: int) -> Module:
+def first_frame_unet(folder: Path, height: int, width: int) -> PhoneGraph:
     """Return the UNet: `latent` [1, h, w, C], `text` [L, T], `embedding` [1, E] -> `noise` [1, h, w, C].
 
     Args:
@@ -101,14 +101,14 @@ def first_frame_unet(folder: Path, height: int, width: int) -> Module:
         params = read_float32(folder)
         return {name: tree for name, tree in params.items() if name not in UNET_HOST}
 
-    return Module('first_frame_unet', apply, read, pathlib.Path(folder), inputs, 'noise')
+    return PhoneGraph('first_frame_unet', apply, inputs, ('noise',), read, pathlib.Path(folder))
 
 
 # What of the UNet the host keeps.
 UNET_HOST = ('time_embedding', 'add_embedding')
 
 
-def first_frame_decoder(folder: Path, height: int, width: int) -> Module:
+def first_frame_decoder(folder: Path, height: int, width: int) -> PhoneGraph:
     """Return the image decoder: `latent` [1, h, w, C], already divided by the scaling factor -> `picture` [1, H, W, 3].
 
     Args:
@@ -118,13 +118,13 @@ def first_frame_decoder(folder: Path, height: int, width: int) -> Module:
     apply = lambda params, latent: vae.apply({'params': params}, latent, method='decode')
     read = partial(read_float32, folder, 'decoder', 'post_quant_conv')
     inputs = {'latent': (1, height, width, vae.config.latent_channels)}
-    return Module('first_frame_decoder', apply, read, pathlib.Path(folder), inputs, 'picture')
+    return PhoneGraph('first_frame_decoder', apply, inputs, ('picture',), read, pathlib.Path(folder))
 
 
-def super_resolution(folder: Path, height: int, width: int) -> Module:
+def super_resolution(folder: Path, height: int, width: int) -> PhoneGraph:
     """Return QuickSRNet: `frame` [1, H, W, 3] -> `enlarged` [1, s H, s W, 3], both in [0, 1]."""
     network = open_component(folder, QuickSRNet)
     apply = lambda params, frame: network.apply({'params': params}, frame)
     read = partial(read_float32, folder)
     inputs = {'frame': (1, height, width, 3)}
-    return Module('super_resolution', apply, read, pathlib.Path(folder), inputs, 'enlarged')
+    return PhoneGraph('super_resolution', apply, inputs, ('enlarged',), read, pathlib.Path(folder))

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from export.graphs.table import Module
+from export.graphs.table import PhoneGraph
 from neodragon_jax.generation.param_store import Store
 
 
@@ -74,17 +74,17 @@ class PooledSession(NamedTuple):
 class JaxRunner:
     """A module in JAX, in float32: what its graph is compared with, and what records its inputs."""
 
-    def __init__(self, module: Module, store: Store) -> None:
+    def __init__(self, graph: PhoneGraph, store: Store) -> None:
         """Prepare; the store says when parameters are read, and for how long they stay in memory."""
-        self._module = module
-        self._apply = jax.jit(module.apply)
-        self._params = store.hold(f'graph {module.name}', lambda: dict(module.read()))
+        self._graph = graph
+        self._apply = jax.jit(graph.apply)
+        self._params = store.hold(f'graph {graph.name}', lambda: dict(graph.read()))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name."""
-        arrays = self._apply(self._params(), *(feeds[name] for name in self._module.inputs))
+        arrays = self._apply(self._params(), *(feeds[name] for name in self._graph.inputs))
         arrays = arrays if isinstance(arrays, tuple) else (arrays,)
-        return {name: np.asarray(array) for name, array in zip(self._module.outputs, arrays, strict=True)}
+        return {name: np.asarray(array) for name, array in zip(self._graph.outputs, arrays, strict=True)}
 
 
 class Call(NamedTuple):

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from export.graphs.stored_params import read_float32
-from export.graphs.table import Module, Params
+from export.graphs.table import Params, PhoneGraph
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.generation.tokens import CLIP_LENGTH
@@ -50,7 +50,7 @@ def open_component(folder: Path, kind: type) -> Any:
     return module.clone(dtype=jnp.float32)
 
 
-def clip_pooled(name: str, folder: Path) -> Module:
+def clip_pooled(name: str, folder: Path) -> PhoneGraph:
     """Return the tower of the pooled vector: `embeddings` [L, D], `end` [1, L] -> `pooled` [1, O].
 
     `end` is 1 at the end-of-text token and else 0: a product with it picks that row, exactly in any type.
@@ -62,10 +62,10 @@ def clip_pooled(name: str, folder: Path) -> Module:
         return _run(tower, params, last, end, method='pool')
 
     inputs = {'embeddings': (CLIP_LENGTH, tower.config.hidden_size), 'end': (1, CLIP_LENGTH)}
-    return Module(name, apply, _tower_reader(folder), pathlib.Path(folder), inputs, 'pooled')
+    return PhoneGraph(name, apply, inputs, ('pooled',), _tower_reader(folder), pathlib.Path(folder))
 
 
-def clip_states(name: str, folder: Path, pooled: bool) -> Module:
+def clip_states(name: str, folder: Path, pooled: bool) -> PhoneGraph:
     """Return the tower of the first frame: `embeddings` [L, D] -> `states` [L, D] before the last layer.
 
     With `pooled` it also takes `end` and returns `pooled`, as in `clip_pooled`; without, the last layer is not there.
@@ -78,10 +78,10 @@ def clip_states(name: str, folder: Path, pooled: bool) -> Module:
 
     inputs = {'embeddings': (CLIP_LENGTH, tower.config.hidden_size)} | ({'end': (1, CLIP_LENGTH)} if pooled else {})
     more = ('pooled',) if pooled else ()
-    return Module(name, apply, _tower_reader(folder), pathlib.Path(folder), inputs, 'states', more)
+    return PhoneGraph(name, apply, inputs, ('states', *more), _tower_reader(folder), pathlib.Path(folder))
 
 
-def dt5(folder: Path, text_tokens: int) -> Module:
+def dt5(folder: Path, text_tokens: int) -> PhoneGraph:
     """Return DT5: `embeddings` [L, D] divided by RESIDUAL_SCALE, `keys` [1, L] -> `states` [L, O].
 
     `keys` is added to the scores of each key, see `models.text.key_bias`.
@@ -111,7 +111,7 @@ def dt5(folder: Path, text_tokens: int) -> Module:
         return {'model': params, 'positions': np.asarray(positions)}
 
     inputs = {'embeddings': (text_tokens, config.d_model), 'keys': (1, text_tokens)}
-    return Module('dt5', apply, read, pathlib.Path(folder), inputs, 'states')
+    return PhoneGraph('dt5', apply, inputs, ('states',), read, pathlib.Path(folder))
 
 
 def scale_residual(encoder: Params, scale: float = RESIDUAL_SCALE) -> dict[str, Any]:
@@ -131,13 +131,13 @@ def scale_residual(encoder: Params, scale: float = RESIDUAL_SCALE) -> dict[str, 
     return scaled
 
 
-def context_adapter(folder: Path, text_tokens: int) -> Module:
+def context_adapter(folder: Path, text_tokens: int) -> PhoneGraph:
     """Return the context adapter: `states` [L, O] -> `text` [L, D], for L = text_tokens."""
     model = open_component(folder, ContextAdapter)
     inputs = {'states': (text_tokens, model.config.input_dims)}
     read = partial(read_float32, folder)
     apply = partial(_run, model)
-    return Module('context_adapter', apply, read, pathlib.Path(folder), inputs, 'text', gelu_floor=GELU_FLOOR)
+    return PhoneGraph('context_adapter', apply, inputs, ('text',), read, pathlib.Path(folder), gelu_floor=GELU_FLOOR)
 
 
 @dataclasses.dataclass(frozen=True)

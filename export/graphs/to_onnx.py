@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from export.graphs.table import Graph
+from export.graphs.table import PhoneGraph
 from export.rewrite.onnx_graph import write_shapes
 from export.rewrite.tidy import clamp_gelu, tidy
 from neodragon_jax.base.errors import InputError
@@ -35,7 +35,7 @@ ALLOWED = frozenset(
 INLINE_BYTES = 1 << 30
 
 
-def to_onnx(graph: Graph, path: pathlib.Path) -> collections.Counter[str]:
+def to_onnx(graph: PhoneGraph, path: pathlib.Path) -> collections.Counter[str]:
     """Write a graph as `path`; large weights go to files beside it, whose names start like its own.
 
     Returns:
@@ -45,9 +45,11 @@ def to_onnx(graph: Graph, path: pathlib.Path) -> collections.Counter[str]:
     """
     from jax2onnx import to_onnx as convert
 
+    function = graph.close()
+
     def traced(*arrays: jax.Array) -> Any:
         with nn.intercept_methods(_native_layer_norm):
-            return graph.function(*arrays)
+            return function(*arrays)
 
     convert(
         traced,

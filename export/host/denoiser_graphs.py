@@ -14,7 +14,7 @@ from export.graphs.denoiser import Form, denoiser_graphs
 from export.graphs.modulation import MODULATION, modulation_graph
 from export.graphs.runners import GraphRunner
 from export.graphs.stored_params import StoredParams
-from export.graphs.table import DENOISER, Feeds, Graph
+from export.graphs.table import DENOISER, Feeds, PhoneGraph
 from export.host.denoiser_host import DenoiserHost, GraphDenoiser
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
@@ -55,7 +55,7 @@ class DenoiserGraphs:
         """Number of pyramid stages."""
         return self.plan.schedule.stages
 
-    def graph(self, name: str) -> Graph:
+    def graph(self, name: str) -> PhoneGraph:
         """Return the modulation graph or the graph of a stage, by name."""
         if name == MODULATION:
             return modulation_graph(*self._model)
@@ -80,7 +80,7 @@ class DenoiserGraphs:
         return GraphDenoiser(self.host(modulate), [runners[f'{DENOISER}{stage}'] for stage in range(self.stages)])
 
     @functools.cached_property
-    def _stage_graphs(self) -> Sequence[Graph]:
+    def _stage_graphs(self) -> Sequence[PhoneGraph]:
         return denoiser_graphs(*self._model, self.plan.frames - 1, self.grid, self.text_tokens, self.stages, self.form)
 
     @functools.cached_property

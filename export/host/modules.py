@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from export.graphs import pictures as picture_graphs
 from export.graphs import text as text_graphs
-from export.graphs.table import Module
+from export.graphs.table import PhoneGraph
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
@@ -76,7 +76,7 @@ class ProgramOptions:
         return self.plan.height * pipeline.SPATIAL_FACTOR, self.plan.width * pipeline.SPATIAL_FACTOR
 
 
-def phone_modules(options: ProgramOptions) -> dict[str, Module]:
+def phone_modules(options: ProgramOptions) -> dict[str, PhoneGraph]:
     """Return the modules of a checkpoint by name, without reading their parameters.
 
     Raises:

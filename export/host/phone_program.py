@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from export.graphs.denoiser import SHIPPED
 from export.graphs.modulation import MODULATION
 from export.graphs.runners import GraphRunner, JaxRunner, RecordingRunner
-from export.graphs.table import DENOISER, DEPLOYMENTS, Module
+from export.graphs.table import DENOISER, GRAPH_SPECS, PhoneGraph
 from export.host import graph_program
 from export.host.denoiser_graphs import DenoiserGraphs
 from export.host.modules import FIRST_FRAME, ProgramOptions, phone_modules
@@ -38,7 +38,7 @@ class PhoneProgram:
     names: Sequence[str]
 
     @functools.cached_property
-    def modules(self) -> dict[str, Module]:
+    def modules(self) -> dict[str, PhoneGraph]:
         """All modules but the denoiser, by name."""
         return phone_modules(self.options)
 
@@ -83,7 +83,9 @@ class PhoneProgram:
     @functools.cached_property
     def weights(self) -> dict[str, str]:
         """Fingerprint of every component that affects a video."""
-        folders = {name: module.folder for name, module in self.modules.items()} | {'denoiser': self.folder}
+        folders = {name: graph.folder for name, graph in self.modules.items() if graph.folder} | {
+            'denoiser': self.folder
+        }
         of_folder = {folder: fingerprint(folder) for folder in set(folders.values())}
         return {name: of_folder[folder] for name, folder in folders.items()}
 
@@ -130,4 +132,4 @@ def available(options: ProgramOptions) -> list[str]:
     """Return the names of the graphs of a checkpoint in a mode, in the table's order."""
     stages = (f'{DENOISER}{stage}' for stage in range(options.plan.schedule.stages))
     have = {*phone_modules(options), MODULATION, *stages}
-    return [name for name in DEPLOYMENTS if name in have]
+    return [name for name in GRAPH_SPECS if name in have]

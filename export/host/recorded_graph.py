@@ -9,7 +9,7 @@ from typing import Any
 
 from export.graphs.modulation import MODULATION
 from export.graphs.runners import Call
-from export.graphs.table import DENOISER, DEPLOYMENTS, Deployment, Feeds, Graph
+from export.graphs.table import DENOISER, GRAPH_SPECS, Feeds, GraphSpec, PhoneGraph
 from export.host.calibration_set import CalibrationSet
 from export.host.phone_program import PhoneProgram
 from export.host.recording import Sample
@@ -35,7 +35,7 @@ class RecordedGraph:
 
     name: str
     judged: Sequence[str]
-    make: Callable[[], Graph]
+    make: Callable[[], PhoneGraph]
     made_from: dict[str, Any]
     calibration_sha256: str
     calibration: Callable[[], Iterator[Feeds]]
@@ -43,9 +43,9 @@ class RecordedGraph:
     evaluation: Callable[[], Mapping[str, Sequence[Call]]]
 
     @property
-    def deployment(self) -> Deployment:
+    def spec(self) -> GraphSpec:
         """The graph's row in the table."""
-        return DEPLOYMENTS[self.name]
+        return GRAPH_SPECS[self.name]
 
 
 def recorded_graphs(
@@ -61,7 +61,8 @@ def recorded_graphs(
     for name in program.names:
         if name in program.modules:
             module = program.modules[name]
-            judged, make, weights = [module.output], module.graph, program.weights[name]
+            judged, weights = module.judged, program.weights[name]
+            make = functools.partial(program.modules.__getitem__, name)
             made_from = {'weights_sha256': weights, **plan}
         else:
             make, weights = functools.partial(program.denoiser.graph, name), program.weights['denoiser']

@@ -20,9 +20,8 @@ import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from export.graphs.denoiser import ChainedGraph
 from export.graphs.runners import OnnxSession
-from export.graphs.table import Feeds, Graph
+from export.graphs.table import Feeds, PhoneGraph
 from export.graphs.to_onnx import to_onnx
 from export.rewrite.for_htp import convert_before_cutting, fuse_gains, hide_transposes, vectors_as_they_are
 from export.rewrite.onnx_graph import drop_unused
@@ -34,7 +33,7 @@ _QUANTIZING = ('QuantizeLinear', 'DequantizeLinear')
 _NOTHING: Callable[[str], object] = lambda text: None
 
 
-def export_chain(graph: ChainedGraph, path: pathlib.Path, on_piece: Callable[[str], object] = _NOTHING) -> int:
+def export_chain(graph: PhoneGraph, path: pathlib.Path, on_piece: Callable[[str], object] = _NOTHING) -> int:
     """Write the float ONNX graph of a chain; return its number of operations.
 
     Args:
@@ -49,7 +48,7 @@ def export_chain(graph: ChainedGraph, path: pathlib.Path, on_piece: Callable[[st
 
 
 def quantize_chain(
-    graph: ChainedGraph,
+    graph: PhoneGraph,
     path: pathlib.Path,
     feeds: Iterable[Feeds],
     quantize: Callable[[pathlib.Path, pathlib.Path, Iterable[Feeds]], object],
@@ -83,7 +82,7 @@ def quantize_chain(
             on_piece(piece.name)
 
 
-def export_piece(piece: Graph, path: pathlib.Path, fused: bool) -> onnx.ModelProto:
+def export_piece(piece: PhoneGraph, path: pathlib.Path, fused: bool) -> onnx.ModelProto:
     """Write the float ONNX graph of a piece, if `fused` rewritten as rewrite/for_htp.py says, and return it."""
     for old in path.parent.glob(f'{path.name}*'):
         old.unlink()  # the exporter appends to a file of weights that is there
@@ -146,7 +145,7 @@ class Stitcher:
       operations: nodes so far, without those that quantize.
     """
 
-    def __init__(self, graph: ChainedGraph, path: pathlib.Path) -> None:
+    def __init__(self, graph: PhoneGraph, path: pathlib.Path) -> None:
         self.operations = 0
         self._graph, self._path = graph, path
         self._result = onnx.ModelProto()

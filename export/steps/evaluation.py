@@ -145,14 +145,14 @@ def _row(
 ) -> Row:
     """Return a row of the report."""
     metadata, details = exported.metadata[precision, target.chipset], exported.details[precision]
-    view, deployment = metadata['static_view'], exported.recorded.deployment
+    view, spec = metadata['static_view'], exported.recorded.spec
     return Row(
         graph=exported.name,
         precision=precision,
         chipset=target.chipset,
-        ships=precision == deployment.precision,
+        ships=precision == spec.precision,
         operations=sum(exported.operations.values()),
-        target_db=deployment.target_db,
+        target_db=spec.target_db,
         onnx_db=onnx_db,
         prompts_db={} if ratios is None else _lowest_by_prompt(ratios),
         htp_db=None if simulated is None else simulated['db'],
@@ -173,5 +173,5 @@ def _row(
             'compile': metadata['compile'],
             'simulate': simulated,
         },
-        paper_ms={'X Elite': deployment.x_elite_ms, '8 Elite': deployment.elite_8_ms},
+        paper_ms={'X Elite': spec.x_elite_ms, '8 Elite': spec.elite_8_ms},
     )

@@ -101,7 +101,7 @@ def _precise_source(recorded: RecordedGraph, precision: str, options: GraphOptio
         'calibration_sha256': recorded.calibration_sha256,
         'calibration_samples': options.samples_of(recorded.name),
         'ranges': list(options.ranges),
-        'target_db': recorded.deployment.target_db if options.two_parts else None,
+        'target_db': recorded.spec.target_db if options.two_parts else None,
         'adaround': None if adaround is None else [adaround.version, adaround.iterations],
     }
 

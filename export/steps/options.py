@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from export.graphs.table import DENOISER, DEPLOYMENTS
+from export.graphs.table import DENOISER, GRAPH_SPECS
 from export.quantize.adaround import GRAPHS as ADAROUND_GRAPHS
 from export.quantize.adaround import AdaRound
 
@@ -58,13 +58,13 @@ class GraphOptions:
 
     def precisions_of(self, name: str) -> Sequence[str]:
         """Return the precisions that a graph is exported in."""
-        return self.precisions or (DEPLOYMENTS[name].precision,)
+        return self.precisions or (GRAPH_SPECS[name].precision,)
 
     def samples_of(self, name: str) -> int:
         """Return the number of calibration calls of a graph; 0 if it is not quantized."""
         if 'w8a16' not in self.precisions_of(name):
             return 0
-        return self.calibration_samples or DEPLOYMENTS[name].calibration_samples or _SAMPLES
+        return self.calibration_samples or GRAPH_SPECS[name].calibration_samples or _SAMPLES
 
     def shared(self, names: Sequence[str]) -> list[str]:
         """Return the graphs, of those exported, that share one binary: the denoiser's stages, if several."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from export.graphs.denoiser import ChainedGraph
 from export.graphs.runners import OnnxSession
 from export.measure.resources import inner_bar
 from export.measure.snr import lowest_db
@@ -36,7 +35,7 @@ def write_precise(
         to_fp16(source, path)
         return {'precision': precision}
     chain = graph.make() if graph.name.startswith('denoiser') else None
-    if isinstance(chain, ChainedGraph):
+    if chain is not None and chain.pieces:
         with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
             quantize_chain(chain, path, graph.calibration(), to_w8a16, on_piece)
         return {'precision': precision, 'ranges': 'minmax'}
@@ -59,7 +58,7 @@ def _quantize(graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, op
     adaround = options.adaround_of(graph.name)
     if adaround is not None:
         rounding, rounding_db = _learn_rounding(graph, source, path, ranges, adaround)
-    target_db = graph.deployment.target_db
+    target_db = graph.spec.target_db
     doubled, judged_db = quantize_to_target(
         source, path, ranges, judging, graph.judged, target_db, rounding, options.two_parts
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 import export.__main__ as command
 from export.__main__ import main
-from export.graphs.table import DEPLOYMENTS
+from export.graphs.table import GRAPH_SPECS
 from export.qnn.compile import TARGETS
 from export.report.report import Report
 from neodragon_jax.generation.first_frame import FirstFrameModel
@@ -52,7 +52,7 @@ def rows(exported) -> dict[tuple[str, str], dict[str, Any]]:
 @pytest.mark.qnn
 def test_all_graphs_meet_their_targets_on_the_simulator(exported, rows):
     """On calls that calibration did not see, of the real program, with nothing falling back to the CPU."""
-    for name in DEPLOYMENTS:
+    for name in GRAPH_SPECS:
         row = rows[name, SIMULATED]
         assert row['met'] and row['ships'] and row['htp_db'] >= row['target_db']
         assert row['onnx_db'] > EXACT_DB
@@ -64,7 +64,7 @@ def test_all_graphs_meet_their_targets_on_the_simulator(exported, rows):
 
 @pytest.mark.qnn
 def test_all_graphs_are_compiled_for_all_chipsets(exported, rows):
-    assert list(rows) == [(name, chipset) for name in DEPLOYMENTS for chipset in SOCS.split(',')]
+    assert list(rows) == [(name, chipset) for name in GRAPH_SPECS for chipset in SOCS.split(',')]
     for (name, chipset), row in rows.items():
         binary = 'denoiser' if name.startswith('denoiser_stage') else name
         folder = exported / f'{binary}-qnn-{row["precision"]}-{chipset}'
@@ -77,7 +77,7 @@ def test_all_graphs_are_compiled_for_all_chipsets(exported, rows):
 @pytest.mark.qnn
 def test_pictures_stay_channels_last(rows):
     """No transpose in convolutional graphs but for the attention's keys; only group norms leave fixed point."""
-    rows = {name: rows[name, SIMULATED] for name in DEPLOYMENTS}
+    rows = {name: rows[name, SIMULATED] for name in GRAPH_SPECS}
     for name, most in (('video_decoder', 0), ('super_resolution', 0), ('video_encoder', 1), ('first_frame_decoder', 1)):
         assert rows[name]['transposes'] <= most, name
     assert rows['video_decoder']['float_operations'] == rows['super_resolution']['float_operations'] == 0
@@ -163,7 +163,7 @@ def test_recording_goes_only_as_far_as_the_graphs_need(graphs, drawn, tmp_path, 
     command += ['--no-simulate', '--allow-below-target', '--out', str(tmp_path)]
     assert main(command) == 0
     report = json.loads((tmp_path / 'report.json').read_text())
-    assert [row['graph'] for row in report['graphs']] == [name for name in DEPLOYMENTS if name in graphs.split(',')]
+    assert [row['graph'] for row in report['graphs']] == [name for name in GRAPH_SPECS if name in graphs.split(',')]
     assert len(pictures) == drawn, 'one to calibrate with, one to judge by'
 
 

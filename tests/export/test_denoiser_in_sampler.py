@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from export.graphs.denoiser import SHIPPED, denoiser_graphs
 from export.graphs.runners import OnnxSession
-from export.graphs.table import FORBIDDEN, Graph
+from export.graphs.table import FORBIDDEN, PhoneGraph
 from export.graphs.text import clip_pooled
 from export.graphs.to_onnx import to_onnx
 from export.host.denoiser_host import DenoiserHost, GraphDenoiser
@@ -60,15 +60,15 @@ def exported(denoiser, tmp_path_factory) -> GraphDenoiser:
 
 
 @pytest.fixture(scope='module')
-def tower(tmp_path_factory) -> tuple[Graph, pathlib.Path]:
+def tower(tmp_path_factory) -> tuple[PhoneGraph, pathlib.Path]:
     """A text tower as a float ONNX file: small, with norms, attention and linears."""
-    graph = clip_pooled('clip_l', TINY_CHECKPOINT / 'text_encoder').graph()
+    graph = clip_pooled('clip_l', TINY_CHECKPOINT / 'text_encoder')
     path = tmp_path_factory.mktemp('tower') / 'graph.onnx'
     to_onnx(graph, path)
     return graph, path
 
 
-def tower_feeds(graph: Graph, seed: int) -> dict[str, np.ndarray]:
+def tower_feeds(graph: PhoneGraph, seed: int) -> dict[str, np.ndarray]:
     feeds = {name: normal(seed, *shape) for name, shape in graph.inputs.items()}
     return feeds | {'end': np.eye(77, dtype=np.float32)[[9]]}
 
@@ -125,7 +125,7 @@ def test_masks_are_finite(denoiser, prompt):
 
 
 def test_host_work_in_a_graph_is_refused(tmp_path):
-    graph = Graph('denoiser_stage0', lambda x: jnp.where(x > 0, x, 0.0), {'x': (4, 4)}, 'y')
+    graph = PhoneGraph('denoiser_stage0', lambda _, x: jnp.where(x > 0, x, 0.0), {'x': (4, 4)}, ('y',))
     with pytest.raises(InputError, match='Where'):
         to_onnx(graph, tmp_path / 'graph.onnx')
 
@@ -139,7 +139,7 @@ def test_fp16_form_is_the_same_function(tmp_path):
 
     plain, source, destination = tmp_path / 'plain.onnx', tmp_path / 'source.onnx', tmp_path / 'half' / 'graph.onnx'
     destination.parent.mkdir()
-    to_onnx(Graph('any', norm, {'x': (6, 512)}, 'y'), plain)
+    to_onnx(PhoneGraph('any', lambda _, x: norm(x), {'x': (6, 512)}, ('y',)), plain)
     onnx.save(onnx.load(plain), source, save_as_external_data=True, location='source.data', size_threshold=256)
     to_fp16(source, destination)
     feeds = {'x': normal(0, 6, 512)}
@@ -154,7 +154,7 @@ def test_fp16_form_is_the_same_function(tmp_path):
 def test_silu_of_a_vector_in_fp16(tmp_path):
     """Where all results are small, after the large negative numbers of a trained embedding of the timestep."""
     source, half, x = tmp_path / 'silu.onnx', tmp_path / 'half.onnx', np.linspace(-12, -3, 96, dtype=np.float32)[None]
-    to_onnx(Graph('any', nn.silu, {'x': (1, 96)}, 'y'), source)
+    to_onnx(PhoneGraph('any', lambda _, x: nn.silu(x), {'x': (1, 96)}, ('y',)), source)
     to_fp16(source, half)
     want = OnnxSession(source).run({'x': x})['y']
     assert snr_db(want, OnnxSession(half).run({'x': x})['y']) > 60  # exact above -11

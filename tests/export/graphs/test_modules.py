@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, create_calibrator
 from export import __main__ as command
 from export.graphs import text as text_graphs
 from export.graphs.runners import Call, JaxRunner, OnnxPool, OnnxSession
-from export.graphs.table import DEPLOYMENTS, Module
+from export.graphs.table import GRAPH_SPECS, PhoneGraph
 from export.graphs.to_onnx import to_onnx
 from export.host import graph_program, modules
 from export.host.phone_program import PhoneProgram
@@ -66,7 +66,7 @@ def options(upscaler) -> modules.ProgramOptions:
 
 
 @pytest.fixture(scope='module')
-def graphs(options) -> dict[str, Module]:
+def graphs(options) -> dict[str, PhoneGraph]:
     return modules.phone_modules(options)
 
 
@@ -85,11 +85,11 @@ def float_graphs(graphs, tmp_path_factory) -> dict[str, pathlib.Path]:
     """All modules as float ONNX files."""
     folder = tmp_path_factory.mktemp('float')
     for name, module in graphs.items():
-        to_onnx(module.graph(), folder / f'{name}.onnx')
+        to_onnx(module, folder / f'{name}.onnx')
     return {name: folder / f'{name}.onnx' for name in graphs}
 
 
-def make_feeds(module: Module, seed: int = 0) -> dict[str, np.ndarray]:
+def make_feeds(module: PhoneGraph, seed: int = 0) -> dict[str, np.ndarray]:
     """Return inputs of the right kind: noise, but for pictures and masks."""
     feeds = {name: normal(seed + index, *shape) for index, (name, shape) in enumerate(module.inputs.items())}
     if 'end' in feeds:
@@ -102,9 +102,9 @@ def make_feeds(module: Module, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def test_table_has_a_row_for_every_module(graphs):
-    assert set(graphs) <= set(DEPLOYMENTS) and set(graphs) == set(OPERATIONS)
+    assert set(graphs) <= set(GRAPH_SPECS) and set(graphs) == set(OPERATIONS)
     for name in graphs:
-        deployment = DEPLOYMENTS[name]
+        deployment = GRAPH_SPECS[name]
         assert deployment.precision in ('fp16', 'w8a16') and deployment.target_db > 0
         assert bool(deployment.calibration_samples) == (deployment.precision == 'w8a16')
 
@@ -275,7 +275,7 @@ def _dt5_states(model: Any, params: Any, x: jax.Array, mask: jax.Array, scale: f
 
 
 def test_unknown_graphs_are_refused():
-    names = list(DEPLOYMENTS)
+    names = list(GRAPH_SPECS)
     assert modules.select('first_frame,dt5', names) == ['dt5', *modules.FIRST_FRAME]
     assert modules.select(None, names) == names
     for wrong in ('denoizer', ','):
@@ -301,7 +301,7 @@ def test_every_step_of_a_recurrent_graph_is_met():
 def test_videos_that_the_table_takes():
     hybrid = calls_per_video(pipeline.make_plan('hybrid', 49, 64, 128), first_frame_given=True)
     assert (hybrid['video_decoder'], hybrid['super_resolution'], hybrid['denoiser_stage1']) == (7, 49, 6)
-    counts = {name: DEPLOYMENTS[name].calibration_samples for name in hybrid}
+    counts = {name: GRAPH_SPECS[name].calibration_samples for name in hybrid}
     assert videos_needed(hybrid, counts) == 500, 'one picture of the first-frame decoder per video'
     guided = calls_per_video(pipeline.make_plan('monolithic', 17, 64, 128, steps=(2, 1, 1)), first_frame_given=False)
     assert (guided['dt5'], guided['denoiser_stage0']) == (2, 12)
@@ -361,22 +361,22 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     calls = [Call(feeds, runners[module.name].run(feeds)) for feeds in (make_feeds(module, seed) for seed in range(2))]
     destination = tmp_path / 'graph.onnx'
     to_w8a16(path, destination, [call.inputs for call in calls])
-    plain = lowest_db(OnnxSession(destination), calls, [module.output])
+    plain = lowest_db(OnnxSession(destination), calls, module.judged)
     ranges = tmp_path / 'ranges.json'
-    none, reached = quantize_to_target(path, destination, ranges, calls, [module.output], plain - 5)
+    none, reached = quantize_to_target(path, destination, ranges, calls, module.judged, plain - 5)
     assert not none and reached == pytest.approx(plain)
     assert json.loads((tmp_path / RECIPE).read_text())['groups'] == [], 'nothing had to be measured'
-    none, reached = quantize_to_target(path, destination, ranges, calls, [module.output], plain + 3, search=False)
+    none, reached = quantize_to_target(path, destination, ranges, calls, module.judged, plain + 3, search=False)
     assert not none and reached == pytest.approx(plain)
-    some, reached = quantize_to_target(path, destination, ranges, calls, [module.output], plain + 3)
+    some, reached = quantize_to_target(path, destination, ranges, calls, module.judged, plain + 3)
     assert some and reached >= plain + 3
     recipe = json.loads((tmp_path / RECIPE).read_text())
     chosen = [name for group in recipe['groups'] if group['in_two_parts'] for name in group['weights']]
     assert chosen == some and recipe['plain_db'] == pytest.approx(plain) and recipe['reached_db'] == reached
     others = [group for group in recipe['groups'] if not group['in_two_parts']]
     assert others and all(group['db_if_alone_rounded'] > plain for group in others)
-    assert lowest_db(OnnxSession(destination), calls, [module.output]) == pytest.approx(reached)
-    quantize_to_target(path, destination, ranges, calls[::-1], [module.output], plain + 3)
+    assert lowest_db(OnnxSession(destination), calls, module.judged) == pytest.approx(reached)
+    quantize_to_target(path, destination, ranges, calls[::-1], module.judged, plain + 3)
     assert json.loads((tmp_path / RECIPE).read_text()) == recipe, 'the worst call decides, wherever it is'
     assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
 

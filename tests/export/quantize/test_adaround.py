@@ -34,7 +34,7 @@ TARGET_DB = 48.0
 def graph(upscaler, tmp_path_factory) -> pathlib.Path:
     """A QuickSRNet in float."""
     path = tmp_path_factory.mktemp('graph') / 'a.onnx'
-    to_onnx(picture_graphs.super_resolution(upscaler, 64, 64).graph(), path)
+    to_onnx(picture_graphs.super_resolution(upscaler, 64, 64), path)
     return path
 
 

@@ -16,11 +16,12 @@ import pytest
 import safetensors.numpy
 from onnx import numpy_helper
 
-from export.graphs.denoiser import FORMS, SHIPPED, ChainedGraph, Form, denoiser_graphs
+from export.graphs.denoiser import FORMS, SHIPPED, Form, denoiser_graphs
 from export.graphs.modulation import MODULATION
 from export.graphs.modulation import modulation_graph as make_modulation_graph
 from export.graphs.runners import OnnxSession
 from export.graphs.stored_params import StoredParams
+from export.graphs.table import PhoneGraph
 from export.graphs.to_onnx import to_onnx
 from export.host.denoiser_host import DenoiserHost
 from export.measure.snr import snr_db
@@ -75,7 +76,7 @@ def call(denoiser: tuple[PyramidMMDiT, Any], unit: int, stage: int = STAGE) -> t
     return history, x, jnp.array([unit]), prompt, jnp.array([700.0])
 
 
-def chain(denoiser: tuple[PyramidMMDiT, Any], form: Form, stage: int = STAGE) -> ChainedGraph:
+def chain(denoiser: tuple[PyramidMMDiT, Any], form: Form, stage: int = STAGE) -> PhoneGraph:
     return denoiser_graphs(*denoiser, UNITS, GRID, TEXT_TOKENS, STAGES, form)[stage]
 
 

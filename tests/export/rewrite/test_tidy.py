@@ -16,7 +16,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.graphs.runners import OnnxSession
-from export.graphs.table import Graph
+from export.graphs.table import PhoneGraph
 from export.graphs.to_onnx import to_onnx
 from export.measure.snr import snr_db
 from export.quantize.qdq import to_w8a16
@@ -38,7 +38,7 @@ def exported(
     """Export a function, check the graph against it on noise, and return its operations."""
     path = folder / 'graph.onnx'
     path.unlink(missing_ok=True)
-    counts = to_onnx(Graph('any', function, inputs, 'y'), path)
+    counts = to_onnx(PhoneGraph('any', lambda _, *arrays: function(*arrays), inputs, ('y',)), path)
     feeds = {name: normal(seed, *shape) for seed, (name, shape) in enumerate(inputs.items())}
     assert snr_db(np.asarray(function(*feeds.values())), OnnxSession(path).run(feeds)['y']) > EXACT_DB
     onnx.checker.check_model(onnx.load(path))
@@ -135,7 +135,7 @@ def test_layer_applied_often_has_its_weights_once(tmp_path):
 def test_gelu_floor_changes_nothing_in_float32(tmp_path):
     function = lambda x: nn.gelu(x, approximate=False)
     path = tmp_path / 'graph.onnx'
-    counts = to_onnx(Graph('any', function, {'x': (4, 64)}, 'y', gelu_floor=-6.0), path)
+    counts = to_onnx(PhoneGraph('any', lambda _, x: function(x), {'x': (4, 64)}, ('y',), gelu_floor=-6.0), path)
     assert counts == {'Max': 1, 'Gelu': 1}
     x = np.linspace(-50, 10, 256, dtype=np.float32).reshape(4, 64)
     np.testing.assert_allclose(OnnxSession(path).run({'x': x})['y'], np.asarray(function(x)), atol=1e-6)
