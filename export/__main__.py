@@ -185,7 +185,7 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     Raises:
       InputError: an option or an input is wrong.
     """
-    from export.qnn.compile import find_targets
+    from export.qnn.chipsets import find_targets
 
     find_targets(args.soc)  # before anything slow
     root = shipped.find(args.checkpoint)
@@ -243,7 +243,8 @@ def _graph_options(args: argparse.Namespace, names: Sequence[str]) -> GraphOptio
     Raises:
       InputError: a list has an unknown entry, or --adaround is given without a graph that it applies to.
     """
-    from export.qnn.compile import PRECISIONS, find_targets
+    from export.qnn.chipsets import find_targets
+    from export.qnn.compile import PRECISIONS
     from export.quantize import adaround
     from export.quantize.ranges import METHODS
     from export.steps.options import GraphOptions

@@ -13,7 +13,7 @@ from neodragon_jax.base.errors import InputError, did_you_mean, exit_status
 
 if TYPE_CHECKING:
     from export.graphs.denoiser import Form
-    from export.qnn.compile import Target
+    from export.qnn.chipsets import Target
     from export.steps.forms import FormRow
 
 STAGES = 3
@@ -90,7 +90,7 @@ def make_options(args: argparse.Namespace) -> CompareOptions:
       InputError: an option is wrong.
     """
     from export.graphs.denoiser import FORMS
-    from export.qnn.compile import find_target
+    from export.qnn.chipsets import find_target
 
     if args.blocks < 2 or args.heads < 1:
         raise InputError(f'--blocks {args.blocks} --heads {args.heads}: give at least two blocks and one head.')

@@ -16,63 +16,17 @@ from typing import Any
 
 import onnx
 
+from export.qnn.chipsets import Target, check_binary
 from export.qnn.htp import ContextGraph, HtpContext, HtpSession, SharedGraph
 from export.qnn.latency import estimate
 from export.qnn.static_view import dump_options, read_view
 from export.quantize.qdq import quantization_parameters
 from neodragon_jax.base.atomic import atomic_folder
-from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError
 
 PRECISIONS = ('w8a16', 'fp16')
 Judge = Callable[[Mapping[str, ContextGraph]], dict[str, Any]]
 _TOOLS = ('neodragon-jax', 'jax', 'flax', 'jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime-qnn')
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A chipset: QNN's number for it, and the version of its HTP."""
-
-    chipset: str
-    soc_model: int
-    htp_arch: int
-    product: str
-
-
-TARGETS = {
-    target.chipset: target
-    for target in (
-        Target('sm8550', 43, 73, 'Snapdragon 8 Gen 2'),
-        Target('sm8650', 57, 75, 'Snapdragon 8 Gen 3'),
-        Target('sc8380xp', 60, 73, 'Snapdragon X Elite'),
-        Target('sm8750', 69, 79, 'Snapdragon 8 Elite'),
-        Target('sm8850', 87, 81, 'Snapdragon 8 Elite Gen 5'),
-    )
-}
-
-
-def find_target(chipset: str) -> Target:
-    """Return the target of a chipset's name, in any case.
-
-    Raises:
-      InputError: the name is unknown.
-    """
-    name = chipset.lower()
-    if name not in TARGETS:
-        known = ', '.join(f'{target.chipset} ({target.product})' for target in TARGETS.values())
-        raise InputError(f'chipset {chipset!r} is unknown.{did_you_mean(name, TARGETS)} Use one of {known}.')
-    return TARGETS[name]
-
-
-def find_targets(chipsets: str) -> list[Target]:
-    """Return the targets of a comma-separated list of chipsets, each once.
-
-    Raises:
-      InputError: a name is unknown, or there is none.
-    """
-    names = [name.strip() for name in chipsets.split(',') if name.strip()]
-    if not names:
-        raise InputError(f'no chipset is named; use one or more of {", ".join(TARGETS)}.')
-    return list(dict.fromkeys(find_target(name) for name in names))
 
 
 def provider_options(target: Target, precision: str) -> dict[str, str]:
@@ -176,10 +130,11 @@ def _binary_entry(folder: pathlib.Path, target: Target, precision: str) -> dict[
         raise InputError(
             f'QNN wrote {len(binaries)} context binaries, not one. Check that onnxruntime-qnn is the pinned version.'
         )
+    check_binary(binaries[0], target)
     return {
         'runtime': 'qnn_context_binary',
         'precision': precision,
-        'chipset': dataclasses.asdict(target),
+        'chipset': {key: value for key, value in dataclasses.asdict(target).items() if key != 'aliases'},
         'model_files': {path.name: _file_entry(path) for path in (*wrappers, *binaries)},
         'tool_versions': tool_versions() | {'qnn_sdk': _sdk_version(wrappers[0])},
     }

@@ -14,7 +14,8 @@ from typing import Any
 from export.graphs.runners import Call, GraphRunner, OnnxSession
 from export.host.recording import spread
 from export.measure.snr import lowest_db
-from export.qnn.compile import Target, binary_mb, provider_options
+from export.qnn.chipsets import Target
+from export.qnn.compile import binary_mb, provider_options
 from export.qnn.htp import HtpSession
 from export.report.rows import Row
 from export.steps.code_identity import made_by

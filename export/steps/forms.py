@@ -22,7 +22,8 @@ from export.graphs.runners import OnnxSession
 from export.graphs.table import Feeds
 from export.host.denoiser_host import DenoiserHost
 from export.measure.snr import snr_db
-from export.qnn.compile import Target, provider_options
+from export.qnn.chipsets import Target
+from export.qnn.compile import provider_options
 from export.qnn.htp import HtpSession
 from export.qnn.latency import Estimate, estimate
 from export.qnn.static_view import StaticView, dump_options, extrapolate, read_view

@@ -15,7 +15,8 @@ from typing import Any
 
 from export.host.recorded_graph import RecordedGraph
 from export.measure.resources import Resources
-from export.qnn.compile import Target, compile_graph, provider_options
+from export.qnn.chipsets import Target
+from export.qnn.compile import compile_graph, provider_options
 from export.steps.code_identity import made_by
 from export.steps.float_graph import write_float
 from export.steps.options import GraphOptions

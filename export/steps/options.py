@@ -14,7 +14,7 @@ from export.quantize.adaround import AdaRound
 if TYPE_CHECKING:
     from export.host.modules import ProgramOptions
     from export.host.recording import Scenes
-    from export.qnn.compile import Target
+    from export.qnn.chipsets import Target
 
 # Calibration samples of a graph that the table gives no number for.
 _SAMPLES = 50

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.host.file_records import FileRecords
-from export.qnn.compile import Target, binary_mb, compile_together, provider_options
+from export.qnn.chipsets import Target
+from export.qnn.compile import binary_mb, compile_together, provider_options
 from export.qnn.htp import ContextGraph
 from export.report.rows import SharedBinary
 from export.steps.code_identity import made_by

@@ -22,7 +22,8 @@ from export.graphs.to_onnx import to_onnx
 from export.host.denoiser_host import DenoiserHost, GraphDenoiser
 from export.host.recording import Recorder
 from export.measure.snr import snr_db
-from export.qnn.compile import compile_graph, find_target, provider_options
+from export.qnn.chipsets import find_target
+from export.qnn.compile import compile_graph, provider_options
 from export.qnn.htp import HtpSession
 from export.quantize.qdq import to_fp16, to_w8a16
 from neodragon_jax.base.errors import InputError

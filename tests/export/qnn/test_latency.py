@@ -9,7 +9,7 @@ import pytest
 
 from export.compare_stage import main
 from export.graphs.denoiser import SHIPPED
-from export.qnn.compile import find_target
+from export.qnn.chipsets import find_target
 from export.qnn.latency import estimate
 from export.qnn.static_view import StaticView, extrapolate, read_view
 from export.steps.comparison import GRAPHS, Subject, compare

@@ -25,14 +25,8 @@ from export.graphs.table import PhoneGraph
 from export.graphs.to_onnx import to_onnx
 from export.host.denoiser_host import DenoiserHost
 from export.measure.snr import snr_db
-from export.qnn.compile import (
-    binary_mb,
-    compile_graph,
-    compile_together,
-    find_target,
-    find_targets,
-    provider_options,
-)
+from export.qnn.chipsets import find_target
+from export.qnn.compile import binary_mb, compile_graph, compile_together, provider_options
 from export.qnn.htp import ContextGraph, HtpSession
 from export.quantize.qdq import to_fp16, to_w8a16
 from export.quantize.stitch import export_chain, quantize_chain
@@ -194,14 +188,6 @@ def test_chain_without_samples_is_refused(denoiser, tmp_path):
     with pytest.raises(InputError, match='no calibration inputs'):
         quantize_chain(chain(denoiser, SHIPPED), tmp_path / 'graph.onnx', [], to_w8a16)
     assert not list(tmp_path.glob('*.onnx')) and not list(tmp_path.glob('.pieces*'))
-
-
-def test_chipsets_in_a_list():
-    assert [target.soc_model for target in find_targets('sm8750, SM8650,sm8750')] == [69, 57]
-    with pytest.raises(InputError, match='no chipset'):
-        find_targets(' , ')
-    with pytest.raises(InputError, match='Did you mean'):
-        find_targets('sm8750,sm8651')
 
 
 @pytest.mark.qnn
