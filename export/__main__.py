@@ -14,6 +14,7 @@ from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import RELEASED
+from neodragon_jax.generation.plan import make_plan
 
 if TYPE_CHECKING:
     from export.host.modules import ProgramOptions
@@ -226,11 +227,10 @@ def _program(
     from export.host.modules import ProgramOptions
     from neodragon_jax.checkpoint import components as checkpoint
     from neodragon_jax.checkpoint import folders
-    from neodragon_jax.generation import pipeline
 
     mode, frames = args.mode or defaults.mode, args.frames or defaults.frames
     height, width = args.height or defaults.height, args.width or defaults.width
-    plan = pipeline.make_plan(mode, frames, height, width, args.steps, defaults=defaults.of(mode))
+    plan = make_plan(mode, frames, height, width, args.steps, defaults=defaults.of(mode))
     first_frame = generation.choose_first_frame(args.first_frame, mode, defaults)
     denoiser = args.denoiser or checkpoint.component_folder(root, folders.DENOISER_FOLDERS[mode])
     program = ProgramOptions(root, mode, plan, args.adapter, args.upscale, first_frame, images=bool(args.image))

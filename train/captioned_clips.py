@@ -29,7 +29,7 @@ from collections.abc import Sequence
 
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError, exit_status
-from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.plan import make_plan
 from train.data.captions import Captions, file_key, read_sidecars, read_table, sidecars
 from train.data.clip_report import REPORT, print_summary, write_report
 from train.data.clip_writer import ClipOptions, size_name, write_clips
@@ -89,7 +89,7 @@ def read_sizes(texts: Sequence[str], frames: int) -> list[tuple[int, int]]:
         if match is None:
             raise InputError(f'--sizes {text}: not a size; give height x width in pixels, such as 320x512.')
         height, width = int(match[1]), int(match[2])
-        pipeline.make_plan('hybrid', frames, height, width)
+        make_plan('hybrid', frames, height, width)
         sizes.append((height, width))
     return list(dict.fromkeys(sizes))
 

@@ -42,6 +42,8 @@ from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import ADAPTER_FOLDERS, VIDEO_VAE
 from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.devices import Spread
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.tokens import DEFAULT_NEGATIVE_PROMPT
 from neodragon_jax.models.vae import (
     CausalVAE,
@@ -118,7 +120,7 @@ class Encoder:
     vae: CausalVAE
     params: Any
     fingerprint: str
-    spread: pipeline.Spread
+    spread: Spread
     key: PRNGKeyArray
     sample: bool
     size: int
@@ -156,7 +158,7 @@ def _to_latents(
     return normalize(posterior_sample(moments, noise))
 
 
-def load_encoder(args: argparse.Namespace, spread: pipeline.Spread) -> Encoder:
+def load_encoder(args: argparse.Namespace, spread: Spread) -> Encoder:
     """Return the video encoder of a command line.
 
     Raises:
@@ -230,7 +232,7 @@ def write_latents(
     """Write the latents of one dataset of clips, as far as they are missing."""
     source = ClipSource(clips)
     given = source.protocol
-    plan = pipeline.make_plan('hybrid', given['frames'], given['height'], given['width'])
+    plan = make_plan('hybrid', given['frames'], given['height'], given['width'])
     channels = encoder.vae.config.encoder_out_channels
     arrays = {
         'latents': ArraySpec((plan.frames, plan.height, plan.width, channels), args.store_dtype),
@@ -278,7 +280,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f'--text-encoder goes with --text t5, not with --text {args.text}; add that, or leave it out.')
     sets = find_sets(pathlib.Path(args.clips), pathlib.Path(args.out))
     start_processes(args.distributed)
-    spread = pipeline.Spread(jax.local_devices())
+    spread = Spread(jax.local_devices())
     encoder = load_encoder(args, spread)
     conditioner = load_conditioner(
         args.checkpoint,

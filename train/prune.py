@@ -29,7 +29,7 @@ from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
-from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.devices import Spread
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import Plan, Prompt
@@ -117,7 +117,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
     negative = Prompt(*(jnp.asarray(source.negative()[name]) for name in names))
     check_widths(module, {'text': np.asarray(negative.text), 'pooled': np.asarray(negative.pooled)})
     samples = distinct_prompts(source, args.prompts)
-    spread = pipeline.Spread(jax.local_devices())
+    spread = Spread(jax.local_devices())
     frames, height, width, channels = source.spec.arrays['latents'].shape
     dtype = jnp.dtype(args.dtype)
     return Subject(

@@ -35,6 +35,8 @@ from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.devices import Spread
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
 from train.data import DTYPES, SampleSpec, SampleWriter
@@ -93,7 +95,7 @@ class Teacher:
     denoise: Denoiser
     plan: Plan
     negative: Prompt
-    spread: pipeline.Spread
+    spread: Spread
     args: argparse.Namespace
     prompts: list[str]
     pictures: list[pathlib.Path] | None
@@ -124,9 +126,9 @@ def load_teacher(args: argparse.Namespace) -> Teacher:
     pictures = None if args.first_frame == GENERATED else find_pictures(args.first_frame, len(prompts))
     if args.batch < 1:
         raise InputError(f'--batch is {args.batch}; give at least 1.')
-    plan = pipeline.make_plan('monolithic', args.frames, args.height, args.width, args.steps, args.first_steps)
+    plan = make_plan('monolithic', args.frames, args.height, args.width, args.steps, args.first_steps)
     plan = dataclasses.replace(plan, guidance=None, first_guidance=None)
-    spread = pipeline.Spread(jax.local_devices())
+    spread = Spread(jax.local_devices())
     components = pipeline.load(args.checkpoint, 'monolithic', dtype=jnp.dtype(args.dtype), place=spread.replicate)
     negative = jax.tree.map(lambda leaf: leaf[0], components.encode_prompt([args.negative_prompt]))
     denoise = guided(components.denoise, negative, scale_by_unit(args.guidance, args.first_guidance))

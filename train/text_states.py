@@ -24,7 +24,7 @@ from neodragon_jax.base.errors import InputError, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.params import read_params
-from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.devices import Spread
 from neodragon_jax.models.t5 import T5Encoder
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.runtime.processes import start_processes
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def records(
-    source: SampleSource, module: T5Encoder, params: Any, indices: Sequence[int], spread: pipeline.Spread, batch: int
+    source: SampleSource, module: T5Encoder, params: Any, indices: Sequence[int], spread: Spread, batch: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the samples of some indices, in order; each batch fills all devices."""
     run = jax.jit(lambda params, ids, mask: module.apply({'params': params}, ids, mask) * (mask != 0)[..., None])
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     module = checkpoint.load_module(args.teacher)
     if not isinstance(module, T5Encoder):
         raise InputError(f'{args.teacher}: holds a {type(module).__name__}; pass the folder of a T5 encoder.')
-    spread = pipeline.Spread(jax.local_devices())
+    spread = Spread(jax.local_devices())
     params = spread.replicate(read_params(args.teacher, DTYPES[args.dtype]))
     ids = source.spec.arrays[IDS]
     states = ArraySpec((*ids.shape, module.config.d_model), args.store_dtype)

@@ -27,7 +27,7 @@ from export.graphs.stored_params import read_float32
 from export.graphs.table import Feeds
 from export.host.modules import FIRST_FRAME, PICTURE_SCALE, ProgramOptions
 from neodragon_jax.checkpoint import folders
-from neodragon_jax.generation import first_frame, pipeline
+from neodragon_jax.generation import consistency_sampler, first_frame, pipeline
 from neodragon_jax.generation.tokens import ClipTokenizer, Tokenizers
 from neodragon_jax.models.clip import CLIPTextOutput
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
@@ -119,7 +119,7 @@ class FirstFrameHost:
             (height // factor, width // factor, unet.config.in_channels),
         )
 
-    def encode_prompt(self, runners: Runners, prompts: Sequence[str]) -> first_frame.Condition:
+    def encode_prompt(self, runners: Runners, prompts: Sequence[str]) -> consistency_sampler.Condition:
         """Encode prompts for the UNet with two graphs."""
         towers = []
         for name, tokenizer, tower in zip(FIRST_FRAME, self.tokenizers, self.towers, strict=False):
@@ -131,7 +131,7 @@ class FirstFrameHost:
         outputs = [CLIPTextOutput(pooled, state, (state, state)) for state in (_stacked(first), _stacked(second))]
         return first_frame.make_condition(outputs[0], outputs[1], *self.size)
 
-    def denoise(self, runners: Runners, x: Array, timestep: Array, condition: first_frame.Condition) -> Array:
+    def denoise(self, runners: Runners, x: Array, timestep: Array, condition: consistency_sampler.Condition) -> Array:
         """Predict the noise in latents with the UNet's graph."""
         embedding = np.asarray(self.embed(timestep, condition.pooled, condition.sizes), np.float32)
         noise = []

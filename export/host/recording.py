@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from export.graphs.runners import Call, RecordingRunner
 from export.graphs.table import DENOISER
-from neodragon_jax.generation import first_frame, pipeline
+from neodragon_jax.generation import consistency_sampler, first_frame, pipeline
 from neodragon_jax.models.super_resolution import upscale
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, NoiseSource, Plan, Prompt, Unit, sample
 
@@ -137,7 +137,7 @@ class Program:
         negative = self.components.encode_prompt([scenes.negative_prompt]) if guided else None
         noise, picture = self.noise(scenes, number), scenes.image(number)
         if self.draw is not None:
-            drawn = self.draw([scenes.text(number)], first_frame.DrawnPictureNoise(scenes.keys(number)))
+            drawn = self.draw([scenes.text(number)], consistency_sampler.DrawnPictureNoise(scenes.keys(number)))
             size = (self.plan.height * pipeline.SPATIAL_FACTOR, self.plan.width * pipeline.SPATIAL_FACTOR)
             picture = first_frame.to_frames(drawn, *size) if picture is None else picture
         first = None if picture is None else pipeline.encode_first_frame(self.components, picture, noise)
@@ -196,7 +196,7 @@ def calls_per_video(plan: Plan, first_frame_given: bool) -> dict[str, int]:
     return {
         **dict.fromkeys(('clip_l', 'clip_g', 'dt5', 'context_adapter'), prompts),
         **dict.fromkeys(('first_frame_clip_l', 'first_frame_clip_g', 'first_frame_decoder', 'video_encoder'), 1),
-        'first_frame_unet': len(first_frame.TIMESTEPS),
+        'first_frame_unet': len(consistency_sampler.TIMESTEPS),
         **{f'{DENOISER}{stage}': denoiser_calls(stage) for stage in range(plan.schedule.stages)},
         'video_decoder': plan.frames,
         'super_resolution': 1 + pipeline.TEMPORAL_FACTOR * (plan.frames - 1),

@@ -15,7 +15,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,62 +27,19 @@ from neodragon_jax.base.video import image_to_frame
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.params import read_params
-from neodragon_jax.generation.param_store import Store, Task, finish
+from neodragon_jax.generation.consistency_sampler import Condition, Latents, PictureNoise, sample
+from neodragon_jax.generation.param_store import Store
+from neodragon_jax.generation.phases import Task, finish
 from neodragon_jax.generation.tokens import ClipTokenizer
 from neodragon_jax.models.clip import CLIPTextModel, CLIPTextOutput
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
-from neodragon_jax.pyramid.sampler import POSTERIOR, Keys, fold_keys, white_noise
-
-# The steps that the model was distilled to, and the noise schedule of the model before that.
-TIMESTEPS = (999, 749, 499, 249)
-BETAS = (0.00085, 0.012)
-TRAIN_STEPS = 1000
-# Width of the boundary at timestep 0, where a consistency function is the identity: deviation of the data, and the
-# factor from timesteps to its unit.
-DATA_DEVIATION, TIMESTEP_SCALE = 0.5, 10.0
 
 # Names of the modules in a store.
 TEXT_ENCODERS, UNET, DECODER = 'first frame: text encoders', 'first frame: UNet', 'first frame: decoder'
 
 # Size of the released system's picture; the video shows it at half that size.
 HEIGHT, WIDTH = 640, 1024
-
-Latents = Float[Array, 'B h w C']
-
-
-class Condition(NamedTuple):
-    """What the UNet knows of a picture besides its noise."""
-
-    text: Float[Array, 'B L T']  # penultimate states of both towers, side by side
-    pooled: Float[Array, 'B P']  # pooled vector of the second tower
-    sizes: Float[Array, 'B 6']  # original size, crop corner, target size
-
-
-@runtime_checkable
-class PictureNoise(Protocol):
-    """Where the random numbers of a picture come from."""
-
-    def initial(self, shape: tuple[int, ...]) -> Latents:
-        """Return the white noise to start from."""
-        ...
-
-    def step(self, number: int, shape: tuple[int, ...]) -> Latents:
-        """Return the white noise that is added after step `number`, counted from 0; none is after the last."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawnPictureNoise:
-    """Noise from one key per picture; the keys may be those of `sampler.DrawnNoise`, whose draws are others."""
-
-    keys: Keys
-
-    def initial(self, shape: tuple[int, ...]) -> Latents:
-        return white_noise(fold_keys(self.keys, POSTERIOR + 1), shape[1:])
-
-    def step(self, number: int, shape: tuple[int, ...]) -> Latents:
-        return white_noise(fold_keys(self.keys, POSTERIOR + 2 + number), shape[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,62 +189,6 @@ def make_condition(first: CLIPTextOutput, second: CLIPTextOutput, height: int, w
     text = jnp.concatenate([first.hidden_states[-2], second.hidden_states[-2]], axis=-1)
     sizes = jnp.asarray([height, width, 0, 0, height, width], jnp.float32)
     return Condition(text, second.pooled, jnp.broadcast_to(sizes, (text.shape[0], sizes.shape[0])))
-
-
-def sample(
-    denoise: Callable[[Array, Array, Condition], Array],
-    shape: tuple[int, int, int, int],
-    condition: Condition,
-    noise: PictureNoise,
-    on_step: Callable[[int, Latents], object] = lambda number, x: None,
-) -> Latents:
-    """Generate scaled latents [B, h, w, C] in four steps, without guidance.
-
-    Args:
-      denoise: (latents, timestep [B], condition) -> the noise in the latents.
-      on_step: called after every step with (number, latents), for progress and tests.
-    """
-    x = noise.initial(shape)
-    for number, timestep in enumerate(TIMESTEPS):
-        predicted = denoise(x, jnp.full((shape[0],), timestep, jnp.float32), condition)
-        clean = consistency(x, predicted, timestep)
-        if number + 1 < len(TIMESTEPS):
-            x = add_noise(clean, noise.step(number, shape), TIMESTEPS[number + 1])
-        else:
-            x = clean
-        on_step(number, x)
-    return x
-
-
-def signal_and_noise(timestep: int) -> tuple[float, float]:
-    """Return the shares of signal and noise at a timestep; their squares sum to 1.
-
-    The square roots of beta, the variance added per step, are evenly spaced (arXiv 2112.10752, appendix).
-    """
-    low, high = np.sqrt(BETAS)
-    signal = np.prod(1 - np.linspace(low, high, TRAIN_STEPS)[: timestep + 1] ** 2)
-    return float(np.sqrt(signal)), float(np.sqrt(1 - signal))
-
-
-def boundary_weights(timestep: int) -> tuple[float, float]:
-    """Return the weights of the input and of the prediction, which make the function an identity at timestep 0."""
-    time = timestep * TIMESTEP_SCALE
-    variance = time**2 + DATA_DEVIATION**2
-    return DATA_DEVIATION**2 / variance, time / float(np.sqrt(variance))
-
-
-def consistency(x: Latents, predicted_noise: Latents, timestep: int) -> Latents:
-    """Return the clean latents that a step sees, in float32. Source: arXiv 2310.04378, equation 9."""
-    signal, noise = signal_and_noise(timestep)
-    keep, take = boundary_weights(timestep)
-    clean = (x.astype(jnp.float32) - noise * predicted_noise.astype(jnp.float32)) / signal
-    return take * clean + keep * x
-
-
-def add_noise(clean: Latents, noise: Latents, timestep: int) -> Latents:
-    """Return clean latents diffused to a timestep."""
-    signal, deviation = signal_and_noise(timestep)
-    return signal * clean + deviation * noise
 
 
 def to_picture(pixels: Float[Array | np.ndarray, 'B H W 3']) -> UInt8[np.ndarray, 'B H W 3']:

@@ -1,23 +1,17 @@
 """Parameters in memory: in what type, and all from the start, or one at a time.
 
 A program that asks a `Store` for the parameters of a module gets the same values either way. With one module at a
-time it should do all its work with a module before it turns to the next: `in_step` runs several tasks like that.
+time it should do all its work with a module before it turns to the next: `phases.in_step` runs several tasks like that.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import traverse_util
-
-Result = TypeVar('Result')
-
-# Work in phases, each with modules of its own: it yields the arrays that a phase leaves to the next, and returns the
-# result.
-Task = Generator[Any, None, Result]
 
 
 @dataclasses.dataclass
@@ -61,27 +55,3 @@ class Store:
         for path in leaves:
             leaves[path] = self.place(leaves[path])
         return traverse_util.unflatten_dict(leaves)
-
-
-def in_step(tasks: Sequence[Task[Result]]) -> Iterator[Result]:
-    """Run tasks phase by phase and yield their results in order: no task starts a phase before all ended the last one.
-
-    Results are yielded during the last phase, each as soon as it is there. All tasks have the same phases.
-    """
-    running = list(tasks)
-    while running:
-        remaining = []
-        for task in running:
-            try:
-                # Until its computations have ended, a module's parameters cannot leave memory.
-                jax.block_until_ready(next(task))
-            except StopIteration as end:
-                yield end.value
-            else:
-                remaining.append(task)
-        running = remaining
-
-
-def finish(task: Task[Result]) -> Result:
-    """Run one task to its end and return its result."""
-    return next(in_step([task]))

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from neodragon_jax.base.errors import InputError
@@ -27,8 +26,9 @@ from neodragon_jax.base.video import to_uint8
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.params import read_params
-from neodragon_jax.generation.defaults import RELEASED, SPATIAL_FACTOR, TEMPORAL_FACTOR, ModeDefaults, check_size
-from neodragon_jax.generation.param_store import Store, Task, finish
+from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR
+from neodragon_jax.generation.param_store import Store
+from neodragon_jax.generation.phases import Task, finish
 from neodragon_jax.generation.tokens import Tokenizers, Tokens
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.models.vae import VideoVAE, denormalize, normalize, posterior_sample
@@ -88,25 +88,6 @@ class Components:
                 f'the checkpoint has positions for {self.max_grid}x{self.max_grid}; use at most {side}x{side} pixels.'
             )
         return dataclasses.replace(plan, channels=self.channels)
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Where arrays live: parameters on every device, batches cut along their first axis."""
-
-    devices: Sequence[Any]  # of jax.Device
-
-    def _put(self, tree: Any, *spec: str) -> Any:
-        mesh = Mesh(np.array(self.devices), ('batch',))
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
-
-    def replicate(self, tree: Any) -> Any:
-        """Copy a tree to every device."""
-        return self._put(tree)
-
-    def shard(self, tree: Any) -> Any:
-        """Cut a tree along its leading axis, whose length is a multiple of the number of devices."""
-        return self._put(tree, 'batch')
 
 
 def load(
@@ -195,46 +176,6 @@ def _prompt_encoder(
         return Prompt(text, jnp.asarray(tokens.t5_mask), joined)
 
     return lambda prompts: encode(params(), tokenizers(prompts))
-
-
-def make_plan(
-    mode: str,
-    frames: int,
-    height: int,
-    width: int,
-    steps: Sequence[int] | None = None,
-    first_steps: Sequence[int] | None = None,
-    guidance: float | None = None,
-    first_guidance: float | None = None,
-    defaults: ModeDefaults | None = None,
-) -> Plan:
-    """Return the plan of a mode for a video of `frames` frames of `height` x `width` pixels.
-
-    `steps` alone sets all units, and so does `guidance`.
-
-    Args:
-      defaults: what holds for arguments that are None; default: the released ones of the mode. Hybrid: 1-1-1 without
-        guidance; monolithic: 20-20-20 at guidance 7 for unit 0, 10-10-10 at 5 for others.
-    Raises:
-      InputError: the size does not fit the latent pyramid.
-    """
-    check_size(frames, height, width)
-    given = {
-        'steps': tuple(steps) if steps else None,
-        'first_steps': tuple(first_steps) if first_steps else None,
-        'guidance': guidance,
-        'first_guidance': first_guidance,
-    }
-    chosen = (defaults or RELEASED.of(mode)).but({key: value for key, value in given.items() if value is not None})
-    return Plan(
-        frames=1 + (frames - 1) // TEMPORAL_FACTOR,
-        height=height // SPATIAL_FACTOR,
-        width=width // SPATIAL_FACTOR,
-        steps=chosen.steps,
-        first_steps=chosen.first_steps,
-        guidance=chosen.guidance,
-        first_guidance=chosen.first_guidance,
-    )
 
 
 def generate(

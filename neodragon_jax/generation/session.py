@@ -21,7 +21,11 @@ from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation import first_frame, pipeline, safety
-from neodragon_jax.generation.param_store import Store, Task, in_step
+from neodragon_jax.generation.consistency_sampler import TIMESTEPS, DrawnPictureNoise
+from neodragon_jax.generation.devices import Spread
+from neodragon_jax.generation.param_store import Store
+from neodragon_jax.generation.phases import Task, in_step
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.profile import UPSCALER, Profile
 from neodragon_jax.models.super_resolution import QuickSRNet, upscale
 from neodragon_jax.pyramid.sampler import DrawnNoise, Keys, Plan
@@ -70,7 +74,7 @@ class Studio:
 
     components: pipeline.Components
     plan: Plan
-    spread: pipeline.Spread
+    spread: Spread
     store: Store
     upscale: Callable[[np.ndarray], np.ndarray] | None
     first_frames: FirstFrames | None
@@ -91,9 +95,9 @@ class Studio:
         args, defaults = _settled(args)
         size = (args.height, args.width)
         steps, guidance = (args.steps, args.first_steps), (args.guidance, args.first_guidance)
-        plan = pipeline.make_plan(args.mode, args.frames, *size, *steps, *guidance, defaults)
+        plan = make_plan(args.mode, args.frames, *size, *steps, *guidance, defaults)
         picture = None if args.image is None else video.image_to_frame(video.read_image(args.image), *size)
-        spread = pipeline.Spread(jax.local_devices()[:videos])
+        spread = Spread(jax.local_devices()[:videos])
         store = Store(spread.replicate, one_at_a_time=args.low_memory)
         profile = Profile() if args.profile else None
         dtype = jnp.dtype(args.dtype)
@@ -113,7 +117,7 @@ class Studio:
             store=store,
             upscale=None if args.upscale is None else _upscaler(args.upscale, dtype, store, profile),
             first_frames=_first_frames(args, picture, spread, store, profile),
-            first_frame_steps=len(first_frame.TIMESTEPS) if picture is None and args.first_frame == 'model' else 0,
+            first_frame_steps=len(TIMESTEPS) if picture is None and args.first_frame == 'model' else 0,
             checker=_checker(args, spread, store, profile),
             profile=profile,
             modifier=args.prompt_modifier,
@@ -265,7 +269,7 @@ def _upscaler(folder: str, dtype: Any, store: Store, profile: Profile | None) ->
 def _first_frames(
     args: argparse.Namespace,
     picture: Float[np.ndarray, 'H W 3'] | None,
-    spread: pipeline.Spread,
+    spread: Spread,
     store: Store,
     profile: Profile | None,
 ) -> FirstFrames | None:
@@ -294,14 +298,14 @@ def _first_frames(
 
     def draw(prompts: Sequence[str], keys: Keys, on_step: OnStep) -> Task[Frames]:
         report = lambda number, latents: _reached('first frame', on_step, latents)
-        pictures = yield from model.drawing(prompts, first_frame.DrawnPictureNoise(keys), spread.shard, report)
+        pictures = yield from model.drawing(prompts, DrawnPictureNoise(keys), spread.shard, report)
         return first_frame.to_frames(pictures, args.height, args.width)
 
     return draw
 
 
 def _checker(
-    args: argparse.Namespace, spread: pipeline.Spread, store: Store, profile: Profile | None
+    args: argparse.Namespace, spread: Spread, store: Store, profile: Profile | None
 ) -> safety.SafetyChecker | None:
     """Return the checkpoint's safety checker, or none, and say so unless that is what the user asked for."""
     if args.no_safety_checker:

@@ -128,7 +128,7 @@ class PortableNoise:
 
 @dataclasses.dataclass(frozen=True)
 class PortablePictureNoise:
-    """`first_frame.PictureNoise` of one seed per picture; the seeds may be those of a `PortableNoise`."""
+    """`consistency_sampler.PictureNoise` of one seed per picture; the seeds may be those of a `PortableNoise`."""
 
     seeds: Sequence[int]
     place: Callable[[Any], Array] = jnp.asarray

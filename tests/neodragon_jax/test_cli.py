@@ -17,6 +17,7 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.session import Studio
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER
 from neodragon_jax.models.super_resolution import QuickSRNet
@@ -90,7 +91,7 @@ def test_first_frame_by_the_denoiser(tmp_path, capsys):
     assert told == ['denoising'] * 6 + ['decoding'] * 2 and len(told) == worker.steps
 
     parts = pipeline.load(TINY_CHECKPOINT, 'hybrid', dtype=np.float32)
-    plan = parts.check(pipeline.make_plan('hybrid', 9, 64, 128))
+    plan = parts.check(make_plan('hybrid', 9, 64, 128))
     noise = DrawnNoise(pipeline.sample_keys(0, ['a cat'], [0]))
     (want,) = pipeline.generate(parts, plan, ['a cat' + DEFAULT_MODIFIER], noise)
     np.testing.assert_array_equal(clip.frames, want)

@@ -27,6 +27,7 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
 from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
 from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.pyramid.sampler import DrawnNoise
 from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain
@@ -123,7 +124,7 @@ class Judge:
         components = pipeline.load(system.root, 'monolithic', system.denoiser, system.adapter)
         size = (tier.frames, tier.height, tier.width)
         guidance = (system.guidance, system.guidance)
-        plan = pipeline.make_plan('monolithic', *size, system.steps, system.steps, *guidance)
+        plan = make_plan('monolithic', *size, system.steps, system.steps, *guidance)
         plan = components.check(dataclasses.replace(plan, guidance=guidance[0], first_guidance=guidance[1]))
         made = []
         for start in range(0, len(self.captions), BATCH):

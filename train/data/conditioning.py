@@ -24,7 +24,7 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders as component_folders
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.params import read_params
-from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.devices import Spread
 from neodragon_jax.generation.tokens import Tokenizers, Tokens
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
@@ -90,7 +90,7 @@ def load_conditioner(
     mode: str = 'monolithic',
     text_encoder: str | os.PathLike[str] | None = None,
     dtype: Any = None,
-    spread: pipeline.Spread | None = None,
+    spread: Spread | None = None,
     batch: int = 1,
 ) -> Conditioner:
     """Load what a content needs of a checkpoint.
@@ -107,7 +107,7 @@ def load_conditioner(
     tokenizers = Tokenizers.load(root)
     if content == 'ids':
         return Conditioner(content, {}, None, lambda prompts: token_ids(tokenizers, prompts))
-    spread = spread or pipeline.Spread(jax.local_devices())
+    spread = spread or Spread(jax.local_devices())
     find = lambda name: checkpoint.component_folder(root, name)
     folders: dict[str, pathlib.Path] = {
         't5': pathlib.Path(text_encoder) if text_encoder else find(component_folders.T5),

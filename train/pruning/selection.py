@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.devices import Spread
 from neodragon_jax.pyramid.sampler import (
     Denoiser,
     DrawnNoise,
@@ -73,7 +74,7 @@ class Subject:
     first_guidance: float
     seed: int
     size: int
-    spread: pipeline.Spread
+    spread: Spread
     _denoisers: dict[int, Denoiser] = dataclasses.field(default_factory=dict)
     _current: Any = None
     _watched: Any = None

@@ -34,6 +34,7 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.param_store import Store
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.models.t5 import T5EncoderWithProjection
 from support.goldens import TINY_CHECKPOINT, relative_error
 
@@ -62,7 +63,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 @pytest.fixture(scope='module')
 def options(upscaler) -> modules.ProgramOptions:
-    return modules.ProgramOptions(TINY_CHECKPOINT, 'hybrid', pipeline.make_plan('hybrid', 9, 64, 64), None, upscaler)
+    return modules.ProgramOptions(TINY_CHECKPOINT, 'hybrid', make_plan('hybrid', 9, 64, 64), None, upscaler)
 
 
 @pytest.fixture(scope='module')
@@ -299,11 +300,11 @@ def test_every_step_of_a_recurrent_graph_is_met():
 
 
 def test_videos_that_the_table_takes():
-    hybrid = calls_per_video(pipeline.make_plan('hybrid', 49, 64, 128), first_frame_given=True)
+    hybrid = calls_per_video(make_plan('hybrid', 49, 64, 128), first_frame_given=True)
     assert (hybrid['video_decoder'], hybrid['super_resolution'], hybrid['denoiser_stage1']) == (7, 49, 6)
     counts = {name: GRAPH_SPECS[name].calibration_samples for name in hybrid}
     assert videos_needed(hybrid, counts) == 500, 'one picture of the first-frame decoder per video'
-    guided = calls_per_video(pipeline.make_plan('monolithic', 17, 64, 128, steps=(2, 1, 1)), first_frame_given=False)
+    guided = calls_per_video(make_plan('monolithic', 17, 64, 128, steps=(2, 1, 1)), first_frame_given=False)
     assert (guided['dt5'], guided['denoiser_stage0']) == (2, 12)
 
 
@@ -389,7 +390,7 @@ def test_parameters_are_float32_whatever_type_they_are_stored_in(tmp_path):
         elif (folder / 'config.json').is_file():
             module, params = checkpoint.load(folder)
             checkpoint.save(tmp_path / folder.name, module, cast(params, jnp.bfloat16))
-    options = modules.ProgramOptions(tmp_path, 'hybrid', pipeline.make_plan('hybrid', 9, 64, 64), None, None)
+    options = modules.ProgramOptions(tmp_path, 'hybrid', make_plan('hybrid', 9, 64, 64), None, None)
     for name, module in modules.phone_modules(options).items():
         assert {leaf.dtype for leaf in jax.tree.leaves(module.read())} == {np.dtype(np.float32)}, name
     ids = np.arange(77) % 5

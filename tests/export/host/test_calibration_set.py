@@ -16,7 +16,7 @@ from export.host.calibration_set import CalibrationSet
 from export.host.protocol import Protocol
 from export.host.recording import Scenes, Video
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.pyramid.sampler import Prompt
 
 CALLS, KEEP, VIDEOS = 5, 2, 4
@@ -24,7 +24,7 @@ PROMPTS, EVALUATION = ('one', 'two'), ('three', 'four')
 
 
 def make_protocol(**changes: Any) -> Protocol:
-    plan = pipeline.make_plan('hybrid', 9, 64, 64)
+    plan = make_plan('hybrid', 9, 64, 64)
     protocol = Protocol({'vae': 'abc'}, Scenes(PROMPTS), Scenes(EVALUATION), plan, {'video_decoder': KEEP}, VIDEOS)
     return dataclasses.replace(protocol, **changes)
 

@@ -14,7 +14,7 @@ from export.host.recording import Scenes
 from export.steps.evaluation import simulated_calls
 from export.steps.graph import ExportedGraph
 from export.steps.run import warnings_of
-from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.plan import make_plan
 
 
 def make_call(number: int) -> Call:
@@ -58,6 +58,6 @@ def test_without_ratios_it_runs_calls_of_different_prompts(exported):
 )
 def test_few_prompts_are_said_loudly(prompts, videos, evaluated, words):
     scenes, evaluation = (Scenes([f'{kind} {i}' for i in range(n)]) for kind, n in (('c', prompts), ('e', evaluated)))
-    plan = pipeline.make_plan('hybrid', 9, 64, 64)
+    plan = make_plan('hybrid', 9, 64, 64)
     found = warnings_of(Protocol({}, scenes, evaluation, plan, {}, videos))
     assert len(found) == len(words) and all(line.startswith(word) for line, word in zip(found, words, strict=True))

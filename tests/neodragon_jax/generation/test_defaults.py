@@ -20,6 +20,7 @@ from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.defaults import RELEASED
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.tokens import Tokenizers
 from neodragon_jax.pyramid.schedule import Schedule
 from support.goldens import TINY_CHECKPOINT
@@ -100,7 +101,7 @@ def test_mistakes_are_named(tmp_path, values, message):
 
 def test_a_plan_takes_the_defaults_of_the_checkpoint_unless_told(tmp_path):
     mode = generation.read(written(tmp_path, SHAPES)).of('monolithic')
-    make = lambda *given: pipeline.make_plan('monolithic', 17, 64, 64, *given, defaults=mode)
+    make = lambda *given: make_plan('monolithic', 17, 64, 64, *given, defaults=mode)
     assert (make().steps, make().first_steps, make().first_guidance) == ((4, 5, 6), (4, 5, 6), 2.0)
     told = make((1, 2, 3), None, None, 9.0)
     assert (told.steps, told.first_steps, told.guidance, told.first_guidance) == ((1, 2, 3), (1, 2, 3), 2.0, 9.0)

@@ -15,7 +15,18 @@ import pytest
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation import first_frame, pipeline
-from neodragon_jax.generation.first_frame import Condition, DrawnPictureNoise
+from neodragon_jax.generation.consistency_sampler import (
+    TIMESTEPS,
+    TRAIN_STEPS,
+    Condition,
+    DrawnPictureNoise,
+    add_noise,
+    boundary_weights,
+    consistency,
+    sample,
+    signal_and_noise,
+)
+from neodragon_jax.generation.devices import Spread
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER
 from neodragon_jax.pyramid.sampler import DrawnNoise
 from support.goldens import GOLDENS, TINY_CHECKPOINT, channels_last, relative_error
@@ -69,25 +80,25 @@ def count_turned(got: np.ndarray, want: np.ndarray) -> int:
 
 
 def test_schedule():
-    assert list(first_frame.TIMESTEPS) == golden()['lcm/timesteps'].tolist()
+    assert list(TIMESTEPS) == golden()['lcm/timesteps'].tolist()
     alphas = golden()['f64/lcm/alphas_cumprod']
-    got = [first_frame.signal_and_noise(timestep) for timestep in range(first_frame.TRAIN_STEPS)]
+    got = [signal_and_noise(timestep) for timestep in range(TRAIN_STEPS)]
     np.testing.assert_allclose([signal**2 for signal, _ in got], alphas, rtol=1e-5)
     np.testing.assert_allclose([signal**2 + noise**2 for signal, noise in got], 1.0, rtol=1e-12)
-    weights = [first_frame.boundary_weights(timestep) for timestep in first_frame.TIMESTEPS]
+    weights = [boundary_weights(timestep) for timestep in TIMESTEPS]
     np.testing.assert_allclose(weights, golden()['f64/lcm/c_skip_c_out'], rtol=1e-6)
-    assert first_frame.boundary_weights(0) == (1.0, 0.0)
+    assert boundary_weights(0) == (1.0, 0.0)
 
 
 def test_steps_on_fixed_predictions():
     x = channels_last(golden()['lcm/fixed/x0'])
-    for number, timestep in enumerate(first_frame.TIMESTEPS):
+    for number, timestep in enumerate(TIMESTEPS):
         take = lambda name, number=number: channels_last(golden()[f'lcm/fixed/{name}{number}'])
-        clean = first_frame.consistency(jnp.asarray(x), jnp.asarray(take('model_output')), timestep)
+        clean = consistency(jnp.asarray(x), jnp.asarray(take('model_output')), timestep)
         assert relative_error(clean, take('denoised')) < TOLERANCE
         x = clean
         if number < 3:
-            x = first_frame.add_noise(clean, jnp.asarray(take('noise')), first_frame.TIMESTEPS[number + 1])
+            x = add_noise(clean, jnp.asarray(take('noise')), TIMESTEPS[number + 1])
         error = relative_error(x, take('prev_sample'))
         print(f'step {number}: {error:.1e}')
         assert error < TOLERANCE
@@ -105,7 +116,7 @@ def test_trajectory_and_picture():
     def check(number: int, x: jax.Array) -> None:
         errors.append(relative_error(x, channels_last(golden()[f'pipe/latents_after_step{number}'])))
 
-    latents = first_frame.sample(functools.partial(denoise, unet_params), (1, 12, 16, 4), condition, noise, check)
+    latents = sample(functools.partial(denoise, unet_params), (1, 12, 16, 4), condition, noise, check)
     print('after each step:', *(f'{error:.1e}' for error in errors))
     assert len(errors) == 4 and max(errors) < TRAJECTORY_TOLERANCE and noise.used == 3
     decode = jax.jit(functools.partial(vae.apply, method='decode'))
@@ -167,7 +178,7 @@ def test_picture_to_latent():
 
 
 def test_a_picture_does_not_depend_on_its_batch_or_devices():
-    spread = pipeline.Spread(jax.devices()[:3])
+    spread = Spread(jax.devices()[:3])
     prompts, numbers = ['a cat', 'a dog', 'a cat'], [0, 0, 1]
     keys = pipeline.sample_keys(7, prompts, numbers)
     model = first_frame.load(TINY_CHECKPOINT, height=128, width=256, place=spread.replicate)

@@ -16,6 +16,8 @@ from neodragon_jax.base.video import image_to_frame
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import ContextAdapterConfig, MMDiTConfig, VideoVAEConfig
 from neodragon_jax.generation import first_frame, pipeline
+from neodragon_jax.generation.devices import Spread
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 from neodragon_jax.models.vae import normalize, posterior_sample
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, jax_denoiser, sample
@@ -127,7 +129,7 @@ def test_prompt_to_frames(run):
     settings = json.loads((GOLDENS / 'tiny_checkpoint_golden.json').read_text())[run]
     size = settings['num_frames'], settings['height'], settings['width']
     steps = settings.get('video_num_inference_steps'), settings.get('num_inference_steps')
-    plan = pipeline.make_plan(settings['mode'], *size, *steps)
+    plan = make_plan(settings['mode'], *size, *steps)
     frame = None
     if settings['image']:
         frame = image_to_frame(golden[f'{run}/in/image_uint8'], *size[1:])[None, None]
@@ -152,18 +154,18 @@ def test_prompt_to_frames(run):
 
 
 def test_a_sample_does_not_depend_on_its_batch_or_devices():
-    plan = components('hybrid').check(pipeline.make_plan('hybrid', 9, 64, 128))
+    plan = components('hybrid').check(make_plan('hybrid', 9, 64, 128))
     prompts, numbers = ['a cat', 'a dog', 'a cat'], [0, 0, 1]
     pixels = jnp.zeros((1, 1, 64, 128, 3))
 
-    def generate(chosen: list[int], spread: pipeline.Spread, parts: pipeline.Components) -> np.ndarray:
+    def generate(chosen: list[int], spread: Spread, parts: pipeline.Components) -> np.ndarray:
         keys = pipeline.sample_keys(7, [prompts[i] for i in chosen], [numbers[i] for i in chosen])
         noise = DrawnNoise(spread.shard(keys))
         frames = jnp.repeat(pixels, len(chosen), axis=0)
         return pipeline.generate(parts, plan, [prompts[i] for i in chosen], noise, '', frames, shard=spread.shard)
 
-    one = pipeline.Spread(jax.devices()[:1])
-    three = pipeline.Spread(jax.devices()[:3])
+    one = Spread(jax.devices()[:1])
+    three = Spread(jax.devices()[:3])
     together = generate([0, 1, 2], three, pipeline.load(TINY_CHECKPOINT, place=three.replicate))
     for index in range(3):
         alone = generate([index], one, components('hybrid'))
@@ -173,13 +175,13 @@ def test_a_sample_does_not_depend_on_its_batch_or_devices():
 
 def test_calls_are_counted():
     """18 for the few-step student, 21 with unit 0; the multi-step teacher's 20/10 steps with guidance."""
-    assert pipeline.make_plan('hybrid', 49, 320, 512).calls(first_unit=1) == 18
-    assert pipeline.make_plan('hybrid', 49, 320, 512).calls(first_unit=0) == 21
-    assert pipeline.make_plan('monolithic', 49, 320, 512).calls(first_unit=0) == 2 * (60 + 6 * 30)
+    assert make_plan('hybrid', 49, 320, 512).calls(first_unit=1) == 18
+    assert make_plan('hybrid', 49, 320, 512).calls(first_unit=0) == 21
+    assert make_plan('monolithic', 49, 320, 512).calls(first_unit=0) == 2 * (60 + 6 * 30)
 
 
 def test_one_compilation_per_stage():
-    plan = components('hybrid').check(pipeline.make_plan('hybrid', 25, 64, 128))
+    plan = components('hybrid').check(make_plan('hybrid', 25, 64, 128))
     shapes = set()
     denoise = components('hybrid').denoise
 
@@ -198,16 +200,16 @@ def test_one_compilation_per_stage():
 )
 def test_sizes_that_do_not_fit(size, named):
     with pytest.raises(InputError, match=named):
-        pipeline.make_plan('hybrid', *size)
+        make_plan('hybrid', *size)
 
 
 def test_frame_larger_than_the_positional_table():
     with pytest.raises(InputError, match='24x24'):
-        components('hybrid').check(pipeline.make_plan('hybrid', 9, 512, 512))
+        components('hybrid').check(make_plan('hybrid', 9, 512, 512))
 
 
 def test_guidance_without_negative_prompt():
-    plan = components('hybrid').check(pipeline.make_plan('hybrid', 9, 64, 128, guidance=5.0))
+    plan = components('hybrid').check(make_plan('hybrid', 9, 64, 128, guidance=5.0))
     prompt = components('hybrid').encode_prompt(['x'])
     with pytest.raises(InputError, match='negative'):
         sample(components('hybrid').denoise, plan, prompt, DrawnNoise(pipeline.sample_keys(0, ['x'], [0])))

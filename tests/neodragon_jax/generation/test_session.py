@@ -15,10 +15,12 @@ from flax import traverse_util
 from neodragon_jax import __main__ as cli
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.params import cast
-from neodragon_jax.generation import first_frame, pipeline
-from neodragon_jax.generation import param_store as memory
+from neodragon_jax.generation import first_frame, phases, pipeline
 from neodragon_jax.generation import session as studio
-from neodragon_jax.generation.param_store import Store, finish, in_step
+from neodragon_jax.generation.devices import Spread
+from neodragon_jax.generation.param_store import Store
+from neodragon_jax.generation.phases import finish, in_step
+from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.pyramid.sampler import DrawnNoise, Prompt, sample
 from support.goldens import TINY_CHECKPOINT, relative_error
 from support.sessions import clips, make, open_studio, plain_clip, plain_studio
@@ -27,14 +29,14 @@ from support.sessions import clips, make, open_studio, plain_clip, plain_studio
 @functools.cache
 def narrow_studio() -> studio.Studio:
     """A studio in bfloat16, none of whose parameters was on a device before it was cast."""
-    original = pipeline.Spread.replicate
+    original = Spread.replicate
 
-    def place(self: pipeline.Spread, leaf: Any) -> Any:
+    def place(self: Spread, leaf: Any) -> Any:
         assert isinstance(leaf, np.ndarray)
         return original(self, leaf)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.Spread, 'replicate', place)
+        patch.setattr(Spread, 'replicate', place)
         return open_studio('--dtype', 'bfloat16')
 
 
@@ -134,7 +136,7 @@ def test_low_memory_makes_the_same_videos_and_loads_each_module_once():
 def test_tasks_in_step():
     log: list[str] = []
 
-    def task(name: str) -> memory.Task[str]:
+    def task(name: str) -> phases.Task[str]:
         log.append(f'{name}1')
         yield jnp.ones(1)
         log.append(f'{name}2')
@@ -206,7 +208,7 @@ def test_processes_that_cannot_find_each_other(monkeypatch, tmp_path, capsys, va
 
 def test_a_stage_has_one_layout_on_the_devices():
     """Else it would compile once for the first unit and again for the others."""
-    spread = pipeline.Spread(jax.devices()[:2])
+    spread = Spread(jax.devices()[:2])
     keys = spread.shard(pipeline.sample_keys(0, ['a', 'b'], [0, 1]))
     prompt = spread.shard(Prompt(jnp.zeros((2, 4, 8)), jnp.ones((2, 4), jnp.int32), jnp.zeros((2, 8))))
     layouts: dict[int, set[Any]] = {}
@@ -215,5 +217,5 @@ def test_a_stage_has_one_layout_on_the_devices():
         layouts.setdefault(stage, set()).add(tuple(clip.sharding for clip in (*history, x)))
         return x
 
-    sample(spy, pipeline.make_plan('hybrid', 17, 64, 128), prompt, DrawnNoise(keys))
+    sample(spy, make_plan('hybrid', 17, 64, 128), prompt, DrawnNoise(keys))
     assert {stage: len(found) for stage, found in layouts.items()} == {0: 1, 1: 1, 2: 1}

@@ -1,0 +1,38 @@
+"""Work in phases: several tasks run phase by phase, so that each phase's parameters are loaded once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+Result = TypeVar('Result')
+
+# Work in phases, each with modules of its own: it yields the arrays that a phase leaves to the next, and returns the
+# result.
+Task = Generator[Any, None, Result]
+
+
+def in_step(tasks: Sequence[Task[Result]]) -> Iterator[Result]:
+    """Run tasks phase by phase and yield their results in order: no task starts a phase before all ended the last one.
+
+    Results are yielded during the last phase, each as soon as it is there. All tasks have the same phases.
+    """
+    running = list(tasks)
+    while running:
+        remaining = []
+        for task in running:
+            try:
+                # Until its computations have ended, a module's parameters cannot leave memory.
+                jax.block_until_ready(next(task))
+            except StopIteration as end:
+                yield end.value
+            else:
+                remaining.append(task)
+        running = remaining
+
+
+def finish(task: Task[Result]) -> Result:
+    """Run one task to its end and return its result."""
+    return next(in_step([task]))
