@@ -4,238 +4,307 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.errors import InputError, exit_status
-from neodragon_jax.checkpoint import shipped
+from neodragon_jax.base.atomic import atomic_file, check_writable
+from neodragon_jax.base.command_line import EXIT_CODES, exit_status
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
-from neodragon_jax.generation import defaults as generation
+from neodragon_jax.generation import defaults
 from neodragon_jax.generation.defaults import RELEASED
+from neodragon_jax.generation.jobs import Job, make_jobs
+from neodragon_jax.generation.options import DTYPES, ModelOptions, VideoOptions, check_seed
 
-EXAMPLES = """
-What no option says is as in the checkpoint's generation.json, and what that leaves out as in the released system. An
-option always wins.
+if TYPE_CHECKING:
+    from neodragon_jax.api import Progress, System
+
+EXAMPLES = f"""
+Options override the checkpoint's generation.json, which overrides the released defaults. An option always wins.
 
 examples:
-  a checkpoint that says itself what to make, such as train.benchmark's:
-    python -m neodragon_jax --checkpoint out/benchmark/seed-0/moving_shapes \\
-        --prompt "a small red circle moves right on a blue background"
+  the shipped checkpoint, with its own defaults:
+    python -m neodragon_jax --prompt "a small red circle moves right on a blue background"
 
   the released system: a first frame drawn from the prompt, then 18 calls of the few-step denoiser:
     python -m neodragon_jax --checkpoint CKPT --prompt "a dog runs on the beach" --out out/
 
-  animate a picture instead:
+  animate a picture:
     python -m neodragon_jax --checkpoint CKPT --image dog.jpg --prompt "a dog runs on the beach" --out out/
 
-  no first-frame model at all, 21 calls of a few-step denoiser that learned frame 0, too:
+  a student distilled with `python -m train.dmd` that also learned the first frame, 21 calls:
     python -m neodragon_jax --checkpoint CKPT --student RUN/result --first-frame denoiser --prompt "..." --out out/
 
-  the multi-step model, no picture, five samples each of many prompts, resumable:
+  the multi-step model, five samples of every prompt of a file; started again, it goes on where it stopped:
     python -m neodragon_jax --checkpoint CKPT --mode monolithic --prompts-file prompts.txt --num-samples 5 --out out/
 
-  all videos that VBench judges, then its scores (see python -m neodragon_jax.evaluate --help):
+  the videos that VBench judges, then their scores (see python -m neodragon_jax.evaluate --help):
     python -m neodragon_jax --checkpoint CKPT --vbench ~/vbench/bin/vbench --no-safety-checker --out out/
     python -m neodragon_jax.evaluate out/ --vbench ~/vbench/bin/vbench
 
-  a student distilled with `python -m train.dmd`:
-    python -m neodragon_jax --checkpoint CKPT --student RUN/result --image dog.jpg --prompt "..." --out out/
-
-  a small machine: half the bytes per parameter, one module in memory at a time, and what each costs:
+  a small machine: half the bytes per parameter, one module in memory at a time, and the cost of each:
     python -m neodragon_jax --checkpoint CKPT --dtype bfloat16 --low-memory --profile --prompt "..." --out out/
+
+{EXIT_CODES}
 """
-MAX_NAME_BYTES = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One video to make."""
+class GenerateOptions:
+    """Options of one run of this command.
 
-    prompt: str
-    number: int
-    path: pathlib.Path
+    Attributes:
+      model: options that take effect when the checkpoint is loaded.
+      video: options of the videos.
+      prompts: texts from the command line.
+      prompts_file: file with more prompts.
+      vbench: VBench's program, whose own prompts are added.
+      out: folder of the videos.
+      seed: of all videos.
+      num_samples: videos per prompt; None is 1, or VBench's number.
+      distributed: whether this is one of several processes that share the prompts.
+    """
+
+    model: ModelOptions
+    video: VideoOptions
+    prompts: tuple[str, ...]
+    prompts_file: str | None
+    vbench: str | None
+    out: pathlib.Path
+    seed: int
+    num_samples: int | None
+    distributed: bool
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.num_samples is not None and self.num_samples < 1:
+            raise InputError(f'--num-samples is {self.num_samples}; give at least 1.')
+
+    @property
+    def samples(self) -> int:
+        """Videos per prompt."""
+        default = 1 if self.vbench is None else vbench.SAMPLES
+        return default if self.num_samples is None else self.num_samples
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the parsed command line."""
+def parse_options(argv: Sequence[str] | None = None) -> GenerateOptions:
+    """Return the options of a command line.
+
+    Raises:
+      InputError: a value is out of range.
+    """
+    args = vars(_parser().parse_args(argv))
+    take = lambda kind: kind(**{field.name: args.pop(field.name) for field in dataclasses.fields(kind)})
+    model, video = take(ModelOptions), take(VideoOptions)
+    prompts, out = tuple(args.pop('prompt')), pathlib.Path(args.pop('out'))
+    return GenerateOptions(model=model, video=video, prompts=prompts, out=out, **args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         'python -m neodragon_jax',
         description='Turn prompts into videos with a released or distilled Neodragon checkpoint.',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    released = 'default, without generation.json: %s'
-    add('--checkpoint', metavar='DIR|NAME',
-        help='root of a checkpoint in the released layout, or the name of one that is installed with this package '
-        f'(default: {shipped.DEFAULT}, where it is installed)')  # fmt: skip
-    add('--out', default='out/videos', metavar='DIR',
-        help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png (default: %(default)s)')  # fmt: skip
-    add('--prompt', action='append', default=[], metavar='TEXT', help='what to show; may be repeated')
-    add('--prompts-file', metavar='FILE', help="text file with one prompt per line, or VBench's VBench_full_info.json")
+    _add_prompts(parser)
+    _add_model(parser)
+    _add_video(parser)
+    _add_sampling(parser)
+    return parser
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Add the options of inputs and outputs."""
+    add = parser.add_argument_group('prompts and files').add_argument
+    add('--prompt', action='append', default=[], metavar='TEXT', help='text to show as a video; may be repeated')
+    add('--prompts-file', metavar='FILE',
+        help="prompts: text with one per line, JSON, JSONL or CSV, also VBench's VBench_full_info.json")  # fmt: skip
     add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
         help="make VBench's own prompts, five samples each; COMMAND is the program of its environment (default: "
         'vbench)')  # fmt: skip
-    add('--image', metavar='FILE', help='first frame, resized to the video')
-    add('--first-frame', choices=generation.FIRST_FRAMES,
-        help='who makes the first frame in hybrid mode, without --image: the first-frame model of the checkpoint, or '
-        f'the few-step denoiser, as it makes all others ({released % RELEASED.hybrid.first_frame})')  # fmt: skip
-    add('--mode', choices=generation.MODES,
+    add('--out', default='out/videos', metavar='DIR',
+        help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png (default: %(default)s)')  # fmt: skip
+    add('--num-samples', type=int, metavar='N', help='videos per prompt (default: 1, or 5 with --vbench)')
+    add('--seed', type=int, default=0, help='seed of all videos, 0 to 4294967295 (default: %(default)s)')
+    add('--distributed', action='store_true',
+        help='share the prompts and OUT with other processes; they find each other on a TPU pod, under Slurm or Open '
+        'MPI, else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID')  # fmt: skip
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the checkpoint and of its place in memory."""
+    add = parser.add_argument_group('model').add_argument
+    add('--checkpoint', metavar='DIR|NAME',
+        help='root of a checkpoint in the released layout, or the name of one that is installed with this package '
+        f'(default: {shipped.DEFAULT}, where it is installed)')  # fmt: skip
+    add('--mode', choices=defaults.MODES,
         help='hybrid: a first frame, then the few-step model; monolithic: all frames by the multi-step model '
-        f'({released % RELEASED.mode})')  # fmt: skip
+        f'({_released(RELEASED.mode)})')  # fmt: skip
     add('--student', metavar='DIR', help="folder with a distilled student's denoiser and context adapter")
     add('--upscale', metavar='DIR', help='folder of a super-resolution network, see train.super_resolution')
-    few, many = RELEASED.hybrid, RELEASED.monolithic
-    steps = [' '.join(map(str, count)) for count in (few.steps, many.steps, many.first_steps)]
-    add('--steps', type=int, nargs=3, metavar='N',
-        help=f'steps per stage, coarsest first ({released % steps[0]}, or {steps[1]})')  # fmt: skip
-    add('--first-steps', type=int, nargs=3, metavar='N',
-        help=f'the same for unit 0 ({released % "--steps"}, or {steps[2]})')  # fmt: skip
-    add('--guidance', type=float, metavar='G',
-        help=f'classifier-free guidance ({released % "none"}, or {many.guidance:g})')  # fmt: skip
-    add('--first-guidance', type=float, metavar='G',
-        help=f'the same for unit 0 ({released % "--guidance"}, or {many.first_guidance:g})')  # fmt: skip
-    add(
-        '--prompt-modifier',
-        metavar='TEXT',
-        help=f'appended to every prompt ({released % "the released one"})',
-    )
-    add(
-        '--negative-prompt',
-        metavar='TEXT',
-        help=f'what guidance steers away from ({released % repr(RELEASED.negative_prompt)})',
-    )
-    add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 ({released % RELEASED.frames})')
-    add('--height', type=int, metavar='PX', help=released % RELEASED.height)
-    add('--width', type=int, metavar='PX', help=released % RELEASED.width)
-    add('--seed', type=int, default=0, help='default: %(default)s')
-    add('--num-samples', type=int, metavar='N', help='videos per prompt (default: 1, or 5 with --vbench)')
-    add('--dtype', choices=('float32', 'bfloat16'), default='float32',
-        help='compute type; bfloat16 also halves the memory for parameters: all are held in it but norms, biases, '
-        'positions and what embeds timesteps (default: %(default)s)')  # fmt: skip
+    add('--dtype', choices=DTYPES, default='float32',
+        help='compute type; bfloat16 halves the memory of parameters (norms, biases, positions and timestep embeddings '
+        'stay float32; default: %(default)s)')  # fmt: skip
     add('--low-memory', action='store_true',
         help='hold one module at a time (text encoders, first-frame model, encoder, denoiser, decoder), each loaded '
         'once for up to 16 videos per device; the videos are the same')  # fmt: skip
     add('--profile', action='store_true',
-        help='measure each module; the table of times, tokens and peak memory goes to the end of the output and to '
-        'OUT/profile.md')  # fmt: skip
-    add('--no-safety-checker', action='store_true',
-        help="do not blacken what the checkpoint's safety_checker refuses (if it has none, nothing is)")  # fmt: skip
-    add('--distributed', action='store_true',
-        help='this is one of several processes that share the prompts and OUT; they find each other on a TPU pod, '
-        'under Slurm or Open MPI, else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID')  # fmt: skip
-    return parser.parse_args(argv)
+        help='time each module; prints a table of times, tokens and peak memory, also to OUT/profile.md')  # fmt: skip
+    add('--no-safety-checker', action='store_false', dest='safety_checker',
+        help="do not blacken videos that the checkpoint's safety_checker refuses (without one, none is)")  # fmt: skip
 
 
-def asked_prompts(args: argparse.Namespace) -> list[str]:
+def _add_video(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the first frame, the size and the texts."""
+    add = parser.add_argument_group('video').add_argument
+    add('--image', metavar='FILE',
+        help="picture of the first frame, cropped at the center to the video's shape; transparent areas become "
+        'white')  # fmt: skip
+    add('--first-frame', choices=defaults.FIRST_FRAMES,
+        help='maker of the first frame in hybrid mode without --image: the first-frame model of the checkpoint, or '
+        f'the few-step denoiser ({_released(RELEASED.hybrid.first_frame)})')  # fmt: skip
+    add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 ({_released(RELEASED.frames)})')
+    add('--height', type=int, metavar='PX', help=f'multiple of 64 ({_released(RELEASED.height)})')
+    add('--width', type=int, metavar='PX', help=f'multiple of 64 ({_released(RELEASED.width)})')
+    add('--prompt-modifier', metavar='TEXT',
+        help=f'text appended to every prompt ({_released("the released one")})')  # fmt: skip
+    add('--negative-prompt', metavar='TEXT',
+        help=f'text that guidance steers away from ({_released(repr(RELEASED.negative_prompt))})')  # fmt: skip
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the sampler."""
+    add = parser.add_argument_group('sampling').add_argument
+    few, many = RELEASED.hybrid, RELEASED.monolithic
+    steps, many_steps, first_steps = (' '.join(map(str, n)) for n in (few.steps, many.steps, many.first_steps))
+    by_mode = lambda hybrid, monolithic: _released(f'{hybrid}, or {monolithic} in monolithic mode')
+    add('--steps', type=int, nargs=3, metavar='N',
+        help=f'steps per stage, coarsest first ({by_mode(steps, many_steps)})')  # fmt: skip
+    add('--first-steps', type=int, nargs=3, metavar='N',
+        help=f'steps of unit 0 ({by_mode("--steps", first_steps)})')  # fmt: skip
+    add('--guidance', type=float, metavar='G',
+        help=f'classifier-free guidance ({by_mode("none", f"{many.guidance:g}")})')  # fmt: skip
+    add('--first-guidance', type=float, metavar='G',
+        help=f'guidance of unit 0 ({by_mode("--guidance", f"{many.first_guidance:g}")})')  # fmt: skip
+
+
+def _released(value: object) -> str:
+    """Return the note on a default that generation.json may change."""
+    return f'default, without generation.json: {value}'
+
+
+def find_prompts(options: GenerateOptions) -> list[str]:
     """Return the prompts of the command line, of the prompts file and of VBench, without repetitions."""
-    prompts = list(args.prompt)
-    if args.prompts_file is not None:
-        prompts += read_prompts(args.prompts_file)
-    if args.vbench is not None:
-        prompts += read_prompts(vbench.find_prompts(args.vbench))
+    prompts = list(options.prompts)
+    for text in prompts:
+        if any('\ud800' <= character <= '\udfff' for character in text):
+            raise InputError(f'--prompt {text!r} is not valid UTF-8; type it in a UTF-8 terminal.')
+    if options.prompts_file is not None:
+        prompts += read_prompts(options.prompts_file)
+    if options.vbench is not None:
+        prompts += read_prompts(vbench.find_prompts(options.vbench), '--vbench')
     if not prompts:
-        example = generation.read(shipped.find(args.checkpoint)).example
+        example = defaults.read(shipped.find(options.model.checkpoint)).example
         raise InputError(f'no prompt given. Use --prompt "{example or "TEXT"}", --prompts-file FILE or --vbench.')
     return list(dict.fromkeys(prompts))
 
 
-def video_name(prompt: str, number: int) -> str:
-    """Return `{prompt}-{number}` as VBench expects it, kept to what a file system takes."""
-    name = prompt.replace('/', '_').replace('\0', '')
-    if len(name.encode()) > MAX_NAME_BYTES:
-        digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
-        name = name.encode()[:MAX_NAME_BYTES].decode(errors='ignore') + '~' + digest
-    return f'{name}-{number}'
+def load_system(options: GenerateOptions, videos: int) -> System:
+    """Load the checkpoint on as many devices as there are videos, and say which one if it was not named.
+
+    Raises:
+      InputError: an option does not fit the checkpoint, or a file is missing or damaged.
+    """
+    # Only now: JAX and the models take seconds to import, and wrong options should be refused at once.
+    import jax
+
+    from neodragon_jax import api
+    from neodragon_jax.generation.plan import settle
+
+    root = shipped.find(options.model.checkpoint)
+    values = defaults.read(root)
+    if options.model.checkpoint is None:
+        about = f', trained on {values.prompts}' if values.prompts else ''
+        print(f'Using the shipped checkpoint {root.name}{about}. --checkpoint takes another.')
+    settle(options.video, options.model.mode or values.mode, values)  # wrong values are refused before loading
+    given = {field.name: getattr(options.model, field.name) for field in dataclasses.fields(options.model)}
+    system = api.load(**given, devices=jax.local_devices()[:videos])
+    if options.model.safety_checker and not system.checks_safety:
+        print(f'No {folders.SAFETY_CHECKER} in {root}: videos are not checked for unsafe content.')
+    return system
 
 
-def share(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
-    """Return the jobs of one of `count` processes: every count-th, so that all have as many, to within one."""
-    return list(jobs[index::count])
-
-
-def make_jobs(args: argparse.Namespace, prompts: Sequence[str], index: int = 0, count: int = 1) -> list[Job]:
-    """Return what process `index` of `count` has to make and is not there yet."""
-    samples = (1 if args.vbench is None else vbench.SAMPLES) if args.num_samples is None else args.num_samples
-    if samples < 1:
-        raise InputError(f'--num-samples is {samples}; give at least 1.')
-    out = pathlib.Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    named = [
-        Job(prompt, number, out / f'{video_name(prompt, number)}.mp4')
-        for prompt in prompts
-        for number in range(samples)
-    ]
-    # Shared before looking what exists: by then, another process may have made some of its own.
-    named = share(named, index, count)
-    # The contact sheet is written first, so a video that is there is complete.
-    todo = [job for job in named if not job.path.exists()]
-    if len(todo) < len(named):
-        print(
-            f'{len(named) - len(todo)} of {len(named)} videos exist already in {out}; delete them to make them again.'
-        )
-    return todo
-
-
-def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    """Cut jobs into lists of `size`; the last may be shorter."""
-    for start in range(0, len(jobs), size):
-        yield list(jobs[start : start + size])
-
-
-def run(args: argparse.Namespace) -> None:
+def run(options: GenerateOptions) -> None:
     """Make all videos of a command line."""
-    prompts, process = asked_prompts(args), (0, 1)
-    if args.distributed:
-        from neodragon_jax.generation.session import start_processes
+    prompts, (index, count) = find_prompts(options), (0, 1)
+    if options.distributed:
+        from neodragon_jax.generation.processes import start_processes
 
-        process = start_processes()
-    jobs = make_jobs(args, prompts, *process)
+        index, count = start_processes()
+    jobs, existing = make_jobs(prompts, options.samples, options.out, index, count)
+    if existing:
+        print(f'{existing} of {existing + len(jobs)} videos exist already in {options.out}; delete them to make them '
+              'again.')  # fmt: skip
     if not jobs:
         return
-    # Only now: JAX and the models take seconds to import, and the checks above should answer at once.
+    check_writable(options.out)
+    system = load_system(options, videos=len(jobs))
+    start = time.monotonic()
+    write_videos(system, options, jobs)
+    print(f'{len(jobs)} videos in {time.monotonic() - start:.1f} s, compilation included')
+    profile = system.loaded.profile
+    if profile is not None:
+        report = profile.report(system.loaded.store.sizes)
+        print(f'\n{report}', end='')
+        with atomic_file(options.out / ('profile.md' if count == 1 else f'profile-{index}.md')) as path:
+            path.write_text(report, encoding='utf-8')
+
+
+def write_videos(system: System, options: GenerateOptions, jobs: Sequence[Job]) -> None:
+    """Generate the videos of some jobs, and write each with its contact sheet as soon as it is finished."""
     import tqdm
 
     from neodragon_jax.base import video
-    from neodragon_jax.generation.session import Studio
 
-    studio = Studio.open(args, videos=len(jobs))
-    size, devices = len(studio.spread.devices), studio.spread.devices
-    print(f'{len(jobs)} videos of {"x".join(map(str, studio.size))}, {studio.calls} denoiser calls each, on '
-          f'{size} x {devices[0].platform}')  # fmt: skip
-    start = time.monotonic()
-    with tqdm.tqdm(total=math.ceil(len(jobs) / size) * studio.steps, unit='step', disable=None) as bar:
+    session, devices = system.session(options.video, options.seed), system.loaded.spread.devices
+    print(f'{len(jobs)} videos of {"x".join(map(str, session.size))}, {session.calls} denoiser calls each, on '
+          f'{len(devices)} x {devices[0].platform}')  # fmt: skip
+    _say_cut_prompts(system, session.settings.modifier, jobs)
+    with tqdm.tqdm(unit='step', disable=None) as bar:
 
-        def advance(phase: str) -> None:
-            bar.set_postfix_str(phase, refresh=False)
+        def advance(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.set_postfix_str(progress.phase, refresh=False)
             bar.update()
 
-        for batch in batches(jobs, studio.videos_at_once):
-            bar.set_description(batch[0].prompt[:32])
-            clips = studio.make([job.prompt for job in batch], [job.number for job in batch], advance)
-            for job, clip in zip(batch, clips, strict=True):
-                video.contact_sheet(job.path.with_suffix('.png'), clip.frames)
-                video.write_mp4(job.path, clip.frames, fps=24)
-                note = ' (refused by the safety checker, made black)' if clip.refused else ''
-                bar.write(f'{job.path}{note}', file=sys.stdout)
-    print(f'{len(jobs)} videos in {time.monotonic() - start:.1f} s, compilation included')
-    if studio.profile is not None:
-        report = studio.profile.report(studio.store.sizes)
-        print(f'\n{report}', end='')
-        name = 'profile.md' if process[1] == 1 else f'profile-{process[0]}.md'
-        with atomic_file(pathlib.Path(args.out) / name) as path:
-            path.write_text(report, encoding='utf-8')
+        prompts, numbers = [job.prompt for job in jobs], [job.number for job in jobs]
+        made = system.stream(prompts, numbers, options.seed, options.video, advance)
+        for job, clip in zip(jobs, made, strict=True):
+            video.write_contact_sheet(job.path.with_suffix('.png'), clip.frames)
+            clip.save(job.path)
+            note = ' (refused by the safety checker, made black)' if clip.refused else ''
+            bar.write(f'{job.path}{note}', file=sys.stdout)
+
+
+def _say_cut_prompts(system: System, modifier: str, jobs: Sequence[Job]) -> None:
+    """Say how many prompts the text encoder does not see whole."""
+    prompts = list(dict.fromkeys(job.prompt for job in jobs))
+    limit, cut = system.cut_prompts(prompts, modifier)
+    if cut:
+        print(f'{len(cut)} of {len(prompts)} prompts have more than {limit} tokens and are cut, such as '
+              f'"{cut[0][:60]}". Shorten them.')  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return exit_status(lambda: run(parse_args(argv)))
+    return exit_status(lambda: run(parse_options(argv)))
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ The folder has VBench's layout, `{prompt}-{i}.mp4`, which is what `python -m neo
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -14,13 +15,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.evaluation.clip_metrics import ClipMetrics, markdown_table, mean_metrics, measure
 from neodragon_jax.evaluation.vbench import MODES, find_vbench, run_vbench
 
 EXAMPLES = """
 motion (px/frame), flicker and sharpness (gray levels), saturation (0..1) need no weights and no reference; their
-formulas are in neodragon_jax/metrics.py.
+formulas are in neodragon_jax/evaluation/clip_metrics.py.
 
 examples:
   python -m neodragon_jax.evaluate out/ --json out/metrics.json
@@ -35,6 +37,18 @@ Some of its dimensions also need detectron2; see its own instructions. The video
 _NAME = re.compile(r'.+-\d+')
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of this command; VBench runs if `vbench` names its program."""
+
+    videos: pathlib.Path
+    json: str | None
+    vbench: str | None
+    vbench_out: pathlib.Path
+    vbench_mode: str
+    vbench_dimensions: Sequence[str] | None
+
+
 class Evaluation(NamedTuple):
     """Metrics of the clips of a folder by file name, and why others have none."""
 
@@ -42,14 +56,14 @@ class Evaluation(NamedTuple):
     unreadable: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what --json writes."""
+        """Return the content of the file that --json writes."""
         clips = {name: metrics._asdict() for name, metrics in self.clips.items()}
         mean = mean_metrics(self.clips)._asdict() if self.clips else None
         return {'clips': clips, 'mean': mean, 'unreadable': self.unreadable}
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the parsed command line."""
+def parse_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(
         'python -m neodragon_jax.evaluate',
         description='Print motion, flicker, sharpness and saturation of the videos in a folder.',
@@ -57,19 +71,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('videos', metavar='VIDEOS_DIR', help='folder with {prompt}-{i}.mp4')
+    add('videos', type=pathlib.Path, metavar='VIDEOS_DIR', help='folder with {prompt}-{i}.mp4')
     add('--json', metavar='FILE', help='also write the numbers here')
     add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
         help='also run VBench; COMMAND is the program of its environment (default: vbench)')  # fmt: skip
-    add('--vbench-out', default='vbench_results', metavar='DIR', help='its results (default: %(default)s)')
+    add(
+        '--vbench-out',
+        type=pathlib.Path,
+        default='vbench_results',
+        metavar='DIR',
+        help='its results (default: %(default)s)',
+    )
     add('--vbench-mode', choices=MODES, default='vbench_standard',
         help="vbench_standard for VBench's own prompts, custom_input for others (default: %(default)s)")  # fmt: skip
-    add('--vbench-dimensions', nargs='+', metavar='NAME', help='what VBench measures (default: all of the mode)')
-    return parser.parse_args(argv)
+    add('--vbench-dimensions', nargs='+', metavar='NAME', help='dimensions to measure (default: all of the mode)')
+    return EvaluateOptions(**vars(parser.parse_args(argv)))
 
 
 def evaluate(folder: pathlib.Path) -> Evaluation:
-    """Measure every video of a folder; what cannot be read is listed, not fatal.
+    """Measure every video of a folder; unreadable files are listed, not fatal.
 
     Raises:
       InputError: there is no such folder, or no video in it.
@@ -95,11 +115,11 @@ def evaluate(folder: pathlib.Path) -> Evaluation:
     return Evaluation(clips, unreadable)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do what a command line asks for."""
-    dimensions = args.vbench_dimensions or MODES[args.vbench_mode]
-    program = None if args.vbench is None else find_vbench(args.vbench, args.vbench_mode, dimensions)
-    folder = pathlib.Path(args.videos)
+def run(options: EvaluateOptions) -> None:
+    """Measure the videos of a folder, print the numbers and write them."""
+    mode, folder = options.vbench_mode, options.videos
+    dimensions = options.vbench_dimensions or MODES[mode]
+    program = None if options.vbench is None else find_vbench(options.vbench, mode, dimensions)
     evaluation = evaluate(folder)
     if evaluation.clips:
         print(markdown_table(evaluation.clips))
@@ -108,17 +128,17 @@ def run(args: argparse.Namespace) -> None:
     report = evaluation.to_json()
     if program is not None and evaluation.clips:
         videos = [folder / name for name in evaluation.clips]
-        report['vbench'] = run_vbench(program, videos, pathlib.Path(args.vbench_out), args.vbench_mode, dimensions)
+        report['vbench'] = run_vbench(program, videos, options.vbench_out, mode, dimensions)
         for name, score in report['vbench'].items():
             print(f'vbench {name}: ' + ('no result; see its messages above' if score is None else f'{score:.4f}'))
-    if args.json:
-        with atomic_file(args.json) as path:
-            path.write_text(json.dumps(report, indent=2) + '\n')
+    if options.json:
+        with atomic_file(options.json) as path:
+            path.write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return exit_status(lambda: run(parse_args(argv)))
+    return exit_status(lambda: run(parse_options(argv)))
 
 
 if __name__ == '__main__':

@@ -14,17 +14,16 @@ from __future__ import annotations
 import argparse
 import collections
 import hashlib
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tqdm
 
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.errors import exit_status
+from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation.tokens import Tokenizers
 from train.data import ArraySpec, RecordSpec, SampleWriter
-from train.data.captions import BadCaption, clean
 from train.data.conditioning import token_ids
 
 # Tokenizers are faster on many texts at once.
@@ -41,35 +40,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
     add('--file', required=True, metavar='FILE',
-        help='UTF-8 text, one prompt per line; empty, unreadable and repeated ones are left out')  # fmt: skip
+        help='prompts as text, JSON, JSONL or CSV; empty, unreadable and repeated ones are left out')  # fmt: skip
     add('--out', required=True, metavar='DIR', help='folder of the tokens')
     add('--prompt-modifier', default='', metavar='TEXT', help='appended to every prompt (default: nothing)')
     add('--samples-per-shard', type=int, default=65536, metavar='N', help='default: %(default)s')
     return parser.parse_args(argv)
-
-
-def read_prompts(path: pathlib.Path) -> tuple[list[str], collections.Counter[str]]:
-    """Return the prompts of a file, each once, and how many lines were left out for each reason.
-
-    Raises:
-      InputError: the file cannot be read, or has no prompt.
-    """
-    if not path.is_file():
-        raise InputError(f'--file {path}: no such file. Give a text file with one prompt per line.')
-    prompts: dict[str, None] = {}
-    left_out: collections.Counter[str] = collections.Counter()
-    # Not text mode, and not splitlines: both take rare characters within a prompt for the end of a line.
-    for line in path.read_bytes().removesuffix(b'\n').split(b'\n'):
-        try:
-            prompt = clean(line.decode('utf-8', 'surrogateescape'))
-        except BadCaption as problem:
-            left_out[str(problem).replace('caption', 'line')] += 1
-            continue
-        left_out['repeated'] += prompt in prompts
-        prompts[prompt] = None
-    if not prompts:
-        raise InputError(f'--file {path}: no prompt in it. Write one per line, in UTF-8.')
-    return list(prompts), +left_out
 
 
 def records(
@@ -89,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       InputError: an argument, the checkpoint or the folder is not usable.
     """
-    prompts, left_out = read_prompts(pathlib.Path(args.file))
+    left_out = collections.Counter[str]()
+    prompts = read_prompts(args.file, '--file', left_out)
     tokenizers = Tokenizers.load(args.checkpoint)
     example = token_ids(tokenizers, prompts[:PROMPTS_AT_ONCE])
     protocol = {

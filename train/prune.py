@@ -261,7 +261,7 @@ def _decoder(folder: str) -> Any:
 
 def _write_sheets(out: pathlib.Path, videos: dict[str, np.ndarray]) -> None:
     for name, frames in videos.items():
-        video.contact_sheet(out / f'{name}.png', video.to_uint8(np.asarray(frames)))
+        video.write_contact_sheet(out / f'{name}.png', video.to_uint8(np.asarray(frames)))
 
 
 def _write(path: pathlib.Path, content: Any) -> None:

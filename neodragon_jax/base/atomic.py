@@ -64,6 +64,20 @@ def atomic_folder(path: PathLike, replace: bool = False) -> Iterator[pathlib.Pat
         raise
 
 
+def check_writable(folder: PathLike) -> None:
+    """Make a folder and try to write into it, so that a long run does not fail at its end.
+
+    Raises:
+      InputError: a part of the path is a file.
+      OSError: the disk or the permissions do not allow it.
+    """
+    probe = _temporary(pathlib.Path(folder) / 'probe')
+    try:
+        probe.write_bytes(b'\0')
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def _temporary(path: pathlib.Path) -> pathlib.Path:
     """Return an unused hidden name beside `path`, with its suffix, and make the parent folder."""
     try:

@@ -22,6 +22,11 @@ from neodragon_jax.base.errors import InputError
 # x264's constant quality, 0 (lossless) to 51; at 16 the loss is hard to see.
 _X264_OPTIONS = {'crf': '16', 'preset': 'medium'}
 
+FPS = 24  # of the system's videos
+# A picture is refused above this before it is decoded: its bytes may be a thousand times those of its file.
+MAX_PIXELS = 2**26
+BACKGROUND = 'white'  # under transparent pictures
+
 _TILE_WIDTHS = (192, 384)  # pixels: narrower tiles are enlarged, wider ones reduced
 _MARGIN, _LABEL = 6, 20  # pixels
 
@@ -38,7 +43,7 @@ def to_uint8(frames: Float[Array | np.ndarray, '*S']) -> UInt8[np.ndarray, '*S']
     return (np.clip(frames, -1, 1) * np.float32(127.5) + np.float32(127.5)).astype(np.uint8)
 
 
-def write_mp4(path: PathLike, frames: UInt8[np.ndarray, 'T H W 3'], fps: int | float = 24) -> None:
+def write_mp4(path: PathLike, frames: UInt8[np.ndarray, 'T H W 3'], fps: int | float = FPS) -> None:
     """Write a clip as H.264 in mp4, colors tagged BT.709; `path` appears when the file is complete.
 
     Raises:
@@ -95,10 +100,19 @@ def read_mp4(path: PathLike) -> UInt8[np.ndarray, 'T H W 3']:
     return np.stack(frames)
 
 
-def contact_sheet(
-    path: PathLike, frames: UInt8[np.ndarray, 'T H W 3'], columns: int = 4, tiles: int = 12, fps: int | float = 24
+def write_contact_sheet(
+    path: PathLike, frames: UInt8[np.ndarray, 'T H W 3'], columns: int = 4, tiles: int = 12, fps: int | float = FPS
 ) -> None:
-    """Write evenly spaced frames of a clip, first and last included, as one PNG, each with its index and time.
+    """Write the contact sheet of a clip as PNG; arguments and errors as in `contact_sheet`."""
+    sheet = contact_sheet(frames, columns, tiles, fps)
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format='PNG')
+
+
+def contact_sheet(
+    frames: UInt8[np.ndarray, 'T H W 3'], columns: int = 4, tiles: int = 12, fps: int | float = FPS
+) -> Image.Image:
+    """Return evenly spaced frames of a clip, first and last included, as one picture, each with its index and time.
 
     Args:
       columns: tiles in a row.
@@ -123,24 +137,49 @@ def contact_sheet(
         x, y = _MARGIN + position % columns * step_x, _MARGIN + position // columns * step_y
         sheet.paste(Image.fromarray(frames[index]).resize((tile_width, tile_height), method), (x, y + _LABEL))
         draw.text((x, y + 2), f'frame {index}, {index / fps:.2f} s', fill='black', font=font)
-    with atomic_file(path) as temporary:
-        sheet.save(temporary, format='PNG')
+    return sheet
 
 
 def read_image(path: PathLike) -> UInt8[np.ndarray, 'H W 3']:
-    """Read a picture as RGB bytes, upright as its camera held it.
+    """Read a picture as RGB bytes, upright as its camera held it; transparent areas show white.
 
     Raises:
-      InputError: the file cannot be read, or has more than 8 bits per color.
+      InputError: the file cannot be read, has more than 8 bits per color, or more than MAX_PIXELS pixels.
     """
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f'{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}; save it smaller.'
+                )
             if image.mode.startswith(('I', 'F')):
                 raise InputError(f'{path} has more than 8 bits per color (mode {image.mode}); save it as 8-bit RGB.')
-            return np.array(ImageOps.exif_transpose(image).convert('RGB'))
-    except (OSError, Image.DecompressionBombError) as error:
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                upright = upright.convert('RGBA')
+                upright = Image.alpha_composite(Image.new('RGBA', upright.size, BACKGROUND), upright)
+            return np.array(upright.convert('RGB'))
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f'{path} has more than {MAX_PIXELS} pixels; save it smaller.') from None
+    except (OSError, ValueError, SyntaxError) as error:  # a damaged PNG or TIFF is a ValueError or SyntaxError
         reason = getattr(error, 'strerror', None) or 'not a picture, or damaged'
         raise InputError(f'{path} cannot be read as a picture ({reason}); give a PNG or JPEG file.') from None
+
+
+def crop_center(image: UInt8[np.ndarray, 'h w 3'], height: int, width: int) -> UInt8[np.ndarray, 'h_ w_ 3']:
+    """Return the largest centered part of a picture with the shape of height x width, so that resizing keeps circles.
+
+    Raises:
+      InputError: the picture is not RGB bytes.
+    """
+    _check_rgb('image', image, rank=3)
+    rows, columns, _ = image.shape
+    tall = min(rows, max(1, round(columns * height / width)))
+    wide = min(columns, max(1, round(rows * width / height)))
+    top, left = (rows - tall) // 2, (columns - wide) // 2
+    return image[top : top + tall, left : left + wide]
 
 
 def image_to_frame(image: UInt8[np.ndarray, 'h w 3'], height: int, width: int) -> Float[np.ndarray, 'H W 3']:
@@ -150,7 +189,7 @@ def image_to_frame(image: UInt8[np.ndarray, 'h w 3'], height: int, width: int) -
       InputError: the picture is not RGB bytes.
     """
     _check_rgb('image', image, rank=3)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(resized, np.float32) / np.float32(127.5) - 1
 
 

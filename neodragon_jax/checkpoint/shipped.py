@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 from neodragon_jax.base.errors import InputError, did_you_mean
@@ -15,7 +16,7 @@ def names() -> list[str]:
     return sorted(path.name for path in FOLDER.glob('*') if path.is_dir())
 
 
-def find(given: str | None) -> pathlib.Path:
+def find(given: str | os.PathLike[str] | None) -> pathlib.Path:
     """Return the root folder of a checkpoint.
 
     Args:
@@ -31,6 +32,7 @@ def find(given: str | None) -> pathlib.Path:
                 'of a checkpoint with --checkpoint, or install the package again.'
             )
         return FOLDER / DEFAULT
+    given = os.fspath(given)
     # An empty name is a variable that was not set, not the current folder.
     if given and pathlib.Path(given).is_dir():
         return pathlib.Path(given)

@@ -1,31 +1,140 @@
-"""Lists of prompts in files: text with one prompt per line, or VBench's list."""
+"""Read prompts from a file: the one reader of every program.
+
+| suffix | content |
+|---|---|
+| .json | a list of texts, or of objects with a prompt, such as VBench's `VBench_full_info.json` |
+| .jsonl | a text or an object with a prompt on each line |
+| .csv, .tsv | a table with a header; one column holds the prompts |
+| any other | text, one prompt per line |
+
+The prompt of an object or a table is under one of the names COLUMNS. Lines end in LF, CRLF or CR; other separators,
+such as U+2028 or a form feed, are spaces within a prompt. Texts are UTF-8, with or without a byte order mark, and are
+cleaned by `base.text.clean`.
+"""
 
 from __future__ import annotations
 
+import collections
+import csv
+import io
+import json
 import os
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.evaluation import vbench
+from neodragon_jax.base.text import BadText, clean
+
+COLUMNS = ('prompt', 'prompt_en', 'caption', 'text')
 
 
-def read_prompts(path: str | os.PathLike[str]) -> list[str]:
+def read_prompts(
+    path: str | os.PathLike[str], option: str = '--prompts-file', left_out: collections.Counter[str] | None = None
+) -> list[str]:
     """Return the prompts of a file, in order and without repetitions.
 
     Args:
-      path: of a text file with one prompt per line, or of VBench's `VBench_full_info.json`.
+      path: of a file as in the module's table.
+      option: the option that named the file, for error messages.
+      left_out: None refuses a line that cannot be read and skips empty ones; a counter leaves out both, and counts
+        them and the repetitions by reason.
     Raises:
-      InputError: there is no such file, or no prompt in it.
+      InputError: there is no such file, it is damaged, or no prompt is in it.
     """
     path = pathlib.Path(path)
+    name = f'{option} {path}'
     if not path.is_file():
-        raise InputError(f'{path}: no such file. Give a text file with one prompt per line.')
-    if path.suffix == '.json':
-        return vbench.read_prompts(path)
+        raise InputError(f'{name}: no such file. Give a text file with one prompt per line.')
+    prompts: dict[str, None] = {}
+    counts = collections.Counter[str]() if left_out is None else left_out
+    for line, value in _values(name, path.suffix.lower(), _read_text(name, path)):
+        try:
+            prompt = clean(value, 'line')
+        except BadText as problem:
+            if left_out is None and not (isinstance(value, str) and not value.strip('\ufeff').strip()):
+                raise InputError(f'{name}, line {line}: {problem}. Correct it, or save the file as UTF-8.') from None
+            counts[str(problem)] += 1
+            continue
+        counts['repeated'] += prompt in prompts
+        prompts[prompt] = None
+    if left_out is not None:
+        left_out += collections.Counter()  # drops zeros
+    if not prompts:
+        raise InputError(f'{name}: empty: no prompt in it. Write one per line, in UTF-8.')
+    return list(prompts)
+
+
+def _read_text(name: str, path: pathlib.Path) -> str:
+    """Return a file's text; bytes that are not UTF-8 become surrogates, which `clean` refuses line by line."""
+    content = path.read_bytes()
+    if content.startswith((b'\xff\xfe', b'\xfe\xff')):
+        raise InputError(f'{name}: UTF-16 text. Save it as UTF-8.')
+    # Not splitlines, nor text mode: both end a line at rare characters that occur within prompts.
+    return content.decode('utf-8-sig', 'surrogateescape').replace('\r\n', '\n').replace('\r', '\n')
+
+
+def _values(name: str, suffix: str, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield the line number and the uncleaned prompt of every entry of a file."""
+    if suffix == '.json':
+        rows = _parse(name, text, 1)
+        if not isinstance(rows, list):
+            raise InputError(f'{name}: not a list of prompts; write ["a cat", ...] or [{{"prompt": "a cat"}}, ...].')
+        yield from ((row, _prompt_of(f'{name}, entry {row}', value)) for row, value in enumerate(rows, 1))
+    elif suffix == '.jsonl':
+        for line, entry in enumerate(text.split('\n'), 1):
+            if entry.strip():
+                yield line, _prompt_of(f'{name}, line {line}', _parse(name, entry, line))
+    elif suffix in ('.csv', '.tsv'):
+        yield from _table_rows(name, text, '\t' if suffix == '.tsv' else ',')
+    else:
+        yield from enumerate(text.removesuffix('\n').split('\n'), 1)
+
+
+def _parse(name: str, text: str, line: int) -> Any:
+    """Return the value of a JSON text that begins at a line."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
-    except UnicodeDecodeError:
-        raise InputError(f'{path}: not UTF-8 text. Save it as UTF-8, one prompt per line.') from None
-    if not any(lines):
-        raise InputError(f'{path}: empty. Write one prompt per line.')
-    return list(dict.fromkeys(line for line in lines if line))
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f'{name}, line {line + error.lineno - 1}: not valid JSON ({error.msg}). Correct it.') from None
+    except (RecursionError, ValueError):
+        raise InputError(f'{name}, line {line}: JSON nested too deeply, or a number too long. Correct it.') from None
+
+
+def _prompt_of(where: str, value: Any) -> str:
+    """Return the prompt of a JSON entry."""
+    if isinstance(value, dict):
+        value = value[_column(where, list(value))]
+    if not isinstance(value, str):
+        raise InputError(f'{where}: not a text. Write "a cat" or {{"prompt": "a cat"}}.')
+    return value
+
+
+def _column(where: str, names: list[str]) -> str:
+    """Return the one name that holds the prompt."""
+    found = [name for name in names if name.strip().lower() in COLUMNS]
+    if len(found) != 1:
+        raise InputError(
+            f'{where}: {len(found)} columns with prompts among {", ".join(names)[:200] or "none"}; name one of them '
+            f'"{COLUMNS[0]}" and no other {" or ".join(COLUMNS[1:])}.'
+        )
+    return found[0]
+
+
+def _table_rows(name: str, text: str, delimiter: str) -> Iterator[tuple[int, str]]:
+    """Yield the prompts of a table, each with the line on which its row ends."""
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, [])
+        column = header.index(_column(f'{name}, line 1', header))
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise InputError(
+                    f'{name}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}. Put quotation '
+                    'marks around a prompt that contains the separator.'
+                )
+            yield reader.line_num, row[column]
+    except csv.Error as error:
+        raise InputError(f'{name}, line {reader.line_num}: {error}. Close or double the quotation marks.') from None

@@ -63,20 +63,6 @@ def find_vbench(command: str, mode: str, dimensions: Sequence[str]) -> str:
     return path
 
 
-def read_prompts(path: pathlib.Path) -> list[str]:
-    """Return the prompts of VBench's list, `VBench_full_info.json`, in its order and without repetitions.
-
-    Raises:
-      InputError: the file is not such a list.
-    """
-    try:
-        rows = json.loads(path.read_text(encoding='utf-8'))
-        prompts = [row['prompt_en'] for row in rows]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f'{path}: not a list of prompts as VBench has it; pass its {PROMPTS}.') from None
-    return list(dict.fromkeys(prompts))
-
-
 def find_prompts(command: str) -> pathlib.Path:
     """Return the path of the list of prompts in the package that VBench's program belongs to.
 

@@ -65,7 +65,7 @@ class ModeDefaults:
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class GenerationDefaults:
     """What to make by default; the field's defaults are those of the released system.
 
     Attributes:
@@ -104,7 +104,7 @@ class Generation:
         return self.hybrid if mode == 'hybrid' else self.monolithic
 
 
-RELEASED = Generation()
+RELEASED = GenerationDefaults()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ def check_size(frames: int, height: int, width: int) -> None:
             raise InputError(f'{name} {side} is not a positive multiple of {SIDE_MULTIPLE}; use {near}.')
 
 
-def choose_first_frame(given: str | None, mode: str, defaults: Generation) -> str:
+def choose_first_frame(given: str | None, mode: str, defaults: GenerationDefaults) -> str:
     """Return who makes frame 0: as given on a command line, or else by default in a mode.
 
     Raises:
@@ -177,7 +177,7 @@ def choose_first_frame(given: str | None, mode: str, defaults: Generation) -> st
     return given or defaults.of(mode).first_frame
 
 
-def read(root: str | os.PathLike[str]) -> Generation:
+def read(root: str | os.PathLike[str]) -> GenerationDefaults:
     """Return what to make by default with the checkpoint in a folder; without the file, the released defaults.
 
     Raises:
@@ -199,7 +199,7 @@ def read(root: str | os.PathLike[str]) -> Generation:
         _check(path, f'modes.{mode}.', changes, _MODE_KINDS | {'first_frame': _FIRST_FRAME_KINDS[mode]})
         frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
         values[mode] = RELEASED.of(mode).but(frozen)
-    return Generation(**values)
+    return GenerationDefaults(**values)
 
 
 def _check(path: pathlib.Path, prefix: str, values: Mapping[str, Any], kinds: Mapping[str, _Kind]) -> None:

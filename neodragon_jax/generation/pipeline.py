@@ -63,6 +63,7 @@ class Components:
       channels: C.
       patch: side of the denoiser's patches, in latent pixels.
       max_grid: rows and columns of patches that the denoiser has positions for.
+      tokenizers: of the prompts; None where they are not at hand.
     """
 
     encode_prompt: Callable[[Sequence[str]], Prompt]
@@ -73,6 +74,7 @@ class Components:
     channels: int
     patch: int
     max_grid: int
+    tokenizers: Tokenizers | None = None
 
     def check(self, plan: Plan) -> Plan:
         """Return the plan if this denoiser can run it.
@@ -126,8 +128,9 @@ def load(
     assert isinstance(vae, VideoVAE)
     vae = vae.clone(dtype=dtype)
     encode_image, decode_step = _vae_functions(vae, find(folders.VIDEO_VAE), dtype, store)
+    tokenizers = Tokenizers.load(root)
     return Components(
-        encode_prompt=_prompt_encoder(root, adapter or find(folders.ADAPTER_FOLDERS[mode]), dtype, store),
+        encode_prompt=_prompt_encoder(root, tokenizers, adapter or find(folders.ADAPTER_FOLDERS[mode]), dtype, store),
         encode_image=encode_image,
         denoise=jax_denoiser(model.clone(scan=True, dtype=dtype).apply, params),
         decode_step=decode_step,
@@ -135,6 +138,7 @@ def load(
         channels=model.config.in_channels,
         patch=model.config.patch_size,
         max_grid=model.config.pos_embed_max_size,
+        tokenizers=tokenizers,
     )
 
 
@@ -150,10 +154,13 @@ def _vae_functions(
 
 
 def _prompt_encoder(
-    root: str | os.PathLike[str], adapter_folder: str | os.PathLike[str], dtype: Any, store: Store
+    root: str | os.PathLike[str],
+    tokenizers: Tokenizers,
+    adapter_folder: str | os.PathLike[str],
+    dtype: Any,
+    store: Store,
 ) -> Callable[[Sequence[str]], Prompt]:
-    """Return the function from prompts to what the denoiser knows of them."""
-    tokenizers = Tokenizers.load(root)
+    """Return the function from prompts to the conditioning of the denoiser."""
     find = lambda name: checkpoint.component_folder(root, name)
     parts = {
         'clip_l': find(folders.CLIP_L),
@@ -199,11 +206,11 @@ def generate(
       on_decoded: called with the index of every latent frame that has been decoded.
     """
     return finish(
-        generation(components, plan, prompts, noise, negative_prompt, first_frame, on_step, shard, on_decoded)
+        generate_in_phases(components, plan, prompts, noise, negative_prompt, first_frame, on_step, shard, on_decoded)
     )
 
 
-def generation(
+def generate_in_phases(
     components: Components,
     plan: Plan,
     prompts: Sequence[str],
@@ -214,7 +221,7 @@ def generation(
     shard: Callable[[Any], Any] = lambda tree: tree,
     on_decoded: Callable[[int], object] = lambda index: None,
 ) -> Task[UInt8[np.ndarray, 'B F H W 3']]:
-    """Generate one video per prompt as a task, whose phases are those of `memory`; arguments as in `generate`."""
+    """Generate one video per prompt as a task, run by `phases`; arguments as in `generate`."""
     prompt = shard(components.encode_prompt(prompts))
     negative = None
     if plan.guidance is not None or plan.first_guidance is not None:

@@ -1,11 +1,75 @@
-"""From the options of a video to the sampler's plan: latent sizes, steps and guidance per stage."""
+"""From the options of a video to its settings: the sampler's plan, the texts and the source of the first frame."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
 
-from neodragon_jax.generation.defaults import RELEASED, SPATIAL_FACTOR, TEMPORAL_FACTOR, ModeDefaults, check_size
+import numpy as np
+from jaxtyping import Float
+
+from neodragon_jax.base import video
+from neodragon_jax.generation.defaults import (
+    RELEASED,
+    SPATIAL_FACTOR,
+    TEMPORAL_FACTOR,
+    GenerationDefaults,
+    ModeDefaults,
+    check_size,
+    choose_first_frame,
+)
+from neodragon_jax.generation.options import VideoOptions
 from neodragon_jax.pyramid.sampler import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSettings:
+    """Settings of a video with every choice made.
+
+    Attributes:
+      plan: latent sizes, steps and guidance.
+      picture: the given first frame in [-1, 1]; None has one made.
+      first_frame: the maker of the first frame if there is no picture, one of `defaults.FIRST_FRAMES`.
+      modifier: text appended to every prompt.
+      negative: text that guidance steers away from.
+    """
+
+    plan: Plan
+    picture: Float[np.ndarray, 'H W 3'] | None
+    first_frame: str
+    modifier: str
+    negative: str
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width in pixels, before any upscaling."""
+        plan, side = self.plan, SPATIAL_FACTOR
+        return 1 + TEMPORAL_FACTOR * (plan.frames - 1), side * plan.height, side * plan.width
+
+
+def settle(options: VideoOptions, mode: str, defaults: GenerationDefaults) -> VideoSettings:
+    """Return the settings of a video: options override generation.json, which overrides the released defaults.
+
+    Raises:
+      InputError: an option is out of range, or the picture cannot be read.
+    """
+    chosen = {
+        name: getattr(defaults if getattr(options, name) is None else options, name)
+        for name in ('frames', 'height', 'width', 'prompt_modifier', 'negative_prompt')
+    }
+    size = (chosen['frames'], chosen['height'], chosen['width'])
+    steps, guidance = (options.steps, options.first_steps), (options.guidance, options.first_guidance)
+    first_frame = choose_first_frame(options.first_frame, mode, defaults)
+    plan = make_plan(mode, *size, *steps, *guidance, defaults.of(mode))
+    image = video.read_image(options.image) if isinstance(options.image, str | os.PathLike) else options.image
+    return VideoSettings(
+        plan=plan,
+        picture=None if image is None else video.image_to_frame(video.crop_center(image, *size[1:]), *size[1:]),
+        first_frame=first_frame,
+        modifier=chosen['prompt_modifier'],
+        negative=chosen['negative_prompt'],
+    )
 
 
 def make_plan(
@@ -24,7 +88,7 @@ def make_plan(
     `steps` alone sets all units, and so does `guidance`.
 
     Args:
-      defaults: what holds for arguments that are None; default: the released ones of the mode. Hybrid: 1-1-1 without
+      defaults: values of the arguments that are None; None takes the released ones of the mode. Hybrid: 1-1-1 without
         guidance; monolithic: 20-20-20 at guidance 7 for unit 0, 10-10-10 at 5 for others.
     Raises:
       InputError: the size does not fit the latent pyramid.

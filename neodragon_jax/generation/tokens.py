@@ -115,6 +115,12 @@ class Tokenizers:
         return Tokens(self.clip_l(texts), self.clip_g(texts), *self.t5(texts))
 
 
+def cut_prompts(tokenizer: T5Tokenizer, prompts: Sequence[str], modifier: str = '') -> list[str]:
+    """Return the prompts of which T5 does not see every token, because they and the modifier are too long."""
+    ids = tokenizer.backend([prompt + modifier for prompt in _checked(prompts)])['input_ids']
+    return [prompt for prompt, row in zip(prompts, ids, strict=True) if len(row) > tokenizer.length]
+
+
 def _checked(prompts: Sequence[str]) -> list[str]:
     """Return the prompts as a list, or raise InputError."""
     # A single text is a sequence of texts too: one per character.

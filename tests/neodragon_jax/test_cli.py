@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neodragon_jax.__main__ import main, parse_args, video_name
+from neodragon_jax.__main__ import main
 from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.jobs import video_name
 from neodragon_jax.generation.plan import make_plan
-from neodragon_jax.generation.session import Studio
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER
 from neodragon_jax.models.super_resolution import QuickSRNet
 from neodragon_jax.pyramid.sampler import DrawnNoise
 from support.goldens import TINY_CHECKPOINT
+from support.sessions import command, open_command
 
 
 @pytest.fixture
@@ -32,11 +33,6 @@ def picture(tmp_path) -> str:
     return str(tmp_path / 'picture.png')
 
 
-def command(out: pathlib.Path, *more: str, checkpoint: pathlib.Path = TINY_CHECKPOINT) -> list[str]:
-    size = ['--height', '64', '--width', '128', '--frames', '9']
-    return ['--checkpoint', str(checkpoint), '--out', str(out), *size, *more]
-
-
 def test_videos_of_a_prompts_file(tmp_path, picture, capsys):
     out = tmp_path / 'videos'
     (tmp_path / 'prompts.txt').write_text('a cat\n\na dog / a bird\na cat\n')
@@ -44,7 +40,7 @@ def test_videos_of_a_prompts_file(tmp_path, picture, capsys):
     assert main(command(out, *more)) == 0
     names = {path.name for path in out.iterdir()}
     assert names == {
-        f'{name}-{i}.{end}' for name in ('a cat', 'a dog _ a bird') for i in (0, 1) for end in ('mp4', 'png')
+        f'{name}-{i}.{end}' for name in ('a cat', 'a dog _ a bird~9183f456') for i in (0, 1) for end in ('mp4', 'png')
     }
     clips = {name: read_mp4(out / name) for name in names if name.endswith('mp4')}
     assert {clip.shape for clip in clips.values()} == {(9, 64, 128, 3)}
@@ -86,7 +82,7 @@ def test_first_frame_by_the_denoiser(tmp_path, capsys):
     # Two units of three stages.
     assert '6 denoiser calls each' in capsys.readouterr().out
     assert read_mp4(tmp_path / 'a cat-0.mp4').shape == (9, 64, 128, 3)
-    worker, told = Studio.open(parse_args(argv), videos=1), []
+    worker, told = open_command(argv), []
     (clip,) = worker.make(['a cat'], [0], told.append)
     assert told == ['denoising'] * 6 + ['decoding'] * 2 and len(told) == worker.steps
 
@@ -126,11 +122,11 @@ def test_nothing_but_a_prompt(shapes, capsys):
 
     # By name, in the other mode, with options that win: guided steps are two calls.
     argv = ['--checkpoint', 'moving_shapes', '--mode', 'monolithic', '--frames', '9', '--prompt', 'x']
-    worker = Studio.open(parse_args(argv), videos=1)
+    worker = open_command(argv)
     assert worker.size == (9, 64, 64) and worker.calls == 2 * (6 + 4)
-    assert worker.modifier == '' and worker.plan.first_guidance == 2.0
-    told = Studio.open(parse_args([*argv, '--prompt-modifier', '!', '--steps', '3', '3', '3']), videos=1)
-    assert told.modifier == '!' and told.plan.steps == told.plan.first_steps == (3, 3, 3)
+    assert worker.settings.modifier == '' and worker.plan.first_guidance == 2.0
+    told = open_command([*argv, '--prompt-modifier', '!', '--steps', '3', '3', '3'])
+    assert told.settings.modifier == '!' and told.plan.steps == told.plan.first_steps == (3, 3, 3)
     assert 'Using the shipped' not in capsys.readouterr().out
 
 
@@ -141,7 +137,7 @@ def test_a_checkpoint_without_a_first_frame_model(shapes, capsys, picture):
     describe(shapes, modes={'hybrid': {'first_frame': 'denoiser'}})
     assert 'no first-frame model' in refusal(capsys, [*more, '--first-frame', 'model'])
     # A picture wins over what the file says: unit 0 is given.
-    worker = Studio.open(parse_args([*more, '--image', picture]), videos=1)
+    worker = open_command([*more, '--image', picture])
     assert (worker.first_unit, worker.calls) == (1, 3)
     describe(shapes, frame=9)
     assert 'generation.json: unknown key "frame". Did you mean "frames"?' in refusal(capsys, more)
@@ -170,7 +166,10 @@ def refusal(capsys, argv: list[str]) -> str:
         (['--mode', 'monolithic'], 'no prompt given'),
         (['--mode', 'monolithic', '--prompts-file', 'nowhere.txt'], 'nowhere.txt'),
         (['--prompt', 'x', '--image', 'nowhere.png'], 'nowhere.png'),
-        (['--prompt', 'x', '--image', 'nowhere.png', '--first-frame', 'denoiser'], '--image nowhere.png is the first'),
+        (
+            ['--prompt', 'x', '--image', 'nowhere.png', '--first-frame', 'denoiser'],
+            '--image nowhere.png and --first-frame both set',
+        ),
         (
             ['--prompt', 'x', '--mode', 'monolithic', '--first-frame', 'model'],
             '--first-frame model is for --mode hybrid',
@@ -196,24 +195,25 @@ def test_empty_prompts_file(tmp_path, capsys):
 
 def test_missing_and_truncated_checkpoints(tmp_path, capsys):
     more = ['--mode', 'monolithic', '--prompt', 'x']
-    assert 'no such checkpoint' in refusal(capsys, command(tmp_path / 'out', *more, checkpoint=tmp_path / 'nowhere'))
+    assert 'no such checkpoint' in refusal(capsys, command(tmp_path / 'out', *more, root=tmp_path / 'nowhere'))
     copy = pathlib.Path(shutil.copytree(TINY_CHECKPOINT, tmp_path / 'copy'))
     weights = copy / 'diffusion_transformer_320p_multistep_t2v' / 'diffusion_pytorch_model.safetensors'
     weights.write_bytes(weights.read_bytes()[:5000])
-    assert 'truncated' in refusal(capsys, command(tmp_path / 'out', *more, checkpoint=copy))
+    assert 'truncated' in refusal(capsys, command(tmp_path / 'out', *more, root=copy))
     shutil.rmtree(copy / 'tokenizer')
     assert not list(tmp_path.rglob('*.mp4'))
 
 
-def test_a_kill_while_writing_leaves_no_video(tmp_path, monkeypatch):
+def test_a_kill_while_writing_leaves_no_video(tmp_path, monkeypatch, capsys):
     import neodragon_jax.base.video as video
 
     def die(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(video, '_video_frames', die)
-    with pytest.raises(KeyboardInterrupt):
-        main(command(tmp_path, '--mode', 'monolithic', '--prompt', 'x', '--steps', '1', '1', '1'))
+    argv = command(tmp_path, '--mode', 'monolithic', '--prompt', 'x', '--steps', '1', '1', '1')
+    assert main(argv) == 130
+    assert capsys.readouterr().err.strip().count('\n') == 0
     assert not list(tmp_path.glob('*.mp4')) and not list(tmp_path.glob('.*'))
 
 

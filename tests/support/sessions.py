@@ -8,31 +8,45 @@ import pathlib
 import numpy as np
 
 from neodragon_jax import __main__ as cli
-from neodragon_jax.generation import session as studio
+from neodragon_jax.generation.session import Clip, Session
 from support.goldens import TINY_CHECKPOINT
 
 SIZE = ('--height', '64', '--width', '128', '--frames', '9')
 
 
+def command(out: pathlib.Path, *more: str, root: pathlib.Path = TINY_CHECKPOINT) -> list[str]:
+    """Return a command line for small videos of a miniature."""
+    return ['--checkpoint', str(root), '--out', str(out), *SIZE, *more]
+
+
 def make(out: pathlib.Path, *more: str, root: pathlib.Path = TINY_CHECKPOINT) -> int:
     """Run the command line on a miniature."""
-    return cli.main(['--checkpoint', str(root), '--out', str(out), *SIZE, *more])
+    return cli.main(command(out, *more, root=root))
 
 
-def open_studio(*more: str, root: pathlib.Path = TINY_CHECKPOINT, videos: int = 1) -> studio.Studio:
-    return studio.Studio.open(cli.parse_args(['--checkpoint', str(root), '--out', '-', *SIZE, *more]), videos)
+def open_command(argv: list[str], videos: int = 1) -> Session:
+    """Return the session that a command line opens."""
+    options = cli.parse_options(argv)
+    return cli.load_system(options, videos).session(options.video, options.seed)
 
 
-def clips(worker: studio.Studio, prompts: list[str]) -> list[studio.Clip]:
-    return list(worker.make(prompts, [0] * len(prompts)))
+def open_session(*more: str, root: pathlib.Path = TINY_CHECKPOINT, videos: int = 1) -> Session:
+    """Return the session of a command line on a miniature."""
+    return open_command(command(pathlib.Path('-'), *more, root=root), videos)
+
+
+def clips(session: Session, prompts: list[str]) -> list[Clip]:
+    """Return the first sample of each prompt."""
+    return list(session.make(prompts, [0] * len(prompts)))
 
 
 @functools.cache
-def plain_studio() -> studio.Studio:
-    return open_studio()
+def plain_session() -> Session:
+    """A session in float32 with all modules in memory."""
+    return open_session()
 
 
 @functools.cache
 def plain_clip() -> np.ndarray:
-    """A video of the miniature in float32, all modules in memory."""
-    return clips(plain_studio(), ['a cat'])[0].frames
+    """A video of `plain_session`."""
+    return clips(plain_session(), ['a cat'])[0].frames

@@ -18,18 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.text import BadText, clean
 
 # Column names in any case, best first.
 FILE_KEYS = ('file', 'file_name', 'filename', 'path', 'file_path', 'video', 'video_path', 'image')
 CAPTION_KEYS = ('caption', 'text', 'prompt', 'description')
 # A quoted caption with a line like this has swallowed another row.
 SWALLOWED_ROW = re.compile(r'^[^,"\n]+\.\w{2,4}"?[,\t]', re.MULTILINE)
-# Longer ones come from a quotation mark that is never closed; 128 T5 tokens are about 500 characters.
-MAX_CHARACTERS = 10_000
-
-
-class BadCaption(Exception):
-    """A text is no caption; the message says why."""
 
 
 @dataclasses.dataclass
@@ -51,7 +46,7 @@ class Captions:
         key = file_key(file)
         try:
             caption = clean(text)
-        except BadCaption as problem:
+        except BadText as problem:
             self.problems[key] = str(problem)
             return
         if self.by_file.setdefault(key, caption) != caption:
@@ -79,29 +74,6 @@ def file_key(name: str) -> str:
 def readable(name: str) -> str:
     """Return a file name as valid Unicode, whatever bytes it has on disk."""
     return os.fsencode(name).decode('utf-8', 'backslashreplace')
-
-
-def clean(text: Any) -> str:
-    """Return a caption in NFC, on one line, without control characters, byte order marks and double spaces.
-
-    Raises:
-      BadCaption: nothing is left, or it cannot be what its author wrote.
-    """
-    if not isinstance(text, str):
-        raise BadCaption('caption is not a text')
-    if any(unicodedata.category(character) == 'Cs' for character in text):
-        raise BadCaption('caption is not valid Unicode (not UTF-8?)')
-    if '\ufffd' in text:
-        raise BadCaption('caption has lost characters (U+FFFD)')
-    text = unicodedata.normalize('NFC', text).replace('\ufeff', '')
-    kept = (' ' if unicodedata.category(character) == 'Cc' else character for character in text)
-    cleaned = ' '.join(''.join(kept).split())
-    # Joiners and marks of direction alone show nothing.
-    if not any(unicodedata.category(character)[0] not in 'CZ' for character in cleaned):
-        raise BadCaption('caption is empty')
-    if len(cleaned) > MAX_CHARACTERS:
-        raise BadCaption(f'caption has {len(cleaned)} characters (a quotation mark left open?)')
-    return cleaned
 
 
 def read_table(path: str | os.PathLike[str], folder: pathlib.Path) -> Captions:

@@ -203,7 +203,7 @@ class Evaluation:
             return
         frames = np.concatenate([want, *got.values()], axis=2)
         video.write_mp4(folder / f'{index:03d}.mp4', frames)
-        video.contact_sheet(folder / f'{index:03d}.png', frames, columns=2, tiles=6)
+        video.write_contact_sheet(folder / f'{index:03d}.png', frames, columns=2, tiles=6)
 
 
 def _judge(want: Bytes, got: Mapping[str, Bytes]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from PIL import Image
 from neodragon_jax.base import atomic
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.video import contact_sheet, image_to_frame, read_image, read_mp4, to_uint8, write_mp4
+from neodragon_jax.base.video import image_to_frame, read_image, read_mp4, to_uint8, write_contact_sheet, write_mp4
 from support.goldens import load_golden
 
 COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200]], np.uint8)
@@ -131,7 +131,7 @@ def test_files_that_are_no_clips_are_refused(tmp_path):
 def test_contact_sheet(tmp_path):
     """Tiles are the first, the last and evenly spaced frames; labels stand above them."""
     clip = np.zeros((49, 40, 400, 3), np.uint8) + np.arange(49, dtype=np.uint8)[:, None, None, None]
-    contact_sheet(tmp_path / 'sheet.png', clip, columns=2, tiles=5)
+    write_contact_sheet(tmp_path / 'sheet.png', clip, columns=2, tiles=5)
     assert names(tmp_path) == ['sheet.png']
     sheet = np.array(Image.open(tmp_path / 'sheet.png'))
     width, height = 384, 38
@@ -145,11 +145,11 @@ def test_contact_sheet(tmp_path):
 
 
 def test_contact_sheet_of_small_and_short_clips(tmp_path):
-    contact_sheet(tmp_path / 'sheet.png', moving_bars(3, 16, 48))
+    write_contact_sheet(tmp_path / 'sheet.png', moving_bars(3, 16, 48))
     with Image.open(tmp_path / 'sheet.png') as sheet:
         assert sheet.size == (6 + 3 * (192 + 6), 6 + 64 + 26)
     with pytest.raises(InputError, match='not empty'):
-        contact_sheet(tmp_path / 'sheet.png', moving_bars()[:0])
+        write_contact_sheet(tmp_path / 'sheet.png', moving_bars()[:0])
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_first_frame_is_resized_like_the_reference():
 def test_picture_scaling():
     golden = load_golden('video_vae')
     image = np.repeat(golden['u8/img'].reshape(16, 16, 1), 3, axis=2)
-    assert np.array_equal(image_to_frame(image, 16, 16)[..., 0].reshape(-1), golden['u8/normalized'])
+    assert np.array_equal(image_to_frame(image, 16, 16)[..., 0].reshape(-1), golden['u8/normalised'])
 
 
 def test_picture_that_is_not_rgb_bytes_is_refused():
@@ -295,3 +295,20 @@ def test_atomic_folder_undoes_half_a_swap(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='no'), atomic_folder(path, replace=True) as temporary:
         (temporary / 'part').write_text('new')
     assert names(path) == ['old'] and names(tmp_path) == ['bundle']
+
+
+def test_transparent_pictures_show_a_white_background(tmp_path):
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[..., 0] = 200  # the hidden color
+    pixels[:2, :, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / 'rgba.png')
+    got = read_image(tmp_path / 'rgba.png')
+    assert (got[:2] == [200, 0, 0]).all() and (got[2:] == 255).all()
+
+
+def test_pixels_are_counted_before_decoding(tmp_path):
+    """A file of a few kilobytes can hold gigabytes of pixels."""
+    Image.new('1', (20_000, 20_000)).save(tmp_path / 'large.png')
+    assert (tmp_path / 'large.png').stat().st_size < 100_000
+    with pytest.raises(InputError, match=r'large\.png has .*pixels'):
+        read_image(tmp_path / 'large.png')

@@ -23,7 +23,7 @@ from neodragon_jax.generation import safety
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.models.safety_checker import Preparation, StableDiffusionSafetyChecker, refused
 from support.goldens import TINY_CHECKPOINT, relative_error
-from support.sessions import clips, make, open_studio, plain_clip, plain_studio
+from support.sessions import clips, make, open_session, plain_clip, plain_session
 
 TINY_CHECKER = SafetyCheckerConfig(
     hidden_size=16,
@@ -187,19 +187,21 @@ def test_checker_that_refuses_nothing_changes_nothing(root):
     write_checker(root, threshold=2.0)
     checker = safety.load(root, Store())
     assert checker is not None
-    allowed = clips(dataclasses.replace(plain_studio(), checker=checker), ['a cat'])[0]
+    plain = plain_session()
+    checked = dataclasses.replace(plain, loaded=dataclasses.replace(plain.loaded, checker=checker))
+    allowed = clips(checked, ['a cat'])[0]
     assert not allowed.refused
     np.testing.assert_array_equal(allowed.frames, plain_clip())
 
 
 def test_a_checker_that_is_off_or_absent(root, capsys):
     write_checker(root, threshold=2.0)
-    worker = open_studio('--no-safety-checker', '--mode', 'monolithic', '--low-memory', root=root)
-    assert worker.checker is None and capsys.readouterr().out == ''
+    worker = open_session('--no-safety-checker', '--mode', 'monolithic', '--low-memory', root=root)
+    assert worker.loaded.checker is None and capsys.readouterr().out == ''
     shutil.rmtree(root / folders.SAFETY_CHECKER)
-    worker = open_studio('--mode', 'monolithic', '--low-memory', root=root)
+    worker = open_session('--mode', 'monolithic', '--low-memory', root=root)
     line = capsys.readouterr().out
-    assert worker.checker is None
+    assert worker.loaded.checker is None
     assert line.count('\n') == 1 and 'No safety_checker' in line and 'not checked' in line
 
 

@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from neodragon_jax import __main__ as cli
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import first_frame, phases, pipeline
-from neodragon_jax.generation import session as studio
 from neodragon_jax.generation.devices import Spread
+from neodragon_jax.generation.jobs import make_jobs
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.generation.phases import finish, in_step
 from neodragon_jax.generation.plan import make_plan
+from neodragon_jax.generation.session import Session
 from neodragon_jax.pyramid.sampler import DrawnNoise, Prompt, sample
 from support.goldens import TINY_CHECKPOINT, relative_error
-from support.sessions import clips, make, open_studio, plain_clip, plain_studio
+from support.sessions import clips, make, open_session, plain_clip, plain_session
 
 
 @functools.cache
-def narrow_studio() -> studio.Studio:
-    """A studio in bfloat16, none of whose parameters was on a device before it was cast."""
+def narrow_session() -> Session:
+    """A session in bfloat16, none of whose parameters was on a device before it was cast."""
     original = Spread.replicate
 
     def place(self: Spread, leaf: Any) -> Any:
@@ -37,7 +37,7 @@ def narrow_studio() -> studio.Studio:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Spread, 'replicate', place)
-        return open_studio('--dtype', 'bfloat16')
+        return open_session('--dtype', 'bfloat16')
 
 
 # --- bfloat16 ----------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_cast_never_widens():
 
 
 def test_all_of_the_program_holds_bfloat16():
-    narrow, wide = narrow_studio().store.sizes, plain_studio().store.sizes
+    narrow, wide = narrow_session().loaded.store.sizes, plain_session().loaded.store.sizes
     assert set(narrow) == set(wide) and len(narrow) == 7
     for name in (pipeline.TEXT_ENCODERS, pipeline.VIDEO_ENCODER, first_frame.TEXT_ENCODERS):
         assert 0.5 <= narrow[name] / wide[name] < 0.6, name
@@ -79,17 +79,17 @@ def test_all_of_the_program_holds_bfloat16():
 
 def test_denoiser_in_bfloat16():
     """Measured: relative error 0.007."""
-    workers = plain_studio(), narrow_studio()
-    prompt = workers[0].components.encode_prompt(['a cat'])
+    workers = plain_session(), narrow_session()
+    prompt = workers[0].loaded.components.encode_prompt(['a cat'])
     history, x = (jax.random.normal(jax.random.key(i), (1, 1, 8, 16, 16)) for i in (0, 1))
     inputs = [[history], x, jnp.ones(1, jnp.int32), prompt, jnp.full(1, 386.0)]
-    want, got = (worker.components.denoise(2, *worker.spread.shard(inputs)) for worker in workers)
+    want, got = (worker.loaded.components.denoise(2, *worker.loaded.spread.shard(inputs)) for worker in workers)
     assert 1e-5 < relative_error(got, want) < 0.02
 
 
 def test_every_step_is_told():
     """The progress bar ends full: the first frame's four steps, then the denoiser's, then one per latent frame."""
-    worker, told = plain_studio(), []
+    worker, told = plain_session(), []
     list(worker.make(['a cat'], [0], told.append))
     assert len(told) == worker.steps
     assert told == ['first frame'] * 4 + ['denoising'] * worker.calls + ['decoding'] * worker.plan.frames
@@ -97,7 +97,7 @@ def test_every_step_is_told():
 
 def test_video_in_bfloat16():
     """The whole program, first frame included. Measured: PSNR 44.8 dB."""
-    got = clips(narrow_studio(), ['a cat'])[0].frames
+    got = clips(narrow_session(), ['a cat'])[0].frames
     error = np.mean((got.astype(float) - plain_clip().astype(float)) ** 2)
     assert error > 0
     assert 10 * np.log10(255**2 / error) > 40
@@ -108,8 +108,8 @@ def test_video_in_bfloat16():
 
 def test_low_memory_makes_the_same_videos_and_loads_each_module_once():
     read: list[str] = []
-    worker = open_studio('--low-memory')
-    assert not worker.store.sizes, 'loaded before it was needed'
+    worker = open_session('--low-memory')
+    assert not worker.loaded.store.sizes, 'loaded before it was needed'
     original = Store._read
 
     def spy(self: Store, name: str, reader: Any) -> Any:
@@ -179,18 +179,17 @@ def test_profile_of_every_module(tmp_path, capsys):
 
 
 def test_jobs_are_shared_whatever_the_others_have_made(tmp_path):
-    args = cli.parse_args(['--checkpoint', '-', '--out', str(tmp_path), '--num-samples', '2'])
     prompts = ['a', 'b', 'c', 'd']
-    every = cli.make_jobs(args, prompts)
+    every = make_jobs(prompts, 2, tmp_path)[0]
     assert len(every) == 8
-    parts = [cli.make_jobs(args, prompts, index, 3) for index in range(3)]
+    parts = [make_jobs(prompts, 2, tmp_path, index, 3)[0] for index in range(3)]
     assert sorted(len(part) for part in parts) == [2, 3, 3]
     assert {job.path for part in parts for job in part} == {job.path for job in every}
     # A process that starts late, or again, still takes only its own.
     parts[0][0].path.touch()
     parts[1][0].path.touch()
-    assert cli.make_jobs(args, prompts, 1, 3) == parts[1][1:]
-    assert cli.make_jobs(args, prompts, 2, 3) == parts[2]
+    assert make_jobs(prompts, 2, tmp_path, 1, 3) == (parts[1][1:], 1)
+    assert make_jobs(prompts, 2, tmp_path, 2, 3) == (parts[2], 0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from train.data.captions import BadCaption, clean, read_table
+from neodragon_jax.base.text import BadText, clean
+from train.data.captions import read_table
 
 
 @pytest.mark.parametrize(
@@ -17,18 +18,18 @@ from train.data.captions import BadCaption, clean, read_table
         ('e\u0301', 'é'),
         ('\ufeffx', 'x'),
         ('👩\u200d🚀 می\u200cخواهم', '👩\u200d🚀 می\u200cخواهم'),  # joiners mean something
-        ('', BadCaption('caption is empty')),
-        ('\u200e\u200d ', BadCaption('caption is empty')),
-        ('\ud83d', BadCaption('caption is not valid Unicode')),
-        (3, BadCaption('caption is not a text')),
-        ('x' * 10_001, BadCaption('caption has 10001 characters')),
+        ('', BadText('caption is empty')),
+        ('\u200e\u200d ', BadText('caption is empty')),
+        ('\ud83d', BadText('caption is not valid Unicode')),
+        (3, BadText('caption is not a text')),
+        ('x' * 10_001, BadText('caption has 10001 characters')),
     ],
 )
 def test_captions_are_cleaned(text, want):
     if isinstance(want, str):
         assert clean(text) == want
     else:
-        with pytest.raises(BadCaption, match=str(want)):
+        with pytest.raises(BadText, match=str(want)):
             clean(text)
 
 

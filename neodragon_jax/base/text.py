@@ -1,0 +1,38 @@
+"""One rule for texts that people wrote: what is repaired, and what is refused."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+# 128 T5 tokens are about 500 characters; longer texts come from a quotation mark that is never closed.
+MAX_CHARACTERS = 10_000
+
+
+class BadText(ValueError):
+    """A text that cannot be what its author wrote; the message says why."""
+
+
+def clean(text: Any, noun: str = 'caption') -> str:
+    """Return a text in NFC, on one line, without control characters, byte order marks and double spaces.
+
+    Args:
+      noun: first word of error messages, such as 'caption' or 'line'.
+    Raises:
+      BadText: nothing is left, or the text cannot be what its author wrote.
+    """
+    if not isinstance(text, str):
+        raise BadText(f'{noun} is not a text')
+    if any(unicodedata.category(character) == 'Cs' for character in text):
+        raise BadText(f'{noun} is not valid Unicode (not UTF-8?)')
+    if '\ufffd' in text:
+        raise BadText(f'{noun} has lost characters (U+FFFD)')
+    text = unicodedata.normalize('NFC', text).replace('\ufeff', '')
+    kept = (' ' if unicodedata.category(character) == 'Cc' else character for character in text)
+    cleaned = ' '.join(''.join(kept).split())
+    # Joiners and direction marks alone show nothing.
+    if not any(unicodedata.category(character)[0] not in 'CZ' for character in cleaned):
+        raise BadText(f'{noun} is empty')
+    if len(cleaned) > MAX_CHARACTERS:
+        raise BadText(f'{noun} has {len(cleaned)} characters (a quotation mark left open?)')
+    return cleaned

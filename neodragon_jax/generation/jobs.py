@@ -1,0 +1,62 @@
+"""The videos of a run: one file per prompt and sample, shared among processes, without those that exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+from collections.abc import Sequence
+
+MAX_NAME_BYTES = 200
+# Characters that no file name holds, or that a terminal or another file system would not show.
+_UNSAFE = re.compile(r'[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One video to make."""
+
+    prompt: str
+    number: int
+    path: pathlib.Path
+
+
+def video_name(prompt: str, number: int) -> str:
+    """Return the file name `{prompt}-{number}` that VBench expects, without suffix.
+
+    A prompt that cannot be a file name is changed: unsafe characters and a leading dot become '_', and long prompts
+    are cut. A changed name ends in '~' and a digest of the prompt, so that two prompts never share a file.
+    """
+    name = _UNSAFE.sub('_', prompt)
+    name = '_' + name[1:] if name.startswith('.') else name
+    name = name.encode()[:MAX_NAME_BYTES].decode(errors='ignore')
+    if not name or name != prompt:
+        name += '~' + hashlib.sha256(prompt.encode(errors='surrogateescape')).hexdigest()[:8]
+    return f'{name}-{number}'
+
+
+def share(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
+    """Return the jobs of one of `count` processes: every count-th, so that their numbers differ by one at most."""
+    return list(jobs[index::count])
+
+
+def make_jobs(
+    prompts: Sequence[str], samples: int, out: pathlib.Path, index: int = 0, count: int = 1
+) -> tuple[list[Job], int]:
+    """Return the jobs of process `index` of `count` whose videos do not exist yet, and how many do.
+
+    Args:
+      samples: videos per prompt.
+      out: folder of the videos.
+    """
+    jobs = [
+        Job(prompt, number, out / f'{video_name(prompt, number)}.mp4')
+        for prompt in prompts
+        for number in range(samples)
+    ]
+    # Shared before looking for files: by then, another process may have made some of its own.
+    jobs = share(jobs, index, count)
+    # The contact sheet is written first, so an existing video is complete.
+    todo = [job for job in jobs if not job.path.exists()]
+    return todo, len(jobs) - len(todo)

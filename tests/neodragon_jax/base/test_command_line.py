@@ -1,0 +1,54 @@
+"""The boundary of commands: one line and a documented status for every failure that a user can mend."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from neodragon_jax.base import command_line
+from neodragon_jax.base.atomic import check_writable
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
+
+
+def failing(error: BaseException):
+    def program() -> None:
+        raise error
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ('error', 'status', 'message'),
+    [
+        (InputError('--steps is 0; give at least 1.'), 2, '--steps is 0'),
+        (OSError(errno.ENOSPC, 'x', '/out/a.mp4'), 3, '/out/a.mp4: no space is left'),
+        (PermissionError(errno.EACCES, 'x', '/out'), 3, '/out: permission denied'),
+        (OSError(errno.EROFS, 'x', '/out'), 3, 'read-only'),
+        (OSError(errno.EMFILE, 'x', '/out'), 3, 'too many open files'),
+        (FileNotFoundError(errno.ENOENT, 'x', 'a\nb\udce9'), 3, 'a b\\udce9: no such file'),
+        (KeyboardInterrupt(), 130, 'interrupted'),
+    ],
+)
+def test_failures_are_one_line(capsys, error, status, message):
+    assert exit_status(failing(error)) == status
+    said = capsys.readouterr().err
+    assert said.startswith('error: ') and said.count('\n') == 1 and message in said
+    assert f'  {status} ' in command_line.EXIT_CODES
+
+
+def test_success_is_zero_and_faults_of_ours_are_not_hidden():
+    assert exit_status(lambda: None) == 0
+    for error in (ZeroDivisionError(), OSError('no number')):
+        with pytest.raises(type(error)):
+            exit_status(failing(error))
+
+
+def test_outputs_are_tried_before_the_work(tmp_path):
+    check_writable(tmp_path / 'new' / 'folder')
+    assert os.listdir(tmp_path / 'new' / 'folder') == []
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='is not a folder'):
+        check_writable(tmp_path / 'file')

@@ -1,0 +1,124 @@
+"""The Python interface: load, generate, save, and a picture of itself in a notebook."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import neodragon_jax as nd
+from neodragon_jax.base.video import crop_center, read_mp4
+from support.goldens import ROOT, TINY_CHECKPOINT
+from support.sessions import plain_clip
+
+SIZE = {'frames': 9, 'height': 64, 'width': 128}
+
+
+@pytest.fixture(scope='module')
+def system() -> nd.System:
+    return nd.load(TINY_CHECKPOINT)
+
+
+@pytest.fixture(scope='module')
+def video(system) -> nd.Video:
+    return system.generate('a cat', **SIZE)
+
+
+def test_a_video_is_that_of_the_command_line(system, video):
+    np.testing.assert_array_equal(video.frames, plain_clip())
+    assert (video.prompt, video.seed, video.number, video.fps, video.refused) == ('a cat', 0, 0, 24, False)
+    assert not system.checks_safety and 'no safety checker' in repr(system) and 'hybrid' in repr(system)
+    assert 'a cat' in repr(video) and 'frames' not in repr(video)
+
+
+def test_a_batch_with_progress(system, video):
+    told: list[nd.Progress] = []
+    videos = system.generate(['a cat', 'a dog'], seed=0, progress=told.append, **SIZE)
+    np.testing.assert_array_equal(videos[0].frames, video.frames)
+    assert np.any(videos[1].frames != video.frames) and videos[1].prompt == 'a dog'
+    assert [report.done for report in told] == list(range(1, told[0].total + 1))
+    assert [report.phase for report in told[:5]] == ['first frame'] * 4 + ['denoising']
+    assert told[-1].phase == 'decoding'
+
+
+def test_a_sample_depends_on_seed_and_number_not_on_the_devices(video):
+    system = nd.load(TINY_CHECKPOINT, devices=jax.devices()[:2])
+    (same,) = system.stream(['a cat'], options=nd.VideoOptions(**SIZE))
+    assert np.abs(same.frames.astype(int) - video.frames.astype(int)).max() <= 1
+    other = system.generate('a cat', seed=1, **SIZE), system.generate('a cat', number=1, **SIZE)
+    assert all(np.abs(one.frames.astype(int) - video.frames.astype(int)).max() > 8 for one in other)
+
+
+def test_first_frame_from_an_array_and_from_a_file(system, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / 'picture.png')
+    one, two = (system.generate('a cat', image=image, **SIZE) for image in (picture, tmp_path / 'picture.png'))
+    np.testing.assert_array_equal(one.frames, two.frames)
+
+
+def test_save_and_contact_sheet(video, tmp_path):
+    assert read_mp4(video.save(tmp_path / 'new' / 'a.mp4')).shape == video.frames.shape == (9, 64, 128, 3)
+    sheet = video.contact_sheet(columns=3, tiles=6)
+    shown = Image.open(io.BytesIO(video._repr_png_()))
+    assert sheet.width < shown.width and shown.format == 'PNG'
+    html = video._repr_html_()
+    assert html.startswith('<figure><video') and 'data:video/mp4;base64,' in html and 'a cat, seed 0' in html
+
+
+def test_prompts_beyond_the_token_limit_are_found(system):
+    limit, cut = system.cut_prompts(['a cat', 'word ' * 300])
+    assert (limit, cut) == (128, ['word ' * 300])
+    # A prompt that fits alone is cut with a long modifier.
+    assert system.cut_prompts(['a cat'], ' and more' * 100)[1] == ['a cat']
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'seed': -1}, '--seed is -1'),
+        ({'seed': 2**32}, 'from 0 to 4294967295'),
+        ({'guidance': float('nan')}, '--guidance is nan'),
+        ({'first_guidance': float('inf')}, '--first-guidance is inf'),
+        ({'guidance': -1.0}, '--guidance is -1.0'),
+        ({'frames': 10}, '10 frames'),
+        ({'height': 65}, 'height 65'),
+        ({'steps': (1, 0, 1)}, 'steps is 1 0 1'),
+        ({'image': 'nowhere.png'}, 'nowhere.png'),
+        ({'image': np.zeros((8, 8), np.uint8)}, 'image: got uint8'),
+        ({'image': 'x.png', 'first_frame': 'model'}, 'both set the first frame; pass one.'),
+    ],
+)
+def test_bad_options_are_refused_before_the_work(system, options, message):
+    with pytest.raises(nd.InputError, match=message) as error:
+        system.generate('a cat', **(SIZE | options))
+    assert '\n' not in str(error.value)
+
+
+def test_bad_model_options():
+    with pytest.raises(nd.InputError, match=r"dtype 'float16' is unknown"):
+        nd.load(TINY_CHECKPOINT, dtype='float16')
+    with pytest.raises(nd.InputError, match="mode 'hybird' is unknown"):
+        nd.load(TINY_CHECKPOINT, mode='hybird')
+
+
+def test_importing_is_fast():
+    """JAX is imported when the interface is first used, and not before."""
+    code = 'import sys, neodragon_jax as nd; dir(nd); print([name for name in ("jax", "numpy") if name in sys.modules])'
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.strip() == '[]'
+    with pytest.raises(AttributeError, match='no attribute'):
+        nd.nothing  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_pictures_are_cropped_not_squashed():
+    """A disc in a portrait picture stays a disc."""
+    tall = np.zeros((200, 100, 3), np.uint8)
+    tall[75:125] = 255
+    assert crop_center(tall, 64, 128).shape == (50, 100, 3) and (crop_center(tall, 64, 128) == 255).all()
+    assert crop_center(tall.swapaxes(0, 1), 64, 64).shape == (100, 100, 3)
+    assert crop_center(tall, 200, 100) is not None and np.array_equal(crop_center(tall, 400, 200), tall)
