@@ -221,7 +221,7 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
 
 
 def _program(
-    args: argparse.Namespace, root: pathlib.Path, defaults: generation.Generation
+    args: argparse.Namespace, root: pathlib.Path, defaults: generation.GenerationDefaults
 ) -> tuple[ProgramOptions, pathlib.Path]:
     """Return the program to export, and its denoiser's folder."""
     from export.host.modules import ProgramOptions
