@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from neodragon_jax.base.errors import InputError, did_you_mean, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from export.graphs.denoiser import Form

@@ -28,7 +28,8 @@ import sys
 from collections.abc import Sequence
 
 from neodragon_jax.base.atomic import PathLike
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.plan import make_plan
 from train.data.captions import Captions, file_key, read_sidecars, read_table, sidecars
 from train.data.clip_report import REPORT, print_summary, write_report

@@ -36,7 +36,8 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import ADAPTER_FOLDERS, VIDEO_VAE

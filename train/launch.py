@@ -25,7 +25,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 
 # Seconds in which the others may report the same error, when a process failed by itself.
 GRACE = 5.0

@@ -24,7 +24,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from neodragon_jax.base.atomic import PathLike, atomic_file
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import write_mp4
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.shapes.source import MovingShapesSource

@@ -20,7 +20,7 @@ from typing import Any
 
 import tqdm
 
-from neodragon_jax.base.errors import exit_status
+from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation.tokens import Tokenizers
 from train.data import ArraySpec, RecordSpec, SampleWriter

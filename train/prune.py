@@ -26,7 +26,8 @@ import tqdm
 
 from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation.devices import Spread

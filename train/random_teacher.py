@@ -12,12 +12,12 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.errors import exit_status
+from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW
+from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import TINY, ComponentConfig, T5EncoderConfig
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
-from neodragon_jax.random_checkpoint import random_params
 
 TEXT_ENCODER, DENOISER = 'text_encoder', PYRAMID_FLOW
 

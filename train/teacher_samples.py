@@ -29,7 +29,8 @@ import tqdm
 from jaxtyping import Array, Float, Int
 
 from neodragon_jax.base import video
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER

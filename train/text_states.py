@@ -20,7 +20,8 @@ import jax
 import numpy as np
 import tqdm
 
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.params import read_params

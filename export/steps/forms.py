@@ -29,11 +29,11 @@ from export.qnn.latency import Estimate, estimate
 from export.qnn.static_view import StaticView, dump_options, extrapolate, read_view
 from export.quantize.qdq import to_w8a16
 from export.quantize.stitch import export_chain, quantize_chain
+from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.sampler import Prompt
 from neodragon_jax.pyramid.stages import envelope_history, levels
-from neodragon_jax.random_checkpoint import random_params
 
 BASELINE = 'straightforward'
 

@@ -1,10 +1,9 @@
-"""The one exception that means: the input is wrong, here is which and what to do."""
+"""The exception for wrong input: its message names the input and the remedy."""
 
 from __future__ import annotations
 
 import difflib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -18,13 +17,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ' Did you mean "x"?' for the nearest known word, or '' when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f' Did you mean "{near[0]}"?' if near else ''
-
-
-def exit_status(program: Callable[[], object]) -> int:
-    """Run a command-line program; bad input ends in one line on standard error and status 2, success in 0."""
-    try:
-        program()
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from neodragon_jax import random_checkpoint
 from neodragon_jax.__main__ import main as generate
 from neodragon_jax.base.video import read_mp4
+from neodragon_jax.checkpoint import random_params
 from neodragon_jax.checkpoint.components import COMPONENTS, abstract, abstract_params
 from neodragon_jax.checkpoint.names.text import T5_TIED_NAMES
 from neodragon_jax.config.neodragon import TINY, T5EncoderConfig
@@ -40,7 +41,7 @@ def tensors(folder):
 
 @pytest.mark.parametrize('name', sorted({path.parent.name for path in TINY_CHECKPOINT.glob('*/*.safetensors')}))
 def test_has_the_tensors_of_the_release(name, checkpoint):
-    if name in random_checkpoint.MULTISTEP:
+    if name in random_params.MULTISTEP:
         assert not (checkpoint / name).exists()  # only what the hybrid system needs, unless asked for
         return
     ours, released = tensors(checkpoint / name), tensors(TINY_CHECKPOINT / name)
@@ -49,12 +50,12 @@ def test_has_the_tensors_of_the_release(name, checkpoint):
     assert all(value.any() for value in ours.values())
 
 
-RELEASED = [name for name in random_checkpoint.PRESETS['full'] if name != 'quicksrnet']  # no weights in the release
+RELEASED = [name for name in random_params.PRESETS['full'] if name != 'quicksrnet']  # no weights in the release
 
 
 @pytest.mark.parametrize('name', RELEASED)
 def test_full_sizes_are_those_of_the_release(name):
-    part, manifest = random_checkpoint.PRESETS['full'][name], json.loads((GOLDENS / 'manifest_full.json').read_text())
+    part, manifest = random_params.PRESETS['full'][name], json.loads((GOLDENS / 'manifest_full.json').read_text())
     want = manifest[name.removesuffix('_multistep_t2v')]
     want = manifest[want['same_as']] if 'same_as' in want else want
     shapes = {key: list(leaf.shape) for key, leaf in abstract(part.kind, part.config).items()}
@@ -74,8 +75,8 @@ def test_goes_on_with_what_is_missing(checkpoint, tmp_path, capsys):
 def test_like_trained():
     """Heavy tails at the same deviation, smaller where a branch ends; the same few channels large in all gains."""
     config = dataclasses.replace(TINY.denoiser, num_attention_heads=64)  # of 16 dimensions: 1024 channels, two large
-    plain = random_checkpoint.random_params('PyramidMMDiT', config, 0)
-    params = random_checkpoint.like_trained(plain, 0)
+    plain = random_params.random_params('PyramidMMDiT', config, 0)
+    params = random_params.like_trained(plain, 0)
     mlp, before = (tree['blocks_0']['image_mlp'] for tree in (params, plain))
     kernel, old = mlp['linear_1']['kernel'], before['linear_1']['kernel']
     assert kernel.std() == pytest.approx(old.std(), rel=0.02)
@@ -107,9 +108,9 @@ def test_like_trained():
     ],
 )
 def test_residual_branches_are_found_in_every_component(name, branches):
-    part = random_checkpoint.PRESETS['full'][name]
+    part = random_params.PRESETS['full'][name]
     flat = traverse_util.flatten_dict(abstract_params(COMPONENTS[part.kind].build(part.config)))
-    assert len(random_checkpoint.branch_ends(flat)) == branches
+    assert len(random_params.branch_ends(flat)) == branches
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_hybrid_video_at_twice_the_size(checkpoint, tmp_path, capsys):
 def test_random_t5_attends_softly():
     """Scores, which T5 does not divide by sqrt(head width), have a deviation of about 1."""
     config = T5EncoderConfig(vocab_size=32, d_model=256, d_kv=64, d_ff=64, num_layers=1, num_heads=4)
-    attention = random_checkpoint.random_params('T5EncoderModel', config, 0)['block_0']['attention']
+    attention = random_params.random_params('T5EncoderModel', config, 0)['block_0']['attention']
     x = np.random.default_rng(0).standard_normal((200, 256))
     query, key = (x @ attention[name]['kernel'].reshape(256, 4, 64).swapaxes(0, 1) for name in ('query', 'key'))
     scores = query @ key.swapaxes(1, 2)

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT
-from neodragon_jax.random_checkpoint import random_params
 
 BLOCKS, IDENTITY, WIDTH, TOKENS, POOLED, CHANNELS, GRID = 4, 1, 32, 3, 6, 4, 8
 

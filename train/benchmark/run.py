@@ -29,7 +29,8 @@ from typing import Any
 import tqdm
 
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 from train.benchmark import schedule
 from train.benchmark.chain import Chain, Step
 from train.benchmark.tiers import TIERS, Tier

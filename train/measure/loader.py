@@ -27,7 +27,8 @@ import jax
 import numpy as np
 import tqdm
 
-from neodragon_jax.base.errors import InputError, exit_status
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, Source
 from train.data.record_spec import ARRAY_DTYPES
 from train.runtime.loader import Loader

@@ -12,7 +12,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.errors import exit_status
+from neodragon_jax.base.command_line import exit_status
 from train.shapes.text_encoders import write
 
 

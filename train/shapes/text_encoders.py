@@ -22,8 +22,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.random_params import SMALL, random_params
 from neodragon_jax.config.neodragon import CLIPTextConfig, ComponentConfig, T5Config, T5EncoderConfig
-from neodragon_jax.random_checkpoint import SMALL, random_params
 from train.shapes.world import SYNONYMS, WORLDS, World, caption
 
 # The longest caption has fourteen words, a comma and the end; attention pays for every token.

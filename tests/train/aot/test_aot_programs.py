@@ -19,11 +19,11 @@ from PIL import Image
 from configs import teacher as teacher_config
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.native_decoder import NativeVAE
-from neodragon_jax.random_checkpoint import random_params
 from support.goldens import TINY_CHECKPOINT
 from train import random_teacher
 from train.aot import abstract as aot_program

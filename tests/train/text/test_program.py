@@ -16,11 +16,11 @@ import safetensors.numpy
 from configs import text as text_settings
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import ContextAdapterConfig, T5Config, T5EncoderConfig
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5EncoderWithProjection
-from neodragon_jax.random_checkpoint import random_params
 from support.goldens import relative_error
 from train import random_teacher, text_states
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
