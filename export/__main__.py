@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib.util
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation import defaults as generation
@@ -42,7 +42,8 @@ examples:
     python -m export --checkpoint CKPT --graphs video_decoder --ranges minmax,percentile,mse --out phone/
 
 Every finished step is kept and checked by its hashes: the same command resumes after an interruption.
-exit status: 0 done, 1 a graph is below its target, 2 wrong input
+exit status: 0 done, 1 a graph is below its target, 2 wrong input, 3 the system refused a file (a full disk), 130
+interrupted
 """
 
 
@@ -291,20 +292,11 @@ def _check_out(out: pathlib.Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_args(argv)
-    try:
-        report = run(args)
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(
-            f'error: {args.out}: no space left on the device. Free some, or choose another --out; '
-            'finished steps are kept, and the same command resumes.',
-            file=sys.stderr,
-        )
-        return 2
+    reports: list[Report] = []
+    status = exit_status(lambda: reports.append(run(args)))
+    if status:
+        return status
+    (report,) = reports
     print(pathlib.Path(args.out) / 'report.md')
     for line in report.warnings:
         print(f'warning: {line}', file=sys.stderr)

@@ -45,7 +45,7 @@ def choose_prompts(
     calibrated = read_prompts(calibration or _default(checkpoint, _CALIBRATION))
     seen = {_normal(prompt) for prompt in calibrated}
     source = evaluation or _default(checkpoint, _EVALUATION)
-    candidates = read_prompts(source)
+    candidates = read_prompts(source, '--evaluation-prompts-file')
     unseen = [prompt for prompt in candidates if _normal(prompt) not in seen]
     if evaluation is not None and len(unseen) < len(candidates):
         common = next(prompt for prompt in candidates if _normal(prompt) in seen)

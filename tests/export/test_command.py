@@ -17,6 +17,7 @@ from export.__main__ import main
 from export.graphs.table import GRAPH_SPECS
 from export.qnn.chipsets import TARGETS
 from export.report.report import Report
+from neodragon_jax.base.command_line import FAILED_FILE
 from neodragon_jax.generation.first_frame import FirstFrameModel
 from support.export_rows import make_row
 from support.goldens import ROOT, TINY_CHECKPOINT
@@ -205,9 +206,9 @@ def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr('export.__main__.run', fail)
-    assert main(['--checkpoint', 'c', '--out', str(tmp_path)]) == 2
+    assert main(['--checkpoint', 'c', '--out', str(tmp_path)]) == FAILED_FILE
     (line,) = capsys.readouterr().err.splitlines()
-    assert 'no space left' in line and 'same command resumes' in line
+    assert 'no space is left on the disk' in line and 'free some' in line
 
 
 def test_missing_provider_is_one_line(monkeypatch, tmp_path, capsys):
