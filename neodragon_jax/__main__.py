@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from neodragon_jax.base.atomic import atomic_file, check_writable
 from neodragon_jax.base.command_line import EXIT_CODES, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
@@ -68,6 +69,7 @@ class GenerateOptions:
       seed: of all videos.
       num_samples: videos per prompt; None is 1, or VBench's number.
       distributed: whether this is one of several processes that share the prompts.
+      compile_cache: whether compiled programs are kept on disk.
     """
 
     model: ModelOptions
@@ -79,6 +81,7 @@ class GenerateOptions:
     seed: int
     num_samples: int | None
     distributed: bool
+    compile_cache: bool
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -101,7 +104,7 @@ def parse_options(argv: Sequence[str] | None = None) -> GenerateOptions:
     args = vars(_parser().parse_args(argv))
     take = lambda kind: kind(**{field.name: args.pop(field.name) for field in dataclasses.fields(kind)})
     model, video = take(ModelOptions), take(VideoOptions)
-    prompts, out = tuple(args.pop('prompt')), pathlib.Path(args.pop('out'))
+    prompts, out = tuple(args.pop('prompt')), user_path(args.pop('out'), '--out')
     return GenerateOptions(model=model, video=video, prompts=prompts, out=out, **args)
 
 
@@ -157,6 +160,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         'once for up to 16 videos per device; the videos are the same')  # fmt: skip
     add('--profile', action='store_true',
         help='time each module; prints a table of times, tokens and peak memory, also to OUT/profile.md')  # fmt: skip
+    add('--no-compile-cache', action='store_false', dest='compile_cache',
+        help='do not keep compiled programs in the cache folder of the user')  # fmt: skip
     add('--no-safety-checker', action='store_false', dest='safety_checker',
         help="do not blacken videos that the checkpoint's safety_checker refuses (without one, none is)")  # fmt: skip
 
@@ -255,6 +260,11 @@ def run(options: GenerateOptions) -> None:
     if not jobs:
         return
     check_writable(options.out)
+    if options.compile_cache:
+        from neodragon_jax.base.compile_cache import use_compile_cache
+
+        note = use_compile_cache()
+        print(note, end='\n' if note else '')
     system = load_system(options, videos=len(jobs))
     start = time.monotonic()
     write_videos(system, options, jobs)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.evaluation.clip_metrics import ClipMetrics, markdown_table, mean_metrics, measure
 from neodragon_jax.evaluation.vbench import MODES, find_vbench, run_vbench
 
@@ -34,6 +35,8 @@ Some of its dimensions also need detectron2; see its own instructions. The video
   python -m neodragon_jax --vbench ~/vbench/bin/vbench --checkpoint CKPT --no-safety-checker --out out/
 """
 
+# Options that are paths, and their names in messages.
+_PATHS = {'videos': 'VIDEOS_DIR', 'json': '--json', 'vbench_out': '--vbench-out'}
 _NAME = re.compile(r'.+-\d+')
 
 
@@ -42,7 +45,7 @@ class EvaluateOptions:
     """Options of this command; VBench runs if `vbench` names its program."""
 
     videos: pathlib.Path
-    json: str | None
+    json: pathlib.Path | None
     vbench: str | None
     vbench_out: pathlib.Path
     vbench_mode: str
@@ -71,13 +74,12 @@ def parse_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('videos', type=pathlib.Path, metavar='VIDEOS_DIR', help='folder with {prompt}-{i}.mp4')
+    add('videos', metavar='VIDEOS_DIR', help='folder with {prompt}-{i}.mp4')
     add('--json', metavar='FILE', help='also write the numbers here')
     add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
         help='also run VBench; COMMAND is the program of its environment (default: vbench)')  # fmt: skip
     add(
         '--vbench-out',
-        type=pathlib.Path,
         default='vbench_results',
         metavar='DIR',
         help='its results (default: %(default)s)',
@@ -85,7 +87,9 @@ def parse_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
     add('--vbench-mode', choices=MODES, default='vbench_standard',
         help="vbench_standard for VBench's own prompts, custom_input for others (default: %(default)s)")  # fmt: skip
     add('--vbench-dimensions', nargs='+', metavar='NAME', help='dimensions to measure (default: all of the mode)')
-    return EvaluateOptions(**vars(parser.parse_args(argv)))
+    args = vars(parser.parse_args(argv))
+    paths = {name: user_path(args.pop(name), option) for name, option in _PATHS.items() if args[name] is not None}
+    return EvaluateOptions(**(args | paths))
 
 
 def evaluate(folder: pathlib.Path) -> Evaluation:

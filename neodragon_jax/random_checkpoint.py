@@ -24,6 +24,7 @@ import tqdm
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.command_line import EXIT_CODES, exit_status
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.params import cast
@@ -97,10 +98,10 @@ def parse_options(argv: Sequence[str] | None = None) -> RandomCheckpointOptions:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('--out', required=True, type=pathlib.Path, metavar='DIR', help='root of the new checkpoint')
+    add('--out', required=True, metavar='DIR', help='root of the new checkpoint')
     add('--size', choices=PRESETS, default='full',
         help='full: the released sizes, 12 GB in bfloat16 (default: %(default)s)')  # fmt: skip
-    add('--tokenizers', required=True, type=pathlib.Path, metavar='DIR',
+    add('--tokenizers', required=True, metavar='DIR',
         help='checkpoint to copy the tokenizers from; its vocabulary may be smaller than that of the text '
         'encoders')  # fmt: skip
     add('--components', nargs='+', metavar='NAME', help='components to make (default: those of --mode hybrid)')
@@ -108,7 +109,9 @@ def parse_options(argv: Sequence[str] | None = None) -> RandomCheckpointOptions:
     add('--seed', type=int, default=0, help='seed of the weights, 0 to 4294967295 (default: %(default)s)')
     add('--like-trained', action='store_true',
         help='add heavy tails, a few large channels and small residual branches, to try quantization on')  # fmt: skip
-    return RandomCheckpointOptions(**vars(parser.parse_args(argv)))
+    args = vars(parser.parse_args(argv))
+    paths = {name: user_path(args[name], f'--{name}') for name in ('out', 'tokenizers')}
+    return RandomCheckpointOptions(**(args | paths))
 
 
 def run(options: RandomCheckpointOptions) -> None:

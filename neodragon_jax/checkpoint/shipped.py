@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.paths import user_path
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'assets'
 DEFAULT = 'moving_shapes'
@@ -34,8 +35,8 @@ def find(given: str | os.PathLike[str] | None) -> pathlib.Path:
         return FOLDER / DEFAULT
     given = os.fspath(given)
     # An empty name is a variable that was not set, not the current folder.
-    if given and pathlib.Path(given).is_dir():
-        return pathlib.Path(given)
+    if given and user_path(given, '--checkpoint').is_dir():
+        return user_path(given, '--checkpoint')
     if given in known:
         return FOLDER / given
     shipped = f'the name of a shipped one: {", ".join(known)}.' if known else 'nothing else: none is shipped.'

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.base.text import BadText, clean
 
 COLUMNS = ('prompt', 'prompt_en', 'caption', 'text')
@@ -42,7 +43,7 @@ def read_prompts(
     Raises:
       InputError: there is no such file, it is damaged, or no prompt is in it.
     """
-    path = pathlib.Path(path)
+    path = user_path(path, option)
     name = f'{option} {path}'
     if not path.is_file():
         raise InputError(f'{name}: no such file. Give a text file with one prompt per line.')

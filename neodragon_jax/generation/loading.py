@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.checkpoint.params import read_params
@@ -88,7 +89,7 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
     spread, dtype = Spread(devices), jnp.dtype(options.dtype)
     store = Store(spread.replicate, one_at_a_time=options.low_memory)
     profile = Profile() if options.profile else None
-    student = None if options.student is None else pathlib.Path(options.student)
+    student = None if options.student is None else user_path(options.student, '--student')
     components = pipeline.load(
         root,
         mode,
@@ -115,6 +116,7 @@ def _upscaler(
     folder: str | os.PathLike[str], dtype: Any, store: Store, profile: Profile | None
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return a compiled super-resolution network as a function of frames."""
+    folder = user_path(folder, '--upscale')
     module = checkpoint.load_module(folder)
     if not isinstance(module, QuickSRNet):
         raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a QuickSRNet.')

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from neodragon_jax.base import video
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.generation.defaults import (
     RELEASED,
     SPATIAL_FACTOR,
@@ -62,7 +63,9 @@ def settle(options: VideoOptions, mode: str, defaults: GenerationDefaults) -> Vi
     steps, guidance = (options.steps, options.first_steps), (options.guidance, options.first_guidance)
     first_frame = choose_first_frame(options.first_frame, mode, defaults)
     plan = make_plan(mode, *size, *steps, *guidance, defaults.of(mode))
-    image = video.read_image(options.image) if isinstance(options.image, str | os.PathLike) else options.image
+    image = options.image
+    if isinstance(image, str | os.PathLike):
+        image = video.read_image(user_path(image, '--image'))
     return VideoSettings(
         plan=plan,
         picture=None if image is None else video.image_to_frame(video.crop_center(image, *size[1:]), *size[1:]),

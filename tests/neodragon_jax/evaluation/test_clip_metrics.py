@@ -16,6 +16,7 @@ from neodragon_jax.base import video
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.evaluation import clip_metrics as metrics
 from neodragon_jax.evaluation import vbench
+from neodragon_jax.generation.jobs import make_jobs
 
 FRAMES, HEIGHT, WIDTH = 6, 64, 96
 
@@ -230,23 +231,23 @@ def vbench_environment(tmp_path_factory):
 
 
 def test_prompts_of_the_installed_package(vbench_environment, tmp_path):
-    args = cli.parse_args(
+    args = cli.parse_options(
         ['--checkpoint', '-', '--out', str(tmp_path), '--vbench', str(vbench_environment / 'bin/vbench')]
     )
-    prompts = cli.asked_prompts(args)
+    prompts = cli.find_prompts(args)
     assert prompts == ['a cat', 'a dog']
-    names = [job.path.name for job in cli.make_jobs(args, prompts)]
+    names = [job.path.name for job in make_jobs(prompts, args.samples, args.out)[0]]
     assert names == [f'{prompt}-{i}.mp4' for prompt in prompts for i in range(5)]
 
 
 def test_prompts_by_path(vbench_environment, tmp_path):
     (path,) = vbench_environment.rglob(vbench.PROMPTS)
-    args = cli.parse_args(['--checkpoint', '-', '--out', str(tmp_path), '--prompts-file', str(path)])
-    assert cli.asked_prompts(args) == ['a cat', 'a dog']
+    args = cli.parse_options(['--checkpoint', '-', '--out', str(tmp_path), '--prompts-file', str(path)])
+    assert cli.find_prompts(args) == ['a cat', 'a dog']
     (tmp_path / 'wrong.json').write_text('{"prompt": 1}')
-    args = cli.parse_args(['--checkpoint', '-', '--out', '-', '--prompts-file', str(tmp_path / 'wrong.json')])
+    args = cli.parse_options(['--checkpoint', '-', '--out', '-', '--prompts-file', str(tmp_path / 'wrong.json')])
     with pytest.raises(InputError, match=r'wrong\.json: not a list of prompts'):
-        cli.asked_prompts(args)
+        cli.find_prompts(args)
 
 
 def test_a_command_without_the_package(tmp_path):

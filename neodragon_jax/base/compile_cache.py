@@ -1,0 +1,41 @@
+"""Compiled programs kept on disk, so that only the first run of a command compiles."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import jax
+
+# Bytes; JAX removes the least recently used programs above this.
+MAX_BYTES = 4 * 2**30
+# Programs that compile faster than this are not worth a file.
+MIN_SECONDS = 0.2
+
+
+def default_folder() -> pathlib.Path:
+    """Return the folder of this project in the user's cache folder, XDG_CACHE_HOME or ~/.cache."""
+    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path('~/.cache').expanduser()
+    return pathlib.Path(root) / 'neodragon_jax' / 'compiled'
+
+
+def use_compile_cache() -> str:
+    """Have JAX keep compiled programs on disk; return one line on the place and its size, '' without a cache.
+
+    A folder that the caller or JAX_COMPILATION_CACHE_DIR has chosen stays. A cache that cannot be written is left out:
+    it is never a reason to fail.
+    """
+    chosen = jax.config.jax_compilation_cache_dir
+    folder = pathlib.Path(chosen) if chosen else default_folder()
+    if not chosen:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return ''
+        if not os.access(folder, os.W_OK):
+            return ''
+        jax.config.update('jax_compilation_cache_dir', str(folder))
+        jax.config.update('jax_compilation_cache_max_size', MAX_BYTES)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', MIN_SECONDS)
+    size = sum(path.stat().st_size for path in folder.glob('*') if path.is_file()) if folder.is_dir() else 0
+    return f'Compiled programs are kept in {folder} ({size / 1e6:.0f} MB now); --no-compile-cache keeps none.'

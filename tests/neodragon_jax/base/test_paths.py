@@ -1,0 +1,68 @@
+"""Issue 18: no path is ever misread as another kind; one table says what each text means."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import user_or_bucket_path, user_path
+
+
+@pytest.mark.parametrize(
+    ('text', 'path'),
+    [
+        ('dir/x', 'dir/x'),
+        ('./gs:/x', 'gs:/x'),
+        ('/dir/x', '/dir/x'),
+        ('my dir/ x', 'my dir/ x'),
+        ('~/x', '/home/someone/x'),
+        ('~', '/home/someone'),
+        ('a~b', 'a~b'),
+        ('file:///dir/x', '/dir/x'),
+        ('FILE:///my%20dir/x', '/my dir/x'),
+        ('file:/dir/x', '/dir/x'),
+        ('word:rest', 'word:rest'),
+        ('a cat: x', 'a cat: x'),
+        ('word:/rest', 'word:/rest'),
+        (pathlib.Path('dir/x'), 'dir/x'),
+        ('dir/\udce9', 'dir/\udce9'),
+    ],
+)
+def test_local_paths(text, path, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/someone')
+    assert user_path(text, '--out') == user_or_bucket_path(text, '--out') == pathlib.Path(path)
+
+
+@pytest.mark.parametrize(
+    ('text', 'remedy'),
+    [
+        ('', 'is empty'),
+        ('a\nb', 'control characters'),
+        ('gs:/bucket/x', 'write gs://bucket/x'),
+        ('GS:/bucket/x', 'write gs://bucket/x'),
+        (pathlib.Path('gs://bucket/x'), 'write gs://bucket/x'),
+        ('gs://', 'gcloud storage cp'),
+        ('s3://bucket/x', 'aws s3 cp --recursive s3://bucket/x'),
+        ('S3://bucket/x', 'aws s3 cp'),
+        ('hf://org/name', 'only --checkpoint takes names'),
+        ('https://host/x.png', 'download it first'),
+        ('file://host/x', 'names a host'),
+        ('ftp://host/x', 'not supported'),
+        ('~nobody-of-this-name/x', 'no such user'),
+    ],
+)
+def test_other_texts_are_refused_with_the_remedy(text, remedy):
+    for reader in (user_path, user_or_bucket_path):
+        with pytest.raises(InputError) as error:
+            reader(text, '--out')
+        message = str(error.value)
+        assert message.startswith('--out') and remedy in message and '\n' not in message
+
+
+def test_buckets_where_they_are_supported():
+    for text in ('gs://bucket/x', 'GS://bucket/x'):
+        assert str(user_or_bucket_path(text, '--out')) == 'gs://bucket/x'
+        with pytest.raises(InputError, match='gcloud storage cp'):
+            user_path(text, '--out')
