@@ -1,6 +1,7 @@
 """Step distillation: the multi-step denoiser becomes a 1-1-1 student (Neodragon, arXiv 2511.06055, pyramidal DMD).
 
-    python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --out SAMPLES --count 350000
+    python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --first-frame PICTURES \
+        --out SAMPLES --count 350000
     python -m train.dmd --config=configs/dmd.py --config.checkpoint=CKPT --config.data=SAMPLES --config.workdir=RUN
 
 full (the default): the paper's sizes, 5,000 iterations of three batches of 8. Teacher, student and fake model have
@@ -11,7 +12,7 @@ denoiser calls per video where the teacher needs 480, at VBench 81.61 with the e
 tiny: the miniature checkpoint of the test suite; any computer, two minutes on two cores, most of them compiling:
 
     python -m train.teacher_samples --checkpoint tests/goldens/tiny_checkpoint --prompts-file prompts.txt \
-        --out SAMPLES --count 16 --frames 17 --height 64 --width 64 --steps 2 2 2 --first-steps 2 2 2
+        --first-frame PICTURES --out SAMPLES --count 16 --frames 17 --height 64 --width 64 --steps 2 2 2
     JAX_NUM_CPU_DEVICES=8 python -m train.dmd --config=configs/dmd.py:tiny --config.data=SAMPLES --config.workdir=RUN
 
 Expected: RUN/result with a student in the released layout; in RUN/metrics.jsonl `fake_mse` falls from 1.7 to 0.8. The
@@ -25,7 +26,8 @@ step 1,000 on and in all examples from step 3,000 on:
 
     --config.dmd.own_history.last=1.0 --config.dmd.own_history.ramp_start=1000 --config.dmd.own_history.ramp_steps=2000
 
-Controls: `--config.dmd.distribution_weight=0.0` leaves the regression, `--config.dmd.cauchy_weight=0.0` the matching.
+Controls: `--config.dmd.objectives.matching.weight=0.0` leaves the regression alone,
+`--config.dmd.objectives.regression.weight=0.0` the matching.
 
 `--dry-run` prints shapes, shardings and bytes per device; `python -m train.aot --config=configs/dmd.py
 --topology=v5e:4x4` what a TPU slice would make of it (docs/tpu_sizing.md). Any setting:
@@ -37,6 +39,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError
+from train.dmd.objectives.weighted import ObjectivesConfig
+from train.dmd.own_history import OwnHistoryConfig
 from train.runtime.optimizer import OptimizerConfig
 from train.runtime.program import LoopConfig
 from train.runtime.settings import defaults
@@ -55,15 +59,19 @@ def get_config(preset: str = 'full') -> ConfigDict:
             'dmd': {
                 'protocol': '18',  # '18': external first frame, units 1..6; '21': all units
                 'clean_prediction': 'exact',  # or 'paper'
-                'student_steps': 1,
+                'student_steps': (1, 1, 1),  # per stage, coarsest first
+                'student_first_steps': (1, 1, 1),  # of unit 0
                 'fake_updates': 2,
-                'student_taus': (0.125, 0.375, 0.625, 0.875),
+                # How the samples were made; compared with their record.
                 'guidance': 5.0,
                 'first_guidance': 7.0,
-                'distribution_weight': 1.0,  # 0: regression alone, a control
-                'cauchy_weight': 0.5,  # 0: distribution matching alone
+                'teacher_steps': (10, 10, 10),
+                'teacher_first_steps': (20, 20, 20),
+                'objectives': defaults(ObjectivesConfig),  # weight 0 leaves one out
                 # Share of the examples behind the student's own frames: from `first` to `last`; 0 and 0 is the paper.
-                'own_history': {'first': 0.0, 'last': 0.0, 'ramp_start': 0, 'ramp_steps': 0, 'arrive': True},
+                'own_history': defaults(OwnHistoryConfig),
+                'stage_weights': (),  # relative frequency of the stages; () for equal ones
+                'unit_weights': (),
                 'dtype': 'bfloat16',
                 'remat': 'full',  # or 'dots', 'none': what the backward pass recomputes
                 'attention': 'masked',  # or 'prefix', with fewer scores; 'splash', the TPU kernel
@@ -87,7 +95,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
         config.update(
             {
                 'checkpoint': 'tests/goldens/tiny_checkpoint',
-                'dmd': {'dtype': 'float32', 'remat': 'none', **rates},
+                'dmd': {'teacher_steps': (2, 2, 2), 'dtype': 'float32', 'remat': 'none', **rates},
                 'shapes': {'frames': 3, 'height': 8, 'width': 8},
                 'loop': {'steps': 60, 'log_every': 5, 'checkpoint_every': 30, 'mesh': {'data': -1, 'fsdp': 1}},
             }

@@ -66,6 +66,8 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'context_embedder': True,
                 'start': '',  # component folder of a denoiser to go on from
                 'stages': 'one',  # per step; or 'all'
+                'stage_weights': (),  # relative frequency of the stages; () for equal ones
+                'unit_weights': (),
                 'caption_dropout': 0.1,
                 'corruption': 1 / 3,
                 'ema_decay': 0.9999,

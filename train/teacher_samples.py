@@ -19,14 +19,14 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from neodragon_jax.base import video
 from neodragon_jax.base.command_line import exit_status
@@ -41,6 +41,7 @@ from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
 from train.data import DTYPES, SampleSpec, SampleWriter
+from train.flow.guidance import scale_by_unit
 from train.runtime.processes import start_processes
 
 GENERATED = 'generated'
@@ -74,11 +75,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
     add('--distributed', action='store_true', help='one of several processes that JAX recognizes')
     return parser.parse_args(argv)
-
-
-def scale_by_unit(guidance: float, first_guidance: float) -> Callable[[Int[Array, ' B']], Float[Array, ' B']]:
-    """Return the teacher's guidance scale as a function of each sample's unit; unit 0 has its own."""
-    return lambda unit: jnp.where(unit == 0, first_guidance, guidance)
 
 
 @dataclasses.dataclass(frozen=True)

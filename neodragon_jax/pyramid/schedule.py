@@ -22,6 +22,7 @@ Scalar = float | np.floating | Array
 
 # The last of several steps starts at this local level (the training grid's finest), so it is 0.001 long.
 FINEST_LEVEL = 0.001
+SPACINGS = ('released', 'even')
 
 
 class Steps(NamedTuple):
@@ -33,17 +34,26 @@ class Steps(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Constants of the stages; `gamma` is the correlation of the block noise between stages."""
+    """Constants of the stages.
+
+    Attributes:
+      gamma: correlation of the block noise between stages.
+      spacing: levels of several steps in a stage: 'released', from 1 to 0.001, as the released weights expect; or
+        'even', k / n, with which a student of several steps is distilled. One step is the same in both.
+    """
 
     stages: int = 3
     gamma: float = 1 / 3
     train_steps: int = 1000
+    spacing: str = 'released'
 
     def __post_init__(self) -> None:
         if self.stages < 1:
             raise InputError(f'Schedule.stages is {self.stages}; at least one stage is needed.')
         if not 0 < self.gamma <= 1 / 3:
             raise InputError(f'Schedule.gamma is {self.gamma}; block noise exists for 0 < gamma <= 1/3.')
+        if self.spacing not in SPACINGS:
+            raise InputError(f'Schedule.spacing is {self.spacing!r}; use one of {", ".join(SPACINGS)}.')
 
     @functools.cached_property
     def _bounds(self) -> np.ndarray:
@@ -120,6 +130,10 @@ class Schedule:
         """
         if not 1 <= count <= self.train_steps:
             raise InputError(f'{count} steps in stage {stage}; give between 1 and {self.train_steps}.')
+        if self.spacing == 'even':
+            levels = np.linspace(1.0, 0.0, count + 1)
+            first, last = self.timestep_limits[stage]
+            return Steps(last + (first - last) * levels[:-1], levels)
         table = self.train_timesteps[stage]
         return Steps(np.linspace(table[0], table[-1], count), np.append(np.linspace(1.0, FINEST_LEVEL, count), 0.0))
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import dmd as dmd_settings
 from support.goldens import TINY_CHECKPOINT
 from train import teacher_samples
-from train.data import SampleSource
 from train.dmd import program as dmd
 from train.runtime import loop
 from train.runtime.sharding import AXES, make_mesh, put
@@ -29,8 +29,16 @@ def samples(tmp_path_factory) -> str:
     """A folder of 16 teacher samples."""
     folder = tmp_path_factory.mktemp('dmd')
     (folder / 'prompts.txt').write_text('\n'.join(PROMPTS))
+    write_pictures(folder / 'pictures')
     assert teacher_samples.main(sample_arguments(folder)) == 0
     return str(folder / 'samples')
+
+
+def write_pictures(folder) -> None:
+    """Write a picture per prompt."""
+    folder.mkdir()
+    for number, color in enumerate(('red', 'blue', 'gray')[: len(PROMPTS)]):
+        Image.new('RGB', (64, 64), color).save(folder / f'{number}.png')
 
 
 def sample_arguments(folder) -> list[str]:
@@ -39,13 +47,19 @@ def sample_arguments(folder) -> list[str]:
         *('--out', str(folder / 'samples'), '--count', '16', '--samples-per-shard', '8'),
         *('--frames', '17', '--height', '64', '--width', '64'),
         *('--steps', '1', '1', '1', '--first-steps', '1', '1', '1', '--dtype', 'float32'),
+        *('--first-frame', str(folder / 'pictures')),
     ]
 
 
 OPTIMIZER = {'learning_rate': 3e-3, 'epsilon': 1e-3}
 
 
-OBJECTIVE = {'cauchy_weight': 10.0, 'student': OPTIMIZER, 'fake': OPTIMIZER}
+OBJECTIVE = {
+    'objectives': {'regression': {'weight': 10.0}},
+    'teacher_steps': (1, 1, 1),
+    'student': OPTIMIZER,
+    'fake': OPTIMIZER,
+}
 
 
 SEED = 39
@@ -62,9 +76,8 @@ def settings(samples: str, workdir='unused', steps: int = 1, mesh: tuple[int, in
 @functools.cache
 def placed_step(samples: str, mesh_sizes: tuple[int, int, int]):
     """Return (step, function to the first carry, frozen, batch, key) of stage 2 on a mesh."""
-    config, run, data = dmd.read_settings(settings(samples, mesh=mesh_sizes))
-    source, mesh = SampleSource(data), make_mesh(run.mesh)
-    program = dmd.load_program(config, source)
+    program, source, run = dmd.load(dmd.RECIPE.read(settings(samples, mesh=mesh_sizes)))
+    mesh = make_mesh(run.mesh)
     abstract = loop.abstract_arguments(program, program.frozen(), source, run, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     frozen = put(program.frozen(), shardings.frozen)

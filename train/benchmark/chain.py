@@ -158,6 +158,7 @@ class Chain:
         yield Step('samples', samples / 'dataset_info.json', 'train.teacher_samples', arguments, parts)
         common = [f'--config.data={samples}', f'--config.checkpoint={self.small}']
         common += [f'--config.dmd.{name}={self.tier.guidance}' for name in ('guidance', 'first_guidance')]
+        common += [f'--config.dmd.{name}={self.tier.steps}' for name in ('teacher_steps', 'teacher_first_steps')]
         for name in self.tier.students:
             arguments = [*common, *STUDENTS[name]]
             yield self._train('dmd', self.folder / name, self.result(name) / STUDENT, arguments, name)

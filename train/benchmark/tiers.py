@@ -10,7 +10,7 @@ from types import MappingProxyType
 STUDENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         'student': (),
-        'regression': ('--config.dmd.distribution_weight=0.0',),
+        'regression': ('--config.dmd.objectives.matching.weight=0.0',),
         'paper': ('--config.dmd.clean_prediction=paper',),
         # The ramp begins at a quarter of tier gpu's steps and takes a quarter.
         'own_history': (

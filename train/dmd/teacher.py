@@ -16,8 +16,8 @@ from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 
 
-class Teacher(NamedTuple):
-    """The multi-step denoiser and what belongs to it."""
+class MultiStepTeacher(NamedTuple):
+    """The multi-step denoiser with its adapter and identity."""
 
     module: PyramidMMDiT
     params: dict[str, Any]  # float32, blocks stacked for the scan; abstract arrays when only shapes are known
@@ -25,7 +25,7 @@ class Teacher(NamedTuple):
     fingerprint: str
 
 
-def read_teacher(root: str) -> Teacher:
+def read_teacher(root: str) -> MultiStepTeacher:
     """Read the teacher of a checkpoint in the released layout.
 
     Raises:
@@ -37,10 +37,10 @@ def read_teacher(root: str) -> Teacher:
     adapter, adapter_params = checkpoint.load(checkpoint.component_folder(root, TEACHER_ADAPTER))
     assert isinstance(adapter, ContextAdapter)
     stacked = jax.tree.map(lambda a: np.asarray(a, np.float32), stack_blocks(params, module.config.num_layers))
-    return Teacher(module, stacked, (adapter, adapter_params), fingerprint(folder))
+    return MultiStepTeacher(module, stacked, (adapter, adapter_params), fingerprint(folder))
 
 
-def abstract_teacher(root: str) -> Teacher:
+def abstract_teacher(root: str) -> MultiStepTeacher:
     """Return a teacher without its weights: of the sizes in a checkpoint, or of the released ones where root is ''.
 
     Raises:
@@ -49,7 +49,7 @@ def abstract_teacher(root: str) -> Teacher:
     module = PyramidMMDiT(FULL.denoiser)
     if root:
         module = _denoiser(checkpoint.load_module(checkpoint.component_folder(root, TEACHER)), root)
-    return Teacher(module, checkpoint.abstract_params(module.clone(scan=True)), None, 'abstract')
+    return MultiStepTeacher(module, checkpoint.abstract_params(module.clone(scan=True)), None, 'abstract')
 
 
 def _denoiser(module: Any, root: str) -> PyramidMMDiT:

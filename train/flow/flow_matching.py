@@ -14,12 +14,16 @@ Legend: B batch, T latent frames (= units), H W full-size latent grid, h w the s
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import down_noise, envelope_history, history_stage, levels, stage_pair
 from train.flow import losses
@@ -55,6 +59,7 @@ def draw(
     units: Int[Array, ' B'],
     schedule: Schedule,
     corruption: float = CORRUPTION,
+    unit_weights: Sequence[float] = (),
 ) -> Draws:
     """Draw a unit, a level and all noise for every sample of a batch.
 
@@ -62,6 +67,7 @@ def draw(
       shape: of the batch's latents, [B, T, H, W, C].
       units: valid latent frames of each sample, 1 for an image; the unit is one of them.
       corruption: largest amount of noise in the history.
+      unit_weights: see `draw_units`.
     """
     unit_key, level_key, amount_key, noise_key, history_key = jax.random.split(key, 5)
     batch, frames, height, width, channels = shape
@@ -72,7 +78,7 @@ def draw(
     ]
     keys = jax.random.split(history_key, max(len(grids), 1))
     return Draws(
-        unit=jax.random.randint(unit_key, (batch,), 0, units),
+        unit=draw_units(unit_key, 0, units, unit_weights),
         level=jnp.asarray(schedule.train_levels, jnp.float32)[index],
         amount=jax.random.uniform(amount_key, (batch,), maxval=corruption),
         noise=jax.random.normal(noise_key, (batch, 1, height, width, channels)),
@@ -105,10 +111,48 @@ def build(stage: int, latents: Float[Array, 'B T H W C'], draws: Draws, schedule
     )
 
 
-def stage_of_step(seed: int, step: int, stages: int) -> int:
-    """Return the stage that a step trains: uniform, and the same on every machine, from a hash of seed and step."""
+def stage_of_step(seed: int, step: int, stages: int, weights: Sequence[float] = ()) -> int:
+    """Return the stage that a step trains, the same on every machine: drawn by a hash of seed and step.
+
+    Args:
+      weights: relative frequency of every stage; () for equal ones.
+    """
     digest = hashlib.blake2b(f'{seed}/{step}'.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, 'big') % stages
+    number = int.from_bytes(digest, 'big')
+    if not weights:
+        return number % stages
+    edges = itertools.accumulate(weights)
+    level = number / 2**64 * sum(weights)
+    return next(stage for stage, edge in enumerate(edges) if level < edge)
+
+
+def draw_units(
+    key: PRNGKeyArray, first: int, stop: Int[Array, ' B'], weights: Sequence[float] = ()
+) -> Int[Array, ' B']:
+    """Draw a unit in first..stop - 1 for every sample.
+
+    Args:
+      weights: relative frequency of the units from `first` on; those beyond are not drawn. () for equal ones.
+    """
+    if not weights:
+        return jax.random.randint(key, stop.shape, first, stop)
+    allowed = first + jnp.arange(len(weights)) < stop[:, None]
+    logits = jnp.where(allowed, jnp.log(jnp.asarray(weights, jnp.float32)), -jnp.inf)
+    return first + jax.random.categorical(key, logits)
+
+
+def check_weights(name: str, weights: Sequence[float], count: int | None = None) -> None:
+    """Raise InputError unless weights are () or numbers of at least 0, not all 0.
+
+    Args:
+      count: their number; None allows any.
+    """
+    if not weights:
+        return
+    valid = all(weight >= 0 for weight in weights) and 0 < sum(weights) < math.inf
+    if not valid or (count is not None and len(weights) != count):
+        number = 'numbers' if count is None else f'{count} numbers'
+        raise InputError(f'{name} is {tuple(weights)}; give {number} of at least 0, not all 0, or ().')
 
 
 def unit_sums(values: Float[Array, ' B'], unit: Int[Array, ' B'], frames: int) -> Float[Array, '2 T']:

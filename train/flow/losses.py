@@ -104,17 +104,19 @@ def probe_weight(teacher_flow: Latents, flow: Latents) -> PerSample:
     return 1 / jnp.maximum(jnp.sum(error, axis=_elements(error)), _SMALLEST_ERROR)
 
 
-def distribution_matching(
-    z_theta: Latents, teacher_flow: Latents, fake_flow: Latents, weight: PerSample
-) -> Float[Array, '']:
-    """Return a scalar whose gradient by each sample of `z_theta` is weight (D - D_phi) / B (ND, DMD gradient).
+def matching_direction(teacher_flow: Latents, fake_flow: Latents, weight: PerSample) -> Latents:
+    """Return weight (D - D_phi), the gradient of each sample's distribution matching loss by `z_theta` (ND, DMD).
 
     A flow is noise minus data, so descending moves z_theta to where the teacher sees more likely data than the fake
-    model does. Only `z_theta` carries a gradient, and the scalar's value means nothing.
+    model does.
     """
     direction = teacher_flow.astype(jnp.float32) - fake_flow.astype(jnp.float32)
-    direction = jax.lax.stop_gradient(per_sample(weight, direction) * direction)
-    return jnp.sum(direction * z_theta.astype(jnp.float32)) / z_theta.shape[0]
+    return per_sample(weight, direction) * direction
+
+
+def surrogate(z_theta: Latents, slope: Latents) -> Float[Array, '']:
+    """Return a loss whose gradient by each sample of `z_theta` is slope / B; only its gradient is meaningful."""
+    return jnp.sum(jax.lax.stop_gradient(slope) * z_theta.astype(jnp.float32)) / z_theta.shape[0]
 
 
 def cauchy(z_theta: Latents, clean: Latents) -> PerSample:

@@ -34,7 +34,7 @@ from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.config.pyramid_flow import TEACHER
 from neodragon_jax.models.teacher import TeacherMMDiT
 from train.flow import flow_matching, losses
-from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, abstract_stacked, blank_latents, sized
+from train.flow.blank_sample import BlankSample
 from train.pruning.features import Features, observer, with_features
 from train.pruning.keep_list import check_keep, prune, read_keep
 from train.runtime.gradients import value_and_grad
@@ -42,14 +42,21 @@ from train.runtime.optimizer import AveragedState
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
 from train.runtime.settings import top_level
-from train.teacher.denoisers import read_denoiser
+from train.teacher.denoisers import (
+    AnyDenoiser,
+    abstract_denoiser,
+    abstract_stacked,
+    blank_latents,
+    read_denoiser,
+    sized,
+)
 from train.teacher.evaluation import ask
 from train.teacher.program import Teacher, TeacherConfig, load_program
 from train.text.losses import token_errors
 
 # The paper keeps 18 of 24 blocks; which ones they are changes no size. Its latents are of 49 frames of 320x512.
 PUBLISHED_KEEP = (*range(17), 23)
-PUBLISHED_SHAPES = {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128}
+PUBLISHED_SHAPES = BlankSample(frames=7, height=40, width=64, text_tokens=128)
 MAPPINGS = ('simple', 'next')
 WEIGHTS = ('image_weight', 'text_weight', 'output_weight', 'data_weight')
 
@@ -297,7 +304,7 @@ def abstract(settings: Settings) -> Training:
       InputError: the named folders and the keep list do not go together.
     """
     denoisers = abstract_denoisers(settings.pruning)
-    blank = blank_latents(**PUBLISHED_SHAPES, config=sized(settings.flow, denoisers.module))
+    blank = blank_latents(PUBLISHED_SHAPES, sized(settings.flow, denoisers.module))
     program = Pruning(settings.pruning, settings.flow, blank[0], denoisers=denoisers)
     return Training(program, blank, settings.loop)
 

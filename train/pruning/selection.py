@@ -33,10 +33,10 @@ from neodragon_jax.pyramid.sampler import (
     jax_denoiser,
     sample,
 )
+from train.flow.guidance import scale_by_unit
 from train.pruning.features import observer, with_features
 from train.pruning.importance import Importance, block_cosines
 from train.pruning.keep_list import prune
-from train.teacher_samples import scale_by_unit
 
 # keep list -> how far videos without the other blocks are from the full denoiser's
 Distance = Callable[[tuple[int, ...]], float]

@@ -1,8 +1,8 @@
 from train.runtime.runner import command_line
 from train.teacher import program
 
-# What --help shows.
+# Shown by --help.
 __doc__ = program.__doc__
 
 if __name__ == '__main__':
-    command_line(program.main, 'configs/teacher.py')
+    command_line(program.RECIPE.run, 'configs/teacher.py')

@@ -8,7 +8,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import REMAT_POLICIES
 from train.data.record_spec import DTYPES
-from train.flow.flow_matching import CORRUPTION
+from train.flow.flow_matching import CORRUPTION, check_weights
 from train.runtime.optimizer import OptimizerConfig
 from train.runtime.settings import top_level
 from train.teacher.evaluation import EvaluationConfig
@@ -35,6 +35,8 @@ class TeacherConfig:
       ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
       dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
       remat: see `PyramidMMDiT`.
+      stage_weights: relative frequency of the stages of single-stage steps; () for equal ones (Pyramid-Flow: 1, 2, 1).
+      unit_weights: relative frequency of the units; () for equal ones.
       seed: of the order of the stages.
     """
 
@@ -48,6 +50,8 @@ class TeacherConfig:
     accumulate: int = 1
     dtype: str = 'bfloat16'
     remat: str = 'full'
+    stage_weights: tuple[float, ...] = ()
+    unit_weights: tuple[float, ...] = ()
     seed: int = top_level(0)
     optimizer: OptimizerConfig = dataclasses.field(
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, warmup_steps=1000)
@@ -62,5 +66,7 @@ class TeacherConfig:
         for name in ('caption_dropout', 'corruption', 'ema_decay'):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f'{name} is {getattr(self, name)}; it must be at least 0 and less than 1.')
+        check_weights('stage_weights', self.stage_weights, count=3)
+        check_weights('unit_weights', self.unit_weights)
         if self.accumulate < 1:
             raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')

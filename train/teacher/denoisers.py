@@ -1,4 +1,4 @@
-"""Denoisers with and without a context embedder: fresh, read from a folder, taken apart."""
+"""Denoisers with and without a context embedder: fresh, read from a folder, as shapes, or split."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.models.teacher import TeacherMMDiT
+from train.data.record_spec import DTYPES
+from train.data.sources import Repeated
+from train.flow.blank_sample import BlankSample
+from train.teacher.config import RAW_STATES, STATES, TeacherConfig
+
+AnyDenoiser = PyramidMMDiT | TeacherMMDiT
 
 
 def without_embedder(module: TeacherMMDiT, params: Mapping[str, Any]) -> tuple[PyramidMMDiT, Any]:
@@ -56,3 +62,40 @@ def check_widths(module: PyramidMMDiT | TeacherMMDiT, null: Mapping[str, np.ndar
                 f"the samples' {what} are {got} wide, the denoiser takes {want}: set its sizes accordingly, or make "
                 'the samples with other text encoders.'
             )
+
+
+def blank_latents(shapes: BlankSample, config: TeacherConfig) -> Repeated:
+    """Return samples of zeros that suit a configuration, for a plan without data."""
+    sizes, stored = config.sizes, DTYPES['bfloat16']
+    text_width = sizes.joint_attention_dim if config.context_embedder else sizes.width
+    sample = {
+        'latents': np.zeros((shapes.frames, shapes.height, shapes.width, sizes.in_channels), stored),
+        'units': np.int32(shapes.frames),
+        RAW_STATES if config.context_embedder else STATES: np.zeros((shapes.text_tokens, text_width), stored),
+        'text_mask': np.ones(shapes.text_tokens, np.int32),
+        'pooled': np.zeros(sizes.pooled_projection_dim, stored),
+    }
+    return Repeated(sample, 2**20)
+
+
+def abstract_denoiser(folder: str) -> tuple[AnyDenoiser, Any]:
+    """Return a stored denoiser and its parameters without their numbers, in float32, stacked for the scan.
+
+    Raises:
+      InputError: the folder's config is missing, damaged or of something else.
+    """
+    module = checkpoint.load_module(folder)
+    if not isinstance(module, PyramidMMDiT | TeacherMMDiT):
+        raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a denoiser.')
+    return module, abstract_stacked(module)
+
+
+def abstract_stacked(module: AnyDenoiser) -> Any:
+    """Return a denoiser's parameters without their numbers, in float32, stacked for the scan."""
+    return checkpoint.abstract_params(module.clone(scan=True))
+
+
+def sized(config: TeacherConfig, module: AnyDenoiser) -> TeacherConfig:
+    """Return options with the sizes of a denoiser that decides on them."""
+    fields = {field.name: getattr(module.config, field.name) for field in dataclasses.fields(MMDiTConfig)}
+    return dataclasses.replace(config, sizes=MMDiTConfig(**fields), context_embedder=isinstance(module, TeacherMMDiT))

@@ -27,8 +27,8 @@ from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, jax_denoiser, sample
 from neodragon_jax.pyramid.schedule import Schedule
 from train.flow import flow_matching, losses
+from train.flow.guidance import scale_by_unit
 from train.runtime.sharding import place, to_host
-from train.teacher_samples import scale_by_unit
 
 Batch = Mapping[str, Any]
 SAMPLES = 'samples.npz'

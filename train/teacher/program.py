@@ -20,6 +20,7 @@ p pooled width.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -31,7 +32,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
-from ml_collections import ConfigDict
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
@@ -40,20 +40,27 @@ from neodragon_jax.checkpoint.folders import PYRAMID_FLOW, TEACHER, TEACHER_ADAP
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.pyramid.sampler import Prompt, jax_denoiser
 from neodragon_jax.pyramid.schedule import Schedule
-from train.aot.abstract import AbstractProgram
 from train.data import DTYPES, SampleSource
 from train.data.mixture import Mixture, drop_captions
 from train.data.sources import hold_out, stacked
 from train.flow import flow_matching, losses
-from train.flow.teacher_sizes import AnyDenoiser, abstract_denoiser, blank_latents, sized
-from train.runtime import loop
+from train.flow.blank_sample import BlankSample
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState, make_optimizer, masters
-from train.runtime.processes import start_processes
-from train.runtime.settings import freeze, require
+from train.runtime.program import LoopConfig
+from train.runtime.runner import Recipe, Training
 from train.runtime.sharding import to_host
 from train.teacher.config import RAW_STATES, STATES, TeacherConfig
-from train.teacher.denoisers import check_widths, fresh_denoiser, read_denoiser, without_embedder
+from train.teacher.denoisers import (
+    AnyDenoiser,
+    abstract_denoiser,
+    blank_latents,
+    check_widths,
+    fresh_denoiser,
+    read_denoiser,
+    sized,
+    without_embedder,
+)
 from train.teacher.evaluation import FlowEvaluation, ask
 from train.text.parts import deployed_adapter
 
@@ -129,7 +136,7 @@ class Teacher:
         stages = self.schedule.stages
         if self.config.stages == 'all':
             return tuple(range(stages))
-        return (flow_matching.stage_of_step(self.config.seed, step, stages),)
+        return (flow_matching.stage_of_step(self.config.seed, step, stages, self.config.stage_weights),)
 
     def train_step(
         self, variant: tuple[int, ...], state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
@@ -172,7 +179,8 @@ class Teacher:
         units = batch.get('units', jnp.full(latents.shape[:1], latents.shape[1], jnp.int32))
         examples = {}
         for stage, stage_key in zip(stages, keys, strict=True):
-            draws = flow_matching.draw(stage_key, stage, latents.shape, units, self.schedule, self.config.corruption)
+            options = self.config.corruption, self.config.unit_weights
+            draws = flow_matching.draw(stage_key, stage, latents.shape, units, self.schedule, *options)
             examples[stage] = flow_matching.build(stage, latents, draws, self.schedule)
         return Prompt(batch['text'], batch['text_mask'], batch['pooled']), examples
 
@@ -223,24 +231,43 @@ class Teacher:
 
     def metadata(self) -> dict[str, Any]:
         """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
-        names = ('stages', 'caption_dropout', 'corruption', 'ema_decay', 'seed')
+        names = ('stages', 'stage_weights', 'unit_weights', 'caption_dropout', 'corruption', 'ema_decay', 'seed')
         sizes = {'class': checkpoint.class_name(self.module)} | self.module.config.to_json()
-        return {name: getattr(self.config, name) for name in names} | {'sizes': sizes, 'data': self.data}
+        record = {name: getattr(self.config, name) for name in names} | {'sizes': sizes, 'data': self.data}
+        return json.loads(json.dumps(record))  # tuples become lists, as they are after a restart
 
 
 AnyTeacher = TypeVar('AnyTeacher', bound=Teacher)
 
 
-def read_settings(settings: ConfigDict) -> tuple[TeacherConfig, loop.LoopConfig]:
-    """Return the objective and the run from settings such as configs/teacher.py.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of configs/teacher.py.
+
+    Attributes:
+      data: folders of train.latents, separated by commas.
+      weights: share of each folder; () for equal ones.
+      shapes: the sample that a plan without data assumes.
+    """
+
+    data: str
+    weights: tuple[float, ...]
+    workdir: str
+    seed: int
+    teacher: TeacherConfig
+    shapes: BlankSample
+    loop: LoopConfig
+
+
+def load(settings: Settings) -> Training:
+    """Return the training on folders of latents.
 
     Raises:
-      InputError: a setting is unknown or out of range.
+      InputError: the data does not fit the settings.
     """
-    values = settings.to_dict()
-    seeded = {'seed': values['seed']}
-    config = freeze(TeacherConfig, values['teacher'] | seeded, 'config.teacher')
-    return config, freeze(loop.LoopConfig, values['loop'] | seeded | {'workdir': values['workdir']}, 'config.loop')
+    folders = settings.data.split(',')
+    program, source = load_program(settings.teacher, folders, settings.weights or [1.0] * len(folders))
+    return Training(program, source, settings.loop)
 
 
 def load_program(
@@ -273,36 +300,16 @@ def load_program(
     return make(config, Mixture(sources, weights).null(), held_out, data), training
 
 
-def abstract_program(settings: ConfigDict) -> AbstractProgram:
-    """Return the program for a plan or for sizing, see train/aot/abstract.py; `settings.shapes` stands for the data.
+def abstract(settings: Settings) -> Training:
+    """Return the training as shapes.
 
     Raises:
-      InputError: a setting is unknown or out of range, or there is no such denoiser to go on from.
+      InputError: the folder to start from holds no denoiser.
     """
-    config, run = read_settings(settings)
+    config = settings.teacher
     denoiser = abstract_denoiser(config.start) if config.start else None
-    blank = blank_latents(
-        **settings.to_dict()['shapes'], config=config if denoiser is None else sized(config, denoiser[0])
-    )
-    return AbstractProgram(Teacher(config, blank[0], denoiser=denoiser), blank, run)
+    blank = blank_latents(settings.shapes, config if denoiser is None else sized(config, denoiser[0]))
+    return Training(Teacher(config, blank[0], denoiser=denoiser), blank, settings.loop)
 
 
-def main(settings: ConfigDict, dry_run: bool = False) -> None:
-    """Train as the settings say, or print the plan of it; a plan needs no data.
-
-    Raises:
-      InputError: a setting is wrong or does not fit the data.
-    """
-    config, run = read_settings(settings)
-    values = settings.to_dict()
-    start_processes(run.distributed)
-    if dry_run and not values['data']:
-        print(loop.plan(*abstract_program(settings)))
-        return
-    require(values, 'data', 'workdir')
-    folders = values['data'].split(',')
-    program, source = load_program(config, folders, values['weights'] or [1.0] * len(folders))
-    if dry_run:
-        print(loop.plan(program, source, run))
-    else:
-        loop.run(program, source, run)
+RECIPE = Recipe(Settings, load, abstract, required=dict.fromkeys(('data', 'workdir'), 'FOLDER'))

@@ -135,12 +135,11 @@ def real_dmd(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     del folder
     settings.update({'data': 'unused', 'workdir': 'unused', 'checkpoint': str(TINY_CHECKPOINT)})
     source = aot_program.build('dmd', settings).source
-    config, _, _ = dmd.read_settings(settings)
-    return dmd.DMD(config, source[0], 3), source
+    return dmd.DMD(dmd.RECIPE.read(settings).dmd, source[0], 3), source
 
 
 def real_teacher(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
-    config, _ = teacher_program.read_settings(settings)
+    config = teacher_program.RECIPE.read(settings).teacher
     data = stored(folder, aot_program.build('teacher', settings).source[0])
     return teacher_program.load_program(config, [data], [1.0])
 

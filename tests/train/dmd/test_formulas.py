@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 
@@ -17,8 +16,11 @@ from neodragon_jax.checkpoint.names.mmdit import mmdit_names
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.pyramid import stages as pyramid
+from neodragon_jax.pyramid.schedule import Schedule
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error
-from support.point_world import BATCH, SCHEDULE, PointMass, make_batch, point, point_program
+from support.point_world import BATCH, PointMass, make_batch, point, point_program
+from train.dmd.objectives.regression import RegressionConfig
+from train.dmd.objectives.weighted import ObjectivesConfig
 from train.measure import packing
 from train.runtime.optimizer import OptimizerConfig
 
@@ -28,17 +30,27 @@ PROMPTS = ('a red ball', 'a blue cube', 'a cat')
 # --- A denoiser whose distribution is one point -----------------------------------------------------------------------
 
 
+def drawn(program, stage, batch, key):
+    """Return a batch with the random numbers of one update of either model."""
+    draw = program.examples.draw(jax.random.split(key, 3)[0], stage, batch['latents'].shape)
+    shape = batch['latents'].shape
+    return batch | draw | program.updates.draw_fake(stage, shape, key) | program.updates.draw_student(stage, shape, key)
+
+
 @pytest.mark.parametrize('stage', range(3))
 def test_student_gradient_is_the_definition(stage):
-    options = {'protocol': '21', 'student_steps': 4, 'guidance': 3.0, 'first_guidance': 7.0}
-    program, batch, key = point_program(**options), make_batch(), jax.random.key(5)
-    student, fake, frozen = point(1), point(2), program.frozen()
-    gradient = jax.grad(program.student_loss, has_aux=True)(student, fake, frozen, stage, batch, key)[0]
+    options = {'protocol': '21', 'student_steps': (4, 4, 4), 'guidance': 3.0, 'first_guidance': 7.0}
+    program, key = point_program(**options), jax.random.key(5)
+    batch = drawn(program, stage, make_batch(), key)
+    student, fake, frozen, updates = point(1), point(2), program.frozen(), program.updates
+    loss = lambda student: updates.student_loss(stage, 0, fake, frozen, student, batch)
+    gradient = jax.grad(loss, has_aux=True)(student)[0]
 
-    example_key, tau_key, noise_key = jax.random.split(key, 3)
-    example, z_theta = program.predict(student, stage, batch, example_key)
-    tau = jax.random.choice(tau_key, jnp.asarray(program.config.student_taus), (BATCH,))
-    probe = program.probe(z_theta, stage, tau, noise_key)
+    example = program.examples.build(stage, batch, batch)
+    predict = lambda params: program.examples.predict(updates.denoiser(params), stage, example)
+    z_theta = predict(student)
+    assert set(np.asarray(batch['matching/tau']).tolist()) <= {0.125, 0.375, 0.625, 0.875}
+    probe = program.examples.probe(z_theta, stage, batch['matching/tau'], batch['matching/noise'])
     flow = lambda params, pooled: PointMass().apply({'params': params}, [probe.x], 0, 0, pooled, probe.timestep, 0)
     negative, positive = flow(program.teacher, jnp.ones((BATCH, 6))), flow(program.teacher, batch['pooled'])
     scale = np.where(np.asarray(example.unit) == 0, 7.0, 3.0).reshape(-1, 1, 1, 1, 1)
@@ -48,19 +60,20 @@ def test_student_gradient_is_the_definition(stage):
     error = z_theta - example.clean
     cauchy_slope = 2 * error / (1 + jnp.sum(error**2, axis=(1, 2, 3, 4), keepdims=True))
     slope = weight * (teacher_flow - flow(fake, batch['pooled'])) + 0.5 * cauchy_slope
-    _, pull_back = jax.vjp(lambda params: program.predict(params, stage, batch, example_key)[1], student)
+    _, pull_back = jax.vjp(predict, student)
     assert relative_error(gradient['point'], pull_back(slope / BATCH)[0]['point']) < 1e-5
 
 
 def test_only_the_student_gets_a_gradient():
-    program, batch, key = point_program(), make_batch(), jax.random.key(5)
-    surrogate = lambda *args: program.student_loss(*args, 1, batch, key)[0]
+    program, key = point_program(), jax.random.key(5)
+    batch, updates = drawn(program, 1, make_batch(), key), program.updates
+    surrogate = lambda student, fake, frozen: updates.student_loss(1, 0, fake, frozen, student, batch)[0]
     frozen = {'teacher': program.teacher, 'negative': program.negative}
     gradients = jax.grad(surrogate, argnums=(0, 1, 2), allow_int=True)(point(1), point(2), frozen)
     assert np.any(gradients[0]['point'])
     assert not np.any(gradients[1]['point'])
     assert not np.any(gradients[2]['teacher']['point'])
-    fake_loss = lambda fake, student: program.fake_loss(fake, student, 1, batch, key)[0]
+    fake_loss = lambda fake, student: updates.fake_loss(1, student, fake, batch)[0]
     gradients = jax.grad(fake_loss, argnums=(0, 1))(point(2), point(1))
     assert np.any(gradients[0]['point'])
     assert not np.any(gradients[1]['point'])
@@ -70,7 +83,8 @@ def test_only_the_student_gets_a_gradient():
 def test_distribution_matching_alone_finds_the_teacher(stage):
     """Student and fake model start at another point than the teacher's, and nothing but the DMD term moves them."""
     rate = OptimizerConfig(learning_rate=0.03, betas=(0.0, 0.95), weight_decay=0.0)
-    program = point_program(student=rate, fake=rate, cauchy_weight=0.0)
+    objectives = ObjectivesConfig(regression=RegressionConfig(weight=0.0))
+    program = point_program(student=rate, fake=rate, objectives=objectives)
     state = program.init_state(jax.random.key(0), program.frozen()).replace(student=point(1), fake=point(1))
     at_stage = lambda params: pyramid.down(params['point'], 2 - stage)
     distance = lambda a, b: float(jnp.linalg.norm(at_stage(a) - at_stage(b)))
@@ -89,7 +103,8 @@ def test_draws_cover_every_unit(protocol, units):
     program, batch = point_program(protocol=protocol), make_batch()
     seen = set()
     for seed in range(5):
-        example = program.example(1, batch, jax.random.key(seed))
+        draws = program.examples.draw(jax.random.key(seed), 1, batch['latents'].shape)
+        example = program.examples.build(1, batch, draws)
         seen |= set(np.asarray(example.unit).tolist())
         for row, unit in enumerate(np.asarray(example.unit)):
             latents = batch['latents'][row : row + 1]
@@ -108,18 +123,19 @@ def test_draws_cover_every_stage_evenly():
 
 
 def test_levels_of_a_student_with_several_steps():
-    """The student is asked only where it will be used: at the levels of its own schedule."""
-    program, seen = point_program(student_steps=4), set()
-    apply = program.module.apply
-    program.module = dataclasses.make_dataclass('Spy', ['apply'])(  # pyright: ignore[reportAttributeAccessIssue]
-        lambda *args: seen.update(np.asarray(args[-2]).round(3).tolist()) or apply(*args)
-    )
-    with jax.disable_jit():
-        for seed in range(4):
-            program.predict(point(1), 1, make_batch(), jax.random.key(seed))
-    assert seen == set(
-        np.float32(SCHEDULE.timestep(1, jnp.asarray(SCHEDULE.steps(1, 4).levels[:-1]))).round(3).tolist()
-    )
+    """The student is asked only where it will be used: at the levels of its own schedule, which depend on the unit."""
+    program, seen = point_program(protocol='21', student_steps=(1, 4, 1), student_first_steps=(1, 2, 1)), set()
+    for seed in range(8):
+        draws = program.examples.draw(jax.random.key(seed), 1, make_batch()['latents'].shape)
+        example = program.examples.build(1, make_batch(), draws)
+        seen |= {
+            (int(unit) > 0, round(float(level), 6)) for unit, level in zip(example.unit, example.level, strict=True)
+        }
+    even = Schedule(spacing='even')
+    for later, count in ((False, 2), (True, 4)):
+        levels = even.steps(1, count).levels
+        assert {level for kind, level in seen if kind == later} == set(levels[:-1].tolist())
+        assert np.ptp(np.diff(levels)) < 1e-12  # no step is shorter than another
 
 
 @pytest.mark.parametrize('scan', [False, True])

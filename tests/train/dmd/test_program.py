@@ -22,6 +22,7 @@ from support.dmd_runs import (
     placed_step,
     sample_arguments,
     settings,
+    write_pictures,
 )
 from support.goldens import TINY_CHECKPOINT, relative_error
 from train import teacher_samples
@@ -46,6 +47,7 @@ SCHEDULE = Schedule()
 def test_teacher_samples_are_resumable(samples, tmp_path):
     shutil.copytree(samples, tmp_path / 'samples')
     (tmp_path / 'prompts.txt').write_text('\n'.join(PROMPTS))
+    write_pictures(tmp_path / 'pictures')
     shards = sorted((tmp_path / 'samples').glob('*array_record*'))
     before = [path.read_bytes() for path in shards]
     # As a killed run leaves them: one shard complete, the other not there.
@@ -138,7 +140,7 @@ def test_it_learns(samples):
 def unbroken(samples, tmp_path_factory):
     """A run of four steps of configs/dmd.py:tiny, without interruption."""
     workdir = tmp_path_factory.mktemp('unbroken')
-    dmd.main(settings(samples, workdir, steps=4))
+    dmd.RECIPE.run(settings(samples, workdir, steps=4))
     return workdir
 
 
@@ -166,8 +168,8 @@ def test_tiny_settings_train_and_save_a_released_layout(unbroken):
 
 
 def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(samples, unbroken, tmp_path):
-    dmd.main(settings(samples, tmp_path, steps=2))
-    dmd.main(settings(samples, tmp_path, steps=4))
+    dmd.RECIPE.run(settings(samples, tmp_path, steps=2))
+    dmd.RECIPE.run(settings(samples, tmp_path, steps=4))
     assert digests(tmp_path / 'result') == digests(unbroken / 'result')
     timing = 'steps_per_second'
     rows = [[{**row, timing: 0} for row in read_metrics(folder)] for folder in (tmp_path, unbroken)]
@@ -181,7 +183,7 @@ def test_another_protocol_does_not_continue_a_run(samples, unbroken):
     changed = settings(samples, unbroken, steps=4)
     changed.dmd.protocol = '21'
     with pytest.raises(InputError, match='protocol = "18", this run "21"'):
-        dmd.main(changed)
+        dmd.RECIPE.run(changed)
 
 
 def test_samples_of_another_adapter_are_refused(samples, tmp_path):
@@ -190,7 +192,7 @@ def test_samples_of_another_adapter_are_refused(samples, tmp_path):
     module, params = checkpoint.load(folder)
     checkpoint.save(folder, module, jax.tree.map(lambda leaf: leaf + 1, params))
     with pytest.raises(InputError, match='context adapter'):
-        dmd.main(settings(samples, tmp_path, steps=1, checkpoint=str(tmp_path / 'other')))
+        dmd.RECIPE.run(settings(samples, tmp_path, steps=1, checkpoint=str(tmp_path / 'other')))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_samples_of_another_adapter_are_refused(samples, tmp_path):
             {'checkpoint': 'x', 'student': {'learnin_rate': 1}},
             'config.student.learnin_rate: no such setting. Did you mean',
         ),
-        ({'checkpoint': 'x', 'student_taus': [0.5, 2.0]}, 'student_taus'),
+        ({'checkpoint': 'x', 'objectives': {'matching': {'taus': [0.5, 2.0]}}}, 'taus'),
     ],
 )
 def test_wrong_settings_are_refused(values, message):

@@ -1,20 +1,34 @@
-"""Which samples the step distillation takes: those whose text states come from its checkpoint's own adapter."""
+"""Samples that the step distillation accepts: made by its teacher and adapter, as its settings say."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint.fingerprint import fingerprint
+from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
 from support.goldens import TINY_CHECKPOINT
+from support.point_world import point_program
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.dmd import program as dmd
+from train.dmd.provenance import check_samples
 
 CONFIG = dmd.DMDConfig(checkpoint=str(TINY_CHECKPOINT), protocol='21', dtype='float32', remat='none')
+RECORD = {
+    'adapter': fingerprint(TINY_CHECKPOINT / TEACHER_ADAPTER),
+    'teacher': fingerprint(TINY_CHECKPOINT / TEACHER),
+    'guidance': 5.0,
+    'first_guidance': 7.0,
+    'steps': [10, 10, 10],
+    'first_steps': [20, 20, 20],
+    'first_frame': 'generated',
+}
 LATENTS, MASK, POOLED = (2, 8, 8, 16), np.ones(4, np.int32), np.zeros(48, np.float32)
-# What train.latents writes with --text ids and --text t5, and what train.prompts writes.
+# Arrays of train.latents with --text ids and --text t5, and of train.prompts.
 CONTENTS = {
     'ids': {'latents': np.zeros(LATENTS, np.float32), 'ids': MASK, 'text_mask': MASK},
     't5': {'latents': np.zeros(LATENTS, np.float32), 't5': np.zeros((4, 64), np.float32), 'text_mask': MASK},
@@ -37,3 +51,43 @@ def test_samples_without_an_adapter_are_refused_in_one_line(tmp_path, content, p
     with pytest.raises(InputError, match=r'come from no context adapter.*train\.teacher_samples') as error:
         dmd.load_program(CONFIG, source)
     assert '\n' not in str(error.value)
+
+
+def test_samples_made_as_the_settings_say_are_accepted():
+    check_samples(CONFIG, RECORD)
+    check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | {'first_frame': 'pictures'})
+    # Unit 0 is a picture: how it would have been sampled does not matter.
+    pictures = {'first_frame': 'pictures', 'first_guidance': 1.0, 'first_steps': [1, 1, 1]}
+    check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | pictures)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'teacher': 'another'}, r'made by the teacher another, the checkpoint .*tiny_checkpoint has'),
+        ({'guidance': 2.0}, r'guidance 2.0, config.dmd.guidance is 5.0.* --guidance'),
+        ({'first_guidance': 2.0}, r'first_guidance 2.0, config.dmd.first_guidance is 7.0'),
+        ({'steps': [2, 2, 2]}, r'steps \[2, 2, 2\], config.dmd.teacher_steps is \[10, 10, 10\].* --steps'),
+        ({'first_steps': [2, 2, 2]}, r'first_steps \[2, 2, 2\], config.dmd.teacher_first_steps'),
+        ({'first_frame': 'pictures'}, r'protocol 21 needs samples whose first frame comes from generated'),
+    ],
+)
+def test_samples_made_otherwise_are_refused_in_one_line(changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        check_samples(CONFIG, RECORD | changes)
+    assert '\n' not in str(error.value)
+
+
+def test_the_external_first_frame_must_be_one():
+    with pytest.raises(InputError, match='first frame comes from pictures, these come from generated'):
+        check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD)
+
+
+def test_other_samples_do_not_continue_a_run():
+    """A checkpoint and a run agree on everything in the samples' record, such as its prompts and seed."""
+    program = point_program()
+    program.samples = RECORD | {'seed': 0}
+    before = program.metadata()
+    program.samples = RECORD | {'seed': 1}
+    assert before != program.metadata()
+    assert before['samples']['seed'] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -11,14 +12,21 @@ import pytest
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, sample
-from neodragon_jax.pyramid.stages import block_noise, down
+from neodragon_jax.pyramid.schedule import Schedule
 from support.dmd_runs import OBJECTIVE, digests, placed_step, samples, settings  # noqa: F401
 from support.goldens import relative_error
-from support.point_world import BATCH, CHANNELS, FRAMES, GRID, SCHEDULE, make_batch, point, point_program
+from support.point_world import BATCH, CHANNELS, FRAMES, GRID, make_batch, point, point_program
 from train.dmd import program as dmd
-from train.dmd.rollout import OwnHistoryConfig, Rollout
+from train.dmd.objectives.matching import MatchingConfig
+from train.dmd.objectives.regression import RegressionConfig
+from train.dmd.objectives.weighted import ObjectivesConfig
+from train.dmd.own_history import OwnHistoryConfig
+from train.dmd.rollout import Rollout
+from train.dmd.state import DMDState
 from train.runtime.sharding import to_host
 
+EVEN, ONE = Schedule(spacing='even'), (1, 1, 1)
+KINDS = {'matching': MatchingConfig, 'regression': RegressionConfig}
 ALWAYS = OwnHistoryConfig(first=1.0, last=1.0)
 # It may happen, but not in any step that a test runs.
 NOT_YET = OwnHistoryConfig(last=1.0, ramp_start=1000)
@@ -39,46 +47,43 @@ def prompts() -> Prompt:
     return Prompt(batch['text'], batch['text_mask'], batch['pooled'])
 
 
-class SameNoise:
-    """The same noise for every unit, so that a unit does not depend on its number but through the denoiser."""
-
-    def initial(self, shape):
-        return jnp.broadcast_to(jax.random.normal(jax.random.key(0), (shape[0], 1, *shape[2:])), shape)
-
-    def block(self, unit, stage, shape):
-        return block_noise(jax.random.key(stage), shape)
-
-    def posterior(self, shape):
-        raise AssertionError('nothing is encoded here')
-
-
-def plan(steps: int) -> Plan:
-    return Plan(FRAMES, GRID, GRID, CHANNELS, steps=(steps,) * 3, first_steps=(steps,) * 3)
-
-
-@pytest.mark.parametrize(('first_unit', 'steps'), [(0, 1), (1, 2)])
-def test_videos_are_those_of_the_sampler(first_unit, steps):
-    noise, latents = DrawnNoise(jax.random.split(jax.random.key(0), BATCH)), make_batch()['latents']
-    first = latents[:, :1] if first_unit else None
-    want = sample(denoise, plan(steps), prompts(), noise, first_frame=first)
-    rollout = Rollout(FRAMES, steps, SCHEDULE)
-    got = jax.jit(lambda latents: rollout.videos(denoise, prompts(), latents, first_unit, noise))(latents)
-    assert relative_error(got[:, :-1], want[:, :-1]) < 1e-5
-    assert not np.any(got[:, -1])
+def plan(steps: tuple[int, ...], first_steps: tuple[int, ...]) -> Plan:
+    return Plan(FRAMES, GRID, GRID, CHANNELS, steps=steps, first_steps=first_steps, schedule=EVEN)
 
 
 @pytest.mark.parametrize('stage', range(3))
-def test_inputs_are_where_the_sampler_arrives(stage):
-    seen = {}
-    keep = lambda unit, stage, step, x: seen.update({(unit, stage, step): x})
-    video = sample(denoise, plan(2), prompts(), SameNoise(), on_step=keep)
-    unit = jnp.arange(BATCH) % FRAMES
-    inputs = Rollout(FRAMES, 2, SCHEDULE).inputs(denoise, prompts(), video, unit, stage, SameNoise())
-    assert len(inputs) == 2
-    want = jnp.stack([seen[int(number), stage, 0][row] for row, number in enumerate(unit)])
-    assert relative_error(inputs[1], want) < 1e-5
-    if stage == 0:
-        assert relative_error(inputs[0], 4 * down(SameNoise().initial((BATCH, 1, GRID, GRID, CHANNELS)), 2)) < 1e-6
+@pytest.mark.parametrize(
+    ('first_unit', 'steps', 'first_steps'),
+    [(0, (1, 1, 1), (1, 1, 1)), (1, (2, 2, 1), (2, 2, 1)), (0, (1, 2, 1), (3, 1, 2))],
+)
+def test_videos_and_states_are_those_of_the_sampler(stage, first_unit, steps, first_steps):
+    """Without compilation, which may fuse differently, they are equal bit for bit."""
+    noise, latents = DrawnNoise(jax.random.split(jax.random.key(0), BATCH), EVEN), make_batch()['latents']
+    first, seen = latents[:, :1] if first_unit else None, {}
+
+    def spy(at, history, x, unit, prompt, timestep):
+        seen.setdefault((int(unit[0]), at), []).append(x)
+        return denoise(at, history, x, unit, prompt, timestep)
+
+    want = sample(spy, plan(steps, first_steps), prompts(), noise, first_frame=first)
+    rollout = Rollout(FRAMES, steps, first_steps, EVEN)
+    with jax.disable_jit():
+        got = rollout.generate(denoise, prompts(), latents, first_unit, FRAMES - 1, stage, noise)
+    np.testing.assert_array_equal(got.videos, want)
+    for unit in range(first_unit, FRAMES):
+        states = got.states[: len(seen[unit, stage]), unit]
+        np.testing.assert_array_equal(states[:, :, None], jnp.stack(seen[unit, stage]))
+    compiled = jax.jit(lambda: rollout.generate(denoise, prompts(), latents, first_unit, FRAMES - 1, stage, noise))()
+    assert relative_error(compiled.videos, want) < 1e-5
+
+
+def test_a_roll_out_ends_at_the_last_unit_that_is_asked_for():
+    latents = make_batch()['latents']
+    noise, rollout = DrawnNoise(jax.random.split(jax.random.key(0), BATCH), EVEN), Rollout(FRAMES, ONE, ONE, EVEN)
+    whole, part = (rollout.generate(denoise, prompts(), latents, 0, last, 1, noise) for last in (FRAMES - 1, 1))
+    assert relative_error(part.videos[:, :2], whole.videos[:, :2]) < 1e-6
+    assert not np.any(part.videos[:, 2:])
+    assert np.any(whole.videos[:, 2:])
 
 
 def test_share_by_step():
@@ -111,7 +116,8 @@ def after_a_step(module=None, **options):
 
 
 def test_a_share_of_nothing_is_the_data_s_history_bit_for_bit():
-    (want, want_metrics), (got, metrics) = after_a_step(), after_a_step(own_history=NOT_YET)
+    with jax.disable_jit():  # compilation may fuse differently
+        (want, want_metrics), (got, metrics) = after_a_step(), after_a_step(own_history=NOT_YET)
     assert metrics.pop('own_history') == 0
     assert metrics.keys() == want_metrics.keys()
     assert all(np.array_equal(metrics[name], value, equal_nan=True) for name, value in want_metrics.items())
@@ -137,20 +143,71 @@ def test_own_history_changes_the_step(arrive):
         assert np.isfinite(metrics[name]) and (metrics[name] != without[name]) == changes, name
 
 
+def attached(program, stage=1, updates=2, module=None):
+    """Return the batches of an iteration with own histories, of different samples in every update."""
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]][:updates]), make_batch())
+    program.module = module or program.module
+    state = program.init_state(jax.random.key(0), program.frozen()).replace(student=point(1))
+    keys = jax.random.split(jax.random.key(4), updates)
+    return batch, program.batches(stage, state, batch, keys, jax.random.key(1))[0]
+
+
 def test_own_histories_continue_the_first_frame():
-    program, batch = point_program(own_history=ALWAYS), make_batch()
-    drawn = program.own_histories(point(1), jnp.int32(0), batch, jax.random.key(0))
+    batch, drawn = attached(point_program(own_history=ALWAYS))
     assert np.all(drawn['own'])
-    assert np.array_equal(drawn['history'][:, 0], batch['latents'][:, 0])
+    # The second update stands behind the roll-outs of the first one's samples.
+    for update in range(2):
+        for name in batch:
+            assert np.array_equal(drawn[name][update], batch[name][0]), name
+    assert np.array_equal(drawn['history'][0, :, 0], batch['latents'][0, :, 0])
     # One step of the true flow of a point leads to it.
-    want = jnp.broadcast_to(point(1)['point'][0], batch['latents'][:, :1].shape[1:])
-    want = want + batch['pooled'].mean(axis=1).reshape(-1, 1, 1, 1, 1)
-    assert relative_error(drawn['history'][:, 1:2], want) < 1e-3
-    half = point_program(own_history=OwnHistoryConfig(first=0.5, last=0.5))
-    drawn = half.own_histories(point(1), jnp.int32(0), batch, jax.random.key(1))
-    assert 0 < drawn['own'].sum() < BATCH
-    kept = ~np.asarray(drawn['own'])
-    assert np.array_equal(drawn['history'][kept], batch['latents'][kept])
+    want = jnp.broadcast_to(point(1)['point'][0], batch['latents'][0, :, :1].shape[1:])
+    want = want + batch['pooled'][0].mean(axis=1).reshape(-1, 1, 1, 1, 1)
+    assert relative_error(drawn['history'][0, :, 1:2], want) < 1e-3
+    batch, drawn = attached(point_program(own_history=OwnHistoryConfig(first=0.5, last=0.5)))
+    assert 0 < drawn['own'].sum() < 2 * BATCH
+    others = ~np.asarray(drawn['own'])
+    assert np.array_equal(drawn['history'][others], batch['latents'][others])
+    assert np.array_equal(drawn['pooled'][others], batch['pooled'][others])
+
+
+def test_a_few_roll_outs_serve_many_positions_of_all_updates():
+    batch, drawn = attached(point_program(own_history=OwnHistoryConfig(first=1.0, last=1.0, videos=2)))
+    for update in range(2):
+        for row in range(BATCH):
+            assert np.array_equal(drawn['latents'][update, row], batch['latents'][0, row % 2])
+    positions = {(row % 2, int(unit)) for update in range(2) for row, unit in enumerate(drawn['unit'][update])}
+    assert len(positions) == 2 * (FRAMES - 1)
+
+
+class Counting:
+    """A flow that counts the samples it is asked for."""
+
+    def __init__(self):
+        self.samples = 0
+
+    def apply(self, variables, clips, *rest):
+        del variables, rest
+        self.samples += len(clips[-1])
+        return 0 * clips[-1]
+
+
+def test_a_share_does_not_roll_out_the_whole_batch():
+    """Two roll-outs of at most two units at three stages, instead of three batches of eight to the last unit."""
+    module = Counting()
+    with jax.disable_jit():
+        attached(point_program(own_history=OwnHistoryConfig(first=1.0, last=1.0, videos=2)), module=module)
+    shapes = 2 * 3  # a unit of both, traced for the shapes of the result
+    assert 0 < module.samples <= 2 * 2 * 3 + shapes
+
+
+def test_arrivals_are_the_states_of_the_roll_out():
+    program = point_program(own_history=ALWAYS, student_steps=(1, 2, 1))
+    _, drawn = attached(program)
+    example = program.examples.build(1, *({name: array[1] for name, array in drawn.items()},) * 2)
+    assert np.array_equal(example.x, drawn['arrival'][1])
+    levels = {float(level) for level in example.level}
+    assert levels == {1.0, 0.5}
 
 
 class Proportional:
@@ -163,37 +220,62 @@ class Proportional:
 
 def test_no_gradient_passes_through_the_rollout():
     """The slope is that of one call at the input where the student arrived."""
-    program, key = point_program(own_history=ALWAYS), jax.random.key(3)
-    program.module = Proportional()  # pyright: ignore[reportAttributeAccessIssue]
+    program = point_program(own_history=ALWAYS)
     student = {'factor': jnp.float32(0.3)}
-    batch = make_batch()
-    batch |= program.own_histories(student, jnp.int32(0), batch, key)
-    predicted = lambda student: jnp.sum(program.predict(student, 2, batch, key)[1])
+
+    def predicted(student):
+        batch = jax.tree.map(lambda leaf: leaf[None], make_batch())
+        program.module = Proportional()  # pyright: ignore[reportAttributeAccessIssue]
+        state = DMDState(jnp.int32(0), student, student, None, None)
+        batch = program.batches(2, state, batch, jax.random.split(jax.random.key(3), 1), jax.random.key(1))[0]
+        batch = {name: array[0] for name, array in batch.items()}
+        example = program.examples.build(2, batch, batch)
+        return jnp.sum(program.examples.predict(program.updates.denoiser(student), 2, example))
+
     # The last stage leads from sigma = s0 to 0, so z_theta = x - flow = (1 - factor) x.
     total, slope = jax.value_and_grad(predicted)(student)
     assert float(slope['factor']) == pytest.approx(-float(total) / 0.7, rel=1e-4)
 
 
-@pytest.mark.parametrize(('dropped', 'other'), [('distribution_weight', 'teacher'), ('cauchy_weight', 'clean')])
+def without(*names, **changes) -> ObjectivesConfig:
+    """Return the default objectives without some of them."""
+    return dataclasses.replace(ObjectivesConfig(), **{name: KINDS[name](weight=0.0) for name in names} | changes)
+
+
+@pytest.mark.parametrize(('dropped', 'other'), [('matching', 'teacher'), ('regression', 'clean')])
 def test_either_objective_alone(dropped, other):
     """Without one of the two terms its target does not matter, and the other one's does."""
-    program, key, batch = point_program(**{dropped: 0.0}), jax.random.key(5), make_batch()
-    gradient = lambda frozen, weights: jax.grad(weights.student_loss, has_aux=True)(
-        point(1), point(2), frozen, 2, batch, key
-    )[0]['point']
+    program, key, batch = point_program(objectives=without(dropped)), jax.random.key(5), make_batch()
+
+    def gradient(frozen, program):
+        shape = batch['latents'].shape
+        rows = batch | program.examples.draw(key, 2, shape) | program.updates.draw_student(2, shape, key)
+        loss = lambda student: program.updates.student_loss(2, 0, point(2), frozen, student, rows)
+        return jax.grad(loss, has_aux=True)(point(1))[0]['point']
+
     frozen = program.frozen()
     moved = frozen | {'teacher': point(9)}
     same = np.array_equal(gradient(frozen, program), gradient(moved, program))
     assert same == (other == 'teacher')
     assert np.any(gradient(frozen, program))
     both = gradient(frozen, point_program())
-    alone = [gradient(frozen, point_program(**{name: 0.0})) for name in ('distribution_weight', 'cauchy_weight')]
+    alone = [gradient(frozen, point_program(objectives=without(name))) for name in KINDS]
     assert relative_error(alone[0] + alone[1], both) < 1e-5
 
 
+def test_regression_leaves_own_history_alone():
+    """Behind its own history the student is not drawn to the data's frame, unless it is asked for."""
+    moved = []
+    for factor in (0.0, 1.0):
+        objectives = without('matching', regression=RegressionConfig(own_history=factor))
+        (state, _) = after_a_step(own_history=ALWAYS, objectives=objectives)
+        moved.append(not np.array_equal(state.student['point'], point(1)['point']))
+    assert moved == [False, True]
+
+
 def test_something_must_be_learned():
-    with pytest.raises(InputError, match='both 0'):
-        point_program(distribution_weight=0.0, cauchy_weight=0.0)
+    with pytest.raises(InputError, match='all 0'):
+        without('matching', 'regression')
 
 
 def test_metrics_by_unit_and_stage():
@@ -214,7 +296,7 @@ def test_meshes_agree_and_runs_resume_behind_own_history(samples, tmp_path, monk
     monkeypatch.setitem(OBJECTIVE, 'own_history', {'last': 1.0, 'ramp_steps': 4})
     for name, parts in (('unbroken', (4,)), ('broken', (2, 4))):
         for steps in parts:
-            dmd.main(settings(samples, tmp_path / name, steps=steps))
+            dmd.RECIPE.run(settings(samples, tmp_path / name, steps=steps))
     assert digests(tmp_path / 'unbroken' / 'result') == digests(tmp_path / 'broken' / 'result')
     monkeypatch.setitem(OBJECTIVE, 'own_history', {'first': 1.0, 'last': 1.0})
     placed_step.cache_clear()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid import stages as pyramid
 from neodragon_jax.pyramid.schedule import Schedule
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error
@@ -96,6 +97,25 @@ def test_stages_are_drawn_evenly():
     drawn = [flow_matching.stage_of_step(3, step, 3) for step in range(3000)]
     assert np.bincount(drawn, minlength=3).min() > 900
     assert drawn[:20] != [flow_matching.stage_of_step(4, step, 3) for step in range(20)]
+
+
+def test_stages_are_drawn_by_weight():
+    drawn = [flow_matching.stage_of_step(3, step, 3, (1, 2, 1)) for step in range(3000)]
+    assert np.bincount(drawn) / 3000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    assert set(flow_matching.stage_of_step(3, step, 3, (0, 1, 0)) for step in range(50)) == {1}
+
+
+def test_units_are_drawn_by_weight_among_those_that_a_sample_has():
+    stop = jnp.asarray([4] * 2000 + [2] * 2000)
+    units = np.asarray(flow_matching.draw_units(jax.random.key(0), 1, stop, (1.0, 3.0, 0.0)))
+    assert np.bincount(units[:2000], minlength=4) / 2000 == pytest.approx([0, 0.25, 0.75, 0], abs=0.04)
+    assert set(units[2000:].tolist()) == {1}
+
+
+@pytest.mark.parametrize('weights', [(1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 2.0), (1.0, float('nan'), 1.0)])
+def test_impossible_weights_are_refused(weights):
+    with pytest.raises(InputError, match='stage_weights is'):
+        flow_matching.check_weights('stage_weights', weights, count=3)
 
 
 def test_means_by_unit():

@@ -178,8 +178,7 @@ def test_a_dropped_caption_is_the_null_prompt_whole(data, monkeypatch):
 @functools.cache
 def placed_step(data: str, mesh_sizes: tuple[int, int, int], stages: tuple[int, ...]):
     """Return (step, first carry, batch, key) on a mesh."""
-    config, run = teacher.read_settings(settings(data, mesh=mesh_sizes))
-    program, source = teacher.load_program(config, [data], [1.0])
+    program, source, run = teacher.load(teacher.RECIPE.read(settings(data, mesh=mesh_sizes)))
     abstract = abstract_arguments(program, {}, source, run, make_mesh(run.mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     begin = jax.jit(functools.partial(initial, program), out_shardings=shardings.carry)
@@ -229,7 +228,7 @@ def unbroken(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('unbroken')
     config = settings(data, workdir, steps=4, mesh=(1, 1, 1))
     config.loop.evaluate_every = 4
-    teacher.main(config)
+    teacher.RECIPE.run(config)
     return workdir
 
 
@@ -240,7 +239,7 @@ def digests(folder) -> dict[str, str]:
 
 def test_resumed_run_ends_where_an_unbroken_one_does(data, unbroken, tmp_path):
     for steps in (2, 4):
-        teacher.main(settings(data, tmp_path, steps=steps, mesh=(1, 1, 1)))
+        teacher.RECIPE.run(settings(data, tmp_path, steps=steps, mesh=(1, 1, 1)))
     assert digests(tmp_path / 'result') == digests(unbroken / 'result')
 
 
@@ -323,8 +322,9 @@ def test_pictures_and_videos_mix(data, tmp_path):
 
 def test_full_settings_make_the_teacher_of_the_paper(capsys):
     config = teacher_settings.get_config('')
-    objective, run = teacher.read_settings(config)
-    module = teacher.Teacher(objective, teacher.blank_latents(**config.shapes.to_dict(), config=objective)[0]).module
+    given = teacher.RECIPE.read(config)
+    objective, run = given.teacher, given.loop
+    module = teacher.Teacher(objective, teacher.blank_latents(given.shapes, objective)[0]).module
     assert isinstance(module, TeacherMMDiT)
     sizes = [leaf.size for leaf in jax.tree.leaves(checkpoint.abstract_params(module))]
     table = module.config.pos_embed_max_size**2 * module.config.width
@@ -339,7 +339,7 @@ def test_full_settings_make_the_teacher_of_the_paper(capsys):
 def test_dry_run_needs_no_data(capsys):
     config = settings('')
     config.shapes = {'frames': FRAMES, 'height': GRID, 'width': GRID, 'text_tokens': TOKENS}
-    teacher.main(config, dry_run=True)
+    teacher.RECIPE.run(config, dry_run=True)
     assert f'batch  t5  [8, {TOKENS}, {TEXT}]  bfloat16' in capsys.readouterr().out
 
 
@@ -362,10 +362,10 @@ def test_data_that_do_not_fit_are_refused(data):
     config = settings(data)
     config.teacher.sizes.joint_attention_dim = 13
     with pytest.raises(InputError, match=f'text states are {TEXT} wide, the denoiser takes 13'):
-        teacher.main(config)
+        teacher.RECIPE.run(config)
     config = settings(data)
     config.teacher.evaluation = {**config.teacher.evaluation.to_dict(), 'examples': 40}
     with pytest.raises(InputError, match='40 samples are to be held out of 40'):
-        teacher.main(config)
+        teacher.RECIPE.run(config)
     with pytest.raises(InputError, match=r'config\.data is empty'):
-        teacher.main(settings(''))
+        teacher.RECIPE.run(settings(''))

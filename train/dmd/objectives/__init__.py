@@ -1,0 +1,1 @@
+"""Objectives of the step distillation, one file each; `weighted.py` adds them up."""

@@ -1,0 +1,61 @@
+"""Regression: the student's predictions are drawn to the data by the Cauchy loss log(1 + ||z_theta - z||^2).
+
+Behind the student's own history the data's frame is not a target: its motion belongs to another past. Such examples
+are left out by default.
+
+Source: Neodragon, arXiv 2511.06055, section on step distillation (regression loss, weight 0.5).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.pyramid.sampler import Unit
+from train.dmd.examples import Draws, Example, Examples
+from train.dmd.objectives.part import Models, Values
+from train.dmd.ramp import Weight
+from train.flow import losses
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionConfig(Weight):
+    """Options of the regression.
+
+    Attributes:
+      own_history: further factor for examples behind the student's own history.
+    """
+
+    weight: float = 0.5
+    own_history: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.own_history >= 0:
+            raise InputError(f'regression.own_history is {self.own_history}; it must be at least 0.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """The regression to the data."""
+
+    config: RegressionConfig
+    name: str = 'regression'
+
+    def draw(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Draws:
+        """Return nothing: the regression is deterministic."""
+        del key, shape
+        return {}
+
+    def pull(
+        self, examples: Examples, stage: int, example: Example, z_theta: Unit, models: Models, draws: Draws
+    ) -> tuple[Unit, Values]:
+        """Return the gradient of the Cauchy loss, and the loss."""
+        del examples, stage, models, draws
+        values, pull_back = jax.vjp(lambda z: losses.cauchy(z, example.clean), z_theta)
+        factor = jnp.where(example.own, self.config.own_history, 1.0)
+        return pull_back(factor)[0], {'cauchy': values}

@@ -1,0 +1,74 @@
+"""The weighted sum of objectives that a student is trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.pyramid.sampler import Unit
+from train.dmd.examples import Draws, Example, Examples
+from train.dmd.metrics import cosine, norm
+from train.dmd.objectives.matching import Matching, MatchingConfig
+from train.dmd.objectives.part import Models, Part, Values
+from train.dmd.objectives.regression import Regression, RegressionConfig
+from train.flow import losses
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectivesConfig:
+    """The objectives and their weights; the default is the paper's recipe. A weight of 0 leaves an objective out."""
+
+    matching: MatchingConfig = dataclasses.field(default_factory=MatchingConfig)
+    regression: RegressionConfig = dataclasses.field(default_factory=RegressionConfig)
+
+    def __post_init__(self) -> None:
+        if not self.parts():
+            weights = ' and '.join(f'{field.name}.weight' for field in dataclasses.fields(self))
+            raise InputError(f'{weights} are all 0: there is no objective; raise one.')
+
+    def parts(self) -> list[Part]:
+        """Return the objectives that take part in the run."""
+        parts: list[Part] = [Matching(self.matching), Regression(self.regression)]
+        return [part for part in parts if part.config.used]
+
+
+def draw(parts: Sequence[Part], key: PRNGKeyArray, shape: tuple[int, ...]) -> Draws:
+    """Draw the random numbers of all objectives, as PART/NAME."""
+    return {f'{part.name}/{name}': value for part in parts for name, value in part.draw(key, shape).items()}
+
+
+def pull(
+    parts: Sequence[Part],
+    examples: Examples,
+    stage: int,
+    step: Int[Array, ''] | int,
+    example: Example,
+    z_theta: Unit,
+    models: Models,
+    draws: Mapping[str, Array],
+) -> tuple[Unit, Values]:
+    """Return the weighted sum of the objectives' gradients by `z_theta`, and the values to log per sample.
+
+    With several objectives these include pull/PART, the norm of each weighted gradient, and cosine/PART, its cosine
+    with that of the first objective.
+    """
+    z_theta = jax.lax.stop_gradient(z_theta)
+    values: Values = {'endpoint_mse': losses.squared_error(z_theta, example.clean)}
+    pulls: dict[str, Any] = {}
+    for part in parts:
+        prefix = f'{part.name}/'
+        own_draws = {name.removeprefix(prefix): value for name, value in draws.items() if name.startswith(prefix)}
+        slope, logged = part.pull(examples, stage, example, z_theta, models, own_draws)
+        pulls[part.name] = part.config.at(stage, step) * slope
+        values |= logged
+    if len(parts) > 1:
+        first = pulls[parts[0].name]
+        values |= {f'pull/{name}': norm(slope) for name, slope in pulls.items()}
+        values |= {f'cosine/{name}': cosine(first, pulls[name]) for name in list(pulls)[1:]}
+    return sum(pulls.values(), start=jnp.zeros_like(z_theta)), values

@@ -1,0 +1,117 @@
+"""On-policy examples: part of a batch stands behind videos that the student itself generated.
+
+A student that has only seen the data's history may keep the motion behind it and lose it behind its own. Once per
+iteration a few prompts are rolled out; every roll-out then serves examples at several units, in the updates of the
+fake model and of the student alike.
+
+Legend: N updates in an iteration, B batch, R roll-outs, T latent frames (= units), H W latent grid, C channels.
+Source: Self Forcing, arXiv 2506.08009.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.pyramid.sampler import Denoiser
+from train.dmd.examples import prompt_of
+from train.dmd.ramp import ramp
+from train.dmd.rollout import RolledOut, Rollout, drawn_noise
+
+Batch = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnHistoryConfig:
+    """The share of the examples behind the student's own history, by step.
+
+    The share is `first` up to step `ramp_start`, then moves to `last` within `ramp_steps` steps. 0 throughout, the
+    default, is the paper's objective.
+
+    Attributes:
+      videos: R, videos rolled out per iteration, of the first prompts of its first batch; 0 for the whole batch. The
+        examples behind a roll-out take its prompt and its video of the data.
+      arrive: these examples start at the student's own state, instead of a noisy latent of the data.
+    """
+
+    first: float = 0.0
+    last: float = 0.0
+    ramp_start: int = 0
+    ramp_steps: int = 0
+    videos: int = 0
+    arrive: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ('first', 'last'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f'own_history.{name} is {getattr(self, name)}; it must be in 0..1.')
+        for name in ('ramp_start', 'ramp_steps', 'videos'):
+            if getattr(self, name) < 0:
+                raise InputError(f'own_history.{name} is {getattr(self, name)}; it must be at least 0.')
+
+    @property
+    def ever(self) -> bool:
+        """Whether any step may use it."""
+        return bool(self.first or self.last)
+
+    def share(self, step: Int[Array, ''] | int) -> Float[Array, '']:
+        """Return the share at a step."""
+        return ramp(step, self.first, self.last, self.ramp_start, self.ramp_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnHistories:
+    """Replaces part of the examples of an iteration by on-policy ones."""
+
+    config: OwnHistoryConfig
+    rollout: Rollout
+    first_unit: int
+
+    def attach(
+        self,
+        denoise: Denoiser,
+        step: Int[Array, ''],
+        stage: int,
+        batch: Batch,
+        unit: Int[Array, 'N B'],
+        index: Int[Array, 'N B'],
+        key: PRNGKeyArray,
+    ) -> Batch:
+        """Return the batches of an iteration with `own` [N, B], `history` [N, B, T, H, W, C] and `arrival`.
+
+        Args:
+          denoise: the student.
+          stage: that of the iteration.
+          batch: latents [N, B, T, H, W, C], text, text_mask, pooled.
+          unit, index: unit and step of every example.
+        """
+        own_key, noise_key = jax.random.split(key)
+        own = jax.random.bernoulli(own_key, self.config.share(step), unit.shape)
+        count = self.config.videos or unit.shape[1]
+        rows = {name: array[0, :count] for name, array in batch.items()}
+        rows['latents'] = rows['latents'].astype(jnp.float32)
+        last = jnp.max(jnp.where(own, unit, self.first_unit - 1))
+        noise = drawn_noise(noise_key, count, self.rollout.schedule)
+
+        def generate(last: Int[Array, '']) -> RolledOut:
+            return self.rollout.generate(denoise, prompt_of(rows), rows['latents'], self.first_unit, last, stage, noise)
+
+        # Nothing is generated where no example is drawn.
+        shapes = jax.eval_shape(generate, last)
+        nothing = lambda _: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        rolled = jax.lax.stop_gradient(jax.lax.cond(jnp.any(own), generate, nothing, last))
+        row = jnp.broadcast_to(jnp.arange(unit.shape[1]) % count, unit.shape)
+        batch = {name: _chosen(own, rows[name][row], array) for name, array in batch.items()}
+        batch['history'] = _chosen(own, rolled.videos[row], batch['latents'].astype(jnp.float32))
+        if self.config.arrive:
+            batch['arrival'] = rolled.states[index, unit, row][:, :, None]
+        return batch | {'own': own}
+
+
+def _chosen(own: Bool[Array, 'N B'], there: Array, here: Array) -> Array:
+    """Return `there` for own examples and `here` for the others, in the type of `here`."""
+    return jnp.where(own.reshape(*own.shape, *[1] * (here.ndim - 2)), there.astype(here.dtype), here)

@@ -1,0 +1,20 @@
+"""The shape of a training sample, for plans and sizing without data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class BlankSample:
+    """The section `shapes` of a settings file.
+
+    Attributes:
+      frames, height, width: T, H, W of the latents.
+      text_tokens: L.
+    """
+
+    frames: int
+    height: int
+    width: int
+    text_tokens: int
