@@ -19,11 +19,11 @@ def test_two_steps_equal_the_recorded_ones_bit_for_bit(kind, stage):
     prefix = f'{kind}/stage{stage}/'
     want = {name[len(prefix) :]: array for name, array in load_golden('dmd_step').items() if name.startswith(prefix)}
     rate = OptimizerConfig(learning_rate=0.01, clip_norm=1.0)
-    program = point_program(protocol='21', clean_prediction=kind, student=rate, fake=rate)
-    state = program.init_state(jax.random.key(0), program.frozen()).replace(student=point(1), fake=point(2))
-    batch = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), make_batch())
     metrics = {}
     with jax.disable_jit():
+        program = point_program(protocol='21', clean_prediction=kind, student=rate, fake=rate)
+        state = program.init_state(jax.random.key(0), program.frozen()).replace(student=point(1), fake=point(2))
+        batch = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), make_batch())
         for number in range(2):
             key = jax.random.fold_in(jax.random.key(7), number)
             state, metrics = program.train_step(stage, state, program.frozen(), batch, key)

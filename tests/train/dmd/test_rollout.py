@@ -13,7 +13,7 @@ import pytest
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, sample
 from neodragon_jax.pyramid.schedule import Schedule
-from support.dmd_runs import OBJECTIVE, digests, placed_step, samples, settings  # noqa: F401
+from support.dmd_runs import OBJECTIVE, digests, placed_step, settings
 from support.goldens import relative_error
 from support.point_world import BATCH, CHANNELS, FRAMES, GRID, make_batch, point, point_program
 from train.dmd import program as dmd
@@ -292,7 +292,7 @@ def test_metrics_by_unit_and_stage():
 
 
 @pytest.mark.slow
-def test_meshes_agree_and_runs_resume_behind_own_history(samples, tmp_path, monkeypatch):  # noqa: F811
+def test_meshes_agree_and_runs_resume_behind_own_history(samples, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVE, 'own_history', {'last': 1.0, 'ramp_steps': 4})
     for name, parts in (('unbroken', (4,)), ('broken', (2, 4))):
         for steps in parts:
