@@ -72,6 +72,8 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'own_history': defaults(OwnHistoryConfig),
                 'stage_weights': (),  # relative frequency of the stages; () for equal ones
                 'unit_weights': (),
+                'average': {'decay': 0.99, 'start': 50},  # of the student; decay 0 for none
+                'accumulate': 1,  # parts of a batch, for less memory
                 'dtype': 'bfloat16',
                 'remat': 'full',  # or 'dots', 'none': what the backward pass recomputes
                 'attention': 'masked',  # or 'prefix', with fewer scores; 'splash', the TPU kernel

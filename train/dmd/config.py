@@ -10,6 +10,7 @@ from neodragon_jax.models.mmdit import REMAT_POLICIES
 from train.data import DTYPES
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
+from train.dmd.state import AverageConfig
 from train.flow import losses
 from train.flow.flow_matching import check_weights
 from train.runtime.optimizer import OptimizerConfig
@@ -36,6 +37,8 @@ class DMDConfig:
       own_history: the share of examples behind frames that the student itself generated; none by default.
       stage_weights: relative frequency of the stages, coarsest first; () for equal ones (Pyramid-Flow: 1, 2, 1).
       unit_weights: relative frequency of the units, from the first that the student generates; () for equal ones.
+      average: of the student; evaluated, and written as the result.
+      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
       dtype: compute type of the denoisers, 'float32' or 'bfloat16'; masters stay float32.
       remat, attention: see `PyramidMMDiT`.
       seed: of the order of the stages.
@@ -55,6 +58,8 @@ class DMDConfig:
     own_history: OwnHistoryConfig = dataclasses.field(default_factory=OwnHistoryConfig)
     stage_weights: tuple[float, ...] = ()
     unit_weights: tuple[float, ...] = ()
+    average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
+    accumulate: int = 1
     dtype: str = 'bfloat16'
     remat: str = 'full'
     attention: str = 'masked'
@@ -79,6 +84,8 @@ class DMDConfig:
             count = getattr(self, name)
             if len(count) != 3 or min(count) < 1:
                 raise InputError(f'{name} is {count}; give three positive numbers, one per stage.')
+        if self.accumulate < 1:
+            raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
         check_weights('stage_weights', self.stage_weights, count=3)
         check_weights('unit_weights', self.unit_weights)
 

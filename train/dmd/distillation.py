@@ -27,19 +27,23 @@ from neodragon_jax.pyramid.sampler import Prompt
 from neodragon_jax.pyramid.schedule import Schedule
 from train.data import DTYPES
 from train.dmd.config import PROTOCOLS, DMDConfig
+from train.dmd.critic import FeatureCritic
 from train.dmd.examples import Examples
 from train.dmd.metrics import Sums, gradient_metrics, means
 from train.dmd.own_history import OwnHistories
 from train.dmd.rollout import Rollout
-from train.dmd.state import DMDState
+from train.dmd.state import DMDState, follow
 from train.dmd.teacher import MultiStepTeacher, read_teacher
 from train.dmd.updates import Updates
 from train.flow import flow_matching
+from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import make_optimizer
 from train.runtime.sharding import to_host
 
 # Folded into a step's key for the random numbers of roll-outs.
 OWN_HISTORY = 2**30
+# In the result: the student without its average.
+NOT_AVERAGED = 'not_averaged'
 
 
 class DMD:
@@ -88,6 +92,9 @@ class DMD:
         self.module = teacher.module.clone(scan=True, **options)
         self.negative = Prompt(*(negative[name] for name in ('text', 'text_mask', 'pooled')))  # pyright: ignore[reportArgumentType]
         self.student_tx, self.fake_tx = make_optimizer(config.student), make_optimizer(config.fake)
+        self.critic_tx = make_optimizer(config.fake, fixed=())
+        adversarial = config.objectives.adversarial
+        self.critic = FeatureCritic(adversarial, self.module) if adversarial.used else None
         steps = config.student_steps, config.student_first_steps
         self.examples = Examples(
             frames, first_unit, *steps, self.schedule, config.clean_prediction, config.unit_weights
@@ -100,7 +107,8 @@ class DMD:
         """The losses of both models."""
         config = self.config
         apply: Any = self.module.apply
-        return Updates(apply, self.examples, config.objectives.parts(), config.guidance, config.first_guidance)
+        guidance = config.guidance, config.first_guidance
+        return Updates(apply, self.examples, config.objectives.parts(), *guidance, self.critic)
 
     def frozen(self) -> dict[str, Any]:
         """Return the teacher's parameters and its negative prompt."""
@@ -108,8 +116,10 @@ class DMD:
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> DMDState:
         """Return both models as copies of the teacher, with fresh optimizers."""
-        del key
-        return DMDState.begin(frozen['teacher'], self.student_tx, self.fake_tx)
+        state = DMDState.begin(frozen['teacher'], self.student_tx, self.fake_tx)
+        critic = {} if self.critic is None else self.critic.init(key)
+        average = jax.tree.map(jnp.copy, state.student) if self.config.average.decay else None
+        return state.replace(critic=critic, critic_opt=self.critic_tx.init(critic), average=average)  # pyright: ignore[reportAttributeAccessIssue]
 
     def variant(self, step: int) -> int:
         """Return the stage of a step."""
@@ -132,32 +142,36 @@ class DMD:
         student_batch = {name: array[-1] for name, array in batches.items()}
         student_batch |= updates.draw_student(variant, shape, keys[-1])
 
-        fake, fake_opt, fake_metrics, sums = self.update_fake(variant, state, fake_batches)
-        loss = functools.partial(updates.student_loss, variant, state.step, fake, frozen)
-        grads, student_sums = jax.grad(loss, has_aux=True)(state.student, student_batch)
+        state, fake_metrics, sums = self.update_fake(variant, state, fake_batches, key)
+        loss = functools.partial(updates.student_loss, variant, state.step, (state.fake, state.critic), frozen)
+        (_, student_sums), grads = value_and_grad(loss, state.student, student_batch, key, self.config.accumulate)
         changes, student_opt = self.student_tx.update(grads, state.student_opt, state.student)
+        student, average = optax.apply_updates(state.student, changes), state.average
+        if average is not None:
+            average = follow(average, student, state.step, self.config.average)
         metrics = gradient_metrics('student', optax.global_norm(grads), self.config.student.clip_norm)
         metrics |= fake_metrics | own | means(student_sums | sums, variant, self.examples.first_unit)
-        state = state.replace(  # pyright: ignore[reportAttributeAccessIssue]
-            student=optax.apply_updates(state.student, changes), student_opt=student_opt, fake=fake, fake_opt=fake_opt
-        )
-        return state, metrics
+        return state.replace(student=student, student_opt=student_opt, average=average), metrics  # pyright: ignore[reportAttributeAccessIssue]
 
     def update_fake(
-        self, stage: int, state: DMDState, batches: Mapping[str, Array]
-    ) -> tuple[Any, Any, dict[str, Array], Sums]:
-        """Run the fake model's updates, each on a batch of its own; return it, its optimizer, metrics and unit sums."""
-        loss = functools.partial(self.updates.fake_loss, stage, state.student)
+        self, stage: int, state: DMDState, batches: Mapping[str, Array], key: PRNGKeyArray
+    ) -> tuple[DMDState, dict[str, Array], Sums]:
+        """Run the updates of fake model and critic, each on a batch of its own; return metrics and unit sums, too."""
+        loss = functools.partial(self.updates.fake_loss, stage, state.step, state.student)
 
         def update(carry: tuple[Any, Any], batch: Mapping[str, Array]) -> tuple[Any, Any]:
-            fake, opt = carry
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(fake, batch)
-            changes, opt = self.fake_tx.update(grads, opt, fake)
-            metrics = gradient_metrics('fake', optax.global_norm(grads), self.config.fake.clip_norm)
-            return (optax.apply_updates(fake, changes), opt), (metrics, sums)
+            trained, (fake_opt, critic_opt) = carry
+            (_, sums), grads = value_and_grad(loss, trained, batch, key, self.config.accumulate)
+            fake_changes, fake_opt = self.fake_tx.update(grads[0], fake_opt, trained[0])
+            critic_changes, critic_opt = self.critic_tx.update(grads[1], critic_opt, trained[1])
+            metrics = gradient_metrics('fake', optax.global_norm(grads[0]), self.config.fake.clip_norm)
+            trained = optax.apply_updates(trained, (fake_changes, critic_changes))
+            return (trained, (fake_opt, critic_opt)), (metrics, sums)
 
-        (fake, opt), (metrics, sums) = jax.lax.scan(update, (state.fake, state.fake_opt), batches)
-        return fake, opt, jax.tree.map(jnp.mean, metrics), jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
+        carry = (state.fake, state.critic), (state.fake_opt, state.critic_opt)
+        ((fake, critic), (fake_opt, critic_opt)), (metrics, sums) = jax.lax.scan(update, carry, batches)
+        state = state.replace(fake=fake, critic=critic, fake_opt=fake_opt, critic_opt=critic_opt)  # pyright: ignore[reportAttributeAccessIssue]
+        return state, jax.tree.map(jnp.mean, metrics), jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
 
     def batches(
         self, stage: int, state: DMDState, batch: Mapping[str, Array], keys: PRNGKeyArray, own_key: PRNGKeyArray
@@ -177,21 +191,27 @@ class DMD:
         return given | draws, {'own_history': jnp.mean(given['own'], dtype=jnp.float32)}
 
     def finish(self, state: DMDState, folder: pathlib.Path) -> None:
-        """Write the student and the adapter it was trained with in the released layout, and `student.json`."""
-        student, step = to_host((state.student, state.step))
+        """Write the student, its adapter and `student.json` in the released layout.
+
+        With an average the student is that, and the student without it is in the folder `not_averaged`.
+        """
+        students, step = to_host(({'': state.result, NOT_AVERAGED: state.student}, state.step))
         if jax.process_index() != 0:
             return
-        checkpoint.save(folder / STUDENT, self.module, student)
         assert self.adapter is not None  # only a program without weights has none
-        checkpoint.save(folder / STUDENT_ADAPTER, *self.adapter)
         record = self.metadata() | {'iterations': int(step), 'checkpoint': str(self.config.checkpoint)}
-        with atomic_file(folder / 'student.json') as path:
-            path.write_text(json.dumps(record, indent=2) + '\n')
+        for name, student in students.items():
+            if name and state.average is None:
+                continue
+            checkpoint.save(folder / name / STUDENT, self.module, student)
+            checkpoint.save(folder / name / STUDENT_ADAPTER, *self.adapter)
+            with atomic_file(folder / name / 'student.json') as path:
+                path.write_text(json.dumps(record | {'averaged': bool(not name and state.average)}, indent=2) + '\n')
 
     def metadata(self) -> dict[str, Any]:
         """Return what makes two runs the same distillation: teacher, protocol and objective, but not learning rates."""
         config = dataclasses.asdict(self.config)
-        for name in ('checkpoint', 'dtype', 'remat', 'attention', 'student', 'fake'):
+        for name in ('checkpoint', 'dtype', 'remat', 'attention', 'accumulate', 'student', 'fake'):
             del config[name]
         record = config | {'frames': self.frames, 'teacher': self.fingerprint, 'samples': self.samples}
         return json.loads(json.dumps(record))  # tuples become lists, as they are after a restart

@@ -52,7 +52,7 @@ class Example(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """The re-noised student prediction z_tau, and the flow of the pair it lies on."""
+    """Re-noised clean latents z_tau, and the flow of the pair they lie on."""
 
     x: Unit
     flow: Unit  # y0 - y1
@@ -128,9 +128,9 @@ class Examples:
         flow = example.ask(denoise, stage, example.x, self.schedule.timestep(stage, example.level))
         return losses.clean_prediction(example.x, flow, example.level, stage, self.schedule, self.clean_prediction)
 
-    def probe(self, z_theta: Unit, stage: int, tau: Float[Array, ' B'], noise: Unit) -> Probe:
-        """Re-noise a detached prediction as a new pair of the stage, and return its point at level tau."""
-        y0, y1 = stage_pair(jax.lax.stop_gradient(z_theta), noise, stage, self.schedule)
+    def probe(self, z: Unit, stage: int, tau: Float[Array, ' B'], noise: Unit) -> Probe:
+        """Re-noise clean latents as a new pair of the stage, and return its point at level tau."""
+        y0, y1 = stage_pair(z, noise, stage, self.schedule)
         return Probe(losses.interpolate(y0, y1, tau), y0 - y1, self.schedule.timestep(stage, tau))
 
 

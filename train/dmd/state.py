@@ -1,25 +1,59 @@
-"""The trained state of the step distillation."""
+"""The trained state of the step distillation, and the average of the student.
+
+average <- student until `start`, then average + (1 - decay) (student - average)
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Int
+
+from neodragon_jax.base.errors import InputError
+from train.runtime.optimizer import Ema, EmaConfig, update_ema
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageConfig:
+    """The exponential moving average of the student, in float32.
+
+    Attributes:
+      decay: the share of the average that an update keeps; 0 for no average.
+      start: updates after which the average begins; it equals the student before.
+    """
+
+    decay: float = 0.99
+    start: int = 50
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise InputError(f'average.decay is {self.decay}; it must be at least 0 and less than 1.')
+        if self.start < 0:
+            raise InputError(f'average.start is {self.start}; it must be at least 0.')
 
 
 @flax.struct.dataclass
 class DMDState:
-    """Both trained models in float32, stacked for the scan, and their optimizers."""
+    """Both trained models in float32, stacked for the scan, and their optimizers.
+
+    Attributes:
+      critic: parameters of the adversarial objective's critic; {} without it.
+      average: of the student; None without it.
+    """
 
     step: Array
     student: Any
     fake: Any
     student_opt: Any
     fake_opt: Any
+    critic: Any = flax.struct.field(default_factory=dict)
+    critic_opt: Any = None
+    average: Any = None
 
     @classmethod
     def begin(
@@ -29,3 +63,18 @@ class DMDState:
         # Real copies: the state's buffers are donated to every step, the teacher's must survive.
         student, fake = (jax.tree.map(jnp.copy, teacher) for _ in range(2))
         return cls(jnp.zeros((), jnp.int32), student, fake, student_tx.init(student), fake_tx.init(fake))
+
+    @property
+    def result(self) -> Any:
+        """The student to be used: its average where there is one."""
+        return self.student if self.average is None else self.average
+
+
+def follow(average: Any, student: Any, step: Int[Array, ''], config: AverageConfig) -> Any:
+    """Return the average after an update of the student.
+
+    Args:
+      step: number of updates before it.
+    """
+    moved = update_ema(Ema(average, jnp.zeros((), jnp.int32)), student, EmaConfig(config.decay, warmup=False)).params
+    return jax.tree.map(lambda new, now: jnp.where(step < config.start, now, new), moved, student)

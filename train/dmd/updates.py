@@ -10,6 +10,7 @@ Source: Neodragon, arXiv 2511.06055, section on step distillation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from neodragon_jax.pyramid.sampler import Denoiser, guided, jax_denoiser
+from train.dmd.critic import FeatureCritic
 from train.dmd.examples import Draws, Examples
 from train.dmd.metrics import Sums, unit_sums
 from train.dmd.objectives import weighted
+from train.dmd.objectives.adversarial import critic_loss
 from train.dmd.objectives.part import Models, Part
 from train.flow import losses
 from train.flow.guidance import scale_by_unit
@@ -36,6 +39,7 @@ class Updates:
       apply: of the denoiser, as `sampler.jax_denoiser` takes it.
       parts: the student's objectives.
       guidance, first_guidance: the teacher's scales for units > 0 and for unit 0.
+      critic: of the adversarial objective.
     """
 
     apply: Callable[..., Any]
@@ -43,6 +47,7 @@ class Updates:
     parts: Sequence[Part]
     guidance: float
     first_guidance: float
+    critic: FeatureCritic | None = None
 
     def denoiser(self, params: Any) -> Denoiser:
         """Return a copy of the denoiser as a function."""
@@ -59,27 +64,44 @@ class Updates:
         return weighted.draw(self.parts, key, self.examples.stage_shape(stage, shape))
 
     def fake_loss(
-        self, stage: int, student: Any, fake: Any, batch: Batch, key: PRNGKeyArray | None = None
+        self,
+        stage: int,
+        step: Int[Array, ''] | int,
+        student: Any,
+        trained: tuple[Any, Any],
+        batch: Batch,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, ''], Sums]:
-        """Return the flow matching loss of the fake model on the student's detached prediction, and its unit sums.
+        """Return the loss of fake model and critic, and the unit sums of its metrics.
+
+        That is flow matching on the student's detached prediction, and with a critic its loss besides.
 
         Args:
+          trained: parameters of the fake model and of the critic.
           batch: rows of samples with their random numbers.
           key: not used.
         """
         del key
-        examples = self.examples
+        examples, (fake, critic) = self.examples, trained
         example = examples.build(stage, batch, batch)
-        z_theta = examples.predict(self.denoiser(student), stage, example)
+        z_theta = jax.lax.stop_gradient(examples.predict(self.denoiser(student), stage, example))
         probe = examples.probe(z_theta, stage, batch['fake/tau'], batch['fake/noise'])
-        errors = losses.squared_error(example.ask(self.denoiser(fake), stage, probe.x, probe.timestep), probe.flow)
-        return jnp.mean(errors), unit_sums({'fake_mse': errors}, example.unit, examples.frames)
+        if self.critic is None:
+            errors = losses.squared_error(example.ask(self.denoiser(fake), stage, probe.x, probe.timestep), probe.flow)
+            return jnp.mean(errors), unit_sums({'fake_mse': errors}, example.unit, examples.frames)
+        real = examples.probe(example.clean, stage, batch['fake/tau'], batch['fake/noise'])
+        flow, logit = self.critic.judge(fake, critic, example, stage, probe)
+        _, real_logit = self.critic.judge(fake, critic, example, stage, real)
+        errors, adversarial = losses.squared_error(flow, probe.flow), critic_loss(real_logit, logit)
+        values = {'fake_mse': errors, 'critic': adversarial, 'real_logit': real_logit, 'fake_logit': logit}
+        loss = jnp.mean(errors) + self.critic.config.at(stage, step) * jnp.mean(adversarial)
+        return loss, unit_sums(values, example.unit, examples.frames)
 
     def student_loss(
         self,
         stage: int,
         step: Int[Array, ''] | int,
-        fake: Any,
+        trained: tuple[Any, Any],
         frozen: Mapping[str, Any],
         student: Any,
         batch: Batch,
@@ -88,6 +110,7 @@ class Updates:
         """Return the student's surrogate loss (only its gradient is meaningful) and the unit sums of its metrics.
 
         Args:
+          trained: parameters of the fake model and of the critic.
           batch: rows of samples with their random numbers.
           key: not used.
         """
@@ -95,11 +118,13 @@ class Updates:
         example = self.examples.build(stage, batch, batch)
         z_theta = self.examples.predict(self.denoiser(student), stage, example)
         detached = jax.lax.stop_gradient
+        fake, critic = detached(trained)
         scale = scale_by_unit(self.guidance, self.first_guidance)
         models = Models(
             student=self.denoiser(detached(student)),
-            fake=self.denoiser(detached(fake)),
+            fake=self.denoiser(fake),
             teacher=guided(self.denoiser(detached(frozen['teacher'])), frozen['negative'], scale),
+            critic=None if self.critic is None else functools.partial(self.critic.logit, fake, critic),
         )
         slope, values = weighted.pull(self.parts, self.examples, stage, step, example, z_theta, models, batch)
         return losses.surrogate(z_theta, slope), unit_sums(values, example.unit, self.examples.frames)

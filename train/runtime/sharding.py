@@ -57,6 +57,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'token_embedding/embedding', (None, FSDP)),
     # The linear embedding of text states, of the multi-step denoiser and beside the text teacher; low-rank additions.
     (r'(context_embedder|embedder)/kernel', (FSDP, None)),
+    (r'critic_(key|value)_\d+/kernel', (FSDP, None)),
     (r'lora_down', (FSDP, None)),
     (r'lora_up', (None, FSDP)),
     # CLIP and video VAEs: small beside the denoisers, whose work the tensor axis divides.

@@ -43,7 +43,7 @@ def test_student_gradient_is_the_definition(stage):
     program, key = point_program(**options), jax.random.key(5)
     batch = drawn(program, stage, make_batch(), key)
     student, fake, frozen, updates = point(1), point(2), program.frozen(), program.updates
-    loss = lambda student: updates.student_loss(stage, 0, fake, frozen, student, batch)
+    loss = lambda student: updates.student_loss(stage, 0, (fake, {}), frozen, student, batch)
     gradient = jax.grad(loss, has_aux=True)(student)[0]
 
     example = program.examples.build(stage, batch, batch)
@@ -67,13 +67,13 @@ def test_student_gradient_is_the_definition(stage):
 def test_only_the_student_gets_a_gradient():
     program, key = point_program(), jax.random.key(5)
     batch, updates = drawn(program, 1, make_batch(), key), program.updates
-    surrogate = lambda student, fake, frozen: updates.student_loss(1, 0, fake, frozen, student, batch)[0]
+    surrogate = lambda student, fake, frozen: updates.student_loss(1, 0, (fake, {}), frozen, student, batch)[0]
     frozen = {'teacher': program.teacher, 'negative': program.negative}
     gradients = jax.grad(surrogate, argnums=(0, 1, 2), allow_int=True)(point(1), point(2), frozen)
     assert np.any(gradients[0]['point'])
     assert not np.any(gradients[1]['point'])
     assert not np.any(gradients[2]['teacher']['point'])
-    fake_loss = lambda fake, student: updates.fake_loss(1, student, fake, batch)[0]
+    fake_loss = lambda fake, student: updates.fake_loss(1, 0, student, (fake, {}), batch)[0]
     gradients = jax.grad(fake_loss, argnums=(0, 1))(point(2), point(1))
     assert np.any(gradients[0]['point'])
     assert not np.any(gradients[1]['point'])

@@ -250,7 +250,7 @@ def test_either_objective_alone(dropped, other):
     def gradient(frozen, program):
         shape = batch['latents'].shape
         rows = batch | program.examples.draw(key, 2, shape) | program.updates.draw_student(2, shape, key)
-        loss = lambda student: program.updates.student_loss(2, 0, point(2), frozen, student, rows)
+        loss = lambda student: program.updates.student_loss(2, 0, (point(2), {}), frozen, student, rows)
         return jax.grad(loss, has_aux=True)(point(1))[0]['point']
 
     frozen = program.frozen()

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from neodragon_jax.pyramid.sampler import Denoiser, Unit
-from train.dmd.examples import Draws, Example, Examples
+from train.dmd.examples import Draws, Example, Examples, Probe
 from train.dmd.ramp import Weight
 
 Values = dict[str, Float[Array, ' B']]
 
 
+CriticLogit = Callable[[Example, int, Probe], Float[Array, ' B']]
+
+
 class Models(NamedTuple):
-    """The denoisers of a step; no gradient reaches their parameters through an objective."""
+    """The models of a step; no gradient reaches their parameters through an objective."""
 
     student: Denoiser
     fake: Denoiser
     teacher: Denoiser  # guided
+    critic: CriticLogit | None = None  # for the adversarial objective
 
 
 class Part(Protocol):

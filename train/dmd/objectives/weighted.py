@@ -14,6 +14,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Unit
 from train.dmd.examples import Draws, Example, Examples
 from train.dmd.metrics import cosine, norm
+from train.dmd.objectives.adversarial import Adversarial, AdversarialConfig
 from train.dmd.objectives.matching import Matching, MatchingConfig
 from train.dmd.objectives.part import Models, Part, Values
 from train.dmd.objectives.regression import Regression, RegressionConfig
@@ -27,6 +28,8 @@ class ObjectivesConfig:
     matching: MatchingConfig = dataclasses.field(default_factory=MatchingConfig)
     regression: RegressionConfig = dataclasses.field(default_factory=RegressionConfig)
 
+    adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
+
     def __post_init__(self) -> None:
         if not self.parts():
             weights = ' and '.join(f'{field.name}.weight' for field in dataclasses.fields(self))
@@ -34,7 +37,11 @@ class ObjectivesConfig:
 
     def parts(self) -> list[Part]:
         """Return the objectives that take part in the run."""
-        parts: list[Part] = [Matching(self.matching), Regression(self.regression)]
+        parts: list[Part] = [
+            Matching(self.matching),
+            Regression(self.regression),
+            Adversarial(self.adversarial),
+        ]
         return [part for part in parts if part.config.used]
 
 
