@@ -127,7 +127,8 @@ class System:
             center to the video's shape.
           first_frame: 'model' or 'denoiser', the maker of the first frame in hybrid mode without `image`.
           frames: 8 n + 1.
-          height, width: pixels, multiples of 64.
+          height: pixels, a multiple of 64.
+          width: pixels, a multiple of 64.
           steps: denoiser steps per stage, coarsest first, for all units.
           first_steps: the same for unit 0, the first frame.
           guidance: classifier-free guidance scale for all units.

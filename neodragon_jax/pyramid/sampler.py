@@ -252,7 +252,8 @@ def sample(
 
     Args:
       denoise: see Denoiser.
-      prompt, negative: what to show and what to avoid; `negative` is needed with guidance.
+      prompt: conditioning of the prompts.
+      negative: conditioning that guidance steers away from; needed with guidance.
       noise: source of all random numbers.
       first_frame: normalized latent of a given first frame, [B, 1, H, W, C]; generation then starts at unit 1.
       on_step: called after every Euler step with (unit, stage, step, x), for progress and tests.
