@@ -6,7 +6,7 @@ The times are estimates on paper: nothing has been calibrated against a TPU.
   kernels        FLOPs of custom kernels / (efficiency x peak). The assumed efficiency of attention is half of what its
                  head dimension can fill of a matrix unit: 64 of 128 or 256 rows give 25% or 12.5%
   communication  for each collective, bytes that a device receives / rate of the links of its group
-  optimiztic     max(compute + kernels, communication): all communication hides behind arithmetic
+  optimistic     max(compute + kernels, communication): all communication hides behind arithmetic
   pessimistic    compute + kernels + communication: none of it does
   MFU            model FLOPs / (step time x peak); model FLOPs know no recomputation and no padding
 """
@@ -87,7 +87,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of a step and what follows from them; pairs are (optimiztic, pessimistic)."""
+    """Seconds of a step and what follows from them; pairs are (optimistic, pessimistic)."""
 
     compute_s: float
     kernels_s: float
