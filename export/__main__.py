@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from neodragon_jax.base.command_line import exit_status
-from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.lists import known_entries
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import RELEASED
@@ -152,15 +153,7 @@ def read_list(option: str, text: str, known: Sequence[str]) -> list[str]:
     Raises:
       InputError: an entry is unknown, or the list is empty.
     """
-    names = [name.strip().lower() for name in text.split(',') if name.strip()]
-    for name in names:
-        if name not in known:
-            raise InputError(
-                f'{option} has {name!r}.{did_you_mean(name, known)} Use one or more of {", ".join(known)}.'
-            )
-    if not names:
-        raise InputError(f'{option} is empty; use one or more of {", ".join(known)}.')
-    return list(dict.fromkeys(names))
+    return known_entries(option, text.lower(), known)
 
 
 def run(args: argparse.Namespace) -> Report:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from neodragon_jax.base.command_line import exit_status
-from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.lists import known_entries
 
 if TYPE_CHECKING:
     from export.graphs.denoiser import Form
@@ -108,13 +109,7 @@ def read_forms(text: str | None) -> list[str]:
     """
     from export.graphs.denoiser import FORMS
 
-    names = list(FORMS) if text is None else [name.strip() for name in text.split(',') if name.strip()]
-    for name in names:
-        if name not in FORMS:
-            raise InputError(f'--forms has {name!r}.{did_you_mean(name, FORMS)} Use some of {", ".join(FORMS)}.')
-    if not names:
-        raise InputError(f'--forms is empty; use some of {", ".join(FORMS)}.')
-    return names
+    return list(FORMS) if text is None else known_entries('--forms', text, FORMS)
 
 
 def run(options: CompareOptions) -> list[FormRow]:

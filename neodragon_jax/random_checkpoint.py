@@ -27,6 +27,7 @@ from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.checkpoint.random_params import MULTISTEP, PRESETS, Part, like_trained, random_params
 from neodragon_jax.generation.options import check_seed
@@ -82,7 +83,7 @@ def write(
             own_seed = zlib.crc32(name.encode()) + seed
             params = random_params(part.kind, part.config, own_seed)
             params = cast(like_trained(params, own_seed) if trained else params, dtype)
-            checkpoint.save(out / name, checkpoint.COMPONENTS[part.kind].build(part.config), params)
+            checkpoint.save(out / name, COMPONENTS[part.kind].build(part.config), params)
             made.append(name)
     return made
 

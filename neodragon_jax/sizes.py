@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import NamedTuple
 
-from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import tensor_shapes
 from neodragon_jax.config.neodragon import FULL, TINY, ComponentConfig, SystemConfig
 
 PRESETS = {'full': FULL, 'tiny': TINY}
@@ -34,7 +34,7 @@ def component_sizes(system: SystemConfig) -> list[Size]:
     ]
     sizes = []
     for name, kind, config in components:
-        shapes = checkpoint.abstract(kind, config)
+        shapes = tensor_shapes(kind, config)
         count = sum(math.prod(leaf.shape) for key, leaf in shapes.items() if key != TABLE)
         sizes.append(Size(name, len(shapes), count))
     return sizes

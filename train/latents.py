@@ -38,6 +38,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.processes import start_processes
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import ADAPTER_FOLDERS, VIDEO_VAE
@@ -59,7 +60,6 @@ from train.data.conditioning import CONTENTS, Conditioner, load_conditioner
 from train.data.manifest import is_sample_set
 from train.data.parallel import ordered_map
 from train.data.stored_conditioning import NEGATIVE, NULL
-from train.runtime.processes import start_processes
 from train.vae.flat_convolutions import flat_convolutions
 
 EXAMPLES = """
@@ -166,9 +166,7 @@ def load_encoder(args: argparse.Namespace, spread: Spread) -> Encoder:
       InputError: the checkpoint has none, or it is damaged.
     """
     folder = checkpoint.component_folder(args.checkpoint, VIDEO_VAE)
-    vae = checkpoint.load_module(folder)
-    if not isinstance(vae, CausalVAE):
-        raise InputError(f'{folder}: holds a {type(vae).__name__}; copy the folder again.')
+    vae = checkpoint.load_module(folder, CausalVAE)
     return Encoder(
         vae=vae.clone(dtype=jnp.dtype(args.dtype)),
         params=spread.replicate(read_params(folder, jnp.dtype(args.dtype), 'encoder', 'quant_conv')),

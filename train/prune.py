@@ -253,9 +253,7 @@ def _decoder(folder: str) -> Any:
     """Return a function from latents to frames, or without a folder to the latents themselves."""
     if not folder:
         return lambda latents: latents
-    module, params = checkpoint.load(folder)
-    if not isinstance(module, CausalVAE):
-        raise InputError(f'--decoder {folder}: holds a {type(module).__name__}; give the folder of a video VAE.')
+    module, params = checkpoint.load(folder, CausalVAE)
     decode = jax.jit(lambda latents: module.apply({'params': params}, denormalize(latents), method='decode'))
     return lambda latents: np.concatenate([jax.device_get(decode(one[None])) for one in latents])
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW
 from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import TINY, ComponentConfig, T5EncoderConfig
@@ -53,7 +54,7 @@ def write(out: pathlib.Path, seed: int = 0) -> None:
         if kind == 'T5EncoderModel':
             # T5's embeddings are not scaled: as small as others start, every token would look the same.
             params['token_embedding']['embedding'] *= 50
-        checkpoint.save(out / name, checkpoint.COMPONENTS[kind].build(config), params)
+        checkpoint.save(out / name, COMPONENTS[kind].build(config), params)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 from neodragon_jax.base import video
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.processes import start_processes
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
@@ -42,7 +43,6 @@ from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_P
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
 from train.data import DTYPES, SampleSpec, SampleWriter
 from train.flow.guidance import scale_by_unit
-from train.runtime.processes import start_processes
 
 GENERATED = 'generated'
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')

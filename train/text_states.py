@@ -22,13 +22,13 @@ import tqdm
 
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.processes import start_processes
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation.devices import Spread
 from neodragon_jax.models.t5 import T5Encoder
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.runtime.processes import start_processes
 from train.text.program import IDS, MASK, STATES
 
 
@@ -79,9 +79,7 @@ def run(args: argparse.Namespace) -> None:
     source = SampleSource(args.data)
     if not {IDS, MASK} <= set(source.spec.arrays):
         raise InputError(f'{args.data}: its samples have no {IDS}; pass a folder of train.prompts.')
-    module = checkpoint.load_module(args.teacher)
-    if not isinstance(module, T5Encoder):
-        raise InputError(f'{args.teacher}: holds a {type(module).__name__}; pass the folder of a T5 encoder.')
+    module = checkpoint.load_module(args.teacher, T5Encoder)
     spread = Spread(jax.local_devices())
     params = spread.replicate(read_params(args.teacher, DTYPES[args.dtype]))
     ids = source.spec.arrays[IDS]

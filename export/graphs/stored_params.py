@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 from flax import traverse_util
 
-from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.classes import COMPONENTS, class_name
 from neodragon_jax.checkpoint.params import read_params
 
 
@@ -46,32 +45,20 @@ class StoredParams(Mapping[str, Any]):
         """Look up where every tensor is.
 
         Raises:
-          InputError: as in `checkpoint.load`; shapes are not checked.
+          InputError: as in `checkpoint.load`.
         """
         self.module = checkpoint.load_module(folder)
-        component = checkpoint.COMPONENTS[checkpoint.class_name(self.module)]
-        self._paths: dict[str, pathlib.Path] = {}
-        for path in checkpoint.weight_paths(folder):
-            try:
-                with safetensors.safe_open(path, framework='numpy') as file:
-                    self._paths |= dict.fromkeys(file.keys(), path)
-            except (safetensors.SafetensorError, OSError) as error:
-                raise InputError(f'{path}: truncated or not a safetensors file ({error}). Copy it again.') from None
-        self._entries: dict[str, list[Any]] = {}
-        for entry in component.names(self.module.config):  # pyright: ignore[reportAttributeAccessIssue]
-            if entry.torch_name not in self._paths:
-                raise InputError(
-                    f'{folder}: tensor {entry.torch_name} is missing for the sizes in its config.json. '
-                    'Weights and config belong to different models; copy the folder again.'
-                )
-            self._entries.setdefault(entry.path[0], []).append(entry)
+        self._weights = checkpoint.open_weights(folder, self.module)
+        self._entries: dict[str, dict[str, Any]] = {}
+        config = self.module.config  # pyright: ignore[reportAttributeAccessIssue]
+        for entry in COMPONENTS[class_name(self.module)].entries(config):
+            self._entries.setdefault(entry.path[0], {})[entry.torch_name] = entry
 
     def __getitem__(self, name: str) -> Any:
         """Read one subtree, in the stored types."""
-        flat = {}
-        for entry in self._entries[name]:
-            with safetensors.safe_open(self._paths[entry.torch_name], framework='numpy') as file:
-                flat[entry.path] = entry.convert.to_flax(file.get_tensor(entry.torch_name))
+        entries = self._entries[name]
+        tensors = self._weights.read(entries)
+        flat = {entries[torch_name].path: entries[torch_name].convert.to_flax(tensor) for torch_name, tensor in tensors}
         return traverse_util.unflatten_dict(flat)[name]
 
     def __iter__(self) -> Iterator[str]:

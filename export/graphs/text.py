@@ -23,7 +23,6 @@ from jaxtyping import Array, Float
 
 from export.graphs.stored_params import read_float32
 from export.graphs.table import Params, PhoneGraph
-from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.generation.tokens import CLIP_LENGTH
 from neodragon_jax.models.clip import CLIPTextModel
@@ -44,10 +43,7 @@ def open_component(folder: Path, kind: type) -> Any:
     Raises:
       InputError: the folder is missing or damaged, or holds another kind of module.
     """
-    module = checkpoint.load_module(folder)
-    if not isinstance(module, kind):
-        raise InputError(f'{folder}: holds a {type(module).__name__}; put the released {kind.__name__} there.')
-    return module.clone(dtype=jnp.float32)
+    return checkpoint.load_module(folder, kind).clone(dtype=jnp.float32)
 
 
 def clip_pooled(name: str, folder: Path) -> PhoneGraph:

@@ -16,7 +16,6 @@ from export.graphs.runners import GraphRunner
 from export.graphs.stored_params import StoredParams
 from export.graphs.table import DENOISER, Feeds, PhoneGraph
 from export.host.denoiser_host import DenoiserHost, GraphDenoiser
-from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT
@@ -93,6 +92,4 @@ class DenoiserGraphs:
 
 def check_denoiser(folder: pathlib.Path) -> None:
     """Raise InputError unless a folder holds a denoiser."""
-    model = checkpoint.load_module(folder)
-    if not isinstance(model, PyramidMMDiT):
-        raise InputError(f'{folder}: holds a {type(model).__name__}; pass the folder of a PyramidMMDiT.')
+    checkpoint.load_module(folder, PyramidMMDiT)

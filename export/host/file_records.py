@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from neodragon_jax.base.files import file_sha256
 
 FileRecords = Mapping[str, Mapping[str, Any]]  # file name -> `bytes` and `sha256`
 
@@ -46,5 +47,4 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _record(path: pathlib.Path) -> dict[str, Any]:
-    with path.open('rb') as file:
-        return {'bytes': path.stat().st_size, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
+    return {'bytes': path.stat().st_size, 'sha256': file_sha256(path)}

@@ -15,6 +15,7 @@ from export.graphs import pictures as picture_graphs
 from export.graphs import text as text_graphs
 from export.graphs.table import PhoneGraph
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.lists import comma_list
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation import pipeline
@@ -120,7 +121,7 @@ def select(names: str | None, available: Sequence[str]) -> list[str]:
     if names is None:
         return list(available)
     wanted: set[str] = set()
-    for name in filter(None, (part.strip() for part in names.split(','))):
+    for name in comma_list(names):
         found = [known for known in available if known == name or known.startswith(f'{name}_')]
         if not found:
             raise InputError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 import tqdm
+
+from neodragon_jax.base.memory import peak_memory_bytes
 
 Resources = Mapping[str, float | None]  # keys `seconds` and `peak_gb`
 _CLEAR, _RESET_PEAK = pathlib.Path('/proc/self/clear_refs'), '5'
@@ -32,13 +33,8 @@ def measured() -> Iterator[dict[str, float | None]]:
 
 
 def peak_gb() -> float:
-    """Return the peak memory of this process in GB since it began, or since the peak was reset.
-
-    Read from /proc: getrusage also counts the moment when a new process is still a copy of its parent.
-    """
-    status = pathlib.Path('/proc/self/status').read_text()
-    (kibibytes,) = re.findall(r'VmHWM:\s+(\d+) kB', status)
-    return int(kibibytes) * 1024 / 1e9
+    """Return the peak memory of this process in GB since it began, or since the peak was reset."""
+    return peak_memory_bytes() / 1e9
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import pathlib
 import re
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.lists import comma_list
 
 # QNN's older HTPs lack operations that the graphs need.
 _OLDEST_ARCH = 73
@@ -100,7 +101,7 @@ def find_targets(chipsets: str) -> list[Target]:
     Raises:
       InputError: a name is unknown, or there is none.
     """
-    names = [name.strip() for name in chipsets.split(',') if name.strip()]
+    names = comma_list(chipsets)
     if not names:
         raise InputError(f'no chipset is named; use one or more of {", ".join(TARGETS)}.')
     return list(dict.fromkeys(find_target(name) for name in names))

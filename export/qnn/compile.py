@@ -6,7 +6,6 @@ A binary holds one graph, or several that share their weights: the stages of the
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -23,6 +22,7 @@ from export.qnn.static_view import dump_options, read_view
 from export.quantize.qdq import quantization_parameters
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import file_sha256
 
 PRECISIONS = ('w8a16', 'fp16')
 Judge = Callable[[Mapping[str, ContextGraph]], dict[str, Any]]
@@ -152,8 +152,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def _file_entry(path: pathlib.Path) -> dict[str, Any]:
-    with path.open('rb') as file:
-        return {'bytes': path.stat().st_size, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
+    return {'bytes': path.stat().st_size, 'sha256': file_sha256(path)}
 
 
 def _tensor_specs(path: pathlib.Path) -> dict[str, Any]:

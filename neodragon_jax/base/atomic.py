@@ -1,15 +1,20 @@
 """Files and folders that appear under their final name only when they are complete.
 
-A writer works under a hidden temporary name in the same folder; the rename at the end is one step of the file
-system. Whatever interrupts it, a reader finds the old content or the new one, never half of it.
+A writer works under a hidden draft name in the same folder; the rename at the end is one step of the file system.
+Whatever interrupts the writer, a reader finds the old content or the new one, never half of it. Drafts of killed
+processes are removed by the next process that writes into the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import pathlib
+import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 
@@ -17,13 +22,25 @@ from neodragon_jax.base.errors import InputError
 
 PathLike = str | os.PathLike[str]
 
+# Names of the lock files of `folder_lock` begin like this; they are no content of a folder.
+LOCK_PREFIX = '.lock'
+
+# Hidden names: stem of the target, kind, host and process, a random part, suffix of the target.
+_DRAFT, _REPLACED = 'draft', 'replaced'
+_HIDDEN = re.compile(
+    rf'\.(?P<stem>.+)\.(?P<kind>{_DRAFT}|{_REPLACED})-(?P<host>[0-9a-f]{{8}})-(?P<pid>\d+)-[0-9a-f]{{12}}'
+    r'(?P<suffix>\.[^.]*)?'
+)
+# Folders from which this process has already removed the drafts of killed ones.
+_SWEPT: set[pathlib.Path] = set()
+
 
 @contextlib.contextmanager
 def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
-    """Yield a temporary path with the same suffix, and rename it to `path` when the block ends without an exception.
+    """Yield a draft path with the same suffix, and rename it to `path` when the block ends without an exception.
 
-    The parent folder is made if needed. After an exception, KeyboardInterrupt included, the temporary file is removed
-    and `path` is as it was.
+    The parent folder is made if needed. After an exception, KeyboardInterrupt included, the draft is removed and
+    `path` is as it was.
 
     Raises:
       InputError: `path` is a folder, or one of its parents is a file.
@@ -79,19 +96,66 @@ def check_writable(folder: PathLike) -> None:
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-    """Return an unused hidden name beside `path`, with its suffix, and make the parent folder."""
+    """Return an unused draft name beside `path`, with its suffix, and make the parent folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f'{path.parent} is not a folder; choose another place for {path.name}.') from None
-    return path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}')
+    folder = path.parent.absolute()
+    if folder not in _SWEPT:
+        _SWEPT.add(folder)
+        sweep(folder)
+    return _hidden(path, _DRAFT)
+
+
+def _hidden(path: pathlib.Path, kind: str) -> pathlib.Path:
+    """Return an unused hidden name beside `path`, with its suffix."""
+    return path.with_name(f'.{path.stem}.{kind}-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:12]}{path.suffix}')
+
+
+def sweep(folder: PathLike) -> None:
+    """Remove the drafts that killed processes of this host left in a folder.
+
+    A folder that a killed process had moved aside and not yet replaced gets its name back.
+    """
+    for path in sorted(pathlib.Path(folder).iterdir()):
+        hidden = _HIDDEN.fullmatch(path.name)
+        if hidden is None or hidden['host'] != _host() or _is_alive(int(hidden['pid'])):
+            continue
+        target = path.with_name(hidden['stem'] + (hidden['suffix'] or ''))
+        with contextlib.suppress(OSError):
+            if hidden['kind'] == _REPLACED and not target.exists():
+                os.rename(path, target)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@functools.cache
+def _host() -> str:
+    """Return a short digest of this host and of its space of process numbers, which a container has for itself."""
+    space = pathlib.Path('/proc/self/ns/pid')
+    numbers = os.readlink(space) if space.is_symlink() else ''
+    return hashlib.sha256(f'{socket.gethostname()} {numbers}'.encode()).hexdigest()[:8]
+
+
+def _is_alive(pid: int) -> bool:
+    """Return whether a process of this host exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def _check_folder(path: pathlib.Path, replace: bool) -> None:
     """Raise InputError if a new folder must not take the place of what is at `path`."""
     if path.exists() and not path.is_dir():
         raise InputError(f'{path} is a file; give the name of a folder.')
-    if path.is_dir() and any(path.iterdir()) and not replace:
+    if path.is_dir() and not replace and any(not child.name.startswith(LOCK_PREFIX) for child in path.iterdir()):
         raise InputError(f'{path} exists and is not empty; remove it or choose another folder.')
 
 
@@ -100,7 +164,7 @@ def _swap(new: pathlib.Path, path: pathlib.Path) -> None:
     if not path.exists():
         os.rename(new, path)
         return
-    old = _temporary(path)
+    old = _hidden(path, _REPLACED)
     os.rename(path, old)
     try:
         os.rename(new, path)

@@ -6,6 +6,8 @@ import hashlib
 import os
 import pathlib
 
+from neodragon_jax.base.files import file_sha256
+
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:
     """Return a short SHA-256 of a component's config and weights; a copied or moved folder is the same component."""
@@ -13,6 +15,5 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     for path in sorted(pathlib.Path(folder).iterdir()):
         if path.suffix in ('.json', '.safetensors'):
             digest.update(path.name.encode())
-            with path.open('rb') as file:
-                digest.update(hashlib.file_digest(file, 'sha256').digest())
+            digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()[:16]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.abstract import abstract_params
+from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.config.neodragon import FULL, TINY, ComponentConfig, SystemConfig, T5EncoderConfig
 from neodragon_jax.config.sdxl import FULL_IMAGE_VAE, FULL_UNET, TINY_IMAGE_VAE, TINY_UNET
 from neodragon_jax.config.super_resolution import VARIANTS
@@ -72,9 +73,9 @@ def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, An
     not divide its scores by sqrt(head width): its queries are smaller instead, as at the start of its training. The
     fixed positional table is the true one.
     """
-    module = checkpoint.COMPONENTS[kind].build(config)
+    module = COMPONENTS[kind].build(config)
     rng = np.random.default_rng(seed)
-    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(checkpoint.abstract_params(module)))
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(abstract_params(module)))
     params: dict[Any, Any] = {}
     for path, leaf in flat.items():
         if path[-1] == 'positions':

@@ -1,13 +1,38 @@
-"""Base of the component configs: conversion from and to `config.json`, with every value checked."""
+"""Base of the component configs: conversion from and to `config.json`, with the type and range of every value."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import typing
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import Field
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.json_file import SHOWN, checked, shown
+
+# Ranges of config fields. The upper ends are far above every published model; beyond them a damaged number would ask
+# for more memory or time than any machine has.
+Width = Annotated[int, Field(ge=1, le=2**16)]  # channels, features, dimensions
+Count = Annotated[int, Field(ge=1, le=256)]  # layers, heads, levels: things that code loops over
+Side = Annotated[int, Field(ge=1, le=2**13)]  # pixels, latents, positions
+Vocabulary = Annotated[int, Field(ge=1, le=2**20)]
+TokenId = Annotated[int, Field(ge=0, lt=2**20)]
+Epsilon = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]  # probability of a dropout
+Positive = Annotated[float, Field(gt=0)]
+
+LEVELS = Field(min_length=1, max_length=16)  # of a tuple with one entry per level
+Widths = Annotated[tuple[Width, ...], LEVELS]
+Counts = Annotated[tuple[Count, ...], LEVELS]
+Layers = Annotated[tuple[Annotated[int, Field(ge=0, le=256)], ...], LEVELS]  # a level may have none
+Flags = Annotated[tuple[bool, ...], LEVELS]
+Rates = Annotated[tuple[Rate, ...], LEVELS]
+Names = Annotated[tuple[str, ...], LEVELS]
 
 
 def require(config: Any, **allowed: Any) -> None:
@@ -16,8 +41,30 @@ def require(config: Any, **allowed: Any) -> None:
         value = getattr(config, name)
         if value not in values:
             raise InputError(
-                f'{type(config).__name__}.{name} is {value!r}; supported: {", ".join(map(repr, values))}. '
+                f'{type(config).__name__}.{name} is {shown(value)}; supported: {", ".join(map(repr, values))}. '
                 'The checkpoint needs another architecture than the released one.'
+            )
+
+
+def require_lengths(config: Any, like: str, *names: str) -> None:
+    """Raise InputError unless tuples have as many entries as the field `like`."""
+    count = len(getattr(config, like))
+    for name in names:
+        if len(getattr(config, name)) != count:
+            raise InputError(
+                f'{type(config).__name__}.{name} has {len(getattr(config, name))} entries, {like} has {count}; '
+                'give one for each level.'
+            )
+
+
+def require_divisor(config: Any, divisor: str, *names: str) -> None:
+    """Raise InputError unless the field `divisor` divides other fields, or all of their entries."""
+    number = getattr(config, divisor)
+    for name in names:
+        value = getattr(config, name)
+        if any(entry % number for entry in (value if isinstance(value, tuple) else (value,))):
+            raise InputError(
+                f'{type(config).__name__}.{divisor} {number} does not divide {name} {shown(value)}; change one of them.'
             )
 
 
@@ -26,13 +73,18 @@ Config = TypeVar('Config', bound='ComponentConfig')
 
 @dataclasses.dataclass(frozen=True)
 class ComponentConfig:
-    """Base of all component configs: conversion from and to `config.json`."""
+    """Base of all component configs: checks of the fields, conversion from and to `config.json`."""
 
     # Written to `config.json` besides the fields, because the reference implementation reads them.
     constant_keys: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # Diffusers writes constructor arguments only, so an unknown key is a mistake. Transformers adds dozens of generic
     # ones, so there only a near miss of a known key is.
     strict_keys: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise InputError unless every field has the type and range of its annotation; subclasses add rules."""
+        for name, kind in _field_types(type(self)).items():
+            checked(getattr(self, name), kind, source='', key=f'{type(self).__name__}.{name}')
 
     @classmethod
     def from_json(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
@@ -50,7 +102,7 @@ class ComponentConfig:
                 continue
             hint = did_you_mean(key, set(fields) - set(values))
             if cls.strict_keys or hint:
-                raise InputError(f'{source}: unknown key "{key}".{hint} Correct or remove it.')
+                raise InputError(f'{source}: unknown key {json.dumps(key)[:SHOWN]}.{hint} Correct or remove it.')
         missing = [
             name
             for name, field in fields.items()
@@ -60,16 +112,31 @@ class ComponentConfig:
         ]
         if missing:
             raise InputError(f'{source}: missing key "{missing[0]}". Add it, or copy the file from the release again.')
-        freeze = lambda value: tuple(value) if isinstance(value, list) else value
         try:
-            return cls(**{name: freeze(values[name]) for name in fields if name in values})
+            return cls(**{name: _freeze(values[name]) for name in fields if name in values})
         except InputError as error:
             raise InputError(f'{source}: {error}') from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `config.json`, without metadata keys."""
-        thaw = lambda value: list(value) if isinstance(value, tuple) else value
         return {
             **self.constant_keys,
-            **{field.name: thaw(getattr(self, field.name)) for field in dataclasses.fields(self)},
+            **{field.name: _thaw(getattr(self, field.name)) for field in dataclasses.fields(self)},
         }
+
+
+@functools.cache
+def _field_types(config: type[ComponentConfig]) -> Mapping[str, Any]:
+    """Return the annotated type of every field."""
+    kinds = typing.get_type_hints(config, include_extras=True)
+    return {field.name: kinds[field.name] for field in dataclasses.fields(config)}
+
+
+def _freeze(value: Any) -> Any:
+    """Return nested lists as nested tuples."""
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
+
+
+def _thaw(value: Any) -> Any:
+    """Return nested tuples as nested lists."""
+    return list(map(_thaw, value)) if isinstance(value, list | tuple) else value

@@ -10,27 +10,46 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.config.component import ComponentConfig, require
+from neodragon_jax.config.component import (
+    ComponentConfig,
+    Count,
+    Epsilon,
+    Flags,
+    Layers,
+    Names,
+    Rate,
+    Rates,
+    Side,
+    TokenId,
+    Vocabulary,
+    Width,
+    Widths,
+    require,
+    require_divisor,
+    require_lengths,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class MMDiTConfig(ComponentConfig):
     """PyramidMMDiT: the SD3-style joint-attention denoiser."""
 
-    num_layers: int = 18
-    num_attention_heads: int = 24
-    attention_head_dim: int = 64
-    in_channels: int = 16
-    patch_size: int = 2
-    sample_size: int = 128
-    pos_embed_max_size: int = 192
-    max_num_frames: int = 200
-    joint_attention_dim: int = 4096
-    caption_projection_dim: int = 1536
-    pooled_projection_dim: int = 2048
+    num_layers: Count = 18
+    num_attention_heads: Count = 24
+    attention_head_dim: Width = 64
+    in_channels: Width = 16
+    patch_size: Annotated[int, Field(ge=1, le=64)] = 2
+    sample_size: Side = 128
+    pos_embed_max_size: Side = 192
+    max_num_frames: Side = 200
+    joint_attention_dim: Width = 4096
+    caption_projection_dim: Width = 1536
+    pooled_projection_dim: Width = 2048
     qk_norm: str = 'rms_norm'
     pos_embed_type: str = 'sincos'
     temp_pos_embed_type: str = 'rope'
@@ -39,9 +58,10 @@ class MMDiTConfig(ComponentConfig):
     use_t5_mask: bool = True
     use_temporal_causal: bool = True
     use_gradient_checkpointing: bool = False
-    gradient_checkpointing_ratio: float = 0.6
+    gradient_checkpointing_ratio: Annotated[float, Field(ge=0, le=1)] = 0.6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self,
             qk_norm=('rms_norm',),
@@ -56,8 +76,16 @@ class MMDiTConfig(ComponentConfig):
             raise InputError(
                 f'MMDiTConfig.attention_head_dim is {self.attention_head_dim}; rotary pairs need an even one.'
             )
-        if self.num_layers < 1:
-            raise InputError(f'MMDiTConfig.num_layers is {self.num_layers}; at least one block is needed.')
+        if self.width % 4:
+            raise InputError(f'MMDiTConfig: width {self.width} (heads x head dim); the positional table needs 4 n.')
+        if self.sample_size < self.patch_size:
+            raise InputError(f'MMDiTConfig.sample_size {self.sample_size} is below patch_size {self.patch_size}.')
+        # At most 1 GB in float32; the released table has a fifth of it.
+        if self.pos_embed_max_size**2 * self.width > 2**28:
+            raise InputError(
+                f'MMDiTConfig.pos_embed_max_size {self.pos_embed_max_size}: a positional table of this size and width '
+                f'{self.width} has more than 2^28 numbers. Copy the file again.'
+            )
 
     @property
     def width(self) -> int:
@@ -74,16 +102,17 @@ class MMDiTConfig(ComponentConfig):
 class ContextAdapterConfig(ComponentConfig):
     """ContextAdapter: an MLP with dense skips from the text states to the denoiser's width."""
 
-    input_dims: int = 4096
-    output_dims: int = 1536
-    layer_depths: tuple[int, ...] = (4096, 4096, 4096, 4096)
-    skips: tuple[bool, ...] = (True, True, True, True)
+    input_dims: Width = 4096
+    output_dims: Width = 1536
+    layer_depths: Annotated[tuple[Width, ...], Field(max_length=64)] = (4096, 4096, 4096, 4096)
+    skips: Annotated[tuple[bool, ...], Field(max_length=64)] = (True, True, True, True)
     use_biases: bool = True
     pre_activation: bool = False
     activation_fn: str = 'gelu'
     out_activation_fn: str = 'linear'
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         activations = ('gelu', 'silu', 'relu', 'tanh', 'linear')
         require(self, activation_fn=activations, out_activation_fn=activations)
         if len(self.skips) != len(self.layer_depths):
@@ -101,29 +130,36 @@ class T5EncoderConfig(ComponentConfig):
         {'model_type': 't5', 'dense_act_fn': 'gelu_new', 'is_gated_act': True, 'is_encoder_decoder': False}
     )
 
-    vocab_size: int = 32128
-    d_model: int = 768
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: int = 12
-    num_heads: int = 12
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    dropout_rate: float = 0.1
+    vocab_size: Vocabulary = 32128
+    d_model: Width = 768
+    d_kv: Width = 64
+    d_ff: Width = 2048
+    num_layers: Count = 12
+    num_heads: Count = 12
+    relative_attention_num_buckets: Annotated[int, Field(ge=4, le=2**12, multiple_of=4)] = 32
+    relative_attention_max_distance: Annotated[int, Field(ge=2, le=2**16)] = 128
+    layer_norm_epsilon: Epsilon = 1e-6
+    dropout_rate: Rate = 0.1
     feed_forward_proj: str = 'gated-gelu'
-    pad_token_id: int = 0
-    eos_token_id: int = 1
+    pad_token_id: TokenId = 0
+    eos_token_id: TokenId = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, feed_forward_proj=('gated-gelu',))
+        # The logarithm of max distance over the exact half of a sign's buckets is divided by.
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
+            raise InputError(
+                f'{type(self).__name__}.relative_attention_max_distance {self.relative_attention_max_distance} is not '
+                f'above a quarter of relative_attention_num_buckets {self.relative_attention_num_buckets}.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Config(T5EncoderConfig):
     """DT5: a T5 v1.1 encoder followed by a two-layer projection of width `out_dim`."""
 
-    out_dim: int = dataclasses.field(kw_only=True)
+    out_dim: Width = dataclasses.field(kw_only=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `config.json`; the projection's widths are repeated under the reference's names."""
@@ -137,53 +173,77 @@ class CLIPTextConfig(ComponentConfig):
     strict_keys: ClassVar[bool] = False
     constant_keys: ClassVar[Mapping[str, Any]] = MappingProxyType({'model_type': 'clip_text_model'})
 
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    projection_dim: int = 768
-    max_position_embeddings: int = 77
-    layer_norm_eps: float = 1e-5
+    vocab_size: Vocabulary = 49408
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    projection_dim: Width = 768
+    max_position_embeddings: Side = 77
+    layer_norm_eps: Epsilon = 1e-5
     hidden_act: str = 'quick_gelu'
-    bos_token_id: int = 0
-    eos_token_id: int = 2
-    pad_token_id: int = 1
+    bos_token_id: TokenId = 0
+    eos_token_id: TokenId = 2
+    pad_token_id: TokenId = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, hidden_act=('quick_gelu', 'gelu'))
+        require_divisor(self, 'num_attention_heads', 'hidden_size')
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalEncoderConfig(ComponentConfig):
     """The causal 3-D encoder, which Neodragon's video VAE has unchanged from Pyramid-Flow's."""
 
-    encoder_in_channels: int = 3
-    encoder_out_channels: int = 16
-    encoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    encoder_layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
-    encoder_down_block_types: tuple[str, ...] = ('DownEncoderBlockCausal3D',) * 4
-    encoder_spatial_down_sample: tuple[bool, ...] = (True, True, True, False)
-    encoder_temporal_down_sample: tuple[bool, ...] = (True, True, True, False)
-    encoder_block_dropout: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    encoder_in_channels: Literal[3] = 3
+    encoder_out_channels: Width = 16
+    encoder_block_out_channels: Widths = (128, 256, 512, 512)
+    encoder_layers_per_block: Layers = (2, 2, 2, 2)
+    encoder_down_block_types: Names = ('DownEncoderBlockCausal3D',) * 4
+    encoder_spatial_down_sample: Flags = (True, True, True, False)
+    encoder_temporal_down_sample: Flags = (True, True, True, False)
+    encoder_block_dropout: Rates = (0.0, 0.0, 0.0, 0.0)
     encoder_act_fn: str = 'silu'
-    encoder_norm_num_groups: int = 32
+    encoder_norm_num_groups: Width = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         blocks = ('DownEncoderBlockCausal3D',) * len(self.encoder_block_out_channels)
         require(self, encoder_act_fn=('silu',), encoder_down_block_types=(blocks,))
+        per_level = ('layers_per_block', 'spatial_down_sample', 'temporal_down_sample', 'block_dropout')
+        require_lengths(self, 'encoder_block_out_channels', *(f'encoder_{name}' for name in per_level))
+        require_divisor(self, 'encoder_norm_num_groups', 'encoder_block_out_channels')
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoVAEConfig(CausalEncoderConfig):
     """Asymmetric causal video VAE: a causal 3-D encoder and the TinyAEHV decoder."""
 
-    decoder_num_features: tuple[int, ...] = (256, 128, 64, 64)
-    decoder_time_upscale: tuple[bool, ...] = (True, True, True)
-    decoder_space_upscale: tuple[bool, ...] = (True, True, True)
-    sample_size: int = 256
-    temporal_downsample_scale: int = 8
-    spatial_downsample_scale: int = 8
+    decoder_num_features: Annotated[tuple[Width, ...], Field(min_length=2, max_length=16)] = (256, 128, 64, 64)
+    decoder_time_upscale: Flags = (True, True, True)
+    decoder_space_upscale: Flags = (True, True, True)
+    sample_size: Side = 256
+    temporal_downsample_scale: Annotated[int, Field(ge=1, le=64)] = 8
+    spatial_downsample_scale: Annotated[int, Field(ge=1, le=64)] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, scale, down, up in (
+            ('temporal', self.temporal_downsample_scale, self.encoder_temporal_down_sample, self.decoder_time_upscale),
+            ('spatial', self.spatial_downsample_scale, self.encoder_spatial_down_sample, self.decoder_space_upscale),
+        ):
+            if not 2 ** sum(down) == 2 ** sum(up) == scale:
+                raise InputError(
+                    f'VideoVAEConfig.{name}_downsample_scale is {scale}; the encoder halves {sum(down)} times and the '
+                    f'decoder doubles {sum(up)} times: give factors that agree.'
+                )
+        growing = len(self.decoder_num_features) - 1
+        if not len(self.decoder_time_upscale) == len(self.decoder_space_upscale) == growing:
+            raise InputError(
+                f'VideoVAEConfig.decoder_num_features has {len(self.decoder_num_features)} entries; '
+                f'decoder_time_upscale and decoder_space_upscale need {growing}, one less.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

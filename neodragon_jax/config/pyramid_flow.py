@@ -7,9 +7,25 @@ Source: Pyramid-Flow, arXiv 2410.05954; Neodragon, arXiv 2511.06055, compares it
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.config.component import require
+from neodragon_jax.config.component import (
+    Count,
+    Flags,
+    Layers,
+    Names,
+    Positive,
+    Rates,
+    Side,
+    Width,
+    Widths,
+    require,
+    require_divisor,
+    require_lengths,
+)
 from neodragon_jax.config.neodragon import CausalEncoderConfig, MMDiTConfig, T5EncoderConfig
 
 
@@ -17,7 +33,7 @@ from neodragon_jax.config.neodragon import CausalEncoderConfig, MMDiTConfig, T5E
 class TeacherMMDiTConfig(MMDiTConfig):
     """PyramidDiffusionMMDiT: the denoiser before pruning, with its own linear embedding of the text states."""
 
-    num_layers: int = 24
+    num_layers: Count = 24
     # Pyramid-Flow's flash attention cannot be causal over frames, so its video models have this off.
     use_flash_attn: bool = False
 
@@ -32,22 +48,22 @@ class PyramidFlowVAEConfig(CausalEncoderConfig):
 
     encoder_double_z: bool = True
     encoder_type: str = 'causal_vae_conv'
-    decoder_in_channels: int = 16
-    decoder_out_channels: int = 3
-    decoder_layers_per_block: tuple[int, ...] = (3, 3, 3, 3)
-    decoder_up_block_types: tuple[str, ...] = ('UpDecoderBlockCausal3D',) * 4
-    decoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    decoder_spatial_up_sample: tuple[bool, ...] = (True, True, True, False)
-    decoder_temporal_up_sample: tuple[bool, ...] = (True, True, True, False)
-    decoder_block_dropout: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    decoder_in_channels: Width = 16
+    decoder_out_channels: Literal[3] = 3
+    decoder_layers_per_block: Layers = (3, 3, 3, 3)
+    decoder_up_block_types: Names = ('UpDecoderBlockCausal3D',) * 4
+    decoder_block_out_channels: Widths = (128, 256, 512, 512)
+    decoder_spatial_up_sample: Flags = (True, True, True, False)
+    decoder_temporal_up_sample: Flags = (True, True, True, False)
+    decoder_block_dropout: Rates = (0.0, 0.0, 0.0, 0.0)
     decoder_act_fn: str = 'silu'
-    decoder_norm_num_groups: int = 32
+    decoder_norm_num_groups: Width = 32
     decoder_type: str = 'causal_vae_conv'
-    sample_size: int = 256
-    scaling_factor: float = 0.18215
+    sample_size: Side = 256
+    scaling_factor: Positive = 0.18215
     add_post_quant_conv: bool = True
     interpolate: bool = False
-    downsample_scale: int = 8
+    downsample_scale: Annotated[int, Field(ge=1, le=64)] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,9 +72,20 @@ class PyramidFlowVAEConfig(CausalEncoderConfig):
         require(self, encoder_type=('causal_vae_conv',), decoder_type=('causal_vae_conv',), decoder_act_fn=('silu',))
         require(self, decoder_up_block_types=(('UpDecoderBlockCausal3D',) * levels,))
         require(self, decoder_in_channels=(self.encoder_out_channels,))
-        for name in ('decoder_layers_per_block', 'decoder_spatial_up_sample', 'decoder_temporal_up_sample'):
-            if len(getattr(self, name)) != levels:
-                raise InputError(f'PyramidFlowVAEConfig.{name} does not have {levels} items, one per decoder level.')
+        per_level = ('layers_per_block', 'spatial_up_sample', 'temporal_up_sample', 'block_dropout')
+        require_lengths(self, 'decoder_block_out_channels', *(f'decoder_{name}' for name in per_level))
+        require_divisor(self, 'decoder_norm_num_groups', 'decoder_block_out_channels')
+        down, up = self.encoder_spatial_down_sample, self.decoder_spatial_up_sample
+        if not 2 ** sum(down) == 2 ** sum(up) == self.downsample_scale:
+            raise InputError(
+                f'PyramidFlowVAEConfig.downsample_scale is {self.downsample_scale}; the encoder halves {sum(down)} '
+                f'times and the decoder doubles {sum(up)} times: give factors that agree.'
+            )
+        if sum(self.encoder_temporal_down_sample) != sum(self.decoder_temporal_up_sample):
+            raise InputError(
+                'PyramidFlowVAEConfig.encoder_temporal_down_sample and decoder_temporal_up_sample change the number of '
+                'frames by different factors; make them agree.'
+            )
 
 
 TEACHER = TeacherMMDiTConfig()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.config.component import ComponentConfig, require
+from neodragon_jax.config.component import ComponentConfig, Count, Epsilon, Side, Width, require, require_divisor
 
 # What the published checker knows: pictures it refuses, and pictures that make it stricter about those.
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3
@@ -25,22 +25,21 @@ class SafetyCheckerConfig(ComponentConfig):
 
     strict_keys: ClassVar[bool] = False
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    image_size: int = 224
-    patch_size: int = 32
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    image_size: Side = 224
+    patch_size: Side = 32
     hidden_act: str = 'quick_gelu'
-    layer_norm_eps: float = 1e-5
-    projection_dim: int = 512
+    layer_norm_eps: Epsilon = 1e-5
+    projection_dim: Width = 512
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, hidden_act=('quick_gelu', 'gelu'))
-        if self.image_size % self.patch_size:
-            raise InputError(
-                f'SafetyCheckerConfig.patch_size {self.patch_size} does not divide image_size {self.image_size}.'
-            )
+        require_divisor(self, 'num_attention_heads', 'hidden_size')
+        require_divisor(self, 'patch_size', 'image_size')
 
     @classmethod
     def from_json(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:

@@ -8,20 +8,29 @@ Source: SDXL, arXiv 2307.01952; SSD-1B, arXiv 2401.02677, which removes transfor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.config.component import ComponentConfig, require
+from neodragon_jax.config.component import (
+    LEVELS,
+    ComponentConfig,
+    Count,
+    Counts,
+    Epsilon,
+    Names,
+    Positive,
+    Side,
+    Width,
+    Widths,
+    require,
+)
 
 # Original size, crop corner and target size of a picture, (rows, columns) each: what SDXL is told about it.
 SIZE_IDS = 6
 
-PerLevel = int | tuple[int, ...]
+PerLevel = Count | Counts
 # Transformer blocks: of all levels, of each level, or of each residual block of a level.
-Depths = int | tuple[int | tuple[int, ...], ...]
-
-Config = TypeVar('Config', bound='UNetConfig')
+Depths = Count | Annotated[tuple[Count | Counts, ...], LEVELS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,25 +56,25 @@ class Level:
 class UNetConfig(ComponentConfig):
     """UNet2DConditionModel of the SDXL family. The defaults are SSD-1B."""
 
-    sample_size: int = 128
-    in_channels: int = 4
-    out_channels: int = 4
+    sample_size: Side = 128
+    in_channels: Width = 4
+    out_channels: Width = 4
     center_input_sample: bool = False
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
-    down_block_types: tuple[str, ...] = ('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D')
+    down_block_types: Names = ('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D')
     mid_block_type: str = 'UNetMidBlock2D'
-    up_block_types: tuple[str, ...] = ('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D')
+    up_block_types: Names = ('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D')
     only_cross_attention: bool = False
-    block_out_channels: tuple[int, ...] = (320, 640, 1280)
+    block_out_channels: Widths = (320, 640, 1280)
     layers_per_block: PerLevel = 2
     downsample_padding: int = 1
     mid_block_scale_factor: float = 1
     dropout: float = 0.0
     act_fn: str = 'silu'
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int = 2048
+    norm_num_groups: Width = 32
+    norm_eps: Epsilon = 1e-5
+    cross_attention_dim: Width = 2048
     transformer_layers_per_block: Depths = (1, 2, 4)
     reverse_transformer_layers_per_block: Depths | None = ((4, 4, 10), (2, 1, 1), 1)
     encoder_hid_dim: int | None = None
@@ -76,7 +85,7 @@ class UNetConfig(ComponentConfig):
     use_linear_projection: bool = True
     class_embed_type: str | None = None
     addition_embed_type: str | None = 'text_time'
-    addition_time_embed_dim: int = 256
+    addition_time_embed_dim: Width = 256
     num_class_embeds: int | None = None
     upcast_attention: bool | None = False
     resnet_time_scale_shift: str = 'default'
@@ -89,14 +98,15 @@ class UNetConfig(ComponentConfig):
     time_cond_proj_dim: int | None = None
     conv_in_kernel: int = 3
     conv_out_kernel: int = 3
-    projection_class_embeddings_input_dim: int = 2816
+    projection_class_embeddings_input_dim: Width = 2816
     attention_type: str = 'default'
     class_embeddings_concat: bool = False
     mid_block_only_cross_attention: bool | None = None
     cross_attention_norm: str | None = None
-    addition_embed_type_num_heads: int = 64
+    addition_embed_type_num_heads: Width = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         off, on = (False,), (True,)
         require(self, mid_block_type=('UNetMidBlock2D',), act_fn=('silu',), addition_embed_type=('text_time',))
         require(self, time_embedding_type=('positional',), attention_type=('default',))
@@ -109,8 +119,6 @@ class UNetConfig(ComponentConfig):
         absent = ('encoder_hid_dim', 'encoder_hid_dim_type', 'num_attention_heads', 'class_embed_type')
         absent += ('num_class_embeds', 'time_embedding_dim', 'time_embedding_act_fn', 'timestep_post_act')
         require(self, **dict.fromkeys((*absent, 'time_cond_proj_dim', 'cross_attention_norm'), (None,)))
-        if not isinstance(self.cross_attention_dim, int):
-            raise InputError(f'UNetConfig.cross_attention_dim is {self.cross_attention_dim}; give one number.')
         if self.pooled_dim < 1:
             raise InputError(
                 f'UNetConfig.projection_class_embeddings_input_dim is {self.projection_class_embeddings_input_dim}; '
@@ -118,15 +126,6 @@ class UNetConfig(ComponentConfig):
             )
         for level in (*self.down_levels, *self.up_levels):
             self._check_divisions(level)
-
-    @classmethod
-    def from_json(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
-        """Build from the content of a `config.json`, whose lists may be nested. See `ComponentConfig.from_json`."""
-        return super().from_json({name: _freeze(value) for name, value in values.items()}, source)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `config.json`, without metadata keys."""
-        return {name: _thaw(value) for name, value in super().to_json().items()}
 
     @property
     def embedding_width(self) -> int:
@@ -211,17 +210,17 @@ class UNetConfig(ComponentConfig):
 class ImageVAEConfig(ComponentConfig):
     """AutoencoderKL of SDXL: 8x8 compression of pictures."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    down_block_types: tuple[str, ...] = ('DownEncoderBlock2D',) * 4
-    up_block_types: tuple[str, ...] = ('UpDecoderBlock2D',) * 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
+    in_channels: Width = 3
+    out_channels: Width = 3
+    down_block_types: Names = ('DownEncoderBlock2D',) * 4
+    up_block_types: Names = ('UpDecoderBlock2D',) * 4
+    block_out_channels: Widths = (128, 256, 512, 512)
+    layers_per_block: Count = 2
     act_fn: str = 'silu'
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    sample_size: int = 1024
-    scaling_factor: float = 0.13025
+    latent_channels: Width = 4
+    norm_num_groups: Width = 32
+    sample_size: Side = 1024
+    scaling_factor: Positive = 0.13025
     shift_factor: float | None = None
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
@@ -231,6 +230,7 @@ class ImageVAEConfig(ComponentConfig):
     mid_block_add_attention: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, act_fn=('silu',), use_quant_conv=(True,), use_post_quant_conv=(True,))
         require(self, mid_block_add_attention=(True,))
         require(self, shift_factor=(None,), latents_mean=(None,), latents_std=(None,))
@@ -247,16 +247,6 @@ class ImageVAEConfig(ComponentConfig):
     def spatial_factor(self) -> int:
         """Side of the square of pixels that one latent stands for."""
         return 2 ** (len(self.block_out_channels) - 1)
-
-
-def _freeze(value: Any) -> Any:
-    """Return nested lists as nested tuples."""
-    return tuple(map(_freeze, value)) if isinstance(value, list) else value
-
-
-def _thaw(value: Any) -> Any:
-    """Return nested tuples as nested lists."""
-    return list(map(_thaw, value)) if isinstance(value, list | tuple) else value
 
 
 FULL_UNET = UNetConfig()

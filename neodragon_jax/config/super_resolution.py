@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from neodragon_jax.base.errors import InputError, did_you_mean
-from neodragon_jax.config.component import ComponentConfig, require
+from neodragon_jax.config.component import ComponentConfig, Width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +28,15 @@ class SuperResolutionConfig(ComponentConfig):
       use_ito_connection: whether a 1x1 convolution of the input is added to the output, which then is a residual.
     """
 
-    scaling_factor: int = 2
-    num_channels: int = 32
-    num_intermediate_layers: int = 5
+    scaling_factor: Literal[2, 3, 4] = 2
+    num_channels: Width = 32
+    num_intermediate_layers: Annotated[int, Field(ge=0, le=256)] = 5
     use_ito_connection: bool = False
-    in_channels: int = 3
-    out_channels: int = 3
+    in_channels: Width = 3
+    out_channels: Width = 3
 
     def __post_init__(self) -> None:
-        require(self, scaling_factor=(2, 3, 4), use_ito_connection=(True, False))
+        super().__post_init__()
         if self.in_channels != self.out_channels:
             raise InputError(
                 f'SuperResolutionConfig: {self.in_channels} input and {self.out_channels} output channels; '
@@ -43,10 +46,6 @@ class SuperResolutionConfig(ComponentConfig):
             raise InputError(
                 f'SuperResolutionConfig.num_channels is {self.num_channels}; at least the {self.in_channels} channels '
                 'of the input must pass.'
-            )
-        if self.num_intermediate_layers < 0:
-            raise InputError(
-                f'SuperResolutionConfig.num_intermediate_layers is {self.num_intermediate_layers}; give 0 or more.'
             )
 
 

@@ -142,10 +142,7 @@ def load(
 def _find(root: str | os.PathLike[str], name: str, kind: type) -> tuple[pathlib.Path, Any]:
     """Return the folder and the module of a component, which must be of one class."""
     folder = checkpoint.component_folder(root, name)
-    module = checkpoint.load_module(folder)
-    if not isinstance(module, kind):
-        raise InputError(f'{folder}: holds a {type(module).__name__}; put the released {kind.__name__} there.')
-    return folder, module
+    return folder, checkpoint.load_module(folder, kind)
 
 
 def _prompt_encoder(

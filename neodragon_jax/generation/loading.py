@@ -117,9 +117,7 @@ def _upscaler(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return a compiled super-resolution network as a function of frames."""
     folder = user_path(folder, '--upscale')
-    module = checkpoint.load_module(folder)
-    if not isinstance(module, QuickSRNet):
-        raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a QuickSRNet.')
+    module = checkpoint.load_module(folder, QuickSRNet)
     # The network is tiny and runs between two batches of the decoder: it stays loaded, on one device.
     own_store = Store(lambda leaf: jax.device_put(leaf, jax.local_devices()[0]))
     params = own_store.hold(UPSCALER, lambda: read_params(folder, dtype))

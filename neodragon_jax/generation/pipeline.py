@@ -63,6 +63,7 @@ class Components:
       channels: C.
       patch: side of the denoiser's patches, in latent pixels.
       max_grid: rows and columns of patches that the denoiser has positions for.
+      max_frames: latent frames that the denoiser has positions for.
       tokenizers: of the prompts; None where they are not at hand.
     """
 
@@ -74,14 +75,21 @@ class Components:
     channels: int
     patch: int
     max_grid: int
+    max_frames: int
     tokenizers: Tokenizers | None = None
 
     def check(self, plan: Plan) -> Plan:
         """Return the plan if this denoiser can run it.
 
         Raises:
-          InputError: the latent channels or the grid do not fit the model.
+          InputError: the latent channels, the grid or the length do not fit the model.
         """
+        if plan.frames > self.max_frames:
+            frames = TEMPORAL_FACTOR * (plan.frames - 1) + 1
+            raise InputError(
+                f'{frames} frames are {plan.frames} latent frames; the checkpoint has positions for {self.max_frames}; '
+                f'use at most {TEMPORAL_FACTOR * (self.max_frames - 1) + 1} frames.'
+            )
         rows, columns = plan.height // self.patch, plan.width // self.patch
         if max(rows, columns) > self.max_grid:
             side = self.max_grid * self.patch * SPATIAL_FACTOR
@@ -119,14 +127,10 @@ def load(
     find = lambda name: checkpoint.component_folder(root, name)
     store = store or Store(place)
     folder = pathlib.Path(denoiser or find(folders.DENOISER_FOLDERS[mode]))
-    model = checkpoint.load_module(folder)
-    if not isinstance(model, PyramidMMDiT):
-        raise InputError(f'{folder}: holds a {type(model).__name__}; pass the folder of a PyramidMMDiT.')
+    model = checkpoint.load_module(folder, PyramidMMDiT)
     layers = model.config.num_layers
     params = store.hold(DENOISER, lambda: stack_blocks(read_params(folder, dtype), layers))
-    vae = checkpoint.load_module(find(folders.VIDEO_VAE))
-    assert isinstance(vae, VideoVAE)
-    vae = vae.clone(dtype=dtype)
+    vae = checkpoint.load_module(find(folders.VIDEO_VAE), VideoVAE).clone(dtype=dtype)
     encode_image, decode_step = _vae_functions(vae, find(folders.VIDEO_VAE), dtype, store)
     tokenizers = Tokenizers.load(root)
     return Components(
@@ -138,6 +142,7 @@ def load(
         channels=model.config.in_channels,
         patch=model.config.patch_size,
         max_grid=model.config.pos_embed_max_size,
+        max_frames=model.config.max_num_frames,
         tokenizers=tokenizers,
     )
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from neodragon_jax.base.memory import peak_memory_bytes
 from neodragon_jax.generation import first_frame, pipeline
 
 UPSCALER = 'upscaler'  # in a store
@@ -129,20 +127,9 @@ class Profile:
 
 def peak_memory() -> str:
     """Return one line: the most memory that this process had, on the host and on each device that tells."""
-    parts = [f'host {_host_peak() / 1e9:.2f} GB']
+    parts = [f'host {peak_memory_bytes() / 1e9:.2f} GB']
     for device in jax.local_devices():
         stats = device.memory_stats() or {}
         if 'peak_bytes_in_use' in stats:
             parts.append(f'{device.platform} {device.id} {stats["peak_bytes_in_use"] / 1e9:.2f} GB')
     return 'Peak memory: ' + ', '.join(parts) + '.'
-
-
-def _host_peak() -> int:
-    """Return the largest resident size of this process, in bytes."""
-    status = pathlib.Path('/proc/self/status')
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith('VmHWM:'):
-                return int(line.split()[1]) * 1024
-    # Elsewhere in kilobytes, on a Mac in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

@@ -72,9 +72,7 @@ def load(
     folder = pathlib.Path(root) / folders.SAFETY_CHECKER
     if not folder.is_dir():
         return None
-    module = checkpoint.load_module(folder)
-    if not isinstance(module, StableDiffusionSafetyChecker):
-        raise InputError(f'{folder}: holds a {type(module).__name__}; put a StableDiffusionSafetyChecker there.')
+    module = checkpoint.load_module(folder, StableDiffusionSafetyChecker)
     prepare = Preparation.load(checkpoint.component_folder(root, folders.FEATURE_EXTRACTOR))
     if prepare.crop != module.config.image_size:
         raise InputError(

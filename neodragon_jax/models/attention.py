@@ -111,10 +111,13 @@ def make_rotary(
       form: 'halves', or 'matrices': one product instead of five passes over queries and keys, for a phone.
       positions: length of the table.
     Raises:
-      InputError: the form is unknown.
+      InputError: the form is unknown, or the sequence has more frames than the table.
     """
     if form not in ROTARY_FORMS:
         raise InputError(f'rotary is {form!r}.{did_you_mean(form, ROTARY_FORMS)} Use one of {", ".join(ROTARY_FORMS)}.')
+    # Indices beyond the table would be clamped to its last row without an error.
+    if len(layout.grids) > positions:
+        raise InputError(f'{len(layout.grids)} latent frames; the denoiser has positions for {positions}: use fewer.')
     cos, sin = rotary_table(positions, head_dim)
     image = jnp.clip(ids[:, layout.text_tokens :], 0)
     if form == 'halves':

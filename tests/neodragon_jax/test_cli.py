@@ -15,6 +15,7 @@ from neodragon_jax.__main__ import main
 from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
+from neodragon_jax.checkpoint.abstract import example_inputs
 from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.jobs import video_name
@@ -145,7 +146,7 @@ def test_a_checkpoint_without_a_first_frame_model(shapes, capsys, picture):
 
 def test_upscaled_frames_are_larger(tmp_path):
     network = QuickSRNet(variant('small'))
-    params = network.init(jax.random.key(0), *checkpoint.example_inputs(network))['params']
+    params = network.init(jax.random.key(0), *example_inputs(network))['params']
     checkpoint.save(tmp_path / 'network', network, params)
     more = ['--mode', 'monolithic', '--prompt', 'x', '--steps', '1', '1', '1', '--upscale', str(tmp_path / 'network')]
     assert main(command(tmp_path, *more)) == 0

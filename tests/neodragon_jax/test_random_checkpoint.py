@@ -15,7 +15,8 @@ from neodragon_jax import random_checkpoint
 from neodragon_jax.__main__ import main as generate
 from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import random_params
-from neodragon_jax.checkpoint.components import COMPONENTS, abstract, abstract_params
+from neodragon_jax.checkpoint.abstract import abstract_params, tensor_shapes
+from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.names.text import T5_TIED_NAMES
 from neodragon_jax.config.neodragon import TINY, T5EncoderConfig
 from support.goldens import GOLDENS
@@ -58,7 +59,7 @@ def test_full_sizes_are_those_of_the_release(name):
     part, manifest = random_params.PRESETS['full'][name], json.loads((GOLDENS / 'manifest_full.json').read_text())
     want = manifest[name.removesuffix('_multistep_t2v')]
     want = manifest[want['same_as']] if 'same_as' in want else want
-    shapes = {key: list(leaf.shape) for key, leaf in abstract(part.kind, part.config).items()}
+    shapes = {key: list(leaf.shape) for key, leaf in tensor_shapes(part.kind, part.config).items()}
     assert shapes == {key: shape for key, shape in want['keys'].items() if key not in T5_TIED_NAMES}
 
 

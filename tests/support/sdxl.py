@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.classes import COMPONENTS
 from support.goldens import GOLDENS, load_golden
 
 TOLERANCE = 2e-5
@@ -27,9 +27,9 @@ def golden() -> dict[str, np.ndarray]:
 @functools.cache
 def stored(name: str, kind: str) -> tuple[Any, Any]:
     """Load a component of the golden, whose files lie flat in one folder: module and parameters."""
-    component, folder = checkpoint.COMPONENTS[kind], GOLDENS / GOLDEN
+    component, folder = COMPONENTS[kind], GOLDENS / GOLDEN
     config = component.config.from_json(json.loads((folder / f'{name}.config.json').read_text()), name)
     tensors = load_file(folder / f'{name}.safetensors')
-    flat = {entry.path: entry.convert.to_flax(tensors.pop(entry.torch_name)) for entry in component.names(config)}
+    flat = {entry.path: entry.convert.to_flax(tensors.pop(entry.torch_name)) for entry in component.entries(config)}
     assert not tensors
     return component.build(config), traverse_util.unflatten_dict(flat)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import example_inputs
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import posterior_mean
@@ -39,7 +39,7 @@ def random(*shape: int, seed: int = 0) -> jax.Array:
 @functools.cache
 def native() -> tuple[NativeVAE, Any]:
     module = NativeVAE(PyramidFlowVAEConfig(**SIZES))
-    return module, jax.jit(module.init)(jax.random.key(0), *checkpoint.example_inputs(module))['params']
+    return module, jax.jit(module.init)(jax.random.key(0), *example_inputs(module))['params']
 
 
 def reconstruction_loss(module: Any, memory: MemoryConfig, video: jax.Array, params: Any) -> jax.Array:

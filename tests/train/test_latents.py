@@ -14,6 +14,7 @@ import pytest
 
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.abstract import example_inputs
 from neodragon_jax.config.neodragon import CausalEncoderConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.generation import pipeline
@@ -134,7 +135,7 @@ def test_the_encoder_may_be_that_of_a_native_autoencoder(clips, means, tmp_path)
     shared = {field.name: getattr(vae.config, field.name) for field in dataclasses.fields(CausalEncoderConfig)}
     decoder = {'decoder_block_out_channels': (4, 4, 4, 4), 'decoder_layers_per_block': (1, 1, 1, 1)}
     native = NativeVAE(PyramidFlowVAEConfig(**shared, **decoder, decoder_norm_num_groups=2))
-    drawn = jax.jit(lambda key: native.init(key, *checkpoint.example_inputs(native))['params'])(jax.random.key(0))
+    drawn = jax.jit(lambda key: native.init(key, *example_inputs(native))['params'])(jax.random.key(0))
     checkpoint.save(
         root / folders.VIDEO_VAE, native, {**drawn, 'encoder': params['encoder'], 'quant_conv': params['quant_conv']}
     )

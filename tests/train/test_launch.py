@@ -8,9 +8,9 @@ import jax
 import pytest
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.processes import PROCESS_VARIABLES, start_processes
 from support.jobs import Job
 from train import launch
-from train.runtime import processes
 
 # In which a job, or the part of it that a test waits for, must get on, on a machine that does much else.
 
@@ -88,7 +88,8 @@ def test_error_of_one_process_ends_the_job_at_once(tmp_path):
         'import jax\n'
         'from neodragon_jax.base.errors import InputError\n'
         'from train.runtime.runner import command_line\n'
-        'from train.runtime.processes import of_first_process, start_processes\n'
+        'from neodragon_jax.base.processes import start_processes\n'
+        'from train.runtime.processes import of_first_process\n'
         'def main(settings, dry_run):\n'
         '    start_processes()\n'
         '    print(of_first_process({"numbers": [1.5, jax.process_index()]}))\n'
@@ -110,7 +111,7 @@ def test_error_of_one_process_ends_the_job_at_once(tmp_path):
 @pytest.fixture
 def joined(monkeypatch):
     """A clean environment, and the arguments with which JAX's coordination would start."""
-    for name in (*processes.PROCESS_VARIABLES, 'TPU_WORKER_HOSTNAMES'):
+    for name in (*PROCESS_VARIABLES, 'TPU_WORKER_HOSTNAMES'):
         monkeypatch.delenv(name, raising=False)
     calls = []
     monkeypatch.setattr(jax.distributed, 'initialize', lambda **given: calls.append(given))
@@ -119,21 +120,21 @@ def joined(monkeypatch):
 
 def test_one_process_joins_nobody(joined, monkeypatch):
     monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost')
-    processes.start_processes()
+    start_processes()
     assert joined == []
 
 
 def test_environment_comes_before_what_jax_recognizes(joined, monkeypatch):
-    for name, value in zip(processes.PROCESS_VARIABLES, ('host:1', '4', '3'), strict=True):
+    for name, value in zip(PROCESS_VARIABLES, ('host:1', '4', '3'), strict=True):
         monkeypatch.setenv(name, value)
-    processes.start_processes(distributed=True)
+    start_processes(distributed=True)
     assert joined == [{'num_processes': 4, 'process_id': 3}]
 
 
 @pytest.mark.parametrize(('distributed', 'hosts'), [(True, ''), (False, 't-0.pod,t-1.pod')])
 def test_clusters_are_left_to_jax(joined, monkeypatch, distributed, hosts):
     monkeypatch.setenv('TPU_WORKER_HOSTNAMES', hosts)
-    processes.start_processes(distributed)
+    start_processes(distributed)
     assert joined == [{'num_processes': None, 'process_id': None}]
 
 
@@ -142,9 +143,9 @@ def test_clusters_are_left_to_jax(joined, monkeypatch, distributed, hosts):
     [('host:1', None, None), (None, '2', '0'), ('host:1', '2', '2'), ('host:1', 'two', '0'), ('', '2', '0')],
 )
 def test_process_numbers_must_be_complete(joined, monkeypatch, values):
-    for name, value in zip(processes.PROCESS_VARIABLES, values, strict=True):
+    for name, value in zip(PROCESS_VARIABLES, values, strict=True):
         if value is not None:
             monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match='set all of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID'):
-        processes.start_processes()
+        start_processes()
     assert joined == []

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.memory import peak_memory_bytes
 from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
 from train.aot.cost import analyze
@@ -91,7 +92,7 @@ def _compile(
         lower_s=lower_s,
         compile_s=time.perf_counter() - start,
         compile_cpu_s=usage.ru_utime - cpu,
-        compile_rss_bytes=usage.ru_maxrss * 1024,
+        compile_rss_bytes=peak_memory_bytes(),
         message=message[:2000],
     )
     if compiled is not None:

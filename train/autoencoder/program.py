@@ -164,11 +164,7 @@ class Autoencoder(VAETraining[AutoencoderConfig]):
 
 def _read_start(folder: str) -> tuple[NativeVAE, Any]:
     """Return a stored autoencoder and its parameters."""
-    module, params = checkpoint.load(folder)
-    if not isinstance(module, NativeVAE):
-        name = checkpoint.class_name(module)
-        raise InputError(f'start {folder} holds a {name}; pass the folder of a CausalVideoVAE, or use train.decoder.')
-    return module, params
+    return checkpoint.load(folder, NativeVAE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,6 @@ from PIL import Image
 
 from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
 from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
@@ -141,9 +140,7 @@ class Judge:
         Raises:
           InputError: the folder holds something else.
         """
-        module, params = checkpoint.load(folder)
-        if not isinstance(module, CausalVAE):
-            raise InputError(f'{folder}: holds a {type(module).__name__}; give the folder of a video VAE.')
+        module, params = checkpoint.load(folder, CausalVAE)
 
         @jax.jit
         def run(params: Any, clip: Any) -> Any:

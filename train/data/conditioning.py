@@ -19,18 +19,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders as component_folders
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation.devices import Spread
 from neodragon_jax.generation.tokens import Tokenizers, Tokens
+from neodragon_jax.models.clip import CLIPTextModel
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
 from train.data.record_spec import ArraySpec
 
 CONTENTS = ('states', 't5', 'ids')
+# Module classes of each part.
+KINDS = {
+    't5': (T5Encoder, T5EncoderWithProjection),
+    'clip_l': (CLIPTextModel,),
+    'clip_g': (CLIPTextModel,),
+    'adapter': (ContextAdapter,),
+}
 Arrays = dict[str, np.ndarray]
 
 
@@ -116,8 +123,9 @@ def load_conditioner(
     }
     if content == 'states':
         folders['adapter'] = find(component_folders.ADAPTER_FOLDERS[mode])
-    modules = {name: checkpoint.load_module(folder).clone(dtype=dtype) for name, folder in folders.items()}
-    _check(modules, folders)
+    modules = {
+        name: checkpoint.load_module(folder, *KINDS[name]).clone(dtype=dtype) for name, folder in folders.items()
+    }
     params = {name: spread.replicate(read_params(folder, dtype)) for name, folder in folders.items()}
     run = jax.jit(lambda params, tokens: _condition(modules, params, tokens))
 
@@ -136,12 +144,3 @@ def _condition(modules: Mapping[str, Any], params: Mapping[str, Any], tokens: To
     pooled = [run('clip_l', tokens.clip_l_ids).pooled, run('clip_g', tokens.clip_g_ids).pooled]
     arrays = text | {'pooled': jnp.concatenate(pooled, axis=-1)}
     return {name: array.astype(jnp.float32) for name, array in arrays.items()} | {'text_mask': tokens.t5_mask}
-
-
-def _check(modules: Mapping[str, Any], folders: Mapping[str, pathlib.Path]) -> None:
-    """Raise InputError unless the text encoder and the adapter are what their names say."""
-    kinds = {'t5': (T5Encoder, T5EncoderWithProjection), 'adapter': (ContextAdapter,)}
-    for name, known in kinds.items():
-        if name in modules and not isinstance(modules[name], known):
-            names = ' or '.join(kind.__name__ for kind in known)
-            raise InputError(f'{folders[name]}: holds a {type(modules[name]).__name__}; pass the folder of a {names}.')

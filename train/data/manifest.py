@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import file_sha256
 from train.data.record_spec import RecordSpec
 from train.data.shard_layout import ShardLayout
 
@@ -160,12 +161,6 @@ def check_shard(path: pathlib.Path, record: ShardRecord, verify: bool) -> None:
         raise InputError(f'{path}: {size} bytes, its manifest says {record.bytes}. Copy the file again.')
     if verify and file_sha256(path) != record.sha256:
         raise InputError(f'{path}: its content is not what its manifest recorded. Copy the file again.')
-
-
-def file_sha256(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def write_json(path: pathlib.Path, value: Any, part: int) -> None:

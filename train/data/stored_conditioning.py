@@ -12,7 +12,8 @@ import numpy as np
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
-from train.data.manifest import Manifest, file_sha256
+from neodragon_jax.base.files import file_sha256
+from train.data.manifest import Manifest
 from train.data.record_spec import RecordSpec
 
 # The prompt that guidance steers away from, and the empty one, which takes the place of dropped captions.

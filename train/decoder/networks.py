@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.config.neodragon import CausalEncoderConfig, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
@@ -87,7 +88,7 @@ def read_networks(config: DecoderConfig) -> Networks:
     """
     if not config.start:
         raise InputError('config.decoder.start is empty; pass the folder of a video VAE, which has the encoder.')
-    module, params = _read(config.start)
+    module, params = checkpoint.load(config.start, CausalVAE)
     encoder = {name: params[name] for name in ENCODER}
     start = None
     if not config.features:
@@ -96,9 +97,7 @@ def read_networks(config: DecoderConfig) -> Networks:
         start = {name: params[name] for name in DECODER}
     native, native_params = (module, params) if isinstance(module, NativeVAE) else (None, None)
     if config.native:
-        native, native_params = _read(config.native)
-        if not isinstance(native, NativeVAE):
-            raise InputError(f'native {config.native} has a small decoder; pass the folder of a CausalVideoVAE.')
+        native, native_params = checkpoint.load(config.native, NativeVAE)
         _check_same(encoder, {name: native_params[name] for name in ENCODER}, config)
     small = module if isinstance(module, VideoVAE) and start else VideoVAE(_sizes(module.config, config.features))
     decoder = None if native_params is None else {name: native_params[name] for name in DECODER}
@@ -109,18 +108,10 @@ def released_networks(config: DecoderConfig) -> Networks:
     """Return abstract networks of the released sizes, for a plan without weights."""
     sizes = _sizes(VideoVAEConfig(), config.features or VideoVAEConfig().decoder_num_features)
     small, native = VideoVAE(sizes), NativeVAE(PyramidFlowVAEConfig()) if config.native_weight else None
-    params = checkpoint.abstract_params(small)
+    params = abstract_params(small)
     part = lambda params, names: {name: params[name] for name in names}
-    decoder = None if native is None else part(checkpoint.abstract_params(native), DECODER)
+    decoder = None if native is None else part(abstract_params(native), DECODER)
     return Networks(small, part(params, ENCODER), None, native, decoder)
-
-
-def _read(folder: str) -> tuple[CausalVAE, Any]:
-    """Return a stored video VAE of either kind, and its parameters."""
-    module, params = checkpoint.load(folder)
-    if not isinstance(module, CausalVAE):
-        raise InputError(f'{folder} holds a {checkpoint.class_name(module)}; pass the folder of a video VAE.')
-    return module, params
 
 
 def _sizes(encoder: CausalEncoderConfig, features: tuple[int, ...]) -> VideoVAEConfig:

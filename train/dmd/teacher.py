@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
 from neodragon_jax.config.neodragon import FULL
@@ -32,10 +32,8 @@ def read_teacher(root: str) -> MultiStepTeacher:
       InputError: the checkpoint cannot be read or holds something else.
     """
     folder = checkpoint.component_folder(root, TEACHER)
-    module, params = checkpoint.load(folder)
-    module = _denoiser(module, root)
-    adapter, adapter_params = checkpoint.load(checkpoint.component_folder(root, TEACHER_ADAPTER))
-    assert isinstance(adapter, ContextAdapter)
+    module, params = checkpoint.load(folder, PyramidMMDiT)
+    adapter, adapter_params = checkpoint.load(checkpoint.component_folder(root, TEACHER_ADAPTER), ContextAdapter)
     stacked = jax.tree.map(lambda a: np.asarray(a, np.float32), stack_blocks(params, module.config.num_layers))
     return MultiStepTeacher(module, stacked, (adapter, adapter_params), fingerprint(folder))
 
@@ -48,11 +46,5 @@ def abstract_teacher(root: str) -> MultiStepTeacher:
     """
     module = PyramidMMDiT(FULL.denoiser)
     if root:
-        module = _denoiser(checkpoint.load_module(checkpoint.component_folder(root, TEACHER)), root)
-    return MultiStepTeacher(module, checkpoint.abstract_params(module.clone(scan=True)), None, 'abstract')
-
-
-def _denoiser(module: Any, root: str) -> PyramidMMDiT:
-    if not isinstance(module, PyramidMMDiT):
-        raise InputError(f'{root}: {TEACHER} holds a {type(module).__name__}; copy the folder again.')
-    return module
+        module = checkpoint.load_module(checkpoint.component_folder(root, TEACHER), PyramidMMDiT)
+    return MultiStepTeacher(module, abstract_params(module.clone(scan=True)), None, 'abstract')

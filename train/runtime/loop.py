@@ -26,12 +26,13 @@ from jaxtyping import PRNGKeyArray
 
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.processes import start_processes
 from train.data import Source
 from train.runtime.checkpoints import Checkpoints, Keep, stop_on_sigterm
 from train.runtime.loader import Loader
 from train.runtime.metrics import MetricsLog, Window
 from train.runtime.plan import plan
-from train.runtime.processes import of_first_process, start_processes, wait_for_processes
+from train.runtime.processes import of_first_process, wait_for_processes
 from train.runtime.profiler import Profiler
 from train.runtime.program import EVALUATION, DivergedError, EvaluatedProgram, LoopConfig, Metrics, Program, State
 from train.runtime.sharding import make_mesh, put

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
+from neodragon_jax.base.processes import start_processes
 from train.data import Source
 from train.runtime import flops
-from train.runtime.processes import start_processes
 from train.runtime.program import LoopConfig, Program
 from train.runtime.sharding import bytes_per_device, count_parameters, describe, make_mesh, path_name
 from train.runtime.step import Arguments, abstract_arguments, jit_step, shardings_of

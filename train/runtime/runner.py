@@ -18,10 +18,11 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.processes import start_processes
 from train.data import Source
 from train.runtime import loop
 from train.runtime.plan import plan
-from train.runtime.processes import leave, start_processes
+from train.runtime.processes import leave
 from train.runtime.program import DivergedError, LoopConfig, Program
 from train.runtime.settings import freeze, require
 

@@ -22,6 +22,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.random_params import SMALL, random_params
 from neodragon_jax.config.neodragon import CLIPTextConfig, ComponentConfig, T5Config, T5EncoderConfig
 from train.shapes.world import SYNONYMS, WORLDS, World, caption
@@ -138,7 +139,7 @@ def write(out: pathlib.Path, seed: int = 0) -> None:
         if (out / name / 'config.json').is_file():
             continue
         params = random_params(kind, config, 1000 * seed + number)
-        checkpoint.save(out / name, checkpoint.COMPONENTS[kind].build(config), _louder(params))
+        checkpoint.save(out / name, COMPONENTS[kind].build(config), _louder(params))
 
 
 def _louder(params: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import example_inputs
 from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.models.super_resolution import QuickSRNet
 from train.data.crops import CropConfig, CropSource
@@ -103,7 +104,7 @@ class SuperResolution:
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
         """Return a fresh network, near nearest-neighbor enlargement."""
         del frozen
-        params = self.module.init(key, *checkpoint.example_inputs(self.module))['params']
+        params = self.module.init(key, *example_inputs(self.module))['params']
         return AveragedState.begin(params, self.tx, ema_decay=0.0)
 
     def variant(self, step: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
@@ -41,12 +42,10 @@ def read_denoiser(folder: str) -> tuple[PyramidMMDiT | TeacherMMDiT, Any]:
     Raises:
       InputError: the folder is missing, damaged or holds something else.
     """
-    module, params = checkpoint.load(folder)
+    module, params = checkpoint.load(folder, PyramidMMDiT, TeacherMMDiT)
     if isinstance(module, TeacherMMDiT):
         return module, {**params, 'denoiser': stack_blocks(params['denoiser'], module.config.num_layers)}
-    if isinstance(module, PyramidMMDiT):
-        return module, stack_blocks(params, module.config.num_layers)
-    raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a denoiser.')
+    return module, stack_blocks(params, module.config.num_layers)
 
 
 def check_widths(module: PyramidMMDiT | TeacherMMDiT, null: Mapping[str, np.ndarray]) -> None:
@@ -84,15 +83,13 @@ def abstract_denoiser(folder: str) -> tuple[AnyDenoiser, Any]:
     Raises:
       InputError: the folder's config is missing, damaged or of something else.
     """
-    module = checkpoint.load_module(folder)
-    if not isinstance(module, PyramidMMDiT | TeacherMMDiT):
-        raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a denoiser.')
+    module = checkpoint.load_module(folder, PyramidMMDiT, TeacherMMDiT)
     return module, abstract_stacked(module)
 
 
 def abstract_stacked(module: AnyDenoiser) -> Any:
     """Return a denoiser's parameters without their numbers, in float32, stacked for the scan."""
-    return checkpoint.abstract_params(module.clone(scan=True))
+    return abstract_params(module.clone(scan=True))
 
 
 def sized(config: TeacherConfig, module: AnyDenoiser) -> TeacherConfig:

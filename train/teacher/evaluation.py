@@ -160,11 +160,7 @@ class FlowEvaluation:
     @functools.cached_property
     def _decoder(self) -> Callable[[Any], Any]:
         """Return the function from normalized latents to frames."""
-        module, params = checkpoint.load(self.config.decoder)
-        if not isinstance(module, CausalVAE):
-            raise InputError(
-                f'decoder {self.config.decoder} holds a {type(module).__name__}; give that of a video VAE.'
-            )
+        module, params = checkpoint.load(self.config.decoder, CausalVAE)
         return jax.jit(lambda latents: module.apply({'params': params}, denormalize(latents), method='decode'))
 
     def _batches(self, params: Any) -> Iterator[dict[str, Any]]:

@@ -36,6 +36,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import example_inputs
+from neodragon_jax.checkpoint.classes import class_name
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW, TEACHER, TEACHER_ADAPTER
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.pyramid.sampler import Prompt, jax_denoiser
@@ -126,7 +128,7 @@ class Teacher:
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
         """Return the state before the first step."""
         if self.start is None:
-            params = self.flat(self.module.init(key, *checkpoint.example_inputs(self.module))['params'])
+            params = self.flat(self.module.init(key, *example_inputs(self.module))['params'])
         else:
             params = masters(frozen['start'])
         return AveragedState.begin(params, self.tx, self.config.ema_decay)
@@ -232,7 +234,7 @@ class Teacher:
     def metadata(self) -> dict[str, Any]:
         """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
         names = ('stages', 'stage_weights', 'unit_weights', 'caption_dropout', 'corruption', 'ema_decay', 'seed')
-        sizes = {'class': checkpoint.class_name(self.module)} | self.module.config.to_json()
+        sizes = {'class': class_name(self.module)} | self.module.config.to_json()
         record = {name: getattr(self.config, name) for name in names} | {'sizes': sizes, 'data': self.data}
         return json.loads(json.dumps(record))  # tuples become lists, as they are after a restart
 

@@ -15,7 +15,6 @@ Legend: E width of T5-XXL's and DT5's states, D width of the denoiser.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.checkpoint.params import is_sensitive, read_params
 from neodragon_jax.config.neodragon import FULL, ContextAdapterConfig
 from neodragon_jax.config.pyramid_flow import T5_XXL, TEACHER
@@ -80,15 +80,18 @@ def read_parts(encoder: str, embedder: str, teacher: str, start: str, dtype: str
       InputError: a folder is missing, damaged or of another kind.
     """
     parts = TextParts(
-        encoder=open_module(encoder, T5EncoderWithProjection),
+        encoder=checkpoint.load_module(encoder, T5EncoderWithProjection),
         encoder_params=_as_float32(read_params(encoder, None)),
         embedder_params=_embedder(embedder),
     )
     if teacher:
-        read = {'teacher': open_module(teacher, T5Encoder), 'teacher_params': read_params(teacher, DTYPES[dtype])}
+        read = {
+            'teacher': checkpoint.load_module(teacher, T5Encoder),
+            'teacher_params': read_params(teacher, DTYPES[dtype]),
+        }
         parts = dataclasses.replace(parts, **read)
     if start:
-        open_module(start, ContextAdapter)
+        checkpoint.load_module(start, ContextAdapter)
         parts = dataclasses.replace(parts, start=_as_float32(read_params(start, None)))
     return parts
 
@@ -119,7 +122,7 @@ def sized_parts(published: TextParts, folders: Mapping[str, Any], dtype: str) ->
         'teacher': T5Encoder,
         'start': ContextAdapter,
     }
-    modules = {name: open_module(folders[name], kind) for name, kind in kinds.items() if folders[name]}
+    modules = {name: checkpoint.load_module(folders[name], kind) for name, kind in kinds.items() if folders[name]}
     changes: dict[str, Any] = {name: modules[name] for name in ('encoder', 'teacher') if name in modules}
     if 'encoder' in modules:
         changes['encoder_params'] = held(modules['encoder'], np.float32)
@@ -143,7 +146,7 @@ def held(module: Any, dtype: Any) -> Any:
         kept = is_sensitive(tuple(key.key for key in path), leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if kept else dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf_of, checkpoint.abstract_params(module))
+    return jax.tree_util.tree_map_with_path(leaf_of, abstract_params(module))
 
 
 def adapter_config(kind: str, parts: TextParts, hidden: tuple[int, ...]) -> ContextAdapterConfig | None:
@@ -184,16 +187,8 @@ def deployed_adapter(
 
 def _embedder(folder: str) -> dict[str, Any]:
     """Return the context embedder's parameters in float32."""
-    open_module(folder, TeacherMMDiT)
+    checkpoint.load_module(folder, TeacherMMDiT)
     return _as_float32(read_params(folder, None, 'context_embedder'))['context_embedder']
-
-
-def open_module(folder: str, kind: type[Any]) -> Any:
-    """Return the module of a component folder, which must be of a kind."""
-    module = checkpoint.load_module(pathlib.Path(folder))
-    if not isinstance(module, kind):
-        raise InputError(f'{folder}: holds a {type(module).__name__}; pass the folder of a {kind.__name__}.')
-    return module
 
 
 def _as_float32(params: Any) -> Any:

@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import example_inputs
 from neodragon_jax.checkpoint.folders import T5 as ENCODER
 from neodragon_jax.checkpoint.folders import TEACHER_ADAPTER
 from neodragon_jax.models.context_adapter import ContextAdapter
@@ -156,7 +157,7 @@ class TextDistillation:
         if 'start' in frozen:
             params['adapter'] = jax.tree.map(jnp.copy, frozen['start'])
         elif self.adapter is not None:
-            params['adapter'] = self.adapter.init(adapter_key, *checkpoint.example_inputs(self.adapter))['params']
+            params['adapter'] = self.adapter.init(adapter_key, *example_inputs(self.adapter))['params']
         if self.config.encoder == 'trained':
             params['encoder'] = jax.tree.map(jnp.copy, frozen['encoder'])
         if self.config.encoder == 'lora':

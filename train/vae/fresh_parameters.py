@@ -25,7 +25,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import NEODRAGON, CausalVAE, VideoVAE
 from train.data import Source
@@ -94,7 +94,7 @@ def drawn_parameters(module: CausalVAE, key: PRNGKeyArray) -> dict[str, Any]:
     XLA takes about a second for each place in a program where numbers are drawn, of which the module's own has a
     hundred. Kernels keep the variance of their input; scales are 1 and biases 0.
     """
-    shapes: dict[Any, Any] = dict(traverse_util.flatten_dict(checkpoint.abstract_params(module)))
+    shapes: dict[Any, Any] = dict(traverse_util.flatten_dict(abstract_params(module)))
     kernels = {path: leaf.shape for path, leaf in shapes.items() if path[-1] == 'kernel'}
     ends = list(itertools.accumulate(math.prod(shape) for shape in kernels.values()))
     # As flax draws them: at most two deviations from zero, of a variance that this leaves at 1.

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import abstract_params
 from train.data import DTYPES
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState, OptimizerConfig, make_optimizer
@@ -135,7 +135,7 @@ def latent_shape(module: Any, cut: ClipsConfig) -> tuple[int, int, int, int]:
     Raises:
       InputError: the frames or pixels of the cut do not divide into latents.
     """
-    params = checkpoint.abstract_params(module)
+    params = abstract_params(module)
     clip = jax.ShapeDtypeStruct((1, *cut.size, 3), jnp.float32)
     moments = jax.eval_shape(lambda params, clip: module.apply({'params': params}, clip, method='encode'), params, clip)
     return (*moments.shape[1:-1], moments.shape[-1] // 2)

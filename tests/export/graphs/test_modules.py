@@ -244,7 +244,7 @@ def test_seven_steps_of_the_decoder_are_the_whole_clip(host, graphs, float_graph
 def make_components() -> pipeline.Components:
     """Return components of which none is called."""
     never = lambda *_: pytest.fail('not part of this test')
-    return pipeline.Components(*[never] * 5, channels=16, patch=2, max_grid=24)
+    return pipeline.Components(*[never] * 5, channels=16, patch=2, max_grid=24, max_frames=200)
 
 
 def test_scaled_residual_is_exact(graphs):

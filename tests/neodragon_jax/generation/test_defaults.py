@@ -17,6 +17,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.params import cast
+from neodragon_jax.checkpoint.weights import WEIGHT_FILES
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.defaults import RELEASED
@@ -189,8 +190,8 @@ def narrow(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
 def test_bfloat16_is_stored_and_read_byte_for_byte(tmp_path):
     first = narrow(TINY_CHECKPOINT / 'causal_video_vae', tmp_path / 'first')
     checkpoint.save(tmp_path / 'again', *checkpoint.load(first))
-    one, two = (folder / checkpoint.WEIGHT_FILES[0] for folder in (first, tmp_path / 'again'))
+    one, two = (folder / WEIGHT_FILES[0] for folder in (first, tmp_path / 'again'))
     assert one.read_bytes() == two.read_bytes()
-    wide = load_file(TINY_CHECKPOINT / 'causal_video_vae' / checkpoint.WEIGHT_FILES[0])
+    wide = load_file(TINY_CHECKPOINT / 'causal_video_vae' / WEIGHT_FILES[0])
     for name, tensor in load_file(one).items():
         np.testing.assert_array_equal(tensor, wide[name].astype(ml_dtypes.bfloat16))

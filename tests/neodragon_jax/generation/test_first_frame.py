@@ -232,7 +232,9 @@ def test_missing_component(root):
 def test_component_of_another_class(root):
     shutil.rmtree(root / 'ssd_1b_vae')
     shutil.copytree(TINY_CHECKPOINT / 'causal_video_vae', root / 'ssd_1b_vae')
-    with pytest.raises(InputError, match='ssd_1b_vae: holds a VideoVAE; put the released AutoencoderKL there'):
+    with pytest.raises(
+        InputError, match='ssd_1b_vae: holds an AsymmetricCausalVideoVAE; pass the folder of an AutoencoderKL'
+    ):
         first_frame.load(root)
 
 

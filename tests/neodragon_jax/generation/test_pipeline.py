@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import image_to_frame
-from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.config.neodragon import ContextAdapterConfig, MMDiTConfig, VideoVAEConfig
 from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.generation.devices import Spread
@@ -57,10 +58,10 @@ def loop_component(name: str, kind: str, config: Any) -> tuple[Any, Any]:
     import safetensors.numpy
     from flax import traverse_util
 
-    component = checkpoint.COMPONENTS[kind]
+    component = COMPONENTS[kind]
     values = config.from_json(json.loads((GOLDENS / 'ar_loop' / f'{name}.config.json').read_text()), name)
     tensors = safetensors.numpy.load_file(GOLDENS / 'ar_loop' / f'{name}.safetensors')
-    flat = {entry.path: entry.convert.to_flax(tensors[entry.torch_name]) for entry in component.names(values)}
+    flat = {entry.path: entry.convert.to_flax(tensors[entry.torch_name]) for entry in component.entries(values)}
     return component.build(values), traverse_util.unflatten_dict(flat)
 
 
@@ -206,6 +207,14 @@ def test_sizes_that_do_not_fit(size, named):
 def test_frame_larger_than_the_positional_table():
     with pytest.raises(InputError, match='24x24'):
         components('hybrid').check(make_plan('hybrid', 9, 512, 512))
+
+
+def test_video_longer_than_the_rotary_table():
+    few = dataclasses.replace(components('hybrid'), max_frames=2)
+    few.check(pipeline.make_plan('hybrid', 9, 64, 64))
+    message = '17 frames are 3 latent frames; the checkpoint has positions for 2; use at most 9 frames'
+    with pytest.raises(InputError, match=message):
+        few.check(pipeline.make_plan('hybrid', 17, 64, 64))
 
 
 def test_guidance_without_negative_prompt():

@@ -18,6 +18,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.abstract import example_inputs, tensor_shapes
 from neodragon_jax.config.safety_checker import FULL_SAFETY_CHECKER, SafetyCheckerConfig
 from neodragon_jax.generation import safety
 from neodragon_jax.generation.param_store import Store
@@ -39,7 +40,7 @@ TINY_CHECKER = SafetyCheckerConfig(
 def write_checker(root: pathlib.Path, threshold: float) -> tuple[StableDiffusionSafetyChecker, dict[str, Any]]:
     """Write a random checker and its preprocessor; a threshold of -2 refuses everything, of 2 nothing."""
     module = StableDiffusionSafetyChecker(TINY_CHECKER)
-    params = module.init(jax.random.key(0), *checkpoint.example_inputs(module))['params']
+    params = module.init(jax.random.key(0), *example_inputs(module))['params']
     params = jax.tree.map(np.asarray, params)
     params['concept_thresholds'] = np.full(17, threshold, np.float32)
     checkpoint.save(root / folders.SAFETY_CHECKER, module, params)
@@ -120,7 +121,7 @@ def test_vision_tower(tmp_path):
 
 def test_full_size_checker_has_the_published_number_of_parameters():
     """CLIP ViT-L/14 with projection has 303,966,208; the checker adds 20 concepts of 768 and their thresholds."""
-    shapes = checkpoint.abstract('StableDiffusionSafetyChecker', FULL_SAFETY_CHECKER)
+    shapes = tensor_shapes('StableDiffusionSafetyChecker', FULL_SAFETY_CHECKER)
     assert sum(int(np.prod(leaf.shape)) for leaf in shapes.values()) == 303_966_208 + 20 * 769
 
 

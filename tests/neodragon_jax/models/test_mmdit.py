@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.checkpoint.components import abstract_params
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.checkpoint.names.mmdit import half_split_order
 from neodragon_jax.config.neodragon import FULL, MMDiTConfig
 from neodragon_jax.models.attention import rotary_table
@@ -227,3 +228,16 @@ def test_full_size_is_1_5_billion_parameters():
     shapes = abstract_params(model)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) - shapes['positions'].size
     assert count == 1_512_155_200
+
+
+def test_more_frames_than_positions_are_refused():
+    """JAX would clamp their positions to the last row of the table."""
+    golden = load_golden('dit_a')
+    model, params = model_and_params('dit_a')
+    cases = [inputs(golden, name) for name in inner_cases()]
+    case = max(cases, key=lambda case: sum(clip.shape[1] for clip in case[0]))
+    frames = sum(clip.shape[1] for clip in case[0])
+    short = lambda count: model.clone(config=dataclasses.replace(model.config, max_num_frames=count))
+    jax.eval_shape(short(frames).apply, {'params': params}, *case)
+    with pytest.raises(InputError, match=f'{frames} latent frames; the denoiser has positions for {frames - 1}'):
+        jax.eval_shape(short(frames - 1).apply, {'params': params}, *case)

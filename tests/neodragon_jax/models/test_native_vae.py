@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import tensor_shapes
 from neodragon_jax.config.pyramid_flow import PYRAMID_FLOW_VAE, PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE, channels_to_space, channels_to_time, decode_chunked
 from neodragon_jax.models.vae import encode_chunked, posterior_mean
@@ -139,7 +140,7 @@ def test_compute_type(golden):
 
 def test_names_at_full_size():
     want = json.loads((GOLDENS / 'manifest_full.json').read_text())['pyramid_flow_causal_video_vae']
-    shapes = {key: list(leaf.shape) for key, leaf in checkpoint.abstract('CausalVideoVAE', PYRAMID_FLOW_VAE).items()}
+    shapes = {key: list(leaf.shape) for key, leaf in tensor_shapes('CausalVideoVAE', PYRAMID_FLOW_VAE).items()}
     assert shapes == want['keys']
     decoder = sum(int(np.prod(shape)) for key, shape in shapes.items() if key.startswith('decoder'))
     assert decoder == want['subtotals']['decoder'] and round(decoder / 1e9, 3) == 0.226

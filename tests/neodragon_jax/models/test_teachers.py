@@ -15,6 +15,8 @@ from flax import traverse_util
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import tensor_shapes
+from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.config.neodragon import FULL, T5Config, T5EncoderConfig
 from neodragon_jax.config.pyramid_flow import T5_XXL, TEACHER, TeacherMMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
@@ -39,7 +41,7 @@ SMALL_T5 = T5EncoderConfig(vocab_size=64, d_model=16, d_kv=4, d_ff=24, num_layer
 def random_tensors(kind: str, config: Any) -> dict[str, np.ndarray]:
     """Return random weights under the released names and in the released shapes."""
     draw = np.random.default_rng(0).standard_normal
-    shapes = checkpoint.abstract(kind, config)
+    shapes = tensor_shapes(kind, config)
     return {key: (0.3 * draw(leaf.shape)).astype(np.float32) for key, leaf in sorted(shapes.items())}
 
 
@@ -64,7 +66,7 @@ def teacher_folder(tmp_path_factory) -> pathlib.Path:
 def test_teacher_names_at_full_size(name, layers, billions):
     want = json.loads((GOLDENS / 'manifest_full.json').read_text())[name]
     config = TEACHER if layers == 24 else TeacherMMDiTConfig(num_layers=layers)
-    shapes = {key: list(leaf.shape) for key, leaf in checkpoint.abstract('PyramidDiffusionMMDiT', config).items()}
+    shapes = {key: list(leaf.shape) for key, leaf in tensor_shapes('PyramidDiffusionMMDiT', config).items()}
     assert shapes == want['keys']
     count = sum(int(np.prod(shape)) for shape in shapes.values()) - want['buffer_elems_in_state_dict']
     assert count == want['params_total'] and round(count / 1e9, 3) == billions
@@ -139,7 +141,7 @@ def t5_folder(tmp_path_factory) -> pathlib.Path:
 
 
 def test_t5_xxl_names_at_full_size():
-    shapes = {key: leaf.shape for key, leaf in checkpoint.abstract('T5EncoderModel', T5_XXL).items()}
+    shapes = {key: leaf.shape for key, leaf in tensor_shapes('T5EncoderModel', T5_XXL).items()}
     assert len(shapes) == 2 + 24 * 9 + 1
     assert shapes['shared.weight'] == (32128, 4096)
     bias = 'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
@@ -156,7 +158,7 @@ def test_t5_encoder_from_shards_is_the_encoder_of_dt5(t5_folder):
     assert module == T5Encoder(SMALL_T5)
     tensors = random_tensors('T5EncoderModel', SMALL_T5)
     projected = T5Config(out_dim=8, **SMALL_T5.__dict__)
-    names = checkpoint.COMPONENTS['T5EncoderWithProjection'].names(projected)
+    names = COMPONENTS['T5EncoderWithProjection'].entries(projected)
     shared = [entry for entry in names if entry.path[0] == 'encoder']
     flat = {entry.path: entry.convert.to_flax(tensors[entry.torch_name.removeprefix('encoder.')]) for entry in shared}
     dt5 = traverse_util.unflatten_dict(flat)

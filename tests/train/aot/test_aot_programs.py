@@ -19,6 +19,7 @@ from PIL import Image
 from configs import teacher as teacher_config
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
@@ -181,7 +182,7 @@ def real_autoencoder(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, A
 def real_decoder(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     sizes = settings_of('autoencoder', 'tiny').autoencoder.sizes.to_dict()
     module = NativeVAE(PyramidFlowVAEConfig(**sizes))
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), checkpoint.abstract_params(module))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(module))
     checkpoint.save(folder, module, params)
     settings.decoder.update({'start': str(folder), 'native_weight': 1.0})
     return loaded('decoder', settings)
@@ -240,8 +241,12 @@ def test_arithmetic_does_not_depend_on_how_memory_is_saved():
 @pytest.mark.parametrize(
     ('name', 'changes', 'message'),
     [
-        ('teacher', {'teacher': {'start': str(TINY_CHECKPOINT / 'text_encoder_3')}}, 'pass the folder of a denoiser'),
-        ('text', {'teacher': str(TINY_CHECKPOINT / 'text_encoder_3')}, 'pass the folder of a T5Encoder'),
+        (
+            'teacher',
+            {'teacher': {'start': str(TINY_CHECKPOINT / 'text_encoder_3')}},
+            'pass the folder of a PyramidMMDiT or PyramidDiffusionMMDiT',
+        ),
+        ('text', {'teacher': str(TINY_CHECKPOINT / 'text_encoder_3')}, 'pass the folder of a T5EncoderModel'),
         ('text', {'encoder': str(TINY_CHECKPOINT / 'text_encoder_3')}, 'use the parts of one system'),
         ('pruning', {'keep': '0,1'}, 'the last block, 23, ends the text stream'),
         ('super_resolution', {'crops': {'size': 127}}, 'no multiple of the scaling factor 2'),

@@ -323,7 +323,7 @@ def test_it_goes_on_from_a_stored_autoencoder(unbroken):
     assert jax.tree.all(jax.tree.map(np.array_equal, state.params, stored))
     assert jax.tree.all(jax.tree.map(np.array_equal, state.result, stored))
     other = autoencoder.AutoencoderConfig(start=str(TINY_CHECKPOINT / 'causal_video_vae'))
-    with pytest.raises(InputError, match='AsymmetricCausalVideoVAE; pass the folder of a CausalVideoVAE'):
+    with pytest.raises(InputError, match='holds an AsymmetricCausalVideoVAE; pass the folder of a CausalVideoVAE'):
         autoencoder.Autoencoder(other, clips.blank_clips(cut), cut)
 
 

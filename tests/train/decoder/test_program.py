@@ -19,6 +19,8 @@ from configs import decoder as presets
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.abstract import example_inputs
+from neodragon_jax.checkpoint.weights import WEIGHT_FILES
 from neodragon_jax.config.neodragon import FULL, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
@@ -31,7 +33,7 @@ from train.runtime.settings import freeze
 from train.vae.clips import ClipsConfig, blank_clips
 from train.vae.fresh_parameters import fresh_small_decoder
 
-WEIGHTS = checkpoint.WEIGHT_FILES[0]
+WEIGHTS = WEIGHT_FILES[0]
 FEATURES = (16, 12, 8, 8)
 STEPS = 40
 
@@ -53,7 +55,7 @@ def native(tmp_path_factory):
     """A random autoencoder, stored in bfloat16 as the public ones may be."""
     folder = tmp_path_factory.mktemp('native')
     module = NativeVAE(native_sizes())
-    params = jax.jit(module.init)(jax.random.key(3), *checkpoint.example_inputs(module))['params']
+    params = jax.jit(module.init)(jax.random.key(3), *example_inputs(module))['params']
     checkpoint.save(folder, module, jax.tree.map(lambda leaf: np.asarray(leaf, ml_dtypes.bfloat16), params))
     return folder
 
@@ -179,7 +181,7 @@ def test_a_fresh_decoder_sees_normalized_latents():
     assert np.allclose(got, normalize(latents, first_frame=False), atol=1e-5)
     frames = module.apply({'params': params}, latents, method='decode')
     assert np.allclose(frames.mean(axis=(0, 1, 2, 3)), color, atol=0.1)
-    own = module.init(jax.random.key(0), *checkpoint.example_inputs(module))['params']
+    own = module.init(jax.random.key(0), *example_inputs(module))['params']
     assert jax.tree.structure(params) == jax.tree.structure({name: own[name] for name in networks.DECODER})
 
 
@@ -191,7 +193,7 @@ def test_folders_are_refused_with_a_remedy(native, tmp_path):
         networks.read_networks(config(features=()))
     with pytest.raises(InputError, match='give 4 widths'):
         config(features=(8, 8))
-    with pytest.raises(InputError, match='holds a ContextAdapter; pass the folder of a video VAE'):
+    with pytest.raises(InputError, match=r'holds a ContextAdapter; pass .* an AsymmetricCausalVideoVAE or CausalV'):
         networks.read_networks(dataclasses.replace(config(), start=str(TINY_CHECKPOINT / 'context_adapter')))
     released = str(TINY_CHECKPOINT / 'causal_video_vae')
     with pytest.raises(InputError, match='another encoder than start'):

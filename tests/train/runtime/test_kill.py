@@ -22,6 +22,7 @@ import numpy as np
 import optax
 import pytest
 
+from neodragon_jax.base.processes import start_processes
 from support import goldens
 from support.jobs import Job
 from train import teacher_samples
@@ -31,7 +32,6 @@ from train.runtime import loop
 from train.runtime.gradients import value_and_grad
 from train.runtime.metrics import read_metrics
 from train.runtime.optimizer import EmaConfig, OptimizerConfig, init_ema, make_optimizer, update_ema
-from train.runtime.processes import start_processes
 from train.runtime.sharding import MeshConfig, path_name, to_host
 
 SPEC = SampleSpec(latents=(2, 2, 2, 4), text=(2, 4), pooled=16, latents_dtype='float32')

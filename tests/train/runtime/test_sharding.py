@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.checkpoint.components import abstract_params
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.config.neodragon import FULL, TINY
 from neodragon_jax.config.pyramid_flow import PYRAMID_FLOW_VAE, T5_XXL, TEACHER
 from neodragon_jax.models.clip import CLIPTextModel

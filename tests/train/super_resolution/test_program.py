@@ -16,6 +16,8 @@ from configs import super_resolution as presets
 from neodragon_jax.base import video
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.abstract import tensor_shapes
+from neodragon_jax.checkpoint.weights import WEIGHT_FILES
 from neodragon_jax.config.super_resolution import VARIANTS, SuperResolutionConfig, variant
 from neodragon_jax.models.super_resolution import QuickSRNet, depth_to_space, upscale
 from support.goldens import relative_error
@@ -108,7 +110,7 @@ def test_published_state_dict(tmp_path, name):
     label |= {'num_intermediate_layers': config.num_intermediate_layers, 'use_ito_connection': name == 'large'}
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / 'config.json').write_text(json.dumps(label))
-    safetensors.numpy.save_file(tensors, tmp_path / 'a' / checkpoint.WEIGHT_FILES[0])
+    safetensors.numpy.save_file(tensors, tmp_path / 'a' / WEIGHT_FILES[0])
 
     module, params = checkpoint.load(tmp_path / 'a')
     assert module.config == config
@@ -118,7 +120,7 @@ def test_published_state_dict(tmp_path, name):
     assert relative_error(got, by_definition(tensors, config, x)) < 2e-5
 
     checkpoint.save(tmp_path / 'b', module, params)
-    again = safetensors.numpy.load_file(tmp_path / 'b' / checkpoint.WEIGHT_FILES[0])
+    again = safetensors.numpy.load_file(tmp_path / 'b' / WEIGHT_FILES[0])
     assert {key: (value.shape, value.tobytes()) for key, value in again.items()} == {
         key: (value.shape, value.tobytes()) for key, value in tensors.items()
     }
@@ -128,7 +130,7 @@ def test_published_state_dict(tmp_path, name):
 def test_published_pickles_are_refused_with_a_remedy(tmp_path):
     module, params = network(VARIANTS['small'])
     checkpoint.save(tmp_path, module, params)
-    weights = tmp_path / checkpoint.WEIGHT_FILES[0]
+    weights = tmp_path / WEIGHT_FILES[0]
     weights.rename(tmp_path / 'quicksrnet_small_2x_checkpoint_float32.pth.tar')
     with pytest.raises(InputError, match=r'float32\.pth\.tar .* safetensors'):
         checkpoint.load(tmp_path)
@@ -138,7 +140,7 @@ def test_published_sizes():
     """Parameters: the counts that follow from the model cards, 3x3 convolutions with biases throughout."""
     counts = {}
     for name, config in VARIANTS.items():
-        shapes = checkpoint.abstract('QuickSRNet', config)
+        shapes = tensor_shapes('QuickSRNet', config)
         counts[name] = sum(int(np.prod(shape.shape)) for shape in shapes.values())
     hidden = lambda width, layers: 28 * width + layers * (9 * width + 1) * width
     assert counts == {

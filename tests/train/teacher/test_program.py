@@ -16,6 +16,7 @@ from configs import teacher as teacher_settings
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT
@@ -326,7 +327,7 @@ def test_full_settings_make_the_teacher_of_the_paper(capsys):
     objective, run = given.teacher, given.loop
     module = teacher.Teacher(objective, teacher.blank_latents(given.shapes, objective)[0]).module
     assert isinstance(module, TeacherMMDiT)
-    sizes = [leaf.size for leaf in jax.tree.leaves(checkpoint.abstract_params(module))]
+    sizes = [leaf.size for leaf in jax.tree.leaves(abstract_params(module))]
     table = module.config.pos_embed_max_size**2 * module.config.width
     assert round((sum(sizes) - table) / 1e9, 3) == 2.028
     recipe = objective.optimizer

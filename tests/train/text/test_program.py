@@ -16,6 +16,7 @@ import safetensors.numpy
 from configs import text as text_settings
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import ContextAdapterConfig, T5Config, T5EncoderConfig
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
@@ -64,7 +65,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
         for tree in (params, params.get('encoder', {})):
             if 'token_embedding' in tree:
                 tree['token_embedding']['embedding'] *= 50
-        checkpoint.save(root / name, checkpoint.COMPONENTS[kind].build(config), params)
+        checkpoint.save(root / name, COMPONENTS[kind].build(config), params)
     spec = RecordSpec({name: ArraySpec((TOKENS,), 'int32') for name in (text.IDS, text.MASK)})
     with SampleWriter(root / 'data', spec, PROMPTS, protocol={'prompts': 'random'}) as writer:
         for index in writer.missing():
@@ -336,7 +337,7 @@ def test_parts_that_do_not_fit_are_refused(folders):
     program = program_for(folders)
     with pytest.raises(InputError, match=r'the distilled encoder gives states of width 20, .* embedder takes 21'):
         TextParts(program.encoder, {}, {'kernel': np.zeros((21, 3)), 'bias': np.zeros(3)})
-    with pytest.raises(InputError, match='holds a T5Encoder; pass the folder of a T5EncoderWithProjection'):
+    with pytest.raises(InputError, match='holds a T5EncoderModel; pass the folder of a T5EncoderWithProjection'):
         text.read_parts(folders['teacher'], folders['embedder'], '', '', 'float32')
     with pytest.raises(InputError, match=r'config\.embedder is empty'):
         text.RECIPE.run(settings(folders | {'embedder': ''}))

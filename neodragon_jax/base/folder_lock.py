@@ -1,0 +1,111 @@
+"""One lock for every output folder: two processes never write the same one.
+
+A lock is a small file in the folder that names its owner. The owner holds a POSIX record lock on it, which the kernel
+releases when the process ends in whatever way; so a lock that a killed process left is recognized and taken over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+from neodragon_jax.base.atomic import LOCK_PREFIX, PathLike
+from neodragon_jax.base.errors import InputError
+
+# Locks that this process holds: a record lock does not exclude a second one of the same process.
+_HELD: set[pathlib.Path] = set()
+
+
+@contextlib.contextmanager
+def folder_lock(folder: PathLike, part: str = '') -> Iterator[None]:
+    """Hold the lock of an output folder while the block runs.
+
+    Args:
+      folder: made if absent.
+      part: name of the part of the folder that this process writes; each part has a lock of its own. Several processes
+        of one run, each writing its own shards, give their numbers.
+    Raises:
+      InputError: another process has the lock, or a process of another host left one.
+    """
+    folder = pathlib.Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f'{folder} is a file; give the name of a folder.')
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (f'{LOCK_PREFIX}-{part}' if part else LOCK_PREFIX)
+    if path in _HELD:
+        raise InputError(f'{folder}: this process writes into it already; give another folder.')
+    descriptor = _acquire(folder, path)
+    _HELD.add(path)
+    try:
+        yield
+    finally:
+        _HELD.discard(path)
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(folder: pathlib.Path, path: pathlib.Path) -> int:
+    """Return the descriptor of the locked file, which names this process."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(descriptor, folder, path)
+            # Its last owner may have removed the file between our opening and our locking it.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, _owner().encode(), 0)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: pathlib.Path, path: pathlib.Path) -> None:
+    """Lock an open file, or raise InputError that names the owner."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        text = _shown(os.pread(descriptor, 4096, 0))
+        raise InputError(
+            f'{folder}: {text} is writing into it. Wait for it, stop it, or give another folder.'
+        ) from None
+    content = os.pread(descriptor, 4096, 0)
+    # File systems of several hosts do not all share record locks, so an owner elsewhere may be alive.
+    if content and _host(content) not in ('', socket.gethostname()):
+        raise InputError(
+            f'{folder}: {_shown(content)} left its lock. If that process has ended, remove {path} and start again.'
+        )
+
+
+def _owner() -> str:
+    """Return the description of this process in a lock file."""
+    started = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+    return json.dumps({'host': socket.gethostname(), 'pid': os.getpid(), 'started': started})
+
+
+def _fields(content: bytes) -> dict[str, str]:
+    """Return the fields of a lock file; none where it is damaged."""
+    try:
+        fields = json.loads(content)
+    except ValueError:
+        return {}
+    return {key: str(value) for key, value in fields.items()} if isinstance(fields, dict) else {}
+
+
+def _host(content: bytes) -> str:
+    return _fields(content).get('host', '')
+
+
+def _shown(content: bytes) -> str:
+    """Return the owner of a lock in words."""
+    fields = _fields(content)
+    if not {'host', 'pid', 'started'} <= set(fields):
+        return 'another process'
+    return f'process {fields["pid"]} on {fields["host"]}, since {fields["started"]},'

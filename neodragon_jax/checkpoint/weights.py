@@ -1,0 +1,170 @@
+"""Safetensors files of a component folder, judged by their headers before a number is read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import checked, read_json, shown
+from neodragon_jax.checkpoint.names.text import T5_TIED_NAMES
+
+WEIGHT_FILES = ('diffusion_pytorch_model.safetensors', 'model.safetensors')
+
+# Tensors that some files hold besides the parameters: a second name of a tied weight, and a constant 0, 1, 2, ... that
+# old versions of transformers stored. They are not written back.
+REDUNDANT = {
+    *T5_TIED_NAMES,
+    'text_model.embeddings.position_ids',
+    'vision_model.vision_model.embeddings.position_ids',
+}
+
+# Types that parameters may have, as safetensors names them.
+FLOATING = ('F16', 'BF16', 'F32', 'F64')
+
+_COPY = 'Copy the folder again.'
+_OTHER_MODEL = f'Weights and config belong to different models; {_COPY[0].lower()}{_COPY[1:]}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """Place, shape and type of a stored tensor."""
+
+    path: pathlib.Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Weights:
+    """The tensors of a component folder by their released names.
+
+    Attributes:
+      headers: what the files declare; the tensors themselves are read on request.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Read the headers.
+
+        Raises:
+          InputError: a file is missing or damaged, the index names files outside the folder or disagrees with them, or
+            two files hold the same tensor.
+        """
+        self._folder = folder
+        self.headers: dict[str, Header] = {}
+        for path, listed in _weight_files(folder).items():
+            headers = _read_headers(path)
+            if listed is not None and set(headers) != listed:
+                name = min(set(headers) ^ listed)
+                raise InputError(f'{path}: its tensors are not those in the index, such as {shown(name)}. {_COPY}')
+            for name in sorted(set(headers) & set(self.headers)):
+                raise InputError(f'{path}: tensor {shown(name)} is in {self.headers[name].path.name}, too. {_COPY}')
+            self.headers |= headers
+        for alias, name in T5_TIED_NAMES.items():
+            if alias in self.headers:
+                self.headers.setdefault(name, self.headers[alias])
+
+    def check_names(self, expected: Iterable[str]) -> None:
+        """Raise InputError unless the files hold these tensors, and none else."""
+        expected = list(expected)
+        missing = [name for name in expected if name not in self.headers]
+        unknown = sorted(set(self.headers) - set(expected) - REDUNDANT)
+        for problem, names in (('is missing', missing), ('is not expected', unknown)):
+            if names:
+                name = names[0] if names[0].isprintable() else shown(names[0])
+                more = f' (and {len(names) - 1} more)' if len(names) > 1 else ''
+                raise InputError(
+                    f'{self._folder}: tensor {name}{more} {problem} for the sizes in its config.json. {_OTHER_MODEL}'
+                )
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise InputError unless the files hold tensors of these shapes and of floating types, and none else."""
+        self.check_names(shapes)
+        for name, shape in shapes.items():
+            header = self.headers[name]
+            if header.shape != tuple(shape):
+                raise InputError(
+                    f'{self._folder}: tensor {name} has shape {shown(header.shape)}; config.json asks for '
+                    f'{list(shape)}. {_OTHER_MODEL}'
+                )
+            if header.dtype not in FLOATING:
+                raise InputError(
+                    f'{self._folder}: tensor {name} is of type {header.dtype}; supported: {", ".join(FLOATING)}. '
+                    'Convert it, or copy the folder again.'
+                )
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield tensors with their names, file by file.
+
+        Raises:
+          InputError: a number is not finite, or a file cannot be read.
+        """
+        by_path: dict[pathlib.Path, list[str]] = {}
+        for name in names:
+            by_path.setdefault(self.headers[name].path, []).append(name)
+        for path, inside in by_path.items():
+            with _opened(path) as file:
+                for name in inside:
+                    tensor = file.get_tensor(self.headers[name].name)
+                    if not np.isfinite(tensor).all():
+                        raise InputError(f'{path}: tensor {name} has values that are not finite. Copy the file again.')
+                    yield name, tensor
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+    """Open a safetensors file; its errors become InputError."""
+    try:
+        with safetensors.safe_open(path, framework='numpy') as file:
+            yield file
+    except (safetensors.SafetensorError, OSError, MemoryError) as error:
+        reason = ' '.join(str(error).split())
+        raise InputError(f'{path}: truncated or not a safetensors file ({reason}). Copy it again.') from None
+
+
+def _read_headers(path: pathlib.Path) -> dict[str, Header]:
+    """Return the headers of a file by the names of its tensors."""
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: Header(path, name, tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()
+        }
+
+
+def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
+    """Return the safetensors files of a component; for the shards of an index, the tensors that it lists for each."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return {folder / name: None}
+        index = folder / f'{name}.index.json'
+        if index.is_file():
+            return _shards(index)
+    pickles = sorted(path.name for path in folder.iterdir() if path.name.endswith(('.pth', '.pth.tar', '.pt', '.bin')))
+    if pickles:
+        raise InputError(
+            f'{folder}: {pickles[0]} is a PyTorch pickle, which can run code and is not read; save its state dict with '
+            f'safetensors.torch.save_file as {WEIGHT_FILES[0]}.'
+        )
+    raise InputError(f'{folder}: no weights in it (looked for {" and ".join(WEIGHT_FILES)}). {_COPY}')
+
+
+def _shards(index: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
+    """Return the shards of an index, with the tensors that it lists for each."""
+    shards: dict[str, set[str]] = {}
+    weight_map = checked(read_json(index, dict[str, Any]).get('weight_map'), dict[str, str], str(index), 'weight_map')
+    for tensor, shard in weight_map.items():
+        shards.setdefault(shard, set()).add(tensor)
+    if not shards:
+        raise InputError(f'{index}: its weight_map is empty. {_COPY}')
+    for shard in sorted(shards):
+        if pathlib.PurePath(shard).name != shard or '\\' in shard or not shard.endswith('.safetensors'):
+            raise InputError(f'{index}: shard {shown(shard)} is not a safetensors file of this folder. {_COPY}')
+        if not (index.parent / shard).is_file():
+            raise InputError(f'{index}: its shard {shard} is missing. {_COPY}')
+    return {index.parent / shard: shards[shard] for shard in sorted(shards)}

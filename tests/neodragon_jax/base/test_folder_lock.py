@@ -1,0 +1,105 @@
+"""The lock of an output folder: two processes, a killed owner, and an owner on another host."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.folder_lock import folder_lock
+from support.goldens import ROOT
+
+OWNER = """
+import sys, time
+from neodragon_jax.base.folder_lock import folder_lock
+with folder_lock(sys.argv[1], *sys.argv[2:]):
+    print('locked', flush=True)
+    sys.stdin.read()
+"""
+
+
+def own(folder, *part):
+    """Start a process that holds the lock of a folder until its standard input is closed."""
+    command = [sys.executable, '-c', OWNER, str(folder), *part]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout and process.stdout.readline() == 'locked\n'
+    return process
+
+
+def test_second_process_is_refused_with_the_name_of_the_first(tmp_path):
+    owner = own(tmp_path / 'run')
+    with (
+        pytest.raises(InputError, match=rf'run: process {owner.pid} on .*, since 20.* is writing into it\. Wait'),
+        folder_lock(tmp_path / 'run'),
+    ):
+        pass
+    owner.communicate()
+    with folder_lock(tmp_path / 'run'):
+        assert [path.name for path in (tmp_path / 'run').iterdir()] == ['.lock']
+    assert not list((tmp_path / 'run').iterdir())
+
+
+def test_lock_of_a_killed_process_is_taken_over(tmp_path):
+    owner = own(tmp_path)
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    left = json.loads((tmp_path / '.lock').read_text())
+    assert left['pid'] == owner.pid
+    with folder_lock(tmp_path):
+        assert json.loads((tmp_path / '.lock').read_text())['pid'] == os.getpid()
+
+
+def test_parts_of_a_folder_have_locks_of_their_own(tmp_path):
+    owner = own(tmp_path, '1')
+    with folder_lock(tmp_path, part='0'):
+        pass
+    with pytest.raises(InputError, match='writing into it'), folder_lock(tmp_path, part='1'):
+        pass
+    owner.communicate()
+
+
+def test_owner_on_another_host_is_named_with_the_remedy(tmp_path):
+    owner = {'host': 'elsewhere', 'pid': 7, 'started': '2026-01-02T03:04:05+00:00'}
+    (tmp_path / '.lock').write_text(json.dumps(owner))
+    message = r'process 7 on elsewhere, since 2026-01-02T03:04:05\+00:00, left its lock\. .* remove .*/\.lock'
+    with pytest.raises(InputError, match=message), folder_lock(tmp_path):
+        pass
+    assert json.loads((tmp_path / '.lock').read_text()) == owner
+
+
+@pytest.mark.parametrize('content', ['', 'x', '[]', '{"host": 3}'])
+def test_damaged_lock_file_is_taken_over_or_refused_in_one_line(tmp_path, content):
+    (tmp_path / '.lock').write_text(content)
+    if 'host' in content:
+        with pytest.raises(InputError, match='another process left its lock'), folder_lock(tmp_path):
+            pass
+    else:
+        with folder_lock(tmp_path):
+            pass
+
+
+def test_one_process_locks_a_folder_once(tmp_path):
+    with (
+        folder_lock(tmp_path),
+        pytest.raises(InputError, match='this process writes into it already'),
+        folder_lock(tmp_path / '.'),
+    ):
+        pass
+
+
+def test_lock_is_no_content_of_a_folder(tmp_path):
+    with folder_lock(tmp_path / 'out'), atomic_folder(tmp_path / 'out') as partial:
+        (partial / 'result').write_text('x')
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['result']
+
+
+def test_file_in_the_folders_place_is_refused(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='file is a file; give the name of a folder'), folder_lock(tmp_path / 'file'):
+        pass
