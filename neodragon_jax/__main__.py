@@ -14,7 +14,7 @@ from neodragon_jax.base.atomic import atomic_file, check_writable
 from neodragon_jax.base.command_line import EXIT_CODES, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import user_path
-from neodragon_jax.checkpoint import folders, shipped
+from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import defaults
@@ -145,7 +145,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options of the checkpoint and of its place in memory."""
     add = parser.add_argument_group('model').add_argument
     add('--checkpoint', metavar='DIR|NAME',
-        help='root of a checkpoint in the released layout, or the name of one that is installed with this package '
+        help='root of a checkpoint in the released layout, the name of one that is installed with this package, or one '
+        'of the Hugging Face hub, hf://ORG/NAME@REVISION, of which the folders that the mode needs are downloaded '
         f'(default: {shipped.DEFAULT}, where it is installed)')  # fmt: skip
     add('--mode', choices=defaults.MODES,
         help='hybrid: a first frame, then the few-step model; monolithic: all frames by the multi-step model '
@@ -216,7 +217,7 @@ def find_prompts(options: GenerateOptions) -> list[str]:
     if options.vbench is not None:
         prompts += read_prompts(vbench.find_prompts(options.vbench), '--vbench')
     if not prompts:
-        example = defaults.read(shipped.find(options.model.checkpoint)).example
+        example = defaults.read(shipped.find(options.model.checkpoint, needed=())).example
         raise InputError(f'no prompt given. Use --prompt "{example or "TEXT"}", --prompts-file FILE or --vbench.')
     return list(dict.fromkeys(prompts))
 
@@ -233,14 +234,17 @@ def load_system(options: GenerateOptions, videos: int) -> System:
     from neodragon_jax import api
     from neodragon_jax.generation.plan import settle
 
-    root = shipped.find(options.model.checkpoint)
+    root = shipped.find(options.model.checkpoint, needed=())
     values = defaults.read(root)
     if options.model.checkpoint is None:
         about = f', trained on {values.prompts}' if values.prompts else ''
         print(f'Using the shipped checkpoint {root.name}{about}. --checkpoint takes another.')
-    settle(options.video, options.model.mode or values.mode, values)  # wrong values are refused before loading
+    mode = options.model.mode or values.mode
+    settings = settle(options.video, mode, values)  # refuses wrong values before anything is downloaded or loaded
+    first_frame = 'denoiser' if settings.picture is not None else settings.first_frame
+    root = shipped.find(options.model.checkpoint, hub.needed_folders(mode, first_frame))
     given = {field.name: getattr(options.model, field.name) for field in dataclasses.fields(options.model)}
-    system = api.load(**given, devices=jax.local_devices()[:videos])
+    system = api.load(**(given | {'checkpoint': root}), devices=jax.local_devices()[:videos])
     if options.model.safety_checker and not system.checks_safety:
         print(f'No {folders.SAFETY_CHECKER} in {root}: videos are not checked for unsafe content.')
     return system

@@ -209,7 +209,8 @@ def load(
     """Load a checkpoint.
 
     Args:
-      checkpoint: root folder of a checkpoint, or the name of a shipped one; None is the shipped 'moving_shapes'.
+      checkpoint: root folder of a checkpoint, the name of a shipped one, or one of the Hugging Face hub,
+        'hf://ORG/NAME@REVISION', of which the folders that the mode needs are downloaded; None is 'moving_shapes'.
       mode: 'hybrid' (few-step denoiser) or 'monolithic' (multi-step denoiser); None is the checkpoint's choice.
       student: folder of a distilled denoiser and its context adapter, such as RUN/result of train.dmd.
       upscale: folder of a super-resolution network that enlarges the frames.

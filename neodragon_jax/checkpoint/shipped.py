@@ -1,12 +1,14 @@
-"""The checkpoints that are installed with the package, and how a command line names one."""
+"""Find a checkpoint: by its folder, by the name of one installed with the package, or by its name on the hub."""
 
 from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.base.paths import user_path
+from neodragon_jax.checkpoint import hub
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'assets'
 DEFAULT = 'moving_shapes'
@@ -17,13 +19,15 @@ def names() -> list[str]:
     return sorted(path.name for path in FOLDER.glob('*') if path.is_dir())
 
 
-def find(given: str | os.PathLike[str] | None) -> pathlib.Path:
+def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = None) -> pathlib.Path:
     """Return the root folder of a checkpoint.
 
     Args:
-      given: a folder, or else the name of a shipped checkpoint; None is the shipped DEFAULT.
+      given: a folder, else the name of a shipped checkpoint, else one of the hub (`hf://ORG/NAME@REVISION`, or
+        `ORG/NAME`); None is the shipped DEFAULT.
+      needed: component folders to download from the hub; None downloads all.
     Raises:
-      InputError: there is no such folder, and no shipped checkpoint has that name.
+      InputError: there is no such folder and no such name, or the hub does not give the files.
     """
     known = names()
     if given is None:
@@ -34,13 +38,24 @@ def find(given: str | os.PathLike[str] | None) -> pathlib.Path:
             )
         return FOLDER / DEFAULT
     given = os.fspath(given)
+    name = hub.parse(given)
+    if hub.is_explicit(given):
+        if name is None:
+            raise InputError(f'--checkpoint {given}: not a name of the hub; write hf://ORG/NAME@REVISION.')
+        return hub.fetch(name, needed)
     # An empty name is a variable that was not set, not the current folder.
     if given and user_path(given, '--checkpoint').is_dir():
         return user_path(given, '--checkpoint')
     if given in known:
         return FOLDER / given
+    said = ''
+    if name is not None and not user_path(given, '--checkpoint').parent.is_dir():
+        try:
+            return hub.fetch(name, needed)
+        except InputError as error:
+            said = ' ' + str(error).removeprefix('--checkpoint ')
     shipped = f'the name of a shipped one: {", ".join(known)}.' if known else 'nothing else: none is shipped.'
     raise InputError(
         f'--checkpoint {given}: no such checkpoint folder.{did_you_mean(given, known)} Pass the folder that holds '
-        f'diffusion_transformer_320p/ etc., or {shipped}'
+        f'diffusion_transformer_320p/ etc., or {shipped}{said}'
     )

@@ -15,7 +15,7 @@ import numpy as np
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.checkpoint import folders, shipped
+from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation import defaults, first_frame, pipeline, safety
 from neodragon_jax.generation.devices import Spread
@@ -83,9 +83,9 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
     Raises:
       InputError: there is no such checkpoint, an option does not fit it, or a file is missing or damaged.
     """
-    root = shipped.find(options.checkpoint)
-    values = defaults.read(root)
+    values = defaults.read(shipped.find(options.checkpoint, needed=()))
     mode = options.mode or values.mode
+    root = shipped.find(options.checkpoint, hub.needed_folders(mode, values.of(mode).first_frame))
     spread, dtype = Spread(devices), jnp.dtype(options.dtype)
     store = Store(spread.replicate, one_at_a_time=options.low_memory)
     profile = Profile() if options.profile else None

@@ -1,0 +1,139 @@
+"""Checkpoints by their name on the Hugging Face hub: `hf://ORG/NAME@REVISION`, or `ORG/NAME`.
+
+Files go to the cache of the hub's library (HF_HOME); complete ones are not fetched again. A revision is resolved once
+per process; the folder that is returned is named by its commit.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import folders
+
+# Files beside the component folders: small, and fetched always.
+ROOT_FILES = ('generation.json', 'README.md', 'LICENSE*')
+_NAME = re.compile(r'(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?')
+_SCHEME = re.compile('hf://', re.IGNORECASE)
+# Commits of the names that this process has fetched, so that all its files are of one commit.
+_COMMITS: dict[HubName, str] = {}
+
+
+class HubName(NamedTuple):
+    """A repository of the hub, and a branch, tag or commit of it; None is the newest."""
+
+    repository: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return f'hf://{self.repository}' + (f'@{self.revision}' if self.revision else '')
+
+
+def is_explicit(text: str) -> bool:
+    """Return whether a text can only be a name of the hub."""
+    return _SCHEME.match(text) is not None
+
+
+def parse(text: str) -> HubName | None:
+    """Return the name that a text is; None if it cannot be one."""
+    match = _NAME.fullmatch(_SCHEME.sub('hf://', text, count=1))
+    return None if match is None else HubName(match[1], match[2])
+
+
+def needed_folders(mode: str, first_frame: str) -> tuple[str, ...]:
+    """Return the folders of a checkpoint that one mode of generation reads.
+
+    Args:
+      mode: 'hybrid' or 'monolithic'.
+      first_frame: the maker of the first frame: 'model' needs the first-frame model, 'denoiser' nothing more.
+    """
+    drawn = mode == 'hybrid' and first_frame == 'model'
+    return (
+        *folders.TOKENIZERS,
+        *(folders.CLIP_L, folders.CLIP_G, folders.T5, folders.VIDEO_VAE),
+        *(folders.DENOISER_FOLDERS[mode], folders.ADAPTER_FOLDERS[mode]),
+        *(folders.SAFETY_CHECKER, folders.FEATURE_EXTRACTOR),
+        *(folders.FIRST_FRAME_TOKENIZERS if drawn else ()),
+        *((folders.FIRST_FRAME_CLIP_L, folders.FIRST_FRAME_CLIP_G) if drawn else ()),
+        *((folders.FIRST_FRAME_UNET, folders.FIRST_FRAME_VAE) if drawn else ()),
+    )
+
+
+def fetch(name: HubName, needed: Sequence[str] | None) -> pathlib.Path:
+    """Return the local folder of a repository, after downloading the files that are missing.
+
+    Args:
+      needed: component folders to download; None downloads all of the repository.
+    Raises:
+      InputError: the hub cannot be reached and the files are not in the cache; or the name or the revision is unknown,
+        or the repository is private or gated.
+    """
+    import huggingface_hub
+
+    patterns = None if needed is None else [*ROOT_FILES, *(f'{folder}/*' for folder in needed)]
+    with _one_line(name):
+        # Asked apart: a download answers an unknown name and a lost connection alike.
+        if not _offline() and name not in _COMMITS:
+            huggingface_hub.HfApi().model_info(name.repository, revision=name.revision)
+        root = huggingface_hub.snapshot_download(
+            name.repository,
+            revision=_COMMITS.get(name, name.revision),
+            allow_patterns=patterns,
+            local_files_only=_offline(),
+        )
+    _COMMITS[name] = pathlib.Path(root).name
+    return pathlib.Path(root)
+
+
+def _offline() -> bool:
+    """Return whether the user has asked the hub's library to stay offline."""
+    return os.environ.get('HF_HUB_OFFLINE', '').strip().upper() in ('1', 'ON', 'YES', 'TRUE')
+
+
+@contextmanager
+def _one_line(name: HubName) -> Iterator[None]:
+    """Turn the errors of the hub's library into one line with the remedy."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a repository without generation.json is no reason to warn
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise InputError(
+            f'--checkpoint {name}: the repository is gated. Accept its terms at '
+            f'https://huggingface.co/{name.repository}, then log in: hf auth login.'
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(
+            f'--checkpoint {name}: no such revision. Give a branch, a tag or a commit of {name.repository}, or none.'
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(
+            f'--checkpoint {name}: no such repository on the hub, or a private one. Correct the name, or log in: hf '
+            'auth login.'
+        ) from None
+    except errors.HFValidationError:
+        raise InputError(f'--checkpoint {name}: not a name of the hub; write hf://ORG/NAME@REVISION.') from None
+    except errors.LocalEntryNotFoundError:
+        raise InputError(_unreachable(name)) from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, 'status_code', None)
+        raise InputError(f'--checkpoint {name}: the hub answers with status {status}; try again later.') from None
+    except (errors.HTTPError, ConnectionError, TimeoutError):
+        raise InputError(_unreachable(name)) from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _unreachable(name: HubName) -> str:
+    return (
+        f'--checkpoint {name}: the hub cannot be reached, and the files are not all in the cache. Try again when '
+        'online (complete files are kept), or pass a folder.'
+    )

@@ -1,0 +1,122 @@
+"""Checkpoints by name, from a server on loopback that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from neodragon_jax.checkpoint import hub
+from support.goldens import ROOT, TINY_CHECKPOINT
+from support.hub_server import COMMIT, Hub, serve
+
+NAME = 'someone/tiny'
+FIND = 'import sys; from neodragon_jax.checkpoint import shipped; print(shipped.find({!r}, {!r}))'
+
+
+@pytest.fixture
+def served():
+    with serve(TINY_CHECKPOINT, NAME) as server:
+        yield server
+
+
+def run(server: Hub, home: pathlib.Path, *argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the hub's library pointed at a server and at a cache of its own."""
+    own = {'HF_ENDPOINT': server.endpoint, 'HF_HOME': str(home), 'HF_HUB_OFFLINE': '0', 'HF_HUB_DISABLE_XET': '1'}
+    own |= {'NO_PROXY': '127.0.0.1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_HUB_DOWNLOAD_TIMEOUT': '2'}
+    own |= {'JAX_COMPILATION_CACHE_DIR': str(ROOT / 'out' / 'jax_cache')}
+    environment = os.environ | own | variables
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def find(server: Hub, home: pathlib.Path, name: str, needed: object = None, **variables: str):
+    return run(server, home, '-c', FIND.format(name, needed), **variables)
+
+
+@pytest.mark.parametrize(
+    ('text', 'name'),
+    [
+        ('org/name', hub.HubName('org/name', None)),
+        ('hf://org/name', hub.HubName('org/name', None)),
+        ('HF://org/na.me@v1', hub.HubName('org/na.me', 'v1')),
+        ('org/name@0123abc', hub.HubName('org/name', '0123abc')),
+        ('name', None),
+        ('a/b/c', None),
+        ('hf://org', None),
+        ('/org/name', None),
+        ('org/na me', None),
+    ],
+)
+def test_names(text, name):
+    assert hub.parse(text) == name
+
+
+def test_only_the_folders_of_a_mode_are_needed():
+    assert 'ssd_1b_unet' in hub.needed_folders('hybrid', 'model')
+    few, many = hub.needed_folders('hybrid', 'denoiser'), hub.needed_folders('monolithic', 'denoiser')
+    assert not any(folder.startswith('ssd_1b') for folder in (*few, *many))
+    assert 'diffusion_transformer_320p' in few and 'diffusion_transformer_320p' not in many
+    for mode, first_frame in (('hybrid', 'model'), ('monolithic', 'denoiser')):
+        present = {path.name for path in TINY_CHECKPOINT.iterdir()}
+        assert set(hub.needed_folders(mode, first_frame)) <= present | {'safety_checker', 'feature_extractor'}
+
+
+def test_two_interruptions_and_no_file_twice(served, tmp_path):
+    """Issue 18: the download ends twice in the middle of a file; no complete file is fetched again."""
+    needed = hub.needed_folders('monolithic', 'denoiser')
+    for _ in range(2):
+        served.files_left = 5
+        got = find(served, tmp_path, f'hf://{NAME}@v1', needed)
+        assert got.returncode == 1 and 'the hub cannot be reached' in got.stderr, got.stderr
+    served.files_left = None
+    got = find(served, tmp_path, f'hf://{NAME}@v1', needed)
+    assert got.returncode == 0, got.stderr
+    root = pathlib.Path(got.stdout.strip())
+    assert root.name == COMMIT, 'the commit is recorded'
+    wanted = {name for name in served.files() if name.split('/')[0] in needed or name == 'generation.json'}
+    assert {path.relative_to(root).as_posix() for path in root.rglob('*') if path.is_file()} == wanted
+    # The cache holds one copy of files with the same content, as two of the tokenizers have.
+    content = lambda names: {(TINY_CHECKPOINT / name).read_bytes() for name in names}
+    assert content(served.sent) == content(wanted) and set(served.sent.values()) == {1}
+    for name in wanted:
+        assert (root / name).read_bytes() == (TINY_CHECKPOINT / name).read_bytes()
+    # Later runs ask nothing of the hub when they are told to stay offline.
+    offline = find(served, tmp_path, f'{NAME}@v1', needed, HF_HUB_OFFLINE='1')
+    assert offline.returncode == 0 and pathlib.Path(offline.stdout.strip()) == root, offline.stderr
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('hf://someone/tiny@v2', 'no such revision'),
+        ('hf://someone/else', 'no such repository on the hub'),
+        ('hf://someone', 'not a name of the hub'),
+        ('someone/else', 'no such checkpoint folder'),
+    ],
+)
+def test_unknown_names_are_one_line(served, tmp_path, name, message):
+    got = run(served, tmp_path, '-m', 'neodragon_jax', '--prompt', 'x', '--out', str(tmp_path), '--checkpoint', name)
+    assert got.returncode == 2 and message in got.stderr and got.stderr.count('\n') == 1, got.stderr
+
+
+def test_gated_and_offline_are_one_line(served, tmp_path):
+    argv = ['-m', 'neodragon_jax', '--prompt', 'x', '--out', str(tmp_path), '--checkpoint', f'hf://{NAME}']
+    served.gated = True
+    gated = run(served, tmp_path, *argv)
+    assert gated.returncode == 2 and 'Accept its terms' in gated.stderr and gated.stderr.count('\n') == 1, gated.stderr
+    offline = run(served, tmp_path, *argv, HF_HUB_OFFLINE='1')
+    assert offline.returncode == 2 and 'cannot be reached' in offline.stderr, offline.stderr
+
+
+def test_a_video_by_name(served, tmp_path):
+    out = tmp_path / 'out'
+    argv = ['--mode', 'monolithic', '--frames', '9', '--height', '64', '--width', '64', '--steps', '1', '1', '1']
+    got = run(
+        served, tmp_path, '-m', 'neodragon_jax', *argv, '--prompt', 'x', '--out', str(out), '--checkpoint', NAME
+    )  # fmt: skip
+    assert got.returncode == 0, got.stderr
+    assert (out / 'x-0.mp4').is_file()
+    assert not any(name.startswith(('ssd_1b', 'diffusion_transformer_320p/')) for name in served.requested)
