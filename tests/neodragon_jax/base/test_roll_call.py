@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
 import pytest
 
@@ -83,16 +84,20 @@ def test_port_in_use_is_named(port):
 
 def test_strangers_do_not_disturb(port):
     result: list[str] = []
-    thread = threading.Thread(target=lambda: result.extend(outcomes(port, (2, 0), (2, 1))))
-    with socket.socket() as stranger:
-        stranger.settimeout(5)
-        thread.start()
-        for _ in range(50):
-            if stranger.connect_ex(('localhost', port)) == 0:
-                break
-        stranger.send(b'GET / HTTP/1.1\n') if stranger.fileno() >= 0 else None
-        thread.join(30)
-    assert result == ['', '']
+    coordinator = threading.Thread(target=lambda: result.extend(outcomes(port, (2, 0))))
+    coordinator.start()
+    for _ in range(100):
+        try:
+            with socket.create_connection(('localhost', port), timeout=5) as stranger:
+                stranger.sendall(b'GET / HTTP/1.1\n')
+            break
+        except OSError:
+            time.sleep(0.02)
+    else:
+        pytest.fail('process 0 does not listen')
+    assert outcomes(port, (2, 1)) == ['']
+    coordinator.join(30)
+    assert result == ['']
 
 
 @pytest.mark.parametrize('address', ['host', 'host:', ':80', 'host:99999', 'host:x'])
