@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import jax
@@ -20,13 +21,15 @@ from export.steps.evaluation import check_float, measure
 from export.steps.graph import ExportedGraph, OnStep
 from export.steps.options import ExportOptions
 from export.steps.progress import Progress
+from neodragon_jax.base.folder_lock import folder_lock
 
 
 def run(options: ExportOptions) -> Report:
     """Export all graphs that the options ask for; write the report and return it.
 
     Raises:
-      InputError: the checkpoint, the calibration set or an option does not fit, or a graph does not compile.
+      InputError: the checkpoint, the calibration set or an option does not fit, another process writes into a folder,
+        or a graph does not compile.
     """
     # The reference is float32 on accelerators, too.
     with jax.default_matmul_precision('highest'):
@@ -39,6 +42,16 @@ def _run(options: ExportOptions) -> Report:
     if subject is not None:
         comparison.check(options.names, subject)
     protocol = _protocol(options, program)
+    with contextlib.ExitStack() as locks:
+        for folder in dict.fromkeys((options.graphs.out, options.calibration)):
+            locks.enter_context(folder_lock(folder))
+        return _make(options, program, protocol, subject)
+
+
+def _make(
+    options: ExportOptions, program: PhoneProgram, protocol: Protocol, subject: comparison.Subject | None
+) -> Report:
+    """Make the export in the locked folders."""
     replays = whole_video.planned(program, options.whole_video, options.simulate_video)
     progress = Progress(_steps(options, protocol) + len(replays))
     calibration = CalibrationSet.record(options.calibration, protocol, program.open_recording, progress)
