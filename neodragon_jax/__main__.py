@@ -20,7 +20,7 @@ from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import defaults
 from neodragon_jax.generation.defaults import RELEASED
 from neodragon_jax.generation.jobs import Job, make_jobs
-from neodragon_jax.generation.options import DTYPES, ModelOptions, VideoOptions, check_seed
+from neodragon_jax.generation.options import DTYPES, NOISES, ModelOptions, VideoOptions, check_seed
 
 if TYPE_CHECKING:
     from neodragon_jax.api import Progress, System
@@ -136,6 +136,9 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png (default: %(default)s)')  # fmt: skip
     add('--num-samples', type=int, metavar='N', help='videos per prompt (default: 1, or 5 with --vbench)')
     add('--seed', type=int, default=0, help='seed of all videos, 0 to 4294967295 (default: %(default)s)')
+    add('--noise', choices=NOISES, default='jax',
+        help="jax: JAX's own generator; portable: one that every runtime reproduces, by seed + sample number, so "
+        'that a phone makes the same video (default: %(default)s)')  # fmt: skip
     add('--distributed', action='store_true',
         help='share the prompts and OUT with other processes; they find each other on a TPU pod, under Slurm or Open '
         'MPI, else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID')  # fmt: skip

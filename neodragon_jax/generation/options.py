@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 DTYPES = ('float32', 'bfloat16')
+# jax: JAX's own generator, by prompt, seed and number; portable: by seed + number, as every runtime reproduces it.
+NOISES = ('jax', 'portable')
 # JAX keeps the low 32 bits of a seed: a larger one would repeat the videos of a smaller one.
 MAX_SEED = 2**32 - 1
 # Larger scales only saturate, and overflow in bfloat16.
@@ -67,6 +69,7 @@ class VideoOptions:
       negative_prompt: text that guidance steers away from.
       first_frame: in hybrid mode 'model' (the checkpoint's first-frame model) or 'denoiser' makes the first frame.
       image: picture of the first frame: a file or RGB bytes; cropped at the center to the video's shape and resized.
+      noise: one of NOISES.
     """
 
     frames: int | None = None
@@ -80,8 +83,13 @@ class VideoOptions:
     negative_prompt: str | None = None
     first_frame: str | None = None
     image: str | os.PathLike[str] | UInt8[np.ndarray, 'H W 3'] | None = None
+    noise: str = 'jax'
 
     def __post_init__(self) -> None:
+        if self.noise not in NOISES:
+            raise InputError(
+                f'noise {self.noise!r} is unknown.{did_you_mean(self.noise, NOISES)} Use {" or ".join(NOISES)}.'
+            )
         for name in ('guidance', 'first_guidance'):
             scale = getattr(self, name)
             if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):

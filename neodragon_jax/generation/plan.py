@@ -34,6 +34,7 @@ class VideoSettings:
       first_frame: the maker of the first frame if there is no picture, one of `defaults.FIRST_FRAMES`.
       modifier: text appended to every prompt.
       negative: text that guidance steers away from.
+      noise: one of `options.NOISES`.
     """
 
     plan: Plan
@@ -41,6 +42,7 @@ class VideoSettings:
     first_frame: str
     modifier: str
     negative: str
+    noise: str
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -72,6 +74,7 @@ def settle(options: VideoOptions, mode: str, defaults: GenerationDefaults) -> Vi
         first_frame=first_frame,
         modifier=chosen['prompt_modifier'],
         negative=chosen['negative_prompt'],
+        noise=options.noise,
     )
 
 

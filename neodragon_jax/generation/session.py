@@ -11,19 +11,20 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from neodragon_jax.generation import first_frame, pipeline
-from neodragon_jax.generation.consistency_sampler import TIMESTEPS, DrawnPictureNoise
+from neodragon_jax.generation.consistency_sampler import TIMESTEPS, DrawnPictureNoise, PictureNoise
 from neodragon_jax.generation.loading import LoadedCheckpoint
 from neodragon_jax.generation.phases import Task, in_step
 from neodragon_jax.generation.plan import VideoSettings
-from neodragon_jax.pyramid.sampler import DrawnNoise, Keys, Plan
+from neodragon_jax.pyramid.portable_noise import PortableNoise, PortablePictureNoise
+from neodragon_jax.pyramid.sampler import DrawnNoise, NoiseSource, Plan
 
 Frames = Float[np.ndarray, 'B 1 H W 3']
 
 # Progress report: called after every step with the name of its phase.
 OnStep = Callable[[str], object]
 
-# Makes the first frames of a batch as a task, from prompts with modifier and keys.
-FirstFrames = Callable[[Sequence[str], Keys, OnStep], Task[Frames]]
+# Makes the first frames of a batch as a task, from prompts with modifier and noise.
+FirstFrames = Callable[[Sequence[str], PictureNoise, OnStep], Task[Frames]]
 
 # Batches that share one loading of each module with low_memory. Their frames wait in memory for the last phase.
 BATCHES_PER_LOADING = 16
@@ -123,11 +124,11 @@ class Session:
         spread, checker = self.loaded.spread, self.loaded.checker
         missing = len(spread.devices) - len(prompts)
         texts = [*prompts, *[prompts[-1]] * missing]
-        keys = spread.shard(pipeline.sample_keys(self.seed, texts, [*numbers, *[numbers[-1]] * missing]))
+        noise, picture_noise = self._noise(texts, [*numbers, *[numbers[-1]] * missing])
         texts = [text + self.settings.modifier for text in texts]
         frames, refused = None, np.zeros(len(texts), bool)
         if self.first_frames is not None:
-            frames = yield from self.first_frames(texts, keys, on_step)
+            frames = yield from self.first_frames(texts, picture_noise, on_step)
             if checker is not None:
                 yield frames
                 frames, refused = checker.frames(frames)
@@ -136,7 +137,7 @@ class Session:
             self.loaded.components,
             self.plan,
             texts,
-            DrawnNoise(keys),
+            noise,
             self.settings.negative,
             frames,
             on_step=lambda *arguments: _reached('denoising', on_step, arguments[-1]),
@@ -148,6 +149,15 @@ class Session:
             clips, also_refused = checker.videos(clips)
             refused = refused | also_refused
         return clips[: len(prompts)], refused[: len(prompts)]
+
+    def _noise(self, prompts: Sequence[str], numbers: Sequence[int]) -> tuple[NoiseSource, PictureNoise]:
+        """Return the noise of a batch: of its videos, and of their first frames."""
+        shard = self.loaded.spread.shard
+        if self.settings.noise == 'portable':
+            seeds = [self.seed + number for number in numbers]
+            return PortableNoise(seeds, self.plan.schedule, shard), PortablePictureNoise(seeds, shard)
+        keys = shard(pipeline.sample_keys(self.seed, prompts, numbers))
+        return DrawnNoise(keys), DrawnPictureNoise(keys)
 
 
 def _reached(phase: str, on_step: OnStep, x: Any) -> None:
@@ -161,7 +171,7 @@ def _given_frames(picture: Float[np.ndarray, 'H W 3'] | None) -> FirstFrames | N
     if picture is None:
         return None
 
-    def show(prompts: Sequence[str], keys: Keys, on_step: OnStep) -> Task[Frames]:
+    def show(prompts: Sequence[str], noise: PictureNoise, on_step: OnStep) -> Task[Frames]:
         yield from ()  # no phase of its own
         return np.broadcast_to(picture, (len(prompts), 1, *picture.shape))
 
@@ -173,9 +183,9 @@ def _drawn_frames(loaded: LoadedCheckpoint, settings: VideoSettings) -> FirstFra
     _, height, width = settings.size
     model = loaded.first_frame_model(height, width)
 
-    def draw(prompts: Sequence[str], keys: Keys, on_step: OnStep) -> Task[Frames]:
+    def draw(prompts: Sequence[str], noise: PictureNoise, on_step: OnStep) -> Task[Frames]:
         report = lambda number, latents: _reached('first frame', on_step, latents)
-        pictures = yield from model.drawing(prompts, DrawnPictureNoise(keys), loaded.spread.shard, report)
+        pictures = yield from model.drawing(prompts, noise, loaded.spread.shard, report)
         return first_frame.to_frames(pictures, height, width)
 
     return draw
