@@ -1,0 +1,1 @@
+"""The phone bundle: one folder from which a video is played without JAX. See docs/bundle.md."""

@@ -1,0 +1,254 @@
+"""Assemble a bundle from exported graphs, context binaries and a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+
+from export.bundle.contents import BinaryFiles, Draft, GraphFiles
+from export.bundle.first_frame_tables import first_frame_entry
+from export.bundle.host_tables import denoiser_entry, normalization_entry, text_entries
+from export.bundle.meanings import PHASES, input_meaning, output_meaning
+from export.bundle.readme import readme
+from export.bundle.vectors import Request, write_call, write_video
+from export.graphs.runners import Call
+from export.host.denoiser_host import DenoiserHost
+from export.host.graph_program import TextHost
+from export.host.modules import ProgramOptions
+from export.host.recording import Program
+from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR, GenerationDefaults
+
+SCHEMA, VERSION = 'neodragon-bundle', 1
+FRAMES_PER_SECOND = 24
+_LICENSE = pathlib.Path(__file__).parents[2] / 'LICENSE'
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The system in a bundle.
+
+    Attributes:
+      options: checkpoint, mode and size of the video.
+      denoiser: the denoiser's half on the host, without modulation.
+      program: the whole program in JAX, for the video that a device is compared with.
+      exported: the same over the exported graphs; None does not measure them on that video.
+      defaults: of the checkpoint.
+      weights: SHA-256 of each component's weights.
+      protocol: how the calibration set was recorded.
+      image: given first frame of the recorded video, if the first frame is always given.
+    """
+
+    options: ProgramOptions
+    denoiser: DenoiserHost
+    program: Program
+    exported: Program | None
+    defaults: GenerationDefaults
+    weights: Mapping[str, str]
+    protocol: Mapping[str, Any]
+    image: Any = None
+
+
+def write_bundle(
+    folder: pathlib.Path,
+    model: Model,
+    graphs: Mapping[str, GraphFiles],
+    calls: Mapping[str, Call],
+    binaries: Sequence[BinaryFiles],
+    chipsets: Mapping[str, Mapping[str, Any]],
+    tools: Mapping[str, str],
+) -> None:
+    """Write a bundle; a folder that is there is replaced. The same inputs give the same bytes.
+
+    Args:
+      graphs: exported graphs by name; all that the video needs.
+      calls: a recorded call of each graph.
+      binaries: context binaries of the graphs.
+      chipsets: `soc_model`, `htp_arch` and `product` of each chipset of the binaries.
+      tools: versions of what made the graphs and the binaries.
+    Raises:
+      InputError: a graph of the video is missing.
+    """
+    with atomic_folder(folder, replace=True) as target:
+        draft = Draft(target)
+        options, host = model.options, TextHost.load(model.options)
+        widths = _widths(graphs, options.text_tokens)
+        first_unit = 1 if options.has_model or options.images else 0
+        request = Request(
+            model.defaults.example or 'a red fox trots through fresh snow between birch trees',
+            model.defaults.prompt_modifier,
+            model.defaults.negative_prompt,
+            model.image,
+        )
+        manifest: dict[str, Any] = {
+            'schema': SCHEMA,
+            'version': VERSION,
+            'name': pathlib.Path(options.root).name,
+            'checkpoint': {
+                'mode': options.mode,
+                'weights_sha256': dict(sorted(model.weights.items())),
+                'calibration': dict(model.protocol),
+            },
+            'tool_versions': dict(tools),
+            'minimum_runtime': {name: tools[name] for name in ('onnxruntime', 'onnxruntime-qnn') if name in tools},
+            'license': _license_notes(),
+            'video': _video_entry(model),
+            'text': text_entries(draft, host, options.text_tokens),
+            'first_frame': first_frame_entry(draft, options) if options.has_model else None,
+            'denoiser': denoiser_entry(draft, model.denoiser, options.plan, widths, first_unit),
+            'graphs': {name: _graph_entry(draft, name, graph, calls[name]) for name, graph in graphs.items()},
+            'vectors': {'video': write_video(draft, model.program, model.exported, request)},
+            'chipsets': {name: dict(chipset) for name, chipset in chipsets.items()},
+            'binaries': [_binary_entry(draft, binary) for binary in binaries],
+        }
+        manifest['phases'] = _phases(manifest, draft.files)
+        draft.copy(_LICENSE, 'LICENSE')
+        draft.write(readme(manifest).encode(), 'README.md')
+        manifest |= {'tables': draft.tables, 'files': dict(sorted(draft.files.items()))}
+        content = (json.dumps(manifest, indent=1, ensure_ascii=False) + '\n').encode()
+        (target / 'manifest.json').write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        (target / 'manifest.json.sha256').write_text(f'{digest}  manifest.json\n')
+
+
+def _widths(graphs: Mapping[str, GraphFiles], text_tokens: int) -> dict[str, int]:
+    """Return the sizes of a prompt for the denoiser.
+
+    Raises:
+      InputError: a graph that every video needs is missing.
+    """
+    needed = ('clip_l', 'clip_g', 'dt5', 'context_adapter', 'denoiser_modulation', 'denoiser_stage0', 'video_decoder')
+    missing = [name for name in needed if name not in graphs]
+    if missing:
+        raise InputError(f'a bundle needs the graph {missing[0]}, which is not exported; leave --graphs out.')
+    text = graphs['denoiser_stage0'].specs['inputs']['text']['shape'][-1]
+    pooled = graphs['denoiser_modulation'].specs['inputs']['pooled']['shape'][-1]
+    return {'text_tokens': text_tokens, 'text': text, 'pooled': pooled}
+
+
+def _video_entry(model: Model) -> dict[str, Any]:
+    """Return sizes, prompts and normalization of the video."""
+    plan, defaults = model.options.plan, model.defaults
+    return {
+        'frames': 1 + TEMPORAL_FACTOR * (plan.frames - 1),
+        'height': plan.height * SPATIAL_FACTOR,
+        'width': plan.width * SPATIAL_FACTOR,
+        'frames_per_second': FRAMES_PER_SECOND,
+        'frames_per_latent': TEMPORAL_FACTOR,
+        'latent_frames': plan.frames,
+        'latent_height': plan.height,
+        'latent_width': plan.width,
+        'latent_channels': plan.channels,
+        'prompt_modifier': defaults.prompt_modifier,
+        'negative_prompt': defaults.negative_prompt,
+        'prompts': defaults.prompts,
+        'example': defaults.example,
+        'normalization': normalization_entry(),
+    }
+
+
+def _graph_entry(draft: Draft, name: str, graph: GraphFiles, call: Call) -> dict[str, Any]:
+    """Write a graph and its test vector; return its part of the manifest."""
+    folder = f'portable/{name}-onnx-{graph.precision}'
+    data = graph.onnx.with_name(graph.onnx.name + '.data')
+    files = [graph.onnx, *([data] if data.is_file() else [])]
+    tensors = {
+        'inputs': {
+            tensor: dict(zip(('source', 'meaning'), input_meaning(name, tensor), strict=True)) | _tensor_entry(spec)
+            for tensor, spec in graph.specs['inputs'].items()
+        },
+        'outputs': {
+            tensor: {'meaning': output_meaning(name, tensor)} | _tensor_entry(spec)
+            for tensor, spec in graph.specs['outputs'].items()
+        },
+    }
+    return {
+        'precision': graph.precision,
+        'portable': [draft.copy(path, f'{folder}/{path.name}') for path in files],
+        **tensors,
+        'vector': write_call(draft, name, graph, call),
+    }
+
+
+def _tensor_entry(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return shape and type of a tensor, and how the graph quantizes it: value = scale (q - zero_point)."""
+    entry = {'shape': list(spec['shape']), 'dtype': spec['dtype']}
+    quantized = spec.get('quantized_inside_to')
+    if quantized is None:
+        return entry
+    low, high = (0, 65535) if quantized['type'].startswith('u') else (-32768, 32767)
+    if quantized['type'].endswith('int8'):
+        low, high = (0, 255) if quantized['type'].startswith('u') else (-128, 127)
+    at = lambda number: quantized['scale'] * (number - quantized['zero_point'])
+    return entry | {'quantization': {**quantized, 'range': [at(low), at(high)]}}
+
+
+def _binary_entry(draft: Draft, binary: BinaryFiles) -> dict[str, Any]:
+    """Copy a context binary and its wrappers; return their part of the manifest."""
+    folder = f'binaries/{binary.name}-qnn-{binary.precision}-{binary.chipset}'
+    graphs, files = {}, set()
+    for graph, wrapper in binary.wrappers.items():
+        (node,) = onnx.load(wrapper, load_external_data=False).graph.node
+        values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        files.add(wrapper.with_name(values['ep_cache_context'].decode()))
+        path = draft.copy(wrapper, f'{folder}/{wrapper.name}')
+        graphs[graph] = {'wrapper': path, 'qnn_graph': values['partition_name'].decode()}
+    (file,) = files
+    shared = len(graphs) > 1
+    return {
+        'chipset': binary.chipset,
+        'precision': binary.precision,
+        'file': draft.copy(file, f'{folder}/{file.name}'),
+        'graphs': graphs,
+        'provider_options': dict(binary.provider_options),
+        'session_options': {'session.disable_cpu_ep_fallback': '1'} | ({'ep.share_ep_contexts': '1'} if shared else {}),
+    }
+
+
+def _phases(manifest: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the phases with the bytes that their graphs, inputs and outputs hold, by where they run."""
+    graphs, phases = manifest['graphs'], []
+    for phase, names in PHASES:
+        present = [name for name in names if name in graphs]
+        if not present:
+            continue
+        tensors = sum(_tensor_bytes(graphs[name]) for name in present)
+        held = {
+            'portable': tensors + sum(files[path]['bytes'] for name in present for path in graphs[name]['portable'])
+        }
+        for chipset in manifest['chipsets']:
+            used = [
+                entry
+                for entry in manifest['binaries']
+                if entry['chipset'] == chipset and set(entry['graphs']) & set(present)
+            ]
+            held[chipset] = tensors + sum(files[entry['file']]['bytes'] for entry in used)
+        phases.append({'name': phase, 'graphs': present, 'bytes': held})
+    return phases
+
+
+def _tensor_bytes(graph: Mapping[str, Any]) -> int:
+    """Return the bytes of a graph's inputs and outputs."""
+    total = 0
+    for spec in (*graph['inputs'].values(), *graph['outputs'].values()):
+        count = 4
+        for size in spec['shape']:
+            count *= size
+        total += count
+    return total
+
+
+def _license_notes() -> dict[str, str]:
+    """Return the license of each part."""
+    return {
+        'bundle': 'Apache-2.0 for tables, manifest and README, see LICENSE.',
+        'weights': 'The license of the checkpoint holds for graphs, binaries and embedding tables.',
+        'binaries': "Made with Qualcomm's QNN SDK, as distributed with onnxruntime-qnn, whose license holds for them.",
+    }

@@ -1,0 +1,139 @@
+"""The last step of an export: the bundle that a phone engineer receives, in OUT/bundle/."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from export.bundle.contents import BinaryFiles, GraphFiles
+from export.bundle.writer import Model, write_bundle
+from export.graphs.runners import Call, GraphRunner, OnnxPool
+from export.host.calibration_set import CalibrationSet
+from export.host.file_records import damage, read_json
+from export.host.phone_program import PhoneProgram, available
+from export.qnn.compile import Target, provider_options, tool_versions
+from export.steps.code_identity import made_by
+from export.steps.graph import ExportedGraph
+from export.steps.options import ExportOptions
+from export.steps.shared_binary import BINARY
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.generation import defaults as generation
+
+FOLDER, _RECORD = 'bundle', 'bundle-source.json'
+
+
+def is_complete(program: PhoneProgram) -> bool:
+    """Return whether all graphs of a video are exported; a bundle needs them all."""
+    return set(available(program.options)) <= set(program.names)
+
+
+def write(
+    program: PhoneProgram, exported: Sequence[ExportedGraph], options: ExportOptions, calibration: CalibrationSet
+) -> None:
+    """Write OUT/bundle/ from finished graphs in the first of their precisions, unless that is finished."""
+    out = options.graphs.out
+    source = _source(exported, options, calibration)
+    record = read_json(out / _RECORD) or {}
+    if record.get('source') == source and damage(out / FOLDER, record.get('files')) is None:
+        return
+    graphs = {graph.name: _graph_files(graph, options) for graph in exported}
+    write_bundle(
+        out / FOLDER,
+        _model(program, graphs, options, calibration),
+        graphs,
+        {graph.name: _last_call(graph) for graph in exported},
+        _binaries(exported, options),
+        {target.chipset: _numbers(target) for target in options.graphs.targets},
+        tool_versions(),
+    )
+    files = json.loads((out / FOLDER / 'manifest.json').read_text())['files']
+    with atomic_file(out / _RECORD) as draft:
+        draft.write_text(json.dumps({'source': source, 'files': files}, indent=1) + '\n')
+
+
+def _source(exported: Sequence[ExportedGraph], options: ExportOptions, calibration: CalibrationSet) -> dict[str, Any]:
+    """Return what decides the bundle, as JSON values."""
+    first = {graph.name: _precision(graph, options) for graph in exported}
+    source = {
+        'graphs': {graph.name: graph.details[first[graph.name]]['files'] for graph in exported},
+        'binaries': {
+            f'{graph.name} {target.chipset}': graph.metadata[first[graph.name], target.chipset]['model_files']
+            for graph in exported
+            for target in options.graphs.targets
+        },
+        'calibration_sha256': calibration.sha256,
+        'whole_video': options.whole_video,
+        **made_by(__name__),
+    }
+    return json.loads(json.dumps(source))
+
+
+def _model(
+    program: PhoneProgram, graphs: Mapping[str, GraphFiles], options: ExportOptions, calibration: CalibrationSet
+) -> Model:
+    """Return the system in the bundle."""
+    pool, runners = OnnxPool(), dict[str, GraphRunner]()
+    for name, graph in graphs.items():
+        runners[name] = pool.runner(graph.onnx, 'denoiser' if name.startswith('denoiser') else name)
+    scenes = calibration.protocol.scenes
+    return Model(
+        options=options.program,
+        denoiser=program.denoiser.host(lambda feeds: {}),
+        program=program.open_recording().program,
+        exported=program.over(runners, program.denoiser.denoiser(runners)) if options.whole_video else None,
+        defaults=generation.read(options.program.root),
+        weights=program.weights,
+        protocol={
+            'sha256': calibration.sha256,
+            'videos': calibration.protocol.videos,
+            'prompts': list(scenes.prompts),
+            'evaluation_prompts': list(calibration.protocol.evaluation.prompts),
+        },
+        image=scenes.images[0] if scenes.images and not options.program.has_model else None,
+    )
+
+
+def _precision(graph: ExportedGraph, options: ExportOptions) -> str:
+    """Return the precision in which a graph goes into the bundle."""
+    return options.graphs.precisions_of(graph.name)[0]
+
+
+def _graph_files(graph: ExportedGraph, options: ExportOptions) -> GraphFiles:
+    """Return the files of a graph, with the tensors as its compilation recorded them."""
+    precision = _precision(graph, options)
+    metadata = graph.metadata[precision, options.graphs.targets[0].chipset]
+    return GraphFiles(
+        precision=precision,
+        onnx=graph.precise[precision],
+        specs=metadata['graphs'][graph.name] if 'graphs' in metadata else metadata,
+        judged=tuple(graph.recorded.judged),
+        target_db=graph.recorded.spec.target_db,
+    )
+
+
+def _last_call(graph: ExportedGraph) -> Call:
+    """Return an evaluation call: the last of the first prompt, whose history is longest."""
+    return next(iter(graph.recorded.evaluation().values()))[-1]
+
+
+def _binaries(exported: Sequence[ExportedGraph], options: ExportOptions) -> list[BinaryFiles]:
+    """Return the context binaries of every chipset; graphs that share one are together."""
+    shared = options.graphs.shared([graph.name for graph in exported])
+    groups: dict[str, list[ExportedGraph]] = {}
+    for graph in exported:
+        groups.setdefault(BINARY if graph.name in shared else graph.name, []).append(graph)
+    binaries = []
+    for target in options.graphs.targets:
+        for name, graphs in groups.items():
+            precision = _precision(graphs[0], options)
+            wrappers = {graph.name: graph.wrappers[precision, target.chipset] for graph in graphs}
+            given = provider_options(target, precision)
+            binaries.append(BinaryFiles(name, precision, target.chipset, wrappers, given))
+    return binaries
+
+
+def _numbers(target: Target) -> dict[str, Any]:
+    """Return the numbers and the product of a chipset."""
+    return {name: value for name, value in dataclasses.asdict(target).items() if name != 'chipset'}
