@@ -1,0 +1,14 @@
+// Latents to frames.
+#pragma once
+
+#include <cstdint>
+
+#include "bundle.h"
+#include "tensor.h"
+
+namespace neodragon {
+
+// Returns the frames of normalized latents as RGB bytes, [F, H, W, 3].
+std::vector<uint8_t> decode(const Bundle& bundle, const std::vector<Tensor>& latents);
+
+}  // namespace neodragon

@@ -1,0 +1,1 @@
+"""Play a Neodragon phone bundle: prompt to video with ONNX Runtime, without JAX."""

@@ -1,0 +1,152 @@
+"""Command line: a bundle and a prompt in, a video out. Run `python -m neodragon_phone --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from neodragon_phone.backends import NAMES, leave, open_backend
+from neodragon_phone.bundle import Bundle
+from neodragon_phone.errors import BundleError
+from neodragon_phone.frames import write_mp4
+from neodragon_phone.generation import Request, check_video, generate
+from neodragon_phone.player import Player, lines_of_times
+
+CANARIES = ('graphs', 'video', 'none')
+
+EXAMPLES = """
+examples:
+  on any machine, with the portable graphs:
+    python -m neodragon_phone bundle --prompt "a small red circle moves right on a blue background" --out video.mp4
+
+  on a phone or a Snapdragon laptop, with the context binaries:
+    python -m neodragon_phone bundle --prompt "..." --out video.mp4 --backend htp --chipset sc8380xp
+
+  check a bundle and a machine without making a video:
+    python -m neodragon_phone bundle --canary video
+
+exit status: 0 done, 2 a bundle, an option or the machine is not as needed
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a command line asks for.
+
+    Attributes:
+      bundle: folder.
+      request: the video; None checks the bundle only.
+      out: mp4 file.
+      backend: of `backends.NAMES`.
+      chipset: whose binaries are run, or that is simulated; None finds it.
+      canary: of CANARIES.
+      report: JSON file of times and ratios; None writes none.
+    """
+
+    bundle: pathlib.Path
+    request: Request | None
+    out: pathlib.Path
+    backend: str
+    chipset: str | None
+    canary: str
+    report: pathlib.Path | None
+
+
+def parse_options(argv: Sequence[str] | None = None) -> Options:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m neodragon_phone',
+        description='Turn a prompt into a video with a Neodragon phone bundle.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('bundle', type=pathlib.Path, help='folder that holds manifest.json')
+    add('--prompt', metavar='TEXT', help='content of the video; without it, the bundle is only checked')
+    add('--out', type=pathlib.Path, default=pathlib.Path('video.mp4'), metavar='FILE', help='default: %(default)s')
+    add('--image', type=pathlib.Path, metavar='FILE', help='first frame, PNG or JPEG, resized to the video')
+    add('--seed', type=int, default=0, metavar='N', help='from 0 to 2^64 - 1 (default: %(default)s)')
+    add('--backend', choices=NAMES, default='cpu',
+        help='cpu: portable graphs; htp: context binaries on this machine; simulator: portable graphs on the HTP '
+        'simulator of onnxruntime-qnn, x86 Linux (default: %(default)s)')  # fmt: skip
+    add('--chipset', metavar='NAME', help='such as sm8750 (default: this machine; simulator: first of the bundle)')
+    add('--canary', choices=CANARIES, default='graphs',
+        help='graphs: run the recorded call of each graph before it is used; video: make the recorded video first; '
+        'none: check hashes and versions only (default: %(default)s)')  # fmt: skip
+    add('--report', type=pathlib.Path, metavar='FILE', help='write times and ratios of all graphs as JSON')
+    given = parser.parse_args(argv)
+    request = None if given.prompt is None else Request(given.prompt, given.seed, given.image)
+    chipset = given.chipset and given.chipset.lower()
+    return Options(given.bundle, request, given.out, given.backend, chipset, given.canary, given.report)
+
+
+def detect_chipset() -> str:
+    """Return the chipset of this machine.
+
+    Raises:
+      BundleError: it cannot be told.
+    """
+    if platform.system() == 'Windows' and 'Snapdragon' in platform.processor():
+        return 'sc8380xp'
+    try:
+        name = subprocess.run(['getprop', 'ro.soc.model'], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        name = ''
+    if not name:
+        raise BundleError('--backend htp: the chipset of this machine cannot be told; name it with --chipset.')
+    return name.lower()
+
+
+def run(options: Options) -> None:
+    """Check the bundle, then make the video."""
+    place = (options.chipset or detect_chipset()) if options.backend == 'htp' else None
+    bundle = Bundle.open(options.bundle, place)
+    print(f'{bundle.manifest["name"]}: {len(bundle.verified)} files verified')
+    for phase in bundle.manifest['phases']:
+        print(f'  memory of phase {phase["name"]}: {phase["bytes"].get(bundle.place, 0) / 1e6:.0f} MB')
+    backend = open_backend(options.backend, bundle, options.chipset)
+    player = Player(bundle, backend, report=lambda line: print(line, flush=True), check_graphs=options.canary != 'none')
+    if options.canary != 'none':
+        player.check_all()
+    if options.canary == 'video':
+        print(f'recorded video: {check_video(player):.1f} dB at its last latent frame')
+    if options.request is not None:
+        video = generate(player, options.request)
+        write_mp4(options.out, video.frames, bundle.manifest['video']['frames_per_second'])
+        print(options.out)
+    print('\n'.join(lines_of_times(player.times)))
+    if options.report is not None:
+        _write_report(options.report, player)
+
+
+def _write_report(path: pathlib.Path, player: Player) -> None:
+    """Write times and ratios of all graphs."""
+    graphs = {
+        name: {'load_s': times.load, 'run_s': times.runs, 'canary_db': player.canary_db.get(name)}
+        for name, times in player.times.items()
+    }
+    try:
+        path.write_text(json.dumps({'place': player.bundle.place, 'graphs': graphs}, indent=1) + '\n')
+    except OSError as error:
+        raise BundleError(f'{path}: cannot be written ({error.strerror}). Give another --report.') from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    options = parse_options(argv)
+    try:
+        run(options)
+    except BundleError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    leave(main())

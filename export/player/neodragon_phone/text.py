@@ -1,0 +1,80 @@
+"""Prompts to what the denoiser knows of them: tokenizers, embedding tables, four graphs.
+
+Legend: L tokens, D width, P pooled width.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+
+from neodragon_phone.bundle import Bundle
+from neodragon_phone.errors import BundleError
+from neodragon_phone.player import Player, Sessions
+
+# Typographic quotes and spaces, which CLIP's training text did not have.
+_PLAIN = {0x2018: "'", 0x2019: "'", 0x201B: "'", 0x201C: '"', 0x201D: '"', 0x201F: '"', 0x00A0: ' '}
+
+
+class Prompt(NamedTuple):
+    """What the denoiser knows of a prompt."""
+
+    text: np.ndarray  # [L, D], states after the context adapter
+    mask: np.ndarray  # [L], 1 for tokens, 0 for padding
+    pooled: np.ndarray  # [1, P], pooled vectors of the two CLIP towers
+
+
+def encode_prompts(player: Player, prompts: list[str]) -> list[Prompt]:
+    """Return what the denoiser knows of prompts, modifier included."""
+    with player.phase('text') as graphs:
+        return [_encode_prompt(player.bundle, graphs, prompt) for prompt in prompts]
+
+
+def _encode_prompt(bundle: Bundle, graphs: Sessions, prompt: str) -> Prompt:
+    towers = ('clip_l', 'clip_g')
+    pooled = [graphs[name](tower_inputs(bundle, bundle.manifest['text'][name], prompt))['pooled'] for name in towers]
+    entry = bundle.manifest['text']['dt5']
+    ids, mask = encode(bundle, entry, prompt)
+    table = bundle.table(entry['token_table'])
+    keys = np.where(mask == 1, np.float32(0), np.float32(entry['padded_key']))[None]
+    states = graphs['dt5']({'embeddings': rows(table, ids), 'keys': keys})['states']
+    text = graphs['context_adapter']({'states': states})['text']
+    return Prompt(text, mask, np.concatenate(pooled, axis=-1))
+
+
+def tower_inputs(bundle: Bundle, entry: Any, prompt: str) -> dict[str, np.ndarray]:
+    """Return the inputs of a CLIP tower: the embeddings [L, D], and 1 at the end-of-text token [1, L]."""
+    repaired = unicodedata.normalize('NFC', prompt.translate(_PLAIN))
+    ids, _ = encode(bundle, entry, repaired)
+    embeddings = rows(bundle.table(entry['token_table']), ids) + bundle.table(entry['position_table'])
+    rule = entry['end_of_text']
+    at = np.argmax(ids) if rule['rule'] == 'first largest id' else np.argmax(ids == rule.get('id'))
+    return {'embeddings': embeddings, 'end': np.eye(len(ids), dtype=np.float32)[at][None]}
+
+
+def encode(bundle: Bundle, entry: Any, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and mask of a prompt, padded or cut to the tower's length."""
+    path = bundle.path(entry['tokenizer'])
+    try:
+        encoding = tokenizers.Tokenizer.from_file(str(path)).encode(prompt)
+    except Exception as error:  # the library raises bare Exception
+        raise BundleError(
+            f'{entry["tokenizer"]}: not a tokenizer ({str(error)[:80]}). Copy the bundle again.'
+        ) from None
+    if len(encoding.ids) != entry['tokens']:
+        raise BundleError(f'{entry["tokenizer"]}: gives {len(encoding.ids)} tokens, not {entry["tokens"]}.')
+    return np.asarray(encoding.ids, np.int64), np.asarray(encoding.attention_mask, np.int64)
+
+
+def rows(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return rows of a table, of which only those are read.
+
+    Raises:
+      BundleError: an id is beyond the table.
+    """
+    if table.ndim != 2 or not (ids.min() >= 0 and ids.max() < len(table)):
+        raise BundleError(f'an embedding table of shape {list(table.shape)} has no row {ids.max()}.')
+    return np.asarray(table[ids])
