@@ -1,0 +1,82 @@
+"""Command line: run a bundle on a connected phone. See `python -m export.device --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from export.phone.adb import Phone
+from export.phone.session import measure
+from export.phone.table import write
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
+
+EPILOG = """
+RUNTIME holds neodragon_runner, built from export/player/cpp with the Android NDK, and the libraries that it loads:
+libonnxruntime.so with QNN, libQnnHtp.so, libQnnSystem.so and the stub and skel of the phone's HTP.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions:
+    """What a command line asks for.
+
+    Attributes:
+      bundle: folder.
+      phone: where it runs.
+      runtime: folder of the runner and its libraries.
+      chipset: whose binaries run, or 'cpu'; None asks the phone.
+      runs: of each recorded call.
+      out: folder of the table.
+    """
+
+    bundle: pathlib.Path
+    phone: Phone
+    runtime: pathlib.Path
+    chipset: str | None
+    runs: int
+    out: pathlib.Path
+
+
+def parse_options(argv: Sequence[str] | None = None) -> DeviceOptions:
+    """Return the options of a command line."""
+    parser = argparse.ArgumentParser(
+        'python -m export.device',
+        description='Copy a bundle to a phone with adb, check its recorded calls, and measure ratios and latencies.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('bundle', type=pathlib.Path, help='OUT/bundle of an export')
+    add('--serial', required=True, metavar='SERIAL', help='phone, as `adb devices` lists it')
+    add('--runtime', required=True, type=pathlib.Path, metavar='DIR', help='runner and libraries for the phone')
+    add('--chipset', metavar='NAME', help='binaries to run, or cpu for the portable graphs (default: of the phone)')
+    add('--runs', type=int, default=10, metavar='N', help='of each recorded call (default: %(default)s)')
+    add('--out', type=pathlib.Path, metavar='DIR', help='folder of device-CHIPSET.md (default: beside the bundle)')
+    add('--adb', default='adb', metavar='PROGRAM', help='default: %(default)s')
+    given = parser.parse_args(argv)
+    if given.runs < 1:
+        raise InputError(f'--runs is {given.runs}; give at least 1.')
+    out = given.out or given.bundle.resolve().parent
+    chipset = given.chipset and given.chipset.lower()
+    return DeviceOptions(given.bundle, Phone(given.serial, given.adb), given.runtime, chipset, given.runs, out)
+
+
+def run(options: DeviceOptions) -> None:
+    """Measure, and write the table."""
+    measured = measure(options.phone, options.bundle, options.runtime, options.chipset, options.runs)
+    path = write(options.out, measured)
+    print(path.read_text(encoding='utf-8'), end='')
+    print(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: run(parse_options(argv)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

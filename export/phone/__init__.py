@@ -1,0 +1,1 @@
+"""A connected phone: adb, the runner on it, and the table of what was measured."""
