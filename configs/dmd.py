@@ -39,6 +39,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError
+from train.dmd.evaluation import EvaluationConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
 from train.runtime.optimizer import OptimizerConfig
@@ -73,6 +74,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'stage_weights': (),  # relative frequency of the stages; () for equal ones
                 'unit_weights': (),
                 'average': {'decay': 0.99, 'start': 50},  # of the student; decay 0 for none
+                'evaluation': defaults(EvaluationConfig, videos=8),  # videos 0 and loop.evaluate_every 0 for none
                 'accumulate': 1,  # parts of a batch, for less memory
                 'dtype': 'bfloat16',
                 'remat': 'full',  # or 'dots', 'none': what the backward pass recomputes
@@ -88,6 +90,9 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 batch_size=8,
                 mesh={'data': 1, 'fsdp': -1},
                 checkpoint_every=250,
+                evaluate_every=250,
+                keep_best=1,
+                best_metric='eval/distance',
                 log_every=20,
             ),
         }
@@ -97,9 +102,22 @@ def get_config(preset: str = 'full') -> ConfigDict:
         config.update(
             {
                 'checkpoint': 'tests/goldens/tiny_checkpoint',
-                'dmd': {'teacher_steps': (2, 2, 2), 'dtype': 'float32', 'remat': 'none', **rates},
+                'dmd': {
+                    'evaluation': {'videos': 0},
+                    'teacher_steps': (2, 2, 2),
+                    'dtype': 'float32',
+                    'remat': 'none',
+                    **rates,
+                },
                 'shapes': {'frames': 3, 'height': 8, 'width': 8},
-                'loop': {'steps': 60, 'log_every': 5, 'checkpoint_every': 30, 'mesh': {'data': -1, 'fsdp': 1}},
+                'loop': {
+                    'steps': 60,
+                    'log_every': 5,
+                    'checkpoint_every': 30,
+                    'evaluate_every': 0,
+                    'keep_best': 0,
+                    'mesh': {'data': -1, 'fsdp': 1},
+                },
             }
         )
     elif preset == 'shapes':
@@ -110,6 +128,9 @@ def get_config(preset: str = 'full') -> ConfigDict:
 SHAPES = {
     'dmd': {
         'protocol': '21',
+        'teacher_steps': (8, 8, 8),
+        'teacher_first_steps': (8, 8, 8),
+        'evaluation': {'videos': 0},
         'dtype': 'float32',
         'remat': 'none',
         'guidance': 2.0,
@@ -129,6 +150,8 @@ SHAPES = {
         'batch_size': 32,
         'mesh': {'data': -1, 'fsdp': 1},
         'checkpoint_every': 350,
+        'evaluate_every': 0,
+        'keep_best': 0,
         'log_every': 30,
     },
 }

@@ -8,6 +8,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.attention import STRATEGIES
 from neodragon_jax.models.mmdit import REMAT_POLICIES
 from train.data import DTYPES
+from train.dmd.evaluation import EvaluationConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
 from train.dmd.state import AverageConfig
@@ -38,6 +39,7 @@ class DMDConfig:
       stage_weights: relative frequency of the stages, coarsest first; () for equal ones (Pyramid-Flow: 1, 2, 1).
       unit_weights: relative frequency of the units, from the first that the student generates; () for equal ones.
       average: of the student; evaluated, and written as the result.
+      evaluation: of the student in the run, every `loop.evaluate_every` steps.
       accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
       dtype: compute type of the denoisers, 'float32' or 'bfloat16'; masters stay float32.
       remat, attention: see `PyramidMMDiT`.
@@ -59,6 +61,7 @@ class DMDConfig:
     stage_weights: tuple[float, ...] = ()
     unit_weights: tuple[float, ...] = ()
     average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     accumulate: int = 1
     dtype: str = 'bfloat16'
     remat: str = 'full'

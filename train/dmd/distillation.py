@@ -28,6 +28,7 @@ from neodragon_jax.pyramid.schedule import Schedule
 from train.data import DTYPES
 from train.dmd.config import PROTOCOLS, DMDConfig
 from train.dmd.critic import FeatureCritic
+from train.dmd.evaluation import StudentEvaluation, checkpoint_decoder
 from train.dmd.examples import Examples
 from train.dmd.metrics import Sums, gradient_metrics, means
 from train.dmd.own_history import OwnHistories
@@ -64,6 +65,7 @@ class DMD:
         frames: int,
         teacher: MultiStepTeacher | None = None,
         samples: Mapping[str, Any] | None = None,
+        held_out: Mapping[str, Any] | None = None,
     ) -> None:
         """Make the program.
 
@@ -73,6 +75,7 @@ class DMD:
           frames: T of the training samples.
           teacher: by default it is read from `config.checkpoint`.
           samples: JSON on the samples, on which a resumed run must agree.
+          held_out: samples to evaluate on, with a leading axis; None evaluates nothing.
         Raises:
           InputError: the checkpoint cannot be read, or does not fit the samples.
         """
@@ -101,6 +104,12 @@ class DMD:
         )
         rollout = Rollout(frames, *steps, self.schedule)
         self.own_histories = OwnHistories(config.own_history, rollout, first_unit)
+
+        self.evaluation = None
+        if held_out is not None:
+            apply: Any = self.module.apply
+            decode = checkpoint_decoder(config.checkpoint)
+            self.evaluation = StudentEvaluation(config.evaluation, self.examples, apply, held_out, decode)
 
     @property
     def updates(self) -> Updates:
@@ -190,6 +199,13 @@ class DMD:
         given = self.own_histories.attach(student, state.step, stage, given, draws['unit'], draws['index'], own_key)
         return given | draws, {'own_history': jnp.mean(given['own'], dtype=jnp.float32)}
 
+    def evaluate(self, state: DMDState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+        """Return how the averaged student's videos compare with the teacher's, and write them."""
+        del frozen
+        if self.evaluation is None:
+            raise InputError('config.loop.evaluate_every is set: set config.dmd.evaluation.videos, too.')
+        return self.evaluation(state.result, int(to_host(state.step)), folder)
+
     def finish(self, state: DMDState, folder: pathlib.Path) -> None:
         """Write the student, its adapter and `student.json` in the released layout.
 
@@ -211,7 +227,7 @@ class DMD:
     def metadata(self) -> dict[str, Any]:
         """Return what makes two runs the same distillation: teacher, protocol and objective, but not learning rates."""
         config = dataclasses.asdict(self.config)
-        for name in ('checkpoint', 'dtype', 'remat', 'attention', 'accumulate', 'student', 'fake'):
+        for name in ('checkpoint', 'dtype', 'remat', 'attention', 'accumulate', 'evaluation', 'student', 'fake'):
             del config[name]
         record = config | {'frames': self.frames, 'teacher': self.fingerprint, 'samples': self.samples}
         return json.loads(json.dumps(record))  # tuples become lists, as they are after a restart

@@ -21,12 +21,15 @@ Source: Neodragon, arXiv 2511.06055, section on step distillation.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
+from neodragon_jax.base.errors import InputError
 from train.data import DTYPES, SampleSource
-from train.data.sources import Repeated
+from train.data.sources import Repeated, hold_out, stacked
 from train.dmd.config import DMDConfig
 from train.dmd.distillation import DMD
 from train.dmd.provenance import check_samples
@@ -66,18 +69,27 @@ def load(settings: Settings) -> Training:
     Raises:
       InputError: the samples do not suit the checkpoint or the settings.
     """
-    source = SampleSource(settings.data)
-    return Training(load_program(settings.dmd, source), source, settings.run)
+    source, config, run = SampleSource(settings.data), settings.dmd, settings.run
+    if bool(run.evaluate_every) != bool(config.evaluation.videos):
+        raise InputError(
+            f'config.loop.evaluate_every is {run.evaluate_every}, config.dmd.evaluation.videos '
+            f'{config.evaluation.videos}; set both, or both to 0.'
+        )
+    training, held_out = hold_out(source, config.evaluation.videos)
+    return Training(load_program(config, source, stacked(held_out) if held_out else None), training, run)
 
 
-def load_program(config: DMDConfig, source: SampleSource) -> DMD:
+def load_program(config: DMDConfig, source: SampleSource, held_out: Mapping[str, Any] | None = None) -> DMD:
     """Return the program for samples.
 
+    Args:
+      held_out: samples to evaluate on, with a leading axis.
     Raises:
       InputError: the samples do not suit the checkpoint or the settings.
     """
     check_samples(config, source.protocol)
-    return DMD(config, source.negative(), source.spec.latents[0], read_teacher(config.checkpoint), source.protocol)
+    teacher = read_teacher(config.checkpoint)
+    return DMD(config, source.negative(), source.spec.latents[0], teacher, source.protocol, held_out)
 
 
 def abstract(settings: Settings) -> Training:

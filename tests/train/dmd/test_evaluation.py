@@ -1,0 +1,99 @@
+"""The evaluation of a student in the run, on a denoiser in closed form and a decoder that scales latents."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from neodragon_jax.base import video
+from neodragon_jax.base.errors import InputError
+from support.point_world import CHANNELS, FRAMES, GRID, make_batch, point, point_program
+from train.dmd.evaluation import EvaluationConfig, StudentEvaluation, compared, judged
+from train.runtime.program import DivergedError
+
+VIDEOS = 2
+
+
+def decode(latents):
+    """Return three channels of every latent frame, eight times enlarged, each frame eight times but the first."""
+    pictures = np.clip(128 + 40 * latents[0, ..., :3], 0, 255).astype(np.uint8)
+    pictures = pictures.repeat(8, axis=1).repeat(8, axis=2)
+    return np.concatenate([pictures[:1], pictures[1:].repeat(8, axis=0)])
+
+
+def evaluation(program, held_out, **options) -> StudentEvaluation:
+    config = EvaluationConfig(videos=VIDEOS, **options)
+    return StudentEvaluation(config, program.examples, program.module.apply, held_out, decode)
+
+
+def held_out() -> dict[str, np.ndarray]:
+    return {name: np.asarray(array)[:VIDEOS] for name, array in make_batch().items()}
+
+
+def test_a_student_like_its_teacher_has_ratios_of_one(tmp_path):
+    program, rows = point_program(), held_out()
+    rows['latents'] = evaluation(program, rows).sample(point(1))
+    metrics = evaluation(program, rows)(point(1), 10, tmp_path / 'samples')
+    units = [f'{name}/unit{unit}' for name in ('motion', 'sharpness', 'saturation', 'flicker') for unit in (1, 2)]
+    assert {name for name in metrics if '/' in name} == set(units)
+    assert all(metrics[name] == pytest.approx(1) for name in units)
+    assert (metrics['distance'], metrics['outside_band']) == (pytest.approx(0), 0)
+    film = video.read_mp4(tmp_path / 'samples' / '000.mp4')
+    assert film.shape == (1 + 8 * (FRAMES - 1), 8 * GRID, 2 * 8 * GRID, 3)
+    assert (tmp_path / 'samples' / '001.png').exists()
+
+
+def test_it_generates_behind_its_own_frames_from_the_given_first_one():
+    program, rows = point_program(), held_out()
+    latents = evaluation(program, rows).sample(point(1))
+    assert latents.shape == (VIDEOS, FRAMES, GRID, GRID, CHANNELS)
+    np.testing.assert_array_equal(latents[:, 0], rows['latents'][:, 0])
+    # One step of the true flow of a point leads to it, moved by the prompt.
+    want = np.asarray(point(1)['point'])[0, 0] + rows['pooled'].mean(axis=1).reshape(-1, 1, 1, 1)
+    assert np.abs(latents[:, 1] - want).max() < 1e-2
+    both = point_program(protocol='21')
+    assert np.abs(evaluation(both, rows).sample(point(1))[:, 0] - want).max() < 1e-2
+
+
+def clip(amount: float, speed: int) -> np.ndarray:
+    """Return a moving pattern of colored squares on gray."""
+    rng = np.random.default_rng(0)
+    pattern = rng.uniform(-1, 1, (12, 12, 3)).repeat(8, axis=0).repeat(8, axis=1)
+    frames = [np.roll(pattern, speed * number, axis=1)[:64, :64] for number in range(17)]
+    return np.clip(128 + amount * np.stack(frames), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ('student', 'name', 'value'),
+    [(clip(60, 0), 'motion', 0.1), (clip(20, 2), 'saturation', 0.4), (clip(20, 2), 'sharpness', 0.4)],
+)
+def test_collapse_and_wash_out_leave_the_band(student, name, value):
+    metrics = compared([student], [clip(60, 2)], 1)
+    assert metrics[name] < value
+    assert judged(metrics, EvaluationConfig())['outside_band'] >= 2
+    assert judged(compared([clip(60, 2)], [clip(60, 2)], 1), EvaluationConfig())['outside_band'] == 0
+
+
+def test_outside_the_band_it_warns_or_stops(capsys, tmp_path):
+    program, rows = point_program(), held_out()
+    still = {'point': 0 * point(1)['point']}
+    rows['pooled'] = 0 * rows['pooled']
+    metrics = evaluation(program, rows)(still, 10, tmp_path / 'a')
+    assert metrics['outside_band'] > 0
+    assert 'warning: step 10: student over teacher outside 0.5..2.0: ' in capsys.readouterr().out
+    stopping = {'stop': True, 'stop_after': 20}
+    evaluation(program, rows, **stopping)(still, 19, tmp_path / 'b')
+    with pytest.raises(DivergedError, match=r'step 20: .*unit2'):
+        evaluation(program, rows, **stopping)(still, 20, tmp_path / 'c')
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [({'videos': -1}, 'evaluation.videos is -1'), ({'lowest': 1.5}, 'enclose 1'), ({'highest': 0.9}, 'enclose 1')],
+)
+def test_impossible_options_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        EvaluationConfig(**values)
+    assert dataclasses.replace(EvaluationConfig(), videos=3).videos == 3

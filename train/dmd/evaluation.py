@@ -1,0 +1,206 @@
+"""Evaluation of a student in the run: closed-loop videos of held-out prompts, beside the teacher's of the same prompts.
+
+Every evaluation uses the same prompts, first frames and noise, so that two of them differ by the student alone. The
+numbers are ratios, student over teacher, of the metrics of `neodragon_jax.evaluation.clip_metrics`; 1 is like the
+teacher. Collapsed motion, blur and over-saturation show here long before the losses tell.
+
+Legend: V videos, T latent frames (= units), H W latent grid, C channels, F video frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from neodragon_jax.base import video
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.folders import VIDEO_VAE
+from neodragon_jax.evaluation.clip_metrics import ClipMetrics, measure
+from neodragon_jax.models.vae import CausalVAE, denormalize
+from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, jax_denoiser, sample
+from train.dmd.examples import Examples
+from train.runtime.processes import of_first_process
+from train.runtime.program import DivergedError
+from train.runtime.sharding import place, to_host
+
+# Metrics that a good student shares with its teacher; flicker has no floor to compare with.
+JUDGED = ('motion', 'sharpness', 'saturation')
+FRAMES_PER_UNIT = 8
+# Added to both sides of a ratio, in each metric's own unit, so that still or gray videos have ratios.
+_FLOORS = ClipMetrics(motion=0.05, flicker=0.05, sharpness=0.05, saturation=0.005)
+
+Decode = Callable[[Float[np.ndarray, '1 T H W C']], UInt8[np.ndarray, 'F h w 3']]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Options of the evaluation.
+
+    Attributes:
+      videos: V, samples at the end of the data that are not trained on; 0 for no evaluation.
+      lowest, highest: band of the ratios of motion, sharpness and saturation.
+      stop: end the run when a ratio leaves the band, instead of a warning.
+      stop_after: steps before which the run is not ended.
+    """
+
+    videos: int = 0
+    lowest: float = 0.5
+    highest: float = 2.0
+    stop: bool = False
+    stop_after: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ('videos', 'stop_after'):
+            if getattr(self, name) < 0:
+                raise InputError(f'evaluation.{name} is {getattr(self, name)}; it must be at least 0.')
+        if not 0 <= self.lowest < 1 < self.highest:
+            raise InputError(f'evaluation.lowest and highest are {self.lowest} and {self.highest}; enclose 1 by them.')
+
+
+class StudentEvaluation:
+    """The evaluation of one student on fixed prompts."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        examples: Examples,
+        apply: Callable[..., Any],
+        held_out: Mapping[str, np.ndarray],
+        decode: Decode,
+    ) -> None:
+        """Prepare.
+
+        Args:
+          apply: of the denoiser, as `sampler.jax_denoiser` takes it.
+          held_out: latents [V, T, H, W, C], text [V, L, D], text_mask [V, L], pooled [V, p].
+          decode: turns the latents of one video into frames.
+        """
+        self.config, self.examples, self.held_out, self.decode = config, examples, held_out, decode
+        self._params: Any = None
+        # One compiled function for all evaluations: it asks for the parameters at each call.
+        self._denoise = jax_denoiser(apply, lambda: self._params)
+
+    def __call__(self, params: Any, step: int, folder: pathlib.Path) -> dict[str, float]:
+        """Write videos and contact sheets of the held-out prompts; return how they compare with the teacher's.
+
+        Returns:
+          METRIC and METRIC/unit{u}, ratios; `distance`, the mean |log ratio| of the judged metrics over the units, by
+          which the best checkpoint may be kept; `outside_band`, the number of judged ratios outside the band.
+        Raises:
+          DivergedError: a ratio is outside the band and the configuration says to stop.
+        """
+        latents = self.sample(params)
+        metrics = {}
+        if jax.process_index() == 0:
+            videos = [self.decode(video_latents[None]) for video_latents in latents]
+            self._write(videos, folder)
+            metrics = compared(videos, self._teacher_videos, self.examples.first_unit)
+            metrics |= judged(metrics, self.config)
+        metrics = of_first_process(metrics)
+        if metrics['outside_band']:
+            self._warn(metrics, step)
+        return metrics
+
+    def sample(self, params: Any) -> Float[np.ndarray, 'V T H W C']:
+        """Return the student's latents for the held-out prompts, generated by the sampler behind its own frames."""
+        rows, examples = self.held_out, self.examples
+        _, frames, height, width, channels = rows['latents'].shape
+        steps = examples.steps, examples.first_steps
+        plan = Plan(frames, height, width, channels, *steps, schedule=examples.schedule)
+        # As numbers, because keys themselves cannot be placed on devices of other processes.
+        seeds = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), len(rows['latents']))))
+        host = (Prompt(rows['text'], rows['text_mask'], rows['pooled']), seeds, rows['latents'][:, :1])
+        prompt, seeds, first = place(host, params)
+        noise = DrawnNoise(jax.jit(jax.random.wrap_key_data)(seeds), examples.schedule)
+        self._params = params
+        try:
+            given = jnp.asarray(first) if examples.first_unit else None
+            latents = sample(self._denoise, plan, prompt, noise, first_frame=given)
+        finally:
+            self._params = None
+        return np.asarray(to_host(latents), np.float32)
+
+    @functools.cached_property
+    def _teacher_videos(self) -> list[UInt8[np.ndarray, 'F h w 3']]:
+        """The teacher's videos of the same prompts."""
+        return [self.decode(np.asarray(latents[None], np.float32)) for latents in self.held_out['latents']]
+
+    def _write(self, videos: list[UInt8[np.ndarray, 'F h w 3']], folder: pathlib.Path) -> None:
+        """Write student and teacher side by side, as films and as contact sheets."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, (student, teacher) in enumerate(zip(videos, self._teacher_videos, strict=True)):
+            both = np.concatenate([student, teacher], axis=2)
+            video.write_mp4(folder / f'{index:03d}.mp4', both)
+            video.write_contact_sheet(folder / f'{index:03d}.png', both)
+
+    def _warn(self, metrics: Mapping[str, float], step: int) -> None:
+        """Say which ratios are outside the band; end the run if the configuration says so."""
+        config = self.config
+        outside = [name for name, value in metrics.items() if _is_judged(name) and not _inside(value, config)]
+        values = ', '.join(f'{name} {metrics[name]:.2f}' for name in outside)
+        message = (
+            f'step {step}: student over teacher outside {config.lowest}..{config.highest}: {values}; look at the '
+            'videos of this step'
+        )
+        if config.stop and step >= config.stop_after:
+            raise DivergedError(f'{message}, then lower the learning rate or change the objectives.')
+        if jax.process_index() == 0:
+            print(f'warning: {message}.')
+
+
+def compared(
+    student: list[UInt8[np.ndarray, 'F h w 3']], teacher: list[UInt8[np.ndarray, 'F h w 3']], first_unit: int
+) -> dict[str, float]:
+    """Return METRIC/unit{u} for every generated unit > 0, and METRIC, of the units' means: student over teacher."""
+    units = range(max(first_unit, 1), 1 + (len(student[0]) - 1) // FRAMES_PER_UNIT)
+    ours, theirs = (np.asarray([unit_metrics(videos, unit) for unit in units]) for videos in (student, teacher))
+    floors = np.asarray(_FLOORS)
+    ratios, whole = (ours + floors) / (theirs + floors), (ours.mean(0) + floors) / (theirs.mean(0) + floors)
+    metrics = dict(zip(ClipMetrics._fields, whole.tolist(), strict=True))
+    for unit, row in zip(units, ratios.tolist(), strict=True):
+        metrics |= {f'{name}/unit{unit}': value for name, value in zip(ClipMetrics._fields, row, strict=True)}
+    return metrics
+
+
+def unit_metrics(videos: list[UInt8[np.ndarray, 'F h w 3']], unit: int) -> Float[np.ndarray, ' 4']:
+    """Return the metrics of one unit > 0, from the last frame of the unit before; means over videos."""
+    frames = slice(FRAMES_PER_UNIT * (unit - 1), FRAMES_PER_UNIT * unit + 1)
+    return np.mean([measure(frames_of_video[frames]) for frames_of_video in videos], axis=0)
+
+
+def judged(metrics: Mapping[str, float], config: EvaluationConfig) -> dict[str, float]:
+    """Return `distance` and `outside_band` of ratios."""
+    values = [value for name, value in metrics.items() if _is_judged(name)]
+    distance = float(np.mean([abs(math.log(value)) for value in values]))
+    return {'distance': distance, 'outside_band': float(sum(not _inside(value, config) for value in values))}
+
+
+def _is_judged(name: str) -> bool:
+    return '/' in name and name.partition('/')[0] in JUDGED
+
+
+def _inside(value: float, config: EvaluationConfig) -> bool:
+    return config.lowest <= value <= config.highest
+
+
+def checkpoint_decoder(root: str) -> Decode:
+    """Return the decoder of a checkpoint's video VAE.
+
+    Raises:
+      InputError: the checkpoint has none.
+    """
+    module, params = checkpoint.load(checkpoint.component_folder(root, VIDEO_VAE))
+    if not isinstance(module, CausalVAE):
+        raise InputError(f'{root}: {VIDEO_VAE} holds a {type(module).__name__}; copy the folder again.')
+    decode = jax.jit(lambda params, z: module.apply({'params': params}, denormalize(z), method='decode'))
+    return lambda latents: video.to_uint8(np.asarray(decode(params, latents))[0])
