@@ -1,8 +1,8 @@
 """Float ONNX graph to what the HTP runs: W8A16 with quantize/dequantize pairs, or a form that is safe in FP16.
 
 W8A16: weights in 8 bits with one scale per output channel, activations in 16 bits. Keys and values are the second
-operands of matrix products, which the HTP takes for weights: they are converted to symmetric 16 bits, or they would
-silently fall to 8. Source: arXiv 2511.06055, section 4.
+operands of matrix products, which the HTP takes for weights: they are converted to symmetric 8 or 16 bits explicitly,
+because QNN's provider would otherwise convert them to 8 without a word. Source: arXiv 2511.06055, section 4.
 """
 
 from __future__ import annotations
@@ -23,21 +23,29 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 from export.graphs.table import Feeds
 from export.quantize.adaround import Rounding, apply
 from export.quantize.ranges import MARGIN, measure_ranges
-from export.rewrite.onnx_graph import constants_of, drop_unused
+from export.rewrite.onnx_graph import constants_of, drop_unused, producers_of
 
 _REORDERING = ('Transpose', 'Reshape')
+_SYMMETRIC = {8: QuantType.QInt8, 16: QuantType.QInt16}
 
 
-def to_w8a16(source: pathlib.Path, destination: pathlib.Path, feeds: Iterable[Feeds], margin: float = MARGIN) -> None:
+def to_w8a16(
+    source: pathlib.Path,
+    destination: pathlib.Path,
+    feeds: Iterable[Feeds],
+    margin: float = MARGIN,
+    key_value_bits: int = 16,
+) -> None:
     """Write the W8A16 form of a float graph, and the measured ranges beside it.
 
     Args:
       feeds: calibration inputs, read one by one.
-      margin: by how much the range of an activation exceeds what was measured.
+      margin: factor by which the range of an activation exceeds the measured one.
+      key_value_bits: as in `quantize`.
     """
     ranges = destination.with_name('ranges.json')
     measure_ranges(source, ranges, lambda: feeds, quantized_operations(source), margin=margin)
-    quantize(source, destination, ranges)
+    quantize(source, destination, ranges, key_value_bits=key_value_bits)
 
 
 def quantized_operations(source: pathlib.Path) -> list[str]:
@@ -46,16 +54,21 @@ def quantized_operations(source: pathlib.Path) -> list[str]:
 
 
 def quantize(
-    source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, rounding: Rounding | None = None
+    source: pathlib.Path,
+    destination: pathlib.Path,
+    ranges: pathlib.Path,
+    rounding: Rounding | None = None,
+    key_value_bits: int = 16,
 ) -> None:
     """Write the W8A16 form of a float graph with given ranges.
 
     Args:
       ranges: what `measure_ranges` wrote.
-      rounding: of the weights; those that it does not have are rounded to the nearest.
+      rounding: rounded weights; all others are rounded to the nearest.
+      key_value_bits: 8 or 16, of computed second operands of matrix products: keys and values.
     """
     model = onnx.load(source, load_external_data=False)
-    overrides, start = _overrides(model.graph), source
+    overrides, start = _overrides(model.graph, key_value_bits), source
     if rounding is not None:
         # Beside the source, where weights that are not in the graph itself lie.
         start = source.with_name(f'.{source.stem}.rounded.onnx')
@@ -103,7 +116,7 @@ def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:
     if not norms:
         return
     exact = constants_of(source.graph)
-    producers = {output: node for node in model.graph.node for output in node.output}
+    producers = producers_of(model.graph)
     for norm in norms:
         for position in (1, 2):
             name = producers[norm.input[position]].input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)
@@ -133,7 +146,14 @@ def _config(model: onnx.ModelProto, overrides: dict[str, list[dict[str, Any]]]) 
     )
 
 
-def _overrides(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
+def has_computed_operands(source: pathlib.Path) -> bool:
+    """Return whether a graph has matrix products of two activations, as attention has."""
+    graph = onnx.load(source, load_external_data=False).graph
+    constants = constants_of(graph)
+    return any(node.op_type == 'MatMul' and node.input[1] not in constants for node in graph.node)
+
+
+def _overrides(graph: onnx.GraphProto, key_value_bits: int) -> dict[str, list[dict[str, Any]]]:
     """Return the tensors whose quantization differs from the default, by name."""
     constants = {tensor.name for tensor in graph.initializer}
     overrides: dict[str, list[dict[str, Any]]] = {}
@@ -141,7 +161,7 @@ def _overrides(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
         if node.op_type == 'LayerNormalization':
             overrides[node.input[1]] = [{'quant_type': QuantType.QUInt8, 'symmetric': False}]
         if node.op_type == 'MatMul' and node.input[1] not in constants:
-            convert = {'quant_type': QuantType.QInt16, 'symmetric': True, 'recv_nodes': set()}
+            convert = {'quant_type': _SYMMETRIC[key_value_bits], 'symmetric': True, 'recv_nodes': set()}
             (entry,) = overrides.setdefault(node.input[1], [{'quant_type': QuantType.QUInt16, 'convert': convert}])
             entry['convert']['recv_nodes'].add(node.name)
     return overrides
@@ -227,7 +247,7 @@ def _external_files(model: onnx.ModelProto) -> set[str]:
 def quantization_parameters(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Return scale, zero point and type of the quantized inputs and outputs of a graph, by name."""
     graph = onnx.load(path, load_external_data=False).graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = constants_of(graph)
     # What a value is to the outside, also where its axes are put in another order first or last.
     inputs, outputs = (
         {value.name: value.name for value in graph.input},

@@ -32,14 +32,12 @@ from export.graphs.to_onnx import save
 from export.measure.resources import inner_bar
 from export.measure.snr import call_db, join_outputs, lowest_db
 from export.quantize.adaround import Rounding
-from export.quantize.qdq import quantize
+from export.quantize.key_value import HEADROOM_DB, MANY, RECIPE, choose_bits
+from export.quantize.qdq import has_computed_operands, quantize
 from export.rewrite.onnx_graph import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
 
-# The search aims this much above the target, because other inputs than those it sees come out worse.
-HEADROOM_DB = 3.0
 # Runs of the float graph that shares of the error are measured with; at full size one takes up to half a minute.
 RUNS = 16
-RECIPE = 'recipe.json'
 _INT8 = 127
 # Which axis of its weight is a layer's output channel.
 _AXES = {'Conv': 0, 'Gemm': 1}
@@ -82,25 +80,84 @@ def quantize_to_target(
       The weights in two parts, and the ratio on `calls` in dB. It is below the target if nothing reaches that.
     """
     aim = target_db + HEADROOM_DB
-    quantize(source, destination, ranges, rounding)
-    plain, worst = _worst(destination, calls, judged)
-    groups, count, best = [], 0, (plain, 0)
-    if search and plain < aim:
-        groups = sorted(rounding_noise(source, worst, judged, rounding), key=lambda group: -group.noise / group.size)
+    found: dict[int, _Doubling] = {}
+
+    def write(bits: int) -> float:
+        doubled_db = functools.partial(_quantize_doubled, source, destination, ranges, calls, judged, rounding, bits)
+        doubled_db([])
+        plain, worst = _worst(destination, calls, judged)
+        groups = rounding_noise(source, worst, judged, rounding) if search and plain < aim else []
+        squares = np.square(join_outputs(worst.outputs, judged), dtype=np.float64)
+        found[bits] = _double(groups, plain, float(squares.sum()), aim, doubled_db)
+        return found[bits].reached_db
+
+    if has_computed_operands(source):
+        chosen = choose_bits(write, aim)
+        result, recipe = found[chosen.bits], chosen.recipe()
+    else:
+        write(MANY)
+        result, recipe = found[MANY], {}
+    recipe |= {'target_db': target_db, 'plain_db': result.plain_db, 'reached_db': result.reached_db}
+    destination.with_name(RECIPE).write_text(json.dumps(result.recipe() | recipe, indent=2) + '\n')
+    return result.names, result.reached_db
+
+
+@dataclasses.dataclass(frozen=True)
+class _Doubling:
+    """Outcome of the search.
+
+    Attributes:
+      groups: of weights, the noisiest per byte first.
+      count: how many of them are in two parts.
+      signal: squared norm of the outputs that noise is relative to.
+      plain_db, reached_db: lowest ratio without and with them.
+    """
+
+    groups: Sequence[Group]
+    count: int
+    signal: float
+    plain_db: float
+    reached_db: float
+
+    @property
+    def names(self) -> list[str]:
+        """Weights in two parts."""
+        return _names(self.groups[: self.count])
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the entry of recipe.json: the noise of every group, and whether it is in two parts."""
+        entries = [
+            {
+                'weights': list(group.names),
+                'bytes': group.size,
+                'db_if_alone_rounded': 10 * math.log10(self.signal / max(group.noise, self.signal * 1e-30)),
+                'in_two_parts': index < self.count,
+            }
+            for index, group in enumerate(self.groups)
+        ]
+        return {'groups': entries}
+
+
+def _double(
+    groups: Sequence[Group], plain_db: float, signal: float, aim_db: float, doubled_db: Callable[..., float]
+) -> _Doubling:
+    """Double groups in the order of noise per byte until a ratio is reached, or all are doubled.
+
+    Args:
+      signal: squared norm of the outputs that noise is relative to.
+      doubled_db: writes the graph with some weights in two parts and returns its lowest ratio.
+    """
+    groups = sorted(groups, key=lambda group: -group.noise / group.size)
     remaining = np.cumsum([0.0, *(group.noise for group in reversed(groups))])[::-1]
-    signal = float(np.square(join_outputs(worst.outputs, judged), dtype=np.float64).sum())
-    doubled_db = functools.partial(_quantize_doubled, source, destination, ranges, calls, judged, rounding)
-    allowed_db = aim
-    while best[0] < aim and count < len(groups):
+    count, best, allowed_db = 0, (plain_db, 0), aim_db
+    while best[0] < aim_db and count < len(groups):
         count = max(count + 1, int(np.argmax(remaining <= signal / 10 ** (allowed_db / 10))))
         reached = doubled_db(_names(groups[:count]))
         best = max(best, (reached, count))
-        allowed_db += max(3.0, aim - reached)
+        allowed_db += max(3.0, aim_db - reached)
     if best[1] != count:
         doubled_db(_names(groups[: best[1]]))
-    recipe = _recipe(groups, best[1], signal) | {'target_db': target_db, 'plain_db': plain, 'reached_db': best[0]}
-    destination.with_name(RECIPE).write_text(json.dumps(recipe, indent=2) + '\n')
-    return _names(groups[: best[1]]), best[0]
+    return _Doubling(groups, best[1], signal, plain_db, best[0])
 
 
 def _worst(path: pathlib.Path, calls: Sequence[Call], judged: Sequence[str]) -> tuple[float, Call]:
@@ -115,20 +172,6 @@ def _names(groups: Sequence[Group]) -> list[str]:
     return [name for group in groups for name in group.names]
 
 
-def _recipe(groups: Sequence[Group], doubled: int, signal: float) -> dict[str, Any]:
-    """Return what was measured of the groups, the worst by byte first, of which so many are in two parts."""
-    entries = [
-        {
-            'weights': list(group.names),
-            'bytes': group.size,
-            'db_if_alone_rounded': 10 * math.log10(signal / max(group.noise, signal * 1e-30)),
-            'in_two_parts': index < doubled,
-        }
-        for index, group in enumerate(groups)
-    ]
-    return {'groups': entries}
-
-
 def _quantize_doubled(
     source: pathlib.Path,
     destination: pathlib.Path,
@@ -136,9 +179,13 @@ def _quantize_doubled(
     calls: Sequence[Call],
     judged: Sequence[str],
     rounding: Rounding | None,
+    key_value_bits: int,
     doubled: Collection[str],
 ) -> float:
-    """Write the W8A16 form with some weights in two parts; return the ratio on `calls`."""
+    """Write the W8A16 form with some weights in two parts; return the lowest ratio over `calls`, if any are."""
+    if not doubled:
+        quantize(source, destination, ranges, rounding, key_value_bits)
+        return math.nan
     path = source.with_name(f'.{source.stem}.doubled.onnx')
     extended = destination.with_name('ranges-doubled.json')
     try:
@@ -146,7 +193,7 @@ def _quantize_doubled(
         parts = double_weights(model.graph, doubled, source.parent)
         save(model, path)
         extended.write_text(json.dumps(_with_parts(json.loads(ranges.read_text()), parts)))
-        quantize(path, destination, extended, rounding)
+        quantize(path, destination, extended, rounding, key_value_bits)
     finally:
         for file in path.parent.glob(f'{path.name}*'):
             file.unlink()

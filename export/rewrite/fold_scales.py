@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import numpy_helper
 
-from export.rewrite.onnx_graph import constants_of, consumers_of, new_constant, rename_inputs
+from export.rewrite.onnx_graph import constants_of, consumers_of, new_constant, producers_of, rename_inputs
 
 
 def fold_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
@@ -18,7 +18,7 @@ def fold_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
     of attention lands in the query projection, and saves one pass over queries or, worse, scores.
     """
     consumers, constants = consumers_of(graph), constants_of(graph)
-    producers = {output: node for node in graph.node for output in node.output}
+    producers = producers_of(graph)
     outputs = {value.name for value in graph.output}
     renamed = {}
     for node in graph.node:
@@ -78,7 +78,7 @@ def fold_query_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
 
     Rotation and concatenation are linear, so this is exact, and saves one pass over the queries of every block.
     """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = constants_of(graph)
     norms = {node.output[0]: node for node in graph.node if node.op_type == 'RMSNormalization'}
     behind: dict[str, set[str]] = {}  # value -> the norms it is linear in
     renamed = {}

@@ -24,6 +24,7 @@ from export.rewrite.onnx_graph import (
     constants_of,
     consumers_of,
     drop_unused,
+    producers_of,
     rename_inputs,
     replace_nodes,
     shapes_of,
@@ -76,24 +77,29 @@ def fuse_gains(graph: onnx.GraphProto) -> None:
     The HTP's layer norm takes a gain that is computed, not stored, in symmetric 16 bits only.
     """
     constants, consumers = constants_of(graph), consumers_of(graph)
-    producers = {name: node for node in graph.node for name in node.output}
+    producers = producers_of(graph)
     vectors = {value.name for value in graph.input if len(value.type.tensor_type.shape.dim) == 1}
     values = lambda names: [numpy_helper.to_array(constants[name]) for name in names]
     fused, added = set(), []
     for norm in graph.node:
         if norm.op_type != 'LayerNormalization' or producers[norm.input[1]].input[0] not in constants:
             continue
-        weight, scale, zero = values(producers[norm.input[1]].input)
+        weight, step, offset = values(producers[norm.input[1]].input)
         product, result = _reader(consumers, norm), norm.output[0]
         while product is not None and product.op_type in ('QuantizeLinear', 'DequantizeLinear'):
             product, result = _reader(consumers, product), product.output[0]
-        if product is None or product.op_type != 'Mul' or not np.allclose((weight - float(zero)) * scale, 1, atol=1e-3):
+        if (
+            product is None
+            or product.op_type != 'Mul'
+            or not np.allclose((weight - float(offset)) * step, 1, atol=1e-3)
+        ):
             continue
         (dequantized,) = set(product.input) - {result}
         gain = producers[producers[dequantized].input[0]]
         if gain.input[0] not in vectors:
             continue
-        names = _new_constants(graph, gain.input[0], _symmetric_scale(*values(producers[dequantized].input[1:])))
+        scale, zero = values(producers[dequantized].input[1:3])
+        names = _new_constants(graph, gain.input[0], scale, zero, np.int16)
         pair, name = _quantization(gain.input[0], f'{gain.input[0]}_16', names)
         added += pair
         norm.input[:] = [norm.input[0], name]
@@ -131,7 +137,7 @@ class _Conversions:
         self.nodes: list[onnx.NodeProto] = []
         self._graph = graph
         self._constants = constants_of(graph)
-        self._producers = {name: node for node in graph.node for name in node.output}
+        self._producers = producers_of(graph)
         self._cut = {self._source(node.input[0]) for node in graph.node if node.op_type == 'Slice'}
         self._converted: dict[str, tuple[str, list[str]]] = {}
 
@@ -140,6 +146,9 @@ class _Conversions:
         before = self._before_conversion(name)
         if before is None:
             return None
+        pair = self._pair(name)
+        assert pair is not None
+        self._kind = numpy_helper.to_array(self._constants[pair[1].input[2]]).dtype.type
         value = self._source(before)
         node = self._producers.get(value)
         if node is not None and node.op_type == 'Slice' and self._is_quantized(node.input[0]):
@@ -175,7 +184,7 @@ class _Conversions:
             pair = self._pair(dequantized)
             assert pair is not None
             scale, zero = (numpy_helper.to_array(self._constants[name]) for name in pair[1].input[1:3])
-            parameters = _new_constants(self._graph, f'{value}_converted', _symmetric_scale(scale, zero))
+            parameters = _new_constants(self._graph, f'{value}_converted', scale, zero, self._kind)
             self._converted[value] = self._quantized(dequantized, f'{value}_converted', parameters), parameters
         return self._converted[value]
 
@@ -205,17 +214,16 @@ def _quantization(value: str, name: str, parameters: list[str]) -> tuple[list[on
     ], steps[-1]
 
 
-def _symmetric_scale(scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
-    """Return the scale with which symmetric 16 bits span what a scale and a zero point span."""
+def _new_constants(
+    graph: onnx.GraphProto, name: str, scale: np.ndarray, zero: np.ndarray, kind: type[np.signedinteger]
+) -> list[str]:
+    """Add scale and zero point with which a symmetric type spans the same range as others do; return their names."""
     limits = np.iinfo(zero.dtype)
     steps = max(int(limits.max) - int(zero), int(zero) - int(limits.min))
-    return np.asarray(scale * np.float32(steps / np.iinfo(np.int16).max), np.float32)
-
-
-def _new_constants(graph: onnx.GraphProto, name: str, scale: np.ndarray) -> list[str]:
-    """Add a symmetric 16-bit scale and zero point; return their names."""
-    names = [f'{name}_scale_16', f'{name}_zero_point_16']
-    for key, value in zip(names, (scale, np.int16(0)), strict=True):
+    symmetric = np.asarray(scale * np.float32(steps / np.iinfo(kind).max), np.float32)
+    bits = np.iinfo(kind).bits
+    names = [f'{name}_scale_{bits}', f'{name}_zero_point_{bits}']
+    for key, value in zip(names, (symmetric, kind(0)), strict=True):
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), key))
     return names
 

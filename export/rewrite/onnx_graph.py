@@ -51,6 +51,11 @@ def write_shapes(graph: onnx.GraphProto) -> None:
     )
 
 
+def producers_of(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that makes each value, by the value's name."""
+    return {name: node for node in graph.node for name in node.output}
+
+
 def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     """Return the nodes that read each value; a node that reads it twice counts twice."""
     consumers: dict[str, list[onnx.NodeProto]] = collections.defaultdict(list)

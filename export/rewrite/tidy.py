@@ -27,6 +27,7 @@ from export.rewrite.onnx_graph import (
     consumers_of,
     drop_unused,
     new_constant,
+    producers_of,
     rename_inputs,
     replace_nodes,
     shapes_of,
@@ -149,7 +150,7 @@ def plain_resize(graph: onnx.GraphProto) -> None:
 def depth_to_space(graph: onnx.GraphProto) -> None:
     """Turn reshape, transpose, reshape of channels-last pictures into one operation where they spread channels out."""
     shapes, consumers = shapes_of(graph), consumers_of(graph)
-    producers = {output: node for node in graph.node for output in node.output}
+    producers = producers_of(graph)
     nodes = []
     for node in graph.node:
         nodes.append(node)

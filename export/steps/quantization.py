@@ -9,9 +9,9 @@ from export.graphs.runners import OnnxSession
 from export.measure.resources import inner_bar
 from export.measure.snr import lowest_db
 from export.quantize.adaround import AdaRound, Rounding, round_weights
-from export.quantize.qdq import quantize, quantized_operations, to_fp16, to_w8a16
+from export.quantize.qdq import quantize, quantized_operations, to_fp16
 from export.quantize.ranges import measure_ranges
-from export.quantize.stitch import quantize_chain
+from export.quantize.stitch import quantize_chain_to_target
 from export.quantize.two_parts import quantize_to_target
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ def write_precise(
     chain = graph.make() if graph.name.startswith('denoiser') else None
     if chain is not None and chain.pieces:
         with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
-            quantize_chain(chain, path, graph.calibration(), to_w8a16, on_piece)
-        return {'precision': precision, 'ranges': 'minmax'}
+            chosen = quantize_chain_to_target(
+                chain, path, graph.calibration, graph.judging(), graph.spec.target_db, on_piece
+            )
+        return {'precision': precision, 'ranges': 'minmax', 'key_value_bits': chosen.bits, 'judged_db': chosen.db}
     return {'precision': precision} | _quantize(graph, source, path, options)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +21,7 @@ from onnx import numpy_helper
 from export.graphs.denoiser import FORMS, SHIPPED, Form, denoiser_graphs
 from export.graphs.modulation import MODULATION
 from export.graphs.modulation import modulation_graph as make_modulation_graph
-from export.graphs.runners import OnnxSession
+from export.graphs.runners import Call, OnnxSession
 from export.graphs.stored_params import StoredParams
 from export.graphs.table import PhoneGraph
 from export.graphs.to_onnx import to_onnx
@@ -28,8 +30,10 @@ from export.measure.snr import snr_db
 from export.qnn.chipsets import find_target
 from export.qnn.compile import binary_mb, compile_graph, compile_together, provider_options
 from export.qnn.htp import ContextGraph, HtpSession
+from export.quantize.key_value import choose_bits
 from export.quantize.qdq import to_fp16, to_w8a16
-from export.quantize.stitch import export_chain, quantize_chain
+from export.quantize.stitch import export_chain, quantize_chain, quantize_chain_to_target
+from export.rewrite.onnx_graph import constants_of, producers_of
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.models.mmdit import PyramidMMDiT
@@ -147,7 +151,7 @@ def test_quantized_piece_by_piece(denoiser, quantized, reference):
     for unit, sample in enumerate(feeds(denoiser, SHIPPED, range(UNITS + 1))):
         assert snr_db(reference[unit], session.run(sample)['flow']) > 35
     graph = onnx.load(quantized).graph
-    producers = {name: node for node in graph.node for name in node.output}
+    producers = producers_of(graph)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     # Every input is quantized once, and nothing is quantized again between pieces.
     quantizes = [node.input[0] for node in graph.node if node.op_type == 'QuantizeLinear']
@@ -165,6 +169,48 @@ def test_quantized_piece_by_piece(denoiser, quantized, reference):
 
 def is_dequantized(node: onnx.NodeProto) -> bool:
     return node.op_type == 'DequantizeLinear'
+
+
+@pytest.fixture(scope='module')
+def few_bits(denoiser, reference, tmp_path_factory) -> pathlib.Path:
+    """The same graph with keys and values in 8 bits, which its target allows."""
+    path = tmp_path_factory.mktemp('few_bits') / 'denoiser_stage2.onnx'
+    samples = feeds(denoiser, SHIPPED, range(UNITS + 1))
+    calls = [Call(sample, {'flow': reference[unit]}) for unit, sample in enumerate(samples)]
+    chosen = quantize_chain_to_target(chain(denoiser, SHIPPED), path, lambda: samples, calls, 24.0)
+    assert chosen.bits == 8 and set(chosen.reached_db) == {8}
+    return path
+
+
+def test_keys_and_values_take_8_bits_where_the_target_allows_it(few_bits, quantized):
+    recipe = json.loads((few_bits.parent / 'recipe.json').read_text())
+    assert recipe['key_value_bits'] == 8 and recipe['reached_db'] >= 24 + 3
+    assert '8 bits reach' in recipe['key_value_reason']
+    kinds = {}
+    for path in (few_bits, quantized):
+        graph = onnx.load(path).graph
+        producers, constants = producers_of(graph), constants_of(graph)
+        zeros = [producers[node.input[1]].input[2] for node in graph.node if node.op_type == 'MatMul']
+        kinds[path] = {numpy_helper.to_array(constants[name]).dtype for name in zeros}
+        kinds[path, 'count'] = collections.Counter(node.op_type for node in graph.node)
+    assert kinds[few_bits, 'count'] == kinds[quantized, 'count'], 'the same operations and conversions'
+    assert np.dtype(np.int8) in kinds[few_bits] and kinds[quantized] == {np.dtype(np.int16)}
+
+
+def test_16_bits_need_a_measured_reason():
+    """They are taken where 8 bits miss the target, and only if they gain something."""
+    written = []
+
+    def write(bits: int, few: float, many: float) -> float:
+        written.append(bits)
+        return {8: few, 16: many}[bits]
+
+    assert choose_bits(partial(write, few=27.0, many=40.0), 27.0).bits == 8 and written == [8]
+    better = choose_bits(partial(write, few=20.0, many=28.0), 27.0)
+    assert better.bits == 16 and better.db == 28.0 and written[1:] == [8, 16]
+    assert better.recipe()['key_value_reason'] == '8 bits reach 20.0 dB of 27.0; 16 gain 8.0 dB'
+    hardly = choose_bits(partial(write, few=20.0, many=20.1), 27.0)
+    assert hardly.bits == 8 and written[-1] == 8 and set(hardly.reached_db) == {8, 16}
 
 
 def test_parameters_are_read_when_needed(denoiser, tmp_path):
@@ -201,6 +247,19 @@ def test_quantized_stage_on_the_simulator(denoiser, quantized, reference, tmp_pa
     (sample,) = feeds(denoiser, SHIPPED, range(2, 3))
     with HtpSession(tmp_path / 'stage' / 'stage.onnx', {'soc_model': '69', 'htp_arch': '79'}) as session:
         assert snr_db(reference[2], session.run(sample)['flow']) > 35
+
+
+@pytest.mark.qnn
+def test_8_bits_of_keys_and_values_on_the_simulator(denoiser, few_bits, reference, tmp_path):
+    """QNN adds no conversion, and computes what the graph says."""
+    metadata = compile_graph('stage', few_bits, tmp_path / 'stage', find_target('sm8750'), 'w8a16', {})
+    assert not metadata['static_view']['float_operations']
+    (sample,) = feeds(denoiser, SHIPPED, range(2, 3))
+    on_cpu = OnnxSession(few_bits).run(sample)['flow']
+    with HtpSession(tmp_path / 'stage' / 'stage.onnx', {'soc_model': '69', 'htp_arch': '79'}) as session:
+        simulated = session.run(sample)['flow']
+    assert snr_db(reference[2], simulated) > 30
+    assert snr_db(on_cpu, simulated) > 40
 
 
 @pytest.mark.qnn
