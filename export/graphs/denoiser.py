@@ -26,8 +26,10 @@ from jaxtyping import Array
 from export.graphs.modulation import modulation_graph, named, unroll, vector_shapes
 from export.graphs.stored_params import read_part, to_float32
 from export.graphs.table import Params, PhoneGraph
-from neodragon_jax.models.attention import make_rotary, strategy
-from neodragon_jax.models.mmdit import JointBlock, PyramidMMDiT
+from neodragon_jax.models.attention import strategy
+from neodragon_jax.models.joint_block import JointBlock
+from neodragon_jax.models.mmdit import PyramidMMDiT
+from neodragon_jax.models.rotary import make_rotary
 from neodragon_jax.pyramid.layout import Layout, position_ids
 from neodragon_jax.pyramid.stages import envelope
 
@@ -38,7 +40,7 @@ class Form:
 
     Attributes:
       attention: strategy, see models/attention.py.
-      rotary: form of the rotary embedding, see `attention.make_rotary`.
+      rotary: form of the rotary embedding, see `rotary.make_rotary`.
       modulation_inside: whether the stage's graph computes its modulation itself.
       draws_frame_zero: whether the graphs serve unit 0 too, the only one whose text attends to the current unit.
       fused: whether quantized graphs are rewritten as rewrite/for_htp.py says.

@@ -1,22 +1,22 @@
-"""Joint attention of the text and the image stream: rotary embedding, and the strategies that apply the mask.
+"""Joint attention of the text and the image stream: the strategies that apply the mask.
 
-Attention is causal over frames: a query sees the text and the frames up to its own. All strategies compute the same on
-real tokens; padding comes out differently, and nobody reads it.
+Attention is causal over frames: a query sees the text and the frames up to its own. All strategies give the same
+output at real tokens; their outputs at padding differ and are never read.
 
-  masked          every query meets every key; a mask is added to the scores.
-  prefix          image queries in groups meet only the prefix of the keys that they may see; what remains to forbid in
-                  it, mostly padding, is added to the scores as one row.
-  prefix_folded   the same groups, but the rest is part of the contraction: a few more dimensions of queries and keys
-                  whose product is very negative where forbidden. The scores, which are what attention costs on a phone,
-                  are then written by one operation and read by one.
-  splash          the image queries of `prefix` by a TPU kernel that never writes the scores: for training.
+  masked          Every query meets every key; a mask is added to the scores.
+  prefix          Groups of image queries meet only the prefix of the keys that they may see. The keys in it that are
+                  still forbidden, mostly padding, get an added row of the scores.
+  prefix_folded   The same groups. The forbidden keys are part of the contraction: additional dimensions of queries and
+                  keys whose product is very negative. One operation writes the scores and one reads them; on a phone
+                  attention is bound by these.
+  splash          The groups of `prefix` with a TPU kernel that never writes the scores: for training.
 
 A strategy is two functions: `bias` turns layout, positions and text mask into arrays once per condition, and `attend`
-uses them in every block. Another one needs a row in `STRATEGIES`, and nothing else.
+uses them in every block. A further strategy needs only a row in `STRATEGIES`.
 
 Legend: B batch, L text tokens, I image tokens, S = L + I, X image tokens whose output is read (the last ones), N heads,
-K head dim, k = K / 2, R runs of image tokens with one position, F dimensions that hold the mask.
-Source: arXiv 2410.05954, section 3.4 (blockwise causal attention); arXiv 2104.09864 (rotary embedding).
+K head dim, F dimensions that hold the mask.
+Source: arXiv 2410.05954, section 3.4 (blockwise causal attention).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.models.layers import last_entries
 from neodragon_jax.models.splash import Prefixes, attend_prefixes
 from neodragon_jax.pyramid.layout import (
     Layout,
@@ -43,21 +44,6 @@ from neodragon_jax.pyramid.layout import (
 
 # Their product is added to a forbidden score: exp(-100) is nothing, and neither widens the range of what it joins much.
 QUERY_FEATURE, KEY_FEATURE = 4.0, -25.0
-
-ROTARY_FORMS = ('halves', 'matrices')
-
-
-class Rotary(NamedTuple):
-    """Rotary embedding of the image tokens, half by half; text is at position 0, which turns nothing."""
-
-    cos: Float[Array, 'B I 1 k']
-    sin: Float[Array, 'B I 1 k']
-
-
-class RotaryMatrices(NamedTuple):
-    """Rotary embedding of the image tokens as one matrix per run of tokens with the same position."""
-
-    matrices: Float[Array, 'B R K K']
 
 
 class Queries(NamedTuple):
@@ -95,54 +81,6 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def rotary_table(positions: int, head_dim: int, theta: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return cos and sin of position * theta^(-2i/K), each [positions, K/2], computed in float64."""
-    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies[None, :]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
-def make_rotary(
-    form: str, layout: Layout, ids: Int[Array, 'B S'], positions: int, head_dim: int
-) -> Rotary | RotaryMatrices:
-    """Return the rotary embedding of the image tokens.
-
-    Args:
-      form: 'halves', or 'matrices': one product instead of five passes over queries and keys, for a phone.
-      positions: length of the table.
-    Raises:
-      InputError: the form is unknown, or the sequence has more frames than the table.
-    """
-    if form not in ROTARY_FORMS:
-        raise InputError(f'rotary is {form!r}.{did_you_mean(form, ROTARY_FORMS)} Use one of {", ".join(ROTARY_FORMS)}.')
-    # Indices beyond the table would be clamped to its last row without an error.
-    if len(layout.grids) > positions:
-        raise InputError(f'{len(layout.grids)} latent frames; the denoiser has positions for {positions}: use fewer.')
-    cos, sin = rotary_table(positions, head_dim)
-    image = jnp.clip(ids[:, layout.text_tokens :], 0)
-    if form == 'halves':
-        return Rotary(*(jnp.asarray(table)[image][:, :, None] for table in (cos, sin)))
-    diagonal = lambda table: np.eye(head_dim // 2, dtype=np.float32) * table[:, None, :]
-    matrices = np.block([[diagonal(cos), diagonal(sin)], [-diagonal(sin), diagonal(cos)]])
-    return RotaryMatrices(jnp.asarray(matrices)[image[:, :: layout.equal_run]])
-
-
-def rotate(x: Float[Array, 'B X N K'], rotary: Rotary | RotaryMatrices, image_tokens: int) -> Float[Array, 'B X N K']:
-    """Apply the rotary embedding of the last X of all image tokens: dimension i pairs with i + K/2.
-
-    The released weights pair neighbors (2i, 2i + 1); loading permutes them, because contiguous halves cost a phone
-    little while interleaving costs it a quarter of the graph.
-    """
-    batch, rows, _, width = x.shape
-    if isinstance(rotary, RotaryMatrices):
-        runs = rows * rotary.matrices.shape[1] // image_tokens
-        matrices = _last(rotary.matrices, runs, axis=1).astype(x.dtype)
-        return jnp.matmul(x.reshape(batch, runs, -1, width), matrices).reshape(x.shape)
-    cos, sin = _last(rotary.cos, rows, axis=1), _last(rotary.sin, rows, axis=1)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
 def _masked_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> Float[Array, 'B 1 S S']:
     del layout, heads
     return attention_bias(attention_mask(ids, text_mask))
@@ -150,7 +88,7 @@ def _masked_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> Fl
 
 def _attend_masked(queries: Queries, key: Array, value: Array, bias: Float[Array, '#B 1 S S']) -> Attended:
     query = queries.image if queries.text is None else jnp.concatenate([queries.text, queries.image], axis=1)
-    bias = _last(bias, query.shape[1], axis=2)
+    bias = last_entries(bias, query.shape[1], axis=2)
     out = _merge_heads(_weigh(query.swapaxes(1, 2), key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), bias))
     if queries.text is None:
         return None, out
@@ -254,7 +192,7 @@ def _folded_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> Fo
 
 
 def _attend_folded(queries: Queries, key: Array, value: Array, bias: FoldedBias) -> Attended:
-    extend = lambda x, more: jnp.concatenate([x, _last(more, x.shape[1], axis=1).astype(x.dtype)], axis=-1)
+    extend = lambda x, more: jnp.concatenate([x, last_entries(more, x.shape[1], axis=1).astype(x.dtype)], axis=-1)
     text = None if queries.text is None else extend(queries.text, bias.text_query)
     queries = Queries(text, extend(queries.image, bias.image_query))
     nothing = (None,) * len(bias.groups.image)
@@ -309,7 +247,7 @@ def _attend_groups(
 
 def _bias_rows(bias: Array | None, rows: int) -> Array | None:
     """Return the last rows of a bias that has rows."""
-    return bias if bias is None or bias.shape[2] == 1 else _last(bias, rows, axis=2)
+    return bias if bias is None or bias.shape[2] == 1 else last_entries(bias, rows, axis=2)
 
 
 def _weigh(query: Array, key: Array, value: Array, bias: Array | None) -> Float[Array, 'B N _ K']:
@@ -323,12 +261,6 @@ def _merge_heads(x: Float[Array, 'B N L K']) -> Float[Array, 'B L N*K']:
     """Return tokens of full width."""
     x = x.swapaxes(1, 2)
     return x.reshape(*x.shape[:2], -1)
-
-
-def _last(x: Array, count: int, axis: int) -> Array:
-    """Return the last entries along an axis; the array itself if these are all."""
-    size = x.shape[axis]
-    return x if count == size else jax.lax.slice_in_dim(x, size - count, size, axis=axis)
 
 
 STRATEGIES: dict[str, Strategy] = {

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -47,3 +48,9 @@ def layer_norm(x: Float[Array, '*B D'], epsilon: float = 1e-6) -> Float[Array, '
     norm = nn.LayerNorm(epsilon, use_bias=False, use_scale=False, use_fast_variance=False, parent=None)
     normed: Any = norm.apply({}, x)
     return normed
+
+
+def last_entries(x: Array, count: int, axis: int) -> Array:
+    """Return the last entries along an axis; the array itself if these are all."""
+    size = x.shape[axis]
+    return x if count == size else jax.lax.slice_in_dim(x, size - count, size, axis=axis)

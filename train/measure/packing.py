@@ -24,8 +24,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from neodragon_jax.config.neodragon import MMDiTConfig
-from neodragon_jax.models.attention import Rotary
-from neodragon_jax.models.mmdit import BlockModulation, Condition, FinalModulation, Modulation, PyramidMMDiT
+from neodragon_jax.models.mmdit import Condition, FinalModulation, PyramidMMDiT
+from neodragon_jax.models.modulation import BlockModulation, Modulation
+from neodragon_jax.models.rotary import Rotary
 from neodragon_jax.pyramid.layout import FORBIDDEN, layout_of, patchify, unpatchify
 from neodragon_jax.pyramid.stages import envelope_frame_ids, envelope_history, levels
 

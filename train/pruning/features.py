@@ -1,6 +1,6 @@
 """The token streams before and after every block of a denoiser: what pruning measures and matches.
 
-The denoiser itself tells them (`mmdit.STREAMS`), in its scanned as in its unrolled form.
+The denoiser itself tells them (`joint_block.STREAMS`), in its scanned as in its unrolled form.
 
 Legend: B batch, K blocks but the last, I image tokens, X current image tokens, L text tokens, D width.
 """
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from neodragon_jax.models.mmdit import STREAMS, PyramidMMDiT
+from neodragon_jax.models.joint_block import STREAMS
+from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.pyramid.layout import layout_of, position_ids
 from neodragon_jax.pyramid.sampler import Prompt

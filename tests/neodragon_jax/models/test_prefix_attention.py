@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.models.attention import STRATEGIES, Groups, make_rotary, rotate
+from neodragon_jax.models.attention import STRATEGIES, Groups
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
+from neodragon_jax.models.rotary import make_rotary, rotate
 from neodragon_jax.pyramid.layout import Layout, query_groups
 from neodragon_jax.pyramid.stages import envelope, envelope_frame_ids
 from support.goldens import channels_last, load_golden, relative_error
