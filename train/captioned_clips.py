@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.folder_lock import folder_lock
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.generation.plan import make_plan
 from train.data.captions import Captions, file_key, read_sidecars, read_table, sidecars
 from train.data.clip_report import REPORT, print_summary, write_report
@@ -149,21 +151,33 @@ def read_options(args: argparse.Namespace) -> ClipOptions:
     if not 0 <= args.min_fps < math.inf:
         raise InputError(f'--min-fps is {args.min_fps}; give frames per second, such as 23.')
     sizes = read_sizes(args.sizes, args.frames)
-    folders = pathlib.Path(args.videos), pathlib.Path(args.out)
+    folders = user_path(args.videos, '--videos'), user_path(args.out, '--out')
     criteria = Criteria(args.frames, args.clips_per_video, args.min_fps, tuple(sizes))
     return ClipOptions(*folders, criteria, args.quality, args.samples_per_shard, args.workers)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Inspect all files, then write the missing clips.
+    """Run a command line; one process at a time writes into the folder.
 
     Raises:
       InputError: an argument is wrong, or no file is usable.
     """
     options = read_options(args)
+    with folder_lock(options.out):
+        cut_clips(options, None if args.captions is None else user_path(args.captions, '--captions'))
+
+
+def cut_clips(options: ClipOptions, table: pathlib.Path | None) -> None:
+    """Inspect all files, then write the missing clips.
+
+    Args:
+      table: of captions; None for text files beside the videos.
+    Raises:
+      InputError: the table cannot be read, or no file is usable.
+    """
     folder, out = options.videos, options.out
-    names = find_files(folder, [out, *([args.captions] if args.captions else [])])
-    captions = read_table(args.captions, folder) if args.captions else read_sidecars(folder, names)
+    names = find_files(folder, [out, *([table] if table else [])])
+    captions = read_table(table, folder) if table else read_sidecars(folder, names)
     verdicts = judge(options, names, captions)
     write_report(out / REPORT, verdicts)
     by_size: dict[tuple[int, int], list[Verdict]] = collections.defaultdict(list)

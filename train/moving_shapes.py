@@ -1,12 +1,11 @@
-"""Samples of the world of moving shapes: drawn on the fly for training, or written to disk.
+"""Write captioned clips of moving shapes with exact attributes.
 
     python -m train.moving_shapes --out DATA --count 4096 --frames 17 --height 64 --width 64
 
-Writes a TFDS dataset of clips with captions and exact attributes; with --videos, a folder of mp4 files with a table of
-their captions instead, as `train.captioned_clips` reads it. Killed and started again with the same command, it goes on
-where it was.
+Writes a sample set; with --videos, a folder of mp4 files and a table of their captions instead, which
+`train.captioned_clips` reads. The same command continues a stopped run.
 
-Legend: T frames, H W pixels, N attributes.
+Legend: T frames, H W pixels.
 """
 
 from __future__ import annotations
@@ -26,22 +25,24 @@ from PIL import Image, ImageDraw, ImageFont
 from neodragon_jax.base.atomic import PathLike, atomic_file
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.folder_lock import folder_lock
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.base.video import write_mp4
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import SPLITS, WORLDS, Traits
 
 FPS = 24
-# What the video VAE compresses: 8 n + 1 frames, and sides that still halve after its factor of 8.
+# The video VAE takes 8 n + 1 frames, and sides that still halve after its factor of 8.
 TEMPORAL, SPATIAL = 8, 32
-# Hidden, so that no program takes the settings for one of the clips.
+# Hidden, so that no program takes the settings for a clip.
 CAPTIONS, SETTINGS = 'captions.csv', '.moving_shapes.json'
 PREVIEW_CLIPS, PREVIEW_FRAMES, PREVIEW_HEIGHT, PREVIEW_LABEL = 12, 6, 96, 20
 
 EXAMPLES = """
 worlds, at any size and length:
-  cpu   4 colors x 3 shapes x 4 directions x 2 backgrounds, one size and one speed: little to learn
-  gpu   6 colors x 3 shapes x 2 sizes x 4 directions x 3 speeds x 3 backgrounds, and turns that no caption tells
+  cpu   4 colors x 3 shapes x 4 directions x 2 backgrounds, one size and one speed: learned in minutes
+  gpu   6 colors x 3 shapes x 2 sizes x 4 directions x 3 speeds x 3 backgrounds, and turns that captions omit
 Combinations of the split held_out never occur in the split train; train/shapes/world.py has the rules.
 
 examples:
@@ -55,7 +56,7 @@ reading:
 
 
 def write_samples(source: MovingShapesSource, folder: PathLike, samples_per_shard: int = 256) -> None:
-    """Write what of a dataset is missing; `SampleSource` and TFDS read the folder when all is there.
+    """Write the missing samples; `SampleSource` and TFDS read the complete folder.
 
     Raises:
       InputError: the folder was begun with other settings.
@@ -79,7 +80,7 @@ def write_samples(source: MovingShapesSource, folder: PathLike, samples_per_shar
 
 
 def write_videos(source: MovingShapesSource, folder: PathLike) -> None:
-    """Write what is missing of a folder of mp4 files, and when they are complete the table of their captions.
+    """Write the missing mp4 files of a folder, then the table of their captions.
 
     Raises:
       InputError: the folder was begun with other settings.
@@ -142,7 +143,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write what the command line asks for.
+    """Write the clips of a command line.
 
     Raises:
       InputError: an option is out of range, or the folder was begun with other settings.
@@ -155,20 +156,24 @@ def run(args: argparse.Namespace) -> None:
             near = max(SPATIAL, round(size / SPATIAL) * SPATIAL)
             raise InputError(f'--{name} is {size}, not a positive multiple of {SPATIAL}; use {near}.')
     if args.seed < 0:
-        raise InputError(f'--seed is {args.seed}; give a number from 0 on.')
+        raise InputError(f'--seed is {args.seed}; give a number of at least 0.')
+    if args.samples_per_shard < 1:
+        raise InputError(f'--samples-per-shard is {args.samples_per_shard}; give at least 1.')
     size = (args.height, args.width)
     source = MovingShapesSource(
         WORLDS[args.world], args.frames, size, args.seed, args.count, args.split, args.paraphrase
     )
-    if args.videos:
-        write_videos(source, args.out)
-    else:
-        write_samples(source, args.out, args.samples_per_shard)
+    out = user_path(args.out, '--out')
+    with folder_lock(out):
+        if args.videos:
+            write_videos(source, out)
+        else:
+            write_samples(source, out, args.samples_per_shard)
     if args.preview:
         samples = [source[index] for index in range(min(PREVIEW_CLIPS, len(source)))]
         clips, captions = ([sample[name] for sample in samples] for name in ('video', 'prompt'))
-        preview(args.preview, clips, captions)
-    print(f'{args.out}: {len(source)} clips of {args.frames} frames, {args.height}x{args.width}')
+        preview(user_path(args.preview, '--preview'), clips, captions)
+    print(f'{out}: {len(source)} clips of {args.frames} frames, {args.height}x{args.width}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,9 +1,9 @@
-"""Prompts alone, as tokens: the data of the text distillation, which needs no videos.
+"""Tokenize prompts: the data of the text distillation, which needs no videos.
 
     python -m train.prompts --checkpoint CKPT --file prompts.txt --out PROMPTS
 
-A sample holds ids [L], text_mask [L] of the T5 tokenizer, clip_l_ids and clip_g_ids [77], and the prompt. Started again
-with the same command, it goes on where it was stopped.
+A sample holds ids [L], text_mask [L] of the T5 tokenizer, clip_l_ids and clip_g_ids [77], and the prompt. The same
+command continues a stopped run.
 
 Legend: L T5 tokens (128).
 Source: Neodragon, arXiv 2511.06055, section on the text encoder: prompts are all that its distillation needs.
@@ -21,6 +21,7 @@ from typing import Any
 import tqdm
 
 from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation.tokens import Tokenizers
 from train.data import ArraySpec, RecordSpec, SampleWriter
@@ -59,29 +60,30 @@ def records(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the tokens that are missing.
+    """Write the missing tokens of a command line.
 
     Raises:
       InputError: an argument, the checkpoint or the folder is not usable.
     """
     left_out = collections.Counter[str]()
-    prompts = read_prompts(args.file, '--file', left_out)
-    tokenizers = Tokenizers.load(args.checkpoint)
+    checkpoint, file, out = (user_path(getattr(args, name), f'--{name}') for name in ('checkpoint', 'file', 'out'))
+    prompts = read_prompts(file, '--file', left_out)
+    tokenizers = Tokenizers.load(checkpoint)
     example = token_ids(tokenizers, prompts[:PROMPTS_AT_ONCE])
     protocol = {
         'prompt_modifier': args.prompt_modifier,
         'prompts': hashlib.sha256('\n'.join(prompts).encode()).hexdigest()[:16],
-        # What the tokenizers make of texts tells them apart.
+        # Tokenizers are identified by their tokens of the first prompts.
         'tokenizers': hashlib.sha256(b''.join(array.tobytes() for array in example.values())).hexdigest()[:16],
     }
     spec = RecordSpec({name: ArraySpec(array.shape[1:], 'int32') for name, array in example.items()})
     options = {'samples_per_shard': args.samples_per_shard, 'name': 'prompts'}
-    with SampleWriter(args.out, spec, len(prompts), protocol=protocol, **options) as writer:
+    with SampleWriter(out, spec, len(prompts), protocol=protocol, **options) as writer:
         missing = writer.missing()
         made = records(tokenizers, prompts, missing, args.prompt_modifier)
         for record in tqdm.tqdm(made, total=len(missing), unit='prompt', disable=None):
             writer.append(record)
-    print(f'{args.out}: {len(prompts)} prompts, {len(missing)} of them written now')
+    print(f'{out}: {len(prompts)} prompts, {len(missing)} of them written now')
     for reason, count in left_out.most_common():
         print(f'{count:8} lines left out: {reason}')
 

@@ -1,8 +1,76 @@
-"""`python -m train.benchmark`: see train/benchmark/run.py."""
+"""Train the whole system from nothing on moving shapes, and judge the attributes that its videos show.
 
+    python -m train.benchmark --out out/benchmark                   (or: make benchmark)
+    python -m train.benchmark --out out/benchmark --seeds 0,1,2 --jobs 2
+    python -m train.benchmark --out out/fast --fast                 every command once, in minutes
+
+Autoencoder, small decoder, teacher, text encoder, pruning and step distillation run one after the other, each by its
+own program. Then videos of held-out captions are judged: colors, shapes, directions, speeds are read from the pixels.
+OUT/report.md and OUT/report.html compare them with the targets; OUT/seed-0/moving_shapes is a checkpoint for
+`python -m neodragon_jax`. The same command continues a stopped run.
+
+A missed target is reported and does not stop the run; with --gate it sets the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
 import sys
+from collections.abc import Sequence
 
-from train.benchmark.run import main
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import user_path
+from train.benchmark.run import Options, run
+from train.benchmark.tiers import TIERS
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m train.benchmark',
+        description='Train the whole system on moving shapes, and judge its videos by their pixels.',
+        epilog='tiers: cpu, about two hours on two cores; gpu, longer clips of a richer world, for an accelerator',
+    )
+    add = parser.add_argument
+    add('--out', default='out/benchmark', metavar='DIR', help='default: %(default)s')
+    add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu', help='default: %(default)s')
+    add('--fast', action='store_true', help='run every command once with next to no training, as a test')
+    add('--seeds', default='0', metavar='N,N', help='seeds of the teacher and all later steps (default: %(default)s)')
+    add('--only', choices=('train', 'evaluate', 'report'), help='run this part alone')
+    add('--until', metavar='STEP', help='stop after this step of the chain')
+    add('--jobs', type=int, default=1, metavar='N',
+        help='programs that run side by side, each on its share of the cores (default: %(default)s)')  # fmt: skip
+    add('--devices', type=int, default=os.cpu_count(), metavar='N',
+        help='virtual devices of all jobs together, where there is no accelerator (default: %(default)s)')  # fmt: skip
+    add('--gate', action='store_true', help='exit with status 1 if a target is missed')
+    return parser.parse_args(argv)
+
+
+def read_options(args: argparse.Namespace) -> Options:
+    """Return the checked options of a command line.
+
+    Raises:
+      InputError: an option is wrong.
+    """
+    try:
+        seeds = tuple(int(seed) for seed in args.seeds.split(','))
+    except ValueError:
+        raise InputError(f'--seeds {args.seeds}: give numbers, such as 0,1,2.') from None
+    if not all(0 <= seed < 2**32 for seed in seeds):
+        raise InputError(f'--seeds {args.seeds}: give numbers from 0 to 4294967295.')
+    if args.jobs < 1 or args.devices < args.jobs:
+        raise InputError(f'--jobs {args.jobs}, --devices {args.devices}: give at least 1, and a device for each job.')
+    tier = 'fast' if args.fast else args.tier
+    return Options(user_path(args.out, '--out'), tier, seeds, args.only, args.until, args.jobs, args.devices)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args, missed = parse_args(argv), []
+    return exit_status(lambda: missed.append(run(read_options(args)))) or int(args.gate and any(missed))
+
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -1,20 +1,8 @@
-"""Train the whole system from nothing on moving shapes, and judge the attributes that its videos show.
-
-    python -m train.benchmark --out out/benchmark                   (or: make benchmark)
-    python -m train.benchmark --out out/benchmark --seeds 0,1,2 --jobs 2
-    python -m train.benchmark --out out/fast --fast                 every command once, in minutes
-
-Autoencoder, small decoder, teacher, text encoder, pruning and step distillation run one after the other, each by its
-own program. Then videos of held-out captions are judged: colors, shapes, directions, speeds are read from the pixels.
-OUT/report.md and OUT/report.html compare them with the targets; OUT/seed-0/moving_shapes is a checkpoint for
-`python -m neodragon_jax`. The same command continues a stopped run.
-
-A missed target is reported and does not stop the run; with --gate it sets the exit status.
-"""
+"""Running the benchmark: the commands of the chain that are not done yet, the evaluation, and the report."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -29,8 +17,8 @@ from typing import Any
 import tqdm
 
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
-from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.folder_lock import folder_lock
 from train.benchmark import schedule
 from train.benchmark.chain import Chain, Step
 from train.benchmark.tiers import TIERS, Tier
@@ -44,26 +32,21 @@ HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 WORDINGS = 400
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
-        'python -m train.benchmark',
-        description='Train the whole system on moving shapes, and judge its videos by their pixels.',
-        epilog='tiers: cpu, about two hours on two cores; gpu, longer clips of a richer world, for an accelerator',
-    )
-    add = parser.add_argument
-    add('--out', default='out/benchmark', metavar='DIR', help='default: %(default)s')
-    add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu', help='default: %(default)s')
-    add('--fast', action='store_true', help='run every command once with next to no training, as a test')
-    add('--seeds', default='0', metavar='N,N', help='seeds of the teacher and all later steps (default: %(default)s)')
-    add('--only', choices=('train', 'evaluate', 'report'), help='run this part alone')
-    add('--until', metavar='STEP', help='stop after this step of the chain')
-    add('--jobs', type=int, default=1, metavar='N',
-        help='programs that run side by side, each on its share of the cores (default: %(default)s)')  # fmt: skip
-    add('--devices', type=int, default=os.cpu_count(), metavar='N',
-        help='virtual devices of all jobs together, where there is no accelerator (default: %(default)s)')  # fmt: skip
-    add('--gate', action='store_true', help='exit with status 1 if a target is missed')
-    return parser.parse_args(argv)
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the command line, see its help.
+
+    Attributes:
+      tier: name of one of TIERS.
+    """
+
+    out: pathlib.Path
+    tier: str
+    seeds: tuple[int, ...]
+    only: str | None
+    until: str | None
+    jobs: int
+    devices: int
 
 
 def run_step(step: Step, environment: dict[str, str], log: pathlib.Path) -> float:
@@ -155,37 +138,32 @@ def note_time(path: pathlib.Path, name: str, seconds: float) -> None:
         partial.write_text(json.dumps(times, indent=1) + '\n')
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train, evaluate and report as the command line says; return how many targets were missed.
+def run(options: Options) -> int:
+    """Train, evaluate and report; return how many targets were missed.
 
     Raises:
-      InputError: an option or a folder is wrong, or a command failed.
+      InputError: a folder or step is wrong, or a command failed.
     """
-    tier, out = TIERS['fast' if args.fast else args.tier], pathlib.Path(args.out).resolve()
-    check_tier(out, 'fast' if args.fast else args.tier)
-    try:
-        seeds = [int(seed) for seed in args.seeds.split(',')]
-    except ValueError:
-        raise InputError(f'--seeds {args.seeds}: give numbers, such as 0,1,2.') from None
-    chains = [Chain(tier, out, seed) for seed in seeds]
-    if args.jobs < 1 or args.devices < args.jobs:
-        raise InputError(f'--jobs {args.jobs}, --devices {args.devices}: give at least 1, and a device for each job.')
-    if args.only in (None, 'train'):
-        train(chains, args.devices, args.jobs, args.until, evaluate=args.only is None)
-    if args.until is not None:
-        return 0
-    # Only now: JAX takes the devices, which the programs need for themselves.
-    from train.benchmark import evaluation, report, shipping
+    tier, out = TIERS[options.tier], options.out.resolve()
+    with folder_lock(out, '-'.join(map(str, options.seeds)) if options.only == 'evaluate' else ''):
+        check_tier(out, options.tier)
+        chains = [Chain(tier, out, seed) for seed in options.seeds]
+        if options.only in (None, 'train'):
+            train(chains, options.devices, options.jobs, options.until, evaluate=options.only is None)
+        if options.until is not None:
+            return 0
+        # Only now: JAX takes the devices, which the programs need for themselves.
+        from train.benchmark import evaluation, report, shipping
 
-    if args.only == 'evaluate':
-        for chain in chains:
-            evaluation.evaluate(chain)
-            shipping.write(chain)
-    missed = 0
-    if args.only in (None, 'report'):
-        missed = report.write(chains)
-        print(f'{out / "report.md"}: {missed or "all"} targets {"missed" if missed else "reached"}')
-    return missed
+        if options.only == 'evaluate':
+            for chain in chains:
+                evaluation.evaluate(chain)
+                shipping.write(chain)
+        missed = 0
+        if options.only in (None, 'report'):
+            missed = report.write(chains)
+            print(f'{out / "report.md"}: {missed or "all"} targets {"missed" if missed else "reached"}')
+        return missed
 
 
 def check_tier(out: pathlib.Path, name: str) -> None:
@@ -196,9 +174,3 @@ def check_tier(out: pathlib.Path, name: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(note) as partial:
         partial.write_text(name + '\n')
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    args, missed = parse_args(argv), []
-    return exit_status(lambda: missed.append(run(args))) or int(args.gate and any(missed))

@@ -54,7 +54,7 @@ class ClipsConfig:
             if getattr(self, name) < 1:
                 raise InputError(f'{name} is {getattr(self, name)}; it must be at least 1.')
         if self.frames % 8 != 1:
-            raise InputError(f'frames is {self.frames}; the codec takes 8 n + 1, such as 17.')
+            raise InputError(f'frames is {self.frames}; the VAE takes 8 n + 1, such as 17.')
 
     @property
     def size(self) -> tuple[int, int, int]:

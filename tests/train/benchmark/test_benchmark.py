@@ -7,6 +7,7 @@ import importlib
 import json
 import pathlib
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from neodragon_jax.base.errors import InputError
+from train.benchmark import __main__ as command
 from train.benchmark import report as benchmark_report
 from train.benchmark import run as benchmark
 from train.benchmark import schedule
@@ -234,22 +236,22 @@ def test_report(judge, tmp_path, monkeypatch):
 def test_wrong_options_are_refused(tmp_path, arguments, message):
     benchmark.check_tier(tmp_path, 'cpu')
     with pytest.raises(InputError, match=message):
-        benchmark.run(benchmark.parse_args(['--out', str(tmp_path), *arguments]))
+        benchmark.run(command.read_options(command.parse_args(['--out', str(tmp_path), *arguments])))
 
 
 @pytest.mark.parametrize(('missed', 'gate', 'status'), [(3, True, 1), (3, False, 0), (0, True, 0)])
 def test_a_missed_target_is_the_exit_status_where_that_is_asked_for(monkeypatch, missed, gate, status):
-    monkeypatch.setattr(benchmark, 'run', lambda args: missed)
-    assert benchmark.main(['--gate'] if gate else []) == status
+    monkeypatch.setattr(command, 'run', lambda options: missed)
+    assert command.main(['--gate'] if gate else []) == status
 
 
 @pytest.mark.slow
 def test_the_whole_chain_runs(tmp_path):
     """Every command of the chain on the real programs; what comes out is noise, but it comes out."""
-    assert benchmark.main(['--fast', '--out', str(tmp_path), '--devices', '2', '--jobs', '2']) == 0
+    assert command.main(['--fast', '--out', str(tmp_path), '--devices', '2', '--jobs', '2']) == 0
     assert 'student/generated' in (tmp_path / 'report.md').read_text()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
-    assert benchmark.main(['--fast', '--out', str(tmp_path), '--only', 'train']) == 0
+    assert command.main(['--fast', '--out', str(tmp_path), '--only', 'train']) == 0
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
 
 
@@ -259,7 +261,7 @@ def recorded(judge, seeds: int, system: str = 'student') -> list[Evidence]:
     perfect = columns(judge.read(judge.drawn))
     seen = []
     for seed in range(seeds):
-        results = dict(evidence(judge, teacher=0.2, student=0.2).results)
+        results: dict[str, Any] = dict(evidence(judge, teacher=0.2, student=0.2).results)
         for name, old in results.items():
             found = perfect
             if name.startswith(f'{system}/'):
@@ -277,7 +279,7 @@ def test_errors_of_a_mean_are_those_of_its_clusters(judge):
     values = np.array(one.results['student/generated'][CLIPS]['shape'])
     combinations = np.array(judge.combinations)
     assert len(set(combinations)) < len(combinations)
-    left_out = [values[combinations != group].mean() for group in set(combinations)]
+    left_out: Any = [values[combinations != group].mean() for group in set(combinations)]
     count = len(left_out)
     want = np.sqrt((count - 1) / count * np.sum((left_out - np.mean(left_out)) ** 2))
     estimate = Estimator(seen)(shape)

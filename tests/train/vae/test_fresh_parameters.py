@@ -1,4 +1,4 @@
-"""Parameters of new codecs, and causal convolutions in two dimensions."""
+"""Parameters of new autoencoders, and causal convolutions in two dimensions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from train.data.sources import hold_out
 from train.runtime.settings import freeze
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import CPU
-from train.vae import clips, principal_start
-from train.vae import fresh_parameters as fresh_codecs
+from train.vae import clips, fresh_parameters, principal_start
 from train.vae import latent_statistics as statistics
 from train.vae.flat_convolutions import flat_convolutions
 from train.vae.principal_start import Patch
@@ -36,12 +35,12 @@ SCENES = MovingShapesSource(CPU, 17, (32, 32), count=40)
 def fresh() -> tuple[NativeVAE, Any]:
     module = native()[0]
     start = principal_start.principal_layers(module.config, hold_out(SCENES, 4)[0])
-    return module, jax.jit(functools.partial(fresh_codecs.fresh_autoencoder, module))(jax.random.key(0), start)
+    return module, jax.jit(functools.partial(fresh_parameters.fresh_autoencoder, module))(jax.random.key(0), start)
 
 
 def test_fresh_parameters_are_drawn_as_flax_draws_them():
     module, params = native()
-    drawn = jax.jit(functools.partial(fresh_codecs.drawn_parameters, module))(jax.random.key(1))
+    drawn = jax.jit(functools.partial(fresh_parameters.drawn_parameters, module))(jax.random.key(1))
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     assert shapes(drawn) == shapes(params)
     for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(drawn), jax.tree.leaves(params), strict=True):
@@ -64,7 +63,7 @@ def held_out_videos() -> jax.Array:
 def test_a_fresh_posterior_has_little_noise_and_expected_latents():
     module, params = fresh()
     moments = module.apply({'params': params}, held_out_videos(), method='encode')
-    assert np.array_equal(moments[..., 16:], np.full_like(moments[..., 16:], fresh_codecs.LOG_VARIANCE))
+    assert np.array_equal(moments[..., 16:], np.full_like(moments[..., 16:], fresh_parameters.LOG_VARIANCE))
     measured = statistics.measure([np.asarray(moments)])
     print(measured)
     assert 0.7 < measured.later_deviation < 1.4 and abs(measured.later_mean) < 0.5
@@ -79,7 +78,7 @@ def test_a_fresh_autoencoder_is_nearly_the_best_linear_one():
     scenes = MovingShapesSource(CPU, 17, (64, 64), count=68)
     training, held_out = hold_out(scenes, 4)
     start = principal_start.principal_layers(module.config, training)
-    params = jax.jit(functools.partial(fresh_codecs.fresh_autoencoder, module))(jax.random.key(0), start)
+    params = jax.jit(functools.partial(fresh_parameters.fresh_autoencoder, module))(jax.random.key(0), start)
     videos = clips.to_float(jnp.asarray(np.stack([held_out[index]['video'] for index in range(4)])))
     frames = jax.jit(module.apply)({'params': params}, videos)
     patches = principal_start.Patches(training, Patch(8, 8))
@@ -130,7 +129,7 @@ def test_clips_smaller_than_a_latent_are_refused():
 def test_mean_color():
     source = MovingShapesSource(CPU, 9, (32, 32), count=3)
     want = np.mean([clips.to_float(jnp.asarray(source[i]['video'])) for i in range(3)], axis=(0, 1, 2, 3))
-    assert np.allclose(fresh_codecs.mean_color(source), want, atol=1e-4)  # a mean of 10^5 numbers in float32
+    assert np.allclose(fresh_parameters.mean_color(source), want, atol=1e-4)  # a mean of 10^5 numbers in float32
 
 
 @pytest.mark.parametrize('strides', [(1, 1, 1), (1, 2, 2), (2, 1, 1)])
