@@ -21,8 +21,7 @@ from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.vae import Video
-from train.runtime.sharding import to_host
-from train.teacher.evaluation import place
+from train.runtime.sharding import place, to_host
 from train.vae.clips import Clips
 from train.vae.perceptual import edge_error, load_lpips
 
