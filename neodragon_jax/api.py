@@ -121,7 +121,8 @@ class System:
         Args:
           prompt: a text, or a batch of texts.
           seed: 0..2**32-1.
-          number: sample number; with the same prompt and seed, other numbers give other videos.
+          number: sample number; with the same prompt and seed, other numbers give other videos. A text that repeats
+            in a batch takes the next numbers.
           progress: called after every step.
           image: the first frame: a PNG or JPEG file, or RGB bytes uint8 [H, W, 3] of any size. It is cropped at the
             center to the video's shape.
@@ -145,7 +146,8 @@ class System:
             first_frame, image,
         )  # fmt: skip
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        videos = list(self.stream(prompts, [number] * len(prompts), seed, options, progress))
+        numbers = [number + prompts[:index].count(text) for index, text in enumerate(prompts)]
+        videos = list(self.stream(prompts, numbers, seed, options, progress))
         return videos[0] if isinstance(prompt, str) else videos
 
     def stream(

@@ -46,6 +46,12 @@ def test_a_batch_with_progress(system, video):
     assert told[-1].phase == 'decoding'
 
 
+def test_repeated_prompts_of_a_batch_are_further_samples(system, video):
+    one, two = system.generate(['a cat', 'a cat'], **SIZE)
+    np.testing.assert_array_equal(one.frames, video.frames)
+    assert (one.number, two.number) == (0, 1) and np.any(one.frames != two.frames)
+
+
 def test_a_sample_depends_on_seed_and_number_not_on_the_devices(video):
     system = nd.load(TINY_CHECKPOINT, devices=jax.devices()[:2])
     (same,) = system.stream(['a cat'], options=nd.VideoOptions(**SIZE))
