@@ -1,77 +1,62 @@
-"""A video autoencoder from nothing: causal encoder and native decoder (Pyramid-Flow, arXiv 2410.05954).
+"""A video autoencoder from random parameters: causal encoder and native decoder (Pyramid-Flow, arXiv 2410.05954).
 
     python -m train.autoencoder --config=configs/autoencoder.py --config.data=CLIPS --config.workdir=RUN \
         --config.autoencoder.terms.lpips_weights=lpips_vgg.safetensors
 
-CLIPS is a dataset of one size by train.captioned_clips or train.moving_shapes. RUN/result gets `pyramid_flow_vae`, in
-Pyramid-Flow's layout, with latents as `neodragon_jax.models.vae.normalize` expects them, and `autoencoder.json`, which
-tells how close they are. train/vae/perceptual.py tells how to get the weights of LPIPS; without them the run says so,
-and `autoencoder.terms.edges` is the next best.
+CLIPS is a dataset of one size, written by train.captioned_clips or train.moving_shapes. RUN/result gets
+`pyramid_flow_vae`, in Pyramid-Flow's layout and with latents as `neodragon_jax.models.vae.normalize` expects them, and
+`autoencoder.json` with their measured moments. train/vae/perceptual.py explains how to get the LPIPS weights; without
+them the run prints a warning, and `autoencoder.terms.edges` is the best replacement.
 
-full (the default): the released sizes, 0.336B parameters, on cuts of 17 frames of 256x256. For 8 accelerators with
-40 GB or more; look at `--dry-run` first, which needs no data. For longer clips set `autoencoder.memory.window=16`, with
-which memory hardly grows with the frames. To go on from Pyramid-Flow's own: `autoencoder.start=FOLDER`.
+full (default): the released sizes, 0.336B parameters, cuts of 17 frames of 256x256. Hardware: 8 accelerators with
+40 GB; `--dry-run` needs no data. With `autoencoder.memory.window=16` memory hardly grows with the number of frames.
+`autoencoder.start=FOLDER` continues from a trained autoencoder, such as Pyramid-Flow's.
 
-tiny: a small one on scenes of train.moving_shapes that are drawn when they are needed; any computer:
+tiny: a small autoencoder on scenes that are drawn during training; any computer:
 
     python -m train.autoencoder --config=configs/autoencoder.py:tiny --config.workdir=RUN
 
-RUN/metrics.jsonl has the quality on scenes that were held out, every 200 steps; RUN/samples shows them.
+RUN/metrics.jsonl has the quality on held-out scenes, every 200 steps; RUN/samples shows them.
 
-shapes: the latents of `train.benchmark`, for a CPU: half a second a step on one core. Change `loop.steps` and
-`autoencoder.optimizer.decay_steps` together:
+shapes: the latents of `train.benchmark`; 0.5 s a step on one CPU core. Change `loop.steps` and
+`autoencoder.optimizer.decay_steps` together. Evaluations also report the attributes that can be read from the
+reconstructions, such as `shape_right` and `mismatch`:
 
     python -m train.autoencoder --config=configs/autoencoder.py:shapes --config.workdir=RUN
 
-Evaluations also tell which attributes can be read from the reconstructions, such as `shape_right` and `mismatch`.
-
-Any setting: `--config.autoencoder.kl=1e-5`. The same command goes on where a run was stopped.
+Override any setting: `--config.autoencoder.kl=1e-5`. Run the same command again to resume.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from neodragon_jax.base.errors import InputError
 from train.autoencoder.program import AutoencoderConfig
 from train.runtime.program import LoopConfig
-from train.runtime.settings import defaults
+from train.runtime.settings import defaults, preset_of
 from train.vae.clips import ClipsConfig
 
-
-def get_config(preset: str = 'full') -> ConfigDict:
-    """Return the settings; `preset` is what follows the colon of --config=configs/autoencoder.py:tiny."""
-    if preset not in ('', 'full', 'tiny', 'shapes'):
-        raise InputError(f'configs/autoencoder.py:{preset}: no such preset; use full, shapes or tiny.')
-    config = ConfigDict(
-        {
-            'data': '',  # folder of clips, or shapes:cpu, shapes:gpu
-            'workdir': '',
-            'seed': 0,
-            'autoencoder': defaults(
-                AutoencoderConfig,
-                ema_decay=0.9995,
-                terms={'absolute': 1.0, 'lpips': 1.0},
-                memory={'blocks': True},
-                optimizer={'learning_rate': 1e-4, 'warmup_steps': 1000},
-            ),
-            'clips': defaults(ClipsConfig, held_out=16),
-            'loop': defaults(
-                LoopConfig,
-                steps=200_000,
-                batch_size=32,
-                mesh={'data': 1, 'fsdp': -1},
-                checkpoint_every=2000,
-                evaluate_every=5000,
-            ),
-        }
-    )
-    if preset == 'tiny':
-        config.update(TINY)
-    if preset == 'shapes':
-        config.update(SHAPES)
-    return config
-
+FULL = {
+    'data': '',  # folder of clips, or shapes:cpu, shapes:gpu
+    'workdir': '',
+    'seed': 0,
+    'autoencoder': defaults(
+        AutoencoderConfig,
+        ema_decay=0.9995,
+        terms={'absolute': 1.0, 'lpips': 1.0},
+        memory={'blocks': True},
+        optimizer={'learning_rate': 1e-4, 'warmup_steps': 1000},
+    ),
+    'clips': defaults(ClipsConfig, held_out=16),
+    'loop': defaults(
+        LoopConfig,
+        steps=200_000,
+        batch_size=32,
+        mesh={'data': 1, 'fsdp': -1},
+        checkpoint_every=2000,
+        evaluate_every=5000,
+    ),
+}
 
 TINY = {
     'data': 'shapes:cpu',
@@ -137,3 +122,8 @@ SHAPES = {
         'evaluate_every': 500,
     },
 }
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+    """Return the settings of a preset: full, tiny or shapes."""
+    return preset_of('configs/autoencoder.py', FULL, {'tiny': (TINY,), 'shapes': (SHAPES,)}, preset)

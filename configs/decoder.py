@@ -1,75 +1,61 @@
-"""Asymmetric decoder distillation: the small decoder on a frozen encoder (Neodragon, arXiv 2511.06055).
+"""Asymmetric decoder distillation: a small decoder on a frozen encoder (Neodragon, arXiv 2511.06055).
 
     python -m train.decoder --config=configs/decoder.py --config.decoder.start=VAE --config.data=CLIPS \
         --config.workdir=RUN --config.decoder.terms.lpips_weights=lpips_vgg.safetensors
 
-VAE is the component folder of a video VAE: Pyramid-Flow's, one of train.autoencoder, or the released one. CLIPS is a
-dataset of one size by train.captioned_clips or train.moving_shapes. RUN/result gets `causal_video_vae` in the released
-layout, its encoder byte for byte as in VAE: put it into a checkpoint. Evaluations judge it against the videos and
-against the native decoder, side by side in RUN/samples.
+VAE is the component folder of a video VAE: Pyramid-Flow's, the result of train.autoencoder, or the released one. CLIPS
+is a dataset of one size, written by train.captioned_clips or train.moving_shapes. RUN/result gets `causal_video_vae` in
+the released layout, with the encoder of VAE byte for byte: copy it into a checkpoint. Evaluations compare it with the
+clips and with the native decoder; RUN/samples shows them side by side.
 
-full (the default): TinyAEHV, 0.010B parameters, on cuts of 17 frames of 256x256; the paper's terms, squared error and
-LPIPS (train/vae/perceptual.py tells how to get its weights; without them the run says so). For 8 accelerators with
-16 GB or more; `--dry-run` needs neither data nor weights. Expected, by the paper: more than 29 dB on DAVIS after 350K
-clips. `decoder.features=()` goes on from the small decoder in VAE; `decoder.native_weight=1` learns from the native
-one, too.
+full (default): TinyAEHV, 0.010B parameters, cuts of 17 frames of 256x256, and the paper's terms: squared error and
+LPIPS (train/vae/perceptual.py explains how to get its weights; without them the run prints a warning). Hardware: 8
+accelerators with 16 GB; `--dry-run` needs neither data nor weights. Expected (paper): more than 29 dB on DAVIS after
+350K clips. `decoder.features=()` continues from the small decoder in VAE; `decoder.native_weight=1` also learns from
+the native decoder.
 
-tiny: a small one, on the autoencoder of configs/autoencoder.py:tiny and its scenes; any computer:
+tiny: a small decoder on the autoencoder of configs/autoencoder.py:tiny and its scenes; any computer:
 
     python -m train.decoder --config=configs/decoder.py:tiny --config.workdir=RUN \
         --config.decoder.start=AUTOENCODER_RUN/result/pyramid_flow_vae
 
-RUN/metrics.jsonl has the quality on scenes that were held out, beside that of the native decoder.
+RUN/metrics.jsonl has the quality on held-out scenes, beside that of the native decoder.
 
 shapes: the same for configs/autoencoder.py:shapes, with a tenth of its decoder's parameters.
 
-Any setting: `--config.decoder.terms.edges=0.5`. The same command goes on where a run was stopped.
+Override any setting: `--config.decoder.terms.edges=0.5`. Run the same command again to resume.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from neodragon_jax.base.errors import InputError
 from train.decoder.networks import DecoderConfig
 from train.runtime.program import LoopConfig
-from train.runtime.settings import defaults
+from train.runtime.settings import defaults, preset_of
 from train.vae.clips import ClipsConfig
 
-
-def get_config(preset: str = 'full') -> ConfigDict:
-    """Return the settings; `preset` is what follows the colon of --config=configs/decoder.py:tiny."""
-    if preset not in ('', 'full', 'tiny', 'shapes'):
-        raise InputError(f'configs/decoder.py:{preset}: no such preset; use full, shapes or tiny.')
-    config = ConfigDict(
-        {
-            'data': '',  # folder of clips, or shapes:cpu, shapes:gpu
-            'workdir': '',
-            'seed': 0,
-            'decoder': defaults(
-                DecoderConfig,
-                ema_decay=0.9995,
-                terms={'square': 1.0, 'lpips': 1.0},
-                memory={'blocks': True},
-                optimizer={'learning_rate': 1e-4, 'warmup_steps': 1000},
-            ),
-            'clips': defaults(ClipsConfig, held_out=16),
-            'loop': defaults(
-                LoopConfig,
-                steps=100_000,
-                batch_size=32,
-                mesh={'data': -1, 'fsdp': 1},
-                checkpoint_every=2000,
-                evaluate_every=5000,
-            ),
-        }
-    )
-    if preset == 'tiny':
-        config.update(TINY)
-    if preset == 'shapes':
-        config.update(SHAPES)
-    return config
-
+FULL = {
+    'data': '',  # folder of clips, or shapes:cpu, shapes:gpu
+    'workdir': '',
+    'seed': 0,
+    'decoder': defaults(
+        DecoderConfig,
+        ema_decay=0.9995,
+        terms={'square': 1.0, 'lpips': 1.0},
+        memory={'blocks': True},
+        optimizer={'learning_rate': 1e-4, 'warmup_steps': 1000},
+    ),
+    'clips': defaults(ClipsConfig, held_out=16),
+    'loop': defaults(
+        LoopConfig,
+        steps=100_000,
+        batch_size=32,
+        mesh={'data': -1, 'fsdp': 1},
+        checkpoint_every=2000,
+        evaluate_every=5000,
+    ),
+}
 
 TINY = {
     'data': 'shapes:cpu',
@@ -114,3 +100,8 @@ SHAPES = {
         'evaluate_every': 500,
     },
 }
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+    """Return the settings of a preset: full, tiny or shapes."""
+    return preset_of('configs/decoder.py', FULL, {'tiny': (TINY,), 'shapes': (SHAPES,)}, preset)

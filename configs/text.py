@@ -1,24 +1,24 @@
-"""Text-encoder distillation: DT5 and a context adapter take T5-XXL's place (Neodragon, arXiv 2511.06055).
+"""Text-encoder distillation: DT5 and a context adapter replace T5-XXL (Neodragon, arXiv 2511.06055).
 
     python -m train.text --config=configs/text.py --config.data=PROMPTS --config.teacher=T5XXL \
         --config.embedder=PYRAMID_FLOW/diffusion_transformer_384p --config.encoder=CKPT/text_encoder_3 \
         --config.workdir=RUN
 
-PROMPTS is a folder of train.prompts (no pictures are needed). T5XXL and the embedder's folder are Pyramid-Flow's own;
-where the samples hold T5-XXL's states (train.text_states), leave config.teacher empty. RUN/result gets
+PROMPTS is a folder of train.prompts; no pictures are needed. T5XXL and the embedder's folder are Pyramid-Flow's. Leave
+config.teacher empty where the samples hold T5-XXL's states (train.text_states). RUN/result gets
 `context_adapter_multistep_t2v` and, where DT5 changed, `text_encoder_3`, both in the released layout: copy them into a
-checkpoint. The places of the adapter and how each is stored are told in train/texts/text_parts.py:
+checkpoint. The modes (train/text/parts.py explains how each is stored):
 
     --config.text.adapter=replace                              the deployed one [RM] (default)
     --config.text.adapter=extend                               before the embedder [EM]; stored joined to it
     --config.text.adapter=none --config.text.encoder=lora      low-rank updates of DT5 alone; stored merged, and apart
     --config.text.encoder=trained                              DT5 as well [TDT5]
 
-full (the default): 100,000 steps of 256 prompts, 18 epochs of 1.4M. T5-XXL is 9.5 GB in bfloat16, split over the
-mesh's fsdp axis: for 8 accelerators with 16 GB or more; with stored states one suffices. `--dry-run` needs neither data
-nor weights. Expected, by the paper: VBench 79.64 where T5-XXL has 80.31.
+full (default): 100,000 steps of 256 prompts, 18 epochs of 1.4M. T5-XXL is 9.5 GB in bfloat16, split over the mesh's
+fsdp axis. Hardware: 8 accelerators with 16 GB; one with stored states. `--dry-run` needs neither data nor weights.
+Expected (paper): VBench 79.64, where T5-XXL has 80.31.
 
-tiny: a random teacher as wide as the miniature checkpoint of the test suite; any computer, half a minute on two cores.
+tiny: a random teacher of the widths of the test suite's miniature checkpoint; any computer, half a minute on two cores.
 PROMPTS needs some hundreds of lines:
 
     python -m train.random_teacher --out out/random_teacher
@@ -28,78 +28,42 @@ PROMPTS needs some hundreds of lines:
 Expected on 1,200 prompts made of 36 words, 1,000 of them held out (--config.text.held_out=1000): `loss` from 1.24 (the
 first 20 steps) to 0.49 (step 300), `eval/retrieval/mean_rank` 106 among 1,000, where chance has 500. On 5,760 such
 prompts and 1,500 steps `eval/retrieval/top1` is 0.10 (adapter replace), 0.10 (extend), 0.11 (none, with lora), and 0.88
-where DT5, whose weights are random here, is trained as well.
+with a trained DT5, whose weights are random here.
 
-shapes: what `train.benchmark` distils: a T5 into one with half of its parameters, trained as well, because its weights
-begin random. Ten minutes on one core.
+shapes: the text encoder of `train.benchmark`: a T5 with half of the teacher's parameters, trained from random weights.
+Ten minutes on one core.
 
-Any setting: `--config.text.cosine_weight=0`. The same command goes on where a run was stopped.
+Override any setting: `--config.text.cosine_weight=0`. Run the same command again to resume.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from neodragon_jax.base.errors import InputError
 from train.runtime.program import LoopConfig
-from train.runtime.settings import defaults
+from train.runtime.settings import defaults, preset_of
+from train.text.config import TextConfig
 
-
-def get_config(preset: str = 'full') -> ConfigDict:
-    """Return the settings; `preset` is what follows the colon of --config=configs/text.py:tiny."""
-    if preset not in ('', 'full', 'tiny', 'shapes'):
-        raise InputError(f'configs/text.py:{preset}: no such preset; use full, tiny or shapes.')
-    config = ConfigDict(
-        {
-            'data': '',  # folder of train.prompts
-            'workdir': '',
-            'encoder': '',  # component folder of DT5
-            'embedder': '',  # component folder of Pyramid-Flow's denoiser
-            'teacher': '',  # component folder of T5-XXL; '' where the samples hold its states
-            'start': '',  # component folder of a context adapter to go on from
-            'seed': 0,
-            'text': {
-                'adapter': 'replace',
-                'encoder': 'frozen',
-                'hidden': (4096, 4096, 4096, 4096),
-                'mse_weight': 1.0,
-                'cosine_weight': 0.1,
-                'held_out': 1000,
-                'held_out_batch': 200,
-                'dtype': 'bfloat16',
-                'lora': {
-                    'rank': 16,
-                    'alpha': 16.0,
-                    'layers': '(query|key|value|out|mlp_gate|mlp_value|mlp_out|projection_in|projection_out)',
-                },
-                'optimizer': {
-                    'kind': 'adamw',
-                    'learning_rate': 1e-4,
-                    'warmup_steps': 1000,
-                    'betas': (0.9, 0.95),
-                    'epsilon': 1e-8,
-                    'weight_decay': 1e-4,
-                    'clip_norm': 1.0,
-                },
-            },
-            'loop': defaults(
-                LoopConfig,
-                steps=100_000,
-                batch_size=256,
-                mesh={'data': 1, 'fsdp': -1, 'tensor': 1},
-                evaluate_every=2000,
-            ),
-            # What --dry-run assumes where there is no data: ids alone, or T5-XXL's states besides.
-            'text_tokens': 128,
-            'cached': False,
-        }
-    )
-    if preset == 'tiny':
-        config.update(TINY)
-    elif preset == 'shapes':
-        config.update(SHAPES)
-    return config
-
+FULL = {
+    'data': '',  # folder of train.prompts
+    'workdir': '',
+    'encoder': '',  # component folder of DT5
+    'embedder': '',  # component folder of Pyramid-Flow's denoiser
+    'teacher': '',  # component folder of T5-XXL; '' where the samples hold its states
+    'start': '',  # component folder of a context adapter to go on from
+    'seed': 0,
+    'text': defaults(TextConfig),
+    'loop': defaults(
+        LoopConfig,
+        steps=100_000,
+        batch_size=256,
+        mesh={'data': 1, 'fsdp': -1, 'tensor': 1},
+        evaluate_every=2000,
+    ),
+    # What --dry-run assumes where there is no data: ids alone, or T5-XXL's states besides.
+    'text_tokens': 128,
+    'cached': False,
+}
 
 TINY = {
     'encoder': 'tests/goldens/tiny_checkpoint/text_encoder_3',
@@ -149,3 +113,8 @@ SHAPES = {
     },
     'text_tokens': 16,
 }
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+    """Return the settings of a preset: full, tiny or shapes."""
+    return preset_of('configs/text.py', FULL, {'tiny': (TINY,), 'shapes': (SHAPES,)}, preset)

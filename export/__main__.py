@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import known_entries
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import RELEASED
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from export.steps.options import ExportOptions, GraphOptions
 
 PACKAGES = ('jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime_qnn')
+# Options that hold local paths.
+_PATHS = ('out', 'denoiser', 'adapter', 'upscale', 'calibration')
 _SOURCE = pathlib.Path(__file__).resolve().parents[1]
 _DEFAULT = "(default: the checkpoint's generation.json, or else %s)"
 
@@ -166,7 +169,6 @@ def run(args: argparse.Namespace) -> Report:
     if missing:
         raise InputError(f'{", ".join(missing)}: not installed. Run: pip install -e ".[export]" (x86-64 Linux).')
     _check_numbers(args)
-    _check_out(pathlib.Path(args.out))
     options = make_options(args)
     # JAX and the models take seconds to import: wrong input is reported before.
     from export.steps import run as steps
@@ -183,6 +185,9 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     from export.qnn.chipsets import find_targets
 
     find_targets(args.soc)  # before anything slow
+    paths = {name: user_path(getattr(args, name), f'--{name}') for name in _PATHS if getattr(args, name) is not None}
+    args = argparse.Namespace(**vars(args) | paths)
+    _check_out(args.out)
     root = shipped.find(args.checkpoint)
     defaults = generation.read(root)
     from export.host.denoiser_graphs import check_denoiser
@@ -197,14 +202,15 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     program, denoiser = _program(args, root, defaults)
     check_denoiser(denoiser)
     names = select(args.graphs, available(program))
-    images = [video.image_to_frame(video.read_image(path), *program.size) for path in args.image]
+    pictures = [video.read_image(user_path(path, '--image')) for path in args.image]
+    images = [video.image_to_frame(picture, *program.size) for picture in pictures]
     texts = (defaults.prompt_modifier, defaults.negative_prompt, images, args.seed)
     return ExportOptions(
         program=program,
         denoiser=denoiser,
         names=names,
         graphs=_graph_options(args, names),
-        calibration=pathlib.Path(args.calibration or pathlib.Path(args.out) / 'calibration'),
+        calibration=args.calibration or args.out / 'calibration',
         scenes=Scenes(prompts.calibration, *texts),
         evaluation=Scenes(prompts.evaluation, *texts),
         videos=args.prompts,
@@ -249,7 +255,7 @@ def _graph_options(args: argparse.Namespace, names: Sequence[str]) -> GraphOptio
             'or add one to --graphs (super_resolution needs --upscale).'
         )
     return GraphOptions(
-        out=pathlib.Path(args.out),
+        out=args.out,
         targets=find_targets(args.soc),
         precisions=args.precision and read_list('--precision', args.precision, PRECISIONS),
         ranges=read_list('--ranges', args.ranges, METHODS),
@@ -290,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status:
         return status
     (report,) = reports
-    print(pathlib.Path(args.out) / 'report.md')
+    print(user_path(args.out, '--out') / 'report.md')
     for line in report.warnings:
         print(f'warning: {line}', file=sys.stderr)
     if report.not_measured:

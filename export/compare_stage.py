@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import known_entries
+from neodragon_jax.base.paths import user_path
 
 if TYPE_CHECKING:
     from export.graphs.denoiser import Form
@@ -98,7 +99,9 @@ def make_options(args: argparse.Namespace) -> CompareOptions:
         raise InputError(f'--blocks {args.blocks} --heads {args.heads}: give at least two blocks and one head.')
     draws = not args.first_frame_given
     forms = {name: dataclasses.replace(FORMS[name], draws_frame_zero=draws) for name in read_forms(args.forms)}
-    return CompareOptions(pathlib.Path(args.out), args.stage, find_target(args.soc), forms, args.blocks, args.heads)
+    return CompareOptions(
+        user_path(args.out, '--out'), args.stage, find_target(args.soc), forms, args.blocks, args.heads
+    )
 
 
 def read_forms(text: str | None) -> list[str]:
@@ -147,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     from export.steps.form_table import verdict
 
-    print(pathlib.Path(args.out) / 'compare.md')
+    print(user_path(args.out, '--out') / 'compare.md')
     lines = verdict(rows, args.stage)
     print('\n'.join(lines))
     return int(any('MISSED' in line for line in lines))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from neodragon_jax.base import json_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import file_sha256
 
 FileRecords = Mapping[str, Mapping[str, Any]]  # file name -> `bytes` and `sha256`
@@ -38,12 +39,11 @@ def damage(folder: pathlib.Path, records: Any) -> str | None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None if the file is missing, unreadable as JSON, or holds another type."""
+    """Return the object in a JSON file, or None if the file is missing, damaged, or holds another type."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return json_file.read_json(path, dict[str, Any])
+    except InputError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _record(path: pathlib.Path) -> dict[str, Any]:

@@ -22,6 +22,9 @@ from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.pyramid.sampler import Denoiser
 
+# Checkpoints up to this size stay in memory while videos are recorded.
+_HELD_BYTES = 2e9
+
 
 @dataclasses.dataclass(frozen=True)
 class PhoneProgram:
@@ -83,15 +86,17 @@ class PhoneProgram:
     @functools.cached_property
     def weights(self) -> dict[str, str]:
         """Fingerprint of every component that affects a video."""
-        folders = {name: graph.folder for name, graph in self.modules.items() if graph.folder} | {
-            'denoiser': self.folder
-        }
-        of_folder = {folder: fingerprint(folder) for folder in set(folders.values())}
-        return {name: of_folder[folder] for name, folder in folders.items()}
+        of_folder = {folder: fingerprint(folder) for folder in set(self._folders.values())}
+        return {name: of_folder[folder] for name, folder in self._folders.items()}
 
     def open_recording(self) -> Recording:
-        """Return the program in JAX with recorders; it holds the parameters of one module at a time in memory."""
-        store = Store(one_at_a_time=True)
+        """Return the program in JAX with recorders.
+
+        Modules of a large checkpoint take turns in memory; those of a small one stay, because reading and checking
+        them takes longer than running them.
+        """
+        paths = [path for folder in set(self._folders.values()) for path in folder.glob('*.safetensors')]
+        store = Store(one_at_a_time=sum(path.stat().st_size for path in paths) > _HELD_BYTES)
         runners = {name: RecordingRunner(JaxRunner(module, store)) for name, module in self.modules.items()}
         base = self._components(store)  # only its denoiser is used
         recorder = Recorder(base.denoise)
@@ -122,6 +127,12 @@ class PhoneProgram:
             self.denoises,
             self.decodes,
         )
+
+    @property
+    def _folders(self) -> dict[str, pathlib.Path]:
+        """Component folder of every module and of the denoiser."""
+        folders = {name: graph.folder for name, graph in self.modules.items() if graph.folder is not None}
+        return folders | {'denoiser': self.folder}
 
     def _components(self, store: Store) -> pipeline.Components:
         options = self.options

@@ -89,7 +89,8 @@ class Report:
 
     def markdown(self) -> str:
         """Return the report as tables."""
-        lines = ['# Export report', '', *(f'* **{warning}**' for warning in self.warnings), '']
+        lines = ['# Export report', '']
+        lines += [*(f'* **{warning}**' for warning in self.warnings), ''] if self.warnings else []
         lines += [*tables.INTRODUCTION, '', *tables.table(tables.FIDELITY, self.rows), '']
         lines += ['![ratio of every graph for every evaluation prompt](report.png)', '']
         lines += ['## Compiled graphs', '', *tables.STATIC, '', *tables.table(tables.COST, self.rows)]

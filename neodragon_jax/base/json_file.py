@@ -76,8 +76,8 @@ def _found(value: Any, location: tuple[int | str, ...]) -> tuple[tuple[int | str
     place: list[int | str] = []
     part: Any
     for part in location:
-        known = part in value if isinstance(value, dict) else isinstance(value, list | tuple) and isinstance(part, int)
-        if known:
+        keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list | tuple) else ()
+        if part in keys:
             value = value[part]
             place.append(part)
     return tuple(place), value

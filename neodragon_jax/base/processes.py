@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.roll_call import roll_call
 
 # Environment variables that tell a process of its run where no cluster manager does.
 PROCESS_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
@@ -31,7 +32,9 @@ def start_processes(distributed: bool = False, **options: Any) -> None:
         return
     given = [name for name in PROCESS_VARIABLES if name in os.environ]
     if given:
-        _join(*_process_numbers(given), options)
+        count, index = _process_numbers(given)
+        roll_call(os.environ['JAX_COORDINATOR_ADDRESS'], count, index)
+        _join(count, index, options)
     elif distributed or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
         _join(None, None, options)
     elif jax.process_count() > 1:

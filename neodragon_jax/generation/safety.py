@@ -70,7 +70,7 @@ def load(
       InputError: the component is damaged or of another class.
     """
     folder = pathlib.Path(root) / folders.SAFETY_CHECKER
-    if not folder.is_dir():
+    if not folder.exists():
         return None
     module = checkpoint.load_module(folder, StableDiffusionSafetyChecker)
     prepare = Preparation.load(checkpoint.component_folder(root, folders.FEATURE_EXTRACTOR))
@@ -79,7 +79,17 @@ def load(
             f'{folder}: takes pictures of {module.config.image_size} pixels, {folders.FEATURE_EXTRACTOR} gives '
             f'{prepare.crop}. They belong to different models; copy both folders again.'
         )
-    params = store.hold(SAFETY_CHECKER, lambda: read_params(folder, jnp.float32))
+    params = store.hold(SAFETY_CHECKER, lambda: _read(folder))
     module = module.clone(dtype=jnp.float32)
     judge = jax.jit(lambda params, pictures: module.apply({'params': params}, pictures))
     return SafetyChecker(prepare, lambda pictures: judge(params(), shard(pictures)))
+
+
+def _read(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the parameters of a safety checker, whose concepts can be compared with pictures."""
+    params = read_params(folder, jnp.float32)
+    for name in ('concepts', 'special_concepts'):
+        # A vector of zeros has no direction: its cosine with every picture is not a number.
+        if not np.all(np.linalg.norm(np.asarray(params[name], np.float64), axis=-1)):
+            raise InputError(f'{folder}: a concept of {name} is all zeros, so the checker cannot work. Copy it again.')
+    return params

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
+from pydantic import Field
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import checked, read_json, shown
+from neodragon_jax.config.component import Positive
 from neodragon_jax.config.safety_checker import CONCEPTS, SPECIAL_CONCEPTS, SafetyCheckerConfig
 from neodragon_jax.models.clip import CLIPLayer
 
@@ -29,6 +32,10 @@ from neodragon_jax.models.clip import CLIPLayer
 ADJUSTMENT = 0.01
 # Scores are judged after rounding to this many decimals.
 DECIMALS = 3
+
+Side = Annotated[int, Field(ge=1, le=2**13)]  # pixels
+Color = tuple[float, float, float]
+PositiveColor = tuple[Positive, Positive, Positive]
 
 _SMALL, _ONES = nn.initializers.normal(0.02), nn.initializers.ones_init()
 
@@ -92,8 +99,8 @@ def _cosine(left: Float[Array, 'B E'], right: Float[Array, 'K E']) -> Float[Arra
 
 
 def _exceeds(scores: Float[Array, 'B K']) -> Bool[Array, 'B K']:
-    """Return which scores are positive after rounding."""
-    return jnp.round(scores * 10**DECIMALS) > 0
+    """Return which scores are not zero or negative after rounding; a score that is not a number counts as positive."""
+    return ~(jnp.round(scores * 10**DECIMALS) <= 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +126,14 @@ class Preparation:
           InputError: the file is missing or damaged.
         """
         path = pathlib.Path(folder) / 'preprocessor_config.json'
-        try:
-            values = json.loads(path.read_text())
-            side = lambda size: (
-                int(size.get('shortest_edge') or size['height']) if isinstance(size, dict) else int(size)
-            )
-            mean, deviation = (tuple(map(float, values[name])) for name in ('image_mean', 'image_std'))
-            return cls(side(values['size']), side(values['crop_size']), mean, deviation)
-        except FileNotFoundError:
-            raise InputError(f'{path}: no such file. Copy the folder again, or use --no-safety-checker.') from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f'{path}: damaged ({error!r}). Copy the file again.') from None
+        if not path.exists():
+            raise InputError(f'{path}: no such file. Copy the folder again, or use --no-safety-checker.')
+        values = read_json(path, dict[str, Any], max_bytes=2**20)
+        get = lambda name, kind: checked(values.get(name), kind, str(path), name)
+        resize, crop = (_side(get(name, Side | dict[str, Side]), path, name) for name in ('size', 'crop_size'))
+        if crop > resize:
+            raise InputError(f'{path}: crop_size {crop} exceeds size {resize}; copy the file again.')
+        return cls(resize, crop, get('image_mean', Color), get('image_std', PositiveColor))
 
     def __call__(self, pictures: UInt8[np.ndarray, 'B H W 3']) -> Float[np.ndarray, 'B S S 3']:
         """Prepare pictures."""
@@ -144,3 +148,15 @@ class Preparation:
         square = resized.crop((left, top, left + self.crop, top + self.crop))
         pixels = np.asarray(square, np.float32) / np.float32(255)
         return (pixels - np.array(self.mean, np.float32)) / np.array(self.deviation, np.float32)
+
+
+def _side(size: int | Mapping[str, int], path: pathlib.Path, name: str) -> int:
+    """Return the side of a square that is given as a number, a shortest edge, or height and width."""
+    if isinstance(size, int):
+        return size
+    sides = {size[key] for key in ('shortest_edge', 'height', 'width') if key in size}
+    if len(sides) != 1:
+        raise InputError(
+            f'{path}: {name} is {shown(size)}; give one number, a shortest_edge, or equal height and width.'
+        )
+    return sides.pop()

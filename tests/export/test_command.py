@@ -18,6 +18,7 @@ from export.graphs.table import GRAPH_SPECS
 from export.qnn.chipsets import TARGETS
 from export.report.report import Report
 from neodragon_jax.base.command_line import FAILED_FILE
+from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.generation.first_frame import FirstFrameModel
 from support.export_rows import make_row
 from support.goldens import ROOT, TINY_CHECKPOINT
@@ -175,6 +176,18 @@ def test_other_calibration_set_is_refused(exported, arguments, capsys):
     assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert 'recorded with other' in line and 'seed' in line and '--calibration' in line
+
+
+@pytest.mark.qnn
+@pytest.mark.parametrize('folder', ['out', 'set'])
+def test_a_folder_that_another_run_writes_into_is_refused(folder, tmp_path, capsys):
+    command = ['--checkpoint', str(TINY_CHECKPOINT), *SIZE, *COUNTS, '--graphs', 'clip_l', '--no-simulate']
+    command += ['--out', str(tmp_path / 'out'), '--calibration', str(tmp_path / 'set')]
+    with folder_lock(tmp_path / folder):
+        assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / folder) in line and 'writes into it' in line
+    assert not list((tmp_path / folder).iterdir())
 
 
 @pytest.mark.qnn

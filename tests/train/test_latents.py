@@ -208,4 +208,4 @@ def test_wrong_arguments_are_one_line(clips, tmp_path, capsys, more, message):
 
 def test_latents_are_no_clips(means, tmp_path, capsys):
     assert latents.main(arguments(means / 'stills', tmp_path)) == 2
-    assert 'no video; pass a folder of captioned_clips' in capsys.readouterr().err
+    assert 'no video; pass a folder of train.captioned_clips' in capsys.readouterr().err

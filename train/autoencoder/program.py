@@ -30,15 +30,16 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import Latents, Moments, Video, posterior_mean, posterior_sample
+from train.data.sources import Repeated
 from train.runtime.optimizer import AveragedState, masters
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
+from train.runtime.settings import check_range
 from train.runtime.sharding import count_parameters, to_host
 from train.vae.clips import Clips, ClipsConfig, blank_clips, middle_cut, open_clips, to_float
 from train.vae.flat_convolutions import flat_convolutions
@@ -70,10 +71,8 @@ class AutoencoderConfig(VAETrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kl < 0:
-            raise InputError(f'kl is {self.kl}; it must be at least 0.')
-        if self.statistics < 1:
-            raise InputError(f'statistics is {self.statistics}; it must be at least 1.')
+        check_range(self, 'kl', least=0)
+        check_range(self, 'statistics', least=1)
 
 
 class Autoencoder(VAETraining[AutoencoderConfig]):
@@ -201,9 +200,17 @@ def abstract(settings: Settings) -> Training:
     if program.start is not None:
         program.start = as_shapes(program.start)
     else:
-        linear = as_shapes(program.linear_start())
+        linear = as_shapes(principal_layers(program.module.config, _blank_patch(program)))
         program.linear_start = lambda: linear
     return Training(program, program.clips.training, settings.loop)
+
+
+def _blank_patch(program: Autoencoder) -> Repeated:
+    """Return a clip of zeros as small as one latent number needs: the layers' shapes do not depend on the clips."""
+    (frames, height, _), (latent_frames, latent_height, *_) = program.cut.size, program.latents
+    length = (frames - 1) // max(latent_frames - 1, 1)
+    side = height // latent_height
+    return Repeated({'video': np.zeros((1 + length, side, side, 3), np.uint8)}, 1)
 
 
 RECIPE = Recipe(Settings, load, abstract, required={'data': 'FOLDER of clips, or shapes:cpu', 'workdir': 'FOLDER'})

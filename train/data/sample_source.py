@@ -65,8 +65,8 @@ class SampleSource:
         path = self._folder / shard.file
         record = read_record(path, shard, place)
         try:
-            sample = self._features.deserialize_example_np(record)
-            sample |= {name: sample[name].decode() for name in self.spec.texts}
+            decoded: Any = self._features.deserialize_example_np(record)
+            sample = dict(decoded) | {name: decoded[name].decode() for name in self.spec.texts}
         except Exception as error:  # TFDS promises no kind of exception for bytes of another spec
             raise InputError(
                 f'{path}: sample {index} is not what the manifest describes ({type(error).__name__}). Copy the folder '

@@ -17,6 +17,7 @@ from neodragon_jax.config.neodragon import CausalEncoderConfig, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import CausalVAE, VideoVAE
+from train.runtime.settings import check_range
 from train.vae.reconstruction import TermsConfig
 from train.vae.training import VAETrainingConfig, abstract
 
@@ -47,8 +48,7 @@ class DecoderConfig(VAETrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.native_weight < 0:
-            raise InputError(f'native_weight is {self.native_weight}; it must be at least 0.')
+        check_range(self, 'native_weight', least=0)
         levels = len(VideoVAEConfig().decoder_num_features)
         if self.features and (len(self.features) != levels or min(self.features) < 1):
             raise InputError(f'features is {self.features}; give {levels} widths, or () to go on from a decoder.')

@@ -35,13 +35,13 @@ from neodragon_jax.config.pyramid_flow import TEACHER
 from neodragon_jax.models.teacher import TeacherMMDiT
 from train.flow import flow_matching, losses
 from train.flow.blank_sample import BlankSample
+from train.pruning.config import WEIGHTS, PruningConfig
 from train.pruning.features import Features, observer, with_features
 from train.pruning.keep_list import check_keep, prune, read_keep
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
-from train.runtime.settings import top_level
 from train.teacher.denoisers import (
     AnyDenoiser,
     abstract_denoiser,
@@ -54,43 +54,8 @@ from train.teacher.evaluation import ask
 from train.teacher.program import Teacher, TeacherConfig, load_program
 from train.text.losses import token_errors
 
-# The paper keeps 18 of 24 blocks; which ones they are changes no size. Its latents are of 49 frames of 320x512.
+# The paper keeps 18 of 24 blocks; the choice changes no size.
 PUBLISHED_KEEP = (*range(17), 23)
-PUBLISHED_SHAPES = BlankSample(frames=7, height=40, width=64, text_tokens=128)
-MAPPINGS = ('simple', 'next')
-WEIGHTS = ('image_weight', 'text_weight', 'output_weight', 'data_weight')
-
-
-@dataclasses.dataclass(frozen=True)
-class PruningConfig:
-    """Options of the objective, beside those of flow matching (`TeacherConfig`).
-
-    Attributes:
-      denoiser: component folder of the full denoiser.
-      keep: blocks to keep, '0,1,2,4', or the keep.json of `train.prune`.
-      start: component folder of the pruned denoiser to go on from; '' begins with the full one's blocks as they are.
-      stage: 1 or 2.
-      mapping: 'simple' or 'next'.
-    """
-
-    denoiser: str = top_level('')
-    keep: str = top_level('')
-    start: str = top_level('')
-    stage: int = 1
-    mapping: str = 'simple'
-    image_weight: float = 1.0
-    text_weight: float = 1.0
-    output_weight: float = 1.0
-    data_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.stage not in (1, 2):
-            raise InputError(f'stage is {self.stage}; use 1 or 2.')
-        if self.mapping not in MAPPINGS:
-            raise InputError(f'mapping is {self.mapping!r}; use one of {", ".join(MAPPINGS)}.')
-        for name in WEIGHTS:
-            if getattr(self, name) < 0:
-                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 0.')
 
 
 class Denoisers(NamedTuple):
@@ -159,6 +124,7 @@ class Pruning(Teacher):
     """Both stages as a program of the loop: flow matching as the teacher's, with another loss in stage 2."""
 
     name = 'pruning'
+    shown = ('loss', 'image', 'text', 'output', 'data')
 
     def __init__(
         self, pruning: PruningConfig, config: TeacherConfig, *data: Any, denoisers: Denoisers | None = None
@@ -271,6 +237,7 @@ class Settings:
     Attributes:
       denoiser, keep, start: see `PruningConfig`.
       data, weights: folders of train.latents, separated by commas, and the share of each; () for equal shares.
+      shapes: the sample that a plan without data assumes.
     """
 
     denoiser: str
@@ -282,6 +249,7 @@ class Settings:
     seed: int
     pruning: PruningConfig
     flow: TeacherConfig
+    shapes: BlankSample
     loop: LoopConfig
 
 
@@ -304,7 +272,7 @@ def abstract(settings: Settings) -> Training:
       InputError: the named folders and the keep list do not go together.
     """
     denoisers = abstract_denoisers(settings.pruning)
-    blank = blank_latents(PUBLISHED_SHAPES, sized(settings.flow, denoisers.module))
+    blank = blank_latents(settings.shapes, sized(settings.flow, denoisers.module))
     program = Pruning(settings.pruning, settings.flow, blank[0], denoisers=denoisers)
     return Training(program, blank, settings.loop)
 

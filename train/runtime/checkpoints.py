@@ -1,8 +1,8 @@
-"""Checkpoints of a run: its state, its place in data and randomness, and what it must agree on to go on.
+"""Checkpoints of a run: state, position in the data and randomness, and the facts that a resuming run must share.
 
-A checkpoint holds three items besides Orbax's own. `state`: parameters, optimizers, averages, step and counters, in
+A checkpoint has three items besides Orbax's own. `state`: parameters, optimizers, averages, step and counters, in
 pieces that any mesh and any number of processes can read. `place`: the data iterator, and the key of all randomness.
-`metadata`: the program's, and the seed. It is written in the background, and appears under its step when complete.
+`metadata`: those of the program, and the seed. It is written in the background, and appears when it is complete.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -23,7 +25,7 @@ import orbax.checkpoint as ocp
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 
-# Which checkpoints the keep policy holds for their metric, beside the checkpoints' folder.
+# File with the best checkpoints by their metric, beside the checkpoints' folder.
 BEST = 'best.json'
 
 
@@ -79,7 +81,7 @@ class Checkpoints:
             preservation_policy=keep,  # pyright: ignore[reportArgumentType]
             # Its presence makes Orbax store metrics; `keep` ranks them.
             best_fn=lambda metrics: metrics[keep.metric],
-            # What a killed process left unfinished.
+            # Of killed processes.
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
@@ -99,7 +101,13 @@ class Checkpoints:
     def _check(self, step: int) -> None:
         """Raise InputError if a checkpoint's metadata differ from this run's."""
         items = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        recorded = self._manager.restore(step, args=items)['metadata']
+        try:
+            recorded = self._manager.restore(step, args=items)['metadata']
+        except Exception as error:
+            raise InputError(
+                f'{self._folder / str(step)}: the metadata of the checkpoint are damaged '
+                f'({type(error).__name__}); delete this folder to go on from the checkpoint before it.'
+            ) from error
         for name in sorted(recorded.keys() | self._metadata.keys()):
             old, new = recorded.get(name), self._metadata.get(name)
             if old != new:
@@ -128,11 +136,35 @@ class Checkpoints:
         self._manager.save(step, args=items, metrics=self._metrics[step], force=True)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """Return the newest state, in the shardings of `abstract_state`, and its place."""
-        step = self.latest()
+        """Return the newest state, in the shardings of `abstract_state`, and its place.
+
+        Raises:
+          InputError: the newest checkpoint is damaged; the message names the newest one that is not.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        try:
+            return self._restore(steps[0], abstract_state)
+        except Exception as error:
+            if jax.process_count() > 1:
+                raise
+            reason = f'{type(error).__name__}: {error}'.splitlines()[0][:160]
+            good = next((step for step in steps[1:] if self._is_good(step, abstract_state)), None)
+        bad = [self._folder / str(step) for step in steps if good is None or step > good]
+        then = f'to go on from step {good}' if good is not None else 'to start again: no other checkpoint is good'
+        raise InputError(f'{bad[0]}: the checkpoint is damaged ({reason}); delete {", ".join(map(str, bad))} {then}.')
+
+    def _restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), place=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         return restored['state'], restored['place']
+
+    def _is_good(self, step: int, abstract_state: Any) -> bool:
+        """Return whether a checkpoint can be restored."""
+        try:
+            self._restore(step, abstract_state)
+        except Exception:
+            return False
+        return True
 
     def preempted(self, step: int) -> bool:
         """Return whether the processes of this run have agreed that one of them must stop; all call it every step."""
@@ -163,18 +195,32 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets, instead of ending the process.
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM or the first Ctrl-C sets; a second Ctrl-C interrupts at once.
 
-    With several processes JAX's coordination service watches for the signal, so that all stop at the same step; then
-    the event stays unset.
+    With several processes JAX's coordination service watches for SIGTERM, so that all stop at the same step; then the
+    event stays unset, and Ctrl-C becomes SIGTERM.
     """
     stop = threading.Event()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    alone = jax.process_count() == 1
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print('stopping after this step; press Ctrl-C again to stop at once without saving.', file=sys.stderr)
+        if alone:
+            stop.set()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handlers: dict[int, Any] = {signal.SIGINT: interrupt}
+    if alone:
+        handlers[signal.SIGTERM] = lambda *_: stop.set()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,36 +5,40 @@ it a mesh, compiled steps, data in a fixed order, checkpoints, logs, evaluations
 are not finite, and a clean stop. `run` reads from top to bottom; `jit_step` is the step that it runs and that an
 ahead-of-time compilation lowers.
 
-What a step computes depends on the seed, the step and the state only, so a run that is killed and started again ends
-bit for bit where an unbroken one does.
+A step is a function of the seed, the step number and the state, so a run that is killed and started again ends bit for
+bit where an unbroken one does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
-import shutil
 import sys
-from collections.abc import Callable, Hashable, Mapping
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import PRNGKeyArray
 
-from neodragon_jax.base.atomic import atomic_folder
-from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.processes import start_processes
 from train.data import Source
-from train.runtime.checkpoints import Checkpoints, Keep, stop_on_sigterm
+from train.runtime.agreement import code_version, require_agreement
+from train.runtime.checkpoints import Checkpoints, Keep, stop_on_signals
+from train.runtime.compiled_steps import CompiledSteps, use_compile_cache
+from train.runtime.evaluator import Evaluator
+from train.runtime.goodput import CHECKPOINT, COMPILE, DATA, EVALUATION, START, Goodput
 from train.runtime.loader import Loader
 from train.runtime.metrics import MetricsLog, Window
 from train.runtime.plan import plan
-from train.runtime.processes import of_first_process, wait_for_processes
+from train.runtime.processes import wait_for_processes
 from train.runtime.profiler import Profiler
-from train.runtime.program import EVALUATION, DivergedError, EvaluatedProgram, LoopConfig, Metrics, Program, State
+from train.runtime.program import DivergedError, EvaluatedProgram, LoopConfig, Metrics, Program, State
 from train.runtime.sharding import make_mesh, put
 from train.runtime.step import (
     COUNTERS,
@@ -47,8 +51,9 @@ from train.runtime.step import (
     jit_step,
     shardings_of,
 )
+from train.runtime.watch import Watch
 
-# All that a program, its tests and an ahead-of-time compilation need is here.
+# Everything that a program, its tests and an ahead-of-time compilation need.
 __all__ = [
     'Arguments',
     'Carry',
@@ -67,82 +72,134 @@ __all__ = [
 ]
 
 # In the run's folder.
-CHECKPOINTS, RESULT, SAMPLES, PROFILE = 'checkpoints', 'result', 'samples', 'profile'
+CHECKPOINTS, RESULT, PROFILE = 'checkpoints', 'result', 'profile'
 
 
 def run(program: Program, source: Source, config: LoopConfig) -> Any:
     """Train to `config.steps`, from the newest checkpoint in `config.workdir` if there is one.
 
-    At the end `program.finish` writes to `workdir/result`. On SIGTERM, or when a pod is about to be preempted, the run
-    saves a checkpoint and exits with status 0; the same command goes on from there.
+    At the end `program.finish` writes to `workdir/result`. On SIGTERM, on the first Ctrl-C, or before a preemption of
+    the pod, the run saves a checkpoint and exits with status 0; the same command goes on from there.
 
     Returns:
       The program's state after the last step, sharded.
     Raises:
-      InputError: the configuration does not fit the devices, the data, the program or the checkpoint.
+      InputError: the configuration does not fit the devices, the data, the program or the checkpoint, or the processes
+        do not agree on it.
       DivergedError: `config.max_skips` steps in a row were not finite.
     """
     start_processes(config.distributed)
     use_compile_cache(config.compile_cache)
-    mesh, workdir, host_frozen = make_mesh(config.mesh), pathlib.Path(config.workdir), program.frozen()
+    mesh, goodput, host_frozen = make_mesh(config.mesh), Goodput(), program.frozen()
     abstract = abstract_arguments(program, host_frozen, source, config, mesh)
-    evaluation = _Evaluation(program, config)
+    metadata = _metadata(program, source, config)
+    evaluator = Evaluator(program, config)
     wait_for_processes()
+    require_agreement({'settings': _shared(config), 'data or objective': metadata, 'code': code_version()})
     with contextlib.ExitStack() as stack:
-        keep = Keep(config.keep, config.keep_best, config.best_metric, config.best_mode)
-        metadata = _metadata(program, source, config)
-        checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=keep, metadata=metadata))
-        start = checkpoints.latest() or 0
-        if start > config.steps:
-            raise InputError(f'{workdir} is at step {start} already, beyond steps = {config.steps}; raise steps.')
-        log = stack.enter_context(MetricsLog(workdir, start=start, steps=config.steps, progress=config.progress))
-        profiler = stack.enter_context(Profiler(workdir / PROFILE, config.profile_steps, log.say))
-        stop = stack.enter_context(stop_on_sigterm())
-        loader = stack.enter_context(contextlib.closing(_loader(source, config, mesh)))
-        frozen = put(host_frozen, shardings_of(abstract.frozen))
-        del host_frozen
-        carry, root_key = _begin(program, config, abstract, frozen, checkpoints, loader)
-        if start:
-            log.say(f'{program.name}: going on from the checkpoint of step {start}')
-        compiled, window = _CompiledSteps(program, abstract, log), Window(COUNTERS)
+        parts = _open(stack, program, source, config, mesh, metadata, goodput)
+        with goodput.spending(START):
+            frozen = put(host_frozen, shardings_of(abstract.frozen))
+            del host_frozen
+            carry, root_key = _begin(program, config, abstract, frozen, parts)
+        compiled, window = CompiledSteps(program, abstract, parts.log.say), Window(goodput, mesh, COUNTERS)
 
-        for done in range(start + 1, config.steps + 1):
-            step, batch = compiled.step(program.variant(done - 1)), next(loader)
-            profiler.before(done)
+        for done in range((parts.checkpoints.latest() or 0) + 1, config.steps + 1):
+            parts.watch.at(done)
+            with goodput.spending(COMPILE):
+                step = compiled.step(program.variant(done - 1))
+            with goodput.spending(DATA):
+                batch = next(parts.loader)
+            parts.profiler.before(done)
             with jax.transfer_guard('disallow'):
-                carry, metrics = step(carry, frozen, batch, root_key)
-            profiler.after(done, metrics)
-            window.add(metrics)
-            log.advance()
+                carry, metrics = step.run(carry, frozen, batch, root_key)
+            parts.profiler.after(done, metrics)
+            window.add(metrics, step.flops)
+            parts.log.advance(done)
             last = done == config.steps
             values = window.read() if last or done % config.log_every == 0 else {}
             if values and values['skipped_in_a_row'] >= config.max_skips:
-                log.write(done, values)
-                checkpoints.save(done, _forgive(carry), _place(loader, root_key), {})
-                checkpoints.wait()
-                raise DivergedError(_divergence(done, values, workdir))
-            with window.paused():
-                scores = evaluation.run(carry.state, frozen, done) if evaluation.due(done) else {}
+                _give_up(parts, carry, root_key, done, values, config.workdir)
+            with goodput.spending(EVALUATION):
+                scores = evaluator.run(carry.state, frozen, done) if evaluator.due(done) else {}
             if values or scores:
-                log.write(done, values | scores)
+                parts.log.write(done, values | scores)
             # Asked every step: the processes of a pod agree on the step at which they stop.
-            stopped = checkpoints.preempted(done) or stop.is_set()
+            stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
             if last or stopped or done % config.checkpoint_every == 0 or (scores and config.keep_best):
-                checkpoints.save(done, carry, _place(loader, root_key), scores)
+                with goodput.spending(CHECKPOINT):
+                    parts.checkpoints.save(done, carry, _place(parts.loader, root_key), scores)
             if stopped and not last:
-                checkpoints.wait()
-                log.say(f'{program.name}: stopped and saved at step {done}; run the same command to go on.')
-                sys.exit(0)
-        checkpoints.wait()
-        program.finish(carry.state, workdir / RESULT)
+                _stop(parts, program, done)
+        parts.checkpoints.wait()
+        program.finish(carry.state, pathlib.Path(config.workdir) / RESULT)
+        parts.log.say(f'{program.name}: {goodput.describe()}')
     return carry.state
 
 
-def use_compile_cache(folder: str) -> None:
-    """Keep compiled programs in a folder, from now on and for all of this process; '' changes nothing."""
-    if folder and jax.config.values['jax_compilation_cache_dir'] != folder:
-        jax.config.update('jax_compilation_cache_dir', folder)
-        compilation_cache.reset_cache()  # JAX opens its cache once, at the first compilation
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """The open parts of a run, closed with it."""
+
+    checkpoints: Checkpoints
+    log: MetricsLog
+    profiler: Profiler
+    stop: threading.Event
+    loader: Loader
+    watch: Watch
+
+
+def _open(
+    stack: contextlib.ExitStack,
+    program: Program,
+    source: Source,
+    config: LoopConfig,
+    mesh: jax.sharding.Mesh,
+    metadata: dict[str, Any],
+    goodput: Goodput,
+) -> _Parts:
+    """Open checkpoints, logs and data.
+
+    Raises:
+      InputError: another process trains there, or the checkpoints belong to another run or are beyond its last step.
+    """
+    workdir = pathlib.Path(config.workdir)
+    if jax.process_count() == 1:
+        # Not on a pod: a restarted process 0 may be on another host, where it could not tell a stale lock.
+        stack.enter_context(folder_lock(workdir))
+    keep = Keep(config.keep, config.keep_best, config.best_metric, config.best_mode)
+    checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=keep, metadata=metadata))
+    start = checkpoints.latest() or 0
+    if start > config.steps:
+        raise InputError(f'{workdir} is at step {start} already, beyond steps = {config.steps}; raise steps.')
+    shown = getattr(program, 'shown', ())
+    log = MetricsLog(workdir, start=start, steps=config.steps, progress=config.progress, shown=shown)
+    stack.enter_context(log)
+    return _Parts(
+        checkpoints=checkpoints,
+        log=log,
+        profiler=stack.enter_context(Profiler(workdir / PROFILE, config.profile_steps, log.say)),
+        stop=stack.enter_context(stop_on_signals()),
+        loader=stack.enter_context(contextlib.closing(_loader(source, config, mesh))),
+        watch=stack.enter_context(Watch(workdir, lambda: goodput.activity, print)),
+    )
+
+
+def _stop(parts: _Parts, program: Program, done: int) -> None:
+    """End the process with status 0 when the checkpoint is written."""
+    parts.checkpoints.wait()
+    parts.log.say(f'{program.name}: stopped and saved at step {done}; run the same command to go on.')
+    sys.exit(0)
+
+
+def _give_up(
+    parts: _Parts, carry: Carry, root_key: PRNGKeyArray, done: int, values: Mapping[str, float], workdir: str
+) -> None:
+    """Save the state before the steps that were not finite, and raise DivergedError."""
+    parts.log.write(done, values)
+    parts.checkpoints.save(done, _forgive(carry), _place(parts.loader, root_key), {})
+    parts.checkpoints.wait()
+    raise DivergedError(_divergence(done, values, workdir))
 
 
 def _loader(source: Source, config: LoopConfig, mesh: jax.sharding.Mesh) -> Loader:
@@ -157,9 +214,9 @@ def _loader(source: Source, config: LoopConfig, mesh: jax.sharding.Mesh) -> Load
 
 
 def _begin(
-    program: Program, config: LoopConfig, abstract: Arguments, frozen: Any, checkpoints: Checkpoints, loader: Loader
+    program: Program, config: LoopConfig, abstract: Arguments, frozen: Any, parts: _Parts
 ) -> tuple[Carry, PRNGKeyArray]:
-    """Return the first or the restored carry, and the key of all steps; moves the loader to its place."""
+    """Return the first or the restored carry, and the key of all steps; set the loader to its position."""
 
     def keys(seed: jax.Array) -> tuple[PRNGKeyArray, PRNGKeyArray]:
         init_key, root_key = jax.random.split(jax.random.key(seed))
@@ -167,94 +224,43 @@ def _begin(
 
     sharding = abstract.root_key.sharding
     init_key, root_key = jax.jit(keys, out_shardings=sharding)(np.uint32(config.seed))
-    if checkpoints.latest() is None:
+    if parts.checkpoints.latest() is None:
         begin = functools.partial(initial, program)
         compiled = jax.jit(begin, out_shardings=shardings_of(abstract.carry)).lower(init_key, frozen).compile()
         wait_for_processes()
         return compiled(init_key, frozen), root_key
-    carry, place = checkpoints.restore(abstract.carry)
-    loader.set_state(place['data'])
-    # The run's own key, were this version of JAX to make another one of its seed.
+    carry, place = parts.checkpoints.restore(abstract.carry)
+    parts.log.say(f'{program.name}: going on from the checkpoint of step {parts.checkpoints.latest()}')
+    parts.loader.set_state(place['data'])
+    # The stored key: another version of JAX may derive another key from the seed.
     stored = put(np.asarray(place['key'], np.uint32), sharding)
     return carry, jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(stored)
 
 
 def _place(loader: Loader, root_key: PRNGKeyArray) -> dict[str, Any]:
-    """Return, as JSON, where a run is in its data, and the key of all its randomness."""
+    """Return as JSON the position in the data, and the key of all randomness."""
     return {'data': loader.get_state(), 'key': np.asarray(jax.random.key_data(root_key)).tolist()}
 
 
-class _CompiledSteps:
-    """The steps of a program, each compiled when its variant first comes up, by all processes at that time."""
-
-    def __init__(self, program: Program, abstract: Arguments, log: MetricsLog) -> None:
-        self._program, self._abstract, self._log = program, abstract, log
-        self._steps: dict[Hashable, Callable[..., tuple[Carry, Metrics]]] = {}
-
-    def step(self, variant: Hashable) -> Callable[..., tuple[Carry, Metrics]]:
-        """Return the step of a variant."""
-        if variant not in self._steps:
-            self._log.say(f'{self._program.name}: compiling the step of variant {variant!r}')
-            lowered = jit_step(self._program, variant, self._abstract).lower(*self._abstract)
-            self._steps[variant] = lowered.compile()
-            wait_for_processes()
-        return self._steps[variant]
-
-
-class _Evaluation:
-    """The evaluations of a run: when they are due, and where their samples go."""
-
-    def __init__(self, program: Any, config: LoopConfig) -> None:
-        if config.evaluate_every and not hasattr(program, 'evaluate'):
-            raise InputError(
-                f'evaluate_every is {config.evaluate_every}, but program {program.name} has no evaluation; set it to 0.'
-            )
-        self._program, self._config = program, config
-        self._folder = pathlib.Path(config.workdir) / SAMPLES
-
-    def due(self, done: int) -> bool:
-        """Return whether a step is followed by an evaluation."""
-        every = self._config.evaluate_every
-        return bool(every) and (done % every == 0 or done == self._config.steps)
-
-    def run(self, state: Any, frozen: Any, done: int) -> dict[str, float]:
-        """Evaluate a state; return process 0's numbers by the names that they have in the logs.
-
-        Raises:
-          InputError: they lack the metric by which the best checkpoints are kept.
-        """
-        folder = self._folder / f'step_{done:06d}'
-        if jax.process_index() == 0:
-            for abandoned in self._folder.glob('.step_*'):  # by a killed process
-                shutil.rmtree(abandoned)
-            with atomic_folder(folder, replace=True) as partial:
-                numbers = self._program.evaluate(state, frozen, partial)
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        else:
-            numbers = self._program.evaluate(state, frozen, folder.with_name(f'.not_of_process_{jax.process_index()}'))
-        scores = {EVALUATION + name: float(value) for name, value in of_first_process(numbers).items()}
-        wanted = self._config.best_metric
-        if self._config.keep_best and wanted not in scores:
-            raise InputError(
-                f'best_metric is {wanted!r}, no metric of {self._program.name}.{did_you_mean(wanted, scores)}'
-            )
-        return scores
-
-
 def _forgive(carry: Carry) -> Carry:
-    """Return the carry with its counter at zero: a run that goes on may try again as often as the first time."""
+    """Return the carry with its counter of skipped steps at zero, for the run that resumes."""
     zero = put(np.int32(0), carry.skipped_in_a_row.sharding)
     return carry.replace(skipped_in_a_row=zero)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _shared(config: LoopConfig) -> dict[str, Any]:
+    """Return the settings that all processes must share; the others concern one host."""
+    local = ('workdir', 'progress', 'profile_steps', 'compile_cache', 'distributed')
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in local}
+
+
 def _metadata(program: Program, source: Source, config: LoopConfig) -> dict[str, Any]:
-    """Return what a checkpoint and a resuming run must agree on; the mesh and the length of the run may change."""
+    """Return the facts that a checkpoint and a resuming run must share; the mesh and the number of steps may change."""
     order = {'seed': config.seed, 'batch_size': config.batch_size, 'updates': config.updates, 'samples': len(source)}
     return program.metadata() | {'program': program.name} | order
 
 
-def _divergence(done: int, values: Mapping[str, float], workdir: pathlib.Path) -> str:
+def _divergence(done: int, values: Mapping[str, float], workdir: str) -> str:
     """Return the message of a run that skips all its steps."""
     return (
         f'step {done}: the last {values["skipped_in_a_row"]:.0f} steps had a loss or gradient that is not finite; the '

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -17,26 +16,39 @@ import tensorboardX
 from tqdm import tqdm
 
 from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
+from train.runtime.goodput import Goodput, speed
+from train.runtime.peaks import peak_flops
 from train.runtime.program import EVALUATION
+from train.runtime.step import GUARDED
 
 JSON_LINES = 'metrics.jsonl'
-# Most screens show this many numbers on one line; the files have them all. Evaluations get a line of their own.
+# Numbers on one console line; the files have all of them. Evaluations get their own line.
 CONSOLE_METRICS = 8
-# Steps that the host may be ahead of the devices: enough to keep them busy, few enough to bound memory.
+# Metrics of time, which differ between two runs that are otherwise equal.
+SPEED = ('steps_per_second', 'tflops_per_device', 'mfu', 'goodput')
+# Seconds between two progress lines where there is no terminal.
+PROGRESS_EVERY_S = 60.0
+# Steps by which the host may be ahead of the devices: enough to keep them busy, few enough to bound memory.
 STEPS_AHEAD = 2
 
 
 class MetricsLog:
-    """Appends the metrics of a run to its folder. A resumed run drops the lines that it is about to write again."""
+    """Appends the metrics of a run to its folder. A resumed run first drops the lines after its checkpoint."""
 
-    def __init__(self, folder: pathlib.Path, *, start: int, steps: int, progress: bool = True) -> None:
+    def __init__(
+        self, folder: pathlib.Path, *, start: int, steps: int, progress: bool = True, shown: Sequence[str] = ()
+    ) -> None:
         """Open the logs.
 
         Args:
           folder: the run's folder; gets `metrics.jsonl` and `tensorboard/`.
           start: steps already done.
           steps: at which the run ends.
-          progress: draw a bar when standard error is a terminal.
+          progress: draw a bar when standard error is a terminal, and print a line a minute otherwise.
+          shown: metrics that the console shows first.
+        Raises:
+          InputError: `metrics.jsonl` is damaged.
         """
         self._primary = jax.process_index() == 0
         if not self._primary:
@@ -46,13 +58,22 @@ class MetricsLog:
         _keep_lines(path, start)
         self._file = path.open('a')
         self._board = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=start + 1)
-        hide = not (progress and sys.stderr.isatty())
+        self._shown, self._steps, self._start = tuple(shown), steps, start
+        self._lines = progress and not sys.stderr.isatty()
+        self._began = self._told = time.monotonic()
+        hide = not progress or self._lines
         self._bar = tqdm(total=steps, initial=start, disable=hide, unit='step', dynamic_ncols=True)
 
-    def advance(self) -> None:
-        """Move the progress bar by one step."""
-        if self._primary:
-            self._bar.update()
+    def advance(self, done: int) -> None:
+        """Show that a step is done: in the bar, or by a line a minute."""
+        if not self._primary:
+            return
+        self._bar.update()
+        now = time.monotonic()
+        if self._lines and now - self._told >= PROGRESS_EVERY_S:
+            self._told = now
+            left = (self._steps - done) * (now - self._began) / (done - self._start)
+            self.say(f'progress  step {done} of {self._steps}, {_duration(left)} left')
 
     def say(self, text: str) -> None:
         """Print a line on the console, above the progress bar."""
@@ -69,11 +90,19 @@ class MetricsLog:
         self._file.write(json.dumps(row) + '\n')
         self._file.flush()
         for name, value in plain.items():
-            self._board.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._board.add_scalar(name, value, step)
         for evaluated in (False, True):
-            shown = [item for item in plain.items() if item[0].startswith(EVALUATION) == evaluated][:CONSOLE_METRICS]
+            shown = self._to_show({name: plain[name] for name in plain if name.startswith(EVALUATION) == evaluated})
             if shown:
-                self.say('  '.join([f'step {step}', *(f'{name} {value:.4g}' for name, value in shown)]))
+                self.say('  '.join([f'step {step}', *(f'{name} {value:.4g}' for name, value in shown.items())]))
+
+    def _to_show(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics of a console line: the program's choice, guards, speed, then others with a value."""
+        first = [name for name in (*self._shown, *values) if name in self._shown or name.endswith(GUARDED)]
+        finite = [name for name, value in values.items() if math.isfinite(value)]
+        names = [name for name in dict.fromkeys([*first, 'steps_per_second', 'mfu', *finite]) if name in finite]
+        return {name: values[name] for name in names[:CONSOLE_METRICS]}
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -90,38 +119,44 @@ class MetricsLog:
 
 
 class Window:
-    """Metrics of the steps since the last log. They stay on the devices until they are read."""
+    """Metrics of the steps since the last log. They stay on the devices until they are read.
 
-    def __init__(self, counters: Sequence[str] = ()) -> None:
+    The speed leaves out the time of compilation, evaluation, checkpoints and restoring.
+    """
+
+    def __init__(self, goodput: Goodput, mesh: jax.sharding.Mesh, counters: Sequence[str] = ()) -> None:
         """Begin a window; `counters` are read as they stand at its end, other metrics are averaged."""
-        self._counters = counters
-        self._rows: list[Mapping[str, jax.Array]] = []
-        self._since = time.perf_counter()
+        self._goodput, self._counters, self._devices = goodput, counters, mesh.size
+        self._peak = peak_flops(mesh.devices.flat[0].device_kind)
+        self._begin()
 
-    def add(self, metrics: Mapping[str, jax.Array]) -> None:
-        """Keep the metrics of one step, and wait for an earlier one so that the host does not run away."""
+    def _begin(self) -> None:
+        self._rows: list[Mapping[str, jax.Array]] = []
+        self._flops, self._since = 0.0, self._time_of_steps()
+
+    def _time_of_steps(self) -> float:
+        """Return the seconds since the start of the run in which steps could run."""
+        return self._goodput.elapsed() - self._goodput.outside_steps()
+
+    def add(self, metrics: Mapping[str, jax.Array], flops: float) -> None:
+        """Keep the metrics of one step, and wait for an earlier one to bound how far the host is ahead."""
         self._rows.append(metrics)
+        self._flops += flops
         if len(self._rows) > STEPS_AHEAD:
             jax.block_until_ready(self._rows[-1 - STEPS_AHEAD])
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave what happens inside, such as an evaluation, out of the speed."""
-        began = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - began
-
     def read(self) -> dict[str, float]:
         """Return means over the window, its counters and its speed; begin a new window."""
-        rows, now = jax.device_get(self._rows), time.perf_counter()
+        rows = jax.device_get(self._rows)
+        seconds = self._time_of_steps() - self._since
+        measured = speed(len(rows), seconds, self._flops, self._devices, self._peak)
         counters = {name: float(rows[-1][name]) for name in self._counters}
-        speed = {'steps_per_second': len(rows) / (now - self._since)}
-        self._rows, self._since = [], now
-        return _means(rows) | counters | speed
+        self._begin()
+        return _means(rows) | counters | measured | {'goodput': self._goodput.fraction()}
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the mean of each metric over the rows that have it, without the values that are not finite."""
+    """Return the mean of the finite values of each metric; NaN if there are none."""
     means = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = np.asarray([row[name] for row in rows if name in row], np.float64)
@@ -131,22 +166,45 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Return the rows that a run has logged so far."""
+    """Return the rows that a run has logged so far.
+
+    Raises:
+      InputError: the file is damaged.
+    """
     path = folder / JSON_LINES
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return _rows(path) if path.exists() else []
 
 
 def _keep_lines(path: pathlib.Path, last: int) -> None:
-    """Drop the rows after a step, and a row that a killed process left unfinished."""
+    """Drop the rows after a step, and an unfinished last row of a killed process."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            step = json.loads(line)['step']
-        except json.JSONDecodeError:
-            continue
-        if step <= last:
-            kept.append(line + '\n')
+    kept = [json.dumps(row) + '\n' for row in _rows(path) if row['step'] <= last]
     with atomic_file(path) as partial:
         partial.write_text(''.join(kept))
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the rows of a file, without an unfinished last one.
+
+    Raises:
+      InputError: another line is damaged.
+    """
+    lines, rows = path.read_bytes().splitlines(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get('step'), int):
+            raise InputError(f'{path}: line {number} is damaged; delete that line, or the file, and run again.')
+        rows.append(row)
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration such as 2 h 05 min."""
+    minutes = round(seconds / 60)
+    return f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min'

@@ -1,4 +1,4 @@
-"""What turns gradients into parameters: clipped AdamW or Muon that leaves fixed tables alone, its rate, and an average.
+"""Optimizers: clipped AdamW or Muon with learning-rate schedules, the average of the parameters, and the state.
 
 rate(n)    = learning_rate * n / warmup_steps                     while n < warmup_steps
            = learning_rate * decay(n)                             then, down to final_fraction at decay_steps
@@ -19,6 +19,7 @@ import optax.contrib
 from jaxtyping import Array, Int
 
 from neodragon_jax.base.errors import InputError
+from train.runtime.settings import check_range
 
 SCHEDULES = ('constant', 'cosine', 'linear')
 KINDS = ('adamw', 'muon')
@@ -29,16 +30,16 @@ MUON_RMS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW at a rate that warms up, and stays or falls; Pyramid-Flow's recipe (arXiv 2410.05954) but for the rate.
+    """An optimizer and its learning-rate schedule; the defaults but the rate are Pyramid-Flow's (arXiv 2410.05954).
 
     Attributes:
-      kind: one of KINDS; 'muon' makes the updates of matrices orthogonal (Jordan et al., 2024; optax.contrib.muon), and
-        leaves the other parameters to AdamW with Nesterov's momentum.
-      warmup_steps: updates until the rate is reached, in a straight line from 0.
+      kind: one of KINDS; 'muon' orthogonalizes the updates of matrices (Jordan et al., 2024; optax.contrib.muon) and
+        updates the other parameters by AdamW with Nesterov momentum.
+      warmup_steps: updates of the linear warm-up from 0.
       clip_norm: limit of the gradient's global norm.
-      schedule: the rate after the warm-up: 'constant', or falling on a 'cosine' or a 'linear' line.
-      decay_steps: the update at which a falling rate ends, warm-up included; it stays there.
-      final_fraction: of the learning rate, at which a falling rate ends.
+      schedule: of the rate after the warm-up, one of SCHEDULES.
+      decay_steps: update at which a decaying rate reaches its final value, warm-up included.
+      final_fraction: final value of a decaying rate, as a fraction of the learning rate.
     """
 
     learning_rate: float = 1e-6
@@ -57,10 +58,12 @@ class OptimizerConfig:
             raise InputError(f'kind is {self.kind!r}; use one of {", ".join(KINDS)}.')
         if self.schedule not in SCHEDULES:
             raise InputError(f'schedule is {self.schedule!r}; use one of {", ".join(SCHEDULES)}.')
-        if self.warmup_steps < 0:
-            raise InputError(f'warmup_steps is {self.warmup_steps}; it must be at least 0.')
-        if not 0 <= self.final_fraction <= 1:
-            raise InputError(f'final_fraction is {self.final_fraction}; it must be in 0..1.')
+        check_range(self, 'learning_rate', 'warmup_steps', 'decay_steps', 'weight_decay', least=0)
+        check_range(self, 'epsilon', 'clip_norm', above=0)
+        check_range(self, 'betas', least=0, below=1)
+        check_range(self, 'final_fraction', least=0, most=1)
+        if len(self.betas) != 2:
+            raise InputError(f'betas is {self.betas}; give two numbers.')
         falls = self.schedule != 'constant'
         if falls and self.decay_steps <= self.warmup_steps:
             raise InputError(
@@ -94,7 +97,7 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Return the optimizer for a tree of parameters; its `fixed` top-level entries get neither updates nor moments.
 
-    The default is a denoiser's: its positional table is a constant.
+    The default suits a denoiser, whose positional table is constant.
     """
     trained = optax.chain(optax.clip_by_global_norm(config.clip_norm), _inner(config))
     return optax.partition(
@@ -104,7 +107,7 @@ def make_optimizer(
 
 
 def _inner(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Return what comes after the clipping."""
+    """Return the transformation behind the clipping."""
     rate = learning_rate(config)
     if config.kind == 'adamw':
         return optax.adamw(rate, *config.betas, eps=config.epsilon, weight_decay=config.weight_decay)
@@ -121,7 +124,7 @@ def _inner(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _matrices(params: Any) -> Any:
-    """Return, for every leaf, which axes are those of a matrix; None for what is none.
+    """Return the matrix axes of every leaf, or None for a leaf that is no matrix.
 
     Kernels are [in, out], or [blocks, in, out] where blocks are stacked for a scan.
     """
@@ -139,33 +142,32 @@ class EmaConfig:
     """An exponential moving average of parameters.
 
     Attributes:
-      decay: what an update keeps of the average.
-      warmup: let the first updates keep less, (1 + n) / (10 + n), so that the initial parameters are soon forgotten.
+      decay: fraction of the average that an update keeps.
+      warmup: limit the first decays to (1 + n) / (10 + n), so that the initial parameters are soon forgotten.
     """
 
     decay: float = 0.999
     warmup: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise InputError(f'decay is {self.decay}; it must be in 0..1, 1 excluded.')
+        check_range(self, 'decay', least=0, below=1)
 
 
 @flax.struct.dataclass
 class Ema:
-    """An average as part of a program's state; it is sharded as the parameters are, and saved with them."""
+    """An average of parameters, sharded and saved like them."""
 
     params: Any
     updates: Int[Array, '']
 
 
 def init_ema(params: Any) -> Ema:
-    """Return an average that begins at some parameters, as a copy: a state's buffers are donated, each once."""
+    """Return an average that begins at a copy of the parameters (every buffer of a state is donated once)."""
     return Ema(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
 
 
 def update_ema(ema: Ema, params: Any, config: EmaConfig) -> Ema:
-    """Return the average after an update of the parameters. What does not change stays as it is, bit for bit."""
+    """Return the average after an update of the parameters. Unchanged parameters keep their average bit for bit."""
     decay: Any = config.decay
     if config.warmup:
         decay = jnp.minimum(decay, (1 + ema.updates) / (10 + ema.updates))
@@ -175,7 +177,7 @@ def update_ema(ema: Ema, params: Any, config: EmaConfig) -> Ema:
 
 @flax.struct.dataclass
 class AveragedState:
-    """What a program trains: parameters in float32, their optimizer, and their average or None."""
+    """The state of a program: float32 parameters, optimizer state, and the average or None."""
 
     step: Array
     params: Any
@@ -194,7 +196,7 @@ class AveragedState:
 
     @property
     def result(self) -> Any:
-        """The parameters to be used: the average where there is one."""
+        """The parameters to evaluate and save: the average if there is one."""
         return self.params if self.ema is None else self.ema.params
 
     def updated(self, grads: Any, tx: optax.GradientTransformation, ema_decay: float) -> AveragedState:
@@ -206,5 +208,5 @@ class AveragedState:
 
 
 def masters(params: Any) -> Any:
-    """Return parameters in float32; copies even of those that are, as a state's buffers are donated."""
+    """Return parameters in float32, always as copies, because a state's buffers are donated."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from jaxtyping import Array, PRNGKeyArray
 
 from neodragon_jax.base.errors import InputError
-from train.runtime.settings import top_level
+from train.runtime.settings import check_range, top_level
 from train.runtime.sharding import MeshConfig
 
 Metrics = dict[str, Array]
@@ -32,7 +32,10 @@ class State(Protocol):
 
 
 class Program(Protocol):
-    """One training objective."""
+    """One training objective.
+
+    An optional attribute `shown` names the metrics that the console shows first; the files have all of them.
+    """
 
     name: str
 
@@ -106,9 +109,9 @@ class LoopConfig:
       progress: draw a progress bar when standard error is a terminal.
       profile_steps: (first, last) steps, counted from 1, of which a trace goes to workdir/profile; () for none. SIGUSR1
         asks for a trace of the next steps in any case, of the process that gets it.
-      compile_cache: folder of compiled programs, with which a restarted run need not compile again. '' leaves it to
-        JAX: the environment's JAX_COMPILATION_CACHE_DIR, or none. Of several processes on CPU devices, only the first
-        finds its programs there.
+      compile_cache: folder of compiled programs, with which a restarted run need not compile again. 'auto' is the
+        environment's JAX_COMPILATION_CACHE_DIR, or a folder in the user's cache; '' leaves it to JAX. Of several
+        processes on CPU devices, only the first finds its programs there.
       distributed: this is one of several processes that JAX recognizes (see `start_processes`).
     """
 
@@ -128,19 +131,15 @@ class LoopConfig:
     max_skips: int = 20
     progress: bool = True
     profile_steps: tuple[int, ...] = ()
-    compile_cache: str = ''
+    compile_cache: str = 'auto'
     distributed: bool = False
 
     def __post_init__(self) -> None:
-        positive = {'steps', 'batch_size', 'checkpoint_every', 'keep', 'log_every', 'max_skips'}
-        for name in sorted(positive | ({'updates'} if self.updates is not None else set())):
-            if getattr(self, name) < 1:
-                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 1.')
-        for name in ('keep_best', 'evaluate_every'):
-            if getattr(self, name) < 0:
-                raise InputError(f'{name} is {getattr(self, name)}; it must be at least 0, which turns it off.')
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f'seed is {self.seed}; it must be in 0..2^32-1.')
+        check_range(self, 'steps', 'batch_size', 'checkpoint_every', 'keep', 'log_every', 'max_skips', least=1)
+        if self.updates is not None:
+            check_range(self, 'updates', least=1)
+        check_range(self, 'keep_best', 'evaluate_every', least=0)
+        check_range(self, 'seed', least=0, below=2**32)
         steps = self.profile_steps
         if len(steps) not in (0, 2) or (steps and not 1 <= steps[0] <= steps[1]):
             raise InputError(f'profile_steps is {steps}; give the first and the last step, such as (10, 12), or ().')

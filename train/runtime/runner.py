@@ -17,6 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.processes import start_processes
 from train.data import Source
@@ -146,21 +147,30 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
             _refuse(f'settings: {_last_line(error)}')
 
     def run(argv: Sequence[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise InputError(f'{argv[1]}: no such argument; settings are --config.KEY=VALUE.')
-            main(settings.value, dry_run.value)
-        except InputError as error:
-            _refuse(str(error))
-        except DivergedError as error:
-            _refuse(str(error), status=1)
-        except Exception:
-            if not jax.distributed.is_initialized():
-                raise
-            traceback.print_exc()
-            leave(1)
+        if len(argv) > 1:
+            _refuse(f'{argv[1]}: no such argument; settings are --config.KEY=VALUE.')
+        exit_on_errors(lambda: main(settings.value, dry_run.value))
 
     app.run(run, flags_parser=parse)
+
+
+def exit_on_errors(work: Callable[[], object]) -> None:
+    """Do the work of a process; end the process unless it succeeds.
+
+    An error that the user can remedy is one line, with the status of `base.command_line`; a diverged run has status 1.
+    Any other error keeps its traceback, and ends one process of several at once, so that the others do not wait.
+    """
+    try:
+        status = exit_status(work)
+    except DivergedError as error:
+        _refuse(str(error), status=1)
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exception(error)
+        leave(1)
+    if status:
+        leave(status)
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,10 +1,16 @@
-"""Settings files as frozen dataclasses, and frozen dataclasses as the defaults of settings files."""
+"""Settings files as frozen dataclasses, and frozen dataclasses as the defaults of settings files.
+
+`freeze` is the one reader: it checks names, types, lengths and that numbers are finite. A dataclass checks the ranges
+of its own fields, with `check_range`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -49,10 +55,89 @@ def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config', top: 
 
 
 def _converted(kind: Any, value: Any, where: str, top: Mapping[str, Any]) -> Any:
-    """Return a value as its field stores it."""
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    """Return a value as its field stores it.
+
+    Raises:
+      InputError: its type is not the field's, a tuple has another length, or a number is not finite.
+    """
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, typing.cast(type, kind)):
+            return value
+        if not isinstance(value, Mapping):
+            raise InputError(f'{where} is {value!r}; it is a section, set its settings one by one.')
         return freeze(typing.cast(type, kind), value, where, top)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType or origin is typing.Union:
+        if value is None and type(None) in arguments:
+            return None
+        (kind,) = (argument for argument in arguments if argument is not type(None))
+        return _converted(kind, value, where, top)
+    if origin is tuple:
+        return _tuple(arguments, value, where, top)
+    _check_type(kind, value, where)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _tuple(kinds: tuple[Any, ...], values: Any, where: str, top: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return a tuple whose elements have the given types; (kind, ...) is of any length."""
+    if not isinstance(values, list | tuple):
+        raise InputError(f'{where} is {values!r}; give a tuple, such as (1, 2).')
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(values)
+    if len(values) != len(kinds):
+        raise InputError(f'{where} is {tuple(values)!r}; give {len(kinds)} values.')
+    pairs = enumerate(zip(kinds, values, strict=True))
+    return tuple(_converted(kind, value, f'{where}[{place}]', top) for place, (kind, value) in pairs)
+
+
+# Names for messages; a whole number is a number, but True is neither.
+_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), 'True or False'),
+    int: ((int,), 'a whole number'),
+    float: ((int, float), 'a number'),
+    str: ((str,), 'a text'),
+}
+
+
+def _check_type(kind: Any, value: Any, where: str) -> None:
+    """Raise InputError unless a value has a plain type and, as a number, is finite."""
+    if kind not in _TYPES:
+        return
+    accepted, name = _TYPES[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f'{where} is {value!r}; give {name}.')
+    if kind is float and not math.isfinite(value):
+        raise InputError(f'{where} is {value!r}; give a finite number.')
+
+
+def check_range(
+    options: Any,
+    *names: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raise InputError unless fields of a dataclass lie in a range; of tuples, all elements must.
+
+    Args:
+      least, most: bounds that are part of the range.
+      above, below: bounds that are not.
+    """
+    bounds = [
+        (least, 'at least', lambda value, bound: value >= bound),
+        (above, 'greater than', lambda value, bound: value > bound),
+        (most, 'at most', lambda value, bound: value <= bound),
+        (below, 'less than', lambda value, bound: value < bound),
+    ]
+    given = [(bound, text, holds) for bound, text, holds in bounds if bound is not None]
+    for name in names:
+        value = getattr(options, name)
+        values = value if isinstance(value, tuple) else (value,)
+        # Written so that a NaN fails.
+        if not all(holds(each, bound) for each in values for bound, _, holds in given):
+            must = ' and '.join(f'{text} {bound}' for bound, text, _ in given)
+            raise InputError(f'{name} is {value}; it must be {must}.')
 
 
 def defaults(cls: type, *left_out: str, **changes: Any) -> dict[str, Any]:
@@ -66,6 +151,43 @@ def defaults(cls: type, *left_out: str, **changes: Any) -> dict[str, Any]:
     Raises:
       InputError: a change is no field of the dataclass.
     """
+    fields = _shown_fields(cls, changes, left_out)
+    types, values = typing.get_type_hints(cls), {}
+    for name, field in fields.items():
+        if dataclasses.is_dataclass(types[name]):
+            values[name] = _section(field, typing.cast(type, types[name]), changes.get(name, {}))
+        elif name in changes:
+            values[name] = changes[name]
+        elif field.default is not dataclasses.MISSING:
+            values[name] = field.default
+        else:
+            raise InputError(f'{cls.__name__}.{name} has no default; give a value, or leave it out.')
+    return values
+
+
+def _section(field: dataclasses.Field[Any], cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a nested dataclass: those of the field's own default, with changes."""
+    if field.default_factory is dataclasses.MISSING:
+        return defaults(cls, **changes)
+    return _values(field.default_factory(), changes)
+
+
+def _values(instance: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an instance, with changes."""
+    fields = _shown_fields(type(instance), changes)
+    nested = {name: getattr(instance, name) for name in fields}
+    return {
+        name: _values(value, changes.get(name, {})) if dataclasses.is_dataclass(value) else changes.get(name, value)
+        for name, value in nested.items()
+    }
+
+
+def _shown_fields(cls: type, changes: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the fields that a settings file shows.
+
+    Raises:
+      InputError: a change is none of them.
+    """
     fields = {
         field.name: field
         for field in dataclasses.fields(cls)
@@ -76,17 +198,32 @@ def defaults(cls: type, *left_out: str, **changes: Any) -> dict[str, Any]:
             raise InputError(
                 f'{cls.__name__}.{name}: no such setting.{did_you_mean(name, fields)} Correct or remove it.'
             )
-    types, values = typing.get_type_hints(cls), {}
-    for name, field in fields.items():
-        if dataclasses.is_dataclass(types[name]):
-            values[name] = defaults(typing.cast(type, types[name]), **changes.get(name, {}))
-        elif name in changes:
-            values[name] = changes[name]
-        elif field.default is not dataclasses.MISSING:
-            values[name] = field.default
-        else:
-            raise InputError(f'{cls.__name__}.{name} has no default; give a value, or leave it out.')
-    return values
+    return fields
+
+
+def preset_of(
+    file: str,
+    base: Mapping[str, Any],
+    presets: Mapping[str, Sequence[Mapping[str, Any]]],
+    name: str,
+    first: str = 'full',
+) -> ConfigDict:
+    """Return the settings of a preset, the text behind the colon of --config=FILE:PRESET.
+
+    Args:
+      base: all settings, of the preset `first`, which is also the one without a name.
+      presets: the differences of each preset, applied in turn.
+    Raises:
+      InputError: there is no such preset.
+    """
+    known = {first: (), **presets}
+    name = name or first
+    if name not in known:
+        raise InputError(f'{file}:{name}: no such preset.{did_you_mean(name, known)} Use one of {", ".join(known)}.')
+    config = ConfigDict(base)
+    for changes in known[name]:
+        config.update(changes)
+    return config
 
 
 def require(settings: Mapping[str, Any] | ConfigDict, *names: str, **values: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from neodragon_jax.base.errors import InputError
@@ -85,7 +85,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh with axes ('data', 'fsdp', 'tensor') over all devices.
 
-    A single process may ask for fewer devices than it has by giving all three sizes.
+    A single process may use fewer devices than it has by giving all three sizes. Over several TPU slices only `data`
+    crosses the links between them.
 
     Raises:
       InputError: the sizes do not fit the number of devices.
@@ -105,7 +106,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if -1 in sizes:
         sizes[sizes.index(-1)] = count // given
     used = devices[: math.prod(sizes)]
+    slices = len({getattr(device, 'slice_index', 0) for device in used})
+    if slices > 1:
+        return _mesh_over_slices(sizes, used, slices)
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
+
+
+def _mesh_over_slices(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> Mesh:
+    """Return a mesh over several TPU slices: `data` crosses the slow links between them, the other axes stay inside.
+
+    Raises:
+      InputError: the slices do not divide `data`.
+    """
+    data, *inside = sizes
+    if data % slices:
+        raise InputError(
+            f'mesh {"x".join(map(str, sizes))} (data x fsdp x tensor) on {slices} slices: fsdp and tensor must stay '
+            f'inside a slice; choose a multiple of {slices} for data.'
+        )
+    shape, between = (data // slices, *inside), (slices, 1, 1)
+    array = mesh_utils.create_hybrid_device_mesh(shape, between, devices)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def param_shardings(mesh: Mesh, tree: Any) -> Any:

@@ -36,6 +36,7 @@ from train.data.sources import Repeated
 from train.runtime.optimizer import AveragedState
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
+from train.runtime.settings import check_range
 from train.runtime.sharding import split_batch, to_host
 
 # Folder name of what comes out.
@@ -59,6 +60,10 @@ class SuperResolutionTraining:
     decay_steps: int = 0
     clip_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_range(self, 'learning_rate', 'decay_steps', least=0)
+        check_range(self, 'clip_norm', above=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -81,6 +86,7 @@ class SuperResolution:
     """The training of QuickSRNet as a program of the loop."""
 
     name = 'super_resolution'
+    shown = ('loss', 'nearest_l1', 'psnr')
 
     def __init__(self, config: SuperResolutionTraining, data: Mapping[str, Any]) -> None:
         """Make the network.

@@ -37,14 +37,14 @@ from neodragon_jax.checkpoint.folders import TEACHER_ADAPTER
 from neodragon_jax.models.context_adapter import ContextAdapter
 from train.data import DTYPES, SampleSource
 from train.data.sources import Repeated, hold_out, stacked
-from train.runtime.optimizer import AveragedState, OptimizerConfig, make_optimizer
+from train.runtime.optimizer import AveragedState, make_optimizer
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
 from train.runtime.sharding import place, to_host
 from train.text import losses
+from train.text.config import TextConfig
 from train.text.lora import init_lora, merge_lora, named_tensors
 from train.text.parts import (
-    ADAPTERS,
     TextParts,
     abstract_parts,
     adapter_config,
@@ -54,72 +54,16 @@ from train.text.parts import (
 )
 from train.text.retrieval import retrieval
 
-ENCODERS = ('frozen', 'lora', 'trained')
 # Names of the samples' arrays: token ids and their mask, and T5-XXL's states where they are stored.
 IDS, MASK, STATES = 'ids', 'text_mask', 't5'
 LORA_FILE = 'text_encoder_3_lora.safetensors'
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank updates of DT5.
-
-    Attributes:
-      rank: R.
-      alpha: the updates are scaled by alpha / rank.
-      layers: regular expression of the linear layers' names.
-    """
-
-    rank: int = 16
-    alpha: float = 16.0
-    layers: str = '(query|key|value|out|mlp_gate|mlp_value|mlp_out|projection_in|projection_out)'
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Options of the objective.
-
-    Attributes:
-      adapter: 'replace' (the deployed one), 'extend' or 'none', see parts.py.
-      encoder: DT5 is 'frozen', 'trained' whole, or by 'lora'.
-      hidden: widths of the adapter's hidden layers, which all hand on the input.
-      mse_weight, cosine_weight: factors of the two terms.
-      held_out: V, prompts at the end of the data, among which each must find its own embedding.
-      held_out_batch: of them at a time; divides V.
-      dtype: compute type, and the one in which T5-XXL is held; what is trained stays float32.
-    """
-
-    adapter: str = 'replace'
-    encoder: str = 'frozen'
-    hidden: tuple[int, ...] = (4096, 4096, 4096, 4096)
-    mse_weight: float = 1.0
-    cosine_weight: float = 0.1
-    held_out: int = 1000
-    held_out_batch: int = 200
-    dtype: str = 'bfloat16'
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    optimizer: OptimizerConfig = dataclasses.field(
-        default_factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=1000)
-    )
-
-    def __post_init__(self) -> None:
-        choices = {'adapter': ADAPTERS, 'encoder': ENCODERS, 'dtype': DTYPES}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f'{name} is {getattr(self, name)!r}; use one of {", ".join(known)}.')
-        if (self.adapter, self.encoder) == ('none', 'frozen'):
-            raise InputError('adapter none with a frozen encoder leaves nothing to train; choose another of either.')
-        if self.held_out < 0 or self.held_out_batch < 1 or self.held_out % self.held_out_batch:
-            raise InputError(
-                f'held_out is {self.held_out} and held_out_batch {self.held_out_batch}; hold out a multiple of the '
-                'batch, or 0.'
-            )
 
 
 class TextDistillation:
     """The text-encoder distillation as a program of the loop."""
 
     name = 'text'
+    shown = ('loss', 'embedding_mse', 'cosine_distance')
 
     def __init__(
         self,

@@ -94,6 +94,7 @@ class Patches:
         self.color = found.reshape(-1, 3).mean(axis=0)
         found = found - np.tile(self.color, largest.numbers // 3)
         self.covariance = found.T @ found / len(found)
+        self._components: dict[Patch, tuple[np.ndarray, np.ndarray]] = {}
 
     def _read(self, clips: Source) -> Iterator[Float[np.ndarray, 'N P']]:
         frames, side = self.largest
@@ -106,15 +107,21 @@ class Patches:
 
     def basis(self, patch: Patch, channels: int) -> Basis:
         """Return the first components of a patch that fit into the channels."""
+        if patch not in self._components:
+            self._components[patch] = self._decompose(patch)
+        energy, rows = self._components[patch]
+        kept = min(channels, patch.numbers)
+        return Basis(patch, rows[:, ::-1][:, :kept].T, np.maximum(energy[::-1][:kept], LEAST))
+
+    def _decompose(self, patch: Patch) -> tuple[np.ndarray, np.ndarray]:
+        """Return the eigenvalues, ascending, and the eigenvectors of the covariance of a patch."""
         frames, side = self.largest
         outer = (frames // patch.frames, side // patch.side)
         shape = (outer[0], patch.frames, outer[1], patch.side, outer[1], patch.side, 3)
         # Equal places on both sides: the mean over all of this patch within the largest one.
         within = np.einsum('aibjckuaxbyczv->ijkuxyzv', self.covariance.reshape(*shape, *shape))
         within = within.reshape(patch.numbers, patch.numbers) / (outer[0] * outer[1] ** 2)
-        energy, rows = np.linalg.eigh(within)
-        kept = min(channels, patch.numbers)
-        return Basis(patch, rows[:, ::-1][:, :kept].T, np.maximum(energy[::-1][:kept], LEAST))
+        return np.linalg.eigh(within)
 
 
 def _parts(basis: Basis, grid: Patch) -> list[Float[np.ndarray, 'K p']]:

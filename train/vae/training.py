@@ -20,6 +20,7 @@ from neodragon_jax.checkpoint.abstract import abstract_params
 from train.data import DTYPES
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState, OptimizerConfig, make_optimizer
+from train.runtime.settings import check_range
 from train.runtime.sharding import split_batch
 from train.vae.clips import Clips, ClipsConfig, random_cuts
 from train.vae.reconstruction import Evaluation, EvaluationConfig, Terms, TermsConfig
@@ -50,10 +51,8 @@ class VAETrainingConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f'dtype is {self.dtype!r}; use one of {", ".join(DTYPES)}.')
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f'ema_decay is {self.ema_decay}; it must be at least 0 and less than 1.')
-        if self.accumulate < 1:
-            raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
+        check_range(self, 'ema_decay', least=0, below=1)
+        check_range(self, 'accumulate', least=1)
 
 
 Options = TypeVar('Options', bound=VAETrainingConfig)

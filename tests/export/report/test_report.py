@@ -40,7 +40,7 @@ def test_whole_videos_show_their_lowest_ratio(tmp_path):
     Report([make_row(31.0)], videos, {}, warnings=['Evaluated on 3 prompt(s) only']).write(tmp_path)
     text = (tmp_path / 'report.md').read_text()
     assert '| all graphs | CPU | 3 | 21.4 | 28.0 | 25.0 |' in text
-    assert '* **Evaluated on 3 prompt(s) only**' in text
+    assert text.startswith('# Export report\n\n* **Evaluated on 3 prompt(s) only**\n\nRatios')
 
 
 def test_report_shows_costs_and_comparisons(tmp_path):

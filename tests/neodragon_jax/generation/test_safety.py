@@ -163,8 +163,85 @@ def test_preparation_resizes_crops_and_scales(tmp_path):
     np.testing.assert_allclose(prepare(wide), (1 - 0.5) / 0.25)
     assert prepare(np.zeros((2, 64, 128, 3), np.uint8)).shape == (2, 28, 28, 3)
     (tmp_path / folders.FEATURE_EXTRACTOR / 'preprocessor_config.json').write_text('{}')
-    with pytest.raises(InputError, match=r'preprocessor_config\.json: damaged'):
+    with pytest.raises(InputError, match=r'preprocessor_config\.json: size is None; it must be'):
         Preparation.load(tmp_path / folders.FEATURE_EXTRACTOR)
+
+
+def weight(name, change):
+    """Return a change of one tensor of a checker."""
+
+    def apply(root):
+        path = root / folders.SAFETY_CHECKER / 'model.safetensors'
+        tensors = {key: value.copy() for key, value in safetensors.numpy.load_file(path).items()}
+        tensors[name] = change(tensors[name])
+        safetensors.numpy.save_file(tensors, path)
+
+    return apply
+
+
+def first(value):
+    def apply(tensor):
+        tensor.reshape(-1)[0] = value
+        return tensor
+
+    return apply
+
+
+def preparation(**values):
+    """Return a change of the preprocessor's values."""
+
+    def apply(root):
+        path = root / folders.FEATURE_EXTRACTOR / 'preprocessor_config.json'
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return apply
+
+
+def replace_by_file(root):
+    shutil.rmtree(root / folders.SAFETY_CHECKER)
+    (root / folders.SAFETY_CHECKER).write_text('')
+
+
+TOWER = 'vision_model.vision_model.embeddings'
+NAN = float('nan')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (weight('visual_projection.weight', first(NAN)), 'visual_projection.weight has values that are not finite'),
+        (weight(f'{TOWER}.patch_embedding.weight', first(NAN)), 'has values that are not finite'),
+        (weight('concept_embeds_weights', lambda tensor: tensor * NAN), 'has values that are not finite'),
+        (weight(f'{TOWER}.class_embedding', first(np.inf)), 'has values that are not finite'),
+        (weight('concept_embeds', lambda tensor: tensor * 0), 'a concept of concepts is all zeros'),
+        (weight('special_care_embeds', lambda tensor: tensor * 0), 'a concept of special_concepts is all zeros'),
+        (weight('concept_embeds', lambda tensor: tensor[:0]), r'has shape \[0, 12\]; config.json asks for \[17, 12\]'),
+        (preparation(image_std=[0, 0, 0]), r'image_std\[0\] is 0; it must be greater than 0'),
+        (preparation(image_mean=[NAN] * 3), r'image_mean\[\d\] is nan; it must be a finite number'),
+        (preparation(image_mean=[0.5]), 'image_mean'),
+        (preparation(image_mean=[0.5, 0.5]), 'image_mean'),
+        (preparation(size=0), 'size is 0; it must be'),
+        (preparation(size=-28), 'size is -28; it must be'),
+        (preparation(size={'height': 28, 'width': 56}), 'size is .*; give one number'),
+        (preparation(size=14), 'crop_size 28 exceeds size 14'),
+        (preparation(crop_size=28.9), 'crop_size is 28.9; it must be'),
+        (replace_by_file, 'no such folder|is not a folder'),
+    ],
+)
+def test_damaged_checker_is_refused_before_it_judges(tmp_path, change, message):
+    write_checker(tmp_path, threshold=-2.0)
+    change(tmp_path)
+    with pytest.raises(InputError, match=message):
+        safety.load(tmp_path, Store())
+
+
+@pytest.mark.parametrize('value', [NAN, np.inf])
+def test_scores_that_are_no_numbers_refuse_the_picture(value):
+    picture, concepts, high = np.ones((1, 4), np.float32), np.ones((2, 4), np.float32), np.full(2, 2.0, np.float32)
+    known = (concepts, high, concepts, high)
+    assert not refused(*map(jnp.asarray, (picture, *known)))[0]
+    picture[0, 0] = value
+    assert refused(*map(jnp.asarray, (picture, *known)))[0]
 
 
 @pytest.fixture

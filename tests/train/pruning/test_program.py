@@ -19,7 +19,9 @@ from support.goldens import relative_error
 from support.toy_denoiser import BLOCKS, CHANNELS, GRID, IDENTITY, POOLED, TOKENS, WIDTH, denoiser
 from train import prune
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
+from train.pruning import measurement
 from train.pruning import program as pruning
+from train.pruning.config import MAPPINGS, PruningConfig
 from train.runtime.metrics import read_metrics
 from train.runtime.program import LoopConfig
 from train.runtime.settings import freeze
@@ -92,9 +94,9 @@ def test_select_removes_the_block_that_adds_nothing(full, data, tmp_path, monkey
     assert set(files) == {'importance.json', 'importance.txt', 'importance.svg', 'keep.json', 'record.json'}
 
     # Started again, it measures nothing but what it cannot have stored: the full denoiser's videos.
-    monkeypatch.setattr(prune, 'difference', lambda *videos: pytest.fail('measured again'))
-    monkeypatch.setattr(prune.Subject, 'cosines', lambda *tasks: pytest.fail('measured again'))
-    monkeypatch.setattr(prune.Subject, 'videos', lambda self, keep, tasks: np.zeros((len(tasks), 1)))
+    monkeypatch.setattr(measurement, 'difference', lambda *videos: pytest.fail('measured again'))
+    monkeypatch.setattr(measurement.Subject, 'cosines', lambda *tasks: pytest.fail('measured again'))
+    monkeypatch.setattr(measurement.Subject, 'videos', lambda self, keep, tasks: np.zeros((len(tasks), 1)))
     assert prune.main(select_arguments(full, data, tmp_path)) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
     assert prune.main(select_arguments(full, data, tmp_path, '--seed', '1')) == 2
@@ -204,7 +206,7 @@ def test_it_learns(full, data):
         assert mean(name, history[-5:]) < 0.6 * mean(name, history[:3]), name
 
 
-@pytest.mark.parametrize('mapping', pruning.MAPPINGS)
+@pytest.mark.parametrize('mapping', MAPPINGS)
 def test_an_unpruned_copy_has_nothing_to_match(full, data, mapping):
     """Of all blocks, both mappings match each with itself; with a block missing the next one's input is another."""
     weights = {'stage': 2, 'mapping': mapping, 'data_weight': 0.0}
@@ -281,7 +283,7 @@ def test_stage_1_is_the_teacher_s_training(full, data, tmp_path):
 )
 def test_wrong_settings_are_refused(values, message):
     with pytest.raises(InputError, match=message):
-        freeze(pruning.PruningConfig, {'denoiser': 'x', 'keep': '0'} | values)
+        freeze(PruningConfig, {'denoiser': 'x', 'keep': '0'} | values)
 
 
 def test_presets():

@@ -30,7 +30,7 @@ from train.data import SampleSource, SampleSpec, SampleWriter
 from train.flow.flow_matching import stage_of_step
 from train.runtime import loop
 from train.runtime.gradients import value_and_grad
-from train.runtime.metrics import read_metrics
+from train.runtime.metrics import SPEED, read_metrics
 from train.runtime.optimizer import EmaConfig, OptimizerConfig, init_ema, make_optimizer, update_ema
 from train.runtime.sharding import MeshConfig, path_name, to_host
 
@@ -170,7 +170,7 @@ def killed_again_and_again(
 
 
 def rows_of(workdir: pathlib.Path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != 'steps_per_second'} for row in read_metrics(workdir)]
+    return [{name: value for name, value in row.items() if name not in SPEED} for row in read_metrics(workdir)]
 
 
 # --- Tests ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,30 @@ def test_signals_ask_for_a_trace_and_for_a_clean_end(tmp_path):
     resumed = run(Toy(), LinearSource(), config)
     whole = run(Toy(), LinearSource(), dataclasses.replace(config, workdir=str(tmp_path / 'whole')))
     assert_equal(resumed, whole)
+
+
+def test_ctrl_c_saves_as_sigterm_does(tmp_path):
+    folder = tmp_path / 'run'
+    process = start(folder)
+    try:
+        wait_for(lambda: read_metrics(folder), process)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0 and 'stopped and saved at step' in output, output
+    assert 'Traceback' not in output and checkpoint_steps(folder)
+
+
+def test_a_damaged_checkpoint_is_named_with_the_newest_good_one(unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / 'run')
+    for path in (tmp_path / 'run' / 'checkpoints' / '12' / 'state').rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r'checkpoints/12: the checkpoint is damaged .*/12 to go on from step 10'):
+        run(Toy(), LinearSource(), config_for(tmp_path / 'run', steps=14))
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
+    assert int(run(Toy(), LinearSource(), config_for(tmp_path / 'run', steps=14)).step) == 14
 
 
 def test_two_processes_stop_together_and_one_goes_on(tmp_path):

@@ -108,7 +108,7 @@ def test_steps_named_in_advance_are_traced(tmp_path, capsys):
 def test_compiled_programs_are_kept_where_asked(tmp_path):
     """In a process of its own: the place holds for all that a process compiles from then on."""
     code = (
-        'import sys, jax, jax.numpy as jnp; from train.runtime.loop import use_compile_cache\n'
+        'import sys, jax, jax.numpy as jnp; from train.runtime.compiled_steps import use_compile_cache\n'
         'use_compile_cache(""); assert jax.config.values["jax_compilation_cache_dir"] == sys.argv[1]\n'
         'jax.jit(lambda x: x + 1)(jnp.ones(3))\n'
         'use_compile_cache(sys.argv[2]); jax.jit(lambda x: x - 1)(jnp.ones(3))'
@@ -125,7 +125,7 @@ def test_compiled_programs_are_kept_where_asked(tmp_path):
 
 
 def test_settings_show_every_default():
-    shown = defaults(LoopConfig, 'workdir', 'seed', 'updates', steps=5, batch_size=8, mesh={'fsdp': -1, 'data': 1})
+    shown = defaults(LoopConfig, steps=5, batch_size=8, mesh={'fsdp': -1, 'data': 1})
     fields = {field.name for field in dataclasses.fields(LoopConfig)}
     assert shown.keys() == fields - {'workdir', 'seed', 'updates'}
     assert shown['mesh'] == {'data': 1, 'fsdp': -1, 'tensor': 1}
@@ -133,5 +133,5 @@ def test_settings_show_every_default():
     assert freeze(LoopConfig, ConfigDict(shown).to_dict() | {'workdir': 'x'}) == want
     with pytest.raises(InputError, match=r'LoopConfig\.stepz: no such setting. Did you mean "steps"'):
         defaults(LoopConfig, 'workdir', stepz=5)
-    with pytest.raises(InputError, match=r'LoopConfig\.workdir has no default'):
+    with pytest.raises(InputError, match=r'LoopConfig\.steps has no default'):
         defaults(LoopConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,12 @@ from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import VideoVAE
-from train.runtime import sharding
+from support.goldens import relative_error
+from support.toy_program import LinearSource, Toy, config_for
+from train.runtime import loop, sharding
+from train.runtime.metrics import read_metrics
 from train.runtime.sharding import (
+    AXES,
     MeshConfig,
     batch_sharding,
     bytes_per_device,
@@ -31,6 +36,7 @@ from train.runtime.sharding import (
     param_shardings,
     path_name,
     put,
+    to_host,
 )
 
 
@@ -182,3 +188,59 @@ def test_description_reads_like_a_table(tiny):
     assert len(lines) == 1 + len(jax.tree.leaves(tiny[True]))
     row = next(line for line in lines if line.startswith('blocks/image_mlp/linear_2/kernel'))
     assert row.split(None, 3) == ['blocks/image_mlp/linear_2/kernel', '1x256x64', 'float32', '-, tensor, fsdp']
+
+
+# Several slices.
+
+
+class SliceDevice:
+    """A device that reports the slice it is in, as TPU devices do."""
+
+    def __init__(self, device: Any, slice_index: int) -> None:
+        self.device, self.slice_index = device, slice_index
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.device, name)
+
+    def __repr__(self) -> str:
+        return f'slice {self.slice_index} {self.device}'
+
+
+def two_slices(config: MeshConfig) -> Any:
+    """Return the devices of a mesh over two simulated slices of interleaved devices."""
+    return make_mesh(config, [SliceDevice(device, index % 2) for index, device in enumerate(jax.devices())]).devices
+
+
+@pytest.mark.parametrize('config', [MeshConfig(2, 4, 1), MeshConfig(4, 1, 2), MeshConfig(-1, 2, 2)])
+def test_only_the_data_axis_crosses_slices(config):
+    devices = two_slices(config)
+    assert devices.size == 8
+    for row in devices.reshape(devices.shape[0], -1):
+        assert len({device.slice_index for device in row}) == 1
+    assert {device.slice_index for device in devices[:, 0, 0]} == {0, 1}
+
+
+def test_axes_that_cross_slices_are_refused():
+    with pytest.raises(
+        InputError, match='on 2 slices: fsdp and tensor must stay inside a slice; choose a multiple of 2'
+    ):
+        two_slices(MeshConfig(1, 8, 1))
+
+
+def mesh_over_two_slices(config: MeshConfig) -> Any:
+    """Return a mesh of real devices in the order of two simulated slices."""
+    unwrap = np.vectorize(lambda device: device.device, otypes=[object])
+    return jax.sharding.Mesh(unwrap(two_slices(config)), AXES)
+
+
+def test_two_slices_train_as_one_mesh_of_eight(tmp_path, monkeypatch):
+    results = []
+    for slices in (1, 2):
+        if slices == 2:
+            monkeypatch.setattr(loop, 'make_mesh', mesh_over_two_slices)
+        config = config_for(tmp_path / str(slices), steps=4, log_every=1, mesh=MeshConfig(2, 2, 2))
+        state = loop.run(Toy(), LinearSource(), config)
+        results.append((to_host(state.student), [row['loss'] for row in read_metrics(tmp_path / str(slices))]))
+    (want, losses), (got, others) = results
+    assert others == pytest.approx(losses, rel=1e-6)
+    assert max(jax.tree.leaves(jax.tree.map(relative_error, got, want))) < 1e-6

@@ -1,0 +1,170 @@
+"""A roll call before JAX's coordination starts, so that a failing cluster says why.
+
+JAX ends a process by an abort, after five minutes, when a partner is missing or two have the same number. Here the
+processes first meet on the port of the coordinator: process 0 listens, the others report. Whoever waits says for whom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from neodragon_jax.base.errors import InputError
+
+# Seconds after which a missing process is an error, and between two lines that say who is missing.
+LONGEST_START_S, NOTICE_EVERY_S = 300.0, 20.0
+_RETRY_S, _LONGEST_LINE = 0.2, 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Reporter:
+    """A process at the roll call."""
+
+    index: int
+    count: int
+    host: str
+
+    def __str__(self) -> str:
+        return f'process {self.index} of {self.count} on {self.host}'
+
+
+class _Patience:
+    """The time that is left, and the notices in it."""
+
+    def __init__(self) -> None:
+        self._start = self._told = time.monotonic()
+
+    def left(self) -> float:
+        """Return the seconds until the longest start is over."""
+        return self._start + LONGEST_START_S - time.monotonic()
+
+    def notice(self, text: str) -> None:
+        """Print whom this process is waiting for, now and then."""
+        now = time.monotonic()
+        if now - self._told >= NOTICE_EVERY_S:
+            self._told = now
+            print(f'{text} ({now - self._start:.0f} s)', file=sys.stderr, flush=True)
+
+
+def roll_call(address: str, count: int, index: int) -> None:
+    """Return when all processes have reported, within a moment of each other.
+
+    Args:
+      address: host:port of process 0.
+    Raises:
+      InputError: the address cannot be used, a process is missing, two have the same number, or they disagree on how
+        many they are. Every process that has reported gets the same error.
+    """
+    host, _, port = address.rpartition(':')
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise InputError(f'JAX_COORDINATOR_ADDRESS is {address!r}; give host:port of process 0.')
+    if count > 1:
+        reporter = Reporter(index, count, socket.gethostname())
+        _call(int(port), reporter) if index == 0 else _report(host, int(port), reporter)
+
+
+def _call(port: int, first: Reporter) -> None:
+    """Collect the reports of the other processes, and answer all of them."""
+    present: dict[int, Reporter] = {0: first}
+    patience, error = _Patience(), ''
+    with _listener(port) as listener, contextlib.ExitStack() as stack:
+        connections: list[socket.socket] = []
+        while len(present) < first.count and not error:
+            missing = ', '.join(str(index) for index in range(first.count) if index not in present)
+            patience.notice(f'waiting for process {missing} of {first.count} to start')
+            if patience.left() <= 0:
+                error = f'process {missing} of {first.count} did not start within {LONGEST_START_S:.0f} s; look there.'
+                break
+            with contextlib.suppress(TimeoutError, ValueError, OSError):
+                connection = stack.enter_context(listener.accept()[0])
+                connection.settimeout(5)
+                reporter = Reporter(**json.loads(_line(connection)))
+                connections.append(connection)
+                error = _objection(reporter, present, first)
+                present.setdefault(reporter.index, reporter)
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps({'error': error}).encode() + b'\n')
+                connection.recv(1)  # the other side closes first, which frees the port for JAX
+    if error:
+        raise InputError(error)
+
+
+def _objection(reporter: Reporter, present: dict[int, Reporter], first: Reporter) -> str:
+    """Return what is wrong with a report, or ''."""
+    if reporter.count != first.count:
+        return f'{reporter} and {first} do not agree on their number; set the same JAX_NUM_PROCESSES everywhere.'
+    if reporter.index in present:
+        other = present[reporter.index]
+        return (
+            f'process {reporter.index} was started twice, on {other.host} and on {reporter.host}; give every process '
+            'its own JAX_PROCESS_ID.'
+        )
+    return ''
+
+
+@contextlib.contextmanager
+def _listener(port: int) -> Iterator[socket.socket]:
+    """Yield a socket that listens on a port.
+
+    Raises:
+      InputError: the port cannot be used.
+    """
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        listener = socket.create_server(('', port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        why = 'is in use' if error.errno == errno.EADDRINUSE else f'cannot be used ({error.strerror})'
+        raise InputError(
+            f'port {port} {why}; choose another one in JAX_COORDINATOR_ADDRESS, or end the run that holds it.'
+        ) from None
+    with listener:
+        listener.settimeout(_RETRY_S)
+        yield listener
+
+
+def _report(host: str, port: int, reporter: Reporter) -> None:
+    """Report to process 0, and wait for its answer."""
+    patience = _Patience()
+    message = json.dumps(dataclasses.asdict(reporter)).encode() + b'\n'
+    while True:
+        patience.notice(f'waiting for process 0 of {reporter.count} at {host}:{port}')
+        if patience.left() <= 0:
+            raise InputError(
+                f'process 0 of {reporter.count} did not answer at {host}:{port} within {LONGEST_START_S:.0f} s; is it '
+                'running, and is JAX_COORDINATOR_ADDRESS its host?'
+            )
+        try:
+            with socket.create_connection((host, port), timeout=5) as connection:
+                connection.sendall(message)
+                connection.settimeout(max(patience.left(), 1) + 10)
+                answer: Any = json.loads(_line(connection))
+        except socket.gaierror as error:
+            raise InputError(f'{host}: no such host ({error.strerror}); correct JAX_COORDINATOR_ADDRESS.') from None
+        except (OSError, ValueError):
+            time.sleep(_RETRY_S)
+            continue
+        if answer['error']:
+            raise InputError(answer['error'])
+        return
+
+
+def _line(connection: socket.socket) -> bytes:
+    """Return the line that the other side sends.
+
+    Raises:
+      ValueError: it closes the connection instead, or sends more than a line can be.
+    """
+    with connection.makefile('rb') as file:
+        line = file.readline(_LONGEST_LINE)
+    if not line.endswith(b'\n'):
+        raise ValueError('no line')
+    return line

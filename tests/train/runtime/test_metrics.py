@@ -1,0 +1,76 @@
+"""Logs, speed and goodput of a run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from neodragon_jax.base.errors import InputError
+from train.runtime import metrics
+from train.runtime.goodput import COMPILE, DATA, Goodput, speed
+from train.runtime.metrics import JSON_LINES, MetricsLog, read_metrics
+from train.runtime.peaks import peak_flops
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_goodput_is_the_share_of_the_time_in_steps():
+    clock = Clock()
+    goodput = Goodput(clock)
+    for purpose, seconds in ((COMPILE, 30.0), (DATA, 10.0), (COMPILE, 20.0)):
+        with goodput.spending(purpose):
+            clock.now += seconds
+    clock.now += 40
+    assert goodput.elapsed() == 100 and goodput.outside_steps() == 50
+    assert goodput.fraction() == pytest.approx(0.4)
+    assert goodput.describe() == 'goodput 40.0% of 100.0 s; compile 50.0 s, data wait 10.0 s'
+
+
+def test_utilization_is_of_the_peak_of_the_device():
+    measured = speed(steps=10, seconds=2.0, flops=8e14, devices=4, peak=peak_flops('TPU v5 lite'))
+    assert measured == {'steps_per_second': 5, 'tflops_per_device': 100, 'mfu': pytest.approx(100 / 197)}
+    assert 'mfu' not in speed(1, 1.0, 1.0, 1, peak_flops('cpu'))
+    assert peak_flops('TPU v5p') == peak_flops('TPU v5') == 459e12 and peak_flops('NVIDIA H200') == 989e12
+
+
+def test_console_shows_the_choice_of_the_program_and_no_nan(tmp_path, capsys):
+    values = {f'a{number}': 1.0 for number in range(9)} | {'fake_mse': 0.5, 'unit1': math.nan, 'loss': 2.0}
+    with MetricsLog(tmp_path, start=0, steps=10, progress=False, shown=('fake_mse', 'unit1')) as log:
+        log.write(1, values)
+    out = capsys.readouterr().out
+    assert out.startswith('step 1  fake_mse 0.5  ') and 'loss 2' in out and 'nan' not in out
+    (row,) = read_metrics(tmp_path)
+    assert row['unit1'] is None and row['a8'] == 1.0
+
+
+def test_progress_is_a_line_a_minute_without_a_terminal(tmp_path, capsys, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(metrics.time, 'monotonic', clock)
+    with MetricsLog(tmp_path, start=0, steps=100) as log:
+        for done in range(1, 11):
+            clock.now += 15
+            log.advance(done)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ['progress  step 4 of 100, 24 min left', 'progress  step 8 of 100, 23 min left']
+
+
+def test_a_damaged_log_is_named_and_an_unfinished_line_is_dropped(tmp_path):
+    path = tmp_path / JSON_LINES
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(tmp_path) == [{'step': 1}, {'step': 2}]
+    with MetricsLog(tmp_path, start=1, steps=3, progress=False):
+        pass
+    assert path.read_text() == '{"step": 1}\n'
+    for damaged in (b'{"step": 1}\nnothing\n{"step": 3}\n', b'[1]\n{"step": 1}\n', b'\xff\xfe\n{"step": 1}\n'):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r'metrics\.jsonl: line \d is damaged; delete that line'):
+            MetricsLog(tmp_path, start=1, steps=3)

@@ -1,0 +1,78 @@
+"""Settings become frozen dataclasses only if names, types, lengths and ranges are right."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from neodragon_jax.base.errors import InputError
+from train.runtime.optimizer import OptimizerConfig
+from train.runtime.program import LoopConfig
+from train.runtime.settings import defaults, freeze, top_level
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    rate: float = 1.0
+    flag: bool = False
+    sizes: tuple[int, ...] = (1, 2)
+    seed: int = top_level(0)
+    limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    seed: int
+    name: str
+    section: Section
+
+
+def test_sections_inherit_from_the_top():
+    whole = freeze(Whole, {'seed': 7, 'name': 'x', 'section': defaults(Section, rate=2.0)})
+    assert whole == Whole(7, 'x', Section(2.0, seed=7))
+    assert 'seed' not in defaults(Section)
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'rate': 'fast'}, "config.section.rate is 'fast'; give a number"),
+        ({'rate': True}, 'config.section.rate is True; give a number'),
+        ({'rate': math.nan}, 'config.section.rate is nan; give a finite number'),
+        ({'rate': math.inf}, 'config.section.rate is inf; give a finite number'),
+        ({'flag': 1}, 'config.section.flag is 1; give True or False'),
+        ({'sizes': 3}, 'config.section.sizes is 3; give a tuple'),
+        ({'sizes': (1, 2.5)}, r'config.section.sizes\[1\] is 2.5; give a whole number'),
+        ({'limit': 'x'}, "config.section.limit is 'x'; give a whole number"),
+        ({'rates': 1.0}, 'config.section.rates: no such setting. Did you mean "rate"'),
+    ],
+)
+def test_wrong_types_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        freeze(Whole, {'seed': 0, 'name': 'x', 'section': values})
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'learning_rate': -1e-4}, 'learning_rate is -0.0001; it must be at least 0'),
+        ({'learning_rate': math.nan}, 'learning_rate is nan'),
+        ({'clip_norm': 0.0}, 'clip_norm is 0.0; it must be greater than 0'),
+        ({'epsilon': 0.0}, 'epsilon is 0.0'),
+        ({'betas': (0.9,)}, r'betas is \(0.9,\); give 2 values'),
+        ({'betas': (0.9, 1.0)}, r'betas is \(0.9, 1.0\); it must be at least 0 and less than 1'),
+        ({'weight_decay': -1.0}, 'weight_decay is -1.0'),
+    ],
+)
+def test_optimizers_that_cannot_train_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        freeze(OptimizerConfig, values)
+
+
+def test_a_dataclass_refuses_a_nan_by_itself():
+    with pytest.raises(InputError, match='learning_rate is nan; it must be at least 0'):
+        OptimizerConfig(learning_rate=math.nan)
+    with pytest.raises(InputError, match='seed is 4294967296; it must be at least 0 and less than 4294967296'):
+        LoopConfig(steps=1, batch_size=1, seed=2**32)

@@ -1,0 +1,41 @@
+"""Options of the training of a pruned denoiser."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from neodragon_jax.base.errors import InputError
+from train.runtime.settings import check_range, top_level
+
+MAPPINGS = ('simple', 'next')
+WEIGHTS = ('image_weight', 'text_weight', 'output_weight', 'data_weight')
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningConfig:
+    """Options of the objective, beside those of flow matching (`TeacherConfig`).
+
+    Attributes:
+      denoiser: component folder of the full denoiser.
+      keep: blocks to keep, '0,1,2,4', or the keep.json of `train.prune`.
+      start: component folder of the pruned denoiser to go on from; '' begins with the full one's blocks as they are.
+      stage: 1 or 2.
+      mapping: 'simple' or 'next'.
+    """
+
+    denoiser: str = top_level('')
+    keep: str = top_level('')
+    start: str = top_level('')
+    stage: int = 1
+    mapping: str = 'simple'
+    image_weight: float = 1.0
+    text_weight: float = 1.0
+    output_weight: float = 1.0
+    data_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.stage not in (1, 2):
+            raise InputError(f'stage is {self.stage}; use 1 or 2.')
+        if self.mapping not in MAPPINGS:
+            raise InputError(f'mapping is {self.mapping!r}; use one of {", ".join(MAPPINGS)}.')
+        check_range(self, *WEIGHTS, least=0)

@@ -1,0 +1,63 @@
+"""Evaluations of a run: when they are due, and where their samples go."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+
+from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.errors import InputError, did_you_mean
+from train.runtime.processes import of_first_process
+from train.runtime.program import EVALUATION, LoopConfig
+
+# In the run's folder.
+SAMPLES = 'samples'
+
+
+class Evaluator:
+    """Runs the evaluations of a program."""
+
+    def __init__(self, program: Any, config: LoopConfig) -> None:
+        """Check that the program can evaluate if the settings ask for it.
+
+        Raises:
+          InputError: it cannot.
+        """
+        if config.evaluate_every and not hasattr(program, 'evaluate'):
+            raise InputError(
+                f'evaluate_every is {config.evaluate_every}, but program {program.name} has no evaluation; set it to 0.'
+            )
+        self._program, self._config = program, config
+        self._folder = pathlib.Path(config.workdir) / SAMPLES
+
+    def due(self, done: int) -> bool:
+        """Return whether a step is followed by an evaluation."""
+        every = self._config.evaluate_every
+        return bool(every) and (done % every == 0 or done == self._config.steps)
+
+    def run(self, state: Any, frozen: Any, done: int) -> dict[str, float]:
+        """Evaluate a state; return process 0's numbers by the names that they have in the logs.
+
+        Raises:
+          InputError: they lack the metric by which the best checkpoints are kept.
+        """
+        folder = self._folder / f'step_{done:06d}'
+        if jax.process_index() == 0:
+            for abandoned in self._folder.glob('.step_*'):  # by a killed process
+                shutil.rmtree(abandoned)
+            with atomic_folder(folder, replace=True) as partial:
+                numbers = self._program.evaluate(state, frozen, partial)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        else:
+            numbers = self._program.evaluate(state, frozen, folder.with_name(f'.not_of_process_{jax.process_index()}'))
+        scores = {EVALUATION + name: float(value) for name, value in of_first_process(numbers).items()}
+        wanted = self._config.best_metric
+        if self._config.keep_best and wanted not in scores:
+            raise InputError(
+                f'best_metric is {wanted!r}, no metric of {self._program.name}.{did_you_mean(wanted, scores)}'
+            )
+        return scores

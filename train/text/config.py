@@ -1,0 +1,74 @@
+"""Options of the text-encoder distillation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from neodragon_jax.base.errors import InputError
+from train.data import DTYPES
+from train.runtime.optimizer import OptimizerConfig
+from train.runtime.settings import check_range
+from train.text.parts import ADAPTERS
+
+ENCODERS = ('frozen', 'lora', 'trained')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates of DT5.
+
+    Attributes:
+      rank: R.
+      alpha: the updates are scaled by alpha / rank.
+      layers: regular expression of the linear layers' names.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    layers: str = '(query|key|value|out|mlp_gate|mlp_value|mlp_out|projection_in|projection_out)'
+
+    def __post_init__(self) -> None:
+        check_range(self, 'rank', least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Options of the objective.
+
+    Attributes:
+      adapter: 'replace' (the deployed one), 'extend' or 'none', see parts.py.
+      encoder: DT5 is 'frozen', 'trained' whole, or by 'lora'.
+      hidden: widths of the adapter's hidden layers, which all hand on the input.
+      mse_weight, cosine_weight: factors of the two terms.
+      held_out: V, prompts at the end of the data, among which each must find its own embedding.
+      held_out_batch: of them at a time; divides V.
+      dtype: compute type, and the one in which T5-XXL is held; what is trained stays float32.
+    """
+
+    adapter: str = 'replace'
+    encoder: str = 'frozen'
+    hidden: tuple[int, ...] = (4096, 4096, 4096, 4096)
+    mse_weight: float = 1.0
+    cosine_weight: float = 0.1
+    held_out: int = 1000
+    held_out_batch: int = 200
+    dtype: str = 'bfloat16'
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=1000)
+    )
+
+    def __post_init__(self) -> None:
+        choices = {'adapter': ADAPTERS, 'encoder': ENCODERS, 'dtype': DTYPES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f'{name} is {getattr(self, name)!r}; use one of {", ".join(known)}.')
+        check_range(self, 'hidden', least=1)
+        check_range(self, 'mse_weight', 'cosine_weight', least=0)
+        if (self.adapter, self.encoder) == ('none', 'frozen'):
+            raise InputError('adapter none with a frozen encoder leaves nothing to train; choose another of either.')
+        if self.held_out < 0 or self.held_out_batch < 1 or self.held_out % self.held_out_batch:
+            raise InputError(
+                f'held_out is {self.held_out} and held_out_batch {self.held_out_batch}; hold out a multiple of the '
+                'batch, or 0.'
+            )
