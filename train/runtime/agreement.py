@@ -45,7 +45,8 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
     for process, row in enumerate(rows):
         wrong = [name for name, same in zip(sorted(given), (row == rows[0]).all(axis=-1), strict=True) if not same]
         if wrong:
-            detail = f' ({differences(first, given)})' if process == jax.process_index() else ''
+            told = '; '.join(differences(first[name], given[name]) for name in wrong)
+            detail = f' ({told})' if process == jax.process_index() else ''
             raise InputError(
                 f'process {process} has another {" and ".join(wrong)} than process 0{detail}; start the same commit '
                 'with the same command and the same data on every host.'
@@ -71,4 +72,5 @@ def _differences(first: Any, other: Any, path: str) -> list[str]:
             for key in keys
             for line in _differences(first.get(key), other.get(key), f'{path}.{key}' if path else key)
         ]
-    return [] if first == other else [f'{path}: {json.dumps(first)} on process 0, {json.dumps(other)} here']
+    label = f'{path}: ' if path else ''
+    return [] if first == other else [f'{label}{json.dumps(first)} on process 0, {json.dumps(other)} here']
