@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from train.runtime.peaks import PEAK_FLOPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +56,11 @@ _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'
 # The matrix units of v6e and tpu7x are 256 x 256; the compiler's estimates for them exceed what two units could do in a
 # cycle, so four of them are assumed, which puts the clocks at 1.75 and 2.2 GHz.
 CHIPS = {
-    'v4': Chip(275e12, 8 * 2 * 128**2, 128, 30.75, 50e9, 3, 4, _CUBES, (('chip_config_name', 'megacore'),)),
-    'v5e': Chip(197e12, 4 * 2 * 128**2, 128, 15.75, 50e9, 2, 16, _FLAT),
-    'v5p': Chip(459e12, 8 * 2 * 128**2, 128, 95.74, 100e9, 3, 4, _CUBES),
-    'v6e': Chip(918e12, 4 * 2 * 256**2, 256, 31.25, 100e9, 2, 16, _FLAT),
-    'tpu7x': Chip(1153.5e12, 4 * 2 * 256**2, 256, 94.75, 50e9, 3, 4, _CUBES, devices=2),
+    'v4': Chip(PEAK_FLOPS['v4'], 8 * 2 * 128**2, 128, 30.75, 50e9, 3, 4, _CUBES, (('chip_config_name', 'megacore'),)),
+    'v5e': Chip(PEAK_FLOPS['v5e'], 4 * 2 * 128**2, 128, 15.75, 50e9, 2, 16, _FLAT),
+    'v5p': Chip(PEAK_FLOPS['v5p'], 8 * 2 * 128**2, 128, 95.74, 100e9, 3, 4, _CUBES),
+    'v6e': Chip(PEAK_FLOPS['v6e'], 4 * 2 * 256**2, 256, 31.25, 100e9, 2, 16, _FLAT),
+    'tpu7x': Chip(PEAK_FLOPS['tpu7x'], 4 * 2 * 256**2, 256, 94.75, 50e9, 3, 4, _CUBES, devices=2),
 }
 
 

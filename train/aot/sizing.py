@@ -34,14 +34,14 @@ from ml_collections import ConfigDict, config_flags
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
-from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
 from train.aot import report as aot_report
 from train.aot.report import Case, Facts
 from train.aot.request import INPUT_ERROR, QUIET, Request
 from train.aot.xla_flags import FLAGS
-from train.runtime import flops, loop
+from train.runtime import flops, loop, runner
 from train.runtime.sharding import AXES, MeshConfig, make_mesh
+from train.runtime.step import variants
 
 # A ConfigDict; type checkers do not know its attributes.
 Settings = Any
@@ -110,8 +110,8 @@ def _of_variants(
     program: str, settings: Settings, slice_: aot_chips.Topology, wanted: str, per_sample: dict[Any, float]
 ) -> Iterator[Job]:
     """Yield a job for each wanted variant of the step."""
-    abstract = aot_program.build(program, settings)
-    shares, run = aot_program.variants(abstract.program), abstract.run
+    abstract = runner.size(program, settings)
+    shares, run = variants(abstract.program), abstract.run
     names = {str(variant): variant for variant in shares}
     if wanted == LARGEST:
         chosen = [max(per_sample, key=per_sample.__getitem__)]
@@ -187,14 +187,14 @@ def model_flops(program: str, settings: Settings) -> dict[Any, float]:
     settings.loop.batch_size = 1
     for name, section in _sections(settings, PLAIN):
         section[name] = PLAIN[name]
-    abstract = aot_program.build(program, settings)
+    abstract = runner.size(program, settings)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices('cpu')[:1])
     arguments = loop.abstract_arguments(
         abstract.program, abstract.program.frozen(), abstract.source, abstract.run, mesh
     )
     return {
         variant: traced_flops(functools.partial(loop.guarded_step, abstract.program, variant), *arguments)
-        for variant in aot_program.variants(abstract.program)
+        for variant in variants(abstract.program)
     }
 
 
@@ -273,7 +273,7 @@ def main(settings: Settings, dry_run: bool = False) -> None:
     # Tracing needs no accelerator and must not take one.
     jax.config.update('jax_platforms', 'cpu')
     given: Any = command_flags.FLAGS
-    program = aot_program.program_name(config_flags.get_config_filename(given['config']))
+    program = runner.program_name(config_flags.get_config_filename(given['config']))
     options = _options(given, settings)
     todo = jobs(program, settings, options)
     if dry_run:

@@ -27,14 +27,14 @@ from ml_collections import ConfigDict
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.memory import peak_memory_bytes
-from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
 from train.aot.cost import analyze
 from train.aot.hlo import group_axes, parse
 from train.aot.report import Facts, needed_bytes
 from train.aot.request import INPUT_ERROR, Request
-from train.runtime import loop
+from train.runtime import loop, runner
 from train.runtime.sharding import make_mesh
+from train.runtime.step import variants
 
 PACKAGES = ('jax', 'jaxlib', 'libtpu')
 
@@ -42,7 +42,7 @@ PACKAGES = ('jax', 'jaxlib', 'libtpu')
 def answer(request: Request) -> Facts:
     """Return the facts, from the cache if they are there."""
     slice_ = aot_chips.topology(request.topology)
-    program = aot_program.build(request.program, ConfigDict(json.loads(request.settings)))
+    program = runner.size(request.program, ConfigDict(json.loads(request.settings)))
     start = time.perf_counter()
     lowered, mesh = lower(program, request.variant, slice_)
     lower_s = time.perf_counter() - start
@@ -54,12 +54,12 @@ def answer(request: Request) -> Facts:
     return _analyzed(facts, program_text, mesh, slice_) if facts.fits else facts
 
 
-def lower(program: aot_program.AbstractProgram, variant: str, slice_: aot_chips.Topology) -> tuple[Any, Any]:
+def lower(program: runner.Training, variant: str, slice_: aot_chips.Topology) -> tuple[Any, Any]:
     """Return the lowered step, the one that `loop.run` compiles, and its mesh."""
     description = topologies.get_topology_desc(slice_.name, platform='tpu', **slice_.options())
     mesh = make_mesh(program.run.mesh, description.devices)
     arguments = loop.abstract_arguments(program.program, program.program.frozen(), program.source, program.run, mesh)
-    by_name = {str(value): value for value in aot_program.variants(program.program)}
+    by_name = {str(value): value for value in variants(program.program)}
     step = loop.jit_step(program.program, by_name[variant], arguments)
     return step.lower(*arguments), mesh
 

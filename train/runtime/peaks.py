@@ -10,7 +10,7 @@ PEAK_FLOPS = {
     'v5e': 197e12,
     'v5p': 459e12,
     'v6e': 918e12,
-    'tpu7x': 1153.5e12,
+    'tpu7x': 1153.5e12,  # of one core, which is a device
     'A100': 312e12,
     'H100': 989e12,
     'H200': 989e12,

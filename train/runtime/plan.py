@@ -1,8 +1,7 @@
-"""What a run would do, as text: the plan that --dry-run prints."""
+"""The plan of a run as text, printed by --dry-run."""
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Hashable
 from typing import Any
 
@@ -13,17 +12,14 @@ from train.data import Source
 from train.runtime import flops
 from train.runtime.program import LoopConfig, Program
 from train.runtime.sharding import bytes_per_device, count_parameters, describe, make_mesh, path_name
-from train.runtime.step import Arguments, abstract_arguments, jit_step, shardings_of
-
-# Steps whose variants the plan looks at; programs that alternate between steps do so sooner.
-STEPS_LOOKED_AT = 1000
+from train.runtime.step import STEPS_SEEN, Arguments, abstract_arguments, jit_step, shardings_of, variants
 
 
 def plan(program: Program, source: Source, config: LoopConfig) -> str:
-    """Return what `train.runtime.loop.run` would do, without allocating the state: the text of --dry-run.
+    """Return the plan of `train.runtime.loop.run`, without allocating the state: the text of --dry-run.
 
-    Mesh, batches, parameters and bytes per device of each part of the state, arithmetic of each variant of the step,
-    and the sharding of every array. Every process of a run must call it; one suffices to print it.
+    It lists mesh, batches, parameters and bytes per device of each part of the state, the arithmetic of each variant of
+    the step, and the sharding of every array. Every process of a run must call it.
     """
     start_processes(config.distributed)
     mesh = make_mesh(config.mesh)
@@ -46,15 +42,14 @@ def plan(program: Program, source: Source, config: LoopConfig) -> str:
 
 def _arithmetic(program: Program, arguments: Arguments, steps: int, devices: int) -> list[str]:
     """Return the lines on the arithmetic of the steps."""
-    looked_at = min(steps, STEPS_LOOKED_AT)
-    share = collections.Counter(program.variant(step) for step in range(looked_at))
+    share = variants(program, min(steps, STEPS_SEEN))
     counts = {variant: _count(program, variant, arguments) for variant in share}
     lines = []
     for variant, counted in counts.items():
         once = f'; {counted.open_loops} loops of unknown length count once' if counted.open_loops else ''
-        often = f'{share[variant] / looked_at:.0%} of the steps'
+        often = f'{share[variant]:.0%} of the steps'
         lines.append(f'step of variant {variant!r}  {_si(counted.total)}FLOP  {often}{once}')
-    mean = sum(counts[variant].total * number for variant, number in share.items()) / looked_at
+    mean = sum(counts[variant].total * part for variant, part in share.items())
     lines.append(
         f'{_si(mean)}FLOP per step on average, {_si(mean / devices)}FLOP per device, {_si(mean * steps)}FLOP in all: '
         'matrix products and convolutions, loop bodies as often as they run, rematerialization included'
@@ -63,7 +58,7 @@ def _arithmetic(program: Program, arguments: Arguments, steps: int, devices: int
 
 
 def _count(program: Program, variant: Hashable, arguments: Arguments) -> flops.Flops:
-    """Return the arithmetic of one variant of the step, which is traced but not compiled."""
+    """Return the arithmetic of one variant of the step by tracing it."""
     return flops.count(jit_step(program, variant, arguments).trace(*arguments).jaxpr)
 
 

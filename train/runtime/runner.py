@@ -1,6 +1,8 @@
 """From settings to a run: one recipe per program, used by its command, by --dry-run and by `train.aot`.
 
 A program's package train/NAME has a module `program` with a constant `RECIPE`; configs/NAME.py holds its settings.
+`train.aot` finds the settings that it varies by name: `loop.mesh`, `loop.batch_size`, and in any section `remat`,
+`attention`, `memory` and `accumulate`.
 """
 
 from __future__ import annotations
@@ -118,6 +120,15 @@ def recipe_of(name: str) -> Recipe:
         if not f'{module}.'.startswith(f'{error.name}.'):
             raise
         raise InputError(f'configs/{name}.py belongs to no program: there is no train/{name}/program.py.') from None
+
+
+def size(name: str, settings: ConfigDict) -> Training:
+    """Return the training of a program as shapes; no data, no weights and no memory are needed.
+
+    Raises:
+      InputError: there is no such program, or a setting is wrong.
+    """
+    return recipe_of(name).size(settings)
 
 
 def program_name(config_file: str) -> str:

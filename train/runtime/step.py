@@ -23,6 +23,8 @@ from train.runtime.sharding import batch_sharding, param_shardings, path_name, r
 
 # A metric whose name ends so must be finite, or the step is skipped.
 GUARDED = ('loss', 'grad_norm')
+# Steps in which every variant of a program's step occurs.
+STEPS_SEEN = 1000
 # Counters of the guard: logged as they stand, where other metrics are averaged.
 COUNTERS = ('skipped', 'skipped_in_a_row')
 
@@ -109,6 +111,12 @@ def _chosen(finite: Bool[Array, ''], path: Any, new: Array, old: Array) -> Array
 def initial(program: Program, key: PRNGKeyArray, frozen: Any) -> Carry:
     """Return the carry before the first step."""
     return Carry(program.init_state(key, frozen), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def variants(program: Program, steps: int = STEPS_SEEN) -> dict[Hashable, float]:
+    """Return the variants of a program's steps, sorted, with their shares of the first steps."""
+    seen = [program.variant(step) for step in range(steps)]
+    return {variant: seen.count(variant) / len(seen) for variant in sorted(set(seen))}  # pyright: ignore[reportArgumentType]
 
 
 def batch_sharding_of(config: LoopConfig, mesh: Mesh) -> jax.sharding.NamedSharding:

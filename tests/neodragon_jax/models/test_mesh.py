@@ -10,10 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import dmd as dmd_config
 from neodragon_jax.models.mesh import batch_axes, keep_batch_split
-from train.aot import abstract as aot_abstract
 from train.aot.cost import analyze, collective_bytes
 from train.aot.hlo import parse
-from train.runtime import loop
+from train.runtime import loop, runner
 from train.runtime.sharding import MeshConfig, make_mesh
 
 BATCH, WIDTH = 8, 32
@@ -60,7 +59,7 @@ def test_a_distillation_step_sends_gradients_and_no_activations():
     settings = dmd_config.get_config('tiny')
     settings.dmd.fake_updates = 1
     settings.loop.mesh.update(data=1, fsdp=8)
-    program, source, run = aot_abstract.build('dmd', settings)
+    program, source, run = runner.size('dmd', settings)
     mesh = make_mesh(run.mesh, jax.devices())
     arguments = loop.abstract_arguments(program, program.frozen(), source, run, mesh)
     compiled = loop.jit_step(program, 0, arguments).lower(*arguments).compile()

@@ -16,13 +16,14 @@ from configs import dmd as dmd_config
 from neodragon_jax.base.errors import InputError
 from support.goldens import TINY_CHECKPOINT
 from train import tpu_flags
-from train.aot import abstract as aot_program
 from train.aot import chips as aot_chips
 from train.aot import report as aot_report
 from train.aot import sizing as aot
 from train.aot.report import Case, Facts
 from train.aot.sizing import traced_flops
 from train.dmd import teacher as dmd_teacher
+from train.runtime import runner
+from train.runtime.step import variants
 
 GIB = 2**30
 
@@ -126,7 +127,7 @@ def tiny_settings(**changes) -> ConfigDict:
 
 
 def test_abstract_program_has_the_shapes_of_the_real_one():
-    abstract = aot_program.build('dmd', tiny_settings())
+    abstract = runner.size('dmd', tiny_settings())
     real = dmd_teacher.read_teacher(str(TINY_CHECKPOINT))
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
     assert shapes(abstract.program.frozen()['teacher']) == shapes(real.params)
@@ -139,19 +140,19 @@ def test_abstract_program_has_the_shapes_of_the_real_one():
 
 
 def test_abstract_program_lowers_without_memory():
-    abstract = aot_program.build('dmd', dmd_config.get_config('full'))
+    abstract = runner.size('dmd', dmd_config.get_config('full'))
     state = jax.eval_shape(abstract.program.init_state, jax.random.key(0), abstract.program.frozen())
     assert sum(leaf.size for leaf in jax.tree.leaves(state.student)) > 1.5e9
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract.program.frozen()))
-    assert sum(aot_program.variants(abstract.program).values()) == pytest.approx(1)
+    assert sum(variants(abstract.program).values()) == pytest.approx(1)
 
 
 def test_unknown_programs_are_refused():
     with pytest.raises(InputError, match='there is no train/nothing'):
-        aot_program.build('nothing', ConfigDict())
-    with pytest.raises(InputError, match='has no abstract_program'):
-        aot_program.build('losses', ConfigDict())
-    assert aot_program.program_name('configs/dmd.py:tiny') == 'dmd'
+        runner.size('nothing', ConfigDict())
+    with pytest.raises(InputError, match='there is no train/flow/program'):
+        runner.size('flow', ConfigDict())
+    assert runner.program_name('configs/dmd.py:tiny') == 'dmd'
 
 
 # Jobs.

@@ -27,13 +27,13 @@ from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.native_decoder import NativeVAE
 from support.goldens import TINY_CHECKPOINT
 from train import random_teacher
-from train.aot import abstract as aot_program
 from train.aot import sizing as aot
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.dmd import program as dmd
-from train.runtime import loop
+from train.runtime import loop, runner
 from train.runtime.runner import recipe_of
 from train.runtime.sharding import AXES, SMALL, MeshConfig, make_mesh, path_name
+from train.runtime.step import variants
 from train.teacher import program as teacher_program
 
 CHIPS = 16
@@ -60,12 +60,12 @@ def test_every_program_with_settings_is_here():
 # The published sizes, from nothing.
 
 
-def published(name: str, preset: str, **changes: Any) -> tuple[aot_program.AbstractProgram, loop.Arguments]:
+def published(name: str, preset: str, **changes: Any) -> tuple[runner.Training, loop.Arguments]:
     """Return a program and its arguments on a slice of 16 chips that is only a name."""
     settings = settings_of(name, preset)
     settings.loop.batch_size = CHIPS
     settings.update(changes)
-    abstract = aot_program.build(name, settings)
+    abstract = runner.size(name, settings)
     mesh: Any = AbstractMesh((1, CHIPS, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     frozen = abstract.program.frozen()
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) or leaf.size <= SMALL for leaf in jax.tree.leaves(frozen))
@@ -94,7 +94,7 @@ def test_all_large_parameters_have_a_place_on_a_slice(name, preset, changes, bil
     held = {'state': arguments.carry.state, 'frozen': arguments.frozen}
     for path, leaf in jax.tree_util.tree_leaves_with_path(held):
         assert leaf.size <= SMALL or 'fsdp' in leaf.sharding.spec, path_name(path)
-    assert sum(aot_program.variants(abstract.program).values()) == pytest.approx(1)
+    assert sum(variants(abstract.program).values()) == pytest.approx(1)
     if billions is not None:
         state = arguments.carry.state
         trained = [getattr(state, field) for field in ('params', 'student', 'fake') if hasattr(state, field)]
@@ -135,13 +135,13 @@ def loaded(name: str, settings: ConfigDict) -> tuple[Any, Any]:
 def real_dmd(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     del folder
     settings.update({'data': 'unused', 'workdir': 'unused', 'checkpoint': str(TINY_CHECKPOINT)})
-    source = aot_program.build('dmd', settings).source
+    source = runner.size('dmd', settings).source
     return dmd.DMD(dmd.RECIPE.read(settings).dmd, source[0], 3), source
 
 
 def real_teacher(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     config = teacher_program.RECIPE.read(settings).teacher
-    data = stored(folder, aot_program.build('teacher', settings).source[0])
+    data = stored(folder, runner.size('teacher', settings).source[0])
     return teacher_program.load_program(config, [data], [1.0])
 
 
@@ -151,7 +151,7 @@ def going_on(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
 
 
 def real_pruning(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
-    sample = aot_program.build('teacher', settings_of('teacher', 'tiny')).source[0]
+    sample = runner.size('teacher', settings_of('teacher', 'tiny')).source[0]
     settings.update({'denoiser': denoiser(folder), 'keep': '1,2', 'workdir': 'unused'})
     settings.data = stored(folder / 'data', sample)
     return loaded('pruning', settings)
@@ -170,7 +170,7 @@ def real_text(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     settings.update({'encoder': str(TINY_CHECKPOINT / 'text_encoder_3'), 'start': ''})
     settings.update({'embedder': str(folder / random_teacher.DENOISER)})
     settings.update({'teacher': str(folder / random_teacher.TEXT_ENCODER)})
-    settings.data = stored(folder / 'data', aot_program.build('text', settings).source[0])
+    settings.data = stored(folder / 'data', runner.size('text', settings).source[0])
     return loaded('text', settings)
 
 
@@ -211,7 +211,7 @@ TINY: dict[str, tuple[str, str, Real]] = {
 def test_miniature_has_the_shapes_of_the_real_program_and_its_steps_trace(name, preset, real, tmp_path):
     settings = settings_of(name, preset)
     program, source = real(settings, tmp_path)
-    abstract = aot_program.build(name, settings)
+    abstract = runner.size(name, settings)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     want = loop.abstract_arguments(program, program.frozen(), source, abstract.run, mesh)
     got = loop.abstract_arguments(abstract.program, abstract.program.frozen(), abstract.source, abstract.run, mesh)
@@ -223,7 +223,7 @@ def test_miniature_has_the_shapes_of_the_real_program_and_its_steps_trace(name, 
     assert shapes({key: got.batch[key] for key in places}) == shapes(places) and set(got.batch) <= set(want.batch)
     frozen = jax.tree.leaves({key: tree for key, tree in abstract.program.frozen().items() if key != 'negative'})
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) or leaf.size <= 3 for leaf in frozen)  # a mean color is measured
-    variant = list(aot_program.variants(abstract.program))[-1]
+    variant = list(variants(abstract.program))[-1]
     carry, metrics = jax.eval_shape(functools.partial(loop.guarded_step, abstract.program, variant), *got)
     assert shapes(carry) == shapes(got.carry) and metrics
 
@@ -256,5 +256,5 @@ def test_what_does_not_fit_is_refused_without_data(name, changes, message):
     settings = settings_of(name, FULL[name])
     settings.update(changes)
     with pytest.raises(InputError, match=message) as error:
-        aot_program.build(name, settings)
+        runner.size(name, settings)
     assert '\n' not in str(error.value)
