@@ -1,10 +1,10 @@
-"""The whole house in minutes, on the shipped checkpoint: generate, distil, generate again, export to the phone.
+"""Run the whole project in minutes on the shipped checkpoint: generate, distil, generate again, export to the phone.
 
     make demo            (or: python demo.py --out out/demo)
 
-Every step is one of the project's own programs, run exactly as a user would; the report gives each command with its
-time and what it measured. The checkpoint was trained by `train.benchmark` on videos of one moving shape: whether a
-video shows what its prompt asks for is read from its pixels.
+Every step is one of the project's programs, run as a user would run it; the report gives each command with its time
+and its measurements. The checkpoint was trained by `train.benchmark` on videos of one moving shape, so that the pixels
+of a video tell whether it shows its prompt.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def training_table(out: pathlib.Path) -> list[str]:
 
 
 def videos(out: pathlib.Path) -> list[str]:
-    """Return, as a Markdown table, what each video shows of what was asked for, and their contact sheets."""
+    """Return a Markdown table of the attributes that each video shows, and the contact sheets."""
     lines = [f'| who | {" | ".join(Traits._fields)} | motion, 1 as asked |', f'|---{"|---" * len(Traits._fields)}|---|']
     sheets = []
     for who in ('student', 'teacher', 'new_student'):
@@ -181,7 +181,7 @@ def main() -> int:
     args = parser.parse_args()
     out = pathlib.Path(args.out)
     if out.exists():
-        # Programs resume from what they find; a demo should show them working. Nothing is deleted.
+        # Programs resume from existing results, but a demo should run everything. Nothing is deleted.
         out.rename(out.with_name(f'{out.name}-{time.strftime("%Y%m%d-%H%M%S")}'))
     (out / 'logs').mkdir(parents=True)
     (out / 'prompts.txt').write_text('\n'.join(map(caption, CPU.combinations('train'))) + '\n')

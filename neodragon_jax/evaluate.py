@@ -1,6 +1,6 @@
 """Numbers for a folder of generated videos, and VBench where it is installed. Run with --help.
 
-The folder has VBench's layout, `{prompt}-{i}.mp4`, which is what `python -m neodragon_jax` writes.
+The folder has VBench's layout, `{prompt}-{i}.mp4`, as `python -m neodragon_jax` writes it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ examples:
   python -m neodragon_jax.evaluate out/ --json out/metrics.json
   python -m neodragon_jax.evaluate out/ --vbench ~/vbench/bin/vbench --vbench-out scores/
 
-VBench needs a GPU and other versions of common packages than this project, so it gets an environment of its own:
+VBench needs a GPU and other versions of common packages than this project, so it needs a separate environment:
   python3 -m venv ~/vbench && ~/vbench/bin/pip install vbench
 Some of its dimensions also need detectron2; see its own instructions. The videos that it judges are made by
   python -m neodragon_jax --vbench ~/vbench/bin/vbench --checkpoint CKPT --no-safety-checker --out out/

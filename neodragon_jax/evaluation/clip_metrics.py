@@ -1,7 +1,7 @@
 """Numbers that describe a clip without a reference and without weights: motion, flicker, sharpness, saturation.
 
-They tell a frozen, pulsing, blurred or washed-out video from a sound one, and two checkpoints apart; they do not judge
-what a video shows. Luma is the mean of R, G and B, in gray levels 0..255.
+They find frozen, pulsing, blurred or washed-out videos and compare two checkpoints; they do not judge the content of
+a video. Luma is the mean of R, G and B, in gray levels 0..255.
 
 Legend: T frames, H W pixels.
 """
@@ -20,8 +20,8 @@ from neodragon_jax.base.errors import InputError
 BLOCK, REACH = 16, 8
 # Frame pairs that motion is measured on, evenly spaced: following every pair takes seconds per clip.
 PAIRS = 12
-# What a displacement must at least take from the difference at none: a share of it, because the best of many matches
-# of mere noise takes a seventh, and gray levels per pixel, because of compression.
+# Least reduction of the difference that makes a displacement count: a share of it, because the best of many matches
+# of pure noise reduces it by a seventh, and gray levels per pixel, because of compression.
 SHARE, LEVELS = 0.25, 1.0
 
 Luma = Float[np.ndarray, 'T H W']

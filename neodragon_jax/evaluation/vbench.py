@@ -1,4 +1,4 @@
-"""VBench, in an environment of its own: its prompts, and its scores of our videos.
+"""Prompts and scores of VBench, which runs in a separate environment.
 
 Source: Huang et al., VBench, arXiv 2311.17982; command line and prompt list of the package vbench 0.1.5.
 """
@@ -20,7 +20,7 @@ PROMPTS = 'VBench_full_info.json'
 SAMPLES = 5
 
 VBENCH_INSTALL = 'python3 -m venv ~/vbench && ~/vbench/bin/pip install vbench'
-# What VBench measures on its own prompts; the first six also on any others.
+# Dimensions that VBench measures on its own prompts; the first six also on any others.
 ANY_PROMPT = (
     'subject_consistency',
     'background_consistency',
@@ -94,7 +94,7 @@ def run_vbench(
     program: str, videos: Sequence[pathlib.Path], out: pathlib.Path, mode: str, dimensions: Sequence[str]
 ) -> dict[str, float | None]:
     """Run VBench on videos, one dimension after the other, and return its scores; None where it gave none."""
-    # It starts itself again as `python`, which must be that of its own environment.
+    # VBench starts `python` again, which must be the one of its environment.
     path = os.pathsep.join([str(pathlib.Path(program).absolute().parent), os.environ.get('PATH', '')])
     scores: dict[str, float | None] = {}
     # It takes every file of the folder for a video, so it gets a folder without contact sheets.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from neodragon_jax.pyramid.sampler import POSTERIOR, Keys, fold_keys, white_noise
 
-# The steps that the model was distilled to, and the noise schedule of the model before that.
+# Timesteps of the distilled model, and the noise schedule of the model that it was distilled from.
 TIMESTEPS = (999, 749, 499, 249)
 BETAS = (0.00085, 0.012)
 TRAIN_STEPS = 1000
@@ -28,7 +28,7 @@ Latents = Float[Array, 'B h w C']
 
 
 class Condition(NamedTuple):
-    """What the UNet knows of a picture besides its noise."""
+    """Conditioning of the UNet: text, pooled text and sizes."""
 
     text: Float[Array, 'B L T']  # penultimate states of both towers, side by side
     pooled: Float[Array, 'B P']  # pooled vector of the second tower
@@ -37,14 +37,14 @@ class Condition(NamedTuple):
 
 @runtime_checkable
 class PictureNoise(Protocol):
-    """Where the random numbers of a picture come from."""
+    """Source of the random numbers of a picture."""
 
     def initial(self, shape: tuple[int, ...]) -> Latents:
         """Return the white noise to start from."""
         ...
 
     def step(self, number: int, shape: tuple[int, ...]) -> Latents:
-        """Return the white noise that is added after step `number`, counted from 0; none is after the last."""
+        """Return the white noise added after step `number`, counted from 0; the last step adds none."""
         ...
 
 

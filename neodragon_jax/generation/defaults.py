@@ -1,4 +1,4 @@
-"""What to make by default with a checkpoint: `generation.json` in its root folder.
+"""Defaults of generation with a checkpoint: `generation.json` in its root folder.
 
     {
       "frames": 17, "height": 64, "width": 64,
@@ -11,8 +11,8 @@
       "example": "a small red circle moves right on a blue background"
     }
 
-Every key may be left out, and so may the file: then the values of the released system hold, which this module defines.
-As on the command line, `steps` and `guidance` alone are those of unit 0, too.
+Every key is optional, and so is the file; the released values, which this module defines, fill the gaps. As on the
+command line, `steps` and `guidance` alone also set those of unit 0.
 Source of the released values: Neodragon, arXiv 2511.06055, and its released pipeline.
 """
 
@@ -30,7 +30,7 @@ from neodragon_jax.base.errors import InputError, did_you_mean
 
 FILE = 'generation.json'
 MODES = ('hybrid', 'monolithic')
-# Who makes frame 0 without a given picture: the checkpoint's first-frame model, or the denoiser, like all other frames.
+# Makers of frame 0 without a given picture: the checkpoint's first-frame model, or the denoiser, as for other frames.
 FIRST_FRAMES = ('model', 'denoiser')
 
 # Video frames and pixels per latent, and latents per side of the denoiser's patches.
@@ -44,7 +44,7 @@ SIDE_MULTIPLE = SPATIAL_FACTOR * PATCH * 2 ** (STAGES - 1)
 
 @dataclasses.dataclass(frozen=True)
 class ModeDefaults:
-    """What the two modes do differently.
+    """Defaults that differ between the two modes.
 
     Attributes:
       steps, first_steps: denoiser steps per stage, coarsest first; those of unit 0.
@@ -59,21 +59,21 @@ class ModeDefaults:
     first_frame: str
 
     def but(self, given: Mapping[str, Any]) -> ModeDefaults:
-        """Return these defaults with some changed; `steps` or `guidance` alone changes unit 0, too."""
+        """Return these defaults with some changed; `steps` or `guidance` alone also changes unit 0."""
         first = {f'first_{name}': given[name] for name in ('steps', 'guidance') if name in given}
         return dataclasses.replace(self, **(first | dict(given)))
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationDefaults:
-    """What to make by default; the field's defaults are those of the released system.
+    """Defaults of a checkpoint; the values here are those of the released system.
 
     Attributes:
       mode: one of MODES.
       frames: of the video, 8 n + 1.
       height, width: in pixels, multiples of SIDE_MULTIPLE.
       prompt_modifier: appended to every prompt.
-      negative_prompt: what guidance steers away from.
+      negative_prompt: text that guidance steers away from.
       hybrid, monolithic: of each mode; in the file under `modes`.
       prompts: one line on the prompts that the checkpoint was trained on; '' says nothing.
       example: one such prompt.
@@ -167,10 +167,10 @@ def check_size(frames: int, height: int, width: int) -> None:
 
 
 def choose_first_frame(given: str | None, mode: str, defaults: GenerationDefaults) -> str:
-    """Return who makes frame 0: as given on a command line, or else by default in a mode.
+    """Return the maker of frame 0: the given one, else the default of a mode.
 
     Raises:
-      InputError: there is no choice in this mode.
+      InputError: the mode leaves no choice.
     """
     if given == 'model' and mode == 'monolithic':
         raise InputError('--first-frame model is for --mode hybrid; in monolithic mode the denoiser makes all frames.')
@@ -178,7 +178,7 @@ def choose_first_frame(given: str | None, mode: str, defaults: GenerationDefault
 
 
 def read(root: str | os.PathLike[str]) -> GenerationDefaults:
-    """Return what to make by default with the checkpoint in a folder; without the file, the released defaults.
+    """Return the defaults of the checkpoint in a folder; without the file, the released ones.
 
     Raises:
       InputError: the file is damaged, a key is unknown, or a value is of a wrong kind.

@@ -1,7 +1,6 @@
 """Prompt to the first frame's picture: SSD-1B, distilled to four steps, and the image VAE of SDXL.
 
-`FirstFrameModel` holds one function per module, like `pipeline.Components`, so that whatever is exported slots into
-the same places.
+`FirstFrameModel` holds one function per module, like `pipeline.Components`: exported graphs take the same places.
 
 Legend: B pictures, H W pixels, h w latent grid, C latent channels, L text tokens, T width of both towers' states,
 P pooled width.
@@ -102,7 +101,7 @@ def load(
       root: folder of the whole checkpoint.
       height, width: size of the pictures in pixels.
       dtype: compute type; parameters are held in it if they are stored in a wider one, see `params.cast`. None
-        computes in the stored type. What the UNet embeds, norms and softmax stay float32.
+        computes in the stored type. Embeddings, norms and softmax of the UNet stay float32.
       place: puts a tree of arrays on the devices.
       store: holds the parameters; default: one that reads them all now and places them with `place`.
     Raises:
@@ -152,7 +151,7 @@ def _prompt_encoder(
     dtype: Any,
     store: Store,
 ) -> Callable[[Sequence[str]], Condition]:
-    """Return the function from prompts to what the UNet knows of pictures of that size."""
+    """Return the function from prompts to the conditioning of pictures of that size."""
     first_folder, first_tower = _find(root, folders.FIRST_FRAME_CLIP_L, CLIPTextModel)
     second_folder, second_tower = _find(root, folders.FIRST_FRAME_CLIP_G, CLIPTextModel)
     widths = (first_tower.config.hidden_size + second_tower.config.hidden_size, second_tower.config.projection_dim)
@@ -179,7 +178,7 @@ def _prompt_encoder(
 
 
 def make_condition(first: CLIPTextOutput, second: CLIPTextOutput, height: int, width: int) -> Condition:
-    """Return what the UNet knows of uncropped pictures of height x width pixels, from its two text towers.
+    """Return the conditioning of uncropped pictures of height x width pixels, from the outputs of the two text towers.
 
     Source: arXiv 2307.01952, sections 2.1 (text) and 2.2 (sizes).
     """
@@ -201,5 +200,5 @@ def to_picture(pixels: Float[Array | np.ndarray, 'B H W 3']) -> UInt8[np.ndarray
 
 
 def to_frames(pictures: UInt8[np.ndarray, 'B h w 3'], height: int, width: int) -> Float[np.ndarray, 'B 1 H W 3']:
-    """Resize pictures to the video's size and scale them to [-1, 1]: what `pipeline.generate` takes as first frames."""
+    """Resize pictures to the video's size and scale them to [-1, 1], as `pipeline.generate` takes first frames."""
     return np.stack([image_to_frame(picture, height, width) for picture in pictures])[:, None]

@@ -1,4 +1,4 @@
-"""Parameters in memory: in what type, and all from the start, or one at a time.
+"""Parameters in memory: all modules from the start, or one at a time.
 
 A program that asks a `Store` for the parameters of a module gets the same values either way. With one module at a
 time it should do all its work with a module before it turns to the next: `phases.in_step` runs several tasks like that.

@@ -9,15 +9,14 @@ import jax
 
 Result = TypeVar('Result')
 
-# Work in phases, each with modules of its own: it yields the arrays that a phase leaves to the next, and returns the
-# result.
+# Work in phases, each with its own modules: yields the arrays that each phase leaves to the next, returns the result.
 Task = Generator[Any, None, Result]
 
 
 def in_step(tasks: Sequence[Task[Result]]) -> Iterator[Result]:
     """Run tasks phase by phase and yield their results in order: no task starts a phase before all ended the last one.
 
-    Results are yielded during the last phase, each as soon as it is there. All tasks have the same phases.
+    Results are yielded during the last phase, each as soon as it is ready. All tasks have the same phases.
     """
     running = list(tasks)
     while running:

@@ -116,7 +116,7 @@ def load(
       mode: 'hybrid' (few-step denoiser) or 'monolithic' (multi-step denoiser); each has its own context adapter.
       denoiser, adapter: component folders to use instead of the mode's own, such as a distilled student's.
       dtype: compute type; parameters are held in it if they are stored in a wider one, see `params.cast`. None
-        computes in the stored type. What the denoiser embeds and modulates with, norms and softmax stay float32.
+        computes in the stored type. Embeddings, modulation, norms and softmax of the denoiser stay float32.
       place: puts a tree of arrays on the devices.
       store: holds the parameters; default: one that reads them all now and places them with `place`.
     Raises:

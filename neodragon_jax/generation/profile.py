@@ -1,7 +1,7 @@
 """How long each module takes, and how much memory all of them: a table at the end of a run.
 
-The pipeline takes its modules as functions, so measuring them is wrapping them. A wrapped function waits for its
-result; without a profile nothing waits.
+The pipeline takes its modules as functions; a profile wraps them. A wrapped function waits for its result, so a run
+without a profile is faster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOTE = (
 
 @dataclasses.dataclass
 class Row:
-    """What is known of one module.
+    """Measurements of one module.
 
     Attributes:
       held: its name in the store, where its size is known.

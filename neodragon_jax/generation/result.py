@@ -1,4 +1,4 @@
-"""A generated video in memory, with what made it."""
+"""A generated video in memory, with its prompt and seed."""
 
 from __future__ import annotations
 

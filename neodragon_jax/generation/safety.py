@@ -1,4 +1,4 @@
-"""Blacken what the safety checker refuses: first frames, and whole videos for one frame of theirs.
+"""Blacken first frames and videos that the safety checker refuses; one refused frame refuses a video.
 
 The checker is an optional component of a checkpoint, in the layout of Stable Diffusion's own release.
 """

@@ -106,7 +106,7 @@ class Tokenizers:
         )
 
     def __call__(self, prompts: Sequence[str], modifier: str = '') -> Tokens:
-        """Return the tokens of each prompt followed by `modifier`. What exceeds a length is cut.
+        """Return the tokens of each prompt followed by `modifier`, cut at the length of each encoder.
 
         Raises:
           InputError: prompts is not a list of at least one text.

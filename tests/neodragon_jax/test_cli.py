@@ -1,4 +1,4 @@
-"""The command line: files it makes, what it skips, and how it refuses."""
+"""The command line: files that it makes and skips, and refusals in one line."""
 
 from __future__ import annotations
 

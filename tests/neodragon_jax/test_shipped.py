@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the package: small, and it shows what is asked for."""
+"""The checkpoint that comes with the package is small, and its videos show their prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its own use, and what a shipped one needs: its place, its text length, its types."""
+"""Defaults in generation.json; place, text length and stored types of a shipped checkpoint."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_nothing_is_shipped(shelf):
 
 @pytest.fixture
 def short(tmp_path) -> pathlib.Path:
-    """The miniature without what a shipped checkpoint lacks, with texts of 16 tokens."""
+    """The miniature with the components of a shipped checkpoint only, and texts of 16 tokens."""
     ignore = shutil.ignore_patterns('ssd_1b_*', '*_multistep_t2v')
     root = written(pathlib.Path(shutil.copytree(TINY_CHECKPOINT, tmp_path / 'short', ignore=ignore)), SHAPES)
     path = root / 'tokenizer_3' / 'tokenizer_config.json'

@@ -1,4 +1,4 @@
-"""The safety checker: its names, its rule, and what the program does with its verdicts."""
+"""The safety checker: its names, its rule, and black frames where it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers against the golden ids, and what they say about broken checkpoints."""
+"""Tokenizers against the golden ids, and errors of broken checkpoints."""
 
 from __future__ import annotations
 
