@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.pyramid.schedule import SPACINGS
 
 FILE = 'generation.json'
 MODES = ('hybrid', 'monolithic')
@@ -50,6 +51,7 @@ class ModeDefaults:
       steps, first_steps: denoiser steps per stage, coarsest first; those of unit 0.
       guidance, first_guidance: classifier-free guidance scale, None for no guidance; that of unit 0.
       first_frame: one of FIRST_FRAMES.
+      spacing: levels of several steps in a stage, see `Schedule`.
     """
 
     steps: tuple[int, ...]
@@ -57,6 +59,7 @@ class ModeDefaults:
     guidance: float | None
     first_guidance: float | None
     first_frame: str
+    spacing: str = 'released'
 
     def but(self, given: Mapping[str, Any]) -> ModeDefaults:
         """Return these defaults with some changed; `steps` or `guidance` alone also changes unit 0."""
@@ -148,6 +151,7 @@ _KINDS = {
 _MODE_KINDS = {
     **dict.fromkeys(('steps', 'first_steps'), _STEPS),
     **dict.fromkeys(('guidance', 'first_guidance'), _SCALE),
+    'spacing': _Kind(lambda value: value in SPACINGS, f'use one of {", ".join(SPACINGS)}.'),
 }
 _FIRST_FRAME_KINDS = {
     'hybrid': _Kind(lambda value: value in FIRST_FRAMES, f'use one of {", ".join(FIRST_FRAMES)}.'),

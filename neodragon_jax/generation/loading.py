@@ -22,6 +22,7 @@ from neodragon_jax.generation.devices import Spread
 from neodragon_jax.generation.options import ModelOptions
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.generation.profile import UPSCALER, Profile
+from neodragon_jax.generation.student import with_student
 from neodragon_jax.models.super_resolution import QuickSRNet, upscale
 
 # The released first-frame model draws at twice the video's size.
@@ -90,6 +91,7 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
     store = Store(spread.replicate, one_at_a_time=options.low_memory)
     profile = Profile() if options.profile else None
     student = None if options.student is None else user_path(options.student, '--student')
+    values = with_student(values, student) if student else values
     components = pipeline.load(
         root,
         mode,

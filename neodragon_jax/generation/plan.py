@@ -22,6 +22,7 @@ from neodragon_jax.generation.defaults import (
 )
 from neodragon_jax.generation.options import VideoOptions
 from neodragon_jax.pyramid.sampler import Plan
+from neodragon_jax.pyramid.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,4 +116,5 @@ def make_plan(
         first_steps=chosen.first_steps,
         guidance=chosen.guidance,
         first_guidance=chosen.first_guidance,
+        schedule=Schedule(spacing=chosen.spacing),
     )

@@ -229,5 +229,6 @@ class DMD:
         config = dataclasses.asdict(self.config)
         for name in ('checkpoint', 'dtype', 'remat', 'attention', 'accumulate', 'evaluation', 'student', 'fake'):
             del config[name]
-        record = config | {'frames': self.frames, 'teacher': self.fingerprint, 'samples': self.samples}
+        record = config | {'spacing': self.schedule.spacing, 'frames': self.frames}
+        record |= {'teacher': self.fingerprint, 'samples': self.samples}
         return json.loads(json.dumps(record))  # tuples become lists, as they are after a restart

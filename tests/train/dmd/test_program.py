@@ -178,10 +178,11 @@ def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(samples, unbrok
 # --- Refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_another_protocol_does_not_continue_a_run(samples, unbroken):
+def test_another_objective_does_not_continue_a_run(samples, unbroken):
+    """Another protocol needs other samples: test_provenance.py."""
     changed = settings(samples, unbroken, steps=4)
-    changed.dmd.protocol = '21'
-    with pytest.raises(InputError, match='protocol = "18", this run "21"'):
+    changed.dmd.clean_prediction = 'paper'
+    with pytest.raises(InputError, match='clean_prediction = "exact", this run "paper"'):
         dmd.RECIPE.run(changed)
 
 
