@@ -20,7 +20,7 @@ ORDER = {
         *('data', 'shapes', 'runtime', 'flow', 'vae', 'autoencoder', 'decoder', 'super_resolution', 'text'),
         *('teacher', 'pruning', 'dmd', 'aot', 'measure', 'benchmark', ''),
     ),
-    'export': ('rewrite', 'graphs', 'measure', 'quantize', 'qnn', 'host', 'report', 'steps', 'bundle', ''),
+    'export': ('rewrite', 'graphs', 'measure', 'quantize', 'qnn', 'host', 'report', 'bundle', 'steps', 'phone', ''),
 }
 # Top-level packages that each of ours must not import.
 FORBIDDEN = {
