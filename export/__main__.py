@@ -55,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         'python -m export',
-        description='Export the modules of a checkpoint: convert JAX to ONNX, quantize on recorded generations, '
+        description='Export the modules of a checkpoint: convert JAX to ONNX, quantize on recorded generations,\n'
         'compile to QNN context binaries, run them on the HTP simulator, and compare them with JAX in float32.',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -243,12 +243,15 @@ def _graph_options(args: argparse.Namespace, names: Sequence[str]) -> GraphOptio
     Raises:
       InputError: a list has an unknown entry, or --adaround is given without a graph that it applies to.
     """
+    from export.host.recording import EVALUATION_CALLS
     from export.qnn.chipsets import find_targets
     from export.qnn.compile import PRECISIONS
     from export.quantize import adaround
     from export.quantize.ranges import METHODS
     from export.steps.options import GraphOptions
 
+    if args.evaluation_samples > EVALUATION_CALLS:
+        raise InputError(f'--evaluation-samples is {args.evaluation_samples}; a video keeps {EVALUATION_CALLS} calls.')
     if args.adaround is not None and not set(adaround.GRAPHS) & set(names):
         raise InputError(
             f'--adaround applies to {" and ".join(adaround.GRAPHS)}, neither of which is exported here; leave it out, '

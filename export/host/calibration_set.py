@@ -17,14 +17,12 @@ import numpy as np
 
 from export.host.file_records import damage, file_records, read_json
 from export.host.protocol import KEPT, VIDEOS, Protocol
-from export.host.recording import Call, Recording, Sample, Video, flatten, rotating, spread, unflatten
+from export.host.recording import EVALUATION_CALLS, Call, Recording, Sample, Video, flatten, rotating, spread, unflatten
 from export.measure.resources import Resources, measured
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Prompt
 
-# Calls of each graph that an evaluation video keeps.
-EVALUATION_CALLS = 8
 _PROTOCOL, _RECORD = 'protocol.json', 'record.json'
 
 

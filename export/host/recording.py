@@ -25,6 +25,9 @@ from neodragon_jax.generation import consistency_sampler, first_frame, pipeline
 from neodragon_jax.models.super_resolution import upscale
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, NoiseSource, Plan, Prompt, Unit, sample
 
+# Calls of each graph that an evaluation video keeps.
+EVALUATION_CALLS = 8
+
 
 class Sample(NamedTuple):
     """One denoiser call for one example, batch axis of 1 included; the arrays are on the host."""

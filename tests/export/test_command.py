@@ -243,6 +243,7 @@ def test_missing_provider_is_one_line(monkeypatch, tmp_path, capsys):
         (['--graphs', 'super_resolution'], "--graphs has 'super_resolution'"),
         (['--prompts-file', 'missing.txt'], 'missing.txt: no such file'),
         (['--evaluation-samples', '0'], '--evaluation-samples is 0'),
+        (['--evaluation-samples', '9'], 'a video keeps 8 calls'),
         (['--prompts', '0'], '--prompts is 0'),
         (['--evaluation-prompts', '17'], '--evaluation-prompts is 17'),
         (['--evaluation-prompts-file', 'missing.txt'], 'missing.txt: no such file'),
