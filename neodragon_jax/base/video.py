@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 
 import av
-import av.error
 import av.video.reformatter
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from neodragon_jax.base.atomic import PathLike, atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video_stream import Unusable, open_video
 
 # x264's constant quality, 0 (lossless) to 51; at 16 the loss is hard to see.
 _X264_OPTIONS = {'crf': '16', 'preset': 'medium'}
@@ -79,25 +79,18 @@ def _video_frames(frames: UInt8[np.ndarray, 'T H W 3']) -> Iterator[av.VideoFram
 
 
 def read_mp4(path: PathLike) -> UInt8[np.ndarray, 'T H W 3']:
-    """Read all frames of a clip.
+    """Read all frames of a clip as a player shows them, in stored pixels; see `base.video_stream`.
 
     Raises:
-      InputError: the file cannot be read, has no video, or holds fewer frames than it declares.
+      InputError: the file cannot be read or shown right, has no video, or is truncated.
     """
-    remedy = 'copy it again, or re-encode it as mp4.'
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f'{path} has no video stream; give a video file.')
-            stream = container.streams.video[0]
-            declared = stream.frames
-            frames = [frame.to_ndarray(format='rgb24') for frame in container.decode(stream)]
-    except (av.error.FFmpegError, OSError) as error:
-        raise InputError(f'{path} cannot be read as a video ({error.strerror}); {remedy}') from None
-    # FFmpeg takes a truncated file for a short one.
-    if not frames or len(frames) != declared:
-        raise InputError(f'{path} declares {declared} frames and yields {len(frames)}; {remedy}')
-    return np.stack(frames)
+        with open_video(path) as stream:
+            return np.stack([frame.pixels() for frame in stream.frames()])
+    except Unusable as problem:
+        raise InputError(
+            f'{path} cannot be read as a video ({problem}); copy it again, or re-encode it as mp4.'
+        ) from None
 
 
 def write_contact_sheet(

@@ -14,6 +14,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import av
 import av.container
@@ -75,8 +76,7 @@ class ShownFrame:
         """Return the stored pixels as RGB, upright and not mirrored."""
         frame, hd = self.frame, self.frame.height >= HD_HEIGHT or self.frame.width >= HD_WIDTH
         untagged = frame.colorspace == UNSPECIFIED and not frame.format.is_rgb
-        colors = {'src_colorspace': 'ITU709'} if untagged and hd else {}
-        stored = frame.reformat(format='rgb24', **colors).to_ndarray()
+        stored = frame.reformat(format='rgb24', src_colorspace='ITU709' if untagged and hd else None).to_ndarray()
         a, b, c, d = self.signs
         if self.transposed:
             return stored.swapaxes(0, 1)[::b, ::c]
@@ -119,7 +119,8 @@ class VideoStream:
           FFmpegError: the file is damaged.
         """
         times: list[float] = []
-        last, other_end = None, 0.0
+        other_end = 0.0
+        last: Any = None
         for packet in self._container.demux():
             if packet.stream is not self._track:
                 other_end = max(other_end, _end_of(packet))
@@ -214,10 +215,11 @@ def _signs(frame: av.VideoFrame) -> Signs:
     Raises:
       Unusable: the matrix does more than turn by right angles, mirror and scale.
     """
-    matrix = next((side for side in frame.side_data if side.type.name == 'DISPLAYMATRIX'), None)
+    sides: Any = frame.side_data
+    matrix = next((side for side in sides if side.type.name == 'DISPLAYMATRIX'), None)
     if matrix is None:
         return 1, 0, 0, 1
-    a, b, _, c, d, *_ = struct.unpack('=9i', bytes(matrix)[:36])  # pyright: ignore[reportArgumentType]
+    a, b, _, c, d, *_ = struct.unpack('=9i', bytes(matrix)[:36])
     straight, crossed = abs(a) == abs(d) != 0 and b == c == 0, abs(b) == abs(c) != 0 and a == d == 0
     if not straight and not crossed:
         raise Unusable('shown askew by its display matrix')

@@ -138,8 +138,9 @@ def _table_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[st
     """Yield the first line and the fields of each row of a table, by column name in lower case."""
     delimiter = '\t' if path.suffix.lower() == '.tsv' else ','
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True, strict=True)
-    line, names = 1, _header(next(reader, []), path)
+    line = 1
     try:
+        names = _header(next(reader, []), path)
         line = reader.line_num + 1
         for fields in reader:
             if any(SWALLOWED_ROW.search(field.partition('\n')[2]) for field in fields):
@@ -162,7 +163,7 @@ def _header(columns: list[str], path: pathlib.Path) -> list[str]:
     names = [column.strip().lower() for column in columns]
     if not all(any(key in names for key in keys) for keys in (FILE_KEYS, CAPTION_KEYS)):
         raise InputError(
-            f'--captions {path}: its first line names the columns {readable(", ".join(columns))[:200]}; name one of '
+            f'--captions {path}: its first line names the columns {_printable(", ".join(columns))}; name one of '
             f'them {FILE_KEYS[0]} and one {CAPTION_KEYS[0]}, separated by '
             f'{"tabs" if path.suffix.lower() == ".tsv" else "commas"}.'
         )
@@ -178,6 +179,11 @@ def _jsonl_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[st
             except (ValueError, RecursionError):
                 row = None
             yield number, {str(key).lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
+
+
+def _printable(text: str) -> str:
+    """Return the beginning of a text without characters that end a line or change the display."""
+    return ''.join(character if character.isprintable() else ' ' for character in readable(text[:200]))
 
 
 def _pick(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
