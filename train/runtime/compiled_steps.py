@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from neodragon_jax.base import compile_cache
 from train.runtime import flops
 from train.runtime.processes import wait_for_processes
 from train.runtime.program import Metrics, Program
 from train.runtime.step import Arguments, Carry, jit_step
 
-# Value of `LoopConfig.compile_cache`: a folder in the user's cache, unless JAX has one.
+# Value of `LoopConfig.compile_cache`: the folder that `base.compile_cache` chooses.
 AUTO = 'auto'
 
 
@@ -49,18 +48,10 @@ def use_compile_cache(folder: str) -> None:
     """Store compiled programs in a folder from now on, for all of this process.
 
     Args:
-      folder: AUTO keeps the folder that JAX is configured with, and otherwise takes one in the user's cache; '' changes
-        nothing.
+      folder: AUTO is the folder that JAX is configured with, or else one in the user's cache; '' changes nothing.
     """
-    configured = jax.config.values['jax_compilation_cache_dir']
     if folder == AUTO:
-        folder = configured or str(default_cache())
-    if folder and configured != folder:
+        compile_cache.use_compile_cache()
+    elif folder and jax.config.values['jax_compilation_cache_dir'] != folder:
         jax.config.update('jax_compilation_cache_dir', folder)
         compilation_cache.reset_cache()  # JAX opens its cache once, at the first compilation
-
-
-def default_cache() -> pathlib.Path:
-    """Return the folder of compiled programs in the user's cache."""
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    return pathlib.Path(cache) / 'neodragon_jax' / 'compiled'
