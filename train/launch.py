@@ -1,13 +1,13 @@
-"""Several processes on this machine, each with virtual CPU devices: what a pod is, to try and to test on.
+"""Run several processes on this machine, each with virtual CPU devices, like a pod, for trials and tests.
 
     python -m train.launch --processes 2 --devices 4 -- train.dmd --config=configs/dmd.py:tiny --config.data=DATA
 
-After the two dashes comes a module, or a file that ends in .py, with its arguments. Each process finds the others by
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which this sets; its lines are shown behind its number.
+The two dashes are followed by a module, or a file that ends in .py, and its arguments. The processes find each other by
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which are set here. Every line of output begins with the
+number of its process.
 
-SIGTERM and SIGINT are passed on, and so is SIGUSR1, which asks for a trace. When one process fails the others cannot
-go on: they are ended, and so is this, with the status of the first that failed (128 + n where signal n killed it).
-They do not outlive this process either, however it ends.
+SIGTERM, SIGINT and SIGUSR1 (which asks for a trace) are passed on. When one process fails the others are ended, and the
+exit status is that of the first failure (128 + n where signal n killed it). No process outlives this one.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from typing import IO
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
 
-# Seconds in which the others may report the same error, when a process failed by itself.
+# Seconds in which the others may report the same error after a process failed.
 GRACE = 5.0
 POLL = 0.05
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# From linux/prctl.h: the signal that a process gets when its parent dies.
+# From linux/prctl.h: the signal sent to a process when its parent dies.
 PR_SET_PDEATHSIG = 1
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options, and `command`: what comes after the two dashes.
+    """Return the options, and as `command` the arguments after the two dashes.
 
     Raises:
       InputError: there is no command, or a number is not positive.
@@ -99,13 +99,13 @@ def launch(command: Sequence[str], processes: int, devices: int) -> int:
 
 
 def _start(job: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, so that a terminal's signals come through us only."""
+    """Start a process in its own session, so that signals of the terminal reach it through this process only."""
     parent, library = os.getpid(), ctypes.CDLL(None) if sys.platform == 'linux' else None
 
     def follow_parent() -> None:
         if library is not None:
             library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died before we asked
+            if os.getppid() != parent:  # it died before the request
                 os._exit(1)
 
     return subprocess.Popen(
@@ -119,12 +119,12 @@ def _start(job: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Return 0 when all have ended well, or else the status of the first that has not, without waiting for the rest."""
+    """Return 0 when all have succeeded, or the status of the first failure without waiting for the rest."""
     while True:
         running = [child for child in children if child.poll() is None]
         failed = {index: child.returncode for index, child in enumerate(children) if child.returncode}
         if failed:
-            # Whom a signal killed, failed before those that miss it.
+            # Report a signal-killed process first; the others fail because it is gone.
             first = min(failed, key=lambda index: failed[index] > 0)
             return _report(first, failed[first], children)
         if not running:
@@ -133,7 +133,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _report(index: int, status: int, children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Say which process failed, let the others end by themselves where they may, and return the job's status."""
+    """Print which process failed, wait briefly for the others to end, and return the status of the job."""
     how = f'was killed by {signal.Signals(-status).name}' if status < 0 else f'failed with status {status}'
     print(f'launch: process {index} of {len(children)} {how}; ending the others.', file=sys.stderr, flush=True)
     deadline = time.monotonic() + (GRACE if status > 0 else 0)
@@ -144,7 +144,7 @@ def _report(index: int, status: int, children: Sequence[subprocess.Popen[bytes]]
 
 @contextlib.contextmanager
 def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass signals on to the processes that there are."""
+    """Forward signals to the processes."""
 
     def forward(number: int, frame: object) -> None:
         del frame
@@ -160,7 +160,7 @@ def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def _readers(child: subprocess.Popen[bytes], prefix: bytes) -> list[threading.Thread]:
-    """Start to show what a process writes, each line behind a prefix."""
+    """Start threads that show the output of a process, each line behind a prefix."""
     pairs = ((child.stdout, sys.stdout.buffer), (child.stderr, sys.stderr.buffer))
     threads = [threading.Thread(target=_show, args=(*pair, prefix), daemon=True) for pair in pairs]
     for thread in threads:
@@ -169,21 +169,21 @@ def _readers(child: subprocess.Popen[bytes], prefix: bytes) -> list[threading.Th
 
 
 def _show(lines: IO[bytes], sink: IO[bytes], prefix: bytes) -> None:
-    """Copy lines; each is written at once, so that those of two processes do not mix."""
+    """Copy lines, each in one write, so that lines of two processes do not mix."""
     for line in lines:
         sink.write(prefix + line.rstrip(b'\r\n') + b'\n')
         sink.flush()
 
 
 def _free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as listener:
         listener.bind(('localhost', 0))
         return listener.getsockname()[1]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Launch what the command line says; return the exit status."""
+    """Run the command line; return the exit status."""
     status = 0
 
     def work() -> None:

@@ -1,8 +1,8 @@
-"""Arithmetic of a function, counted in its jaxpr before any compiler sees it.
+"""Arithmetic of a function, counted in its jaxpr.
 
-Counted are multiplications and additions of matrix products and convolutions, two per pair, over all devices. A loop
-body counts as often as the loop runs (XLA's own cost analysis counts it once), and what rematerialization computes
-again counts again. Not counted: elementwise work, reductions, softmax and norms.
+Counted are the multiplications and additions of matrix products and convolutions over all devices. A loop body counts
+as often as the loop runs (XLA's cost analysis counts it once), and rematerialized products count again. Elementwise
+work, reductions, softmax and norms are not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Flops:
     """A count.
 
     Attributes:
-      open_loops: loops whose number of rounds depends on data; their bodies are counted once.
+      open_loops: loops of a data-dependent length; their bodies are counted once.
     """
 
     total: float = 0.0
@@ -30,7 +30,7 @@ class Flops:
         return Flops(self.total + other.total, self.open_loops + other.open_loops)
 
     def times(self, rounds: float) -> Flops:
-        """Return the count of something done several times; it is still the same loops that are open."""
+        """Return the count of several repetitions; the number of open loops stays."""
         return Flops(self.total * rounds, self.open_loops)
 
 
@@ -41,7 +41,7 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> Flops:
 
 
 def _count_equation(equation: JaxprEqn) -> Flops:
-    """Return the count of one operation with everything inside it."""
+    """Return the count of one operation, including the functions inside it."""
     name, params = equation.primitive.name, equation.params
     if name == 'dot_general':
         return Flops(_dot(equation))

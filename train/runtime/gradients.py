@@ -24,17 +24,16 @@ def value_and_grad(
 ) -> tuple[tuple[Float[Array, ''], Any], Any]:
     """Return ((loss, aux), gradient) of a batch, computed in several parts one after the other.
 
-    Loss, aux and gradient are means over the parts. For a loss that is a mean over rows, which do not see each other,
-    that is the loss of the whole batch. One part is `jax.value_and_grad(loss_of, has_aux=True)` itself; several get
-    keys of their own, so noise that must not depend on `parts` belongs in the batch. A value that is not a number in
-    one part is none in the mean.
+    Loss, aux and gradient are means over the parts. For a loss that is a mean over independent rows this is the loss of
+    the whole batch. One part is `jax.value_and_grad(loss_of, has_aux=True)`. Several parts get different keys, so noise
+    that must not depend on `parts` belongs in the batch. A NaN in one part makes the mean a NaN.
 
-    Part p holds rows p, p + P, p + 2 P ...: every device keeps its rows, which parts of consecutive rows would move.
+    Part p holds rows p, p + P, p + 2 P ..., so that every device keeps its rows.
 
     Args:
       loss_of: (params, batch, key) -> (loss, aux), aux a tree of arrays, such as metrics.
       batch: arrays [B, ...].
-      parts: P, which divides B; memory of activations is that of B / P rows.
+      parts: P, which divides B; activations take the memory of B / P rows.
     Raises:
       InputError: P does not divide B.
     """

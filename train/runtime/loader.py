@@ -1,10 +1,10 @@
 """Batches on devices, in an order that depends on the seed alone.
 
-The order is drawn once for the whole run; each process reads only the rows that its devices hold. So a run may resume
-on another mesh or another number of processes, and still see the same batches in the same rows.
+The order is a function of the seed; each process reads only the rows that its devices hold. So a run that resumes on
+another mesh or another number of processes sees the same batches in the same rows.
 
-Two stages work ahead of the program: threads read host batches, and one thread uploads the next of them while the
-devices compute with the one before.
+Two stages work ahead of the program: threads read host batches, and one thread uploads the next batch while the devices
+compute.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from train.runtime.sharding import BATCH_AXES
 
 # Threads suffice for stored arrays: reading and copying them release the interpreter's lock.
 READ_THREADS = 2
-# Batches read ahead in host memory, and then in device memory besides the one in use.
+# Batches read ahead in host memory, and in device memory besides the one in use.
 BATCHES_AHEAD, UPLOADS_AHEAD = 2, 1
 
 Batch = dict[str, jax.Array]
@@ -38,7 +38,7 @@ Batch = dict[str, jax.Array]
 class Loader:
     """Endless shuffled batches: [batch, ...] arrays, or [updates, batch, ...] of different samples.
 
-    Every epoch has its own order, and batches run on from one epoch to the next, so no sample is left out.
+    Every epoch has its own order, and batches continue across epochs, so no sample is left out.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Loader:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Return JSON that makes `set_state` go on after the batch that was returned last; equal on every process."""
+        """Return the position after the last returned batch as JSON, equal on every process."""
         return self._place
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `get_state` was called."""
+        """Continue from a position of `get_state`."""
         self._stop()
         self._batches.set_state(dict(state))
         self._place = dict(state)
@@ -87,7 +87,7 @@ class Loader:
         self._batches.close()
 
     def _stop(self) -> None:
-        """Forget the batches that are uploaded but not returned."""
+        """Drop the batches that are uploaded but not returned."""
         if self._ahead is not None:
             self._ahead.stop()
             self._ahead.join()
@@ -108,13 +108,13 @@ class _Ahead:
         """Return the next item, or raise what the iterator raised."""
         item, error = self._results.get()
         if error is not None:
-            self._results.put((None, error))  # for whoever asks again
+            self._results.put((None, error))  # for the next call
             raise error
         self._permits.release()
         return item
 
     def stop(self) -> None:
-        """Ask the thread to end after the item that it is at."""
+        """Ask the thread to end after its current item."""
         self._stopped.set()
         self._permits.release()
 
@@ -129,7 +129,7 @@ def _work_ahead(
     permits: threading.Semaphore,
     stopped: threading.Event,
 ) -> None:
-    """Pass items on, as many as are permitted. It holds no reference to the reader, whose end stops it."""
+    """Pass on as many items as are permitted. No reference to the reader is held, so that its end stops the thread."""
     try:
         while permits.acquire() and not stopped.is_set():
             results.put((next(items), None))
@@ -150,7 +150,7 @@ def _read(source: Source, leading: tuple[int, ...], rows: np.ndarray, indices: n
 def _uploaded(
     batches: Any, sharding: NamedSharding, leading: tuple[int, ...]
 ) -> Iterator[tuple[Batch, dict[str, Any]]]:
-    """Yield each batch on the devices, and the place in the data after it."""
+    """Yield each batch on the devices, and the position in the data after it."""
     for local in batches:
         place = copy.deepcopy(batches.get_state())
         arrays = {
@@ -184,7 +184,7 @@ def _leading(source: Source, sharding: NamedSharding, batch_size: int, updates: 
 
 
 def _arrays(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return what of a sample goes to the devices, in types that devices have (no text, no 64 bits)."""
+    """Return the arrays of a sample in types that devices have, without text and without 64 bits."""
     arrays = {name: np.asarray(value) for name, value in sample.items()}
     return {
         name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype))

@@ -17,7 +17,7 @@ import jax
 
 from neodragon_jax.base.atomic import atomic_folder
 
-# Steps that a signal asks for: the first shows how the host feeds the devices, the others a steady state.
+# Steps of a trace on a signal: the first shows how the host feeds the devices, the others the steady state.
 STEPS_ON_SIGNAL = 3
 
 
@@ -39,7 +39,7 @@ class Profiler:
         self._restore: Callable[[], Any] | None = None
 
     def before(self, step: int) -> None:
-        """Begin a trace if this step is to be in one."""
+        """Begin a trace if one is due at this step."""
         if self._trace is not None:
             return
         if self._asked:
@@ -49,7 +49,7 @@ class Profiler:
             self._begin(step)
 
     def after(self, step: int, results: Any) -> None:
-        """End the trace after its last step, when the results are there."""
+        """End the trace after its last step, once the results are computed."""
         if self._trace is not None and step >= self._last:
             jax.block_until_ready(results)
             self._end()

@@ -1,4 +1,4 @@
-"""What the loop and a program agree on: the state, the program's methods, and the settings of a run."""
+"""The interface between loop and program: the state, the program's methods, and the settings of a run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from train.runtime.sharding import MeshConfig
 
 Metrics = dict[str, Array]
 
-# What metrics of an evaluation are called in the logs and in `LoopConfig.best_metric`: eval/NAME.
+# Prefix of the metrics of an evaluation in the logs and in `LoopConfig.best_metric`: eval/NAME.
 EVALUATION = 'eval/'
 
 
 class DivergedError(RuntimeError):
-    """Too many steps in a row were not finite; the message tells where the last good state is."""
+    """Too many steps in a row were not finite; the message names the folder of the last good state."""
 
 
 class State(Protocol):
-    """What a program trains: a `flax.struct.dataclass` with an int32 scalar `step` that the loop alone advances."""
+    """The state of a program: a `flax.struct.dataclass` with an int32 scalar `step`, which only the loop advances."""
 
     step: Array
 
@@ -51,7 +51,7 @@ class Program(Protocol):
         ...
 
     def variant(self, step: int) -> Hashable:
-        """Return which compiled step this iteration uses, such as its stage. A pure function of the step."""
+        """Return the kind of step of an iteration, such as its stage: a pure function of the step."""
         ...
 
     def train_step(
@@ -70,12 +70,12 @@ class Program(Protocol):
         ...
 
     def metadata(self) -> dict[str, Any]:
-        """Return JSON that a checkpoint must agree on to be resumed: protocol, sizes, options of the objective."""
+        """Return the JSON that a resumed run must share: protocol, sizes, options of the objective."""
         ...
 
 
 class EvaluatedProgram(Program, Protocol):
-    """A program that also judges its state, every `LoopConfig.evaluate_every` steps and at the end."""
+    """A program that also evaluates its state, every `LoopConfig.evaluate_every` steps and at the end."""
 
     def evaluate(self, state: Any, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
         """Return numbers, logged as eval/NAME, and write samples such as videos into `folder`.
@@ -90,22 +90,22 @@ class EvaluatedProgram(Program, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """What a run needs to know besides its program and its data.
+    """The settings of a run, besides its program and its data.
 
     Attributes:
-      workdir: the run's folder, which all processes see: checkpoints, logs, samples and the result.
-      steps: at which the run ends.
+      workdir: folder for checkpoints, logs, samples and the result, shared by all processes.
+      steps: length of the run.
       batch_size: samples in a batch, over all devices and processes.
       updates: None for batches [batch, ...]; n for [n, batch, ...], different samples for each update in a step.
       seed: of the initial state, the data order and all randomness in steps.
       checkpoint_every: steps between checkpoints.
       keep: newest checkpoints to keep.
-      keep_best: checkpoints to keep besides, the best by `best_metric`; then every evaluation makes a checkpoint.
+      keep_best: best checkpoints by `best_metric` to keep as well; then every evaluation makes a checkpoint.
       best_metric: a metric of the program's evaluation, such as 'eval/psnr'.
-      best_mode: 'min' where less of it is better, or 'max'.
+      best_mode: 'min' where lower is better, or 'max'.
       evaluate_every: steps between evaluations, the last of them at the end; 0 for none at all.
       log_every: steps over which metrics are averaged before they leave the devices.
-      max_skips: steps skipped in a row that end the run, when metrics are logged.
+      max_skips: steps skipped in a row after which the run ends, at the next log.
       progress: draw a progress bar when standard error is a terminal.
       profile_steps: (first, last) steps, counted from 1, of which a trace goes to workdir/profile; () for none. SIGUSR1
         asks for a trace of the next steps in any case, of the process that gets it.

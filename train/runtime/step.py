@@ -1,7 +1,7 @@
 """One compiled step: the program's own, inside a guard against numbers that are not finite.
 
-`abstract_arguments` tells the shapes and shardings of everything that a step takes, `jit_step` compiles it for them:
-the loop runs it, the plan counts it, and an ahead-of-time compilation lowers it.
+`abstract_arguments` returns the shapes and shardings of the arguments of a step, and `jit_step` the step for them: the
+loop runs it, the plan counts its arithmetic, and an ahead-of-time compilation lowers it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from train.runtime.loader import abstract_batch
 from train.runtime.program import LoopConfig, Metrics, Program
 from train.runtime.sharding import batch_sharding, param_shardings, path_name, replicated
 
-# A metric whose name ends so must be finite, or the step is skipped.
+# A step is skipped if a metric with one of these endings is not finite.
 GUARDED = ('loss', 'grad_norm')
 # Steps in which every variant of a program's step occurs.
 STEPS_SEEN = 1000
-# Counters of the guard: logged as they stand, where other metrics are averaged.
+# Counters of the guard, logged as they are; other metrics are averaged.
 COUNTERS = ('skipped', 'skipped_in_a_row')
 
 
 @flax.struct.dataclass
 class Carry:
-    """What goes from step to step: the program's state and the guard's counters."""
+    """The carry of a step: the program's state and the guard's counters."""
 
     state: Any
     skipped: Int[Array, '']
@@ -81,7 +81,7 @@ def jit_step(program: Program, variant: Hashable, abstract: Arguments) -> Any:
 def guarded_step(
     program: Program, variant: Hashable, carry: Carry, frozen: Any, batch: Mapping[str, Array], root_key: PRNGKeyArray
 ) -> tuple[Carry, Metrics]:
-    """Return the carry after one step of a program; a step that is not finite changes nothing but the counters."""
+    """Return the carry after one step of a program; a step that is not finite only changes the counters."""
     old = carry.state
     new, metrics = program.train_step(variant, old, frozen, batch, jax.random.fold_in(root_key, old.step))
     finite = _finite(program, metrics)
@@ -94,7 +94,7 @@ def guarded_step(
 
 
 def _finite(program: Program, metrics: Metrics) -> Bool[Array, '']:
-    """Return whether all metrics that guard a step are finite."""
+    """Return whether all guarded metrics of a step are finite."""
     guards = [value for name, value in metrics.items() if name.endswith(GUARDED)]
     if not guards:
         raise TypeError(f'program {program.name} reports no metric that ends in {" or ".join(GUARDED)}.')
@@ -130,7 +130,7 @@ def shardings_of(tree: Any) -> Any:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Return shape and type of a host array as it will be on a device."""
+    """Return the shape and type that a host array has on a device."""
     return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
