@@ -161,7 +161,10 @@ def test_save_returns_what_was_loaded(tmp_path):
     [
         ({'interpolate': True}, 'interpolate is True'),
         ({'decoder_in_channels': 8}, 'decoder_in_channels is 8; supported: 16'),
-        ({'decoder_layers_per_block': (3, 3)}, 'decoder_layers_per_block does not have 4 items'),
+        (
+            {'decoder_layers_per_block': (3, 3)},
+            'decoder_layers_per_block has 2 entries, decoder_block_out_channels has 4',
+        ),
         ({'decoder_up_block_types': ('UpDecoderBlock2D',) * 4}, 'UpDecoderBlock2D'),
         ({'encoder_down_block_types': ('DownEncoderBlock2D',) * 4}, 'DownEncoderBlock2D'),
     ],

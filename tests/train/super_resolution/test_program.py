@@ -153,7 +153,7 @@ def test_published_sizes():
 @pytest.mark.parametrize(
     ('values', 'message'),
     [
-        ({'scaling_factor': 1.5}, 'scaling_factor is 1.5; supported: 2, 3, 4'),
+        ({'scaling_factor': 1.5}, 'scaling_factor is 1.5; it must be 2, 3 or 4'),
         ({'in_channels': 1}, '1 input and 3 output channels'),
         ({'num_channels': 2}, 'num_channels is 2'),
         ({'num_intermediate_layers': -1}, 'num_intermediate_layers is -1'),
