@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from neodragon_jax.base.atomic import LOCK_PREFIX, PathLike
 from neodragon_jax.base.errors import InputError
 
-# Locks that this process holds: a record lock does not exclude a second one of the same process.
+# Locks that this process holds: record locks do not exclude each other within one process.
 _HELD: set[pathlib.Path] = set()
 
 

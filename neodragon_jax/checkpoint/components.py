@@ -108,7 +108,7 @@ def save(folder: Path, module: nn.Module, params: Mapping[str, Any]) -> None:
 
     Args:
       folder: made if absent; an older component in it is replaced.
-      params: of the unrolled or the scanned form, as the module says.
+      params: in the unrolled or the scanned form, according to `module.scan`.
     """
     folder = pathlib.Path(folder)
     name = class_name(module)

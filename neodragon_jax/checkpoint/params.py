@@ -11,13 +11,13 @@ from flax import traverse_util
 
 from neodragon_jax.checkpoint import components as checkpoint
 
-# Parts of the paths of parameters that are kept in full precision: positions, and what embeds timesteps, pooled vectors
-# and sizes. All are used in float32, and errors in them move every token alike.
+# Path components of parameters that stay in full precision: positions and the embeddings of timesteps, pooled vectors
+# and sizes. They are used in float32, and an error in them shifts every token.
 SENSITIVE = ('positions', 'position_bias', 'time_embed', 'pooled_embed', 'time_embedding', 'add_embedding')
 
 
 def is_sensitive(path: tuple[str, ...], leaf: np.ndarray) -> bool:
-    """Return whether a parameter is to keep its type: biases, the scales of norms (both are small), and SENSITIVE."""
+    """Return True for parameters that keep their type: biases and scales of norms, which are small, and SENSITIVE."""
     # Biases of the modulation have two dimensions.
     return leaf.ndim < 2 or path[-1] == 'bias' or any(part in SENSITIVE for part in path)
 

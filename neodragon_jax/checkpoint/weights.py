@@ -46,7 +46,7 @@ class Weights:
     """The tensors of a component folder by their released names.
 
     Attributes:
-      headers: what the files declare; the tensors themselves are read on request.
+      headers: place, shape and type of every tensor; the numbers are read on request.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Sizes of the safety checker of Stable Diffusion: a CLIP vision tower and the concepts it looks for.
+"""Sizes of the safety checker of Stable Diffusion: a CLIP vision tower and the concepts it detects.
 
 Field names are those of `vision_config` in the released `config.json`; the defaults are those of transformers, because
 that file leaves out what equals them.
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.component import ComponentConfig, Count, Epsilon, Side, Width, require, require_divisor
 
-# What the published checker knows: pictures it refuses, and pictures that make it stricter about those.
+# Concepts of the published checker: those it refuses, and special ones that lower the thresholds of the others.
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3
 
 Config = TypeVar('Config', bound='SafetyCheckerConfig')

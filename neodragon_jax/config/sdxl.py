@@ -25,7 +25,7 @@ from neodragon_jax.config.component import (
     require,
 )
 
-# Original size, crop corner and target size of a picture, (rows, columns) each: what SDXL is told about it.
+# SDXL's size conditioning: original size, crop corner and target size of a picture, (rows, columns) each.
 SIZE_IDS = 6
 
 PerLevel = Count | Counts

@@ -42,12 +42,13 @@ from neodragon_jax.pyramid.layout import (
     valid_tokens,
 )
 
-# Their product is added to a forbidden score: exp(-100) is nothing, and neither widens the range of what it joins much.
+# Their product is added to a forbidden score. exp(-100) is negligible, and neither factor widens the range of its
+# tensor much.
 QUERY_FEATURE, KEY_FEATURE = 4.0, -25.0
 
 
 class Queries(NamedTuple):
-    """Queries of the two streams, scaled, those of the image rotated; no text if nobody reads its output."""
+    """Scaled queries of the two streams, the image's rotated; `text` is None if its output is not used."""
 
     text: Float[Array, 'B L N K'] | None
     image: Float[Array, 'B X N K']
@@ -117,7 +118,7 @@ class Groups:
 
 
 class PrefixBias(NamedTuple):
-    """What to add to the scores: of text, [B, 1, 1, keys]; of each group of image queries, [B, 1, 1 or rows, keys]."""
+    """Addends of the scores: of text, [B, 1, 1, keys]; of each group of image queries, [B, 1, 1 or rows, keys]."""
 
     groups: Groups
     text: Array
@@ -125,7 +126,7 @@ class PrefixBias(NamedTuple):
 
 
 class FoldedBias(NamedTuple):
-    """What a PrefixBias holds, as a product: further dimensions of queries and keys, the same for all heads."""
+    """The content of a PrefixBias as a product: additional dimensions of queries and keys, the same for all heads."""
 
     groups: Groups
     text_query: Float[Array, 'B L N F']
@@ -134,7 +135,7 @@ class FoldedBias(NamedTuple):
 
 
 class SplashBias(NamedTuple):
-    """What to add to the scores of text, as in PrefixBias; what the kernel needs for the image."""
+    """Addends of the text scores, as in PrefixBias, and the inputs of the kernel for the image."""
 
     groups: Groups
     text: Array
@@ -143,7 +144,7 @@ class SplashBias(NamedTuple):
 
 
 def _seen_by_text(ids: Int[Array, 'B S']) -> Bool[Array, 'B S']:
-    """Text, which is at position 0, sees text and frame 0, wherever in the sequence that is."""
+    """Return the keys that text sees: text itself, at position 0, and frame 0 at any place in the sequence."""
     return ids <= 0
 
 
@@ -222,7 +223,7 @@ def _attend_groups(
     text_bias: Array | None,
     image_biases: Sequence[Array | None],
 ) -> Attended:
-    """Let each group of queries meet its prefix of the keys."""
+    """Attend with each group of queries to its prefix of the keys."""
     tokens = key.shape[1]
     prefixes = {tokens: (key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))}
 

@@ -65,7 +65,7 @@ class CausalConv(nn.Module):
         return cast(Array, conv.apply({'params': {'kernel': kernel, 'bias': bias}}, x))
 
     def _with_past(self, x: Float[Array, 'B T H W C']) -> tuple[Float[Array, 'B t H W C'], int]:
-        """Return the clip, with the kept frames in front if there are any, and the zero frames still to pad."""
+        """Return the clip after the stored context frames, if any, and the number of zero frames still to pad."""
         if self.is_initializing() or not self.is_mutable_collection(CONTEXT):
             return x, 2
         nothing = jnp.zeros((x.shape[0], 2, *x.shape[2:]), x.dtype)

@@ -20,7 +20,7 @@ from neodragon_jax.models.self_attention import MASKED, SelfAttention
 
 
 class CLIPTextOutput(NamedTuple):
-    """What a CLIP tower gives.
+    """Output of a CLIP tower.
 
     `pooled` is the state at the end-of-text token, projected where the tower has a projection; `hidden_states` holds
     the embeddings and the output of every layer, so its last item is `last_hidden_state` before the final norm.
@@ -36,7 +36,7 @@ def _quick_gelu(x: Array) -> Array:
 
 
 def _gelu(x: Array) -> Array:
-    # Looked up when called: exporters replace the function by one operation.
+    # Looked up at call time, because exporters replace nn.gelu by one operation.
     return nn.gelu(x, approximate=False)
 
 
@@ -44,14 +44,14 @@ _CLIP_ACTIVATIONS = {'quick_gelu': _quick_gelu, 'gelu': _gelu}
 
 
 class CLIPLayer(nn.Module):
-    """Pre-norm attention and MLP, each with a residual; the same in towers of text and of pictures."""
+    """Pre-norm attention and MLP, each with a residual; the same in text and picture towers."""
 
     config: CLIPTextConfig | SafetyCheckerConfig
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, '*B L D'], bias: Float[Array, 'L L']) -> Float[Array, '*B L D']:
-        """Return the layer's output; `bias` holds the causal mask, which a tower of pictures has not."""
+        """Return the layer's output; `bias` holds the causal mask of a text tower and zeros in a picture tower."""
         c = self.config
         head_dim = c.hidden_size // c.num_attention_heads
         norm = functools.partial(nn.LayerNorm, epsilon=c.layer_norm_eps, dtype=self.dtype)
@@ -72,7 +72,7 @@ class CLIPLayer(nn.Module):
 class CLIPTextModel(nn.Module):
     """CLIP text tower with learned positions and causal attention; padding is not masked.
 
-    Calling it fuses its parts: a phone looks `embed` and `end_of_text` up on the host and runs `transform` and `pool`.
+    `__call__` runs all parts; on a phone the host computes `embed` and `end_of_text`, the graph `transform` and `pool`.
 
     Source: Radford et al., Learning Transferable Visual Models, arXiv 2103.00020, section 2.4.
     """

@@ -1,6 +1,6 @@
-"""ContextAdapter: the MLP that takes text states to the denoiser's width, token by token.
+"""ContextAdapter: the MLP that maps text states to the denoiser's width, token by token.
 
-Shapes: D input width, E output width; any leading axes.
+Legend: D input width, E output width; any leading axes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ACTIVATIONS = {
 
 
 class ContextAdapter(nn.Module):
-    """MLP whose hidden layers may hand the network's input on, in front of their own output.
+    """MLP whose hidden layers may concatenate the network's input with their output.
 
     Source: Neodragon, section on text-encoder distillation.
     """

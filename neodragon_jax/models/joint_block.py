@@ -71,7 +71,7 @@ class JointBlock(nn.Module):
         else:
             text_normed = modulate(text, on_text.gain, on_text.shift)
 
-        # The last block's text query is read by nobody, but it has parameters in every released checkpoint.
+        # The last block's text query is unused, but every released checkpoint has its parameters.
         text_query = self._heads('text_query', text_normed)
         query = rotate(self._heads('image_query', normed[..., -keep:, :]), rotary, tokens)
         key = rotate(self._heads('image_key', normed), rotary, tokens)

@@ -1,8 +1,8 @@
 """PyramidMMDiT: the joint-attention denoiser of Neodragon (SD3-style blocks, blockwise causal over frames).
 
-Two entrances share one definition. `condition` computes what depends on the prompt, the timestep and the place in
-the video only: positions, rotary embedding, attention mask, modulation. `denoise` is the rest, the part that a phone
-runs. Training and sampling call both inside one compiled function; the phone gets `condition`'s result as inputs.
+Two entry points share one definition. `condition` computes everything that depends only on the prompt, the timestep
+and the place in the video: positions, rotary embedding, attention mask, modulation. `denoise` is the rest, which the
+phone runs. Training and sampling call both inside one compiled function; the phone gets `condition`'s result as inputs.
 
 Legend: B batch, T latent frames, H W latent grid, C channels, F frames, L text tokens, I image tokens, S = L + I,
 D width, N heads, K head dim, P numbers in a patch, X current image tokens.
@@ -42,7 +42,7 @@ TIMESTEP_WIDTH = 256
 _XAVIER = nn.initializers.xavier_uniform()
 _ZEROS = nn.initializers.zeros_init()
 
-# What rematerialization keeps from the forward pass of a block.
+# Residuals that rematerialization keeps from the forward pass of a block.
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -78,7 +78,7 @@ class PyramidMMDiT(nn.Module):
       dtype: compute type of the blocks; conditioning, norms and softmax stay float32.
       scan: run all blocks but the last as one scan over stacked parameters (fast to compile, for training and
         sampling) instead of one after the other (for export). `stack_blocks` and `unstack_blocks` convert parameters.
-      remat: 'none', 'full' or 'dots': what a block recomputes in the backward pass.
+      remat: rematerialization of a block in the backward pass: 'none', 'full', or 'dots' (all but matrix products).
       attention: how the mask is applied, see models/attention.py; all but 'masked' take frames in the order of their
         ids, as `pyramid.envelope` has them.
       rotary: form of the rotary embedding, see `rotary.make_rotary`.
@@ -166,7 +166,7 @@ class PyramidMMDiT(nn.Module):
         pooled: Float[Array, 'B p'],
         timestep: Float[Array, ' B'],
     ) -> Condition:
-        """Compute everything in a call that does not depend on the latents or the text states."""
+        """Compute the inputs of `denoise` that do not depend on the latents or the text states."""
         config = self.config
         ids = position_ids(layout, frame_ids)
         blocks, last_block, head = self.modulate(timestep_sinusoid(timestep, TIMESTEP_WIDTH), pooled)

@@ -1,4 +1,4 @@
-"""Safety checker of Stable Diffusion: does a picture resemble what must not be shown?
+"""Safety checker of Stable Diffusion: a classifier of pictures that must not be shown.
 
 A picture's CLIP embedding is compared with stored ones of 17 concepts, each with a threshold of its own. Three special
 concepts refuse nothing by themselves; a picture that resembles one of them is judged more strictly.
@@ -28,7 +28,7 @@ from neodragon_jax.config.component import Positive
 from neodragon_jax.config.safety_checker import CONCEPTS, SPECIAL_CONCEPTS, SafetyCheckerConfig
 from neodragon_jax.models.clip import CLIPLayer
 
-# By how much thresholds sink for a picture that resembles a special concept.
+# Decrease of the thresholds for a picture that resembles a special concept.
 ADJUSTMENT = 0.01
 # Scores are judged after rounding to this many decimals.
 DECIMALS = 3
@@ -61,7 +61,7 @@ class StableDiffusionSafetyChecker(nn.Module):
         self.special_thresholds = self.param('special_thresholds', _ONES, (SPECIAL_CONCEPTS,))
 
     def __call__(self, pictures: Float[Array, 'B S S 3']) -> Bool[Array, ' B']:
-        """Return which pictures are refused."""
+        """Return True for refused pictures."""
         special = (self.special_concepts, self.special_thresholds)
         return refused(self.embed(pictures), self.concepts, self.concept_thresholds, *special)
 
@@ -85,7 +85,7 @@ def refused(
     special: Float[Array, 'k E'],
     special_thresholds: Float[Array, ' k'],
 ) -> Bool[Array, ' B']:
-    """Return which embeddings are nearer to a concept, in cosine, than its threshold allows."""
+    """Return True for embeddings whose cosine with a concept exceeds its threshold."""
     strict = _exceeds(_cosine(pictures, special) - special_thresholds.astype(jnp.float32)).any(axis=1, keepdims=True)
     scores = _cosine(pictures, concepts) - thresholds.astype(jnp.float32) + jnp.where(strict, ADJUSTMENT, 0.0)
     return _exceeds(scores).any(axis=1)
@@ -105,7 +105,7 @@ def _exceeds(scores: Float[Array, 'B K']) -> Bool[Array, 'B K']:
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """From pictures in bytes to what the tower takes: shorter side to `resize`, the center's square, CLIP's units.
+    """Preprocessing of pictures: resize the shorter side, crop the center square, normalize as CLIP does.
 
     Attributes:
       resize: pixels of the shorter side after resizing (bicubic).

@@ -26,7 +26,7 @@ from neodragon_jax.models.mmdit import ConditioningMLP
 from neodragon_jax.models.sdxl_layers import ResnetBlock, conv, group_norm, halving_conv
 from neodragon_jax.models.vae_decoder import double_space
 
-# The transformers have their own epsilons, whatever the config says of the residual blocks.
+# The config's epsilon is that of the residual blocks; the transformers use fixed ones.
 _GROUP_EPSILON = 1e-6
 _LAYER_EPSILON = 1e-5
 _MLP_GROWTH = 4

@@ -50,7 +50,7 @@ def attend_prefixes(
     valid: Bool[Array, 'B S'],
     prefixes: Prefixes,
 ) -> Float[Array, 'B N X K']:
-    """Let the last X image tokens attend to their prefixes; on a mesh every device has its own samples and heads.
+    """Attend with the last X image tokens to their prefixes; on a mesh each device computes its samples and heads.
 
     Args:
       query: scaled.

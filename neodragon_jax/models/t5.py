@@ -97,7 +97,7 @@ class T5Block(nn.Module):
 class T5Encoder(nn.Module):
     """T5 v1.1 encoder: unscaled embeddings, bias-free layers, relative positions only.
 
-    Calling it fuses its parts: a phone looks `embed` up on the host and runs `transform`.
+    `__call__` runs all parts; on a phone the host looks up `embed` and the graph is `transform`.
     """
 
     config: T5EncoderConfig
@@ -117,7 +117,7 @@ class T5Encoder(nn.Module):
     ) -> Float[Array, '*B L D']:
         """Return the final-normed states.
 
-        Padded positions attend to the valid ones like any other, so their states are defined but mean nothing.
+        Padded positions attend to the valid ones; their states are finite but unused.
 
         Args:
           ids: token ids.
@@ -146,7 +146,7 @@ class T5Encoder(nn.Module):
 
 
 def key_bias(mask: Int[Array, '*B L'] | Bool[Array, '*B L']) -> Float[Array, '*B 1 L']:
-    """Return what is added to the scores of each key: nothing for valid tokens, MASKED for others."""
+    """Return the addend of each key's scores: 0 for valid tokens, MASKED for padding."""
     return jnp.where(mask.astype(bool), 0.0, MASKED)[..., None, :]
 
 

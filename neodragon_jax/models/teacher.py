@@ -39,7 +39,7 @@ class TeacherMMDiT(nn.Module):
         self.denoiser = PyramidMMDiT(self.config, self.dtype, self.scan, self.remat, self.attention, self.rotary)
 
     def embed_text(self, states: Float[Array, 'B L E']) -> Float[Array, 'B L D']:
-        """Return text states at the denoiser's width: what a distilled text encoder and its adapter aim at."""
+        """Return text states at the denoiser's width, the target of a distilled text encoder and its adapter."""
         return self.context_embedder(states)
 
     def __call__(

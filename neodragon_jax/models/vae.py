@@ -112,7 +112,7 @@ class VideoVAE(CausalVAE[VideoVAEConfig]):
 
         Args:
           latents: de-normalized; t = 1 gives the graph for a phone.
-          memories: what the previous call returned, or `init_memories`.
+          memories: result of the previous call, or of `init_memories`.
         Returns:
           frames: in [-1, 1] (not clamped); the first 7 of a video are to be dropped.
           memories: the state for the next call.

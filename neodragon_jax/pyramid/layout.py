@@ -1,4 +1,4 @@
-"""Order of the tokens in one denoiser sequence, their position ids, and who may attend to whom.
+"""Order of the tokens in one denoiser sequence, their position ids, and the attention mask.
 
 A sequence is: text tokens, then the patches of every latent frame, oldest first; the last frames are the current unit.
 Legend: B batch, F latent frames in the sequence, L text tokens, I image tokens, S = L + I, H W latent grid, C channels.
@@ -141,7 +141,7 @@ def position_ids(layout: Layout, frame_ids: Int[Array, 'B F']) -> Int[Array, 'B 
 
 
 def valid_tokens(ids: Int[Array, 'B S'], text_mask: Int[Array, 'B L']) -> Bool[Array, 'B S']:
-    """Return False for padding: of the text as `text_mask` says, frames with negative ids."""
+    """Return False for padding: text tokens whose `text_mask` is 0, and frames with negative ids."""
     return jnp.concatenate([text_mask.astype(bool), ids[:, text_mask.shape[1] :] >= 0], axis=1)
 
 
@@ -157,5 +157,5 @@ def attention_mask(ids: Int[Array, 'B S'], text_mask: Int[Array, 'B L']) -> Bool
 
 
 def attention_bias(mask: Bool[Array, '*B'], forbidden: float = FORBIDDEN) -> Float[Array, '*B']:
-    """Return a mask as what is added to the scores: 0 where allowed, `forbidden` elsewhere."""
+    """Return a mask as an addend of the scores: 0 where allowed, `forbidden` elsewhere."""
     return jnp.where(mask, 0.0, forbidden).astype(jnp.float32)

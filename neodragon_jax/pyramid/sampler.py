@@ -40,7 +40,7 @@ Scale = float | Callable[[Array], Array]
 
 
 class Prompt(NamedTuple):
-    """What the denoiser knows of a prompt."""
+    """Conditioning of the denoiser on a prompt."""
 
     text: Float[Array, 'B L D']  # states after the context adapter
     mask: Int[Array, 'B L']  # 1 for valid tokens
@@ -83,7 +83,7 @@ class NoiseSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DrawnNoise:
-    """Noise from one key per sample, so that a sample does not depend on what else is in its batch."""
+    """Noise from one key per sample: a sample does not depend on the rest of its batch."""
 
     keys: Keys
     schedule: Schedule = Schedule()
@@ -202,7 +202,7 @@ def guided(denoise: Denoiser, negative: Prompt, scale: Scale) -> Denoiser:
     have to be exchanged between the devices that share the batch.
 
     Args:
-      negative: what to steer away from, of a batch, or without batch axis the same for all samples.
+      negative: conditioning to steer away from; without a batch axis it holds for all samples.
       scale: a number, or a function from the units of the samples [B] to a number for each.
     """
 

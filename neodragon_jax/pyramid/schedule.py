@@ -28,7 +28,7 @@ SPACINGS = ('released', 'even')
 class Steps(NamedTuple):
     """The denoiser calls of one stage."""
 
-    timesteps: np.ndarray  # [n], what the denoiser is conditioned on, in 0..1000
+    timesteps: np.ndarray  # [n], conditioning of the denoiser, in 0..1000
     levels: np.ndarray  # [n + 1], local levels, from 1 to 0
 
 
