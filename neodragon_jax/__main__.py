@@ -154,7 +154,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add('--mode', choices=defaults.MODES,
         help='hybrid: a first frame, then the few-step model; monolithic: all frames by the multi-step model '
         f'({_released(RELEASED.mode)})')  # fmt: skip
-    add('--student', metavar='DIR', help="folder with a distilled student's denoiser and context adapter")
+    add(
+        '--student',
+        metavar='DIR',
+        help='folder, or hf://ORG/NAME@REVISION, of a distilled denoiser and context adapter',
+    )
     add('--upscale', metavar='DIR', help='folder of a super-resolution network, see train.super_resolution')
     add('--dtype', choices=DTYPES, default='float32',
         help='compute type; bfloat16 halves the memory of parameters (norms, biases, positions and timestep embeddings '

@@ -26,7 +26,7 @@ _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):(/+)(.*)', re.DOTALL)
 _REMEDIES = {
     'gs': 'copy it to this machine first: gcloud storage cp -r {text} .',
     's3': 'copy it to this machine first: aws s3 cp --recursive {text} .',
-    'hf': 'only --checkpoint takes names of the Hugging Face hub.',
+    'hf': 'only --checkpoint and --student take names of the Hugging Face hub, hf://ORG/NAME@REVISION.',
     'http': 'download it first, and give the path of the file.',
     'https': 'download it first, and give the path of the file.',
 }

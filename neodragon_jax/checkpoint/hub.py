@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint import folders, model_card
 
 # Files beside the component folders: small, and fetched always.
-ROOT_FILES = ('generation.json', 'README.md', 'LICENSE*')
+ROOT_FILES = ('generation.json', model_card.RECORD, model_card.CARD, 'LICENSE*')
 _NAME = re.compile(r'(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?')
 _SCHEME = re.compile('hf://', re.IGNORECASE)
 # Commits of the names that this process has fetched, so that all its files are of one commit.
@@ -90,13 +90,37 @@ def fetch(name: HubName, needed: Sequence[str] | None) -> pathlib.Path:
     return pathlib.Path(root)
 
 
+def upload_student(folder: pathlib.Path, name: HubName, card: str, private: bool) -> str:
+    """Upload a student's folders, its record and its card as one commit; return the commit.
+
+    Args:
+      folder: holds the denoiser, its context adapter and `student.json`.
+      card: content of README.md.
+      private: whether a new repository is private.
+    Raises:
+      InputError: the hub cannot be reached, or does not accept the upload.
+    """
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    add = huggingface_hub.CommitOperationAdd
+    paths = [path for part in (folders.STUDENT, folders.STUDENT_ADAPTER) for path in sorted((folder / part).iterdir())]
+    files = [path for path in (*paths, folder / model_card.RECORD) if path.is_file() and not path.name.startswith('.')]
+    operations = [add(path.relative_to(folder).as_posix(), str(path)) for path in files]
+    operations.append(add(model_card.CARD, card.encode()))
+    with _one_line(name, option='--to'):
+        api.create_repo(name.repository, private=private, exist_ok=True)
+        done = api.create_commit(name.repository, operations, commit_message='Upload a distilled student')
+    return done.oid
+
+
 def _offline() -> bool:
     """Return whether the user has asked the hub's library to stay offline."""
     return os.environ.get('HF_HUB_OFFLINE', '').strip().upper() in ('1', 'ON', 'YES', 'TRUE')
 
 
 @contextmanager
-def _one_line(name: HubName) -> Iterator[None]:
+def _one_line(name: HubName, option: str = '--checkpoint') -> Iterator[None]:
     """Turn the errors of the hub's library into one line with the remedy."""
     from huggingface_hub import errors
     from huggingface_hub.utils import logging
@@ -107,33 +131,35 @@ def _one_line(name: HubName) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise InputError(
-            f'--checkpoint {name}: the repository is gated. Accept its terms at '
+            f'{option} {name}: the repository is gated. Accept its terms at '
             f'https://huggingface.co/{name.repository}, then log in: hf auth login.'
         ) from None
     except errors.RevisionNotFoundError:
         raise InputError(
-            f'--checkpoint {name}: no such revision. Give a branch, a tag or a commit of {name.repository}, or none.'
+            f'{option} {name}: no such revision. Give a branch, a tag or a commit of {name.repository}, or none.'
         ) from None
     except errors.RepositoryNotFoundError:
         raise InputError(
-            f'--checkpoint {name}: no such repository on the hub, or a private one. Correct the name, or log in: hf '
+            f'{option} {name}: no such repository on the hub, or a private one. Correct the name, or log in: hf '
             'auth login.'
         ) from None
     except errors.HFValidationError:
-        raise InputError(f'--checkpoint {name}: not a name of the hub; write hf://ORG/NAME@REVISION.') from None
+        raise InputError(f'{option} {name}: not a name of the hub; write hf://ORG/NAME@REVISION.') from None
     except errors.LocalEntryNotFoundError:
-        raise InputError(_unreachable(name)) from None
+        raise InputError(_unreachable(name, option)) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, 'status_code', None)
-        raise InputError(f'--checkpoint {name}: the hub answers with status {status}; try again later.') from None
+        if status in (401, 403):
+            raise InputError(f'{option} {name}: the hub refuses access; log in with a token: hf auth login.') from None
+        raise InputError(f'{option} {name}: the hub answers with status {status}; try again later.') from None
     except (errors.HTTPError, ConnectionError, TimeoutError):
-        raise InputError(_unreachable(name)) from None
+        raise InputError(_unreachable(name, option)) from None
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _unreachable(name: HubName) -> str:
+def _unreachable(name: HubName, option: str) -> str:
     return (
-        f'--checkpoint {name}: the hub cannot be reached, and the files are not all in the cache. Try again when '
+        f'{option} {name}: the hub cannot be reached, and the files are not all in the cache. Try again when '
         'online (complete files are kept), or pass a folder.'
     )

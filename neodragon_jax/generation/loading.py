@@ -90,7 +90,7 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
     spread, dtype = Spread(devices), jnp.dtype(options.dtype)
     store = Store(spread.replicate, one_at_a_time=options.low_memory)
     profile = Profile() if options.profile else None
-    student = None if options.student is None else user_path(options.student, '--student')
+    student = None if options.student is None else _find_student(os.fspath(options.student))
     values = with_student(values, student) if student else values
     components = pipeline.load(
         root,
@@ -112,6 +112,14 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
         checker=_checker(root, spread, store, profile) if options.safety_checker else None,
         profile=profile,
     )
+
+
+def _find_student(given: str) -> pathlib.Path:
+    """Return the folder of a student: a local one, or one of the hub, hf://ORG/NAME@REVISION."""
+    name = hub.parse(given)
+    if hub.is_explicit(given) and name is not None:
+        return hub.fetch(name, (folders.STUDENT, folders.STUDENT_ADAPTER))
+    return user_path(given, '--student')
 
 
 def _upscaler(

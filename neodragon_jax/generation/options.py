@@ -30,7 +30,7 @@ class ModelOptions:
     Attributes:
       checkpoint: root folder of a checkpoint, or the name of a shipped one; None is the shipped default.
       mode: 'hybrid' (few-step denoiser) or 'monolithic' (multi-step denoiser); None is the checkpoint's choice.
-      student: folder of a distilled denoiser and its context adapter, used instead of the checkpoint's own.
+      student: folder, or hf://ORG/NAME, of a distilled denoiser and its context adapter; None is the checkpoint's.
       upscale: folder of a super-resolution network that enlarges the frames; None keeps their size.
       dtype: compute type, 'float32' or 'bfloat16'; bfloat16 also halves the parameters' memory.
       low_memory: hold the parameters of one module at a time; the videos are the same.

@@ -1,7 +1,8 @@
-"""A server on loopback that speaks the part of the Hugging Face hub's protocol that downloads need."""
+"""A server on loopback that speaks the part of the Hugging Face hub's protocol that we use."""
 
 from __future__ import annotations
 
+import base64
 import collections
 import contextlib
 import hashlib
@@ -61,6 +62,31 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(body=True)
+
+    def do_POST(self) -> None:
+        """Accept an upload: the files come in the commit itself, in base64."""
+        content = self.rfile.read(int(self.headers['Content-Length'])).decode()
+        hub, api = self.server, f'/api/models/{self.server.repository}'
+        if hub.gated:
+            self._fail(403, 'GatedRepo')
+        elif self.path == '/api/repos/create':
+            self._json({'url': f'{hub.endpoint}/{hub.repository}', 'id': hub.repository})
+        elif self.path == '/api/validate-yaml':
+            self._json({'errors': [], 'warnings': []})
+        elif self.path.startswith(f'{api}/preupload/'):
+            files = json.loads(content)['files']
+            plan = {'uploadMode': 'regular', 'shouldIgnore': False, 'oid': None}
+            self._json({'files': [plan | {'path': file['path']} for file in files]})
+        elif self.path.startswith(f'{api}/commit/'):
+            for line in map(json.loads, content.splitlines()):
+                if line['key'] == 'file':
+                    path = hub.folder / line['value']['path']
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(base64.b64decode(line['value']['content']))
+            url = f'{hub.endpoint}/{hub.repository}/commit/{COMMIT}'
+            self._json({'commitUrl': url, 'commitOid': COMMIT, 'success': True, 'pullRequestUrl': None})
+        else:
+            self._fail(404, 'RepoNotFound')
 
     def _answer(self, body: bool) -> None:
         hub, path = self.server, urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
@@ -151,8 +177,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _fail(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header('X-Error-Code', code)
-        self.send_header('Content-Length', '0')
+        content = json.dumps({'error': code}).encode()
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(content)))
         self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(content)
 
 
 @contextlib.contextmanager

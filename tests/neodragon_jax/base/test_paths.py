@@ -46,7 +46,7 @@ def test_local_paths(text, path, monkeypatch):
         ('gs://', 'gcloud storage cp'),
         ('s3://bucket/x', 'aws s3 cp --recursive s3://bucket/x'),
         ('S3://bucket/x', 'aws s3 cp'),
-        ('hf://org/name', 'only --checkpoint takes names'),
+        ('hf://org/name', 'only --checkpoint and --student take names'),
         ('https://host/x.png', 'download it first'),
         ('file://host/x', 'names a host'),
         ('ftp://host/x', 'not supported'),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from neodragon_jax.checkpoint import hub
+from neodragon_jax import upload
+from neodragon_jax.checkpoint import folders, hub
 from support.goldens import ROOT, TINY_CHECKPOINT
 from support.hub_server import COMMIT, Hub, serve
 
@@ -120,3 +123,61 @@ def test_a_video_by_name(served, tmp_path):
     assert got.returncode == 0, got.stderr
     assert (out / 'x-0.mp4').is_file()
     assert not any(name.startswith(('ssd_1b', 'diffusion_transformer_320p/')) for name in served.requested)
+
+
+@pytest.fixture
+def student(tmp_path) -> pathlib.Path:
+    """The result of a distillation, and the metrics of its run."""
+    folder = tmp_path / 'run' / 'result'
+    for name in (folders.STUDENT, folders.STUDENT_ADAPTER):
+        shutil.copytree(TINY_CHECKPOINT / name, folder / name)
+    record = {'teacher': 'abc123', 'iterations': 30, 'frames': 49, 'averaged': True, 'checkpoint': '/a/machine'}
+    record['samples'] = {'steps': [10, 10, 10], 'guidance': 5.0, 'prompt_modifier': 'a | b'}
+    (folder / 'student.json').write_text(json.dumps(record))
+    (folder.parent / 'metrics.jsonl').write_text('{"step": 10}\n{"step": 30, "fake_mse": 0.125}\n{"step"')
+    return folder
+
+
+def test_card_of_a_student(student, capsys):
+    assert upload.main([str(student), '--to', 'org/student', '--license', 'apache-2.0', '--dry-run']) == 0
+    card = capsys.readouterr().out
+    assert card.startswith('---\nlibrary_name: neodragon_jax') and 'license: apache-2.0' in card
+    assert '--student hf://org/student' in card and '/a/machine' not in card
+    for row in ('teacher | abc123', 'iterations | 30', 'steps | [10, 10, 10]', 'guidance | 5', 'fake_mse | 0.125'):
+        assert f'| {row} |' in card
+    assert r'a \| b' in card
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (['--to', 'student'], 'not a repository of the hub; write ORG/NAME'),
+        (['--to', 'a/b@main'], 'not a repository of the hub'),
+    ],
+)
+def test_uploads_to_wrong_names_are_refused(student, capsys, argv, message):
+    assert upload.main([str(student), *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_uploads_of_other_folders_are_refused(student, capsys):
+    (student / 'student.json').unlink()
+    assert upload.main([str(student), '--to', 'a/b']) == 2
+    assert 'train.dmd writes it' in capsys.readouterr().err
+    assert upload.main([str(student.parent), '--to', 'a/b']) == 2
+    assert 'no diffusion_transformer_320p in it' in capsys.readouterr().err
+
+
+def test_upload_and_use_by_name(student, tmp_path):
+    with serve(tmp_path / 'served', 'org/student') as server:
+        argv = ['-m', 'neodragon_jax.upload', str(student), '--to', 'org/student']
+        done = run(server, tmp_path / 'home', *argv, HF_TOKEN='hf_test')
+        assert done.returncode == 0 and f'--student hf://org/student@{COMMIT}' in done.stdout, done.stderr
+        assert {'README.md', 'student.json'} < set(server.files())
+        fetched = find(server, tmp_path / 'home', f'hf://org/student@{COMMIT}', (folders.STUDENT,))
+        root = pathlib.Path(fetched.stdout.strip())
+        for path in (student / folders.STUDENT).iterdir():
+            assert (root / folders.STUDENT / path.name).read_bytes() == path.read_bytes()
+        server.gated = True
+        refused = run(server, tmp_path / 'home', *argv, HF_TOKEN='hf_test')
+        assert refused.returncode == 2 and 'hf auth login' in refused.stderr, refused.stderr

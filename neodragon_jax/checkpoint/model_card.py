@@ -1,0 +1,101 @@
+"""Model card of a distilled student: protocol, teacher, recipe and metrics, from the files of its training run."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import folders
+
+RECORD = 'student.json'  # written by train.dmd beside the student
+METRICS = 'metrics.jsonl'  # of the run, one folder up
+CARD = 'README.md'
+
+_HEAD = """\
+---
+library_name: neodragon_jax
+pipeline_tag: text-to-video
+license: {license}
+tags: [text-to-video, jax, flax, neodragon, distillation]
+---
+# {title}
+
+A few-step text-to-video denoiser, distilled with `python -m train.dmd` of neodragon_jax. It replaces the denoiser and
+the context adapter of a checkpoint in the layout of Neodragon (arXiv 2511.06055):
+
+```
+python -m neodragon_jax --checkpoint CKPT --student hf://{title} --prompt "..." --out videos/
+```
+"""
+
+
+def read_record(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the record of a student's training.
+
+    Raises:
+      InputError: the folder has no student, or its record is missing or damaged.
+    """
+    for name in (folders.STUDENT, folders.STUDENT_ADAPTER):
+        if not (folder / name / 'config.json').is_file():
+            raise InputError(f'{folder}: no {name} in it. Pass the folder of a student, such as RUN/result.')
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise InputError(f'{path}: no such file; train.dmd writes it beside the student. Pass RUN/result.') from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{path}: not valid JSON ({error}). Copy the file from the run again.') from None
+    if not isinstance(record, dict):
+        raise InputError(f'{path}: not a JSON object. Copy the file from the run again.')
+    return record
+
+
+def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the last metrics of the run whose result a folder is; {} if the run is not beside it."""
+    path = folder.resolve().parent / METRICS
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # cut by a kill
+        if isinstance(row, dict):
+            return row
+    return {}
+
+
+def write_card(repository: str, record: Mapping[str, Any], metrics: Mapping[str, Any], license_name: str) -> str:
+    """Return the model card in Markdown.
+
+    Args:
+      repository: ORG/NAME.
+      record: of `read_record`; its entries that are objects become tables, the others the table of the recipe.
+      metrics: of `read_metrics`.
+      license_name: identifier of the license, as the hub knows it.
+    """
+    plain = {key: value for key, value in record.items() if not isinstance(value, dict)}
+    # A folder of the machine that trained means nothing elsewhere.
+    plain.pop('checkpoint', None)
+    parts = [_HEAD.format(title=repository, license=license_name), _table('Recipe', plain)]
+    parts += [_table(key.replace('_', ' ').capitalize(), value) for key, value in record.items() if key not in plain
+              and isinstance(value, dict)]  # fmt: skip
+    if metrics:
+        parts.append(_table('Metrics at the end of training', metrics))
+    return '\n'.join(parts)
+
+
+def _table(title: str, values: Mapping[str, Any]) -> str:
+    """Return a section with a table of names and values."""
+    rows = [f'| {key} | {_cell(value)} |' for key, value in values.items()]
+    return '\n'.join([f'## {title}', '', '| name | value |', '|---|---|', *rows, ''])
+
+
+def _cell(value: Any) -> str:
+    """Return a value as the text of a table's cell."""
+    text = f'{value:.6g}' if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    return ' '.join(text.replace('|', r'\|').split()) or '-'
