@@ -100,7 +100,7 @@ def _attend_masked(queries: Queries, key: Array, value: Array, bias: Float[Array
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Which queries see which prefix of the keys: static, but travels with the arrays of a bias.
+    """Prefix of the keys that each group of queries sees: static, but part of the tree of a bias.
 
     Attributes:
       text_keys: prefix that text sees.

@@ -47,7 +47,7 @@ class CausalConv(nn.Module):
         kernel = self.param('kernel', nn.initializers.lecun_normal(), (3, 3, 3, x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
         if x.ndim == 4:
-            # Sliced before anything else: exported, this is one convolution with constant weights.
+            # The kernel is sliced first: the export is then one convolution with constant weights.
             return self._convolve(x, kernel[-1], bias, self.strides[1:], _SPACE_PADDING)
         x, zero_frames = self._with_past(x)
         return self._convolve(x, kernel, bias, self.strides, ((zero_frames, 0), *_SPACE_PADDING))
@@ -60,7 +60,7 @@ class CausalConv(nn.Module):
         strides: tuple[int, ...],
         padding: tuple[tuple[int, int], ...],
     ) -> Array:
-        """Apply a convolution with given parameters, as nn.Conv because exporters know that."""
+        """Apply a convolution with given parameters, as nn.Conv because exporters recognize it."""
         conv = nn.Conv(self.features, kernel.shape[:-2], strides, padding, dtype=self.dtype, parent=None)
         return cast(Array, conv.apply({'params': {'kernel': kernel, 'bias': bias}}, x))
 

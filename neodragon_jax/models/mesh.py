@@ -1,4 +1,4 @@
-"""Where activations live on a device mesh: every device has its own samples, and a tensor group its own heads.
+"""Sharding of activations on a device mesh: the batch over devices, the heads over tensor groups.
 
 The partitioner places activations by itself, but in the backward pass of a scan over blocks it may give up the split of
 the batch, and then every device receives the activations of all. Off a mesh nothing here does anything.

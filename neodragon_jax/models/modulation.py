@@ -21,7 +21,7 @@ from neodragon_jax.models.layers import layer_norm
 _SMALL = nn.initializers.normal(0.02)
 _ZEROS = nn.initializers.zeros_init()
 
-# What is added to the released vectors, in their order: a gain is 1 + the released scale.
+# Offsets of the released vectors, in their order: a gain is 1 + the released scale.
 SIX_PARTS = (0.0, 1.0, 0.0, 0.0, 1.0, 0.0)  # shift, scale, gate for attention, then for the MLP
 TWO_PARTS = (1.0, 0.0)  # scale, shift: the order of norms that nothing follows
 

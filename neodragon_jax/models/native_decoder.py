@@ -1,4 +1,4 @@
-"""Pyramid-Flow's own video VAE: the causal encoder, and the native decoder that mirrors it.
+"""Pyramid-Flow's native video VAE: the causal encoder, and the native decoder that mirrors it.
 
 The decoder is what Neodragon distils into TinyAEHV. Each of its levels doubles space and then time by a convolution to
 four or two times the channels, which then become pixels or frames. The first latent frame stands for one frame of the
@@ -43,7 +43,7 @@ def channels_to_time(x: Float[Array, 'B *t H W c'], first: bool) -> Float[Array,
 
 
 class UpBlock(nn.Module):
-    """Residual blocks, then doubling of space, then doubling of time, each where asked."""
+    """Residual blocks, then doubling of space, then doubling of time, each where the config asks for it."""
 
     features: int
     layers: int
@@ -54,7 +54,7 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'B *t h w C'], first: bool) -> Float[Array, 'B *T H W D']:
-        """Return the level's output; `first` says that `x` starts the video."""
+        """Return the level's output; `first` is whether `x` starts the video."""
         for index in range(self.layers):
             x = ResnetBlock(self.features, self.groups, self.dtype, name=f'resnet_{index}')(x)
         if self.double_space:
@@ -72,7 +72,7 @@ class NativeDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: Float[Array, 'B *t h w C'], first: bool) -> Float[Array, 'B *T H W 3']:
-        """Return frames in [-1, 1] (not clamped); `first` says that the latents start the video."""
+        """Return frames in [-1, 1] (not clamped); `first` is whether the latents start the video."""
         config, dtype, groups = self.config, self.dtype, self.config.decoder_norm_num_groups
         widths = config.decoder_block_out_channels[::-1]
         x = middle(CausalConv(widths[0], dtype=dtype, name='conv_in')(latents), groups, dtype)

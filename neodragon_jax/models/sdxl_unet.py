@@ -1,4 +1,4 @@
-"""UNet of the first-frame model: SDXL's, with the transformer blocks that SSD-1B kept.
+"""UNet of the first-frame model: SDXL's, with the transformer blocks that SSD-1B retains.
 
 Two entrances share one definition. `embed` turns timestep, pooled prompt and sizes into one vector; `denoise` is the
 rest, the part that a phone runs four times per picture.
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
 
 
 class _LevelBlocks(nn.Module):
-    """What the levels down and up have in common: residual blocks, with transformers after them."""
+    """Common part of the levels down and up: residual blocks, with transformers after them."""
 
     config: UNetConfig
     level: Level
@@ -121,7 +121,7 @@ class DownLevel(_LevelBlocks):
     def __call__(
         self, x: Float[Array, 'B h w C'], text: Float[Array, 'B L T'], embedding: Float[Array, 'B E']
     ) -> tuple[Float[Array, 'B _ _ D'], list[Float[Array, 'B _ _ D']]]:
-        """Return the output and all that the way up will want back, in order."""
+        """Return the output and the skips for the way up, in order."""
         skips = []
         for index in range(len(self.level.depths)):
             x = self.block(index, x, text, embedding)

@@ -22,7 +22,7 @@ _EPSILON = 1e-6
 
 
 class _Blocks(nn.Module):
-    """What both directions have in common: residual blocks, and the middle on the coarsest grid."""
+    """Common part of both directions: residual blocks, and the middle on the coarsest grid."""
 
     config: ImageVAEConfig
     dtype: Any = None
@@ -76,7 +76,7 @@ class Decoder(_Blocks):
 
 
 class AutoencoderKL(nn.Module):
-    """`encode` to moments, `decode` to pictures; both know unscaled latents only."""
+    """`encode` to moments, `decode` to pictures; both use unscaled latents."""
 
     config: ImageVAEConfig
     dtype: Any = None

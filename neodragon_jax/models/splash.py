@@ -32,7 +32,7 @@ LANES, LONGEST_TILE = 128, 1024
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Prefixes:
-    """For every image token, how many keys it sees: static, but travels with the arrays of a bias."""
+    """Number of keys that each image token sees: static, but part of the tree of a bias."""
 
     keys: tuple[int, ...]
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, UInt8
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.super_resolution import SuperResolutionConfig
 
-# Frames that `upscale` hands over at once: 8 of 320x512 take 336 MB per layer in the large variant, in float32.
+# Frames per call of the network in `upscale`: 8 of 320x512 take 336 MB per layer in the large variant, in float32.
 FRAMES_AT_ONCE = 8
 
 
@@ -98,7 +98,7 @@ def upscale(
     frames: UInt8[np.ndarray, '*S h w 3'] | Float[Array | np.ndarray, '*S h w 3'],
     at_once: int = FRAMES_AT_ONCE,
 ) -> UInt8[np.ndarray, '*S H W 3'] | Float[np.ndarray, '*S H W 3']:
-    """Enlarge frames as the decoder or a file gives them.
+    """Enlarge frames of the decoder or of a file.
 
     Args:
       apply: the network as a function of pictures in [0, 1]; compiled by the caller.

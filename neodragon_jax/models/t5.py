@@ -1,4 +1,4 @@
-"""T5 encoders: the distilled encoder of the token states, and the plain encoder that its teacher is.
+"""T5 encoders: the distilled encoder of the token states, and the plain encoder of its teacher.
 
 Legend: B batch (any number of leading axes, also none), L tokens, D width, N heads, K head dim, O projected width.
 """

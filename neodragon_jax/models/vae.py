@@ -1,6 +1,6 @@
 """Video VAE: a causal 3-D encoder and the TinyAEHV decoder, 8x8x8 compression to 16 channels.
 
-`VideoVAE` holds the parameters and both directions; `CausalVAE` is the half that it shares with Pyramid-Flow's own VAE.
+`VideoVAE` holds the parameters and both directions; `CausalVAE` is the half that Pyramid-Flow's native VAE shares.
 Around it, pure functions: the latents' normalization, the posterior, and encoding in chunks of time or tiles of space.
 
 Legend: B batch, T frames, H W pixel grid, t latent frames, h w latent grid, C latent channels, M = 2C moments.
@@ -54,7 +54,7 @@ PYRAMID_FLOW = LatentStatistics(first_shift=0.1490, first_scale=1 / 1.8415, shif
 
 
 class CausalVAE(nn.Module, Generic[Config]):
-    """The causal encoder and the pointwise convolutions next to the latents; the decoder is up to the subclass."""
+    """The causal encoder and the pointwise convolutions next to the latents; subclasses add the decoder."""
 
     config: Config
     dtype: Any = None
@@ -149,7 +149,7 @@ def _shift_and_scale(length: int, first_frame: bool, statistics: LatentStatistic
 
 
 def normalize(latents: Latents, first_frame: bool = True, statistics: LatentStatistics = NEODRAGON) -> Latents:
-    """Bring latents to about unit variance, as the denoiser works on them.
+    """Scale latents to about unit variance, as the denoiser expects them.
 
     Args:
       latents: samples of the posterior.

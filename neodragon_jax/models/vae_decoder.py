@@ -28,7 +28,7 @@ Memories = tuple[Float[Array, 'B _ _ _'], ...]  # one per memory block, on its g
 
 
 def _conv(features: int, kernel: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Conv:
-    """Return a square convolution that keeps the grid; padding is written out because phone tools want numbers."""
+    """Return a square convolution that keeps the grid; padding is explicit because the phone tools need numbers."""
     pad = kernel // 2
     padding = ((pad, pad), (pad, pad))
     return nn.Conv(features, (kernel, kernel), padding=padding, use_bias=use_bias, dtype=dtype, name=name)

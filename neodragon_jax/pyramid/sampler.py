@@ -66,7 +66,7 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class NoiseSource(Protocol):
-    """Where the random numbers of a generation come from."""
+    """Source of the random numbers of a generation."""
 
     def initial(self, shape: tuple[int, ...]) -> Latents:
         """Return white noise for all units at full size."""
@@ -118,7 +118,7 @@ def _block_noise(keys: Keys, shape: tuple[int, ...], gamma: float) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to generate and how.
+    """Size, steps and guidance of a generation.
 
     Attributes:
       frames: T, latent frames; 1 + 8 (T - 1) video frames.
@@ -268,7 +268,7 @@ def sample(
     shape = (batch, plan.frames, plan.height, plan.width, plan.channels)
     initial = noise.initial(shape)
     coarse = down_noise(initial, stages - 1)
-    # Distributed like the noise from the start: another layout in the first unit would compile every stage twice.
+    # Sharded like the noise from the start: another sharding in the first unit would compile every stage twice.
     video = jnp.zeros_like(initial, jnp.float32)
     if first_frame is not None:
         video = video.at[:, :1].set(first_frame)

@@ -90,7 +90,7 @@ class Schedule:
 
     @functools.cached_property
     def timestep_ratios(self) -> np.ndarray:
-        """Share of the global timesteps that each stage owns, as [stages, (from, to)] in 0..1."""
+        """Share of the global timesteps of each stage, as [stages, (from, to)] in 0..1."""
         lengths = self.start_sigmas - self.end_sigmas
         edges = np.append(0.0, np.cumsum(lengths) / lengths.sum())
         edges[-1] = 1.0

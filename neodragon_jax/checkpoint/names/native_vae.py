@@ -1,4 +1,4 @@
-"""Rename table of Pyramid-Flow's own video VAE."""
+"""Rename table of Pyramid-Flow's native video VAE."""
 
 from __future__ import annotations
 

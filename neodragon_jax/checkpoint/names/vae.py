@@ -1,4 +1,4 @@
-"""Rename table of the video VAE; the encoder's half serves Pyramid-Flow's own VAE too."""
+"""Rename table of the video VAE; the encoder's half also holds for Pyramid-Flow's native VAE."""
 
 from __future__ import annotations
 
