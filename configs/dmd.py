@@ -78,7 +78,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'accumulate': 1,  # parts of a batch, for less memory
                 'dtype': 'bfloat16',
                 'remat': 'full',  # or 'dots', 'none': what the backward pass recomputes
-                'attention': 'masked',  # or 'prefix', with fewer scores; 'splash', the TPU kernel
+                'attention': 'auto',  # 'splash', the TPU kernel, on TPUs, else 'masked'; or 'prefix', with fewer scores
                 'student': defaults(OptimizerConfig),
                 'fake': defaults(OptimizerConfig),
             },

@@ -40,6 +40,7 @@ from train.aot.report import Case, Facts
 from train.aot.request import INPUT_ERROR, QUIET, Request
 from train.aot.xla_flags import FLAGS
 from train.runtime import flops, loop, runner
+from train.runtime.platform import AUTO, ON_TPU
 from train.runtime.sharding import AXES, MeshConfig, make_mesh
 from train.runtime.step import variants
 
@@ -92,6 +93,7 @@ def jobs(program: str, settings: Settings, options: Options) -> list[Job]:
       InputError: a slice, mesh, variant or setting does not exist or fit.
     """
     slices = [aot_chips.topology(name) for name in options.topologies]
+    settings = _on_tpu(settings)
     per_sample = model_flops(program, settings)
     made = []
     for slice_, changed in itertools.product(slices, _changes(settings, options.choices)):
@@ -142,6 +144,15 @@ def _sections(settings: Settings, names: Iterable[str] = CHOICES) -> Iterator[tu
         for section in settings.values():
             if isinstance(section, ConfigDict) and name in section:
                 yield name, section
+
+
+def _on_tpu(settings: Settings) -> Settings:
+    """Return the settings with the choices that `auto` makes on TPUs."""
+    settings = settings.copy_and_resolve_references()
+    for _, section in _sections(settings, ('attention',)):
+        if section.attention == AUTO:
+            section.attention = ON_TPU
+    return settings
 
 
 def _changes(settings: Settings, choices: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Settings]:

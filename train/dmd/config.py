@@ -15,6 +15,7 @@ from train.dmd.state import AverageConfig
 from train.flow import losses
 from train.flow.flow_matching import check_weights
 from train.runtime.optimizer import OptimizerConfig
+from train.runtime.platform import AUTO
 from train.runtime.settings import top_level
 
 # Denoiser calls of a 1-1-1 video of seven units -> the first unit that the student generates itself.
@@ -42,7 +43,7 @@ class DMDConfig:
       evaluation: of the student in the run, every `loop.evaluate_every` steps.
       accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
       dtype: compute type of the denoisers, 'float32' or 'bfloat16'; masters stay float32.
-      remat, attention: see `PyramidMMDiT`.
+      remat, attention: see `PyramidMMDiT`; attention 'auto' is 'splash' on TPUs and 'masked' elsewhere.
       seed: of the order of the stages.
     """
 
@@ -65,7 +66,7 @@ class DMDConfig:
     accumulate: int = 1
     dtype: str = 'bfloat16'
     remat: str = 'full'
-    attention: str = 'masked'
+    attention: str = AUTO
     seed: int = top_level(0)
     student: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     fake: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -76,7 +77,7 @@ class DMDConfig:
             'clean_prediction': losses.CLEAN_PREDICTIONS,
             'dtype': DTYPES,
             'remat': ('none', *REMAT_POLICIES),
-            'attention': STRATEGIES,
+            'attention': (AUTO, *STRATEGIES),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -39,6 +39,7 @@ from train.dmd.updates import Updates
 from train.flow import flow_matching
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import make_optimizer
+from train.runtime.platform import attention_on_platform
 from train.runtime.sharding import to_host
 
 # Folded into a step's key for the random numbers of roll-outs.
@@ -91,7 +92,8 @@ class DMD:
             raise InputError(f'protocol {config.protocol} needs more than {first_unit} latent frames per sample.')
         self.fingerprint, self.adapter, self.teacher = teacher.fingerprint, teacher.adapter, teacher.params
         self.samples = dict(samples or {})
-        options = {'dtype': DTYPES[config.dtype], 'remat': config.remat, 'attention': config.attention}
+        attention = attention_on_platform(config.attention)
+        options = {'dtype': DTYPES[config.dtype], 'remat': config.remat, 'attention': attention}
         self.module = teacher.module.clone(scan=True, **options)
         self.negative = Prompt(*(negative[name] for name in ('text', 'text_mask', 'pooled')))  # pyright: ignore[reportArgumentType]
         self.student_tx, self.fake_tx = make_optimizer(config.student), make_optimizer(config.fake)
