@@ -26,6 +26,14 @@ step 1,000 on and in all examples from step 3,000 on:
 
     --config.dmd.own_history.last=1.0 --config.dmd.own_history.ramp_start=1000 --config.dmd.own_history.ramp_steps=2000
 
+Without videos of the teacher, from prompts and first frames alone (train.latents of captioned pictures, --text out):
+
+    --config.dmd.input=prompts --config.dmd.objectives.regression.weight=0.0 --config.dmd.evaluation.videos=0 \
+        --config.dmd.own_history.first=1.0 --config.dmd.own_history.last=1.0 --config.loop.evaluate_every=0 \
+        --config.loop.keep_best=0
+
+Sharper single steps: `--config.dmd.objectives.adversarial.weight=0.03`.
+
 Controls: `--config.dmd.objectives.matching.weight=0.0` leaves the regression alone,
 `--config.dmd.objectives.regression.weight=0.0` the matching.
 
@@ -58,6 +66,8 @@ def get_config(preset: str = 'full') -> ConfigDict:
             'workdir': '',
             'seed': 0,
             'dmd': {
+                'input': 'samples',  # or 'prompts': first frames alone, the student's roll-outs instead of videos
+                'frames': 7,  # latent frames of the roll-outs, with 'prompts'
                 'protocol': '18',  # '18': external first frame, units 1..6; '21': all units
                 'clean_prediction': 'exact',  # or 'paper'
                 'student_steps': (1, 1, 1),  # per stage, coarsest first

@@ -11,6 +11,7 @@ from train.data import DTYPES
 from train.dmd.evaluation import EvaluationConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
+from train.dmd.prompt_source import check_prompt_only
 from train.dmd.state import AverageConfig
 from train.flow import losses
 from train.flow.flow_matching import check_weights
@@ -18,6 +19,7 @@ from train.runtime.optimizer import OptimizerConfig
 from train.runtime.platform import AUTO
 from train.runtime.settings import top_level
 
+INPUTS = ('samples', 'prompts')
 # Denoiser calls of a 1-1-1 video of seven units -> the first unit that the student generates itself.
 PROTOCOLS = {'18': 1, '21': 0}
 
@@ -28,6 +30,9 @@ class DMDConfig:
 
     Attributes:
       checkpoint: root folder of a released checkpoint; its multi-step denoiser is the teacher.
+      input: 'samples', videos of the teacher; or 'prompts': only prompts and first frames are read, and the student's
+        own roll-outs take the place of videos. That costs the student's 18 calls per video instead of the teacher's.
+      frames: T, latent frames of the roll-outs, where the input is 'prompts'.
       protocol: denoiser calls of a 1-1-1 video of seven units: '18' starts from an external first frame, '21' does not.
       clean_prediction: 'exact' or 'paper', see `losses.clean_prediction`.
       student_steps, student_first_steps: the student's steps per stage, coarsest first, for units > 0 and for unit 0.
@@ -48,6 +53,8 @@ class DMDConfig:
     """
 
     checkpoint: str = top_level()
+    input: str = 'samples'
+    frames: int = 7
     protocol: str = '18'
     clean_prediction: str = 'exact'
     student_steps: tuple[int, ...] = (1, 1, 1)
@@ -73,6 +80,7 @@ class DMDConfig:
 
     def __post_init__(self) -> None:
         choices = {
+            'input': INPUTS,
             'protocol': PROTOCOLS,
             'clean_prediction': losses.CLEAN_PREDICTIONS,
             'dtype': DTYPES,
@@ -88,6 +96,10 @@ class DMDConfig:
             count = getattr(self, name)
             if len(count) != 3 or min(count) < 1:
                 raise InputError(f'{name} is {count}; give three positive numbers, one per stage.')
+        if self.input == 'prompts':
+            shares, objectives = (self.own_history.first, self.own_history.last), self.objectives
+            used = objectives.regression.used, objectives.adversarial.used
+            check_prompt_only(self.protocol, shares, *used, self.evaluation.videos)
         if self.accumulate < 1:
             raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
         check_weights('stage_weights', self.stage_weights, count=3)

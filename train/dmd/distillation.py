@@ -102,7 +102,13 @@ class DMD:
         self.critic = FeatureCritic(adversarial, self.module) if adversarial.used else None
         steps = config.student_steps, config.student_first_steps
         self.examples = Examples(
-            frames, first_unit, *steps, self.schedule, config.clean_prediction, config.unit_weights
+            frames,
+            first_unit,
+            *steps,
+            self.schedule,
+            config.clean_prediction,
+            config.unit_weights,
+            config.input == 'samples',
         )
         rollout = Rollout(frames, *steps, self.schedule)
         self.own_histories = OwnHistories(config.own_history, rollout, first_unit)

@@ -75,7 +75,7 @@ class StudentEvaluation:
         config: EvaluationConfig,
         examples: Examples,
         apply: Callable[..., Any],
-        held_out: Mapping[str, np.ndarray],
+        held_out: Mapping[str, Any],
         decode: Decode,
     ) -> None:
         """Prepare.
@@ -175,7 +175,7 @@ def compared(
 def unit_metrics(videos: list[UInt8[np.ndarray, 'F h w 3']], unit: int) -> Float[np.ndarray, ' 4']:
     """Return the metrics of one unit > 0, from the last frame of the unit before; means over videos."""
     frames = slice(FRAMES_PER_UNIT * (unit - 1), FRAMES_PER_UNIT * unit + 1)
-    return np.mean([measure(frames_of_video[frames]) for frames_of_video in videos], axis=0)
+    return np.asarray([measure(frames_of_video[frames]) for frames_of_video in videos], np.float64).mean(axis=0)
 
 
 def judged(metrics: Mapping[str, float], config: EvaluationConfig) -> dict[str, float]:

@@ -69,6 +69,7 @@ class Examples:
       steps, first_steps: n of every stage, for units > 0 and for unit 0.
       clean_prediction: 'exact' or 'paper', see `losses.clean_prediction`.
       unit_weights: relative frequency of each unit from `first_unit` on; () for equal ones.
+      with_data: whether the batches hold videos, of which `Example.clean` is a unit.
     """
 
     frames: int
@@ -78,6 +79,7 @@ class Examples:
     schedule: Schedule
     clean_prediction: str = 'exact'
     unit_weights: tuple[float, ...] = ()
+    with_data: bool = True
 
     def draw(self, key: PRNGKeyArray, stage: int, shape: tuple[int, ...]) -> Draws:
         """Draw unit, index of the step and noise for every sample of a batch.

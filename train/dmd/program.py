@@ -32,6 +32,7 @@ from train.data import DTYPES, SampleSource
 from train.data.sources import Repeated, hold_out, stacked
 from train.dmd.config import DMDConfig
 from train.dmd.distillation import DMD
+from train.dmd.prompt_source import PromptSource
 from train.dmd.provenance import check_samples
 from train.dmd.teacher import abstract_teacher, read_teacher
 from train.flow.blank_sample import BlankSample
@@ -76,7 +77,8 @@ def load(settings: Settings) -> Training:
             f'{config.evaluation.videos}; set both, or both to 0.'
         )
     training, held_out = hold_out(source, config.evaluation.videos)
-    return Training(load_program(config, source, stacked(held_out) if held_out else None), training, run)
+    program = load_program(config, source, stacked(held_out) if held_out else None)
+    return Training(program, training if config.input == 'samples' else PromptSource(training, config.frames), run)
 
 
 def load_program(config: DMDConfig, source: SampleSource, held_out: Mapping[str, Any] | None = None) -> DMD:
@@ -89,7 +91,8 @@ def load_program(config: DMDConfig, source: SampleSource, held_out: Mapping[str,
     """
     check_samples(config, source.protocol)
     teacher = read_teacher(config.checkpoint)
-    return DMD(config, source.negative(), source.spec.latents[0], teacher, source.protocol, held_out)
+    frames = source.spec.latents[0] if config.input == 'samples' else config.frames
+    return DMD(config, source.negative(), frames, teacher, source.protocol, held_out)
 
 
 def abstract(settings: Settings) -> Training:

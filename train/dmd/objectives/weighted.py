@@ -66,7 +66,7 @@ def pull(
     with that of the first objective.
     """
     z_theta = jax.lax.stop_gradient(z_theta)
-    values: Values = {'endpoint_mse': losses.squared_error(z_theta, example.clean)}
+    values: Values = {'endpoint_mse': losses.squared_error(z_theta, example.clean)} if examples.with_data else {}
     pulls: dict[str, Any] = {}
     for part in parts:
         prefix = f'{part.name}/'
