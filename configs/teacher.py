@@ -1,19 +1,19 @@
-"""The teacher: pyramidal flow matching, autoregressive, from latents (Pyramid-Flow, arXiv 2410.05954).
+"""The teacher: autoregressive pyramidal flow matching on latents (Pyramid-Flow, arXiv 2410.05954).
 
     python -m train.teacher --config=configs/teacher.py --config.data=LATENTS --config.workdir=RUN
 
-LATENTS is a folder of train.latents: latents of videos, T5-XXL's states (--text t5), pooled vectors, and those of the
-empty caption; or several folders, as of videos and of pictures, with their shares:
+LATENTS is a folder of train.latents with latents of videos, T5-XXL's states (--text t5), pooled vectors, and those of
+the empty caption; or several folders, such as videos and pictures, with their shares:
 
     --config.data=VIDEOS/320x512,PICTURES/320x512 --config.weights="(3.0, 1.0)"
 
-The result in RUN/result is a denoiser in the released layout, which train.teacher_samples samples and
-train.dmd distils; with a context embedder, it is there in Pyramid-Flow's layout as well.
+RUN/result gets a denoiser in the released layout, which train.teacher_samples samples and train.dmd distils; with a
+context embedder also one in Pyramid-Flow's layout.
 
-full (the default): 24 blocks of width 1536 with their context embedder of T5-XXL states, 2.03B parameters, and the
-paper's recipe: AdamW 0.9 / 0.95, weight decay 1e-4, rate 5e-5 after 1,000 steps of warm-up, clipped at 1. Parameters,
-average and moments are 32 GB in float32, split over the mesh's fsdp axis: for 16 accelerators with 16 GB or more. Look
-at `--dry-run` first; it needs no data: 1.4 PFLOP a step on average, 2.8 at stage 2.
+full (default): 24 blocks of width 1536 with the context embedder of T5-XXL's states, 2.03B parameters, and the paper's
+recipe: AdamW 0.9 / 0.95, weight decay 1e-4, rate 5e-5 after 1,000 steps of warm-up, gradients clipped at 1. Parameters,
+average and moments are 32 GB in float32, split over the mesh's fsdp axis. Hardware: 16 accelerators with 16 GB. A step
+has 1.4 PFLOP on average, 2.8 at stage 2; `--dry-run` needs no data.
 
 tiny: two blocks of width 64 on latents [3, 8, 8, 16], with text states of the test suite's miniature checkpoint; any
 computer, two minutes on two cores, most of them compiling:
@@ -24,93 +24,79 @@ computer, two minutes on two cores, most of them compiling:
     python -m train.teacher --config=configs/teacher.py:tiny --config.data=LATENTS/64x64 --config.workdir=RUN
 
 Expected in RUN/metrics.jsonl: `loss` from 0.25 (the first 20 steps) to 0.13 (step 200), at stages 0, 1 and 2 from 0.10,
-0.23 and 0.40 to 0.008, 0.05 and 0.32; `eval/validation` 0.135. The VAE is random, so there is nothing to see.
+0.23 and 0.40 to 0.008, 0.05 and 0.32; `eval/validation` 0.135. The VAE is random, so its videos show nothing.
 
-shapes: what `train.benchmark` trains on moving shapes: four blocks of width 96, 1.5M parameters, T5 states of 16
-tokens; by Muon, 0.2 s a step on one core.
+shapes: the denoiser of `train.benchmark` on moving shapes: four blocks of width 96, 1.5M parameters, T5 states of 16
+tokens; with Muon, 0.2 s a step on one core.
 
-Any setting: `--config.teacher.optimizer.learning_rate=1e-4`. The same command goes on where a run was stopped.
+Override any setting: `--config.teacher.optimizer.learning_rate=1e-4`. Run the same command again to resume.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from neodragon_jax.base.errors import InputError
 from train.runtime.program import LoopConfig
-from train.runtime.settings import defaults
+from train.runtime.settings import defaults, preset_of
 
-
-def get_config(preset: str = 'full') -> ConfigDict:
-    """Return the settings; `preset` is what follows the colon of --config=configs/teacher.py:tiny."""
-    if preset not in ('', 'full', 'tiny', 'shapes'):
-        raise InputError(f'configs/teacher.py:{preset}: no such preset; use full, tiny or shapes.')
-    config = ConfigDict(
-        {
-            'data': '',  # folders of train.latents, separated by commas
-            'weights': (),  # share of each folder; () gives equal ones
-            'workdir': '',
-            'seed': 0,
-            'teacher': {
-                'sizes': {
-                    'num_layers': 24,
-                    'num_attention_heads': 24,
-                    'attention_head_dim': 64,
-                    'caption_projection_dim': 1536,  # heads x head dim
-                    'joint_attention_dim': 4096,  # of the text states
-                    'pooled_projection_dim': 2048,
-                    'in_channels': 16,
-                    'sample_size': 128,
-                    'pos_embed_max_size': 192,
-                },
-                'context_embedder': True,
-                'start': '',  # component folder of a denoiser to go on from
-                'stages': 'one',  # per step; or 'all'
-                'stage_weights': (),  # relative frequency of the stages; () for equal ones
-                'unit_weights': (),
-                'caption_dropout': 0.1,
-                'corruption': 1 / 3,
-                'ema_decay': 0.9999,
-                'accumulate': 1,
-                'dtype': 'bfloat16',
-                'remat': 'full',
-                'optimizer': {
-                    'kind': 'adamw',
-                    'learning_rate': 5e-5,
-                    'warmup_steps': 1000,
-                    'betas': (0.9, 0.95),
-                    'epsilon': 1e-8,
-                    'weight_decay': 1e-4,
-                    'clip_norm': 1.0,
-                },
-                'evaluation': {
-                    'examples': 64,
-                    'batch': 64,
-                    'samples': 16,
-                    'steps': (10, 10, 10),
-                    'first_steps': (20, 20, 20),
-                    'guidance': 5.0,
-                    'first_guidance': 7.0,
-                    'decoder': '',  # component folder of a video VAE; '' writes latents only
-                },
-            },
-            'loop': defaults(
-                LoopConfig,
-                steps=100_000,
-                batch_size=256,
-                mesh={'data': 1, 'fsdp': -1, 'tensor': 1},
-                evaluate_every=5000,
-            ),
-            # What --dry-run assumes where there is no data: latents of 49 frames of 320x512.
-            'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
-        }
-    )
-    if preset == 'tiny':
-        config.update(TINY)
-    elif preset == 'shapes':
-        config.update(SHAPES)
-    return config
-
+FULL = {
+    'data': '',  # folders of train.latents, separated by commas
+    'weights': (),  # share of each folder; () gives equal ones
+    'workdir': '',
+    'seed': 0,
+    'teacher': {
+        'sizes': {
+            'num_layers': 24,
+            'num_attention_heads': 24,
+            'attention_head_dim': 64,
+            'caption_projection_dim': 1536,  # heads x head dim
+            'joint_attention_dim': 4096,  # of the text states
+            'pooled_projection_dim': 2048,
+            'in_channels': 16,
+            'sample_size': 128,
+            'pos_embed_max_size': 192,
+        },
+        'context_embedder': True,
+        'start': '',  # component folder of a denoiser to go on from
+        'stages': 'one',  # per step; or 'all'
+        'stage_weights': (),  # relative frequency of the stages; () for equal ones
+        'unit_weights': (),
+        'caption_dropout': 0.1,
+        'corruption': 1 / 3,
+        'ema_decay': 0.9999,
+        'accumulate': 1,
+        'dtype': 'bfloat16',
+        'remat': 'full',
+        'optimizer': {
+            'kind': 'adamw',
+            'learning_rate': 5e-5,
+            'warmup_steps': 1000,
+            'betas': (0.9, 0.95),
+            'epsilon': 1e-8,
+            'weight_decay': 1e-4,
+            'clip_norm': 1.0,
+        },
+        'evaluation': {
+            'examples': 64,
+            'batch': 64,
+            'samples': 16,
+            'steps': (10, 10, 10),
+            'first_steps': (20, 20, 20),
+            'guidance': 5.0,
+            'first_guidance': 7.0,
+            'decoder': '',  # component folder of a video VAE; '' writes latents only
+        },
+    },
+    'loop': defaults(
+        LoopConfig,
+        steps=100_000,
+        batch_size=256,
+        mesh={'data': 1, 'fsdp': -1, 'tensor': 1},
+        evaluate_every=5000,
+    ),
+    # What --dry-run assumes where there is no data: latents of 49 frames of 320x512.
+    'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
+}
 
 TINY = {
     'teacher': {
@@ -186,3 +172,8 @@ SHAPES = {
     },
     'shapes': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
 }
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+    """Return the settings of a preset: full, tiny or shapes."""
+    return preset_of('configs/teacher.py', FULL, {'tiny': (TINY,), 'shapes': (SHAPES,)}, preset)
