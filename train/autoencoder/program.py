@@ -84,7 +84,7 @@ class Autoencoder(VAETraining[AutoencoderConfig]):
         """Build the autoencoder, or read the one to go on from.
 
         Args:
-          cut: what is seen of the clips.
+          cut: size of the random cuts.
         Raises:
           InputError: the autoencoder or the weights of LPIPS cannot be read, or the cuts do not fit it.
         """
@@ -93,7 +93,7 @@ class Autoencoder(VAETraining[AutoencoderConfig]):
         self._reconstruct = jax.jit(self.reconstruct)
 
     def frozen(self) -> dict[str, Any]:
-        """Return what is constant: LPIPS, and what to begin with: parameters, or their linear part."""
+        """Return LPIPS, and the parameters to begin with or their linear part."""
         start = self.linear_start() if self.start is None else self.start
         return self.terms.frozen() | {'start': start}
 
@@ -127,7 +127,7 @@ class Autoencoder(VAETraining[AutoencoderConfig]):
             return decode(self.module, params, latents, self.config.memory)
 
     def reconstruct(self, params: Any, video: Video) -> Video:
-        """Return what becomes of clips, without the posterior's noise."""
+        """Return the reconstruction of clips, without the posterior's noise."""
         return self.decode(params, posterior_mean(self.encode(params, video)))
 
     def evaluate(self, state: AveragedState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
@@ -137,7 +137,7 @@ class Autoencoder(VAETraining[AutoencoderConfig]):
         return self.evaluation(ways, state.result, folder)
 
     def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
-        """Write the autoencoder with the latents' moments folded in, and `autoencoder.json`, which tells them."""
+        """Write the autoencoder with the latents' moments folded in, and `autoencoder.json` with these moments."""
         params, step = to_host((state.result, state.step))
         if jax.process_index() != 0:
             return
@@ -151,7 +151,7 @@ class Autoencoder(VAETraining[AutoencoderConfig]):
         print(f'{self.name}: normalized latents after folding: {moments}')
 
     def metadata(self) -> dict[str, Any]:
-        """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
+        """Return the settings that a resumed run must share: sizes, objective and data, but not learning rates."""
         return super().metadata() | {'kl': self.config.kl}
 
     def _to_measure(self) -> Iterator[Video]:

@@ -56,7 +56,7 @@ class DecoderDistillation(VAETraining[DecoderConfig]):
 
         Args:
           networks: from `read_networks`, or abstract ones for a plan.
-          cut: what is seen of the clips.
+          cut: size of the random cuts.
         Raises:
           InputError: the weights of LPIPS cannot be read, the cuts do not fit the encoder, or there is no native
             decoder to weigh.
@@ -69,7 +69,7 @@ class DecoderDistillation(VAETraining[DecoderConfig]):
         self._reconstruct, self._reconstruct_natively = jax.jit(self.reconstruct), jax.jit(self.reconstruct_natively)
 
     def frozen(self) -> dict[str, Any]:
-        """Return the encoder, the native decoder, LPIPS, and what to begin with, as far as there are such."""
+        """Return the encoder, and if present the native decoder, LPIPS and the parameters to begin with."""
         parts = {**self.networks.encoder, 'native': self.networks.native_decoder, 'start': self.networks.start}
         if self.networks.start is None:
             parts['color'] = mean_color(self.clips.training)
@@ -94,16 +94,16 @@ class DecoderDistillation(VAETraining[DecoderConfig]):
         return loss, terms
 
     def encode(self, frozen: Any, video: Video) -> Moments:
-        """Return the moments of clips; they do not depend on what is trained."""
+        """Return the moments of clips, which do not depend on the trained parameters."""
         with flat_convolutions(self.config.flat):
             return encode(self.module, {name: frozen[name] for name in ENCODER}, video, self.config.memory)
 
     def reconstruct(self, params: Any, frozen: Any, video: Video) -> Video:
-        """Return what becomes of clips, without the posterior's noise."""
+        """Return the reconstruction of clips, without the posterior's noise."""
         return decode(self.module, params, posterior_mean(self.encode(frozen, video)), self.config.memory)
 
     def reconstruct_natively(self, frozen: Any, video: Video) -> Video:
-        """Return what the native decoder makes of the same latents."""
+        """Return the native decoder's reconstruction from the same latents."""
         return self._native_frames(frozen, posterior_mean(self.encode(frozen, video)))
 
     def _native_frames(self, frozen: Any, latents: Latents) -> Video:
@@ -130,7 +130,7 @@ class DecoderDistillation(VAETraining[DecoderConfig]):
             path.write_text(json.dumps(self.metadata() | record, indent=2) + '\n')
 
     def metadata(self) -> dict[str, Any]:
-        """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
+        """Return the settings that a resumed run must share: sizes, objective and data, but not learning rates."""
         own = {'native_weight': self.config.native_weight, 'encoder': digest(self.networks.encoder)}
         return super().metadata() | own
 

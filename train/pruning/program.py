@@ -1,4 +1,4 @@
-"""Block pruning: a denoiser without some of its blocks learns to be the full one again, in two stages.
+"""Block pruning: a denoiser without some of its blocks is trained in two stages to match the full one.
 
     python -m train.pruning --config=configs/pruning.py:stage1 --config.denoiser=FULL --config.keep=OUT/keep.json ...
 
@@ -7,9 +7,9 @@
                                     + text_weight (1 - cos(text_k, teacher text)), means over tokens and blocks
              and on the flow          output_weight || D - D_teacher ||^2 + data_weight || D - (start - end) ||^2
 
-The teacher of stage 2 is the full denoiser, asked the same without guidance. `mapping` says what a kept block is
-compared with: 'simple', the same block of the teacher; 'next', the input of the next kept block, so that it learns the
-work of the blocks that are missing in between, too. `train.prune` chooses the blocks.
+The teacher of stage 2 is the full denoiser on the same inputs, without guidance. `mapping` selects the target of a kept
+block: 'simple', the same block of the teacher; 'next', the input of the next kept block, so that it also learns the
+function of the removed blocks in between. `train.prune` chooses the blocks.
 
 Source: Neodragon, arXiv 2511.06055, section on block pruning. Stage 2 without stage 1 fails there; factors are ours.
 Legend: B batch, T latent frames (= units), K kept blocks but the last, I image tokens, L text tokens, D width.
@@ -92,7 +92,7 @@ def read_denoisers(pruning: PruningConfig) -> Denoisers:
 
 
 def abstract_denoisers(pruning: PruningConfig) -> Denoisers:
-    """Return the networks without their numbers; of the published sizes where no denoiser is named.
+    """Return the networks as shapes, of the published sizes if no denoiser is named.
 
     Raises:
       InputError: as of `read_denoisers`, but for the weights.
@@ -190,7 +190,7 @@ class Pruning(Teacher):
         return with_features(module)({'params': self.nested(variables['params'])}, *arguments)
 
     def metadata(self) -> dict[str, Any]:
-        """Return the teacher's, and what was pruned and how."""
+        """Return the metadata of the teacher's training, and those of the pruning."""
         options = {name: getattr(self.pruning, name) for name in ('stage', 'mapping', *WEIGHTS)}
         return super().metadata() | {'pruning': options | {'keep': list(self.keep), 'denoiser': self.fingerprint}}
 

@@ -4,8 +4,8 @@
 
     loss = mean |QuickSRNet(small) - large|, in 0..1
 
-Small pictures are large ones through an antialiasing filter. The released checkpoint has no super-resolution network;
-this makes one, in the released layout.
+Small pictures are large ones behind an antialiasing filter. The released checkpoint has no super-resolution network;
+this trains one in the released layout.
 
 Source: QuickSRNet, arXiv 2303.04336; used by Neodragon, arXiv 2511.06055.
 Legend: B files of a batch, N crops of a file, h w and H W pixels of small and large crops.
@@ -39,7 +39,7 @@ from train.runtime.runner import Recipe, Training
 from train.runtime.settings import check_range
 from train.runtime.sharding import split_batch, to_host
 
-# Folder name of what comes out.
+# Folder of the result.
 NETWORK = 'super_resolution'
 
 
@@ -121,7 +121,7 @@ class SuperResolution:
     def train_step(
         self, variant: int, state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[AveragedState, dict[str, Array]]:
-        """Run one update; besides the loss, report what nearest-neighbor enlargement would have.
+        """Run one update; also report the loss of nearest-neighbor enlargement.
 
         Args:
           batch: small [B, N, h, w, 3] and large [B, N, H, W, 3], bytes.
@@ -150,7 +150,7 @@ class SuperResolution:
             path.write_text(json.dumps(self.metadata() | {'iterations': int(step)}, indent=2) + '\n')
 
     def metadata(self) -> dict[str, Any]:
-        """Return what makes two runs the same training: network and data, but not learning rates."""
+        """Return the settings that a resumed run must share: network and data, but not learning rates."""
         return {name: getattr(self.config, name) for name in ('variant', 'scaling_factor')} | {'data': dict(self.data)}
 
 

@@ -1,12 +1,12 @@
-"""The models of the text-encoder distillation: read from folders, or abstract at full size; and what is deployed.
+"""The models of the text-encoder distillation, read from folders or abstract; and the adapter that is deployed.
 
     teacher  t  = CE(T5-XXL(prompt)), CE the denoiser's context embedder, linear
     student  t' = CA(DT5(prompt))          'replace': the adapter takes the embedder's place
              t' = CE(CA(DT5(prompt)))      'extend': the adapter comes before it
              t' = CE(DT5(prompt))          'none': the encoder alone adapts itself
 
-Each is deployed as an encoder and one context adapter: of 'extend' the adapter's last layer and the embedder are one
-linear map, and of 'none' the embedder is an adapter without hidden layers. Both are exact.
+Each is deployed as an encoder and one context adapter: with 'extend' the adapter's last layer and the embedder become
+one linear map; with 'none' the embedder is an adapter without hidden layers. Both are exact.
 
 Source: Neodragon, arXiv 2511.06055, section on text-encoder distillation.
 Legend: E width of T5-XXL's and DT5's states, D width of the denoiser.
@@ -41,7 +41,7 @@ class TextParts:
     """The given models; parameters are host arrays, or abstract ones for a plan.
 
     Attributes:
-      encoder, encoder_params: DT5 as it is before.
+      encoder, encoder_params: DT5 before the distillation.
       embedder_params: kernel [E, D] and bias [D] of CE.
       teacher, teacher_params: T5-XXL; None where the samples hold its states.
       start: parameters of an adapter to go on from, or None.
@@ -97,7 +97,7 @@ def read_parts(encoder: str, embedder: str, teacher: str, start: str, dtype: str
 
 
 def abstract_parts(cached: bool, dtype: str) -> TextParts:
-    """Return the models at full size without their numbers."""
+    """Return the models at full size as shapes."""
     encoder, teacher = T5EncoderWithProjection(FULL.t5), T5Encoder(T5_XXL)
     shape = (TEACHER.joint_attention_dim, TEACHER.width)
     embedder = {name: jax.ShapeDtypeStruct(dims, np.float32) for name, dims in (('kernel', shape), ('bias', shape[1:]))}
@@ -136,7 +136,7 @@ def sized_parts(published: TextParts, folders: Mapping[str, Any], dtype: str) ->
 
 
 def held(module: Any, dtype: Any) -> Any:
-    """Return a module's parameters without their numbers, in the types that they are held in.
+    """Return a module's parameters as shapes, in the types in which they are held.
 
     Args:
       dtype: of all but what is sensitive to it, see `params.is_sensitive`.
@@ -165,7 +165,7 @@ def adapter_config(kind: str, parts: TextParts, hidden: tuple[int, ...]) -> Cont
 def deployed_adapter(
     kind: str, adapter: ContextAdapter | None, params: Mapping[str, Any], embedder: Mapping[str, Any]
 ) -> tuple[ContextAdapter, dict[str, Any]]:
-    """Return the context adapter that does what adapter and embedder did together.
+    """Return the context adapter that equals adapter and embedder in sequence.
 
     Args:
       params: of the adapter; host arrays, as `embedder`'s.

@@ -3,11 +3,11 @@
     python -m train.text --config=configs/text.py --config.data=PROMPTS --config.workdir=DIR
 
     t    = CE(T5-XXL(prompt)), what the denoiser attends to; CE its frozen context embedder
-    t'   = the same from DT5, see parts.py for the three places of the adapter
+    t'   = the student's embedding from DT5; parts.py lists the three modes of the adapter
     loss = mse_weight || t - t' ||^2 + cosine_weight (1 - cos(t, t')), means over the valid tokens
 
-DT5 itself is frozen, trained, or trained by low-rank updates. T5-XXL runs along, split over the mesh, or the samples
-hold its states.
+DT5 is frozen, trained, or trained by low-rank updates. T5-XXL runs in every step, split over the mesh, unless the
+samples hold its states.
 
 Source: Neodragon, arXiv 2511.06055, section on text-encoder distillation.
 Legend: B batch, L text tokens, E width of T5-XXL's and DT5's states, D width of the denoiser, V held-out prompts.
@@ -182,10 +182,11 @@ class TextDistillation:
         return mean_of_tokens(student, batch[MASK]), mean_of_tokens(teacher, batch[MASK]), terms
 
     def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
-        """Write what is deployed, in the released layout, and `text.json`.
+        """Write the deployed models in the released layout, and `text.json`.
 
-        `context_adapter_multistep_t2v` always; `text_encoder_3` where it changed, low-rank updates merged and, beside
-        it, alone. With adapter 'extend', `extending_adapter` holds the adapter before it was joined to the embedder.
+        `context_adapter_multistep_t2v` always; `text_encoder_3` if it changed, with low-rank updates merged, which are
+        also stored alone. With adapter 'extend', `extending_adapter` is the adapter before it was joined to the
+        embedder.
         """
         params, step = to_host((state.params, state.step))
         if jax.process_index() != 0:
@@ -207,7 +208,7 @@ class TextDistillation:
             path.write_text(json.dumps(self.metadata() | {'iterations': int(step)}, indent=2) + '\n')
 
     def metadata(self) -> dict[str, Any]:
-        """Return what makes two runs the same distillation: models, objective and data, but not learning rates."""
+        """Return the settings that a resumed run must share: models, objective and data, but not learning rates."""
         config = dataclasses.asdict(self.config)
         for name in ('optimizer', 'dtype', 'held_out_batch'):
             del config[name]
