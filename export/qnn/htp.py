@@ -151,7 +151,7 @@ class HtpSession(_InChild):
         self._child = _Child(model.name)
         self._process = self._child.process
         try:
-            job = Job(str(model), dict(options), str(context) if context else None)
+            job = Job(str(model.resolve()), dict(options), str(context.resolve()) if context else None)
             self.opened: Opened = self._child.ask('compile', [job])
         except BaseException:
             self.close()
@@ -184,7 +184,13 @@ class HtpContext(_InChild):
           InputError: a graph does not compile, with QNN's reasons.
         """
         jobs = [
-            Job(str(graph.model), dict(graph.options), str(graph.wrapper), True, number == len(graphs))
+            Job(
+                str(graph.model.resolve()),
+                dict(graph.options),
+                str(graph.wrapper.resolve()),
+                True,
+                number == len(graphs),
+            )
             for number, graph in enumerate(graphs.values(), 1)
         ]
         self._child = _Child(', '.join(graph.model.name for graph in graphs.values()))

@@ -70,7 +70,10 @@ def _open(job: Job, devices: list[Any]) -> Any:
         settings.add_session_config_entry('ep.stop_share_ep_contexts', '1')
     options = {'backend_path': onnxruntime_qnn.get_qnn_htp_path(), **job.options}
     settings.add_provider_for_devices(devices[:1], options)
-    return onnxruntime.InferenceSession(job.model, sess_options=settings)
+    # Graph names in a binary are hashes of the path as given: a bare name gives the same bytes in every folder.
+    folder, name = os.path.split(job.model)
+    os.chdir(folder)
+    return onnxruntime.InferenceSession(name, sess_options=settings)
 
 
 if __name__ == '__main__':

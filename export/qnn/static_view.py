@@ -87,7 +87,7 @@ def extrapolate(short: StaticView, long: StaticView, repeats: int) -> StaticView
 
 def dump_options(folder: pathlib.Path) -> dict[str, str]:
     """Return the provider's options that make it write the graph it compiles into a folder."""
-    return {'dump_json_qnn_graph': '1', DUMP: str(folder)}
+    return {'dump_json_qnn_graph': '1', DUMP: str(folder.resolve())}
 
 
 def read_view(folder: pathlib.Path, half: bool = False) -> StaticView:

@@ -128,3 +128,11 @@ def test_pictures_are_cropped_not_squashed():
     assert crop_center(tall, 64, 128).shape == (50, 100, 3) and (crop_center(tall, 64, 128) == 255).all()
     assert crop_center(tall.swapaxes(0, 1), 64, 64).shape == (100, 100, 3)
     assert crop_center(tall, 200, 100) is not None and np.array_equal(crop_center(tall, 400, 200), tall)
+
+
+def test_portable_noise_comes_from_seed_plus_number(system, video):
+    options = nd.VideoOptions(noise='portable', **SIZE)
+    (one,) = system.stream(['a cat'], numbers=[1], seed=0, options=options)
+    (two,) = system.stream(['a cat'], numbers=[0], seed=1, options=options)
+    np.testing.assert_array_equal(one.frames, two.frames)
+    assert np.abs(one.frames.astype(int) - video.frames.astype(int)).max() > 8
