@@ -120,7 +120,8 @@ def _embeddings(player: Player, entry: Any, pooled: np.ndarray) -> np.ndarray:
     tables = {name: np.asarray(player.bundle.table(table)) for name, table in entry['embedding'].items()}
     try:
         hidden = _silu(pooled.reshape(1, -1) @ tables['hidden_kernel'] + tables['hidden_bias'])
-        return _silu(tables['step'] + hidden @ tables['output_kernel'])
+        embeddings = _silu(tables['step'] + hidden @ tables['output_kernel'])
+        return embeddings.reshape(len(entry['steps']), -1)
     except ValueError:
         raise BundleError(
             'manifest.json: the tables of "first_frame.embedding" do not fit. Copy the bundle again.'

@@ -279,3 +279,6 @@ def _check_stage_tables(manifest: Manifest, path: str, stage: Mapping[str, Any],
         for name, item in entry.items():
             for table in item.values():
                 _check_shape(f'{path}.units[{unit}].{name}', tables.get(table), graph['inputs'][name]['shape'])
+            shape = graph['inputs'][name]['shape']
+            if 'padded' in item and (len(shape) < 2 or shape[1] < manifest['text']['dt5']['tokens']):
+                raise wrong(f'{path}.units[{unit}].{name}.padded', item['padded'], 'for an input with a row per token')

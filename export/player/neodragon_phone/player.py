@@ -15,7 +15,12 @@ from neodragon_phone.backends import Backend, Session
 from neodragon_phone.bundle import Bundle
 from neodragon_phone.errors import BundleError
 
-Sessions = dict[str, Session]
+
+class Sessions(dict[str, Session]):
+    """The graphs of a phase by name; one that is not among them is an error of the bundle."""
+
+    def __missing__(self, name: str) -> Session:
+        raise BundleError(f'{name}: not among the graphs of its phase. Copy the bundle again.')
 
 
 @dataclasses.dataclass
@@ -69,7 +74,7 @@ class Player:
         start = time.perf_counter()
         opened = self.backend.open(phase['graphs'])
         load = (time.perf_counter() - start) / max(len(opened), 1)
-        sessions: Sessions = {}
+        sessions = Sessions()
         for graph, session in opened.items():
             entry = self.manifest['graphs'][graph]
             sessions[graph] = Session(graph, session, entry['inputs'], entry['outputs'])

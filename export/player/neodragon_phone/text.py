@@ -49,10 +49,14 @@ def tower_inputs(bundle: Bundle, entry: Any, prompt: str) -> dict[str, np.ndarra
     """Return the inputs of a CLIP tower: the embeddings [L, D], and 1 at the end-of-text token [1, L]."""
     repaired = unicodedata.normalize('NFC', prompt.translate(_PLAIN))
     ids, _ = encode(bundle, entry, repaired)
-    embeddings = rows(bundle.table(entry['token_table']), ids) + bundle.table(entry['position_table'])
+    embeddings, positions = rows(bundle.table(entry['token_table']), ids), bundle.table(entry['position_table'])
+    if embeddings.shape != positions.shape:
+        raise BundleError(
+            f'embeddings are {list(embeddings.shape)}, positions {list(positions.shape)}: different towers.'
+        )
     rule = entry['end_of_text']
     at = np.argmax(ids) if rule['rule'] == 'first largest id' else np.argmax(ids == rule.get('id'))
-    return {'embeddings': embeddings, 'end': np.eye(len(ids), dtype=np.float32)[at][None]}
+    return {'embeddings': embeddings + positions, 'end': np.eye(len(ids), dtype=np.float32)[at][None]}
 
 
 def encode(bundle: Bundle, entry: Any, prompt: str) -> tuple[np.ndarray, np.ndarray]:
