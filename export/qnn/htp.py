@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import numpy as np
 from neodragon_jax.base.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
+_NOT_WRITTEN = re.compile(r'No space left on device|Errno 28|Failed to write context')
 _ERROR_LINE = re.compile(r'\[E:onnxruntime:[^\]]*\]\s*(?P<text>[^\x1b]+)')
 
 
@@ -52,13 +54,14 @@ class Opened:
 class _Child:
     """A process that opens QNN sessions; what it says on its own goes to a log that is read when it fails."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, folder: pathlib.Path | None = None) -> None:
         """Start the process.
 
         Args:
-          label: what errors are about.
+          label: subject of error messages.
+          folder: place of the binary that the process writes, if it writes one.
         """
-        self._label = label
+        self._label, self._folder = label, folder
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._pipe, child = multiprocessing.Pipe()
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
@@ -85,14 +88,22 @@ class _Child:
         if not error:
             return answer
         self._log.seek(0)
-        log = self._log.read().decode(errors='replace')
+        raise InputError(self._explain(doing, error, self._log.read().decode(errors='replace')))
+
+    def _explain(self, doing: str, error: str, log: str) -> str:
+        """Return an error message: QNN's reasons, and what to do about them."""
         lines = [match['text'].strip() for match in _ERROR_LINE.finditer(log)]
         if not lines:  # a Python error of the child's, perhaps; the simulator's banner says nothing
             lines = [line for line in log.splitlines() if line.strip() and 'LIBNATIVE' not in line][-1:]
         # That nothing may fall back is our own setting; the nodes that would are the reason.
         reasons = [line for line in dict.fromkeys([*lines, error]) if 'fallback' not in line] or [error]
         summary = '; '.join(reasons).rstrip('.')
-        raise InputError(
+        if self._folder is not None and _NOT_WRITTEN.search(f'{summary} {log}'):
+            free = shutil.disk_usage(self._folder).free / 1e9
+            return f'{self._label}: {self._folder} ({free:.1f} GB free) is not writable: {summary}. Free space there.'
+        if signal.SIGKILL.name in summary:
+            return f'{self._label}: {summary}, as when memory runs out. Free memory, or export fewer graphs at a time.'
+        return (
             f'{self._label}: the HTP does not {doing} this graph: {summary}. '
             'Change the operations named here, the precision, or the chipset.'
         )
@@ -148,7 +159,7 @@ class HtpSession(_InChild):
           InputError: the graph does not compile, with QNN's reasons; or it is one of several in a binary.
         """
         _refuse_shared(model)
-        self._child = _Child(model.name)
+        self._child = _Child(model.name, context and context.parent)
         self._process = self._child.process
         try:
             job = Job(str(model.resolve()), dict(options), str(context.resolve()) if context else None)
@@ -184,16 +195,12 @@ class HtpContext(_InChild):
           InputError: a graph does not compile, with QNN's reasons.
         """
         jobs = [
-            Job(
-                str(graph.model.resolve()),
-                dict(graph.options),
-                str(graph.wrapper.resolve()),
-                True,
-                number == len(graphs),
-            )
-            for number, graph in enumerate(graphs.values(), 1)
+            Job(str(graph.model.resolve()), dict(graph.options), str(graph.wrapper.resolve()), sharing=True)
+            for graph in graphs.values()
         ]
-        self._child = _Child(', '.join(graph.model.name for graph in graphs.values()))
+        jobs[-1] = dataclasses.replace(jobs[-1], last_sharing=True)
+        folder = next(iter(graphs.values())).wrapper.parent
+        self._child = _Child(', '.join(graph.model.name for graph in graphs.values()), folder)
         self._places = {name: number for number, name in enumerate(graphs)}
         try:
             self.opened: Opened = self._child.ask('compile', jobs)

@@ -8,7 +8,9 @@ None for the peak memory. Every answer is (error, value).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pathlib
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -70,10 +72,9 @@ def _open(job: Job, devices: list[Any]) -> Any:
         settings.add_session_config_entry('ep.stop_share_ep_contexts', '1')
     options = {'backend_path': onnxruntime_qnn.get_qnn_htp_path(), **job.options}
     settings.add_provider_for_devices(devices[:1], options)
-    # Graph names in a binary are hashes of the path as given: a bare name gives the same bytes in every folder.
-    folder, name = os.path.split(job.model)
-    os.chdir(folder)
-    return onnxruntime.InferenceSession(name, sess_options=settings)
+    # QNN names a graph after a hash of the path as it is given: by its bare name, binaries do not depend on the folder.
+    with contextlib.chdir(pathlib.Path(job.model).parent):
+        return onnxruntime.InferenceSession(pathlib.Path(job.model).name, sess_options=settings)
 
 
 if __name__ == '__main__':

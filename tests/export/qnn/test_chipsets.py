@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pathlib
 
-import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 from export.qnn.chipsets import TARGETS, check_binary, find_target, find_targets
 from export.qnn.compile import compile_graph
-from export.quantize.qdq import to_w8a16
 from neodragon_jax.base.errors import InputError
+from support.linear_graph import write_linear
 
 
 @pytest.mark.parametrize(
@@ -68,21 +65,7 @@ def test_an_incomplete_name_is_completed():
 
 @pytest.fixture(scope='module')
 def linear(tmp_path_factory) -> pathlib.Path:
-    """One linear layer in W8A16."""
-    folder, generator = tmp_path_factory.mktemp('linear'), np.random.default_rng(0)
-    arrays = {'w': generator.standard_normal((16, 16)), 'b': generator.standard_normal(16)}
-    graph = helper.make_graph(
-        [helper.make_node('Gemm', ['x', 'w', 'b'], ['y'], name='linear')],
-        'linear',
-        [helper.make_tensor_value_info('x', 1, [8, 16])],
-        [helper.make_tensor_value_info('y', 1, [8, 16])],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 21)], ir_version=10)
-    onnx.save(model, folder / 'float.onnx')
-    feeds = [{'x': generator.standard_normal((8, 16)).astype(np.float32)}]
-    to_w8a16(folder / 'float.onnx', folder / 'linear.onnx', feeds)
-    return folder / 'linear.onnx'
+    return write_linear(tmp_path_factory.mktemp('linear'))
 
 
 @pytest.mark.qnn
