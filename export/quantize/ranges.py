@@ -53,7 +53,7 @@ def measure_ranges(
       margin: by how much a range of `minmax` exceeds what was measured.
     """
     graph = onnx.load(source, load_external_data=False).graph
-    measured = _extremes(source, feeds(), operations)
+    measured = measure_extremes(source, feeds(), operations)
     if method == 'minmax':
         ranges = _widened(measured, graph, margin)
     else:
@@ -67,7 +67,7 @@ def measure_ranges(
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), destination)
 
 
-def _extremes(source: pathlib.Path, feeds: Iterable[Feeds], operations: Sequence[str]) -> dict[str, Range]:
+def measure_extremes(source: pathlib.Path, feeds: Iterable[Feeds], operations: Sequence[str]) -> dict[str, Range]:
     """Return the lowest and the highest value of every activation around nodes of some kinds.
 
     ONNX Runtime's own calibrator does the same with the weights in memory twice, and with all activations held until

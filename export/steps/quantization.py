@@ -9,6 +9,7 @@ from export.graphs.runners import OnnxSession
 from export.measure.resources import inner_bar
 from export.measure.snr import lowest_db
 from export.quantize.adaround import AdaRound, Rounding, round_weights
+from export.quantize.fp16_range import check_fp16_range
 from export.quantize.qdq import quantize, quantized_operations, to_fp16
 from export.quantize.ranges import measure_ranges
 from export.quantize.stitch import quantize_chain_to_target
@@ -33,7 +34,8 @@ def write_precise(
     path = draft / f'{graph.name}.onnx'
     if precision == 'fp16':
         to_fp16(source, path)
-        return {'precision': precision}
+        peak = check_fp16_range(path, (call.inputs for call in graph.judging()))
+        return {'precision': precision, 'fp16_peak': peak._asdict()}
     chain = graph.make() if graph.name.startswith('denoiser') else None
     if chain is not None and chain.pieces:
         with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
