@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> None:
       InputError: an argument, the checkpoint or the folder is not usable.
     """
     left_out = collections.Counter[str]()
-    checkpoint, file, out = (user_path(getattr(args, name), f'--{name}') for name in ('checkpoint', 'file', 'out'))
+    file, out = (user_path(getattr(args, name), f'--{name}') for name in ('file', 'out'))
     prompts = read_prompts(file, '--file', left_out)
-    tokenizers = Tokenizers.load(checkpoint)
+    tokenizers = Tokenizers.load(args.checkpoint)
     example = token_ids(tokenizers, prompts[:PROMPTS_AT_ONCE])
     protocol = {
         'prompt_modifier': args.prompt_modifier,

@@ -21,6 +21,7 @@ from flax import traverse_util
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json, shown
+from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.abstract import tensor_shapes
 from neodragon_jax.checkpoint.classes import COMPONENTS, class_name, class_names
 from neodragon_jax.checkpoint.weights import Weights
@@ -139,12 +140,12 @@ def _unrolled(module: nn.Module, params: Mapping[str, Any]) -> Params:
 
 
 def component_folder(root: Path, name: str) -> pathlib.Path:
-    """Return the folder of a component inside a whole checkpoint.
+    """Return the folder of a component inside a whole checkpoint; of one on the hub only this component is downloaded.
 
     Raises:
       InputError: the checkpoint or the component is not there.
     """
-    root = pathlib.Path(root)
+    root = shipped.resolve(root, [name])
     if not root.is_dir():
         raise InputError(
             f'{root}: no such checkpoint folder. Pass the folder that holds diffusion_transformer_320p/ etc.'

@@ -19,7 +19,8 @@ from neodragon_jax.checkpoint import folders, model_card
 # Files beside the component folders: small, and fetched always.
 ROOT_FILES = ('generation.json', model_card.RECORD, model_card.CARD, 'LICENSE*')
 _NAME = re.compile(r'(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?')
-_SCHEME = re.compile('hf://', re.IGNORECASE)
+# pathlib makes one slash of two.
+_SCHEME = re.compile('hf://?', re.IGNORECASE)
 # Commits of the names that this process has fetched, so that all its files are of one commit.
 _COMMITS: dict[HubName, str] = {}
 

@@ -40,9 +40,7 @@ def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = No
     given = os.fspath(given)
     name = hub.parse(given)
     if hub.is_explicit(given):
-        if name is None:
-            raise InputError(f'--checkpoint {given}: not a name of the hub; write hf://ORG/NAME@REVISION.')
-        return hub.fetch(name, needed)
+        return resolve(given, needed)
     # An empty name is a variable that was not set, not the current folder.
     if given and user_path(given, '--checkpoint').is_dir():
         return user_path(given, '--checkpoint')
@@ -59,3 +57,21 @@ def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = No
         f'--checkpoint {given}: no such checkpoint folder.{did_you_mean(given, known)} Pass the folder that holds '
         f'diffusion_transformer_320p/ etc., or {shipped}{said}'
     )
+
+
+def resolve(given: str | os.PathLike[str], needed: Sequence[str] | None = None) -> pathlib.Path:
+    """Return the folder that a user typed, after downloading it if it is a name of the hub, hf://ORG/NAME@REVISION.
+
+    Args:
+      given: a path, which need not exist, or a name.
+      needed: component folders to download; None downloads all.
+    Raises:
+      InputError: the path is of another kind, or the hub does not give the files.
+    """
+    text = os.fspath(given)
+    if not hub.is_explicit(text):
+        return user_path(text, '--checkpoint')
+    name = hub.parse(text)
+    if name is None:
+        raise InputError(f'--checkpoint {text}: not a name of the hub; write hf://ORG/NAME@REVISION.')
+    return hub.fetch(name, needed)

@@ -27,7 +27,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from neodragon_jax.base.errors import InputError, did_you_mean
-from neodragon_jax.pyramid.schedule import SPACINGS
+from neodragon_jax.checkpoint import shipped
+from neodragon_jax.pyramid.spacings import SPACINGS
 
 FILE = 'generation.json'
 MODES = ('hybrid', 'monolithic')
@@ -187,7 +188,7 @@ def read(root: str | os.PathLike[str]) -> GenerationDefaults:
     Raises:
       InputError: the file is damaged, a key is unknown, or a value is of a wrong kind.
     """
-    path = pathlib.Path(root) / FILE
+    path = shipped.resolve(root, ()) / FILE
     if not path.exists():
         return RELEASED
     try:

@@ -14,7 +14,7 @@ import pathlib
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.defaults import STAGES, GenerationDefaults
-from neodragon_jax.pyramid.schedule import SPACINGS
+from neodragon_jax.pyramid.spacings import SPACINGS
 
 FILE = 'student.json'
 

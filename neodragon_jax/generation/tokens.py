@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.generation.defaults import RELEASED
 
 # Of the released system; a checkpoint may say otherwise, see `generation`.
@@ -98,7 +98,7 @@ class Tokenizers:
         Raises:
           InputError: a folder or a file in it is missing, empty or unreadable.
         """
-        root = pathlib.Path(root)
+        root = shipped.resolve(root, folders.TOKENIZERS)
         return cls(
             clip_l=ClipTokenizer.load(root / folders.CLIP_L_TOKENIZER),
             clip_g=ClipTokenizer.load(root / folders.CLIP_G_TOKENIZER),

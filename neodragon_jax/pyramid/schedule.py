@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.pyramid.spacings import SPACINGS
 
 # A local level; the schedule's tables hold NumPy numbers.
 Scalar = float | np.floating | Array
 
 # The last of several steps starts at this local level (the training grid's finest), so it is 0.001 long.
 FINEST_LEVEL = 0.001
-SPACINGS = ('released', 'even')
 
 
 class Steps(NamedTuple):

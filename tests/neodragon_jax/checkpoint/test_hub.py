@@ -91,6 +91,20 @@ def test_two_interruptions_and_no_file_twice(served, tmp_path):
     assert offline.returncode == 0 and pathlib.Path(offline.stdout.strip()) == root, offline.stderr
 
 
+def test_programs_take_names_and_fetch_the_components_they_read(served, tmp_path):
+    code = (
+        'from neodragon_jax.checkpoint.components import component_folder, load_module\n'
+        'from neodragon_jax.generation import defaults, tokens\n'
+        'import pathlib\n'
+        f'name = pathlib.Path("hf://{NAME}")\n'
+        'tokens.Tokenizers.load(name), defaults.read(name)\n'
+        'print(type(load_module(component_folder(name, "context_adapter"))).__name__)'
+    )
+    got = run(served, tmp_path, '-c', code)
+    assert got.returncode == 0 and got.stdout.strip() == 'ContextAdapter', got.stderr
+    assert {name.split('/')[0] for name in served.sent} <= {*folders.TOKENIZERS, 'context_adapter', 'generation.json'}
+
+
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
