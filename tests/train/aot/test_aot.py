@@ -17,10 +17,11 @@ from neodragon_jax.base.errors import InputError
 from support.goldens import TINY_CHECKPOINT
 from train import tpu_flags
 from train.aot import chips as aot_chips
+from train.aot import jobs
 from train.aot import report as aot_report
 from train.aot import sizing as aot
+from train.aot.jobs import traced_flops
 from train.aot.report import Case, Facts
-from train.aot.sizing import traced_flops
 from train.dmd import teacher as dmd_teacher
 from train.runtime import runner
 from train.runtime.step import variants
@@ -161,17 +162,17 @@ def test_unknown_programs_are_refused():
 @pytest.fixture
 def quick(monkeypatch):
     """Counting arithmetic takes seconds; the jobs need only which variant has most."""
-    monkeypatch.setattr(aot, 'model_flops', lambda program, settings: {0: 1.0, 1: 2.0, 2: 3.0})
+    monkeypatch.setattr(jobs, 'model_flops', lambda program, settings: {0: 1.0, 1: 2.0, 2: 3.0})
 
 
 def test_jobs_of_a_sweep(quick):
-    options = aot.Options(
+    options = jobs.Options(
         ('v5e:2x2', 'v5p:2x2x2'),
         meshes=((1, -1, 1), (-1, 2, 1)),
         batches=(1, 4),
         choices=(('remat', ('full', 'dots')), ('attention', ('splash',))),
     )
-    made = aot.jobs('dmd', tiny_settings(), options)
+    made = jobs.make_jobs('dmd', tiny_settings(), options)
     assert len(made) == 2 * 2 * 2 * 2
     cases = [job.case for job in made]
     assert {case.mesh for case in cases} == {(1, 4, 1), (2, 2, 1), (1, 8, 1), (4, 2, 1)}
@@ -184,31 +185,31 @@ def test_jobs_of_a_sweep(quick):
 
 
 def test_jobs_of_the_settings_as_they_stand(quick, capsys):
-    (job,) = aot.jobs('dmd', tiny_settings(batch_size=6), aot.Options(('v5e:2x2',), variant='1'))
+    (job,) = jobs.make_jobs('dmd', tiny_settings(batch_size=6), jobs.Options(('v5e:2x2',), variant='1'))
     assert job.case.mesh == (4, 1, 1) and job.case.batch_size == 8
     assert 'does not divide over 4 devices; sizing 8' in capsys.readouterr().err
-    assert len(aot.jobs('dmd', tiny_settings(), aot.Options(('v5e:2x2',), variant='all'))) == 3
+    assert len(jobs.make_jobs('dmd', tiny_settings(), jobs.Options(('v5e:2x2',), variant='all'))) == 3
 
 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (aot.Options(('v5e:9x9',)), 'no such slice'),
-        (aot.Options(('v5e:2x2',), variant='7'), 'use 0, 1, 2, largest or all'),
-        (aot.Options(('v5e:2x2',), meshes=((3, 1, 1),)), 'not one over the 4 devices'),
-        (aot.Options(('v5e:2x2',), choices=(('remat', ('some',)),)), 'remat'),
-        (aot.Options(('v5e:2x2',), choices=(('color', ('red',)),)), 'no setting "color"'),
+        (jobs.Options(('v5e:9x9',)), 'no such slice'),
+        (jobs.Options(('v5e:2x2',), variant='7'), 'use 0, 1, 2, largest or all'),
+        (jobs.Options(('v5e:2x2',), meshes=((3, 1, 1),)), 'not one over the 4 devices'),
+        (jobs.Options(('v5e:2x2',), choices=(('remat', ('some',)),)), 'remat'),
+        (jobs.Options(('v5e:2x2',), choices=(('color', ('red',)),)), 'no setting "color"'),
     ],
 )
 def test_wrong_options_are_refused(quick, options, message):
     with pytest.raises(InputError, match=message):
-        aot.jobs('dmd', tiny_settings(), options)
+        jobs.make_jobs('dmd', tiny_settings(), options)
 
 
 def test_model_flops_know_no_recomputation():
     settings = tiny_settings()
     settings.dmd.update(remat='full', attention='splash')
-    flops = aot.model_flops('dmd', settings)
+    flops = jobs.model_flops('dmd', settings)
     config = dmd_teacher.abstract_teacher(str(TINY_CHECKPOINT)).module.config
     # Two calls forward and backward and eight forward, of the envelope of units 0..2 on a grid of 4 x 4 patches.
     forward = denoiser_flops(config, image=1 + 1 + 1, keep=1, text=128)
@@ -297,7 +298,7 @@ def test_flags_are_one_list(capsys):
     tpu_flags.main()
     printed = capsys.readouterr().out.split()
     assert printed == [f'--{name}={value}' for name, value in tpu_flags.FLAGS.items()]
-    assert dict(aot.Options(('v5e:2x2',)).flags) == tpu_flags.FLAGS
+    assert dict(jobs.Options(('v5e:2x2',)).flags) == tpu_flags.FLAGS
 
 
 # The real thing.
@@ -307,10 +308,10 @@ def test_flags_are_one_list(capsys):
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed: pip install .[tpu]')
 def test_step_compiles_for_a_slice(tmp_path, quick):
     """The step of the miniature distillation, for four chips; the second time it comes from the cache."""
-    options = aot.Options(('v5e:2x2',), batches=(2,), variant='0', cache=str(tmp_path))
+    options = jobs.Options(('v5e:2x2',), batches=(2,), variant='0', cache=str(tmp_path))
     settings = tiny_settings()
     settings.dmd.update(fake_updates=1)
-    (job,) = aot.jobs('dmd', settings, options)
+    (job,) = jobs.make_jobs('dmd', settings, options)
     facts = aot.compile_job(job, options)
     assert facts.fits and facts.cycles > 0 and not facts.unknown
     assert {kind for kind, *_ in facts.collectives} >= {'all-reduce'}

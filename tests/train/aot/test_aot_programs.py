@@ -27,7 +27,7 @@ from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.native_decoder import NativeVAE
 from support.goldens import TINY_CHECKPOINT
 from train import random_teacher
-from train.aot import sizing as aot
+from train.aot import jobs
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.dmd import program as dmd
 from train.runtime import loop, runner
@@ -230,12 +230,12 @@ def test_miniature_has_the_shapes_of_the_real_program_and_its_steps_trace(name, 
 
 def test_arithmetic_does_not_depend_on_how_memory_is_saved():
     settings = settings_of('super_resolution', 'tiny')
-    assert aot.model_flops('super_resolution', settings)[0] > 0
+    assert jobs.model_flops('super_resolution', settings)[0] > 0
     settings = settings_of('decoder', 'tiny')
     settings.update({'clips': {'frames': 9, 'height': 16, 'width': 16, 'held_out': 1}})
-    plain = aot.model_flops('decoder', settings)
+    plain = jobs.model_flops('decoder', settings)
     settings.decoder.update({'accumulate': 4, 'memory': {'blocks': True, 'window': 8}})
-    assert aot.model_flops('decoder', settings) == plain
+    assert jobs.model_flops('decoder', settings) == plain
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,198 @@
+"""The steps to size: every combination of slice, mesh, batch and choices, and the arithmetic of each step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.interpreters import partial_eval
+from ml_collections import ConfigDict
+
+from neodragon_jax.base.errors import InputError
+from train.aot import chips as aot_chips
+from train.aot.report import Case
+from train.aot.xla_flags import FLAGS
+from train.runtime import flops, loop, runner
+from train.runtime.platform import AUTO, ON_TPU
+from train.runtime.sharding import AXES, MeshConfig, make_mesh
+from train.runtime.step import variants
+
+# A ConfigDict; type checkers do not know its attributes.
+Settings = Any
+
+# Settings of a section that do not change the results of a program.
+CHOICES = ('remat', 'attention')
+# Values of settings with which nothing is recomputed or padded.
+PLAIN = {'remat': 'none', 'attention': 'masked', 'memory': {'blocks': False, 'window': 0}, 'accumulate': 1}
+LARGEST, ALL = 'largest', 'all'
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the sizing, besides the program's settings.
+
+    Attributes:
+      topologies: names of slices.
+      variant: of the step: one of the program's, LARGEST (by arithmetic) or ALL.
+      meshes: [data, fsdp, tensor]; none for that of the settings.
+      batches: per device; none for that of the settings.
+      choices: values to try for each of CHOICES; none for those of the settings.
+      flags: of the compiler.
+      cache: folder of results.
+    """
+
+    topologies: tuple[str, ...]
+    variant: str = LARGEST
+    meshes: tuple[tuple[int, ...], ...] = ()
+    batches: tuple[int, ...] = ()
+    choices: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    flags: tuple[tuple[str, str], ...] = tuple(FLAGS.items())
+    cache: str = 'out/aot'
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A case and its settings."""
+
+    case: Case
+    settings: Settings
+
+
+def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
+    """Return all steps to compile.
+
+    Raises:
+      InputError: a slice, mesh, variant or setting does not exist or fit.
+    """
+    slices = [aot_chips.topology(name) for name in options.topologies]
+    settings = _on_tpu(settings)
+    per_sample = model_flops(program, settings)
+    made = []
+    for slice_, changed in itertools.product(slices, _changes(settings, options.choices)):
+        for mesh in options.meshes or (dataclasses.astuple(MeshConfig(**settings.loop.mesh.to_dict())),):
+            sizes = _mesh_on(slice_, mesh)
+            groups = sizes[0] * sizes[1]
+            for batch in [groups * batch for batch in options.batches] or [_whole(settings.loop.batch_size, groups)]:
+                placed = changed.copy_and_resolve_references()
+                placed.loop.batch_size = batch
+                placed.loop.mesh.update(dict(zip(AXES, sizes, strict=True)))
+                made += _of_variants(program, placed, slice_, options.variant, per_sample)
+    return made
+
+
+def _of_variants(
+    program: str, settings: Settings, slice_: aot_chips.Topology, wanted: str, per_sample: dict[Any, float]
+) -> Iterator[Job]:
+    """Yield a job for each wanted variant of the step."""
+    abstract = runner.size(program, settings)
+    shares, run = variants(abstract.program), abstract.run
+    names = {str(variant): variant for variant in shares}
+    if wanted == LARGEST:
+        chosen = [max(per_sample, key=per_sample.__getitem__)]
+    elif wanted == ALL:
+        chosen = list(shares)
+    elif wanted in names:
+        chosen = [names[wanted]]
+    else:
+        raise InputError(f'--variant={wanted}: {program} has no such step; use {", ".join(names)}, {LARGEST} or {ALL}.')
+    for variant in chosen:
+        case = Case(
+            program=program,
+            variant=str(variant),
+            share=shares[variant],
+            topology=slice_,
+            mesh=dataclasses.astuple(run.mesh),
+            batch_size=run.batch_size,
+            samples=run.batch_size * (run.updates or 1),
+            options={name: section[name] for name, section in sections(settings)},
+            model_flops=per_sample[variant] * run.batch_size,
+        )
+        yield Job(case, settings)
+
+
+def sections(settings: Settings, names: Iterable[str] = CHOICES) -> Iterator[tuple[str, Settings]]:
+    """Yield each of some settings that a section has, with the section."""
+    for name in names:
+        for section in settings.values():
+            if isinstance(section, ConfigDict) and name in section:
+                yield name, section
+
+
+def _on_tpu(settings: Settings) -> Settings:
+    """Return the settings with the choices that `auto` makes on TPUs."""
+    settings = settings.copy_and_resolve_references()
+    for _, section in sections(settings, ('attention',)):
+        if section.attention == AUTO:
+            section.attention = ON_TPU
+    return settings
+
+
+def _changes(settings: Settings, choices: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Settings]:
+    """Yield copies of the settings with every combination of the choices."""
+    for values in itertools.product(*(values for _, values in choices)):
+        changed = settings.copy_and_resolve_references()
+        for (name, _), value in zip(choices, values, strict=True):
+            known = [section for option, section in sections(changed) if option == name]
+            if not known:
+                raise InputError(f'--{name}s: the program has no setting "{name}"; leave it out.')
+            for section in known:
+                section[name] = value
+        yield changed
+
+
+def _mesh_on(slice_: aot_chips.Topology, mesh: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of a mesh over all devices of a slice; one may be -1, the rest."""
+    given = math.prod(size for size in mesh if size > 0)
+    sizes = tuple(slice_.devices // given if size == -1 else size for size in mesh)
+    if len(mesh) != 3 or math.prod(sizes) != slice_.devices:
+        raise InputError(
+            f'mesh {"x".join(map(str, mesh))} (data x fsdp x tensor) is not one over the {slice_.devices} devices of '
+            f'{slice_.name}; choose three sizes with that product, or -1 for one of them.'
+        )
+    return sizes
+
+
+def _whole(batch_size: int, groups: int) -> int:
+    """Return the batch size of the settings, or the next that the mesh divides."""
+    whole = math.ceil(batch_size / groups) * groups
+    if whole != batch_size:
+        print(f'batch_size {batch_size} does not divide over {groups} devices; sizing {whole}.', file=sys.stderr)
+    return whole
+
+
+def model_flops(program: str, settings: Settings) -> dict[Any, float]:
+    """Return the FLOPs that each variant of a step asks for per sample of a batch: nothing recomputed, nothing padded.
+
+    Raises:
+      InputError: a setting is wrong.
+    """
+    settings = settings.copy_and_resolve_references()
+    settings.loop.batch_size = 1
+    for name, section in sections(settings, PLAIN):
+        section[name] = PLAIN[name]
+    abstract = runner.size(program, settings)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices('cpu')[:1])
+    arguments = loop.abstract_arguments(
+        abstract.program, abstract.program.frozen(), abstract.source, abstract.run, mesh
+    )
+    return {
+        variant: traced_flops(functools.partial(loop.guarded_step, abstract.program, variant), *arguments)
+        for variant in variants(abstract.program)
+    }
+
+
+def traced_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Return the FLOPs of matrix products and convolutions that the results of a function need; nothing is compiled."""
+    closed = jax.make_jaxpr(function)(*arguments)
+    # What no output needs, such as gradients of constants, would be counted else.
+    needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    counted = flops.count(needed)
+    if counted.open_loops:
+        raise NotImplementedError('products in a loop of unknown length; use lax.scan.')
+    return counted.total
