@@ -1,4 +1,4 @@
-"""The table of what became of every file of a folder of videos."""
+"""The report on a folder of videos: a row per file, and a summary of the reasons."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def write_report(path: pathlib.Path, verdicts: Sequence[Verdict]) -> None:
 
 
 def print_summary(out: pathlib.Path, verdicts: Sequence[Verdict], counts: Mapping[str, int]) -> None:
-    """Print how many clips each size has, and what was left out: how often for each reason, and the first files."""
+    """Print the number of clips of each size, and of files left out by reason, with the first of these files."""
     for name, count in counts.items():
         print(f'{out / name}: {count} clips')
     rejected = [verdict for verdict in verdicts if verdict.reason]
     if not rejected:
         return
-    # The same reason with other numbers is the same kind.
+    # Reasons that differ only in numbers are counted together.
     kinds = collections.Counter(re.sub(r'\d[\d.x]*', 'N', verdict.reason) for verdict in rejected)
     print(f'left out: {len(rejected)} of {len(verdicts)}, all in {out / REPORT}')
     for kind, count in kinds.most_common():

@@ -1,6 +1,6 @@
-"""What a dataset stores of each prompt, so that training need not run the text towers, or need not run all of them.
+"""Text conditioning that a sample set stores of each prompt, so that training runs fewer text encoders or none.
 
-    states  text [L, D]: what the denoiser reads, through the context adapter; text_mask [L], pooled [P]
+    states  text [L, D]: after the context adapter, as the denoiser reads it; text_mask [L], pooled [P]
     t5      t5 [L, W]: states before the context adapter, for training it; text_mask [L], pooled [P]
     ids     ids [L], text_mask [L], clip_l_ids [77], clip_g_ids [77]: tokens, for training the text encoder
 
@@ -47,8 +47,8 @@ class Conditioner:
 
     Attributes:
       content: one of CONTENTS.
-      fingerprints: of the components that take part, by name.
-      batch: prompts that one call takes; None: any number.
+      fingerprints: of the components in use, by name.
+      batch: prompts of one call; None: any number.
     """
 
     content: str
@@ -68,10 +68,10 @@ class Conditioner:
         return {name: array[0] for name, array in self([prompt]).items()}
 
     def specs(self, dtype: str) -> dict[str, ArraySpec]:
-        """Return how the arrays are stored.
+        """Return the specs of the stored arrays.
 
         Args:
-          dtype: of what is not integer.
+          dtype: of arrays that are not integer.
         """
         return {
             name: ArraySpec(array.shape, str(array.dtype) if array.dtype.kind == 'i' else dtype)
@@ -80,7 +80,7 @@ class Conditioner:
 
 
 def token_ids(tokenizers: Tokenizers, prompts: Sequence[str]) -> Arrays:
-    """Return what a dataset stores of prompts as tokens."""
+    """Return the tokens of prompts as a sample set stores them."""
     tokens = tokenizers(prompts)
     return {
         'ids': tokens.t5_ids,
@@ -100,10 +100,10 @@ def load_conditioner(
     spread: Spread | None = None,
     batch: int = 1,
 ) -> Conditioner:
-    """Load what a content needs of a checkpoint.
+    """Load the components that a content needs.
 
     Args:
-      mode: whose context adapter makes the states.
+      mode: of the context adapter that makes the states.
       text_encoder: folder of a T5 encoder instead of the checkpoint's, such as the teacher's; for 't5' only.
       dtype: compute type; results are float32 before they are stored.
       spread: devices.

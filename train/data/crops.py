@@ -20,13 +20,13 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import read_image, read_mp4
 
 VIDEOS, PICTURES = ('.mp4', '.mov', '.mkv', '.webm'), ('.png', '.jpg', '.jpeg')
-# Both average over what a small pixel covers, so that nothing aliases.
+# Both average over the area of a small pixel, which avoids aliasing.
 FILTERS = {'lanczos': Image.Resampling.LANCZOS, 'bicubic': Image.Resampling.BICUBIC}
 
 
 @dataclasses.dataclass(frozen=True)
 class CropConfig:
-    """How samples are cut.
+    """Settings of the crops.
 
     Attributes:
       size: H, side of a large crop, a multiple of the scaling factor.
@@ -90,7 +90,7 @@ class CropSource:
         return {'small': small, 'large': large}
 
     def metadata(self) -> dict[str, Any]:
-        """Return JSON that tells whether two sources give the same samples: how they cut, and a hash of the files."""
+        """Return JSON that is equal for sources of the same samples: the settings, and a hash of the files."""
         files = [f'{path.relative_to(self._folder)}\t{path.stat().st_size}' for path in self._paths]
         return dataclasses.asdict(self.config) | {'files': hashlib.sha256('\n'.join(files).encode()).hexdigest()[:16]}
 

@@ -1,6 +1,6 @@
-"""A file of records that a killed process leaves whole: each stands behind its length and checksum.
+"""An append-only file of records that survives kills: each record follows its length and checksum.
 
-What a process has appended is there for the next one, however it ended; a record that it was writing is not.
+Appended records are kept however the process ends; a half-written one is cut off by the next process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADER = struct.Struct('<Q16s')  # length in bytes, checksum
 
 
 def checksum(record: bytes) -> bytes:
-    """Return 16 bytes that tell a record from any other."""
+    """Return a checksum of 16 bytes."""
     return hashlib.blake2b(record, digest_size=16).digest()
 
 
@@ -52,7 +52,7 @@ class Journal:
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Open or make a journal, and cut off what a killed process left half-written.
+        """Open or make a journal, and cut off a half-written record.
 
         Raises:
           InputError: another process has it open.
@@ -84,7 +84,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let another process have the journal."""
+        """Close the file and release its lock."""
         self._file.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Several sources as one, in given shares: pictures with videos, one collection with another; and caption dropout.
+"""Several sources as one, in given shares, such as pictures with videos; and caption dropout.
 
     shapes, stills = SampleSource('LATENTS/320x512'), SampleSource('STILLS/320x512')
     source = Mixture([shapes, stills], weights=[3, 1], seed=0)
@@ -32,13 +32,13 @@ LATENTS, UNITS, ORIGIN = 'latents', 'units', 'source'
 class Mixture:
     """Samples of several sources, each source with its share, as a `Source`.
 
-    Sources have arrays of the same names, shapes and types, but for the number of latent frames: shorter ones are
-    padded with zeros at the end, and `units` tells how many latents count (1 for a picture). A sample tells its
-    `source`, by number, and its `index` is the mixture's own.
+    Sources have arrays of the same names, shapes and types; only the number of latent frames may differ: shorter ones
+    are padded with zeros at the end, and `units` is the number of latents that count (1 for a picture). A sample holds
+    the number of its `source`, and its `index` in the mixture.
 
-    One round of the mixture shows all of every source: the smallest length at which each has its share and nothing is
-    left out. Sources that are small for their share are shown several times, each time whole, but the last time, when a
-    part that depends on the seed is. The order within a round is the loader's affair.
+    One round of the mixture shows all samples of every source: it has the smallest length at which each source has its
+    share and no sample is left out. Sources that are small for their share are shown several times, each time whole
+    except for the last, which shows a part that depends on the seed. The loader shuffles the order within a round.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float], seed: int = 0) -> None:
@@ -46,7 +46,7 @@ class Mixture:
 
         Args:
           weights: positive; only their proportions count.
-          seed: of what is shown once more than the rest.
+          seed: of the choice of samples that are shown once more than the others.
         Raises:
           InputError: a weight is not positive, a source is empty, or the sources do not go together.
         """
@@ -65,10 +65,10 @@ class Mixture:
         ]
         _check_equal(comparable)
         rounds = max(len(source) / weight for source, weight in zip(sources, self._weights, strict=True))
-        # A share of exactly 12 may come out as 12.000000001.
+        # Rounding error may turn a share of 12 into 12.000000001.
         self._counts = [math.ceil(round(rounds * weight, 6)) for weight in self._weights]
         self._ends = list(itertools.accumulate(self._counts))
-        # Which samples of each source come in its last, partial showing.
+        # The samples of each source's last, partial showing.
         self._again = [
             np.random.default_rng((seed, number)).permutation(len(source))[: count % len(source)]
             for number, (source, count) in enumerate(zip(sources, self._counts, strict=True))
@@ -89,7 +89,7 @@ class Mixture:
         number = bisect.bisect_right(self._ends, index)
         size = len(self._sources[number])
         rounds, place = divmod(index - self._ends[number] + self._counts[number], size)
-        if rounds == self._counts[number] // size:  # the last time, which is not whole
+        if rounds == self._counts[number] // size:  # the last, partial showing
             place = int(self._again[number][place])
         return number, place
 
@@ -115,16 +115,16 @@ class Mixture:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What the protocols of all sources agree on."""
+        """The settings that are equal in the protocols of all sources."""
         first, *others = [getattr(source, 'protocol', {}) for source in self._sources]
         return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
 
     def negative(self) -> dict[str, np.ndarray]:
-        """Return what guidance steers away from, if all sources have the same."""
+        """Return the negative conditioning; it must be the same in all sources."""
         return self._shared('negative')
 
     def null(self) -> dict[str, np.ndarray]:
-        """Return the conditioning of the empty prompt, if all sources have the same."""
+        """Return the conditioning of the empty prompt; it must be the same in all sources."""
         return self._shared('null')
 
     def _shared(self, kind: str) -> dict[str, np.ndarray]:
@@ -139,7 +139,7 @@ class Mixture:
         return first
 
     def metadata(self) -> dict[str, Any]:
-        """Return JSON that tells whether two mixtures give the same samples."""
+        """Return JSON that is equal for mixtures of the same samples."""
         protocols = [[len(source), getattr(source, 'protocol', {})] for source in self._sources]
         digest = hashlib.sha256(json.dumps(protocols, sort_keys=True).encode()).hexdigest()[:16]
         return {'weights': self._weights, 'seed': self._seed, 'sources': digest}

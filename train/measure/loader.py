@@ -1,10 +1,10 @@
-"""Measures how many samples of full size one process reads, and whether a training step ever waits for them.
+"""Measure how many full-size samples one process reads per second, and whether a training step waits for them.
 
     python -m train.measure.loader --needs 36 --hosts 4
 
-`--needs` is what the whole job eats: samples in a batch over seconds of a step. Samples are read from a temporary
-dataset of full-size latents and text states, or from one of yours (--data). Cold means that nothing of it is in the
-page cache, warm that all is. Last come steps of a job that eats exactly that much: what each waits for its batch.
+`--needs` is the required samples per second of the whole job: global batch size / step time. Samples are read
+from a temporary set of full-size latents and text states, or from one of yours (--data). Cold means that none of it is
+in the page cache, warm that all is. Last, steps at exactly the required rate are run, and their waiting is measured.
 
 The exit status is 1 if the loader is slower than what the job needs.
 

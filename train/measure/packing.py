@@ -1,4 +1,4 @@
-"""Measures two ways to train all stages: one compiled step per stage, or one packed sequence with all of them.
+"""Measure two ways to train all stages: one compiled step per stage, or one packed sequence with all of them.
 
     JAX_PLATFORMS=cpu python -m train.measure.packing --width 128 --blocks 4
 

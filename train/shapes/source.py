@@ -76,7 +76,7 @@ class MovingShapesSource:
         return caption(self.scene(index).traits, (self._seed, index, WORDING) if self._paraphrase else None)
 
     def metadata(self) -> dict[str, Any]:
-        """Return JSON that tells whether two sources give the same samples."""
+        """Return JSON that is equal for sources of the same samples."""
         size = {'frames': self.frames, 'height': self.size[0], 'width': self.size[1]}
         options = {'seed': self._seed, 'count': self._count, 'split': self.split, 'paraphrase': self._paraphrase}
         world = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self.world).items()}

@@ -1,4 +1,4 @@
-"""The world of moving shapes: captioned videos that need no download, and whose attributes pixels tell exactly.
+"""The world of moving shapes: captioned videos that need no download and whose attributes can be read from pixels.
 
 A clip shows one shape that moves over a plain background: "a small red circle moves right on a blue background".
 Lengths are in sides, the shorter side of the picture, and times in clips, so that a scene can be drawn at any size and
@@ -8,7 +8,7 @@ with any number of frames:
 * Speed: a shape travels the same way in every clip of its speed, however many frames the clip has.
 * Direction: that of the caption from the start on; in a world with turns, until the first one. Turn k of n falls at a
   random time in the first half of part k of the clip, which is cut in n + 1 equal parts; there the shape goes on, turns
-  left or turns right, with equal probability. The caption does not tell.
+  left or turns right, with equal probability. Captions omit the turns.
 * Place: the start is uniform over all from where the whole way keeps the shape inside the picture.
 * Held out: the values of each attribute are numbered in the world's order; combinations whose numbers add up to
   m - 1 modulo m, m = `held_out`, are never trained on. Whatever is chosen for all attributes but one (of those that
@@ -74,7 +74,7 @@ SPLITS = ('train', 'held_out', 'all')
 
 
 class Traits(NamedTuple):
-    """What a caption tells of a scene, in canonical words."""
+    """The attributes of a caption, in canonical words."""
 
     size: str
     color: str
@@ -100,7 +100,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Which scenes there are.
+    """The scenes that occur.
 
     Attributes:
       sizes ... backgrounds: words of the values that occur.
@@ -181,7 +181,7 @@ def _combinations(world: World, split: str) -> tuple[Traits, ...]:
     return tuple(traits for traits in every if split == 'all' or world.is_held_out(traits) == (split == 'held_out'))
 
 
-# 96 combinations, 24 held out: little to learn, for a few minutes on a CPU.
+# 96 combinations, 24 held out; learned in minutes on a CPU.
 CPU = World(
     sizes=('small',),
     colors=('red', 'green', 'yellow', 'white'),
@@ -223,7 +223,7 @@ def caption(traits: Traits, seed: int | Sequence[int] | None = None) -> str:
 
 
 def parse(text: str) -> Traits:
-    """Return what a caption tells, whatever its wording.
+    """Return the attributes of a caption in any wording.
 
     Raises:
       InputError: it is not a caption of this kind.
@@ -257,7 +257,7 @@ def _canonical(word: str) -> str:
 def coverage(
     shape: str, radius: float, x: Float[np.ndarray, '*#S'], y: Float[np.ndarray, '*#S']
 ) -> Float[np.ndarray, '*S']:
-    """Return how much of each pixel a shape covers, from its distance to the outline: an antialiased mask in 0..1.
+    """Return the covered share of each pixel, from its distance to the outline: an antialiased mask in 0..1.
 
     Args:
       radius: of the circle of equal area, in pixels.

@@ -1,4 +1,4 @@
-"""Clips that a video autoencoder is trained on: stored ones, or drawn on the fly, and random cuts of them.
+"""Training clips of a video autoencoder, stored or drawn on the fly, and random cuts of them.
 
 Legend: B batch, T frames, H W pixels, V held-out clips; t h w of a cut.
 """
@@ -26,22 +26,22 @@ from train.shapes.world import WORLDS
 
 Reader = Callable[[int, UInt8[np.ndarray, 't h w 3']], dict[str, float]]
 
-# What `data` begins with where scenes are drawn instead of read: 'shapes:cpu'.
+# Prefix of `data` for drawn scenes: 'shapes:cpu'.
 DRAWN = 'shapes:'
 # Side from which on attributes are legible.
 SMALLEST_READ = 32
-# Scenes until the drawn ones repeat themselves.
+# Number of different drawn scenes.
 SCENES = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipsConfig:
-    """What is seen of the clips.
+    """The cuts of the clips that training sees.
 
     Attributes:
       frames: of a cut, 8 n + 1.
       height, width: of a cut; drawn clips have this size.
-      held_out: V, the clips that are not trained on: the last ones, or drawn with captions that training never has.
+      held_out: V, clips that are not trained on: the last stored ones, or drawn ones with unseen captions.
     """
 
     frames: int = 17
@@ -63,10 +63,10 @@ class ClipsConfig:
 
 
 class Clips(NamedTuple):
-    """Samples to train on, clips to judge by, and JSON that tells both.
+    """Samples to train on, held-out clips to evaluate, and JSON that identifies both.
 
     Attributes:
-      read: (index of a held-out clip, what became of it) -> what is still right of it, where that is known.
+      read: (index of a held-out clip, its reconstruction) -> which attributes are still right, where they are known.
     """
 
     training: Source
@@ -89,11 +89,11 @@ class Videos:
 
 
 def open_clips(data: str, config: ClipsConfig, seed: int = 0) -> Clips:
-    """Open what the setting `data` names.
+    """Open the clips of the setting `data`.
 
     Args:
-      data: a folder of one size by train.captioned_clips or train.moving_shapes; or 'shapes:WORLD', scenes of that
-        world drawn when they are needed.
+      data: a sample set of train.captioned_clips or train.moving_shapes; or 'shapes:WORLD', scenes of that world that
+        are drawn when they are read.
       seed: of drawn scenes.
     Raises:
       InputError: there is no such world or folder, or its clips are smaller than a cut.
@@ -121,7 +121,7 @@ def open_clips(data: str, config: ClipsConfig, seed: int = 0) -> Clips:
 
 
 def _read_attributes(scenes: MovingShapesSource, index: int, video: UInt8[np.ndarray, 't h w 3']) -> dict[str, float]:
-    """Return which attributes of a scene are right, 1 or 0, and by how much its shape is not; {} if it is too small."""
+    """Return which attributes of a scene are right, 1 or 0, and its shape mismatch; {} if the picture is too small."""
     if min(video.shape[1:3]) < SMALLEST_READ:
         return {}
     found = attributes.measure(video, scenes.scene(index).traits, scenes.world)
@@ -129,7 +129,7 @@ def _read_attributes(scenes: MovingShapesSource, index: int, video: UInt8[np.nda
 
 
 def blank_clips(config: ClipsConfig) -> Clips:
-    """Return clips of zeros, for a plan without data."""
+    """Return clips of zeros, for a dry run without data."""
     blank = np.zeros((*config.size, 3), np.uint8)
     return Clips(Repeated({'video': blank}, SCENES), blank[None], {})
 
@@ -156,7 +156,7 @@ def to_float(videos: UInt8[Array, '*S 3']) -> Float[Array, '*S 3']:
 
 
 def _stored(folder: str) -> tuple[Source, dict[str, Any]]:
-    """Return the samples of a folder, which have videos, and how they came about."""
+    """Return the samples of a folder, which have videos, and their protocol."""
     samples = SampleSource(folder)
     if 'video' in samples.spec.blobs:
         return ClipSource(folder), samples.protocol

@@ -28,7 +28,7 @@ _PADDING = ((1, 1), (1, 1))
 
 @contextlib.contextmanager
 def flat_convolutions(flat: bool) -> Iterator[None]:
-    """Let modules that are applied inside compute causal convolutions of clips in two dimensions, if asked."""
+    """Compute causal convolutions of clips in two dimensions in all modules that are applied inside, if asked."""
     if not flat:
         yield
         return
@@ -37,7 +37,7 @@ def flat_convolutions(flat: bool) -> Iterator[None]:
 
 
 def _flattened(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], context: Any) -> Any:
-    """Call a method, or compute what a causal convolution would return for a clip."""
+    """Call a method, or compute a causal convolution of a clip in two dimensions."""
     module = context.module
     if not isinstance(module, CausalConv) or context.method_name != '__call__' or args[0].ndim != 5:
         return call(*args, **kwargs)

@@ -1,10 +1,10 @@
-"""Parameters of a new video autoencoder, which loses no time on what is known before the first step.
+"""Initial parameters of a new video autoencoder, chosen to shorten its training.
 
-* What passes from layer to layer begins as the best linear autoencoder of the data, see `principal_start`. Channels
+* The layers outside residual branches begin as the best linear autoencoder of the data, see `principal_start`. Channels
   that it does not need begin as in any convolution.
-* Latents begin at the moments that everything downstream assumes: quant_conv maps them to the mean and deviation of
-  latents after the first one, post_quant_conv maps them back.
-* The posterior's noise begins small, LOG_VARIANCE for every clip: at the usual deviation of 1, the noise drowns the
+* Latents begin at the moments that later programs assume: quant_conv maps them to the mean and deviation of latents
+  after the first one, post_quant_conv maps them back.
+* The posterior's variance begins small, LOG_VARIANCE for every clip: at the usual deviation of 1, the noise hides the
   latents, and a decoder first learns to ignore them.
 * Residual blocks begin with small branches, RESIDUAL (Goyal et al., arXiv 1706.02677, section 5.1, begin at 0).
 * Pictures of the small decoder begin at the mean color of the data, with little contrast.
@@ -84,15 +84,15 @@ def fresh_small_decoder(module: VideoVAE, key: PRNGKeyArray, color: Float[Array,
 
 
 def _fresh_picture(layer: Mapping[str, Array], color: Float[Array, ' 3']) -> dict[str, Array]:
-    """Return the convolution to pixels, of little contrast around a color."""
+    """Return the convolution to pixels, with low contrast around a color."""
     return {'kernel': CONTRAST * layer['kernel'], 'bias': jnp.asarray(color, jnp.float32)}
 
 
 def drawn_parameters(module: CausalVAE, key: PRNGKeyArray) -> dict[str, Any]:
-    """Return parameters as `module.init` would, but for the numbers: all kernels are parts of one random vector.
+    """Return parameters distributed as those of `module.init`; all kernels are slices of one random vector.
 
-    XLA takes about a second for each place in a program where numbers are drawn, of which the module's own has a
-    hundred. Kernels keep the variance of their input; scales are 1 and biases 0.
+    XLA compiles about a second for each random draw of a program, and the module's own initialization has a hundred.
+    Kernels keep the variance of their input; scales are 1 and biases 0.
     """
     shapes: dict[Any, Any] = dict(traverse_util.flatten_dict(abstract_params(module)))
     kernels = {path: leaf.shape for path, leaf in shapes.items() if path[-1] == 'kernel'}

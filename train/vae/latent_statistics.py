@@ -1,18 +1,18 @@
-"""Latents of a new encoder, brought to the mean and deviation that `neodragon_jax.models.vae.normalize` assumes.
+"""Normalizing the latents of a new encoder to the mean and deviation that `neodragon_jax.models.vae.normalize` assumes.
 
-Everything downstream normalizes latents with the constants of the release, of first frames and of later ones:
+All later programs normalize latents with the constants of the release, of first frames and of later ones:
 
     normalized = (z - shift_k) scale_k,    k = first, later
 
-A new encoder's latents have other moments. Two things bring them near. While it trains, the prior is N(0, 1) of
+A new encoder's latents have other moments. Two measures correct them. During training, the prior is N(0, 1) of
 normalized latents (`prior_divergence`). Afterwards `fold` puts one affine map z -> a z + b into the pointwise
-convolutions next to the latents: into quant_conv, and inverted into post_quant_conv, so that reconstructions stay as
-they are. One map cannot fit two kinds of frames exactly; `fit` chooses a and b such that
+convolutions next to the latents: into quant_conv, and inverted into post_quant_conv, so that reconstructions do not
+change. One map cannot fit two kinds of frames exactly; `fit` chooses a and b such that
 
     sum over k of KL(N(m_k, s_k^2) || N(0, 1)) = 1/2 sum over k of (m_k^2 + s_k^2 - 1 - log s_k^2)
 
-is least, with m_k and s_k the mean and deviation of normalized latents after the map: both kinds count the same,
-because the first frame has a denoiser's first unit to itself. What remains is in `NormalizedMoments`.
+is minimal, with m_k and s_k the mean and deviation of normalized latents after the map. Both kinds have equal weight,
+because the first frame is a denoiser's first unit. `NormalizedMoments` holds the remaining deviations.
 
 Legend: B clips, T H W frames and pixels, t latent frames, h w latent grid, C latent channels, M = 2C moments.
 Source: Neodragon, arXiv 2511.06055; Pyramid-Flow, arXiv 2410.05954.
@@ -36,7 +36,7 @@ Params = Mapping[str, Any]
 
 
 class NormalizedMoments(NamedTuple):
-    """Mean and deviation of normalized latents: 0, 1, 0, 1 where they are as a denoiser expects."""
+    """Mean and deviation of normalized latents; a denoiser expects 0, 1, 0, 1."""
 
     first_mean: float
     first_deviation: float
@@ -147,14 +147,14 @@ _NEXT_TO_LATENTS = 'quant_conv', 'post_quant_conv'
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """What `fit_and_fold` did, for records."""
+    """The map that `fit_and_fold` chose, and the moments before and after it."""
 
     affine: Affine
     before: NormalizedMoments
     after: NormalizedMoments
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the numbers as JSON."""
         return {
             name: {key: round(value, 6) for key, value in getattr(self, name)._asdict().items()}
             for name in ('affine', 'before', 'after')

@@ -1,8 +1,8 @@
-"""How different two pictures look: LPIPS, whose weights the user brings, and a difference of edges that needs none.
+"""Perceptual differences of pictures: LPIPS, whose weights the user provides, and an edge error that needs none.
 
-LPIPS compares what a network for image classification sees. Per layer, features are scaled to unit length over their
-channels; squared differences are weighted by learned numbers per channel, averaged over pixels, and added up over five
-layers. The weights file is the state dict of the public package, safetensors or npz:
+LPIPS compares the features of a network for image classification. Per layer, features are scaled to unit length over
+their channels; squared differences are weighted by learned numbers per channel, averaged over pixels, and added up over
+five layers. The weights file is the state dict of the public package, safetensors or npz:
 
     python -c "import lpips, safetensors.torch as s; s.save_file({k: v.clone() for k, v in
         lpips.LPIPS(net='vgg').state_dict().items()}, 'lpips_vgg.safetensors')"
@@ -35,7 +35,7 @@ from jaxtyping import Array, Float
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError
 
-# What brings pictures in [-1, 1] to the statistics of the networks' training data.
+# Normalization of pictures in [-1, 1] to the statistics of the networks' training data.
 SHIFT, SCALE = np.array(((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)), np.float32)
 # Below this the pools of either network leave nothing.
 SMALLEST_SIDE = 32
@@ -204,7 +204,7 @@ def _read(path: pathlib.Path) -> Mapping[str, np.ndarray]:
 
 
 def edge_error(got: Float[Array, 'B T H W 3'], want: Float[Array, 'B T H W 3']) -> Float[Array, '']:
-    """Return how much edges and motion differ, without weights: blur and flicker raise it, a wrong tint does not.
+    """Return the difference of edges and motion: blur and flicker raise it, a wrong tint does not.
 
     It is the mean absolute difference of neighboring pixels of the error got - want, mean over width, height and, in
     clips of several frames, time.

@@ -32,7 +32,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from train.data import Source
 
-# Clips that are looked at, and patches that are kept of them.
+# Number of clips that are read, and of patches that are sampled from them.
 CLIPS, PATCHES = 64, 16_384
 # Least mean square of a component: clips may be of one color.
 LEAST = 1e-6
@@ -44,7 +44,7 @@ Layers = dict[tuple[str, ...], Layer]
 
 
 class Patch(NamedTuple):
-    """What a place of a grid stands for: frames, and pixels of a side."""
+    """The part of a video that a position of a grid represents: frames, and pixels of a side."""
 
     frames: int
     side: int
@@ -77,7 +77,7 @@ class Patches:
     """The covariance of the largest patches of some clips, of which the smaller ones' are parts."""
 
     def __init__(self, clips: Source, largest: Patch) -> None:
-        """Look at the first clips.
+        """Read the first clips.
 
         Raises:
           InputError: no clip has a patch of this size after its first frame.
@@ -134,7 +134,7 @@ def _parts(basis: Basis, grid: Patch) -> list[Float[np.ndarray, 'K p']]:
 
 
 def _maps(small: Basis, large: Basis, grid: Patch) -> list[Float[np.ndarray, 'L K']]:
-    """Return what turns the components of each sub-patch (K) into their share of those of the patch (L)."""
+    """Return the maps from the components of each sub-patch (K) to their share of the patch's (L)."""
     return [part @ small.rows.T * (large.gain / small.gain) for part in _parts(large, grid)]
 
 
@@ -160,7 +160,7 @@ class Pairs:
         self.size, self.groups = size, groups
 
     def back(self, energy: Float[np.ndarray, ' K']) -> Float[np.ndarray, 'K C']:
-        """Return what turns silu(norm(channels)) into the components, of this mean square in the data."""
+        """Return the map from silu(norm(channels)) to the components, given their mean square in the data."""
         square = (np.square(self.sign) @ energy + np.square(self.bias)).reshape(self.groups, self.size)
         norm = np.repeat(np.sqrt(square.mean(axis=1)), self.size)
         copies = np.abs(self.sign).sum(axis=0) / 2
@@ -272,7 +272,7 @@ def _interleaved(maps: Sequence[Float[np.ndarray, 'K L']], channels: int) -> Flo
 
 
 def _pair(layer: Layer, pairs: Pairs) -> None:
-    """Let a layer's components come as pairs, for every pixel or frame that it makes of one."""
+    """Output a layer's components as pairs, for every pixel or frame that it makes of one."""
     kernel, (channels, components) = layer['kernel'], pairs.sign.shape
     kernel = kernel.reshape(*kernel.shape[:-1], channels, -1)[..., :components, :]
     paired = np.einsum('...kn,ck->...cn', kernel, pairs.sign)

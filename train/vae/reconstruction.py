@@ -1,4 +1,4 @@
-"""How close reconstructed clips are to the originals: terms of a loss, and the judgment of held-out clips.
+"""Differences of reconstructed clips and originals: the terms of a loss, and the evaluation of held-out clips.
 
 Legend: B clips, T frames, H W pixels, V held-out clips.
 """
@@ -25,7 +25,7 @@ from train.runtime.sharding import place, to_host
 from train.vae.clips import Clips
 from train.vae.perceptual import edge_error, load_lpips
 
-# PSNR of clips without any difference, where the definition has no number.
+# PSNR of identical clips, for which the definition is infinite.
 BEST_PSNR_DB = 100.0
 PER_CLIP = 'clips.json'
 
@@ -115,7 +115,7 @@ class Terms:
 
 
 class Quality(NamedTuple):
-    """How close a clip is to another: means over frames."""
+    """Similarity of two clips: means over frames."""
 
     psnr: float
     ssim: float
@@ -135,7 +135,7 @@ def _quality(got: UInt8[Array, 'T H W 3'], want: UInt8[Array, 'T H W 3']) -> tup
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How held-out clips are judged.
+    """Evaluation of held-out clips.
 
     Attributes:
       batch: clips at a time.
@@ -151,7 +151,7 @@ class EvaluationConfig:
 
 
 class Evaluation:
-    """Reconstructs the same held-out clips again and again, and judges them as files would show them."""
+    """Evaluates reconstructions of the same held-out clips, rounded to bytes as in a file."""
 
     def __init__(self, config: EvaluationConfig, clips: Clips) -> None:
         self.config, self.clips, self.read = config, clips.held_out, clips.read
@@ -187,7 +187,7 @@ class Evaluation:
         return means | {'psnr_worst': min(row['psnr'] for row in rows)}
 
     def _read(self, index: int, got: Mapping[str, Bytes]) -> dict[str, float]:
-        """Return what can be read of one clip's reconstructions."""
+        """Return the attributes read from one clip's reconstructions."""
         if self.read is None:
             return {}
         values = {}

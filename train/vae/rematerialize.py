@@ -1,10 +1,10 @@
-"""Encoding and decoding clips in training, in less memory: what is forgotten on the way is computed again.
+"""Encoding and decoding clips in training with less memory: activations are discarded and computed again.
 
-Two means, which do not change a result:
+Two methods, neither of which changes a result:
 
 * blocks: of every residual block only the input is kept for its gradient.
-* windows: a clip passes in windows of time. Of each, only what the causal layers hand on to the next is kept: two
-  frames of every convolution, or the memories of TinyAEHV.
+* windows: a clip passes in windows of time. Of each, only the context for the next window is kept: two frames of every
+  causal convolution, or the memories of TinyAEHV.
 
 Both leave the modules as they are: a method interceptor wraps the blocks' calls.
 
@@ -39,10 +39,10 @@ Step = Callable[[Params, Any, Array], tuple[Array, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-    """How much is kept for the gradient.
+    """Which activations are kept for the gradient.
 
     Attributes:
-      blocks: forget what happens inside residual blocks.
+      blocks: discard those inside residual blocks.
       window: frames of a window after the first frame, a multiple of 8; 0 passes clips whole.
     """
 
@@ -56,7 +56,7 @@ class MemoryConfig:
 
 def encode(module: CausalVAE, params: Params, video: Video, memory: MemoryConfig) -> Moments:
     """Return the moments of clips in [-1, 1], as `module.encode` does."""
-    with _forgetful(memory):
+    with _rematerializing(memory):
         if not memory.window or video.shape[1] == 1:
             return _apply(module, params, video, 'encode')
         return _windows(_step(module, 'encode_next'), params, {}, video, memory.window)
@@ -64,7 +64,7 @@ def encode(module: CausalVAE, params: Params, video: Video, memory: MemoryConfig
 
 def decode(module: CausalVAE, params: Params, latents: Latents, memory: MemoryConfig) -> Video:
     """Return the clips of de-normalized latents, as `module.decode` does."""
-    with _forgetful(memory):
+    with _rematerializing(memory):
         if not memory.window or latents.shape[1] == 1:
             return _apply(module, params, latents, 'decode')
         window = memory.window // FRAMES
@@ -101,8 +101,8 @@ def _windows(
 
 
 @contextlib.contextmanager
-def _forgetful(memory: MemoryConfig) -> Iterator[None]:
-    """Let modules that are applied inside forget what happens in their blocks, if asked."""
+def _rematerializing(memory: MemoryConfig) -> Iterator[None]:
+    """Rematerialize the residual blocks of all modules that are applied inside, if asked."""
     if not memory.blocks:
         yield
         return

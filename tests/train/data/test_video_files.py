@@ -164,7 +164,7 @@ def copied(path: pathlib.Path, source: pathlib.Path, start_s: float, packets: in
         stream = container.add_stream_from_template(track)
         given.seek(round(start_s * av.time_base))
         for packet in list(given.demux(track))[:packets]:
-            if packet.dts is not None:
+            if packet.dts is not None and packet.pts is not None:
                 packet.stream = stream
                 shift = round(start_s / packet.time_base)
                 packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
