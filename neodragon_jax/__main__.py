@@ -18,6 +18,7 @@ from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import defaults
+from neodragon_jax.generation.arguments import add_sampling_options, add_video_options, released
 from neodragon_jax.generation.defaults import RELEASED
 from neodragon_jax.generation.jobs import Job, make_jobs
 from neodragon_jax.generation.options import DTYPES, NOISES, ModelOptions, VideoOptions, check_seed
@@ -118,8 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_prompts(parser)
     _add_model(parser)
-    _add_video(parser)
-    _add_sampling(parser)
+    add_video_options(parser)
+    add_sampling_options(parser)
     return parser
 
 
@@ -153,7 +154,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         f'(default: {shipped.DEFAULT}, where it is installed)')  # fmt: skip
     add('--mode', choices=defaults.MODES,
         help='hybrid: a first frame, then the few-step model; monolithic: all frames by the multi-step model '
-        f'({_released(RELEASED.mode)})')  # fmt: skip
+        f'({released(RELEASED.mode)})')  # fmt: skip
     add(
         '--student',
         metavar='DIR',
@@ -172,45 +173,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help='do not keep compiled programs in the cache folder of the user')  # fmt: skip
     add('--no-safety-checker', action='store_false', dest='safety_checker',
         help="do not blacken videos that the checkpoint's safety_checker refuses (without one, none is)")  # fmt: skip
-
-
-def _add_video(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the first frame, the size and the texts."""
-    add = parser.add_argument_group('video').add_argument
-    add('--image', metavar='FILE',
-        help="picture of the first frame, cropped at the center to the video's shape; transparent areas become "
-        'white')  # fmt: skip
-    add('--first-frame', choices=defaults.FIRST_FRAMES,
-        help='maker of the first frame in hybrid mode without --image: the first-frame model of the checkpoint, or '
-        f'the few-step denoiser ({_released(RELEASED.hybrid.first_frame)})')  # fmt: skip
-    add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 ({_released(RELEASED.frames)})')
-    add('--height', type=int, metavar='PX', help=f'multiple of 64 ({_released(RELEASED.height)})')
-    add('--width', type=int, metavar='PX', help=f'multiple of 64 ({_released(RELEASED.width)})')
-    add('--prompt-modifier', metavar='TEXT',
-        help=f'text appended to every prompt ({_released("the released one")})')  # fmt: skip
-    add('--negative-prompt', metavar='TEXT',
-        help=f'text that guidance steers away from ({_released(repr(RELEASED.negative_prompt))})')  # fmt: skip
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the sampler."""
-    add = parser.add_argument_group('sampling').add_argument
-    few, many = RELEASED.hybrid, RELEASED.monolithic
-    steps, many_steps, first_steps = (' '.join(map(str, n)) for n in (few.steps, many.steps, many.first_steps))
-    by_mode = lambda hybrid, monolithic: _released(f'{hybrid}, or {monolithic} in monolithic mode')
-    add('--steps', type=int, nargs=3, metavar='N',
-        help=f'steps per stage, coarsest first ({by_mode(steps, many_steps)})')  # fmt: skip
-    add('--first-steps', type=int, nargs=3, metavar='N',
-        help=f'steps of unit 0 ({by_mode("--steps", first_steps)})')  # fmt: skip
-    add('--guidance', type=float, metavar='G',
-        help=f'classifier-free guidance ({by_mode("none", f"{many.guidance:g}")})')  # fmt: skip
-    add('--first-guidance', type=float, metavar='G',
-        help=f'guidance of unit 0 ({by_mode("--guidance", f"{many.first_guidance:g}")})')  # fmt: skip
-
-
-def _released(value: object) -> str:
-    """Return the note on a default that generation.json may change."""
-    return f'default, without generation.json: {value}'
 
 
 def find_prompts(options: GenerateOptions) -> list[str]:
