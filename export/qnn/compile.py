@@ -143,7 +143,7 @@ def _binary_entry(folder: pathlib.Path, target: Target, precision: str) -> dict[
 def _static_view(dump: pathlib.Path, precision: str) -> dict[str, Any]:
     """Return the counts of a graph, and for 16-bit activations the latencies that they suggest."""
     view = read_view(dump, half=precision == 'fp16')
-    return view.summary() | {'estimated_ms_on_8_elite': dataclasses.asdict(estimate(view))}
+    return view.summary() | {'estimated_ms_on_8_elite': estimate(view).to_json()}
 
 
 def tool_versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from export.measure.resources import Resources
+from export.qnn.latency import show
 from export.report.rows import STEPS, Row, SharedBinary, VideoRow
 
 INTRODUCTION = (
@@ -69,7 +70,7 @@ COST: dict[str, Callable[[Row], object]] = {
     'transposes': lambda row: row.transposes,
     'transposed MB': lambda row: f'{row.transposed_mb:.2f}',
     'floats': lambda row: row.float_operations,
-    'estimated 8 Elite ms, flat / by operation': lambda row: ' / '.join(f'{t:.2f}' for t in row.estimated_ms.values()),
+    'estimated 8 Elite ms (band)': lambda row: show(row.estimated_ms),
     'binary MB': lambda row: f'{row.binary_mb:.1f}' + ' +' * row.shared,
     'paper X Elite / 8 Elite ms': lambda row: ' / '.join(_ratio(value) for value in row.paper_ms.values()),
 }

@@ -16,7 +16,7 @@ from neodragon_jax.base.atomic import atomic_file
 LESS_BYTES, LESS_WEIGHTS, LATENCY_MS = 0.35, 0.30, 850.0
 
 HEADER = (
-    '| form | ops | moved MB | scores MB | transposes | weights MB | estimated ms, flat / by operation | QDQ dB | '
+    '| form | ops | moved MB | scores MB | transposes | weights MB | estimated ms (band) | QDQ dB | '
     'quantize s | compile s | peak GB |\n|---|---|---|---|---|---|---|---|---|---|---|'
 )
 
@@ -31,7 +31,7 @@ def table_line(row: FormRow) -> str:
         f'{counts["score_mb"]:.0f}',
         f'{counts["transposes"]} / {counts["transposed_mb"]:.0f} MB',
         f'{counts["weights_mb"]:.0f}',
-        f'{row.estimate.flat_ms:.0f} / {row.estimate.by_operation_ms:.0f}',
+        str(row.estimate),
         f'{built.quantized_db:.1f}',
         f'{built.quantize_s:.0f}',
         f'{built.compile_s:.0f}',

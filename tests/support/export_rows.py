@@ -27,7 +27,7 @@ def make_row(htp_db: float | None, precision: str = 'w8a16', lowest_db: float = 
         float_operations=0,
         binary_mb=0.4,
         shared=True,
-        estimated_ms={'flat_ms': 0.105, 'by_operation_ms': 0.09},
+        estimated_ms={'ms': 0.15, 'low_ms': 0.09, 'high_ms': 0.25, 'flat_ms': 0.105, 'by_operation_ms': 0.09},
         resources={
             'float graph': {'seconds': 1.0, 'peak_gb': None},
             'quantize': {'seconds': 2.0, 'peak_gb': 0.5},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from export.compare_stage import main
 from export.graphs.denoiser import SHIPPED
 from export.qnn.chipsets import find_target
-from export.qnn.latency import estimate
+from export.qnn.latency import FACTOR, HIGH, LOW, MEASURED, Estimate, estimate
 from export.qnn.static_view import StaticView, extrapolate, read_view
 from export.steps.comparison import GRAPHS, Subject, compare
 from export.steps.form_table import verdict
@@ -104,6 +105,20 @@ def test_estimates_of_one_full_size_block():
     assert masked.flat_ms == pytest.approx(70.8, abs=0.1)
     assert masked.by_operation_ms == pytest.approx(49.5, abs=0.2)
     assert masked.worst_ms == masked.flat_ms
+
+
+def test_estimate_has_the_band_of_the_measured_graphs():
+    """Every measured graph lies in the band of its own estimate, the extremes at its ends."""
+    errors = []
+    for graph in MEASURED:
+        scores = {'Softmax': graph.score_mb}
+        modelled = Estimate(flat_ms=0.105 * graph.moved_mb, by_operation_ms=graph.by_operation_ms)
+        assert estimate(StaticView({}, scores | {'Other': graph.moved_mb - graph.score_mb}, scores, {}, 0)).ms > 0
+        assert modelled.low_ms * 0.999 <= graph.ms <= modelled.high_ms * 1.001
+        errors.append(math.log(graph.ms / modelled.ms))
+    assert sum(errors) == pytest.approx(0, abs=1e-9), 'the factor is the geometric mean'
+    assert (round(LOW, 2), round(FACTOR, 2), round(HIGH, 2)) == (0.95, 1.53, 2.75)
+    assert str(Estimate(1.0, 100.0)) == '153 (95 to 275)'
 
 
 def test_extrapolation_is_exact_for_equal_parts():
