@@ -15,10 +15,10 @@ documented in docs/bundle.md of the project.
 
 ## Try it
 
-    pip install neodragon-phone
+    pip install export/player        # of the project: the package neodragon-phone
     python -m neodragon_phone . --prompt "$example" --out video.mp4
 
-runs the portable graphs on the CPU. With `pip install "neodragon-phone[qnn]"`, `--backend htp` runs the context
+runs the portable graphs on the CPU. With `pip install "export/player[qnn]"`, `--backend htp` runs the context
 binaries on a Snapdragon machine, and `--backend simulator` the HTP simulator on x86 Linux. `--canary video` without
 `--prompt` checks a machine: every graph and one whole video are compared with recorded results.
 

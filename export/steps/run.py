@@ -1,4 +1,4 @@
-"""The export, step by step: record, then export, compile and measure graph by graph, then write the report."""
+"""The export, step by step: record; export, compile and measure every graph; write the report and the bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from export.host.recorded_graph import RecordedGraph, recorded_graphs
 from export.host.recording import videos_needed
 from export.report.report import Report
 from export.report.rows import Row, SharedBinary, VideoRow
-from export.steps import comparison, graph, shared_binary, whole_video
+from export.steps import comparison, graph, phone_bundle, shared_binary, whole_video
 from export.steps.code_identity import made_by
 from export.steps.evaluation import check_float, measure
 from export.steps.graph import ExportedGraph, OnStep
@@ -70,6 +70,8 @@ def _make(
     made_from, warnings = _made_from(options, program, calibration), warnings_of(calibration.protocol)
     report = Report(rows, videos, made_from, binaries, compared, calibration.resources, warnings)
     report.write(options.graphs.out)
+    if phone_bundle.is_complete(program):
+        phone_bundle.write(program, exported, options, calibration)
     return report
 
 

@@ -1,0 +1,79 @@
+"""The bundle that an export ends with: complete, documented, deterministic."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+
+from export.__main__ import main
+from export.bundle.host_tables import choose_rows
+from export.bundle.meanings import input_meaning, output_meaning
+from export.graphs.table import GRAPH_SPECS
+from support.goldens import ROOT
+
+
+@pytest.fixture(scope='module')
+def manifest(bundle_folder):
+    return json.loads((bundle_folder / 'manifest.json').read_text())
+
+
+def test_every_file_is_listed_with_its_hash(bundle_folder, manifest):
+    found = {str(path.relative_to(bundle_folder)) for path in bundle_folder.rglob('*') if path.is_file()}
+    assert found == {*manifest['files'], 'manifest.json', 'manifest.json.sha256'}
+    for name, record in manifest['files'].items():
+        content = (bundle_folder / name).read_bytes()
+        assert record == {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}, name
+
+
+def test_every_key_is_documented(manifest):
+    document = (ROOT / 'docs' / 'bundle.md').read_text()
+    for key in manifest:
+        assert f'`{key}' in document or f'`{key}.' in document, key
+
+
+def test_every_tensor_has_a_source_and_a_meaning(manifest):
+    for name, graph in manifest['graphs'].items():
+        for tensor, entry in graph['inputs'].items():
+            assert (entry['source'], entry['meaning']) == input_meaning(name, tensor)
+            producer, _, output = entry['source'].partition('.')
+            assert producer in ('host', 'table') or output in manifest['graphs'][producer]['outputs'], tensor
+        for tensor, entry in graph['outputs'].items():
+            assert entry['meaning'] == output_meaning(name, tensor)
+
+
+def test_phases_hold_every_graph_once(manifest):
+    assert sorted(name for phase in manifest['phases'] for name in phase['graphs']) == sorted(manifest['graphs'])
+    assert set(manifest['graphs']) <= set(GRAPH_SPECS)
+
+
+def test_stages_of_the_denoiser_share_a_binary(manifest):
+    (shared,) = [binary for binary in manifest['binaries'] if len(binary['graphs']) > 1]
+    assert list(shared['graphs']) == ['denoiser_stage0', 'denoiser_stage1', 'denoiser_stage2']
+    assert shared['session_options']['ep.share_ep_contexts'] == '1'
+    assert len({entry['qnn_graph'] for entry in shared['graphs'].values()}) == 3
+
+
+def test_the_guide_names_every_graph_and_fills_every_blank(bundle_folder, manifest):
+    guide = (bundle_folder / 'README.md').read_text()
+    assert all(f'| {name} |' in guide for name in manifest['graphs'])
+    assert not re.search(r'\$\{?[a-z]', guide)
+
+
+def test_padded_rows_replace_those_of_padding_tokens_only():
+    valid, padded = np.zeros((1, 5, 2)), np.ones((1, 5, 2))
+    chosen = choose_rows(valid, padded, np.array([1, 0, 1]))
+    assert chosen[0, :, 0].tolist() == [0, 1, 0, 0, 0]
+
+
+@pytest.mark.slow
+def test_the_same_inputs_give_the_same_bytes(bundle_folder, manifest):
+    """All steps before are finished; the bundle alone is written again."""
+    out = bundle_folder.parent
+    (out / 'bundle-source.json').unlink()
+    before = (bundle_folder / 'manifest.json').stat().st_mtime_ns
+    options = ['--precision', 'fp16', '--frames', '9', '--evaluation-samples', '1', '--no-simulate', '--no-whole-video']
+    assert main(['--checkpoint', 'moving_shapes', *options, '--out', str(out)]) == 0
+    assert (bundle_folder / 'manifest.json').stat().st_mtime_ns > before
+    assert json.loads((bundle_folder / 'manifest.json').read_text()) == manifest

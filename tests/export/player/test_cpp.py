@@ -1,0 +1,67 @@
+"""The C++ runner: built here, run on the CPU provider, compared with the player on the same encoded prompt."""
+
+import pathlib
+import subprocess
+
+import numpy as np
+import onnxruntime
+import pytest
+from neodragon_phone import noise
+from neodragon_phone.denoiser import generate_latents
+from neodragon_phone.frames import decode
+from neodragon_phone.player import snr_db
+from neodragon_phone.text import Prompt
+
+from support.goldens import ROOT
+
+# Both run the same library; the host's arithmetic differs by rounding.
+EXACT_DB = 90.0
+SOURCE = ROOT / 'export' / 'player' / 'cpp'
+
+NOISE_PROGRAM = """
+#include <cstdio>
+#include "noise.h"
+int main() {
+  const auto numbers = neodragon::normals(18446744073709551615ull, neodragon::Purpose::kBlock, 3, 2, 10001);
+  std::fwrite(numbers.data(), sizeof(float), numbers.size(), stdout);
+}
+"""
+
+
+@pytest.fixture(scope='module')
+def runner(tmp_path_factory) -> pathlib.Path:
+    build = tmp_path_factory.mktemp('cpp')
+    (library,) = (pathlib.Path(onnxruntime.__file__).parent / 'capi').glob('libonnxruntime.so.*')
+    configure = ['cmake', '-S', str(SOURCE), '-B', str(build), f'-DONNXRUNTIME_LIBRARY={library}']
+    subprocess.run(configure, check=True, capture_output=True)
+    subprocess.run(['cmake', '--build', str(build)], check=True, capture_output=True)
+    return build / 'neodragon_runner'
+
+
+def test_noise_is_the_players_bit_for_bit(tmp_path):
+    program = tmp_path / 'noise.cpp'
+    program.write_text(NOISE_PROGRAM)
+    command = ['g++', '-std=c++17', '-O2', '-ffp-contract=off', '-I', str(SOURCE / 'src'), str(program)]
+    subprocess.run([*command, str(SOURCE / 'src/noise.cpp'), '-o', str(tmp_path / 'noise')], check=True)
+    numbers = subprocess.run([str(tmp_path / 'noise')], check=True, capture_output=True).stdout
+    expected = noise.normals(2**64 - 1, noise.BLOCK, 3, 2, (10001,))
+    np.testing.assert_array_equal(np.frombuffer(numbers, '<f4'), expected)
+
+
+def test_latents_and_frames_are_the_players(runner, player, bundle_folder, tmp_path):
+    run = subprocess.run([str(runner), str(bundle_folder), str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count('canary ') == 5
+    entry = player.manifest['vectors']['video']
+    arrays = [np.asarray(player.bundle.table(entry['prompt_tables'][name])) for name in Prompt._fields]
+    latents = generate_latents(player, [Prompt(*arrays)], entry['seed'], None)
+    got = np.fromfile(tmp_path / 'latents.bin', '<f4').reshape(latents.shape)
+    assert snr_db(latents, got) > EXACT_DB
+    frames = decode(player, latents)
+    assert np.abs(frames.astype(int).reshape(-1) - np.fromfile(tmp_path / 'frames.bin', np.uint8)).max() <= 1
+
+
+def test_errors_are_one_line(runner, bundle_folder, tmp_path):
+    for arguments in ([str(tmp_path), str(tmp_path)], [str(bundle_folder), str(tmp_path), 'sm0000']):
+        run = subprocess.run([str(runner), *arguments], capture_output=True, text=True)
+        assert run.returncode == 2 and run.stderr.startswith('error: ') and run.stderr.count('\n') == 1

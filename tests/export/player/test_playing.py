@@ -1,0 +1,115 @@
+"""The player against JAX on the same seed, and its command line."""
+
+import json
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+from neodragon_phone import __main__ as command
+from neodragon_phone.backends import check_runtime
+from neodragon_phone.bundle import Bundle
+from neodragon_phone.errors import BundleError
+from neodragon_phone.generation import Request, check_video, generate
+from neodragon_phone.player import snr_db
+from neodragon_phone.text import encode
+
+from neodragon_jax.checkpoint import shipped
+from neodragon_jax.generation.tokens import Tokenizers
+from support.goldens import ROOT
+
+# Both compute in float32, in another order.
+EXACT_DB = 90.0
+PROMPT = 'a small green square moves left on a black background'
+
+
+def test_the_recorded_video_is_jaxs(player):
+    """Latents in float and frames in bytes, from the prompt on, with the seed alone in common."""
+    entry = player.manifest['vectors']['video']
+    video = generate(player, Request(entry['prompt'], entry['seed']))
+    assert snr_db(player.bundle.recorded_latents(), video.latents) > EXACT_DB
+    frames = np.fromfile(player.bundle.path(entry['frames']['file']), np.uint8).reshape(entry['frames']['shape'])
+    assert np.abs(frames.astype(int) - video.frames).max() <= 1
+    assert check_video(player) > EXACT_DB
+
+
+def test_seeds_and_prompts_matter(player):
+    videos = [
+        generate(player, Request(*request)).latents for request in ((PROMPT, 1), (PROMPT, 2), ('a red circle', 1))
+    ]
+    assert snr_db(videos[0], videos[1]) < 10 and snr_db(videos[0], videos[2]) < 30
+
+
+def test_tokens_are_the_checkpoints(player):
+    tokenizers = Tokenizers.load(shipped.find('moving_shapes'))
+    prompts = [PROMPT, 'A “big” red  circle, it’s here!', '', 'word ' * 200]
+    expected = tokenizers([prompt.replace('“', '"').replace('”', '"').replace('’', "'") for prompt in prompts])
+    text = player.manifest['text']
+    for index, prompt in enumerate(prompts):
+        ids, mask = encode(player.bundle, text['dt5'], prompt.replace('“', '"').replace('”', '"').replace('’', "'"))
+        np.testing.assert_array_equal(ids, expected.t5_ids[index])
+        np.testing.assert_array_equal(mask, expected.t5_mask[index])
+    for name, ids in (('clip_l', expected.clip_l_ids), ('clip_g', expected.clip_g_ids)):
+        np.testing.assert_array_equal(encode(player.bundle, text[name], PROMPT)[0], ids[0])
+
+
+def test_the_command_writes_a_video_and_a_report(bundle_folder, tmp_path, capsys):
+    out, report = tmp_path / 'new' / 'video.mp4', tmp_path / 'report.json'
+    arguments = [str(bundle_folder), '--prompt', PROMPT, '--seed', '3', '--out', str(out), '--report', str(report)]
+    assert command.main(arguments) == 0
+    with av.open(str(out)) as container:
+        frames = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
+    assert len(frames) == 9 and frames[0].shape == (64, 64, 3)
+    graphs = json.loads(report.read_text())['graphs']
+    assert graphs['denoiser_stage2']['canary_db'] > EXACT_DB and len(graphs['denoiser_stage2']['run_s']) == 2
+    assert 'median ms' in capsys.readouterr().out
+
+
+def test_a_picture_needs_its_encoder(bundle_folder, tmp_path, capsys):
+    assert command.main([str(bundle_folder), '--prompt', PROMPT, '--image', str(tmp_path / 'picture.png')]) == 2
+    assert 'video_encoder' in _one_line(capsys)
+
+
+def test_the_canary_catches_another_result(player, monkeypatch):
+    inputs, outputs = player.bundle.call('clip_l')
+    monkeypatch.setattr(Bundle, 'call', lambda self, graph: (inputs, {'pooled': outputs['pooled'] * 1.5}))
+    with pytest.raises(BundleError, match='clip_l: its recorded call gives'):
+        player.check_all()
+
+
+def test_an_older_runtime_is_one_line(player):
+    with pytest.raises(BundleError, match=r'onnxruntime 1\.20\.1 is older than the bundle, made with 1\.\d+'):
+        check_runtime(player.bundle, ['onnxruntime'], lambda package: '1.20.1')
+    check_runtime(player.bundle, ['onnxruntime'], lambda package: '1.100.0')
+
+
+def test_a_wrong_chipset_is_one_line(bundle_folder, capsys):
+    assert command.main([str(bundle_folder), '--prompt', PROMPT, '--backend', 'htp', '--chipset', 'sm8550']) == 2
+    assert "no binaries for 'sm8550', only for sm8750" in _one_line(capsys)
+
+
+def test_the_chipset_of_a_machine_without_one_must_be_named(bundle_folder, capsys, monkeypatch):
+    monkeypatch.setenv('PATH', '')
+    assert command.main([str(bundle_folder), '--prompt', PROMPT, '--backend', 'htp']) == 2
+    assert '--chipset' in _one_line(capsys)
+
+
+def test_a_folder_that_is_no_bundle_is_one_line(tmp_path, capsys):
+    assert command.main([str(tmp_path), '--prompt', PROMPT]) == 2
+    assert 'manifest.json' in _one_line(capsys)
+
+
+def test_the_player_needs_nothing_of_the_library():
+    modules = [f'neodragon_phone.{path.stem}' for path in (ROOT / 'export/player/neodragon_phone').glob('[a-z]*.py')]
+    foreign = ('jax', 'flax', 'neodragon_jax', 'export', 'onnx', 'transformers', 'PIL', 'scipy')
+    code = f'import sys, {", ".join(modules)}\nprint([name for name in {foreign!r} if name in sys.modules])'
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                         cwd=ROOT / 'export/player')  # fmt: skip
+    assert run.stdout.strip() == '[]'
+
+
+def _one_line(capsys) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    return error
