@@ -174,4 +174,5 @@ def abstract(settings: Settings) -> Training:
     return Training(program, program.clips.training, settings.loop)
 
 
-RECIPE = Recipe(Settings, load, abstract, required={'data': 'FOLDER of clips, or shapes:cpu', 'workdir': 'FOLDER'})
+REQUIRED = {'decoder.start': 'FOLDER of a video VAE', 'data': 'FOLDER of clips, or shapes:cpu', 'workdir': 'FOLDER'}
+RECIPE = Recipe(Settings, load, abstract, REQUIRED)

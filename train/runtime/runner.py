@@ -27,7 +27,7 @@ from train.runtime import loop
 from train.runtime.plan import plan
 from train.runtime.processes import leave
 from train.runtime.program import DivergedError, LoopConfig, Program
-from train.runtime.settings import freeze, require
+from train.runtime.settings import freeze, missing, require
 
 
 class RunSettings(Protocol):
@@ -64,7 +64,7 @@ class Recipe(Generic[Settings]):
       load: returns the training, with the weights and the samples that the settings name.
       abstract: returns the training as shapes: frozen parameters are abstract, and the source repeats a blank sample.
         Sizes without a named checkpoint are the published ones.
-      required: settings of a run that must not be empty, and an example value for each.
+      required: settings of a run that must not be empty, such as 'data' or 'decoder.start', with an example value.
     """
 
     settings: type[Settings]
@@ -87,20 +87,17 @@ class Recipe(Generic[Settings]):
     def run(self, settings: ConfigDict, dry_run: bool = False) -> None:
         """Train as the settings say, or print the plan.
 
-        A plan reads the data and weights if the settings name data, and needs neither otherwise.
+        A plan reads the data and weights if the settings name all of them, and needs none otherwise.
 
         Raises:
           InputError: a setting is wrong, or does not fit the data.
         """
         given = self.read(settings)
+        as_shapes = dry_run and bool(set(missing(settings, self.required)) - {'workdir'})
+        if not dry_run:
+            require(settings, self.required)
         start_processes(given.loop.distributed)
-        if dry_run and not given.data:
-            print(plan(*self.abstract(given)))
-            return
-        require(
-            settings, **{name: value for name, value in self.required.items() if not (dry_run and name == 'workdir')}
-        )
-        training = self.load(given)
+        training = self.abstract(given) if as_shapes else self.load(given)
         if dry_run:
             print(plan(*training))
         else:

@@ -7,6 +7,7 @@ of its own fields, with `check_range`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -226,13 +227,17 @@ def preset_of(
     return config
 
 
-def require(settings: Mapping[str, Any] | ConfigDict, *names: str, **values: str) -> None:
-    """Raise InputError if a setting without which a program cannot run is empty.
+def missing(settings: Mapping[str, Any] | ConfigDict, required: Mapping[str, str]) -> list[str]:
+    """Return the required settings that are empty.
 
     Args:
-      names: of folders.
-      values: of other settings: what to give.
+      required: names, with dots between a section and its setting -> an example value.
     """
-    for name, value in {**dict.fromkeys(names, 'FOLDER'), **values}.items():
-        if not settings[name]:
-            raise InputError(f'config.{name} is empty; pass --config.{name}={value}.')
+    value_of = lambda name: functools.reduce(lambda section, part: section[part], name.split('.'), settings)
+    return [name for name in required if not value_of(name)]
+
+
+def require(settings: Mapping[str, Any] | ConfigDict, required: Mapping[str, str]) -> None:
+    """Raise InputError if a required setting is empty; arguments as of `missing`."""
+    for name in missing(settings, required):
+        raise InputError(f'config.{name} is empty; pass --config.{name}={required[name]}.')

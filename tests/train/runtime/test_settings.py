@@ -10,7 +10,7 @@ import pytest
 from neodragon_jax.base.errors import InputError
 from train.runtime.optimizer import OptimizerConfig
 from train.runtime.program import LoopConfig
-from train.runtime.settings import defaults, freeze, top_level
+from train.runtime.settings import defaults, freeze, missing, require, top_level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +76,12 @@ def test_a_dataclass_refuses_a_nan_by_itself():
         OptimizerConfig(learning_rate=math.nan)
     with pytest.raises(InputError, match='seed is 4294967296; it must be at least 0 and less than 4294967296'):
         LoopConfig(steps=1, batch_size=1, seed=2**32)
+
+
+def test_required_settings_may_be_in_a_section():
+    settings = {'data': 'x', 'workdir': '', 'decoder': {'start': ''}}
+    required = {'data': 'FOLDER', 'decoder.start': 'FOLDER of a VAE', 'workdir': 'FOLDER'}
+    assert missing(settings, required) == ['decoder.start', 'workdir']
+    with pytest.raises(InputError, match=r'config\.decoder\.start is empty; pass --config\.decoder\.start=FOLDER of a'):
+        require(settings, required)
+    require({'data': 'x'}, {'data': 'FOLDER'})
