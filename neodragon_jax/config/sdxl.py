@@ -8,7 +8,7 @@ Source: SDXL, arXiv 2307.01952; SSD-1B, arXiv 2401.02677, which removes transfor
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.component import (
@@ -210,8 +210,8 @@ class UNetConfig(ComponentConfig):
 class ImageVAEConfig(ComponentConfig):
     """AutoencoderKL of SDXL: 8x8 compression of pictures."""
 
-    in_channels: Width = 3
-    out_channels: Width = 3
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
     down_block_types: Names = ('DownEncoderBlock2D',) * 4
     up_block_types: Names = ('UpDecoderBlock2D',) * 4
     block_out_channels: Widths = (128, 256, 512, 512)

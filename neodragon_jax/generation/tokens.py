@@ -9,12 +9,14 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
+from pydantic import Field
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import checked, read_json
 from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.generation.defaults import RELEASED
 
@@ -162,7 +164,14 @@ def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, 
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
+        read_json(folder / 'tokenizer_config.json', dict[str, Any])
+        backend = getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
+        # Values of wrong types in the config only show when the tokenizer works.
+        checked(backend.model_max_length, Annotated[int, Field(ge=2)], str(folder), 'model_max_length')
+        _encode(backend, ['a', ''], 2)
+        return backend
+    except InputError as error:
+        raise InputError(f'{folder}: {", ".join(names)} cannot be read as a tokenizer. {error}') from None
     except Exception as error:  # The backend raises bare Exception for unreadable files.
         raise InputError(f'{folder}: {", ".join(names)} cannot be read as a tokenizer. {remedy}') from error
     finally:

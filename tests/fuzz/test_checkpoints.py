@@ -19,6 +19,7 @@ import safetensors.numpy
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.generation.tokens import ClipTokenizer, T5Tokenizer
 from support.goldens import TINY_CHECKPOINT
 from support.mutations import TEXTS, change_header, change_value, join, split
 
@@ -220,6 +221,30 @@ def damaged_headers(adapter, seed: int, count: int) -> None:
         assert str(adapter) in message, kind
 
 
+def damaged_tokenizers(tmp_path, seed: int, count: int) -> None:
+    """Load and use tokenizers with a changed value in a JSON file, or with damaged bytes in any file."""
+    rng = random.Random(seed)
+    loaders = {folders.CLIP_L_TOKENIZER: ClipTokenizer.load, folders.T5_TOKENIZER: T5Tokenizer.load}
+
+    def use(name, folder):
+        loaders[name](folder)(['a small cat', ''])
+
+    for name in loaders:
+        use(name, TINY_CHECKPOINT / name)
+    for index in range(count):
+        name = rng.choice(list(loaders))
+        folder = pathlib.Path(shutil.copytree(TINY_CHECKPOINT / name, tmp_path / f'{index}'))
+        path = rng.choice([path for path in sorted(folder.iterdir()) if path.is_file()])
+        if path.suffix == '.json' and rng.random() < 0.7:
+            path.write_text(json.dumps(change_value(rng, json.loads(path.read_text()))))
+        else:
+            content = bytearray(path.read_bytes())
+            content[rng.randrange(len(content))] = rng.randrange(256)
+            path.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
+        refusal(use, name, folder)
+        shutil.rmtree(folder)
+
+
 def damaged_bytes(adapter, seed: int, count: int) -> None:
     """Load a component with a few bytes of its weights' header, or of its config, overwritten or cut off."""
     rng = random.Random(seed)
@@ -249,8 +274,13 @@ def test_damaged_bytes(adapter):
     damaged_bytes(adapter, seed=2, count=60)
 
 
+def test_damaged_tokenizers(tmp_path):
+    damaged_tokenizers(tmp_path, seed=6, count=60)
+
+
 @pytest.mark.slow
 def test_thousands_of_damaged_files(tmp_path, adapter):
     damaged_configs(tmp_path, seed=3, count=6000, loaded=300)
     damaged_headers(adapter, seed=4, count=600)
     damaged_bytes(adapter, seed=5, count=600)
+    damaged_tokenizers(tmp_path / 'tokenizers', seed=7, count=600)
