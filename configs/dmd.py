@@ -32,6 +32,11 @@ Without videos of the teacher, from prompts and first frames alone (train.latent
         --config.dmd.own_history.first=1.0 --config.dmd.own_history.last=1.0 --config.loop.evaluate_every=0 \
         --config.loop.keep_best=0
 
+A consistency start (pyramidal mean flow), before a run with the default objectives:
+
+    --config.dmd.levels=uniform --config.dmd.objectives.consistency.weight=1.0 \
+        --config.dmd.objectives.matching.weight=0.0 --config.dmd.objectives.regression.weight=0.0
+
 Sharper single steps: `--config.dmd.objectives.adversarial.weight=0.03`.
 
 Controls: `--config.dmd.objectives.matching.weight=0.0` leaves the regression alone,
@@ -83,6 +88,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'own_history': defaults(OwnHistoryConfig),
                 'stage_weights': (),  # relative frequency of the stages; () for equal ones
                 'unit_weights': (),
+                'levels': 'student',  # or 'uniform', for the consistency objective
                 'average': {'decay': 0.99, 'start': 50},  # of the student; decay 0 for none
                 'evaluation': defaults(EvaluationConfig, videos=8),  # videos 0 and loop.evaluate_every 0 for none
                 'accumulate': 1,  # parts of a batch, for less memory

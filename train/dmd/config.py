@@ -19,7 +19,7 @@ from train.runtime.optimizer import OptimizerConfig
 from train.runtime.platform import AUTO
 from train.runtime.settings import top_level
 
-INPUTS = ('samples', 'prompts')
+INPUTS, LEVELS = ('samples', 'prompts'), ('student', 'uniform')
 # Denoiser calls of a 1-1-1 video of seven units -> the first unit that the student generates itself.
 PROTOCOLS = {'18': 1, '21': 0}
 
@@ -44,6 +44,8 @@ class DMDConfig:
       own_history: the share of examples behind frames that the student itself generated; none by default.
       stage_weights: relative frequency of the stages, coarsest first; () for equal ones (Pyramid-Flow: 1, 2, 1).
       unit_weights: relative frequency of the units, from the first that the student generates; () for equal ones.
+      levels: 'student', examples at the levels of the student's own steps; or 'uniform', in 0..1, for the consistency
+        objective.
       average: of the student; evaluated, and written as the result.
       evaluation: of the student in the run, every `loop.evaluate_every` steps.
       accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
@@ -68,6 +70,7 @@ class DMDConfig:
     own_history: OwnHistoryConfig = dataclasses.field(default_factory=OwnHistoryConfig)
     stage_weights: tuple[float, ...] = ()
     unit_weights: tuple[float, ...] = ()
+    levels: str = 'student'
     average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     accumulate: int = 1
@@ -81,6 +84,7 @@ class DMDConfig:
     def __post_init__(self) -> None:
         choices = {
             'input': INPUTS,
+            'levels': LEVELS,
             'protocol': PROTOCOLS,
             'clean_prediction': losses.CLEAN_PREDICTIONS,
             'dtype': DTYPES,
@@ -100,6 +104,10 @@ class DMDConfig:
             shares, objectives = (self.own_history.first, self.own_history.last), self.objectives
             used = objectives.regression.used, objectives.adversarial.used
             check_prompt_only(self.protocol, shares, *used, self.evaluation.videos)
+        if self.levels == 'uniform' and self.own_history.ever and self.own_history.arrive:
+            raise InputError(
+                "levels is 'uniform', but own histories arrive at the student's steps; set own_history.arrive to False."
+            )
         if self.accumulate < 1:
             raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
         check_weights('stage_weights', self.stage_weights, count=3)

@@ -106,9 +106,10 @@ class DMD:
             first_unit,
             *steps,
             self.schedule,
-            config.clean_prediction,
-            config.unit_weights,
-            config.input == 'samples',
+            clean_prediction=config.clean_prediction,
+            unit_weights=config.unit_weights,
+            with_data=config.input == 'samples',
+            uniform_levels=config.levels == 'uniform',
         )
         rollout = Rollout(frames, *steps, self.schedule)
         self.own_histories = OwnHistories(config.own_history, rollout, first_unit)

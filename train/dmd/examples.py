@@ -69,6 +69,7 @@ class Examples:
       steps, first_steps: n of every stage, for units > 0 and for unit 0.
       clean_prediction: 'exact' or 'paper', see `losses.clean_prediction`.
       unit_weights: relative frequency of each unit from `first_unit` on; () for equal ones.
+      uniform_levels: draw local levels uniformly in 0..1, instead of among the student's own.
       with_data: whether the batches hold videos, of which `Example.clean` is a unit.
     """
 
@@ -80,6 +81,7 @@ class Examples:
     clean_prediction: str = 'exact'
     unit_weights: tuple[float, ...] = ()
     with_data: bool = True
+    uniform_levels: bool = False
 
     def draw(self, key: PRNGKeyArray, stage: int, shape: tuple[int, ...]) -> Draws:
         """Draw unit, index of the step and noise for every sample of a batch.
@@ -89,11 +91,11 @@ class Examples:
         """
         unit_key, level_key, noise_key = jax.random.split(key, 3)
         unit = flow_matching.draw_units(unit_key, self.first_unit, jnp.full(shape[:1], self.frames), self.unit_weights)
-        return {
-            'unit': unit,
-            'index': jax.random.randint(level_key, unit.shape, 0, self.count(stage, unit)),
-            'noise': jax.random.normal(noise_key, self.stage_shape(stage, shape)),
-        }
+        index = jax.random.randint(level_key, unit.shape, 0, self.count(stage, unit))
+        draws = {'unit': unit, 'index': index, 'noise': jax.random.normal(noise_key, self.stage_shape(stage, shape))}
+        if self.uniform_levels:
+            draws['level'] = jax.random.uniform(jax.random.fold_in(level_key, 1), unit.shape)
+        return draws
 
     def count(self, stage: int, unit: Int[Array, ' B']) -> Int[Array, ' B']:
         """Return n, the steps that the student makes at a stage of each example's unit."""
@@ -116,7 +118,7 @@ class Examples:
         pyramid = levels(latents, self.schedule.stages)
         past = levels(batch['history'], self.schedule.stages) if 'history' in batch else pyramid
         clean = pyramid[stage][jnp.arange(latents.shape[0]), unit][:, None]
-        level = 1 - draws['index'] / self.count(stage, unit)
+        level = draws['level'] if self.uniform_levels else 1 - draws['index'] / self.count(stage, unit)
         start, end = stage_pair(clean, draws['noise'], stage, self.schedule)
         x = losses.interpolate(start, end, level)
         own = batch.get('own', jnp.zeros(unit.shape, bool))

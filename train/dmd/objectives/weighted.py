@@ -15,6 +15,7 @@ from neodragon_jax.pyramid.sampler import Unit
 from train.dmd.examples import Draws, Example, Examples
 from train.dmd.metrics import cosine, norm
 from train.dmd.objectives.adversarial import Adversarial, AdversarialConfig
+from train.dmd.objectives.consistency import Consistency, ConsistencyConfig
 from train.dmd.objectives.matching import Matching, MatchingConfig
 from train.dmd.objectives.part import Models, Part, Values
 from train.dmd.objectives.regression import Regression, RegressionConfig
@@ -29,6 +30,7 @@ class ObjectivesConfig:
     regression: RegressionConfig = dataclasses.field(default_factory=RegressionConfig)
 
     adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
+    consistency: ConsistencyConfig = dataclasses.field(default_factory=ConsistencyConfig)
 
     def __post_init__(self) -> None:
         if not self.parts():
@@ -41,6 +43,7 @@ class ObjectivesConfig:
             Matching(self.matching),
             Regression(self.regression),
             Adversarial(self.adversarial),
+            Consistency(self.consistency),
         ]
         return [part for part in parts if part.config.used]
 
