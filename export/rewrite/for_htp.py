@@ -12,7 +12,6 @@ DequantizeLinear, which the next operation reads. A conversion is a second pair 
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping
 
 import numpy as np
@@ -28,6 +27,7 @@ from export.rewrite.onnx_graph import (
     rename_inputs,
     replace_nodes,
     shapes_of,
+    sort_nodes,
 )
 
 _LAYOUT_PERMUTATIONS = ([0, 2, 3, 1], [0, 3, 1, 2])
@@ -126,7 +126,7 @@ def convert_before_cutting(graph: onnx.GraphProto) -> None:
         if converted:
             product.input[1] = converted
     graph.node.extend(walk.nodes)
-    _sort(graph)
+    sort_nodes(graph)
     drop_unused(graph)
 
 
@@ -226,25 +226,3 @@ def _new_constants(
     for key, value in zip(names, (symmetric, kind(0)), strict=True):
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), key))
     return names
-
-
-def _sort(graph: onnx.GraphProto) -> None:
-    """Order the nodes such that what a node reads comes before it."""
-    nodes = list(graph.node)
-    made_here = {name for node in nodes for name in node.output}
-    missing = [{name for name in node.input if name in made_here} for node in nodes]
-    waiting: dict[str, list[int]] = collections.defaultdict(list)
-    for index, names in enumerate(missing):
-        for name in names:
-            waiting[name].append(index)
-    ready = collections.deque(index for index, names in enumerate(missing) if not names)
-    ordered = []
-    while ready:
-        node = nodes[ready.popleft()]
-        ordered.append(node)
-        for name in node.output:
-            for reader in waiting[name]:
-                missing[reader].discard(name)
-                if not missing[reader]:
-                    ready.append(reader)
-    replace_nodes(graph, ordered)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import helper, numpy_helper
+from onnx_ir.passes import common as passes
 
 # Opset that jax2onnx writes.
 OPSET = 23
@@ -94,16 +96,19 @@ def rename_inputs(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
 
 def drop_unused(graph: onnx.GraphProto) -> None:
     """Remove nodes and constants that no output depends on."""
-    needed = {output.name for output in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    replace_nodes(graph, reversed(nodes))
-    for position in reversed(range(len(graph.initializer))):
-        if graph.initializer[position].name not in needed:
-            del graph.initializer[position]
+    _apply(graph, passes.RemoveUnusedNodesPass())
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Order the nodes so that each follows those whose results it reads; otherwise the order stays."""
+    _apply(graph, passes.TopologicalSortPass())
+
+
+def _apply(graph: onnx.GraphProto, change: ir.passes.InPlacePass) -> None:
+    """Run a pass of onnx-ir on a graph, in place; references to its nodes and constants are void afterwards."""
+    model = ir.Model(ir.serde.deserialize_graph(graph), ir_version=onnx.IR_VERSION)
+    change(model)
+    graph.CopyFrom(ir.serde.serialize_graph(model.graph))
 
 
 def new_constant(
