@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -233,8 +234,9 @@ def missing(settings: Mapping[str, Any] | ConfigDict, required: Mapping[str, str
     Args:
       required: names, with dots between a section and its setting -> an example value.
     """
-    value_of = lambda name: functools.reduce(lambda section, part: section[part], name.split('.'), settings)
-    return [name for name in required if not value_of(name)]
+    return [
+        name for name in required if not functools.reduce(operator.getitem, name.split('.'), typing.cast(Any, settings))
+    ]
 
 
 def require(settings: Mapping[str, Any] | ConfigDict, required: Mapping[str, str]) -> None:
