@@ -212,8 +212,8 @@ def load_system(options: GenerateOptions, videos: int) -> System:
     settings = settle(options.video, mode, values)  # refuses wrong values before anything is downloaded or loaded
     first_frame = 'denoiser' if settings.picture is not None else settings.first_frame
     root = shipped.find(options.model.checkpoint, hub.needed_folders(mode, first_frame))
-    given = {field.name: getattr(options.model, field.name) for field in dataclasses.fields(options.model)}
-    system = api.load(**(given | {'checkpoint': root}), devices=jax.local_devices()[:videos])
+    given = dataclasses.asdict(options.model) | {'checkpoint': root, 'devices': jax.local_devices()[:videos]}
+    system = api.load(**given)
     if options.model.safety_checker and not system.checks_safety:
         print(f'No {folders.SAFETY_CHECKER} in {root}: videos are not checked for unsafe content.')
     return system

@@ -87,9 +87,10 @@ def parse_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
     add('--vbench-mode', choices=MODES, default='vbench_standard',
         help="vbench_standard for VBench's own prompts, custom_input for others (default: %(default)s)")  # fmt: skip
     add('--vbench-dimensions', nargs='+', metavar='NAME', help='dimensions to measure (default: all of the mode)')
-    args = vars(parser.parse_args(argv))
+    args: dict[str, Any] = vars(parser.parse_args(argv))
     paths = {name: user_path(args.pop(name), option) for name, option in _PATHS.items() if args[name] is not None}
-    return EvaluateOptions(**(args | paths))
+    args.update(paths)
+    return EvaluateOptions(**args)
 
 
 def evaluate(folder: pathlib.Path) -> Evaluation:

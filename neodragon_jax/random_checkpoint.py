@@ -110,9 +110,10 @@ def parse_options(argv: Sequence[str] | None = None) -> RandomCheckpointOptions:
     add('--seed', type=int, default=0, help='seed of the weights, 0 to 4294967295 (default: %(default)s)')
     add('--like-trained', action='store_true',
         help='add heavy tails, a few large channels and small residual branches, to try quantization on')  # fmt: skip
-    args = vars(parser.parse_args(argv))
+    args: dict[str, Any] = vars(parser.parse_args(argv))
     paths = {name: user_path(args[name], f'--{name}') for name in ('out', 'tokenizers')}
-    return RandomCheckpointOptions(**(args | paths))
+    args.update(paths)
+    return RandomCheckpointOptions(**args)
 
 
 def run(options: RandomCheckpointOptions) -> None:

@@ -25,7 +25,7 @@ def use_compile_cache() -> str:
     A folder that the caller or JAX_COMPILATION_CACHE_DIR has chosen stays. A cache that cannot be written is left out:
     it is never a reason to fail.
     """
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = jax.config.values['jax_compilation_cache_dir']
     folder = pathlib.Path(chosen) if chosen else default_folder()
     if not chosen:
         try:

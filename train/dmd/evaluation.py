@@ -119,7 +119,8 @@ class StudentEvaluation:
         plan = Plan(frames, height, width, channels, *steps, schedule=examples.schedule)
         # As numbers, because keys themselves cannot be placed on devices of other processes.
         seeds = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), len(rows['latents']))))
-        host = (Prompt(rows['text'], rows['text_mask'], rows['pooled']), seeds, rows['latents'][:, :1])
+        held_out: Any = rows  # placed on the devices below
+        host = (Prompt(held_out['text'], held_out['text_mask'], held_out['pooled']), seeds, rows['latents'][:, :1])
         prompt, seeds, first = place(host, params)
         noise = DrawnNoise(jax.jit(jax.random.wrap_key_data)(seeds), examples.schedule)
         self._params = params

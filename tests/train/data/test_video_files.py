@@ -200,7 +200,7 @@ def test_a_cover_picture_is_not_the_video(tmp_path):
         stream = container.add_stream('libx264', rate=24)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, 'yuv420p'
         for packet in given.demux():
-            if packet.dts is not None:
+            if packet.dts is not None and packet.pts is not None:
                 packet.stream = picture
                 container.mux(packet)
         for _ in range(12):
