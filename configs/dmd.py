@@ -5,9 +5,10 @@
     python -m train.dmd --config=configs/dmd.py --config.checkpoint=CKPT --config.data=SAMPLES --config.workdir=RUN
 
 full (the default): the paper's sizes, 5,000 iterations of three batches of 8. Teacher, student and fake model have
-1.5B parameters each; with the moments of two optimizers that is 42 GB in float32, split over the mesh's fsdp axis. For
-8 accelerators with 16 GB or more (a v5e-8 slice, 8 GPUs); on 16, raise the batch to 16. Expected, by the paper: 18
-denoiser calls per video where the teacher needs 480, at VBench 81.61 with the external first frame.
+1.5B parameters each; with the moments of two optimizers that is 42 GB in float32, and the student's average 6 GB more,
+split over the mesh's fsdp axis. For 8 accelerators with 16 GB or more (a v5e-8 slice, 8 GPUs); on 16, raise the batch
+to 16. Expected, by the paper: 18 denoiser calls per video where the teacher needs 480, at VBench 81.61 with the
+external first frame. Every 250 steps eight held-out videos are written beside the teacher's to RUN/samples.
 
 tiny: the miniature checkpoint of the test suite; any computer, two minutes on two cores, most of them compiling:
 

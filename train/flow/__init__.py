@@ -1,1 +1,1 @@
-"""Pyramidal flow matching: its examples, its evaluation, and the denoisers it trains."""
+"""Pyramidal flow matching: examples, losses and guidance scales."""
