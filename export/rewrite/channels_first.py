@@ -1,10 +1,10 @@
-"""Pictures in one order of axes from one end of an ONNX graph to the other.
+"""Propagation of the channels-first layout through an ONNX graph.
 
-ONNX convolves channels-first pictures [B, C, H, W]; a graph from JAX is channels-last [B, H, W, C] between its
-convolutions, with a transpose at every border. Here the channels-first order spreads over all that works on each
-element alike, joins, cuts or enlarges, so that transposes remain only where a graph begins, ends, or looks at pixels as
-tokens. QNN then turns all of it, convolutions included, into the channels-last order of the HTP, where the remaining
-transposes vanish too.
+ONNX convolves channels-first pictures [B, C, H, W]. A graph from JAX is channels-last [B, H, W, C] between its
+convolutions, with a transpose before and after each of them. This rewrite extends the channels-first layout over
+elementwise operations, concatenations, splits and resizes. Transposes remain only at graph inputs, at graph outputs,
+and where pixels are treated as tokens. QNN then converts the whole graph, convolutions included, to the channels-last
+layout of the HTP, which removes the remaining transposes as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from export.rewrite.onnx_graph import attribute, constants_of, replace_nodes, shapes_of
 
 TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
-# Where an axis of a channels-last picture is in a channels-first one.
+# Axis of a channels-last picture -> the same axis in channels-first order.
 _AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
 _ELEMENTWISE = frozenset(
     {'Add', 'Sub', 'Mul', 'Div', 'Max', 'Min', 'Relu', 'Clip', 'Sigmoid', 'Tanh', 'Gelu', 'Neg', 'Abs', 'Exp'}
@@ -25,7 +25,7 @@ _ALONG_AN_AXIS = frozenset({'Concat', 'Split'})
 
 
 def channels_first(graph: onnx.GraphProto) -> None:
-    """Spread the channels-first order over a graph, in place."""
+    """Propagate the channels-first layout through a graph, in place."""
     walk = _Walk(graph)
     for node in graph.node:
         walk.visit(node)
@@ -42,11 +42,11 @@ class _Walk:
         self._graph = graph
         self._shapes, self._constants = shapes_of(graph), constants_of(graph)
         self._twins: dict[str, str] = {}  # channels-last value -> the same picture channels-first
-        self._missing: set[str] = set()  # channels-last values that exist as their twin only
+        self._missing: set[str] = set()  # channels-last values that exist only as their twin
         self._renamed: dict[str, str] = {}
 
     def visit(self, node: onnx.NodeProto) -> None:
-        """Add a node, in the channels-first order if it can be and one of its inputs is in it already."""
+        """Add a node, in channels-first order if it supports that and one of its inputs already has that order."""
         node.input[:] = [self._renamed.get(name, name) for name in node.input]
         perm = list(attribute(node, 'perm', ())) if node.op_type == 'Transpose' else []
         if perm == TO_FIRST:
@@ -61,14 +61,14 @@ class _Walk:
             self.nodes.append(node)
 
     def first(self, name: str) -> str:
-        """Return the name of a picture in channels-first order, making it if need be."""
+        """Return the name of a picture in channels-first order; create it if necessary."""
         if name in self._constants:
             return self._constant_first(name)
         if name not in self._twins:
             twin, shape = f'{name}_first', self._shapes[name]
             if sum(size != 1 for size in shape) > 1:
                 node = helper.make_node('Transpose', [name], [twin], name=twin, perm=TO_FIRST)
-            else:  # a row of numbers: nothing moves
+            else:  # at most one axis is larger than 1: a reshape suffices
                 wanted = np.array([shape[axis] for axis in TO_FIRST], np.int64)
                 self._graph.initializer.append(numpy_helper.from_array(wanted, f'{twin}_shape'))
                 node = helper.make_node('Reshape', [name, f'{twin}_shape'], [twin], name=twin)
@@ -77,7 +77,7 @@ class _Walk:
         return self._twins[name]
 
     def last(self, name: str) -> None:
-        """Make a channels-last value that exists as its twin only."""
+        """Create the channels-last value if only its twin exists."""
         if name in self._missing:
             turn = helper.make_node('Transpose', [self._twins[name]], [name], name=f'{name}_last', perm=TO_LAST)
             self.nodes.append(turn)
@@ -88,7 +88,7 @@ class _Walk:
         self._missing.add(name)
 
     def _can_follow(self, node: onnx.NodeProto) -> bool:
-        """Return whether a node works on channels-last pictures, one of them with a twin, and may work on twins."""
+        """Return whether a node can run in channels-first order and one of its input pictures has a twin."""
         known = node.op_type in _ELEMENTWISE or node.op_type in _ALONG_AN_AXIS or node.op_type == 'Resize'
         pictures = node.input[:1] if node.op_type in ('Resize', 'Split', 'Clip') else node.input
         if not known or not any(name in self._twins for name in pictures):
@@ -114,7 +114,7 @@ class _Walk:
             self._add_twin(name, twin)
 
     def _constant_first(self, name: str) -> str:
-        """Return a constant whose axes broadcast against channels-first pictures."""
+        """Return the name of a constant that broadcasts against channels-first pictures."""
         tensor = self._constants[name]
         if len(tensor.dims) == 0:
             return name

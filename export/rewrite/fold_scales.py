@@ -1,4 +1,4 @@
-"""Constant factors of an ONNX graph, moved into the weights of the layers whose results they multiply."""
+"""Folding of constant factors of an ONNX graph into the weights of the layers whose results they multiply."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from export.rewrite.onnx_graph import constants_of, consumers_of, new_constant, 
 
 
 def fold_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
-    """Move a constant factor into the weights of the layer that it multiplies the result of.
+    """Move constant factors into the weights of the layers whose results they multiply.
 
-    Followed are reshapes, transposes, and products of which the layer's result is the first operand: so the 1/sqrt(K)
-    of attention lands in the query projection, and saves one pass over queries or, worse, scores.
+    A factor moves back through reshapes, transposes, and products whose first operand is the layer's result. The
+    1/sqrt(K) of attention is thus folded into the query projection, which saves one pass over the queries or the
+    larger scores.
+
+    Args:
+      folder: location of external weights.
     """
     consumers, constants = consumers_of(graph), constants_of(graph)
     producers = producers_of(graph)
@@ -40,7 +44,7 @@ def fold_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
 
 
 def _passes(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """Return whether a factor of a node's first input is one of its result."""
+    """Return whether scaling a node's first input by a factor scales its result by the same factor."""
     product = node.op_type == 'MatMul' and node.input[1] not in constants
     return product or node.op_type in ('Reshape', 'Transpose')
 
@@ -48,7 +52,7 @@ def _passes(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> 
 def _scalar_factor(
     node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], folder: pathlib.Path
 ) -> tuple[str, float] | None:
-    """Return what a node multiplies by a constant number, and the number; None if that is not what it does."""
+    """Return the value that a node multiplies by a constant scalar, and the scalar; None for any other node."""
     if node.op_type not in ('Mul', 'Div'):
         return None
     scalar = [name in constants and not constants[name].dims for name in node.input]
@@ -65,7 +69,7 @@ def _scale_layer(
     constants: dict[str, onnx.TensorProto],
     folder: pathlib.Path,
 ) -> None:
-    """Multiply the weights and the bias of a layer."""
+    """Multiply the weights and the bias of a layer by a factor."""
     for position in range(1, len(layer.input)):
         name = layer.input[position]
         array = numpy_helper.to_array(constants[name], str(folder))
@@ -74,9 +78,12 @@ def _scale_layer(
 
 
 def fold_query_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
-    """Move a constant factor on rotated queries into the gains of the norms they come from.
+    """Move a constant factor on rotated queries into the gains of the preceding RMS norms.
 
-    Rotation and concatenation are linear, so this is exact, and saves one pass over the queries of every block.
+    Rotation and concatenation are linear, so this is exact. It saves one pass over the queries of every block.
+
+    Args:
+      folder: location of external weights.
     """
     constants = constants_of(graph)
     norms = {node.output[0]: node for node in graph.node if node.op_type == 'RMSNormalization'}
@@ -97,7 +104,7 @@ def fold_query_scales(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
 
 
 def _norms_behind(node: onnx.NodeProto, behind: Mapping[str, set[str]]) -> set[str]:
-    """Return the RMS norms that a node's outputs are linear in; nothing if they depend on more than those."""
+    """Return the RMS norms that a node's outputs are linear in; empty if the outputs depend on anything else."""
     if node.op_type == 'RMSNormalization':
         return set(node.output)
     found = [behind.get(name, set()) for name in node.input]

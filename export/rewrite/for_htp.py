@@ -1,13 +1,15 @@
-"""Rewrites of the denoiser's graph that suit the HTP; the function stays as it is.
+"""Rewrites that adapt the denoiser's graph to the HTP without changing its function.
 
-  vectors_as_they_are     before quantization: sums and products read a modulation vector itself, not a reshape of it.
-  hide_transposes         before: keys are transposed in three axes, not four, which ONNX Runtime would move about.
-  fuse_gains              after: the gain of an adaptive layer norm becomes the norm's own, in 16 bits: one pass less.
-  convert_before_cutting  after: keys and values are converted to the type of a second operand once, not once for every
-                          prefix that is cut from them.
+Before quantization:
+  vectors_as_they_are     Sums and products read a modulation vector directly, not a reshape of it.
+  hide_transposes         Keys are transposed over three axes; ONNX Runtime would move a transpose over four.
+After quantization:
+  fuse_gains              The gain of an adaptive layer norm becomes the norm's own gain, in 16 bits. This saves a pass.
+  convert_before_cutting  Keys and values are converted to the type of a second operand once, not once for every prefix
+                          that is sliced from them.
 
-In a quantized graph every value is a chain of three: the float result of an operation, QuantizeLinear, and
-DequantizeLinear, which the next operation reads. A conversion is a second pair of the last two.
+In a quantized graph every value has three steps: the float result of an operation, QuantizeLinear, and
+DequantizeLinear, which the next operation reads. A conversion is a second QuantizeLinear/DequantizeLinear pair.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _LAYOUT_PERMUTATIONS = ([0, 2, 3, 1], [0, 3, 1, 2])
 
 
 def vectors_as_they_are(graph: onnx.GraphProto) -> None:
-    """Let sums and products read an input of rank 1 itself, not its reshape to more axes: they broadcast anyway."""
+    """Connect sums and products to inputs of rank 1 directly: broadcasting makes a reshape to more axes unnecessary."""
     vectors = {value.name for value in graph.input if len(value.type.tensor_type.shape.dim) == 1}
     consumers = consumers_of(graph)
     renamed = {}
@@ -47,10 +49,10 @@ def vectors_as_they_are(graph: onnx.GraphProto) -> None:
 
 
 def hide_transposes(graph: onnx.GraphProto) -> None:
-    """Write the transposes that look like a change of picture layout without the leading axis of size 1.
+    """Drop the leading axis of size 1 from transposes that look like a change of picture layout.
 
-    ONNX Runtime pushes such a transpose behind everything that reads it: of keys, behind the cuts of all prefixes, and
-    three of them come out of one.
+    ONNX Runtime moves such a transpose behind all of its readers. A transpose of keys would move behind the slices of
+    all prefixes, and one transpose would become three.
     """
     shapes = shapes_of(graph)
     nodes = []
@@ -72,9 +74,9 @@ def hide_transposes(graph: onnx.GraphProto) -> None:
 
 
 def fuse_gains(graph: onnx.GraphProto) -> None:
-    """Let a plain layer norm in a quantized graph take over the vector that its result is multiplied by.
+    """Fuse the vector that multiplies a plain layer norm's result into the norm as its gain, in a quantized graph.
 
-    The HTP's layer norm takes a gain that is computed, not stored, in symmetric 16 bits only.
+    The HTP's layer norm accepts a computed (not stored) gain only in symmetric 16 bits.
     """
     constants, consumers = constants_of(graph), consumers_of(graph)
     producers = producers_of(graph)
@@ -110,15 +112,15 @@ def fuse_gains(graph: onnx.GraphProto) -> None:
 
 
 def _reader(consumers: Mapping[str, list[onnx.NodeProto]], node: onnx.NodeProto) -> onnx.NodeProto | None:
-    """Return the only node that reads another's result, or None if there are more."""
+    """Return the only reader of a node's result, or None if there is not exactly one."""
     readers = consumers[node.output[0]]
     return readers[0] if len(readers) == 1 else None
 
 
 def convert_before_cutting(graph: onnx.GraphProto) -> None:
-    """Convert second operands of matrix products before slices are cut from them.
+    """Convert second operands of matrix products before they are sliced.
 
-    Each slice would be converted by itself otherwise, each with a range of its own.
+    Otherwise each slice would be converted separately, with its own range.
     """
     walk = _Conversions(graph)
     for product in [node for node in graph.node if node.op_type == 'MatMul']:
@@ -131,7 +133,7 @@ def convert_before_cutting(graph: onnx.GraphProto) -> None:
 
 
 class _Conversions:
-    """Converted twins of quantized values, made on demand; `nodes` holds what they need."""
+    """Converted twins of quantized values, created on demand; `nodes` holds the new nodes."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -162,7 +164,7 @@ class _Conversions:
         return pair[0].input[0] if pair and self._is_quantized(pair[0].input[0]) else None
 
     def _pair(self, name: str) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
-        """Return the QuantizeLinear and DequantizeLinear that a value went through."""
+        """Return the QuantizeLinear and DequantizeLinear that produce a value, or None."""
         last = self._producers.get(name)
         if last is None or last.op_type != 'DequantizeLinear':
             return None
@@ -179,7 +181,7 @@ class _Conversions:
         return name
 
     def _twin(self, value: str, dequantized: str) -> tuple[str, list[str]]:
-        """Return the converted twin of a value that is quantized as `dequantized`, and its scale and zero point."""
+        """Return the converted twin of a value quantized as `dequantized`, and the names of its parameters."""
         if value not in self._converted:
             pair = self._pair(dequantized)
             assert pair is not None
@@ -206,7 +208,7 @@ class _Conversions:
 
 
 def _quantization(value: str, name: str, parameters: list[str]) -> tuple[list[onnx.NodeProto], str]:
-    """Return a QuantizeLinear and a DequantizeLinear, and the name of what comes out."""
+    """Return a QuantizeLinear and a DequantizeLinear, and the name of their result."""
     steps = [value, f'{name}_quantized', f'{name}_dequantized']
     return [
         helper.make_node(kind, [source, *parameters], [result], name=f'{result}_node')
@@ -217,7 +219,7 @@ def _quantization(value: str, name: str, parameters: list[str]) -> tuple[list[on
 def _new_constants(
     graph: onnx.GraphProto, name: str, scale: np.ndarray, zero: np.ndarray, kind: type[np.signedinteger]
 ) -> list[str]:
-    """Add scale and zero point with which a symmetric type spans the same range as others do; return their names."""
+    """Add symmetric quantization parameters that span the range of `scale` and `zero`; return their names."""
     limits = np.iinfo(zero.dtype)
     steps = max(int(limits.max) - int(zero), int(zero) - int(limits.min))
     symmetric = np.asarray(scale * np.float32(steps / np.iinfo(kind).max), np.float32)

@@ -1,4 +1,4 @@
-"""Look-ups in an ONNX graph, and small changes of one, that all rewrites share."""
+"""Look-ups and small edits of an ONNX graph that all rewrites share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx_ir.passes import common as passes
 
 # Opset that jax2onnx writes.
 OPSET = 23
-# Constants of at most this many values may say something about shapes.
+# Constants of at most this many values are kept for shape inference.
 _SMALL = 8
 
 
@@ -25,13 +25,13 @@ def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 
 
 def shapes_of(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Return the static shape of every value as it follows from the inputs; what the exporter noted may be outdated."""
+    """Infer the static shape of every value from the inputs; the shapes that the exporter stored may be outdated."""
     bare = onnx.GraphProto(name=graph.name, input=graph.input, output=graph.output)
     for node in graph.node:
-        # ONNX cannot infer this one.
+        # ONNX has no shape inference for GroupNormalization; its output has the shape of its input.
         same = node.op_type == 'GroupNormalization'
         bare.node.append(helper.make_node('Identity', node.input[:1], node.output) if same else node)
-    for tensor in graph.initializer:  # without the weights, which may exceed what a message can hold
+    for tensor in graph.initializer:  # without the weights, which may exceed the size limit of a protobuf message
         if tensor.data_type == onnx.TensorProto.INT64 or math.prod(tensor.dims) <= _SMALL:
             bare.initializer.append(tensor)
         else:
@@ -54,7 +54,7 @@ def write_shapes(graph: onnx.GraphProto) -> None:
 
 
 def producers_of(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Return the node that makes each value, by the value's name."""
+    """Return the node that produces each value, by the value's name."""
     return {name: node for node in graph.node for name in node.output}
 
 
@@ -68,14 +68,14 @@ def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Make these the nodes of the graph; they may be nodes of it."""
+    """Replace the nodes of a graph; the new nodes may include existing ones."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Return an attribute's value."""
+    """Return the value of a node's attribute, or `default` if the node does not have it."""
     for entry in node.attribute:
         if entry.name == name:
             return helper.get_attribute_value(entry)
@@ -83,7 +83,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def rename_inputs(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
-    """Let every node read other values; a new name may be renamed itself."""
+    """Rename node inputs; chains of renames are followed to the end."""
 
     def final(name: str) -> str:
         while name in renamed:
@@ -100,12 +100,12 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Order the nodes so that each follows those whose results it reads; otherwise the order stays."""
+    """Sort the nodes topologically; otherwise keep their order."""
     _apply(graph, passes.TopologicalSortPass())
 
 
 def _apply(graph: onnx.GraphProto, change: ir.passes.InPlacePass) -> None:
-    """Run a pass of onnx-ir on a graph, in place; references to its nodes and constants are void afterwards."""
+    """Run an onnx-ir pass on a graph, in place; references to its nodes and constants become invalid."""
     model = ir.Model(ir.serde.deserialize_graph(graph), ir_version=onnx.IR_VERSION)
     change(model)
     graph.CopyFrom(ir.serde.serialize_graph(model.graph))
@@ -114,7 +114,7 @@ def _apply(graph: onnx.GraphProto, change: ir.passes.InPlacePass) -> None:
 def new_constant(
     graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], name: str, array: np.ndarray | np.generic
 ) -> str:
-    """Add a constant unless one of that name is there; return the name."""
+    """Add a constant unless one of that name exists; return the name."""
     if name not in constants:
         constants[name] = numpy_helper.from_array(np.asarray(array), name)
         graph.initializer.append(constants[name])

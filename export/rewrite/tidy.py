@@ -1,10 +1,10 @@
-"""Rewrites of an exported ONNX graph that leave its function as it is and suit the phone.
+"""Rewrites that adapt an exported ONNX graph to the phone without changing its function.
 
-JAX thinks in channels-last pictures, ONNX in channels-first ones, and the HTP in channels-last ones again. What comes
-from JAX therefore has a transpose on either side of every convolution, and spells out in primitive steps what the phone
-has one operation for. Each function here changes one such thing, in place; `tidy` runs all that are always right.
+JAX uses channels-last pictures, ONNX channels-first, and the HTP channels-last again. A graph exported from JAX
+therefore has a transpose on either side of every convolution. It also expresses some single HTP operations as several
+primitive ones. Each function here rewrites one such pattern, in place; `tidy` runs all those that are always valid.
 
-Legend: B pictures, H W grid, C channels, s factor of an enlargement.
+Legend: B pictures, H W grid, C channels, s upscaling factor.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from export.rewrite.onnx_graph import (
     shapes_of,
 )
 
-# Operations on shapes: never part of the computation, and gone once their results are constants.
+# Operations on shapes: they are removed once their results are constants.
 _SHAPE_ARITHMETIC = frozenset({'Concat', 'Cast', 'Unsqueeze', 'Squeeze', 'Slice', 'Identity', 'Gather'})
 _BROADCASTING = frozenset({'Add', 'Sub', 'Mul', 'Div', 'Max', 'Min'})
-# B H W C c... to B H s W s C, for channels ordered (C, row, column) and (row, column, C).
+# Permutations to B H s W s C, for channels ordered (C, row, column) and (row, column, C).
 _TO_PIXELS = {(0, 1, 4, 2, 5, 3): 'CRD', (0, 1, 3, 2, 4, 5): 'DCR'}
 
 
 def tidy(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
-    """Apply every rewrite that is right for all graphs.
+    """Apply every rewrite that is valid for all graphs.
 
     Args:
-      folder: where weights that are not in the graph itself lie.
+      folder: location of external weights.
     """
     fold_shape_arithmetic(graph)
     broadcast_implicitly(graph)
@@ -55,7 +55,7 @@ def tidy(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
     channels_first(graph)
     merge_transposes(graph)
     merge_reshapes(graph)
-    drop_unused(graph)  # or a dead reader would hide that a value has one reader
+    drop_unused(graph)  # an unused reader would hide that a value has only one used reader
     fold_scales(graph, folder)
     fold_query_scales(graph, folder)
     share_weights(graph, folder)
@@ -63,7 +63,7 @@ def tidy(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
 
 
 def fold_shape_arithmetic(graph: onnx.GraphProto) -> None:
-    """Replace what can be computed from integer constants alone by its result."""
+    """Evaluate shape operations on integer constants and replace them by their results."""
     values = {
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in graph.initializer
@@ -83,7 +83,7 @@ def fold_shape_arithmetic(graph: onnx.GraphProto) -> None:
 
 
 def broadcast_implicitly(graph: onnx.GraphProto) -> None:
-    """Remove an Expand that changes nothing, or whose readers broadcast by themselves."""
+    """Remove every Expand that has no effect or whose readers broadcast implicitly."""
     consumers, outputs = consumers_of(graph), {value.name for value in graph.output}
     shapes = shapes_of(graph)
     renamed = {}
@@ -92,7 +92,7 @@ def broadcast_implicitly(graph: onnx.GraphProto) -> None:
             continue
         result = shapes[node.output[0]]
         readers = consumers[node.output[0]]
-        # A reader's result keeps its shape only if another operand spans it.
+        # A reader's result keeps its shape only if another operand has that shape.
         if shapes[node.input[0]] == result or all(
             reader.op_type in _BROADCASTING
             and any(name != node.output[0] and shapes.get(name) == shapes[reader.output[0]] for name in reader.input)
@@ -104,7 +104,7 @@ def broadcast_implicitly(graph: onnx.GraphProto) -> None:
 
 
 def explicit_padding(graph: onnx.GraphProto) -> None:
-    """Write the padding of convolutions that keep their grid as numbers."""
+    """Replace `auto_pad` by explicit padding in convolutions of stride 1 with odd kernels."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type != 'Conv' or attribute(node, 'auto_pad', b'NOTSET') == b'NOTSET':
@@ -112,7 +112,7 @@ def explicit_padding(graph: onnx.GraphProto) -> None:
         kernel = shapes[node.input[1]][2:]
         strided = any(stride != 1 for stride in attribute(node, 'strides', [1, 1]))
         if attribute(node, 'auto_pad') not in (b'SAME_UPPER', b'VALID') or strided or any(k % 2 == 0 for k in kernel):
-            continue  # left for the check of allowed operations to refuse
+            continue  # the check of allowed operations rejects it later
         same = attribute(node, 'auto_pad') == b'SAME_UPPER'
         pads = [k // 2 * same for k in kernel] * 2
         kept = [entry for entry in node.attribute if entry.name not in ('auto_pad', 'pads')]
@@ -121,9 +121,9 @@ def explicit_padding(graph: onnx.GraphProto) -> None:
 
 
 def plain_resize(graph: onnx.GraphProto) -> None:
-    """Write nearest-neighbor enlargement by whole factors in the one form that the HTP takes: asymmetric, floor.
+    """Write nearest-neighbor upscaling by integer factors in the only form that the HTP accepts: asymmetric, floor.
 
-    For whole factors all of ONNX's coordinate conventions agree.
+    All coordinate conventions of ONNX agree for integer factors.
     """
     constants, shapes = constants_of(graph), shapes_of(graph)
     nodes = []
@@ -148,7 +148,7 @@ def plain_resize(graph: onnx.GraphProto) -> None:
 
 
 def depth_to_space(graph: onnx.GraphProto) -> None:
-    """Turn reshape, transpose, reshape of channels-last pictures into one operation where they spread channels out."""
+    """Replace reshape, transpose, reshape of channels-last pictures by DepthToSpace where they are equivalent."""
     shapes, consumers = shapes_of(graph), consumers_of(graph)
     producers = producers_of(graph)
     nodes = []
@@ -178,12 +178,12 @@ def depth_to_space(graph: onnx.GraphProto) -> None:
 
 
 def as_reshapes(graph: onnx.GraphProto) -> None:
-    """Write everything that only regroups axes as Reshape, and remove what does nothing."""
+    """Replace Squeeze, Unsqueeze and Flatten by Reshape; remove Identity and Dropout."""
     shapes, constants = shapes_of(graph), constants_of(graph)
     outputs = {value.name for value in graph.output}
     nodes, renamed = [], {}
     for node in graph.node:
-        # Exported for inference: a Dropout passes everything.
+        # Dropout is an identity at inference.
         if node.op_type in ('Identity', 'Dropout') and node.output[0] not in outputs:
             renamed[node.output[0]] = node.input[0]
             continue
@@ -197,7 +197,7 @@ def as_reshapes(graph: onnx.GraphProto) -> None:
 
 
 def merge_reshapes(graph: onnx.GraphProto) -> None:
-    """Let a Reshape that follows a Reshape read what the first one reads; remove those that change nothing."""
+    """Merge consecutive Reshapes; remove those that do not change the shape."""
     shapes, outputs = shapes_of(graph), {value.name for value in graph.output}
     source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == 'Reshape'}
     renamed = {}
@@ -211,7 +211,7 @@ def merge_reshapes(graph: onnx.GraphProto) -> None:
 
 
 def merge_transposes(graph: onnx.GraphProto) -> None:
-    """Let a Transpose that follows a Transpose read what the first one reads; remove those that change nothing."""
+    """Merge consecutive Transposes; remove those whose permutation is the identity."""
     turns = {node.output[0]: node for node in graph.node if node.op_type == 'Transpose'}
     outputs = {value.name for value in graph.output}
     renamed = {}
@@ -231,7 +231,7 @@ def merge_transposes(graph: onnx.GraphProto) -> None:
 
 
 def clamp_gelu(graph: onnx.GraphProto, floor: float) -> None:
-    """Keep the inputs of every GELU above `floor`, below which it is zero to float32 and inexact in narrow types."""
+    """Clamp the inputs of every GELU at `floor`, below which it is zero in float32 and inexact in narrower types."""
     constants = constants_of(graph)
     nodes = []
     for node in graph.node:
@@ -245,9 +245,12 @@ def clamp_gelu(graph: onnx.GraphProto, floor: float) -> None:
 
 
 def share_weights(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
-    """Keep one of several equal weights: a layer applied eight times has them once.
+    """Deduplicate equal weights: a layer that is applied eight times stores its weights once.
 
-    Biases are left: quantized, each takes its scale from the input of its layer, and that differs.
+    Biases are not shared: the scale of a quantized bias depends on the input of its layer, which differs.
+
+    Args:
+      folder: location of external weights.
     """
     alike: dict[Any, list[onnx.TensorProto]] = collections.defaultdict(list)
     for tensor in graph.initializer:
