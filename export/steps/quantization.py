@@ -34,7 +34,9 @@ def write_precise(
     path = draft / f'{graph.name}.onnx'
     if precision == 'fp16':
         to_fp16(source, path)
-        peak = check_fp16_range(path, (call.inputs for call in graph.judging()))
+        # Without quantized graphs no calibration calls are recorded.
+        calls = graph.judging() or [calls[0] for calls in graph.evaluation().values()]
+        peak = check_fp16_range(path, (call.inputs for call in calls))
         return {'precision': precision, 'fp16_peak': peak._asdict()}
     chain = graph.make() if graph.name.startswith('denoiser') else None
     if chain is not None and chain.pieces:
