@@ -1,1 +1,1 @@
-"""Settings of the training programs, one file per program; each names its command, hardware and result."""
+"""Settings of the training programs, one file per program. Each documents its command, hardware and expected result."""

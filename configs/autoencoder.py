@@ -5,8 +5,8 @@
 
 CLIPS is a dataset of one size, written by train.captioned_clips or train.moving_shapes. RUN/result gets
 `pyramid_flow_vae`, in Pyramid-Flow's layout and with latents as `neodragon_jax.models.vae.normalize` expects them, and
-`autoencoder.json` with their measured moments. train/vae/perceptual.py explains how to get the LPIPS weights; without
-them the run prints a warning, and `autoencoder.terms.edges` is the best replacement.
+`autoencoder.json` with the measured moments of the latents. train/vae/perceptual.py explains how to get the LPIPS
+weights; without them the run prints a warning, and `autoencoder.terms.edges` is the best replacement.
 
 full (default): the released sizes, 0.336B parameters, cuts of 17 frames of 256x256. Hardware: 8 accelerators with
 40 GB; `--dry-run` needs no data. With `autoencoder.memory.window=16` memory hardly grows with the number of frames.
@@ -88,7 +88,7 @@ TINY = {
     },
 }
 
-# Channels are few where pixels are many: at the full resolution are three convolutions only.
+# High resolutions have few channels: only three convolutions run at full resolution.
 SHAPES = {
     'data': 'shapes:cpu',
     'autoencoder': {

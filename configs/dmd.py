@@ -4,30 +4,31 @@
         --out SAMPLES --count 350000
     python -m train.dmd --config=configs/dmd.py --config.checkpoint=CKPT --config.data=SAMPLES --config.workdir=RUN
 
-full (the default): the paper's sizes, 5,000 iterations of three batches of 8. Teacher, student and fake model have
-1.5B parameters each; with the moments of two optimizers that is 42 GB in float32, and the student's average 6 GB more,
-split over the mesh's fsdp axis. For 8 accelerators with 16 GB or more (a v5e-8 slice, 8 GPUs); on 16, raise the batch
-to 16. Expected, by the paper: 18 denoiser calls per video where the teacher needs 480, at VBench 81.61 with the
+full (default): the paper's sizes, 5,000 iterations of three batches of 8. Teacher, student and fake model have 1.5B
+parameters each; with the moments of two optimizers that is 42 GB in float32, and the student's average takes 6 GB more,
+split over the mesh's fsdp axis. Hardware: 8 accelerators with 16 GB or more (a v5e-8 slice, 8 GPUs); on 16, raise the
+batch to 16. Expected (paper): 18 denoiser calls per video, where the teacher needs 480, and VBench 81.61 with the
 external first frame. Every 250 steps eight held-out videos are written beside the teacher's to RUN/samples.
 
-tiny: the miniature checkpoint of the test suite; any computer, two minutes on two cores, most of them compiling:
+tiny: the miniature checkpoint of the test suite; any computer, two minutes on two cores, mostly compilation:
 
     python -m train.teacher_samples --checkpoint tests/goldens/tiny_checkpoint --prompts-file prompts.txt \
         --first-frame PICTURES --out SAMPLES --count 16 --frames 17 --height 64 --width 64 --steps 2 2 2
     JAX_NUM_CPU_DEVICES=8 python -m train.dmd --config=configs/dmd.py:tiny --config.data=SAMPLES --config.workdir=RUN
 
 Expected: RUN/result with a student in the released layout; in RUN/metrics.jsonl `fake_mse` falls from 1.7 to 0.8. The
-weights are random, so there is nothing to see in the videos.
+weights are random, so the videos show nothing.
 
-shapes: what `train.benchmark` distils: the denoiser of configs/teacher.py:shapes, which generates unit 0 as well; some
-minutes on two cores.
+shapes: the distillation of `train.benchmark`, on the denoiser of configs/teacher.py:shapes, which also generates unit
+0; some minutes on two cores.
 
-Behind its own frames a student may lose the motion that it keeps behind the teacher's. To train it there, too, from
-step 1,000 on and in all examples from step 3,000 on:
+A student may lose motion when its history is its own frames instead of the teacher's. To train on its own frames as
+well, from step 1,000 on, and in all examples from step 3,000 on:
 
     --config.dmd.own_history.last=1.0 --config.dmd.own_history.ramp_start=1000 --config.dmd.own_history.ramp_steps=2000
 
-Without videos of the teacher, from prompts and first frames alone (train.latents of captioned pictures, --text out):
+To train without videos of the teacher, from prompts and first frames alone (train.latents of captioned pictures,
+--text out):
 
     --config.dmd.input=prompts --config.dmd.objectives.regression.weight=0.0 --config.dmd.evaluation.videos=0 \
         --config.dmd.own_history.first=1.0 --config.dmd.own_history.last=1.0 --config.loop.evaluate_every=0 \
@@ -40,12 +41,12 @@ A consistency start (pyramidal mean flow), before a run with the default objecti
 
 Sharper single steps: `--config.dmd.objectives.adversarial.weight=0.03`.
 
-Controls: `--config.dmd.objectives.matching.weight=0.0` leaves the regression alone,
-`--config.dmd.objectives.regression.weight=0.0` the matching.
+Ablations: `--config.dmd.objectives.matching.weight=0.0` trains on the regression only,
+`--config.dmd.objectives.regression.weight=0.0` on the matching only.
 
-`--dry-run` prints shapes, shardings and bytes per device; `python -m train.aot --config=configs/dmd.py
---topology=v5e:4x4` what a TPU slice would make of it (docs/tpu_sizing.md). Any setting:
-`--config.dmd.student.learning_rate=2e-6`. The same command goes on where a run was stopped.
+`--dry-run` prints shapes, shardings and bytes per device. `python -m train.aot --config=configs/dmd.py
+--topology=v5e:4x4` estimates memory and step time on a TPU slice (docs/tpu_sizing.md). Override any setting:
+`--config.dmd.student.learning_rate=2e-6`. Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ from train.runtime.settings import defaults
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
-    """Return the settings; `preset` is what follows the colon of --config=configs/dmd.py:tiny."""
+    """Return the settings of a preset: full, tiny or shapes."""
     if preset not in ('', 'full', 'tiny', 'shapes'):
         raise InputError(f'configs/dmd.py:{preset}: no such preset; use full, tiny or shapes.')
     config = ConfigDict(
@@ -72,7 +73,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
             'workdir': '',
             'seed': 0,
             'dmd': {
-                'input': 'samples',  # or 'prompts': first frames alone, the student's roll-outs instead of videos
+                'input': 'samples',  # or 'prompts': first frames only; the student's roll-outs replace videos
                 'frames': 7,  # latent frames of the roll-outs, with 'prompts'
                 'protocol': '18',  # '18': external first frame, units 1..6; '21': all units
                 'clean_prediction': 'exact',  # or 'paper'
@@ -85,7 +86,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'teacher_steps': (10, 10, 10),
                 'teacher_first_steps': (20, 20, 20),
                 'objectives': defaults(ObjectivesConfig),  # weight 0 leaves one out
-                # Share of the examples behind the student's own frames: from `first` to `last`; 0 and 0 is the paper.
+                # Share of the examples whose history is the student's own frames, from `first` to `last`; paper: 0, 0.
                 'own_history': defaults(OwnHistoryConfig),
                 'stage_weights': (),  # relative frequency of the stages; () for equal ones
                 'unit_weights': (),
@@ -99,7 +100,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'student': defaults(OptimizerConfig),
                 'fake': defaults(OptimizerConfig),
             },
-            # What --dry-run and train.aot assume where there is no data: latents of 49 frames of 320x512.
+            # Data shape for --dry-run and train.aot without data: latents of 49 frames of 320x512.
             'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
             'loop': defaults(
                 LoopConfig,

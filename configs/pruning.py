@@ -58,7 +58,7 @@ FULL = {
         log_every=10,
         evaluate_every=100,
     ),
-    # What --dry-run assumes where there is no data: latents of 49 frames of 320x512.
+    # Data shape for --dry-run without data: latents of 49 frames of 320x512.
     'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
 }
 

@@ -40,7 +40,7 @@ FULL = {
         'clip_norm': 1.0,
     },
     'crops': {
-        'size': 128,  # of the large pictures
+        'size': 128,  # pixels, of the large pictures
         'per_file': 8,
         'rounds': 1000,
         'filter': 'lanczos',  # or 'bicubic'

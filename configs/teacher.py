@@ -7,8 +7,8 @@ the empty caption; or several folders, such as videos and pictures, with their s
 
     --config.data=VIDEOS/320x512,PICTURES/320x512 --config.weights="(3.0, 1.0)"
 
-RUN/result gets a denoiser in the released layout, which train.teacher_samples samples and train.dmd distils; with a
-context embedder also one in Pyramid-Flow's layout.
+RUN/result gets a denoiser in the released layout, the input of train.teacher_samples and train.dmd. With a context
+embedder it also gets one in Pyramid-Flow's layout.
 
 full (default): 24 blocks of width 1536 with the context embedder of T5-XXL's states, 2.03B parameters, and the paper's
 recipe: AdamW 0.9 / 0.95, weight decay 1e-4, rate 5e-5 after 1,000 steps of warm-up, gradients clipped at 1. Parameters,
@@ -16,7 +16,7 @@ average and moments are 32 GB in float32, split over the mesh's fsdp axis. Hardw
 has 1.4 PFLOP on average, 2.8 at stage 2; `--dry-run` needs no data.
 
 tiny: two blocks of width 64 on latents [3, 8, 8, 16], with text states of the test suite's miniature checkpoint; any
-computer, two minutes on two cores, most of them compiling:
+computer, two minutes on two cores, mostly compilation:
 
     python -m train.moving_shapes --out VIDEOS --videos --count 96 --frames 17 --height 64 --width 64
     python -m train.captioned_clips --videos VIDEOS --captions VIDEOS/captions.csv --out CLIPS --frames 17 --sizes 64x64
@@ -57,7 +57,7 @@ FULL = {
             'pos_embed_max_size': 192,
         },
         'context_embedder': True,
-        'start': '',  # component folder of a denoiser to go on from
+        'start': '',  # component folder of a denoiser to continue from
         'stages': 'one',  # per step; or 'all'
         'stage_weights': (),  # relative frequency of the stages; () for equal ones
         'unit_weights': (),
@@ -94,7 +94,7 @@ FULL = {
         mesh={'data': 1, 'fsdp': -1, 'tensor': 1},
         evaluate_every=5000,
     ),
-    # What --dry-run assumes where there is no data: latents of 49 frames of 320x512.
+    # Data shape for --dry-run without data: latents of 49 frames of 320x512.
     'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
 }
 

@@ -50,7 +50,7 @@ FULL = {
     'encoder': '',  # component folder of DT5
     'embedder': '',  # component folder of Pyramid-Flow's denoiser
     'teacher': '',  # component folder of T5-XXL; '' where the samples hold its states
-    'start': '',  # component folder of a context adapter to go on from
+    'start': '',  # component folder of a context adapter to continue from
     'seed': 0,
     'text': defaults(TextConfig),
     'loop': defaults(
@@ -60,7 +60,7 @@ FULL = {
         mesh={'data': 1, 'fsdp': -1, 'tensor': 1},
         evaluate_every=2000,
     ),
-    # What --dry-run assumes where there is no data: ids alone, or T5-XXL's states besides.
+    # Data fields for --dry-run without data: token ids, with or without T5-XXL's states.
     'text_tokens': 128,
     'cached': False,
 }

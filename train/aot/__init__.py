@@ -1,1 +1,1 @@
-"""Sizing a program on a TPU slice that you do not have: `python -m train.aot`."""
+"""Sizing of a training program for a TPU slice, without the slice: `python -m train.aot`."""

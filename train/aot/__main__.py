@@ -1,7 +1,7 @@
 from train.aot import sizing
 from train.runtime.runner import command_line
 
-# What --help shows.
+# Shown by --help.
 __doc__ = sizing.__doc__
 
 if __name__ == '__main__':

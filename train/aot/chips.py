@@ -1,8 +1,8 @@
-"""TPU slices by name: what a chip can do, how chips are wired, and which devices stand for them at compile time.
+"""TPU slices by name: peak rates, memory and wiring of the chips, and their compile-time topologies.
 
 Peak rates, memory and link rates are those of Google's Cloud TPU documentation ("System architecture" of each
-generation); usable memory is what the compiler itself allows. `device` is what JAX calls a device: a chip, except on
-tpu7x, which shows its two cores as two devices.
+generation). Usable memory is the compiler's own limit. A device is a JAX device: one chip, except on tpu7x, where each
+of the two cores is a device.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from train.runtime.peaks import PEAK_FLOPS
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One generation.
+    """A TPU generation.
 
     Attributes:
-      peak_flops: of a device in bfloat16, per second.
-      flops_per_cycle: of all matrix units of a device; with the peak it gives the clock, in which the compiler counts.
+      peak_flops: FLOP/s of a device in bfloat16.
+      flops_per_cycle: FLOPs per cycle of all matrix units of a device; `peak_flops` divided by it is the clock.
       matrix_unit: rows and columns of one matrix unit.
-      hbm_gib: that a program may use on a device.
-      link_bytes: per second, one way, of one link of a device.
-      grid_axes: of the wiring: 2 or 3.
+      hbm_gib: GiB that a program may use on a device.
+      link_bytes: bytes per second, one way, of one link of a device.
+      grid_axes: dimensions of the interconnect grid: 2 or 3.
       wrap: an axis of the slice closes to a ring when its length is a multiple of this (3 axes: when all are).
       topologies: shapes that Google Cloud offers.
-      options: what `get_topology_desc` needs besides the name.
-      devices: of one chip.
+      options: arguments of `get_topology_desc` other than the name.
+      devices: number of devices of one chip.
     """
 
     peak_flops: float
@@ -46,7 +46,7 @@ class Chip:
 
     @property
     def clock(self) -> float:
-        """Cycles per second."""
+        """Return the cycles per second."""
         return self.peak_flops / self.flops_per_cycle
 
 
@@ -86,13 +86,13 @@ class Topology:
         return dict(self.chip.options) | single
 
     def bandwidth(self, places: Sequence[Sequence[int]]) -> float:
-        """Return the bytes per second that the worst placed device of a group can receive from the others.
+        """Return the bytes per second that the worst-placed device of a group can receive from the others.
 
-        Along every axis of the slice on which the group extends, a device has two links where the axis is a ring that
-        the group fills, else one: that of a device at an end.
+        Along each axis of the slice over which the group extends, a device has two links if the axis is a ring that
+        the group fills. Otherwise it has one, like a device at an end.
 
         Args:
-          places: coordinates of the group's devices.
+          places: grid coordinates of the group's devices.
         """
         rings = [length % self.chip.wrap == 0 for length in self.shape]
         if self.chip.grid_axes == 3:
@@ -102,7 +102,7 @@ class Topology:
             extent = len({place[axis] for place in places})
             if extent > 1:
                 links += 2 if rings[axis] and extent == length else 1
-        # Two cores of one chip exchange faster than any link; they count as one.
+        # Two cores of one chip exchange data faster than any link, so they count as one device.
         return max(links, 1) * self.chip.link_bytes
 
 

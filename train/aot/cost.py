@@ -1,13 +1,13 @@
-"""What a compiled program does, read from its optimized HLO text: arithmetic, cycles and communication per device.
+"""Cost of a compiled program, read from its optimized HLO text: arithmetic, cycles and communication per device.
 
-XLA's own `cost_analysis` counts the body of a loop once, and most of a training step is loops. Here a body counts as
-often as its loop runs. Everything is per device and per call of the program:
+XLA's own `cost_analysis` counts the body of a loop once, and most of a training step is loops. Here a loop body is
+multiplied by its trip count. All numbers are per device and per call of the program:
 
-  FLOPs         two per multiply-accumulate of matrix products and convolutions; padding multiplied by nothing is not
-                counted, element-wise work neither
+  FLOPs         two per multiply-accumulate of matrix products and convolutions; products with padding and element-wise
+                operations are not counted
   cycles        the TPU compiler's estimates, which exclude collectives and custom kernels
   collectives   bytes that a device must receive with the best algorithm, by kind and group
-  kernels       calls and FLOPs of custom (Pallas) kernels, for those whose arithmetic is known
+  kernels       calls of custom (Pallas) kernels, and their FLOPs where the arithmetic is known
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ COLLECTIVES = {
     'collective-broadcast': lambda n: 1,
 }
 
-# Custom kernel, by the start of its name -> matrix products of [rows, keys] with a head's dimension that it makes:
-# splash attention computes scores and values forward; backward scores again and four gradients, or three and two of
-# them in separate kernels.
+# Prefix of a custom kernel's name -> number of its matrix products of [rows, keys] with the head dimension. Splash
+# attention computes scores and values in the forward pass. The backward pass recomputes the scores and computes four
+# gradients, or three and two of these products in separate kernels.
 ATTENTION_KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5, 'splash_mha_dq': 3}
 
 
 @dataclasses.dataclass
 class Cost:
-    """What a computation does, once.
+    """Cost of one execution of a computation.
 
     Attributes:
       collectives: (kind, ids of the devices of one group) -> bytes received by a device.
       kernels: name of a custom kernel -> (calls, FLOPs).
       unknown_kernels: calls of kernels whose arithmetic is not known.
-      unknown_loops: names of loops whose trip count could not be read; they count once.
+      unknown_loops: names of loops whose trip count could not be read; each body counts once.
     """
 
     flops: float = 0.0
@@ -59,7 +59,7 @@ class Cost:
     unknown_loops: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, other: Cost, times: float = 1) -> None:
-        """Add a cost that arises `times` times."""
+        """Add a cost, multiplied by `times`."""
         self.flops += times * other.flops
         self.cycles += times * other.cycles
         for key, value in other.collectives.items():
@@ -78,7 +78,7 @@ def analyze(module: Module) -> Cost:
 
 
 class _Walk:
-    """Adds up instructions over the call graph; each computation is looked at once."""
+    """Sum of costs over the call graph; each computation is analyzed once."""
 
     def __init__(self, module: Module) -> None:
         self._module = module
@@ -97,7 +97,7 @@ class _Walk:
     def _add(
         self, total: Cost, instruction: Instruction, computation: Computation, channels: set[tuple[str, str]]
     ) -> None:
-        """Add one instruction of a computation that is scheduled as it stands, not fused."""
+        """Add one instruction of a computation outside fusions."""
         match instruction.opcode:
             case 'while':
                 times = trip_count(self._module, instruction, computation)
@@ -124,7 +124,7 @@ class _Walk:
         total.cycles += int(estimate.group(1)) if estimate else 0
 
     def _add_fused(self, total: Cost, name: str, channels: set[tuple[str, str]]) -> None:
-        """Add the arithmetic and communication inside a fusion; its cycles are those of the fusion as a whole."""
+        """Add the arithmetic and communication inside a fusion. The cycles are given for the fusion as a whole."""
         computation = self._module.computations[name]
         for instruction in computation.values():
             if instruction.opcode in ('fusion', 'call', 'async-start'):
@@ -141,7 +141,7 @@ class _Walk:
         if kind in ('dot', 'convolution'):
             total.flops += product_flops(instruction, computation)
         elif kind in COLLECTIVES:
-            # Parts of one collective, spread over several fusions to overlap, share its channel.
+            # A collective may be split over several fusions for overlap; its parts share one channel.
             channel = re.search(r'channel_id=(\d+)', instruction.attributes)
             key = kind, channel.group(1) if channel else instruction.name
             if key not in channels:
@@ -178,7 +178,7 @@ def product_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def _window(attributes: str, axes: int) -> list[tuple[int, int, int, int]]:
-    """Return (stride, padding before, dilation of the input, of the window) along each spatial axis."""
+    """Return (stride, padding before, input dilation, window dilation) of each spatial axis."""
     text = re.search(r'window=\{([^}]*)\}', attributes)
     fields = dict(field.split('=') for field in text.group(1).split()) if text else {}
     column = lambda name, default: fields[name].split('x') if name in fields else [default] * axes
@@ -191,7 +191,7 @@ def _window(attributes: str, axes: int) -> list[tuple[int, int, int, int]]:
 
 @functools.lru_cache
 def _valid_products(size: int, window: int, out: int, stride: int, pad: int, dilate: int, window_dilate: int) -> int:
-    """Return how many (output, window) positions of one axis meet an input element, not padding or a hole."""
+    """Return the number of (output, window) positions of an axis that read an input element, not padding or a hole."""
     place = np.arange(out)[:, None] * stride + np.arange(window)[None] * window_dilate - pad
     return int(np.count_nonzero((place >= 0) & (place < (size - 1) * dilate + 1) & (place % dilate == 0)))
 

@@ -1,4 +1,4 @@
-"""The text of a compiled program: HLO computations, instructions, loops and groups of devices.
+"""Parser of a compiled program's HLO text: computations, instructions, loops and groups of devices.
 
 Source of the format: `HloModule.to_string` of XLA.
 """
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class Instruction:
-    """One line of a computation."""
+    """An instruction: one line of a computation."""
 
     name: str
     shapes: list[Shape]  # of the result; several for a tuple
@@ -120,7 +120,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, depth: int) -> int:
-    """Return the place of the parenthesis that closes the first `depth` ones, or the one that `text` begins with."""
+    """Return the index of the parenthesis that closes `depth` open ones, or the one that `text` begins with."""
     for place in re.finditer(r'[()]', text):
         depth += 1 if place.group() == '(' else -1
         if depth == 0:
@@ -133,12 +133,12 @@ def _without_layouts(text: str) -> str:
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Return the numbers of a list with commas."""
+    """Return the integers of a comma-separated list."""
     return tuple(int(number) for number in text.split(',') if number)
 
 
 def trip_count(module: Module, loop: Instruction, computation: Computation) -> int | None:
-    """Return how often a loop's body runs, or None where its text does not tell."""
+    """Return the trip count of a loop, or None if it cannot be read from the text."""
     known = re.search(r'known_trip_count\W+n\W+(\d+)', loop.attributes)
     if known:
         return int(known.group(1))
@@ -157,7 +157,7 @@ def trip_count(module: Module, loop: Instruction, computation: Computation) -> i
 
 
 def _comparisons(module: Module, condition: Computation) -> Iterator[tuple[Instruction, list[Instruction | None]]]:
-    """Yield the comparisons of a loop's condition with their operands, also from within a fusion."""
+    """Yield the comparisons of a loop's condition with their operands, including those inside fusions."""
     for instruction in condition.values():
         if instruction.opcode == 'compare':
             yield instruction, [condition.get(name) for name in instruction.operands]
@@ -177,7 +177,7 @@ def _constant(instruction: Instruction | None) -> int | None:
 
 
 def _initial(loop: Instruction, computation: Computation, place: int) -> int | None:
-    """Return the constant with which a loop begins at a place of its tuple, if it is one."""
+    """Return the initial value of an element of a loop's tuple, or None if it is not a constant."""
     state = computation.get(loop.operands[0])
     while state is not None and state.opcode == 'copy':
         state = computation.get(state.operands[0])
@@ -190,10 +190,10 @@ def _initial(loop: Instruction, computation: Computation, place: int) -> int | N
 
 
 def first_group(attributes: str, devices: int) -> tuple[int, ...]:
-    """Return the devices of the first group of a collective, by their place in the program's device order.
+    """Return the devices of the first group of a collective, as indices into the program's device order.
 
     Raises:
-      ValueError: the groups are written in a way that this function does not know.
+      ValueError: the format of the groups is unknown.
     """
     if match := re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}', attributes):
         return integers(match.group(1))

@@ -1,4 +1,4 @@
-"""The steps to size: every combination of slice, mesh, batch and choices, and the arithmetic of each step."""
+"""Sizing jobs: every combination of slice, mesh, batch and choices, and the model FLOPs of each step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Settings = Any
 
 # Settings of a section that do not change the results of a program.
 CHOICES = ('remat', 'attention')
-# Values of settings with which nothing is recomputed or padded.
+# Values of settings that avoid recomputation and padding.
 PLAIN = {'remat': 'none', 'attention': 'masked', 'memory': {'blocks': False, 'window': 0}, 'accumulate': 1}
 LARGEST, ALL = 'largest', 'all'
 
@@ -39,11 +39,11 @@ class Options:
 
     Attributes:
       topologies: names of slices.
-      variant: of the step: one of the program's, LARGEST (by arithmetic) or ALL.
-      meshes: [data, fsdp, tensor]; none for that of the settings.
-      batches: per device; none for that of the settings.
-      choices: values to try for each of CHOICES; none for those of the settings.
-      flags: of the compiler.
+      variant: variant of the step: one of the program's, LARGEST (by FLOPs) or ALL.
+      meshes: [data, fsdp, tensor]; empty for the mesh of the settings.
+      batches: batch sizes per device; empty for the batch of the settings.
+      choices: values to try for each of CHOICES; empty for the values of the settings.
+      flags: compiler flags.
       cache: folder of results.
     """
 
@@ -89,7 +89,7 @@ def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
 def _of_variants(
     program: str, settings: Settings, slice_: aot_chips.Topology, wanted: str, per_sample: dict[Any, float]
 ) -> Iterator[Job]:
-    """Yield a job for each wanted variant of the step."""
+    """Yield a job for each requested variant of the step."""
     abstract = runner.size(program, settings)
     shares, run = variants(abstract.program), abstract.run
     names = {str(variant): variant for variant in shares}
@@ -117,7 +117,7 @@ def _of_variants(
 
 
 def sections(settings: Settings, names: Iterable[str] = CHOICES) -> Iterator[tuple[str, Settings]]:
-    """Yield each of some settings that a section has, with the section."""
+    """Yield (name, section) for each of the named settings in each section that has it."""
     for name in names:
         for section in settings.values():
             if isinstance(section, ConfigDict) and name in section:
@@ -125,7 +125,7 @@ def sections(settings: Settings, names: Iterable[str] = CHOICES) -> Iterator[tup
 
 
 def _on_tpu(settings: Settings) -> Settings:
-    """Return the settings with the choices that `auto` makes on TPUs."""
+    """Return the settings with each `auto` replaced by its choice on TPUs."""
     settings = settings.copy_and_resolve_references()
     for _, section in sections(settings, ('attention',)):
         if section.attention == AUTO:
@@ -147,7 +147,7 @@ def _changes(settings: Settings, choices: Sequence[tuple[str, Sequence[str]]]) -
 
 
 def _mesh_on(slice_: aot_chips.Topology, mesh: Sequence[int]) -> tuple[int, ...]:
-    """Return the sizes of a mesh over all devices of a slice; one may be -1, the rest."""
+    """Return the sizes of a mesh over all devices of a slice; a size of -1 is inferred."""
     given = math.prod(size for size in mesh if size > 0)
     sizes = tuple(slice_.devices // given if size == -1 else size for size in mesh)
     if len(mesh) != 3 or math.prod(sizes) != slice_.devices:
@@ -159,7 +159,7 @@ def _mesh_on(slice_: aot_chips.Topology, mesh: Sequence[int]) -> tuple[int, ...]
 
 
 def _whole(batch_size: int, groups: int) -> int:
-    """Return the batch size of the settings, or the next that the mesh divides."""
+    """Return the batch size of the settings, rounded up to a multiple of the mesh's groups."""
     whole = math.ceil(batch_size / groups) * groups
     if whole != batch_size:
         print(f'batch_size {batch_size} does not divide over {groups} devices; sizing {whole}.', file=sys.stderr)
@@ -167,7 +167,7 @@ def _whole(batch_size: int, groups: int) -> int:
 
 
 def model_flops(program: str, settings: Settings) -> dict[Any, float]:
-    """Return the FLOPs that each variant of a step asks for per sample of a batch: nothing recomputed, nothing padded.
+    """Return the model FLOPs of each variant of a step per sample, without recomputation and padding.
 
     Raises:
       InputError: a setting is wrong.
@@ -188,9 +188,9 @@ def model_flops(program: str, settings: Settings) -> dict[Any, float]:
 
 
 def traced_flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """Return the FLOPs of matrix products and convolutions that the results of a function need; nothing is compiled."""
+    """Return the FLOPs of the matrix products and convolutions in a traced function, without compiling it."""
     closed = jax.make_jaxpr(function)(*arguments)
-    # What no output needs, such as gradients of constants, would be counted else.
+    # Remove operations that no output needs, such as gradients of constants.
     needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     counted = flops.count(needed)
     if counted.open_loops:

@@ -1,14 +1,14 @@
-"""From what the compiler says to what a step takes: memory against capacity, step time, utilization; as text and rows.
+"""Report of a sizing, as text and table rows: memory against capacity, step time and utilization.
 
-The times are estimates on paper: nothing has been calibrated against a TPU.
+The times are estimates that have not been calibrated against a TPU.
 
-  compute        the compiler's cycles / clock; they contain memory traffic, but no collective and no custom kernel
+  compute        the compiler's cycles / clock; includes memory traffic, excludes collectives and custom kernels
   kernels        FLOPs of custom kernels / (efficiency x peak). The assumed efficiency of attention is half of what its
                  head dimension can fill of a matrix unit: 64 of 128 or 256 rows give 25% or 12.5%
   communication  for each collective, bytes that a device receives / rate of the links of its group
-  optimistic     max(compute + kernels, communication): all communication hides behind arithmetic
-  pessimistic    compute + kernels + communication: none of it does
-  MFU            model FLOPs / (step time x peak); model FLOPs know no recomputation and no padding
+  optimistic     max(compute + kernels, communication): all communication overlaps with compute
+  pessimistic    compute + kernels + communication: no overlap
+  MFU            model FLOPs / (step time x peak); model FLOPs exclude recomputation and padding
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Any
 from train.aot.chips import Topology
 
 GIB, DAY = 2**30, 86400.0
-# Of the part of a matrix unit that a head dimension fills, what a kernel keeps busy.
+# Assumed utilization, by an attention kernel, of the part of a matrix unit that the head dimension fills.
 ATTENTION_BUSY, HEAD_DIM = 0.5, 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What one compilation tells; bytes, FLOPs and cycles are per device and step.
+    """Facts from one compilation; bytes, FLOPs and cycles are per device and step.
 
     Attributes:
       fits: False when the compiler ran out of memory; then only `needed_bytes`, `compile_s` and `lower_s` are known.
       memory: bytes of arguments, output, alias (output that lives in arguments), temporaries and code.
-      needed_bytes: in all.
-      flops: of matrix products, as executed, without custom kernels.
-      xla_flops: of XLA's own cost analysis, which counts loops once: to compare.
+      needed_bytes: total memory.
+      flops: executed FLOPs of matrix products, without custom kernels.
+      xla_flops: FLOPs of XLA's own cost analysis, which counts loop bodies once; for comparison.
       collectives: [kind, mesh axes, bytes received, seconds].
       kernels: custom kernel -> [calls, FLOPs].
-      unknown: loops and kernels that could not be counted.
+      unknown: loops and kernels whose cost is unknown.
     """
 
     fits: bool
@@ -57,12 +57,13 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What was compiled: one step of a program under some settings.
+    """A compiled step of a program with its settings.
 
     Attributes:
-      share: of the steps, that are of this variant.
-      batch_size, samples: of the batch, and read in a step (several batches where a program makes several updates).
-      model_flops: of a whole step on all devices.
+      share: fraction of the steps that are of this variant.
+      batch_size: samples of one batch.
+      samples: samples read in a step: several batches where a program makes several updates.
+      model_flops: model FLOPs of a whole step on all devices.
     """
 
     program: str
@@ -81,13 +82,13 @@ class Case:
 
     @property
     def per_device(self) -> float:
-        """Samples of one batch on a device; devices along the tensor axis share theirs."""
+        """Return the samples of one batch per device; devices along the tensor axis share their samples."""
         return self.batch_size / (self.mesh[0] * self.mesh[1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of a step and what follows from them; pairs are (optimistic, pessimistic)."""
+    """Seconds of a step and the rates derived from them; pairs are (optimistic, pessimistic)."""
 
     compute_s: float
     kernels_s: float
@@ -99,7 +100,7 @@ class Estimate:
 
 
 def estimate(case: Case, facts: Facts) -> Estimate:
-    """Return the times of a step that fits."""
+    """Return the estimate for a step that fits in memory."""
     chip = case.topology.chip
     efficiency = ATTENTION_BUSY * min(1.0, HEAD_DIM / chip.matrix_unit)
     compute = facts.cycles / chip.clock
@@ -119,7 +120,7 @@ def estimate(case: Case, facts: Facts) -> Estimate:
 
 
 def needed_bytes(message: str) -> tuple[float, float] | None:
-    """Return (bytes needed, bytes there are) from the compiler's message that memory ran out; None if it is another."""
+    """Return (bytes needed, bytes available) from the compiler's out-of-memory message; None for any other message."""
     if 'RESOURCE_EXHAUSTED' not in message:
         return None
     units = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -234,7 +235,7 @@ def row(case: Case, facts: Facts) -> list[str]:
 
 
 def best(cases: list[tuple[Case, Facts]]) -> set[int]:
-    """Return for each slice the place of the case with the most samples per second even if nothing hides."""
+    """Return for each slice the index of the case with the most samples per second by the pessimistic estimate."""
     chosen: dict[str, tuple[float, int]] = {}
     for place, (case, facts) in enumerate(cases):
         if facts.fits:
@@ -254,7 +255,7 @@ def table(cases: list[tuple[Case, Facts]]) -> str:
 
 
 def to_json(case: Case, facts: Facts) -> dict[str, Any]:
-    """Return a case, what was compiled and what follows, for programs that read it."""
+    """Return a case, its facts and its estimate as JSON."""
     described = dataclasses.asdict(case) | {'topology': case.topology.name}
     times = dataclasses.asdict(estimate(case, facts)) if facts.fits else None
     return {'case': described, 'facts': dataclasses.asdict(facts), 'estimate': times}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-# Environment of the process: look for no TPU, print nothing, and share libtpu with other processes.
+# Environment of the process: do not look for a TPU, print nothing, and share libtpu with other processes.
 QUIET = {
     'JAX_PLATFORMS': 'cpu',
     'TPU_SKIP_MDS_QUERY': '1',
@@ -15,18 +15,18 @@ QUIET = {
     'TF_CPP_MIN_LOG_LEVEL': '3',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
-# Exit status after an InputError, whose message is the result.
+# Exit status after an InputError; its message is the result.
 INPUT_ERROR = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to compile.
+    """A request to compile one step.
 
     Attributes:
-      settings: of the program, as JSON.
+      settings: settings of the program, as JSON.
       variant: text of one of the program's variants.
-      flags: of the compiler.
+      flags: compiler flags.
       cache: folder of results.
     """
 

@@ -1,14 +1,14 @@
-"""Sizes a program on a TPU slice that you do not have: compiles its very step for it, on this machine's CPU.
+"""Sizing of a training program for a TPU slice: compiles its training step for the slice on this machine's CPU.
 
     python -m train.aot --config=configs/dmd.py --topology=v5e:4x4
     python -m train.aot --config=configs/dmd.py --topology=v5e:4x4,v5p:2x2x4 --sweep --batches=1,8 --remats=full,dots
 
 The step is the one that the training loop runs, with its settings, mesh and shardings; --config.KEY=VALUE changes them.
 Prints memory per device against capacity, arithmetic, communication, step time, utilization and samples per second;
-train/aot/report.py tells how they are estimated. A program that does not fit is a result, not an error. Neither a
-checkpoint nor data are needed, and nothing is allocated. The compiler comes with `pip install -e '.[tpu]'` (libtpu);
-a full-size step takes two to five minutes on one core and up to 7 GB. Results are kept in --cache: the same command
-goes on where it was stopped.
+train/aot/report.py documents the estimates. A program that does not fit is a result, not an error. Neither a checkpoint
+nor data is needed, and no parameters are allocated. The compiler comes with `pip install -e '.[tpu]'` (libtpu); a
+full-size step takes two to five minutes on one core and up to 7 GB. Results are cached in --cache: run the same command
+again to resume.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ SWEPT_BATCHES, SWEPT_REMATS = (1, 4, 8), ('full', 'dots')
 
 
 def compile_job(job: Job, options: Options) -> Facts:
-    """Compile a job in a process of its own, or find its result.
+    """Compile a job in a separate process, or return its cached result.
 
     Raises:
       InputError: libtpu is absent, or a setting is wrong.
-      RuntimeError: the compiler failed for another reason than memory.
+      RuntimeError: the compiler failed for a reason other than memory.
     """
     if importlib.util.find_spec('libtpu') is None:
         raise InputError("libtpu, the TPU compiler, is not installed; run: pip install -e '.[tpu]'")
@@ -77,13 +77,13 @@ def compile_job(job: Job, options: Options) -> Facts:
 
 
 def _environment(log_folder: str) -> dict[str, str]:
-    """Return the worker's environment: without flags that would change its results behind the cache's back."""
+    """Return the worker's environment, without flags that would change its results but not the cache key."""
     kept = {name: value for name, value in os.environ.items() if name not in ('LIBTPU_INIT_ARGS', 'XLA_FLAGS')}
     return kept | QUIET | {'TPU_LOG_DIR': log_folder}
 
 
 def mean_of_variants(sized: Sequence[tuple[Case, Facts]]) -> str:
-    """Return the line on a run in which all variants of a step take their turns."""
+    """Return the report line of the mean over all variants of a step, weighted by their shares."""
     if not all(facts.fits for _, facts in sized):
         return 'all steps  some do not fit'
     rows = [(case.share, aot_report.estimate(case, facts).step_s) for case, facts in sized]
@@ -96,12 +96,12 @@ def mean_of_variants(sized: Sequence[tuple[Case, Facts]]) -> str:
 
 
 def main(settings: Settings, dry_run: bool = False) -> None:
-    """Size a program as the command line says.
+    """Size a program with the options of the command line.
 
     Raises:
-      InputError: something in the command line is wrong.
+      InputError: an option is wrong.
     """
-    # Tracing needs no accelerator and must not take one.
+    # Tracing needs no accelerator and must not occupy one.
     jax.config.update('jax_platforms', 'cpu')
     given: Any = command_flags.FLAGS
     program = runner.program_name(config_flags.get_config_filename(given['config']))
@@ -127,7 +127,7 @@ def main(settings: Settings, dry_run: bool = False) -> None:
 
 
 def define_flags() -> None:
-    """Add the flags of this command to the program's own."""
+    """Add the flags of this command to those of the program."""
     command_flags.DEFINE_list('topology', [], 'slices, such as v5e:4x4; a wrong name lists all')
     command_flags.DEFINE_string('variant', LARGEST, f'of the step: a variant of the program, {LARGEST} or {ALL}')
     command_flags.DEFINE_bool('sweep', False, 'try meshes, batches and choices; print a table with the best in bold')
@@ -163,7 +163,7 @@ def _options(given: Any, settings: Settings) -> Options:
 
 
 def _integers(text: str, flag: str) -> tuple[int, ...]:
-    """Return the numbers of a text such as 4x4x1."""
+    """Return the integers of a text such as 4x4x1."""
     try:
         return tuple(int(part) for part in text.split('x'))
     except ValueError:

@@ -1,9 +1,9 @@
-"""Compiles one step for a named TPU slice, in a process of its own: `train.aot` starts it.
+"""Worker process of `train.aot`: compiles one step for a named TPU slice.
 
-libtpu takes over signals, writes logs and looks for a TPU, so nothing else happens in its process. A request comes as
-JSON on standard input, the facts go to a file. Results are kept in a folder under a key of all that they depend on:
-the lowered program, the slice, the flags and the versions. The compiled program's text stays beside them, so that a
-better analysis needs no compilation.
+The process is separate because libtpu installs signal handlers, writes logs and looks for a TPU. The request is JSON on
+standard input; the facts are written to a file. Results are cached in a folder under a hash of the lowered program, the
+slice, the flags and the versions. The compiled program's text is stored beside them, so that a changed analysis needs
+no compilation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PACKAGES = ('jax', 'jaxlib', 'libtpu')
 
 
 def answer(request: Request) -> Facts:
-    """Return the facts, from the cache if they are there."""
+    """Return the facts, from the cache if present."""
     slice_ = aot_chips.topology(request.topology)
     program = runner.size(request.program, ConfigDict(json.loads(request.settings)))
     start = time.perf_counter()
@@ -55,7 +55,7 @@ def answer(request: Request) -> Facts:
 
 
 def lower(program: runner.Training, variant: str, slice_: aot_chips.Topology) -> tuple[Any, Any]:
-    """Return the lowered step, the one that `loop.run` compiles, and its mesh."""
+    """Return the lowered step, identical to the one that `loop.run` compiles, and its mesh."""
     description = topologies.get_topology_desc(slice_.name, platform='tpu', **slice_.options())
     mesh = make_mesh(program.run.mesh, description.devices)
     arguments = loop.abstract_arguments(program.program, program.program.frozen(), program.source, program.run, mesh)
@@ -65,7 +65,7 @@ def lower(program: runner.Training, variant: str, slice_: aot_chips.Topology) ->
 
 
 def _key(request: Request, lowered_text: str) -> str:
-    """Return what a compilation's result depends on, as a short hash."""
+    """Return a short hash of all inputs of a compilation."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     parts = [lowered_text, request.topology, json.dumps(request.flags, sort_keys=True), json.dumps(versions)]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:24]
@@ -74,7 +74,7 @@ def _key(request: Request, lowered_text: str) -> str:
 def _compile(
     lowered: Any, flags: Mapping[str, str], record: pathlib.Path, program_text: pathlib.Path, lower_s: float
 ) -> None:
-    """Compile, and write the facts that the compiler tells and the program's text."""
+    """Compile; write the compiler's facts and the program's text."""
     start, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
     needed, message, compiled = 0.0, '', None
     try:
@@ -111,7 +111,7 @@ def _compile(
 
 
 def _memory(stats: Any) -> dict[str, float]:
-    """Return bytes by use; what is aliased is in both arguments and output."""
+    """Return bytes by use; aliased bytes are in both arguments and output."""
     return {
         'arguments': stats.argument_size_in_bytes,
         'output': stats.output_size_in_bytes,
@@ -122,7 +122,7 @@ def _memory(stats: Any) -> dict[str, float]:
 
 
 def _analyzed(facts: Facts, program_text: pathlib.Path, mesh: Any, slice_: aot_chips.Topology) -> Facts:
-    """Return the facts with what the program's text tells."""
+    """Return the facts, completed from the program's text."""
     with gzip.open(program_text, 'rt') as file:
         cost = analyze(parse(file.read()))
     places = [device.coords for device in mesh.devices.flat]
@@ -144,7 +144,7 @@ def _analyzed(facts: Facts, program_text: pathlib.Path, mesh: Any, slice_: aot_c
 
 
 def main() -> int:
-    """Answer the request on standard input; write the facts, or one line that says what is wrong, to a file."""
+    """Answer the request on standard input; write the facts, or a one-line error message, to a file."""
     result = pathlib.Path(sys.argv[1])
     try:
         facts = answer(Request(**json.load(sys.stdin)))
