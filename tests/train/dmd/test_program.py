@@ -28,6 +28,7 @@ from support.goldens import TINY_CHECKPOINT, relative_error
 from train import teacher_samples
 from train.data import SampleSource
 from train.dmd import program as dmd
+from train.dmd.evaluation import EvaluationConfig
 from train.runtime import loop
 from train.runtime.metrics import SPEED, read_metrics
 from train.runtime.settings import freeze
@@ -216,7 +217,7 @@ def test_wrong_settings_are_refused(values, message):
 def test_full_settings_are_valid():
     values = dmd_settings.get_config('').to_dict()
     config = freeze(dmd.DMDConfig, values['dmd'] | {'checkpoint': 'x'})
-    assert config == dmd.DMDConfig(checkpoint='x')
+    assert config == dmd.DMDConfig(checkpoint='x', evaluation=EvaluationConfig(videos=8))
     assert freeze(loop.LoopConfig, values['loop'] | {'workdir': 'x', 'updates': config.updates}).steps == 5000
     with pytest.raises(InputError, match='tinny'):
         dmd_settings.get_config('tinny')
