@@ -1,7 +1,7 @@
-"""AdaRound: whether each weight is rounded up or down is learned, layer by layer, from what the layer computes.
+"""AdaRound: weights are rounded up or down by an optimization of each layer's output error.
 
-Source: Nagel et al., arXiv 2004.10568, as aimet-onnx has it, whose environment (PyTorch) is another one than this
-project's: its Python is told by path, and runs `adaround_worker.py`.
+Source: Nagel et al., arXiv 2004.10568, as implemented in aimet-onnx. Because aimet-onnx requires PyTorch, it runs in a
+separate environment: the path of its Python interpreter is an option, and that interpreter runs `adaround_worker.py`.
 
     python3.11 -m venv AIMET && AIMET/bin/pip install aimet-onnx==2.42.0
     python -m export --checkpoint CKPT --graphs video_decoder --adaround AIMET/bin/python --out export/
@@ -27,9 +27,9 @@ from export.graphs.table import Feeds
 from export.rewrite.onnx_graph import constants_of
 from neodragon_jax.base.errors import InputError
 
-# Graphs of convolutions, whose weights are rounded here.
+# Graphs of convolutions whose weights AdaRound rounds.
 GRAPHS = ('super_resolution', 'video_decoder')
-# Recorded calls that rounding is learned on, at most.
+# Maximum number of recorded calls to optimize the rounding on.
 CALLS = 64
 PACKAGE = 'aimet-onnx'
 _WORKER = pathlib.Path(__file__).with_name('adaround_worker.py')
@@ -37,11 +37,11 @@ _WORKER = pathlib.Path(__file__).with_name('adaround_worker.py')
 
 @dataclasses.dataclass(frozen=True)
 class AdaRound:
-    """An environment that has aimet-onnx, and for how long to learn.
+    """An environment that has aimet-onnx, and the number of iterations.
 
     Attributes:
       python: path of its interpreter.
-      iterations: of each layer; aimet's own default is 10,000.
+      iterations: optimization steps per layer; aimet's default is 10,000.
       version: of aimet-onnx.
     """
 
@@ -52,24 +52,24 @@ class AdaRound:
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """Weights of convolutions as they are stored.
+    """Quantized weights of convolutions.
 
     Attributes:
       levels: weight -> int8 [O, ...].
-      scales: weight -> float32 [O], of every output channel.
+      scales: weight -> float32 [O], one per output channel.
     """
 
     levels: Mapping[str, np.ndarray]
     scales: Mapping[str, np.ndarray]
 
     def value(self, name: str) -> np.ndarray:
-        """Return what a weight is on the chip, in float32."""
+        """Return the dequantized weight in float32."""
         levels = self.levels[name]
         return np.float32(levels) * self.scales[name].reshape(-1, *[1] * (levels.ndim - 1))
 
 
 def find(python: str, iterations: int) -> AdaRound:
-    """Return an environment by the path of its interpreter.
+    """Find an environment by the path of its interpreter.
 
     Raises:
       InputError: there is no such program, or aimet-onnx is not installed for it.
@@ -91,9 +91,9 @@ def find(python: str, iterations: int) -> AdaRound:
 
 
 def round_weights(settings: AdaRound, source: pathlib.Path, feeds: Iterable[Feeds]) -> Rounding:
-    """Return the weights of a float graph's convolutions, rounded.
+    """Round the weights of a float graph's convolutions with AdaRound.
 
-    A weight that several layers share, as those of a decoder's frames do, is learned at the first of them.
+    A weight that several layers share, such as the layers of a decoder's frames, is optimized at the first of them.
 
     Args:
       feeds: recorded inputs; the first CALLS are used.
@@ -109,7 +109,7 @@ def round_weights(settings: AdaRound, source: pathlib.Path, feeds: Iterable[Feed
             arrays: dict[str, Any] = dict(call)
             np.savez(folder / f'calls-{number:03d}.npz', **arrays)
         (folder / 'request.json').write_text(json.dumps({'nodes': nodes, 'iterations': settings.iterations}))
-        # Its standard error has the progress bar, and what went wrong.
+        # The standard error of the worker shows its progress bar and its error messages.
         done = subprocess.run([settings.python, _WORKER, scratch], stdout=subprocess.DEVNULL)
         if done.returncode:
             raise InputError(
@@ -122,7 +122,7 @@ def round_weights(settings: AdaRound, source: pathlib.Path, feeds: Iterable[Feed
 
 
 def _one_weight_per_layer(graph: onnx.GraphProto) -> dict[str, str]:
-    """Give every convolution a weight of its own; return the first one's name by that of the weight."""
+    """Duplicate weights that several convolutions share; return the first convolution's name by weight."""
     constants, nodes = constants_of(graph), {}
     for node in graph.node:
         name = node.input[1] if node.op_type == 'Conv' else None
@@ -138,7 +138,7 @@ def _one_weight_per_layer(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def apply(graph: onnx.GraphProto, rounding: Rounding) -> dict[str, np.ndarray]:
-    """Replace the weights that a graph has by their rounded values; return those weights' scales."""
+    """Replace the weights of a graph by their rounded values, in place; return the scales of the replaced weights."""
     scales = {}
     for name, tensor in constants_of(graph).items():
         if name in rounding.levels:

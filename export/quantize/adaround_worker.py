@@ -1,10 +1,10 @@
-"""AdaRound by aimet-onnx, run by the Python of an environment that has it; `export.quantize.adaround` starts it.
+"""AdaRound worker: runs aimet-onnx in its own Python environment; started by `export.quantize.adaround`.
 
     PYTHON adaround_worker.py FOLDER
 
-FOLDER has graph.onnx, request.json ({"nodes": {weight: node}, "iterations": N}) and calls-*.npz with its inputs; this
-adds rounded.npz with `levels/WEIGHT` (int8, the weight's shape) and `scales/WEIGHT` (float32, one per output channel).
-It imports nothing of this project, whose Python is another one.
+Input, in FOLDER: graph.onnx, request.json ({"nodes": {weight: node}, "iterations": N}) and the graph inputs
+calls-*.npz. Output: rounded.npz with `levels/WEIGHT` (int8, shape of the weight) and `scales/WEIGHT` (float32, one per
+output channel). The script imports nothing from this project, which is not installed in that environment.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-# aimet's rules for Snapdragon 8 Elite, which export compiles for unless told otherwise.
+# aimet's quantization rules for Snapdragon 8 Elite, the default target of the export.
 SETTINGS = 'htp_v79'
 _INT8 = 127
 
 
 def main(folder: pathlib.Path) -> None:
-    """Round the weights that are asked for, and write what they became."""
-    # What it needs is not installed where this project is checked.
+    """Round the requested weights; write their levels and scales."""
+    # aimet-onnx is not installed in the environment that runs the type checker.
     import aimet_onnx  # pyright: ignore[reportMissingImports]
     from aimet_onnx.quantsim import QuantizationSimModel  # pyright: ignore[reportMissingImports]
 
@@ -49,7 +49,7 @@ def main(folder: pathlib.Path) -> None:
         scales = np.array([channel.delta for channel in sim.qc_quantize_op_dict[name].get_encodings()], np.float32)
         if scales.shape != values.shape[:1]:
             raise SystemExit(f'{name}: {scales.size} scales for {values.shape[0]} output channels')
-        # aimet leaves them between two levels, nearest to the one that it chose.
+        # aimet returns values between two levels, closer to the chosen one.
         levels = np.rint(values / scales.reshape(-1, *[1] * (values.ndim - 1))).clip(-_INT8, _INT8)
         rounded |= {f'levels/{name}': levels.astype(np.int8), f'scales/{name}': scales}
     np.savez(folder / 'rounded.npz', **rounded)

@@ -1,6 +1,7 @@
-"""Whether a graph stays inside the range of FP16, measured in float32 on the CPU.
+"""Check that a graph stays inside the range of FP16, measured in float32 on the CPU.
 
-The simulator and the phone compute in FP16, where a value beyond 65504 is infinite; no CPU provider shows that.
+The simulator and the phone compute in FP16, where a value beyond 65504 overflows to infinity. CPU execution in float32
+does not show this.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 class Peak(NamedTuple):
-    """The largest magnitude in a graph, and the value or weight that has it."""
+    """The largest magnitude in a graph and the name of the value or weight that has it."""
 
     name: str
     magnitude: float
@@ -31,7 +32,7 @@ def check_fp16_range(path: pathlib.Path, feeds: Iterable[Feeds]) -> Peak:
     """Return the peak of a float graph over recorded inputs.
 
     Raises:
-      InputError: it is beyond FP16, or there are no inputs to measure it on.
+      InputError: a value is NaN or beyond the range of FP16, or there are no recorded inputs.
     """
     graph = onnx.load(path, load_external_data=False).graph
     extremes = measure_extremes(path, feeds, sorted({node.op_type for node in graph.node}))

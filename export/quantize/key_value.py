@@ -1,7 +1,7 @@
-"""Bits of keys and values: 8 where the target allows it, else 16 with the measured reason in recipe.json.
+"""Choice of the bits of keys and values: 8 where the target allows it, else 16 with the measured reason in recipe.json.
 
-The HTP takes the second operand of a matrix product for a weight: 8 bits are its native type, and 16 bits cost time. In
-a stage of the denoiser on a Snapdragon 8 Elite they took 18.6% longer and gained 0.01 dB.
+The HTP treats the second operand of a matrix product as a weight: its native type has 8 bits, and 16 bits are slower.
+In a stage of the denoiser on a Snapdragon 8 Elite, 16 bits took 18.6% longer and gained 0.01 dB.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 FEW, MANY = 8, 16
-# A search aims this much above the target, because other inputs than the calibration calls come out worse.
+# A search aims this far above the target, because inputs outside the calibration set reach lower ratios.
 HEADROOM_DB = 3.0
 RECIPE = 'recipe.json'
-# 16 bits must gain this much to be worth their time where 8 bits miss the target.
+# Where 8 bits miss the target, 16 bits are used only if they gain at least this much.
 GAIN_DB = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class KeyValueBits:
-    """The bits of keys and values in a graph, and why.
+    """The chosen bits of keys and values in a graph, with the measured reasons.
 
     Attributes:
       bits: FEW or MANY.
-      reached_db: lowest ratio over the judging calls at each number of bits that was tried.
-      aim_db: ratio that was asked for.
+      reached_db: lowest ratio over the calls, by number of bits tried.
+      aim_db: requested ratio.
     """
 
     bits: int
@@ -49,10 +49,11 @@ class KeyValueBits:
 
 
 def choose_bits(write: Callable[[int], float], aim_db: float) -> KeyValueBits:
-    """Write a graph with as few bits of keys and values as reach a ratio.
+    """Write a graph with the fewest bits of keys and values that reach a ratio.
 
     Args:
-      write: writes the graph with a number of bits and returns its lowest ratio in dB. The last call leaves the result.
+      write: writes the graph with a number of bits and returns its lowest ratio in dB; the last call is the result.
+      aim_db: requested ratio.
     """
     reached = {FEW: write(FEW)}
     if reached[FEW] >= aim_db:

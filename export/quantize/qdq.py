@@ -1,8 +1,8 @@
-"""Float ONNX graph to what the HTP runs: W8A16 with quantize/dequantize pairs, or a form that is safe in FP16.
+"""Conversion of float ONNX graphs for the HTP: W8A16 with quantize/dequantize pairs, or a form that is safe in FP16.
 
-W8A16: weights in 8 bits with one scale per output channel, activations in 16 bits. Keys and values are the second
-operands of matrix products, which the HTP takes for weights: they are converted to symmetric 8 or 16 bits explicitly,
-because QNN's provider would otherwise convert them to 8 without a word. Source: arXiv 2511.06055, section 4.
+W8A16: weights in 8 bits with one scale per output channel, activations in 16 bits. Keys and values are second operands
+of matrix products, which the HTP treats as weights. They are explicitly converted to symmetric 8 or 16 bits, because
+QNN's provider would otherwise silently convert them to 8. Source: arXiv 2511.06055, section 4.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def quantize(
     """Write the W8A16 form of a float graph with given ranges.
 
     Args:
-      ranges: what `measure_ranges` wrote.
-      rounding: rounded weights; all others are rounded to the nearest.
-      key_value_bits: 8 or 16, of computed second operands of matrix products: keys and values.
+      ranges: file that `measure_ranges` wrote.
+      rounding: rounded weights; all others are rounded to nearest.
+      key_value_bits: 8 or 16, bits of keys and values (the computed second operands of matrix products).
     """
     model = onnx.load(source, load_external_data=False)
     overrides, start = _overrides(model.graph, key_value_bits), source
     if rounding is not None:
-        # Beside the source, where weights that are not in the graph itself lie.
+        # Beside the source, because external weights are found by relative paths.
         start = source.with_name(f'.{source.stem}.rounded.onnx')
         overrides |= {name: _given(scales) for name, scales in apply(model.graph, rounding).items()}
         onnx.save(model, start)
@@ -84,7 +84,7 @@ def quantize(
 
 def _quantize(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, config: Any) -> None:
     for old in destination.parent.glob(f'{destination.name}*'):
-        old.unlink()  # weights would be appended to a file that is there
+        old.unlink()  # weights would be appended to an existing file
     quantize_static(
         source,
         destination,
@@ -100,16 +100,16 @@ def _quantize(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.P
 
 
 def _given(scales: np.ndarray) -> list[dict[str, Any]]:
-    """Return the quantization of a weight whose scales are known, of every output channel."""
+    """Return the quantization parameters of a weight for given scales, one entry per output channel."""
     shared = {'axis': 0, 'quant_type': QuantType.QInt8, 'zero_point': np.int8(0)}
     return [shared | {'scale': scale} for scale in scales]
 
 
 def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:
-    """Let norms over groups read their gains and biases in float.
+    """Connect group norms to the float values of their gains and biases.
 
-    QNN's provider has no quantized form of that norm: it computes in FP16 between conversions of its input and output.
-    Gains in 16 bits would only add a conversion each.
+    QNN's provider has no quantized group norm: it computes in FP16, between conversions of its input and output.
+    Each gain or bias in 16 bits would only add a conversion.
     """
     model = onnx.load(path, load_external_data=False)
     norms = [node for node in model.graph.node if node.op_type == 'GroupNormalization']
@@ -128,7 +128,7 @@ def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:
 
 
 class _Unread(CalibrationDataReader):
-    """Stands for calibration inputs where ranges are measured already."""
+    """Placeholder for calibration inputs when ranges come from a file."""
 
     def get_next(self) -> Any:
         raise AssertionError('ranges come from a file')
@@ -168,11 +168,11 @@ def _overrides(graph: onnx.GraphProto, key_value_bits: int) -> dict[str, list[di
 
 
 def to_fp16(source: pathlib.Path, destination: pathlib.Path) -> None:
-    """Write a float graph in the form whose FP16 kernels are right; the compiler rounds the weights.
+    """Write a float graph in a form that avoids faulty FP16 kernels of the HTP; the compiler rounds the weights.
 
-    The HTP's FP16 kernel of RMSNormalization reads and writes out of bounds for some shapes of rank 3 and 4 (few heads
-    of few dimensions), so the norm runs over rows of rank 2. That of Sigmoid is off by 5e-4 whatever the result, which
-    a SiLU multiplies by its input; of vectors, where it costs nothing, it is computed as 1 / (1 + exp(-x)).
+    The FP16 kernel of RMSNormalization reads and writes out of bounds for some shapes of rank 3 and 4 (few heads of few
+    dimensions), so the norm runs over rows of rank 2. The FP16 kernel of Sigmoid has an absolute error of 5e-4, which
+    SiLU multiplies by its input. Sigmoids of vectors are therefore computed as 1 / (1 + exp(-x)), at negligible cost.
     """
     model = onnx.load(source, load_external_data=False)
     shapes = _shapes(onnx.shape_inference.infer_shapes(model).graph)
@@ -214,7 +214,7 @@ def _norm_over_rows(graph: onnx.GraphProto, norm: onnx.NodeProto, shape: list[in
 def _sigmoid_by_exp(graph: onnx.GraphProto, sigmoid: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Return 1 / (1 + exp(-max(x, floor))), with the error relative to the result."""
     (value,), (out,) = sigmoid.input, sigmoid.output
-    # exp(-floor) is the largest that FP16 holds; a sigmoid below is 2e-5 at most.
+    # exp(-floor) stays within the range of FP16; below the floor a sigmoid is at most 2e-5.
     for name, number in (('floor', -11.0), ('one', 1.0)):
         graph.initializer.append(helper.make_tensor(f'{out}_{name}', onnx.TensorProto.FLOAT, [], [number]))
     steps = [
@@ -248,7 +248,7 @@ def quantization_parameters(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Return scale, zero point and type of the quantized inputs and outputs of a graph, by name."""
     graph = onnx.load(path, load_external_data=False).graph
     constants = constants_of(graph)
-    # What a value is to the outside, also where its axes are put in another order first or last.
+    # Value -> name of the graph input or output that it equals up to reshapes and transposes.
     inputs, outputs = (
         {value.name: value.name for value in graph.input},
         {value.name: value.name for value in graph.output},

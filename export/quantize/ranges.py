@@ -1,8 +1,9 @@
-"""Ranges of activations, measured on recorded inputs, by one of three rules.
+"""Ranges of activations, measured on recorded inputs, by one of three methods.
 
-`minmax` takes the lowest and the highest value and adds a margin: at 16 bits, clipping what calibration did not see
-costs far more than the half bit of resolution that the margin takes. `percentile` leaves out the outermost values,
-`mse` takes the range with the least expected squared error; both look at histograms, in a second pass over the inputs.
+`minmax` takes the lowest and the highest value and adds a margin: at 16 bits, clipping values that calibration did not
+cover costs far more than the half bit of resolution that the margin takes. `percentile` excludes the outermost values.
+`mse` takes the range with the least expected squared error. The last two use histograms, which take a second pass over
+the inputs.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from export.rewrite.onnx_graph import constants_of, shapes_of
 from neodragon_jax.base.errors import InputError
 
 METHODS = ('minmax', 'percentile', 'mse')
-# Another prompt's modulation easily leaves the ranges that calibration saw.
+# The modulation of other prompts often exceeds the calibrated ranges.
 MARGIN = 1.5
-# Share of the values that `percentile` leaves out, both ends together.
+# Fraction of the values that `percentile` excludes, both ends together.
 OUTSIDE = 1e-5
 LEVELS = 2**16
 BINS = 4096
-# Activations that are held at once while histograms are taken, in bytes.
+# Maximum size of the activations held at once for histograms, in bytes.
 _AT_ONCE = 1 << 30
 
 Range = tuple[np.ndarray, np.ndarray]
@@ -50,7 +51,7 @@ def measure_ranges(
       feeds: returns the calibration inputs, which are read one by one.
       operations: kinds of nodes whose inputs and outputs are measured.
       method: one of METHODS.
-      margin: by how much a range of `minmax` exceeds what was measured.
+      margin: factor by which `minmax` widens the measured ranges.
     """
     graph = onnx.load(source, load_external_data=False).graph
     measured = measure_extremes(source, feeds(), operations)
@@ -68,10 +69,13 @@ def measure_ranges(
 
 
 def measure_extremes(source: pathlib.Path, feeds: Iterable[Feeds], operations: Sequence[str]) -> dict[str, Range]:
-    """Return the lowest and the highest value of every activation around nodes of some kinds.
+    """Return the lowest and the highest value of every input and output of nodes of the given kinds.
 
-    ONNX Runtime's own calibrator does the same with the weights in memory twice, and with all activations held until
-    the end of a run: 18 GB for the UNet of the first frame.
+    ONNX Runtime's own calibrator computes the same, but holds the weights twice and all activations until the end of a
+    run: 18 GB for the UNet of the first frame.
+
+    Raises:
+      InputError: there are no calibration inputs.
     """
     model = onnx.load(source, load_external_data=False)
     computed = set(shapes_of(model.graph)) - set(constants_of(model.graph))
@@ -92,11 +96,11 @@ def measure_extremes(source: pathlib.Path, feeds: Iterable[Feeds], operations: S
 def _session(model: onnx.ModelProto, source: pathlib.Path) -> onnxruntime.InferenceSession:
     """Open a graph that reads its weights from files beside `source`."""
     options = onnxruntime.SessionOptions()
-    # Fused operations would hide activations. This order takes what is asked of an activation when that is there; in
-    # the default one all of them are held until the end.
+    # Fused operations would hide activations. The priority-based order reduces each activation as soon as it is
+    # computed; the default order holds all of them until the end.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    # In the folder of the weights, which the graph finds by their relative names.
+    # In the folder of the weights, which the graph refers to by relative paths.
     path = source.with_name(f'.{source.stem}.observed.onnx')
     try:
         onnx.save(model, path)
@@ -106,16 +110,16 @@ def _session(model: onnx.ModelProto, source: pathlib.Path) -> onnxruntime.Infere
 
 
 def _widened(measured: Mapping[str, Range], graph: onnx.GraphProto, margin: float) -> dict[str, Range]:
-    """Scale the ranges of all activations, except probabilities, which no input can exceed."""
+    """Scale the ranges of all activations except softmax outputs, which are bounded."""
     bounded = {output for node in graph.node if node.op_type == 'Softmax' for output in node.output}
     factors = {name: np.float32(1 if name in bounded else margin) for name in measured}
     return {name: (low * factors[name], high * factors[name]) for name, (low, high) in measured.items()}
 
 
 def _clipped(graph: onnx.GraphProto) -> dict[str, Range]:
-    """Return the range of every value that is clipped to constants: exactly that.
+    """Return the exact range of every value that is clipped to constants.
 
-    The quantizer leaves the clipping itself to the range.
+    The quantizer relies on this range to clip.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if not tensor.dims}
     clips = [node for node in graph.node if node.op_type == 'Clip' and len(node.input) == 3]
@@ -132,7 +136,7 @@ def _histograms(
     measured: Mapping[str, Range],
     feeds: Callable[[], Iterable[Feeds]],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return (counts, edges) of every activation, over its measured range."""
+    """Return the histogram (counts, edges) of every activation over its measured range."""
     taken: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for names in _groups(graph, measured):
         model = onnx.load(source, load_external_data=False)
@@ -148,7 +152,7 @@ def _histograms(
 
 
 def _groups(graph: onnx.GraphProto, measured: Mapping[str, Range]) -> Iterator[list[str]]:
-    """Yield names of computed activations, so many at a time as fit into memory."""
+    """Yield groups of names of computed activations that fit into memory together."""
     shapes = shapes_of(graph)
     group: list[str] = []
     size = 0
@@ -164,7 +168,7 @@ def _groups(graph: onnx.GraphProto, measured: Mapping[str, Range]) -> Iterator[l
 
 
 def _percentile(counts: np.ndarray, edges: np.ndarray) -> Range:
-    """Return the range that leaves OUTSIDE of all values out."""
+    """Return the range that excludes the fraction OUTSIDE of all values."""
     below = np.cumsum(counts) / max(counts.sum(), 1)
     first = int(np.searchsorted(below, OUTSIDE / 2, side='right'))
     last = int(np.searchsorted(below, 1 - OUTSIDE / 2, side='left'))
@@ -172,7 +176,7 @@ def _percentile(counts: np.ndarray, edges: np.ndarray) -> Range:
 
 
 def _least_error(counts: np.ndarray, edges: np.ndarray) -> Range:
-    """Return the range of least expected squared error: rounding within, clipping outside."""
+    """Return the range of least expected squared error: rounding inside the range, clipping outside."""
     centers, total = (edges[1:] + edges[:-1]) / 2, max(counts.sum(), 1)
     best, least = (edges[0], edges[-1]), np.inf
     for share in np.linspace(1, 0.3, 71):

@@ -1,11 +1,11 @@
-"""A large model exported and quantized piece by piece, and the pieces' ONNX graphs stitched into one.
+"""Export and quantization of a large model piece by piece; the ONNX graphs of the pieces are stitched into one.
 
-A whole stage of the full-size denoiser takes tens of gigabytes to quantize. Piece by piece, nothing larger than a block
-is ever held: a block is exported, its ranges are measured on what the float blocks before it computed, it is
-quantized and appended to the result, and its float outputs become the inputs of the next.
+Quantizing a whole stage of the full-size denoiser takes tens of gigabytes. Piece by piece, at most one block is in
+memory. Each block is exported; its ranges are measured on the outputs of the preceding float blocks; it is quantized
+and appended to the result; its float outputs become the inputs of the next block.
 
-In the result a value between pieces is quantized once, by the piece that makes it, and so is an input that several
-pieces read.
+In the result, a value between pieces is quantized once, by the piece that produces it. An input that several pieces
+read is also quantized once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from export.rewrite.for_htp import convert_before_cutting, fuse_gains, hide_tran
 from export.rewrite.onnx_graph import drop_unused
 from neodragon_jax.base.errors import InputError
 
-# Constants of more bytes go to a file beside the graph.
+# Constants of at least this many bytes go to a file beside the graph.
 _EXTERNAL_BYTES = 1024
 _QUANTIZING = ('QuantizeLinear', 'DequantizeLinear')
 _NOTHING: Callable[[str], object] = lambda text: None
@@ -95,12 +95,12 @@ def quantize_chain_to_target(
     target_db: float,
     on_piece: Callable[[str], object] = _NOTHING,
 ) -> KeyValueBits:
-    """Write the W8A16 graph of a chain with as few bits of keys and values as the target needs, and its recipe.
+    """Write the W8A16 graph of a chain with as few bits for keys and values as the target allows, and its recipe.
 
     Args:
       feeds: returns the calibration inputs.
       calls: calibration calls with their float outputs, to measure the ratio on.
-      target_db: lowest acceptable ratio; HEADROOM_DB more are asked for.
+      target_db: lowest acceptable ratio; the search aims HEADROOM_DB above it.
     """
 
     def write(bits: int) -> float:
@@ -116,9 +116,9 @@ def quantize_chain_to_target(
 
 
 def export_piece(piece: PhoneGraph, path: pathlib.Path, fused: bool) -> onnx.ModelProto:
-    """Write the float ONNX graph of a piece, if `fused` rewritten as rewrite/for_htp.py says, and return it."""
+    """Write the float ONNX graph of a piece and return it; `fused` applies the rewrites of rewrite/for_htp.py."""
     for old in path.parent.glob(f'{path.name}*'):
-        old.unlink()  # the exporter appends to a file of weights that is there
+        old.unlink()  # the exporter appends to an existing weight file
     to_onnx(piece, path)
     model = onnx.load(path)
     if fused:
@@ -131,13 +131,13 @@ def export_piece(piece: PhoneGraph, path: pathlib.Path, fused: bool) -> onnx.Mod
 
 @contextlib.contextmanager
 def _scratch(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a temporary folder on the disk of the result."""
+    """Yield a temporary folder on the same disk as the result."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.pieces-') as folder:
         yield pathlib.Path(folder)
 
 
 class _Spool:
-    """Samples on disk: a folder each, a file per value."""
+    """Samples on disk: one folder per sample, one file per value."""
 
     def __init__(self, folder: pathlib.Path, feeds: Iterable[Feeds]) -> None:
         self._folder = folder / 'samples'
@@ -172,10 +172,12 @@ class _Spool:
 
 
 class Stitcher:
-    """Appends the graphs of pieces to a graph on disk; holds no weights. A context: the graph is written at its end.
+    """Context manager that appends the graphs of pieces to a graph on disk; the graph is written on exit.
+
+    No weights are held in memory.
 
     Attributes:
-      operations: nodes so far, without those that quantize.
+      operations: number of nodes so far, without QuantizeLinear and DequantizeLinear.
     """
 
     def __init__(self, graph: PhoneGraph, path: pathlib.Path) -> None:
@@ -184,7 +186,7 @@ class Stitcher:
         self._result = onnx.ModelProto()
         self._result.graph.name = graph.name
         self._values = {name: name for name in graph.inputs}  # value between pieces -> its name in the result
-        # What is quantized, and to which type -> names of the quantized value, its scale and its zero point.
+        # (value, quantized type) -> names of the quantized value, its scale and its zero point.
         self._quantized: dict[tuple[str, int], list[str]] = {}
         self._dequantized: dict[tuple[str, ...], str] = {}  # names of those three -> the value
 
@@ -235,10 +237,10 @@ class Stitcher:
     def _is_repeated(
         self, node: onnx.NodeProto, names: dict[str, str], here: Callable[[str], str], types: dict[str, int]
     ) -> bool:
-        """Say whether a node computes what the result has already, and let its readers read that."""
+        """Return whether the result already contains the output of a node; if so, rename it for its readers."""
         inputs = [here(name) for name in node.input]
         if node.op_type == 'QuantizeLinear':
-            # Where ranges differ in the last digit, the parameters of the first to quantize stand.
+            # Ranges may differ in the last digit: the parameters of the first QuantizeLinear apply.
             known = self._quantized.get((inputs[0], types[node.input[2]]))
             if known:
                 names.update(zip((node.output[0], *node.input[1:3]), known, strict=True))
@@ -249,7 +251,7 @@ class Stitcher:
         return False
 
     def _remember(self, copy: onnx.NodeProto, node: onnx.NodeProto, types: dict[str, int]) -> None:
-        """Note how graph inputs, and what is converted from them, are quantized."""
+        """Record the quantization of graph inputs and of values converted from them."""
         if copy.op_type == 'QuantizeLinear' and self._from_input(copy.input[0]):
             self._quantized[copy.input[0], types[node.input[2]]] = [copy.output[0], *copy.input[1:3]]
         if copy.op_type == 'DequantizeLinear' and copy.input[0] in {entry[0] for entry in self._quantized.values()}:
@@ -261,14 +263,14 @@ class Stitcher:
     def _pass_on(
         self, name: str, value: str, graph: onnx.GraphProto, here: Callable[[str], str], types: dict[str, int]
     ) -> None:
-        """Make an output of a piece known to later ones; if it was quantized, so that they need not quantize it."""
+        """Make an output of a piece available to later pieces, with its quantization if it has one."""
         self._values[name] = value
         (producer,) = (node for node in graph.node if name in node.output)
         if producer.op_type == 'DequantizeLinear':
             self._quantized[value, types[producer.input[2]]] = [here(key) for key in producer.input]
 
     def _add_constant(self, tensor: onnx.TensorProto, name: str) -> None:
-        """Add a constant, a large one to the file of weights."""
+        """Add a constant; the data of a large one goes to the weight file."""
         content = numpy_helper.to_array(tensor).tobytes()
         added = self._result.graph.initializer.add()
         added.CopyFrom(tensor)
@@ -283,7 +285,7 @@ class Stitcher:
         self._data.write(content)
 
     def _add_ends(self, graph: onnx.GraphProto, names: dict[str, str]) -> None:
-        """Add the inputs and outputs of a piece that are ends of the whole."""
+        """Add the inputs and outputs of a piece that are inputs and outputs of the whole graph."""
         have = {value.name for value in self._result.graph.input}
         new = [value for value in graph.input if value.name in self._graph.inputs and value.name not in have]
         self._result.graph.input.extend(new)

@@ -1,13 +1,13 @@
-"""Which layers of a W8A16 graph take their weights in two parts: as few as the target needs.
+"""Selection of the layers of a W8A16 graph whose weights are stored in two parts: as few as the target requires.
 
-Rounding weights to 8 bits makes most of the error. A layer can run twice instead, with what 8 bits hold of its weights
-and with what rounding left over, in 8 bits again; the sum has almost 16. Real 16-bit weights are no substitute: on the
-HTP simulator, convolutions with them came out 20 to 40 dB worse than they should.
+Most of the error comes from rounding weights to 8 bits. A layer can instead run twice: once with its weights rounded to
+8 bits, and once with the residual of that rounding, also in 8 bits. The sum has almost 16 bits. Native 16-bit weights
+are no substitute: convolutions with them were 20 to 40 dB worse than expected on the HTP simulator.
 
-Shares of the error are measured on the float graph, by rounding some weights alone: every weight of a small graph by
-itself; those of a large one, whose runs take long, in groups of neighbors, of which the worst are cut in half until
-`RUNS` are made. Groups are then doubled in the order of error per byte until what remains fits the target.
-`recipe.json`, beside the graph, says which weights are in two parts, and why.
+The contribution of a weight to the error is measured on the float graph by rounding that weight alone. A small graph is
+measured weight by weight. A large graph, whose runs take long, is measured in groups of neighboring weights; the worst
+groups are halved until `RUNS` runs are used. Groups are then doubled in the order of error per byte until the remaining
+error fits the target. `recipe.json`, beside the graph, lists the weights in two parts with the measured reasons.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from export.quantize.key_value import HEADROOM_DB, MANY, RECIPE, choose_bits
 from export.quantize.qdq import has_computed_operands, quantize
 from export.rewrite.onnx_graph import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
 
-# Runs of the float graph that shares of the error are measured with; at full size one takes up to half a minute.
+# Runs of the float graph to measure contributions to the error; a run at full size takes up to half a minute.
 RUNS = 16
 _INT8 = 127
-# Which axis of its weight is a layer's output channel.
+# Kind of layer -> axis of the output channels in its weight.
 _AXES = {'Conv': 0, 'Gemm': 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Weights that are neighbors in a graph, and what their rounding does.
+    """Neighboring weights of a graph and the error of rounding them.
 
     Attributes:
-      names: of the constants.
-      size: number of values, so bytes at 8 bits, and bytes that second parts cost.
+      names: names of the constants.
+      size: number of values; equals the bytes at 8 bits and the cost of second parts in bytes.
       noise: squared error of the judged outputs when these weights alone are rounded.
     """
 
@@ -68,16 +68,18 @@ def quantize_to_target(
     rounding: Rounding | None = None,
     search: bool = True,
 ) -> tuple[list[str], float]:
-    """Write the W8A16 form of a float graph, with as many weights in two parts as it needs, and the recipe of it.
+    """Write the W8A16 form of a float graph, with as many weights in two parts as required, and its recipe.
 
     Args:
-      ranges: of the activations.
-      calls: calibration calls with their float outputs, to judge by; the worst one finds the layers' shares.
-      judged: names of the outputs that count.
-      rounding: of the weights that stay in one part; None rounds to the nearest.
-      search: whether weights may be in two parts.
+      ranges: file with the ranges of the activations.
+      calls: calibration calls with their float outputs, to measure the ratio on. Contributions of the layers to the
+        error are measured on the call with the lowest ratio.
+      judged: names of the outputs that are compared.
+      rounding: rounding of the weights that stay in one part; None rounds to nearest.
+      search: whether weights may be stored in two parts.
     Returns:
-      The weights in two parts, and the ratio on `calls` in dB. It is below the target if nothing reaches that.
+      The names of the weights in two parts, and the lowest ratio on `calls` in dB; it is below the target if no
+      selection reaches the target.
     """
     aim = target_db + HEADROOM_DB
     found: dict[int, _Doubling] = {}
@@ -107,10 +109,10 @@ class _Doubling:
     """Outcome of the search.
 
     Attributes:
-      groups: of weights, the noisiest per byte first.
-      count: how many of them are in two parts.
-      signal: squared norm of the outputs that noise is relative to.
-      plain_db, reached_db: lowest ratio without and with them.
+      groups: groups of weights, the highest noise per byte first.
+      count: number of leading groups in two parts.
+      signal: squared norm of the outputs; noise is relative to it.
+      plain_db, reached_db: lowest ratio without and with second parts.
     """
 
     groups: Sequence[Group]
@@ -141,10 +143,10 @@ class _Doubling:
 def _double(
     groups: Sequence[Group], plain_db: float, signal: float, aim_db: float, doubled_db: Callable[..., float]
 ) -> _Doubling:
-    """Double groups in the order of noise per byte until a ratio is reached, or all are doubled.
+    """Double groups in the order of noise per byte until a ratio is reached or all are doubled.
 
     Args:
-      signal: squared norm of the outputs that noise is relative to.
+      signal: squared norm of the outputs; noise is relative to it.
       doubled_db: writes the graph with some weights in two parts and returns its lowest ratio.
     """
     groups = sorted(groups, key=lambda group: -group.noise / group.size)
@@ -161,7 +163,7 @@ def _double(
 
 
 def _worst(path: pathlib.Path, calls: Sequence[Call], judged: Sequence[str]) -> tuple[float, Call]:
-    """Return the lowest ratio of a graph over some calls, and its call."""
+    """Return the lowest ratio of a graph over the calls, and the call that has it."""
     session = OnnxSession(path)
     ratios = [call_db(session, call, judged) for call in calls]
     index = ratios.index(min(ratios))
@@ -182,7 +184,7 @@ def _quantize_doubled(
     key_value_bits: int,
     doubled: Collection[str],
 ) -> float:
-    """Write the W8A16 form with some weights in two parts; return the lowest ratio over `calls`, if any are."""
+    """Write the W8A16 form with the weights `doubled` in two parts; return the lowest ratio, NaN if none is doubled."""
     if not doubled:
         quantize(source, destination, ranges, rounding, key_value_bits)
         return math.nan
@@ -201,10 +203,10 @@ def _quantize_doubled(
 
 
 def _with_parts(ranges: dict[str, Any], results: Collection[str]) -> dict[str, Any]:
-    """Return ranges, as `measure_ranges` writes them, with those of the parts of some results.
+    """Add the ranges of the two parts of some results to ranges as `measure_ranges` writes them.
 
-    The first part has the whole's range. The second, what rounding left over, is about a hundredth of the whole; a
-    quarter holds it even where the whole is small because its terms cancel out, and still rounds finely.
+    The first part has the range of the sum. The second part, from the rounding residual, is about a hundredth of the
+    sum. A quarter of the range holds it even where the sum is small through cancellation, at a sufficient resolution.
     """
     known = ranges['data']
     for name in results:
@@ -215,13 +217,13 @@ def _with_parts(ranges: dict[str, Any], results: Collection[str]) -> dict[str, A
 
 
 def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathlib.Path) -> list[str]:
-    """Let layers run twice, with what 8 bits hold of their weights and with the rest, and add the results.
+    """Run layers twice, with their weights rounded to 8 bits and with the rounding residual, and add the results.
 
     Args:
-      names: of the weights.
-      folder: where weights that are not in the graph itself lie.
+      names: names of the weights.
+      folder: location of external weights.
     Returns:
-      The layers' results; those of the parts are called `_coarse` and `_fine`.
+      The names of the layers' results; those of the parts end in `_coarse` and `_fine`.
     """
     constants, nodes, results = constants_of(graph), [], []
     for node in graph.node:
@@ -248,10 +250,10 @@ def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathl
 def rounding_noise(
     source: pathlib.Path, call: Call, judged: Sequence[str], rounding: Rounding | None = None, runs: int = RUNS
 ) -> list[Group]:
-    """Return all weights of a float graph in groups, each with the error that its rounding to 8 bits makes.
+    """Return all weights of a float graph in groups, each with the error of rounding it to 8 bits.
 
     Args:
-      runs: of the graph, at most; with one for each weight, every group is a single one.
+      runs: maximum number of runs of the graph; if it is at least the number of weights, each weight is a group.
     """
     model = onnx.load(source, load_external_data=False)
     constants = constants_of(model.graph)
@@ -285,7 +287,7 @@ def rounding_noise(
 
 
 def _worst_apart(names: Sequence[str], measure: Callable[[Sequence[str]], Group], runs: int) -> list[Group]:
-    """Return groups of neighbors, the noisiest of which are cut in half as long as there are runs to measure with."""
+    """Return groups of neighbors; the noisiest are halved as long as runs remain to measure the halves."""
     first = len(names) if len(names) <= runs else max(1, runs // 2)
     groups = [measure(part) for part in _cut(names, first)]
     for _ in range((runs - first) // 2):
@@ -299,7 +301,7 @@ def _worst_apart(names: Sequence[str], measure: Callable[[Sequence[str]], Group]
 
 
 def _cut(names: Sequence[str], parts: int) -> list[Sequence[str]]:
-    """Return neighbors in so many parts, of about as many names each."""
+    """Split names into contiguous parts of nearly equal length."""
     ends = [len(names) * part // parts for part in range(parts + 1)]
     return [names[start:end] for start, end in itertools.pairwise(ends)]
 
@@ -307,7 +309,7 @@ def _cut(names: Sequence[str], parts: int) -> list[Sequence[str]]:
 def _replaceable(
     source: pathlib.Path, model: onnx.ModelProto, names: Mapping[str, int]
 ) -> onnxruntime.InferenceSession:
-    """Return a session in which constants can be replaced from run to run: they are inputs with a default value."""
+    """Return a session in which constants can be replaced in every run: they become inputs with a default value."""
     constants = constants_of(model.graph)
     model.graph.input.extend(
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, constants[name].dims) for name in names
@@ -316,7 +318,7 @@ def _replaceable(
     try:
         save(model, path)
         quiet = onnxruntime.SessionOptions()
-        quiet.log_severity_level = 3  # it warns of every such constant
+        quiet.log_severity_level = 3  # ONNX Runtime warns about every such constant
         return onnxruntime.InferenceSession(path, quiet, providers=['CPUExecutionProvider'])
     finally:
         for file in path.parent.glob(f'{path.name}*'):
@@ -324,7 +326,7 @@ def _replaceable(
 
 
 def rounded(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Return a weight as 8 bits with one scale per output channel hold it."""
+    """Round a weight to 8 bits with one scale per output channel; return it dequantized, in float32."""
     others = tuple(index for index in range(weight.ndim) if index != axis)
     scale = np.abs(weight).max(axis=others, keepdims=True) / _INT8
     scale = np.where(scale == 0, 1, scale)
