@@ -1,13 +1,13 @@
-"""The denoiser as graphs: one per stage, one for the modulation of all of them, and the host's half of a call.
+"""The denoiser as graphs: one per stage, and one for the modulation of all stages.
 
-A stage's graph is a chain of pieces, patch embedding, blocks, last block with head, so that a model of 18 blocks is
-exported and quantized one block at a time (see stitch.py); the graph is the pieces called one after the other. What
-depends on the prompt, the timestep or the place in the video only comes in: modulation from a graph of its own, once
-per stage; rotary embedding and attention bias from the host. The graphs then hold no index arithmetic, and padding
-frames are masked exactly.
+A stage's graph is a chain of pieces that run in sequence: patch embedding, blocks, and the last block with the head. A
+model of 18 blocks is thus exported and quantized one block at a time (see stitch.py). Values that depend only on the
+prompt, the timestep or the position in the video are inputs: the modulation comes from a separate graph, and the rotary
+embedding and the attention bias come from the host. The graphs therefore hold no index arithmetic, and padding frames
+are masked exactly.
 
 Legend: B batch, C channels, h w a stage's latent grid, L text tokens, I image tokens, S = L + I, D width, K head dim,
-P numbers in a patch, X current image tokens, t width of the timestep's sinusoid, p width of the pooled prompt.
+P values per patch, X current image tokens, t width of the timestep's sinusoid, p width of the pooled prompt.
 Source: arXiv 2511.06055, section 4 and table 9.
 """
 
@@ -36,14 +36,14 @@ from neodragon_jax.pyramid.stages import envelope
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the stages are written; all forms are the same function.
+    """Variant of the stages' graphs; all variants compute the same function.
 
     Attributes:
       attention: strategy, see models/attention.py.
       rotary: form of the rotary embedding, see `rotary.make_rotary`.
-      modulation_inside: whether the stage's graph computes its modulation itself.
-      draws_frame_zero: whether the graphs serve unit 0 too, the only one whose text attends to the current unit.
-      fused: whether quantized graphs are rewritten as rewrite/for_htp.py says.
+      modulation_inside: whether each stage's graph computes its own modulation.
+      draws_frame_zero: whether the graphs also support unit 0, the only unit whose text attends to the current unit.
+      fused: whether the rewrites of rewrite/for_htp.py are applied to quantized graphs.
     """
 
     attention: str = 'prefix_folded'
@@ -54,7 +54,7 @@ class Form:
 
 
 SHIPPED = Form()
-# From what an exporter makes of the model as it is trained, to the least work.
+# In order, from a direct export of the trained model to the form with the least work.
 FORMS = {
     'straightforward': Form('masked', 'halves', modulation_inside=True, fused=False),
     'masked': Form('masked', 'halves'),
@@ -73,14 +73,14 @@ def denoiser_graphs(
     stages: int,
     form: Form = SHIPPED,
 ) -> list[PhoneGraph]:
-    """Return one graph per stage: `denoise` at the shape of the last unit, which holds all earlier units too.
+    """Return one graph per stage: `denoise` at the shape of the last unit, whose history holds all earlier units.
 
     Inputs: `patches` [I, P] of all clips, oldest first, padding included; `text` [L, D]; rotary embedding and attention
     bias by their path in Condition, such as `bias.key`; modulation likewise, such as `blocks.3.image.gate_mlp` [D], or
     with the modulation inside `timestep` [1, t] and `pooled` [1, p]. Output: `flow` [X, P].
 
     Args:
-      model: of any form; exported unrolled, in float32.
+      model: denoiser in any form; exported unrolled, in float32.
       params: unrolled; read when a graph is exported, a block at a time.
       units: history frames.
       grid: patches (rows, columns) of a full-size latent frame.
@@ -98,7 +98,7 @@ def denoiser_graphs(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def rotary_and_bias(model: PyramidMMDiT, layout: Layout, frame_ids: Array, text_mask: Array) -> dict[str, Any]:
-    """Return what depends on the place in the video only: rotary embedding and attention bias."""
+    """Return rotary embedding and attention bias, which depend only on the position in the video and the text mask."""
     config, ids = model.config, position_ids(layout, frame_ids)
     return {
         'rotary': make_rotary(model.rotary, layout, ids, config.max_num_frames, config.attention_head_dim),
@@ -107,7 +107,7 @@ def rotary_and_bias(model: PyramidMMDiT, layout: Layout, frame_ids: Array, text_
 
 
 def _chain(name: str, pieces: tuple[PhoneGraph, ...], fused: bool) -> PhoneGraph:
-    """Return the graph that calls the pieces of a stage one after the other."""
+    """Return the graph that calls the pieces of a stage in sequence."""
     inputs: dict[str, tuple[int, ...]] = {}
     made: set[str] = set()
     for piece in pieces:
@@ -179,10 +179,10 @@ def _unflatten(tree: dict[str, Any], leaves: Sequence[Array]) -> dict[str, Any]:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every leaf as a graph takes it: of a modulation vector, its width."""
+    """Return the shape of every leaf as a graph input; a modulation vector becomes one-dimensional."""
     return {name: leaf.shape[-1:] if leaf.ndim == 3 else leaf.shape for name, leaf in named(tree).items()}
 
 
 def for_export(model: PyramidMMDiT, form: Form) -> PyramidMMDiT:
-    """Return the denoiser in a form, unrolled, computing in float32."""
+    """Return the denoiser unrolled, in the given form, computing in float32."""
     return unroll(model).clone(attention=form.attention, rotary=form.rotary)

@@ -1,4 +1,4 @@
-"""AdaLN modulation of the denoiser as a graph of its own, run once per stage and step of a video.
+"""AdaLN modulation of the denoiser as a separate graph, run once per stage and step of a video.
 
 Legend: D width, t width of the timestep's sinusoid, p width of the pooled prompt.
 Source: arXiv 2511.06055, section 4.
@@ -23,10 +23,10 @@ MODULATION = 'denoiser_modulation'
 
 
 def modulation_graph(model: PyramidMMDiT, params: Params) -> PhoneGraph:
-    """Return the graph of all AdaLN vectors of all blocks, a third of the parameters, run once per stage.
+    """Return the graph that computes the AdaLN vectors of all blocks; it holds a third of the parameters.
 
-    Inputs: `timestep` [1, t], the timestep's sinusoid; `pooled` [1, p]. Outputs: the vectors [D], named as the stages'
-    graphs take them.
+    Inputs: `timestep` [1, t], the timestep's sinusoid; `pooled` [1, p]. Outputs: the vectors [D], under the input names
+    of the stages' graphs.
     """
     model = unroll(model)
 
@@ -87,7 +87,7 @@ def named_vectors(vectors: Vectors) -> dict[str, Any]:
 
 
 def unroll(model: PyramidMMDiT) -> PyramidMMDiT:
-    """Return the denoiser as it is exported: blocks unrolled, computing in float32."""
+    """Return the denoiser with unrolled blocks, computing in float32."""
     return model.clone(scan=False, remat='none', dtype=jnp.float32)
 
 

@@ -1,7 +1,7 @@
 """Networks on pictures as phone graphs: VAE encoder and decoders, the UNet of the first frame, super-resolution.
 
-Pictures are channels-last, as on the HTP, and every graph takes one. What depends on the timestep and the prompt only
-(the UNet's embedding) the host computes.
+Pictures are channels-last, as on the HTP, and every graph takes one picture. The host computes the UNet's embedding,
+which depends only on the timestep and the prompt.
 
 Legend: H W pixels, h w latent grid, C latent channels, L text tokens, T text width, E embedding width.
 Source: arXiv 2511.06055, section 4.
@@ -34,8 +34,9 @@ Path = str | os.PathLike[str]
 def video_encoder(folder: Path, height: int, width: int) -> PhoneGraph:
     """Return the encoder of the first frame: `picture` [1, H, W, 3] -> `mean`, `log_variance` [1, h, w, C].
 
-    One frame passes a causal encoder as a picture, so this is its exact 2-D form. Mean and log-variance are two
-    outputs, each with a range of its own, and the mean is what the graph is judged by: both together flatter it.
+    A causal encoder treats a single frame as a picture, so this is its exact 2-D form. Mean and log-variance are
+    separate outputs, each with its own range. Only the mean is compared with JAX, because a joint ratio would be
+    misleadingly high.
     """
     vae = open_component(folder, VideoVAE)
     channels = vae.config.encoder_out_channels
@@ -104,7 +105,7 @@ def first_frame_unet(folder: Path, height: int, width: int) -> PhoneGraph:
     return PhoneGraph('first_frame_unet', apply, inputs, ('noise',), read, pathlib.Path(folder))
 
 
-# What of the UNet the host keeps.
+# Parts of the UNet that run on the host.
 UNET_HOST = ('time_embedding', 'add_embedding')
 
 

@@ -1,7 +1,4 @@
-"""Exported graphs as the denoiser that the sampler takes: ONNX Runtime on the CPU, or QNN's HTP simulator.
-
-Legend: B batch, h w a stage's grid, C channels.
-"""
+"""Runners of graphs: ONNX Runtime on the CPU, the module in JAX, and a recorder of calls."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class OnnxSession:
 
 
 class OnnxPool:
-    """Graphs on the CPU provider that are opened when they run; those of one group at a time are in memory."""
+    """Graphs on the CPU provider, opened on demand; only the graphs of one group are in memory at a time."""
 
     def __init__(self) -> None:
         self._group, self._open = '', dict[pathlib.Path, OnnxSession]()
@@ -72,10 +69,10 @@ class PooledSession(NamedTuple):
 
 
 class JaxRunner:
-    """A module in JAX, in float32: what its graph is compared with, and what records its inputs."""
+    """A module in JAX, in float32: the reference for its graph, and the source of recorded calls."""
 
     def __init__(self, graph: PhoneGraph, store: Store) -> None:
-        """Prepare; the store says when parameters are read, and for how long they stay in memory."""
+        """Compile on demand; `store` decides when parameters are read and how long they stay in memory."""
         self._graph = graph
         self._apply = jax.jit(graph.apply)
         self._params = store.hold(f'graph {graph.name}', lambda: dict(graph.read()))
@@ -95,7 +92,7 @@ class Call(NamedTuple):
 
 
 class RecordingRunner:
-    """A runner that behaves like the one it wraps and keeps every call.
+    """A runner that wraps another and records every call.
 
     Attributes:
       calls: in order; the caller may clear it.

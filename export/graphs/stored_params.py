@@ -1,4 +1,4 @@
-"""Parameters as export reads them: in float32 whatever type they are stored in, or from disk one block at a time."""
+"""Parameter readers of the export: as float32 regardless of the stored type, or from disk one block at a time."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from neodragon_jax.checkpoint.params import read_params
 
 
 def read_float32(folder: str | os.PathLike[str], *names: str) -> dict[str, Any]:
-    """Return the parameters of a component as float32 arrays on the host: all, or those of some parts."""
+    """Return the parameters of a component, or of its named parts, as float32 arrays on the host."""
     return to_float32(read_params(folder, np.float32, *names))
 
 
 def to_float32(tree: Any) -> Any:
-    """Return a tree of float32 arrays on the host."""
+    """Convert a tree to float32 arrays on the host."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
 
 
 def read_part(params: Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
     """Return the parameters of a denoiser whose names start with a prefix, in float32.
 
-    The table of positions is always included: the module looks it up in every call.
+    The position table is always included, because the module reads it in every call.
     """
     return {name: to_float32(params[name]) for name in params if name.startswith((*prefixes, 'positions'))}
 
 
 class StoredParams(Mapping[str, Any]):
-    """The parameters of a component folder by their first name, such as `blocks_3`; nothing read is kept.
+    """The parameters of a component folder by top-level name, such as `blocks_3`; read from disk on every access.
 
     Attributes:
       module: the Flax module, with its sizes from `config.json`.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
-        """Look up where every tensor is.
+        """Locate every tensor.
 
         Raises:
           InputError: as in `checkpoint.load`.

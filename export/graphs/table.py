@@ -21,7 +21,7 @@ Feeds = dict[str, np.ndarray]
 # Prefix of the names of the denoiser's graphs; the number of the stage follows.
 DENOISER = 'denoiser_stage'
 
-# Bias of masked attention scores on the phone: leaks exp(-100), and takes little of a 16-bit range.
+# Bias of masked attention scores on the phone: masked weights are about exp(-100), and the 16-bit range stays small.
 FORBIDDEN = -100.0
 
 
@@ -43,10 +43,10 @@ class GraphSpec:
     elite_8_ms: float | None = None
 
 
-# Rows of arXiv 2511.06055, tables 7 and 9. The paper has no targets for FP16 graphs and no row for the text towers of
-# the first frame, and counts context adapter and modulation with the denoiser: those targets are ours. Its latency of
-# the video decoder is that of a whole video, seven calls. A new graph needs a row here and an entry in
-# `export.host.modules.phone_modules`.
+# Source: arXiv 2511.06055, tables 7 and 9. This project set the targets that the paper does not give: those of FP16
+# graphs, of the first frame's text towers, and of context adapter and modulation, which the paper counts with the
+# denoiser. The paper's latency of the video decoder is that of a whole video, seven calls. A new graph needs a row here
+# and an entry in `export.host.modules.phone_modules`.
 GRAPH_SPECS: dict[str, GraphSpec] = {
     'clip_l': GraphSpec('fp16', 40.0, x_elite_ms=5.9, elite_8_ms=14.0),
     'clip_g': GraphSpec('fp16', 40.0, x_elite_ms=43.6, elite_8_ms=76.5),
@@ -68,7 +68,7 @@ GRAPH_SPECS: dict[str, GraphSpec] = {
 
 @dataclasses.dataclass(frozen=True)
 class PhoneGraph:
-    """A function for the phone: static shapes, named float32 inputs, parameters that are read when they are needed.
+    """A function for the phone: static shapes, named float32 inputs, and parameters that are read on demand.
 
     Attributes:
       name: its row in `GRAPH_SPECS`, unless it is a piece of another graph.
@@ -76,10 +76,10 @@ class PhoneGraph:
       inputs: shape of each input.
       outputs: names, in order.
       read: returns the parameters as float32 arrays on the host.
-      folder: component that they come from; None for the denoiser's graphs, whose `apply` reads them itself.
+      folder: component folder of the parameters; None for the denoiser's graphs, whose `apply` reads them itself.
       gelu_floor: lower bound for the inputs of GELUs; None sets no bound.
-      judged_by_all: whether all outputs are compared with JAX, not the first alone.
-      pieces: graphs whose chain this one is. A piece reads inputs of the whole, and outputs of earlier pieces, by name.
+      judged_by_all: whether all outputs are compared with JAX, not only the first.
+      pieces: graphs that form this one as a chain. A piece reads graph inputs and outputs of earlier pieces by name.
       fused: whether the quantized graph is rewritten by `export.rewrite.for_htp`.
     """
 

@@ -1,9 +1,9 @@
 """Text encoders as phone graphs.
 
-Token tables stay on the host: a lookup reads 77 rows of 49,408, costs nothing there, and would put the whole table (76
-and 126 MB in FP16) and a gather on integer ids into a graph. So do the padding mask and the place of the end-of-text
-token, which enter as numbers. Every graph takes one prompt, as tokens of rank 2: a linear layer over rows is one
-operation.
+Token tables stay on the host. A lookup reads 77 of 49,408 rows at negligible cost; in a graph it would need a gather on
+integer ids and the whole table (76 and 126 MB in FP16). The host also computes the padding mask and the position of the
+end-of-text token, which are float inputs. Every graph takes one prompt as tokens of rank 2, so that a linear layer over
+rows is one operation.
 
 Legend: L tokens, D width, N heads, O projected width. Source: arXiv 2511.06055, section 4.
 """
@@ -31,9 +31,9 @@ from neodragon_jax.models.t5 import T5EncoderWithProjection, key_bias
 
 Path = str | os.PathLike[str]
 
-# T5's residual stream peaks five times above the largest FP16 number. A power of two, so that dividing by it is exact.
+# T5's residual stream peaks at five times the largest FP16 value. The scale is a power of two, so division is exact.
 RESIDUAL_SCALE = 16.0
-# Below this a GELU is zero to float32 (6e-9 at most), and wrong in the HTP's narrow types.
+# Below this, |GELU(x)| is at most 6e-9 (zero in float32), and the HTP's narrow types compute it wrongly.
 GELU_FLOOR = -6.0
 
 
@@ -47,9 +47,9 @@ def open_component(folder: Path, kind: type) -> Any:
 
 
 def clip_pooled(name: str, folder: Path) -> PhoneGraph:
-    """Return the tower of the pooled vector: `embeddings` [L, D], `end` [1, L] -> `pooled` [1, O].
+    """Return the CLIP tower that computes the pooled vector: `embeddings` [L, D], `end` [1, L] -> `pooled` [1, O].
 
-    `end` is 1 at the end-of-text token and else 0: a product with it picks that row, exactly in any type.
+    `end` is 1 at the end-of-text token and 0 elsewhere: the product with it selects that row exactly in any type.
     """
     tower = open_component(folder, CLIPTextModel)
 
@@ -62,9 +62,9 @@ def clip_pooled(name: str, folder: Path) -> PhoneGraph:
 
 
 def clip_states(name: str, folder: Path, pooled: bool) -> PhoneGraph:
-    """Return the tower of the first frame: `embeddings` [L, D] -> `states` [L, D] before the last layer.
+    """Return a CLIP tower of the first-frame model: `embeddings` [L, D] -> `states` [L, D] before the last layer.
 
-    With `pooled` it also takes `end` and returns `pooled`, as in `clip_pooled`; without, the last layer is not there.
+    With `pooled` it also takes `end` and returns `pooled`, as in `clip_pooled`; otherwise it omits the last layer.
     """
     tower = open_component(folder, CLIPTextModel)
 
@@ -113,8 +113,8 @@ def dt5(folder: Path, text_tokens: int) -> PhoneGraph:
 def scale_residual(encoder: Params, scale: float = RESIDUAL_SCALE) -> dict[str, Any]:
     """Return parameters of a T5 encoder whose residual stream is 1 / scale of the original.
 
-    With its embeddings divided alike and the epsilon of its norms by scale^2, every norm returns what it returned
-    before: the encoder computes the same function, and no number on the way leaves the range of FP16.
+    The embeddings must be divided by `scale` and the epsilon of the norms by scale^2. Every norm then returns the same
+    values as before, so the encoder computes the same function, and its intermediate values stay in the range of FP16.
     """
     scaled = dict(encoder)
     for name in encoder:
@@ -166,7 +166,7 @@ class ClipHost:
 
 @dataclasses.dataclass(frozen=True)
 class T5Host:
-    """The host's half of DT5: its table of tokens, divided like the residual stream."""
+    """The host's half of DT5: its token table, divided by RESIDUAL_SCALE."""
 
     table: Float[np.ndarray, 'V D']
 
@@ -182,7 +182,7 @@ class T5Host:
 
 
 def _tower_reader(folder: Path) -> Callable[[], Params]:
-    """Return a function that reads what a tower's graph needs: all but its tables."""
+    """Return a function that reads the parameters of a tower's graph: all except the embedding tables."""
 
     def read() -> Params:
         params = read_float32(folder)

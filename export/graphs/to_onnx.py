@@ -1,6 +1,6 @@
-"""Graph to ONNX, in float32, with every operation native to the phone.
+"""Export of a graph to ONNX in float32, restricted to operations that are native to the phone.
 
-Source of the allowed operations: what the HTP backend runs without a fallback to the CPU.
+Allowed are the operations that the HTP backend runs without a fallback to the CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from export.rewrite.onnx_graph import write_shapes
 from export.rewrite.tidy import clamp_gelu, tidy
 from neodragon_jax.base.errors import InputError
 
-# Shape arithmetic, gathers and comparisons are absent on purpose: they mean that host work leaked into the graph.
+# Shape arithmetic, gathers and comparisons are excluded on purpose: they indicate host work inside the graph.
 ALLOWED = frozenset(
     {
         *('Add', 'Sub', 'Mul', 'Max', 'Softmax', 'Gelu', 'Relu', 'Sigmoid', 'Tanh', 'Clip'),
@@ -31,17 +31,17 @@ ALLOWED = frozenset(
     }
 )
 
-# A protobuf message ends at two gigabytes; beyond this many bytes, weights go to a file beside the graph.
+# Weights of more bytes go to a file beside the graph: a protobuf message is limited to two gigabytes.
 INLINE_BYTES = 1 << 30
 
 
 def to_onnx(graph: PhoneGraph, path: pathlib.Path) -> collections.Counter[str]:
-    """Write a graph as `path`; large weights go to files beside it, whose names start like its own.
+    """Write a graph to `path`; large weights go to files beside it whose names start with the name of the graph's file.
 
     Returns:
-      How many nodes of each operation there are.
+      Number of nodes by operation.
     Raises:
-      InputError: the export contains operations that the phone should not run.
+      InputError: the exported graph contains operations outside ALLOWED.
     """
     from jax2onnx import to_onnx as convert
 
@@ -66,7 +66,7 @@ def to_onnx(graph: PhoneGraph, path: pathlib.Path) -> collections.Counter[str]:
     if graph.gelu_floor is not None:
         clamp_gelu(model.graph, graph.gelu_floor)
     write_shapes(model.graph)
-    add_pre_process_metadata(model)  # tells ONNX Runtime's quantizer that the graph is clean
+    add_pre_process_metadata(model)  # marks the graph as preprocessed for ONNX Runtime's quantizer
     save(model, path)
     counts = collections.Counter(node.op_type for node in model.graph.node)
     forbidden = sorted(set(counts) - ALLOWED)
@@ -79,7 +79,7 @@ def to_onnx(graph: PhoneGraph, path: pathlib.Path) -> collections.Counter[str]:
 
 
 def save(model: onnx.ModelProto, path: pathlib.Path) -> None:
-    """Write a model; weights that it holds itself go to a file of their own if they are too many."""
+    """Write a model; move inline weights to a separate file if they exceed INLINE_BYTES."""
     inline = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if inline <= INLINE_BYTES:
         onnx.save(model, path)
@@ -90,9 +90,9 @@ def save(model: onnx.ModelProto, path: pathlib.Path) -> None:
 
 
 def _native_layer_norm(next_call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """Run a LayerNorm in the form that jax2onnx turns into one node (a Flax method interceptor).
+    """Run a LayerNorm in the form that jax2onnx exports as one node (a Flax method interceptor).
 
-    It recognizes the one-pass variance with scale and bias only; the node itself computes in two passes.
+    jax2onnx recognizes only the one-pass variance with scale and bias; the ONNX node itself computes in two passes.
     """
     module = context.module
     if not isinstance(module, nn.LayerNorm) or context.method_name != '__call__' or module.use_fast_variance:
