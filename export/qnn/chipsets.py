@@ -1,7 +1,7 @@
-"""Chipsets that graphs are compiled for: their names, QNN's number of each, and the version of its HTP.
+"""Chipsets that graphs are compiled for: names, QNN's SoC model numbers, and HTP versions.
 
-Numbers, HTP versions and VTCM sizes are those that the compiler of onnxruntime-qnn 2.7.0 writes into a binary
-(`soc_type=...;arch=...;vtcm_size=...`): one small W8A16 graph was compiled for every number from 36 to 111.
+Source of the numbers, HTP versions and VTCM sizes: the compiler of onnxruntime-qnn 2.7.0 writes them into a binary
+(`soc_type=...;arch=...;vtcm_size=...`). One small W8A16 graph was compiled for every number from 36 to 111.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from neodragon_jax.base.lists import comma_list
 # QNN's older HTPs lack operations that the graphs need.
 _OLDEST_ARCH = 73
 _NUMBERS = re.compile(r'(?P<soc>\d{1,4}):v?(?P<arch>\d{2})')
-# What follows the model number on a package or in Android's `ro.soc.model`: speed grade, package.
+# Suffix of the model number on a package or in Android's `ro.soc.model`: speed grade and package.
 _GRADE = re.compile(r'(?<=\d)(-?[1-9]?-?(a[abc]|p))$')
 _BINARY = re.compile(rb'soc_type=(\w+);arch=(\d+);')
 
@@ -27,10 +27,10 @@ class Target:
     """A chipset.
 
     Attributes:
-      chipset: model number in lower case, as it stands in folder names.
-      soc_model: QNN's number of it.
+      chipset: model number in lower case, as used in folder names.
+      soc_model: QNN's number of the chipset.
       htp_arch: version of its HTP, such as 79 for v79.
-      product: name that it is sold under.
+      product: product name.
       vtcm_mb: size of the HTP's tightly coupled memory; 0 if unknown.
       aliases: further model numbers of the same chip.
     """
@@ -73,10 +73,10 @@ def find_target(chipset: str) -> Target:
     """Return the target of a chipset.
 
     Args:
-      chipset: in any case: a model number (`SM8750-AB`, `X1E-80-100`), the name that it is sold under (`8 Elite`), or
-        `NUMBER:ARCH`, QNN's number of the chip and the version of its HTP (`60:73`).
+      chipset: a model number (`SM8750-AB`, `X1E-80-100`), a product name (`8 Elite`), or `NUMBER:ARCH`, QNN's number of
+        the chip and the version of its HTP (`60:73`). Letter case does not matter.
     Raises:
-      InputError: the name is unknown; no other chip is suggested, for its binaries would not load.
+      InputError: the name is unknown. There is no fallback to another chip, because its binaries would not load.
     """
     numbers = _NUMBERS.fullmatch(chipset.strip().lower())
     if numbers:
@@ -116,7 +116,7 @@ def check_binary(path: pathlib.Path, target: Target) -> None:
     with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = _BINARY.search(content)
         if found is None:
-            return  # a binary of several graphs does not say
+            return  # a binary of several graphs has no such entry
         chip, arch = found[1].decode().lower(), int(found[2])
     if arch != target.htp_arch or (target.chipset in TARGETS and chip != target.chipset):
         raise InputError(
@@ -126,7 +126,7 @@ def check_binary(path: pathlib.Path, target: Target) -> None:
 
 
 def _by_number(soc_model: int, htp_arch: int) -> Target:
-    """Return a target by QNN's numbers, a known one if they are of that."""
+    """Return the target with QNN's numbers: a known one if there is one, else a new one."""
     for target in TARGETS.values():
         if target.soc_model == soc_model:
             if target.htp_arch != htp_arch:
@@ -141,7 +141,7 @@ def _by_number(soc_model: int, htp_arch: int) -> Target:
 
 
 def _names() -> dict[str, Target]:
-    """Return the targets by every name, without spaces and hyphens."""
+    """Return the targets by every name, in lower case without spaces, hyphens and underscores."""
     names = {}
     for target in TARGETS.values():
         product = target.product.lower()

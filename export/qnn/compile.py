@@ -1,4 +1,4 @@
-"""ONNX graphs to QNN context binaries for Snapdragon chipsets, with the metadata that deployment tools expect.
+"""Compilation of ONNX graphs to QNN context binaries for Snapdragon chipsets, with metadata for deployment tools.
 
 A binary holds one graph, or several that share their weights: the stages of the denoiser are one model at three shapes.
 """
@@ -30,7 +30,7 @@ _TOOLS = ('neodragon-jax', 'jax', 'flax', 'jax2onnx', 'onnx', 'onnxruntime', 'on
 
 
 def provider_options(target: Target, precision: str) -> dict[str, str]:
-    """Return QNN's options; it ignores unknown ones without a word, so they are all here."""
+    """Return QNN's options. All are set here, because QNN silently ignores unknown ones."""
     options = {'soc_model': str(target.soc_model), 'htp_arch': str(target.htp_arch)}
     return options | {'enable_htp_fp16_precision': '1'} if precision == 'fp16' else options
 
@@ -43,12 +43,12 @@ def compile_graph(
     Args:
       name: of the graph.
       model: ONNX file, quantized or float as the precision says.
-      folder: appears when complete; an older one is replaced.
-      source: where the graph comes from, for the metadata.
+      folder: created when complete; replaces an existing one.
+      source: origin of the graph, for the metadata.
     Returns:
       The metadata.
     Raises:
-      InputError: the graph does not compile; the folder is as it was.
+      InputError: the graph does not compile; the folder is left unchanged.
     """
     with atomic_folder(folder, replace=True) as draft, tempfile.TemporaryDirectory(dir=draft.parent) as dump:
         wrapper = draft / f'{name}.onnx'
@@ -76,20 +76,20 @@ def compile_together(
     source: dict[str, Any],
     judge: Judge | None = None,
 ) -> dict[str, Any]:
-    """Compile graphs into one context binary, in which equal weights are stored once.
+    """Compile graphs into one context binary in which equal weights are stored once.
 
-    The x86 simulator runs the graphs only in the process that compiles them, see `htp.HtpContext`: what is to be known
-    of them from the simulator is asked here.
+    The x86 simulator runs the graphs only in the process that compiles them (see `htp.HtpContext`), so `judge` is
+    called here.
 
     Args:
       name: of the binary.
       models: ONNX file of each graph.
-      folder: gets the binary, a wrapper per graph, and metadata.json; as in `compile_graph`.
-      judge: runs the graphs, by name, and returns what the metadata is to say about that; None does not.
+      folder: folder for the binary, a wrapper per graph, and metadata.json; as in `compile_graph`.
+      judge: runs the graphs, by name, and returns the metadata entry `simulated`; None skips the simulation.
     Returns:
-      The metadata; `graphs` has the inputs, outputs and counts of each.
+      The metadata; `graphs` has the inputs, outputs and counts of each graph.
     Raises:
-      InputError: a graph does not compile; the folder is as it was.
+      InputError: a graph does not compile; the folder is left unchanged.
     """
     with atomic_folder(folder, replace=True) as draft, tempfile.TemporaryDirectory(dir=draft.parent) as scratch:
         dumps = {graph: pathlib.Path(scratch) / graph for graph in models}
@@ -119,12 +119,12 @@ def compile_together(
 
 
 def binary_mb(metadata: Mapping[str, Any]) -> float:
-    """Return the size of the context binary that metadata describes."""
+    """Return the size of the context binary in megabytes (10^6 bytes), from its metadata."""
     return sum(entry['bytes'] for file, entry in metadata['model_files'].items() if file.endswith('.bin')) / 1e6
 
 
 def _binary_entry(folder: pathlib.Path, target: Target, precision: str) -> dict[str, Any]:
-    """Return what metadata says about a folder with one binary and its wrappers."""
+    """Return the metadata entries of a folder with one binary and its wrappers."""
     wrappers, binaries = sorted(folder.glob('*.onnx')), sorted(folder.glob('*.bin'))
     if not wrappers or len(binaries) != 1:
         raise InputError(
@@ -141,13 +141,13 @@ def _binary_entry(folder: pathlib.Path, target: Target, precision: str) -> dict[
 
 
 def _static_view(dump: pathlib.Path, precision: str) -> dict[str, Any]:
-    """Return the counts of a graph, and for 16-bit activations the latencies that they suggest."""
+    """Return the counts of a graph and the latency estimated from them, which is valid for 16-bit activations."""
     view = read_view(dump, half=precision == 'fp16')
     return view.summary() | {'estimated_ms_on_8_elite': estimate(view).to_json()}
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the versions of everything that shapes a binary."""
+    """Return the versions of all packages that affect a binary."""
     return {tool: importlib.metadata.version(tool) for tool in _TOOLS}
 
 
@@ -156,7 +156,7 @@ def _file_entry(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _tensor_specs(path: pathlib.Path) -> dict[str, Any]:
-    """Return shapes and types of inputs and outputs, and how the HTP quantizes them."""
+    """Return the shape, type and HTP quantization of the inputs and outputs."""
     graph = onnx.load(path, load_external_data=False).graph
     parameters = quantization_parameters(path)
 

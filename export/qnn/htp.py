@@ -1,9 +1,8 @@
-"""One QNN session in a process of its own: compile a graph for the HTP, run it on the x86 simulator.
+"""QNN sessions in a child process: compile a graph for the HTP and run it on the x86 simulator.
 
-The QNN library registers itself once per process, can end the process, and needs gigabytes: a child process keeps all
-that away from the program, gives an exact peak memory, and turns a crash into an error message.
-
-The child is `htp_worker.py`.
+The QNN library can be registered only once per process, can crash the process, and needs gigabytes. A child process
+(`htp_worker.py`) isolates the program from this, allows an exact measurement of peak memory, and turns a crash into an
+error message.
 """
 
 from __future__ import annotations
@@ -45,21 +44,21 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """What opening a session took."""
+    """Time and peak memory of opening a session."""
 
     seconds: float
     peak_gb: float
 
 
 class _Child:
-    """A process that opens QNN sessions; what it says on its own goes to a log that is read when it fails."""
+    """A process that opens QNN sessions; its output goes to a log that is read if it fails."""
 
     def __init__(self, label: str, folder: pathlib.Path | None = None) -> None:
         """Start the process.
 
         Args:
           label: subject of error messages.
-          folder: place of the binary that the process writes, if it writes one.
+          folder: folder of the binary that the process writes; None if it writes none.
         """
         self._label, self._folder = label, folder
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
@@ -76,7 +75,11 @@ class _Child:
         child.close()
 
     def ask(self, doing: str, message: Any) -> Any:
-        """Return the child's answer, or raise InputError with everything known about why there is none."""
+        """Send a message and return the answer.
+
+        Raises:
+          InputError: the child reports an error or has ended; the message contains QNN's reasons.
+        """
         answer = None
         try:
             self._pipe.send(message)
@@ -91,11 +94,11 @@ class _Child:
         raise InputError(self._explain(doing, error, self._log.read().decode(errors='replace')))
 
     def _explain(self, doing: str, error: str, log: str) -> str:
-        """Return an error message: QNN's reasons, and what to do about them."""
+        """Return an error message with QNN's reasons and the remedy."""
         lines = [match['text'].strip() for match in _ERROR_LINE.finditer(log)]
-        if not lines:  # a Python error of the child's, perhaps; the simulator's banner says nothing
+        if not lines:  # possibly a Python error of the child; skip the simulator's banner
             lines = [line for line in log.splitlines() if line.strip() and 'LIBNATIVE' not in line][-1:]
-        # That nothing may fall back is our own setting; the nodes that would are the reason.
+        # Omit messages about the disabled fallback, a setting of this project; the unsupported nodes are the reason.
         reasons = [line for line in dict.fromkeys([*lines, error]) if 'fallback' not in line] or [error]
         summary = '; '.join(reasons).rstrip('.')
         if self._folder is not None and _NOT_WRITTEN.search(f'{summary} {log}'):
@@ -120,7 +123,7 @@ class _Child:
 
 
 class _InChild:
-    """What lives in a child process, and ends it when it is closed."""
+    """Base class of resources that live in a child process; closing them ends the process."""
 
     _child: _Child
 
@@ -142,7 +145,7 @@ class _InChild:
 
 
 class HtpSession(_InChild):
-    """A graph wholly on the HTP, or no session at all: nothing falls back to the CPU.
+    """A session that runs a graph entirely on the HTP; there is no fallback to the CPU.
 
     Attributes:
       opened: time and peak memory of compiling (or of loading a context binary).
@@ -156,7 +159,7 @@ class HtpSession(_InChild):
           options: of the QNN provider.
           context: where to write the wrapper of the context binary; the binary goes beside it.
         Raises:
-          InputError: the graph does not compile, with QNN's reasons; or it is one of several in a binary.
+          InputError: the graph does not compile (with QNN's reasons), or it shares its binary with other graphs.
         """
         _refuse_shared(model)
         self._child = _Child(model.name, context and context.parent)
@@ -178,11 +181,11 @@ class HtpSession(_InChild):
 
 
 class HtpContext(_InChild):
-    """Several graphs in one context binary that holds equal weights once; they run in the process that compiled it.
+    """Several graphs in one context binary that stores equal weights once; they run in the process that compiled it.
 
-    The x86 library writes such a binary but does not read it back ("Shared weights buffer isn't supported on this
-    platform", error 1000; the provider then dies of SIGSEGV), whatever the options, with onnxruntime-qnn 2.7.0. The
-    context in the memory of the process that compiled it is the same one, and all its graphs run there.
+    The x86 library of onnxruntime-qnn 2.7.0 writes such a binary but cannot load it with any options ("Shared weights
+    buffer isn't supported on this platform", error 1000, followed by a SIGSEGV in the provider). The compiling process
+    holds the same context in memory and can run all its graphs.
 
     Attributes:
       opened: time and peak memory of compiling all graphs.
@@ -223,7 +226,7 @@ class HtpContext(_InChild):
 
 @dataclasses.dataclass(frozen=True)
 class SharedGraph:
-    """A graph to compile into a common context: ONNX file, wrapper to write, options of the QNN provider."""
+    """A graph to compile into a shared context: ONNX file, wrapper to write, options of the QNN provider."""
 
     model: pathlib.Path
     wrapper: pathlib.Path
@@ -232,7 +235,7 @@ class SharedGraph:
 
 @dataclasses.dataclass(frozen=True)
 class ContextGraph:
-    """One graph of a common context, as a `runtime.GraphRunner`."""
+    """One graph of a shared context, as a `runners.GraphRunner`."""
 
     context: HtpContext
     name: str
@@ -243,7 +246,7 @@ class ContextGraph:
 
 
 def _refuse_shared(model: pathlib.Path) -> None:
-    """Raise InputError if a file wraps a graph of a common context, which no simulator session can load."""
+    """Raise InputError if a file wraps a graph of a shared context, which no simulator session can load."""
     metadata = model.with_name('metadata.json')
     if metadata.is_file() and len(json.loads(metadata.read_text()).get('graphs', ())) > 1:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The child process of `htp.HtpSession` and `htp.HtpContext`, which opens QNN sessions and runs them.
+"""Child process of `htp.HtpSession` and `htp.HtpContext` that opens QNN sessions and runs them.
 
     python -m export.qnn.htp_worker FD
 
@@ -23,12 +23,12 @@ PROVIDER = 'QNNExecutionProvider'
 
 
 def serve(pipe: Connection) -> None:
-    """Open the sessions that the parent asks for, then run them as often as asked; answers are (error, value)."""
+    """Open the sessions that the parent requests, then serve run requests; answers are (error, value)."""
     try:
         jobs = pipe.recv()
         start = time.monotonic()
         devices = _register()
-        # All stay open: what they share is in the library until the last one is compiled, and runs after that.
+        # All sessions stay open: the library holds the shared context until the last one is compiled, and runs need it.
         sessions = [_open(job, devices) for job in jobs]
         pipe.send(('', Opened(time.monotonic() - start, peak_gb())))
         while True:
@@ -41,7 +41,7 @@ def serve(pipe: Connection) -> None:
             pipe.send(('', dict(zip(names, sessions[number].run(names, feeds), strict=True))))
     except EOFError:
         return
-    except Exception as error:  # whatever it is, the parent reports it
+    except Exception as error:  # the parent reports any error
         pipe.send((' '.join(str(error).split()), None))
 
 
@@ -72,7 +72,7 @@ def _open(job: Job, devices: list[Any]) -> Any:
         settings.add_session_config_entry('ep.stop_share_ep_contexts', '1')
     options = {'backend_path': onnxruntime_qnn.get_qnn_htp_path(), **job.options}
     settings.add_provider_for_devices(devices[:1], options)
-    # QNN names a graph after a hash of the path as it is given: by its bare name, binaries do not depend on the folder.
+    # QNN hashes the given path into graph names: with a bare file name, binaries do not depend on the folder.
     with contextlib.chdir(pathlib.Path(job.model).parent):
         return onnxruntime.InferenceSession(pathlib.Path(job.model).name, sess_options=settings)
 
@@ -80,5 +80,5 @@ def _open(job: Job, devices: list[Any]) -> Any:
 if __name__ == '__main__':
     serve(Connection(int(sys.argv[1])))
     sys.stdout.flush()
-    # QNN's own clean-up can crash after all work is done.
+    # Skip QNN's clean-up, which can crash after all work is done.
     os._exit(0)

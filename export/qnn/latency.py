@@ -1,16 +1,17 @@
 """Estimated latency of a graph on a Snapdragon 8 Elite: one number with an error band, fitted to measured graphs.
 
-Two cost models count what operations write. Both come from measurements of the 1728-token denoiser stage on HTP v79.
+Two cost models are based on the bytes that operations write. Both come from measurements of the 1728-token denoiser
+stage on HTP v79.
 
-  flat           0.105 ms per megabyte, whatever the operation is.
-  by operation   attention scores in cycles per byte of each operation on them; all other bytes at the flat rate.
+  flat           0.105 ms per megabyte, for every operation.
+  by operation   attention scores in cycles per byte, by operation; all other bytes at the flat rate.
 
-A device refuted the flat model alone: it promised 28% less for a change that gave 4.4%. The estimate is therefore the
-model by operation times a factor, the geometric mean of measured over modelled time of the denoiser's three stages, in
-the paper and in an independent port. The band spans the smallest and the largest of these ratios. Those graphs compute
-the same function as ours but were written by others, which widens the band.
+The flat model alone failed on a device: it predicted 28% less time for a change that saved 4.4%. The estimate is
+therefore the by-operation model times a factor: the geometric mean of measured over modeled time for the denoiser's
+three stages, in the paper and in an independent port. The error band spans the smallest and the largest of these
+ratios. The measured graphs compute the same function but are other implementations, which widens the band.
 
-Load time and graphs bound by arithmetic instead of bytes are outside the model.
+Load time and compute-bound graphs are outside the model.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ OTHER_SCORE_CYCLES = 0.0103
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A stage of the denoiser as measured on a Snapdragon 8 Elite, and as our graph of it is modelled.
+    """Measured latency of a denoiser stage on a Snapdragon 8 Elite, and the modeled cost of this project's graph.
 
     Attributes:
-      source: who measured it.
-      stage: of the denoiser.
+      source: origin of the measurement.
+      stage: number of the denoiser's stage.
       ms: measured latency.
-      moved_mb, score_mb: bytes that our graph of the stage writes, and attention scores among them, at full size.
-      by_operation_ms: our graph by the model by operation.
+      moved_mb, score_mb: megabytes that the graph writes at full size, and the attention scores among them.
+      by_operation_ms: latency of the graph in the by-operation model.
     """
 
     source: str
@@ -49,12 +50,12 @@ class Measured:
 
     @property
     def ratio(self) -> float:
-        """Measured over modelled time."""
+        """Measured over modeled time."""
         return self.ms / self.by_operation_ms
 
 
-# Paper: arXiv 2511.06055, table 9. Port: the released weights on a Galaxy S25 Ultra, 2026. Bytes and modelled times are
-# of the full-size export in docs/full_size_export.md.
+# Paper: arXiv 2511.06055, table 9. Port: the released weights on a Galaxy S25 Ultra, 2026. Source of the bytes and
+# modeled times: the full-size export in docs/full_size_export.md.
 MEASURED = (
     Measured('paper', 0, 104.7, 1109, 249, 110),
     Measured('paper', 1, 218.3, 1927, 516, 189),
@@ -69,10 +70,10 @@ FACTOR, LOW, HIGH = statistics.geometric_mean(_RATIOS), min(_RATIOS), max(_RATIO
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Milliseconds on a Snapdragon 8 Elite; not measurements.
+    """Estimated (not measured) latency on a Snapdragon 8 Elite, in milliseconds.
 
     Attributes:
-      flat_ms, by_operation_ms: by either cost model.
+      flat_ms, by_operation_ms: latency in each of the two cost models.
     """
 
     flat_ms: float
@@ -97,18 +98,18 @@ class Estimate:
         return show(self.to_json())
 
     def to_json(self) -> dict[str, float]:
-        """Return estimate, band and both models for the metadata of a binary."""
+        """Return the estimate, its band and both model latencies for the metadata of a binary."""
         band = {'ms': self.ms, 'low_ms': self.low_ms, 'high_ms': self.high_ms}
         return band | {'flat_ms': self.flat_ms, 'by_operation_ms': self.by_operation_ms}
 
     @property
     def worst_ms(self) -> float:
-        """The greater of the two."""
+        """The greater latency of the two models."""
         return max(self.flat_ms, self.by_operation_ms)
 
 
 def estimate(view: StaticView) -> Estimate:
-    """Return both estimates for a graph whose activations have 16 bits."""
+    """Estimate the latency of a graph with 16-bit activations."""
     scores = sum(view.score_mb.values())
     cycles = sum(size * 1e6 * SCORE_CYCLES.get(kind, OTHER_SCORE_CYCLES) for kind, size in view.score_mb.items())
     return Estimate(
@@ -118,6 +119,6 @@ def estimate(view: StaticView) -> Estimate:
 
 
 def show(estimated: Mapping[str, float]) -> str:
-    """Return an estimate with its band, as `to_json` has it, for a table."""
+    """Format an estimate and its band, as returned by `Estimate.to_json`, for a table."""
     digits = 0 if estimated['ms'] >= 10 else 2
     return f'{estimated["ms"]:.{digits}f} ({estimated["low_ms"]:.{digits}f} to {estimated["high_ms"]:.{digits}f})'

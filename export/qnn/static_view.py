@@ -1,7 +1,7 @@
-"""What a compiled graph does, counted from the graph that QNN was given: operations, bytes, weights, data types.
+"""Static counts of a compiled graph, from the graph that QNN dumps: operations, bytes, weights, data types.
 
-The HTP is bound by the bytes that its operations write, far more than by their number, so that this count ranks ways to
-write a model without a phone. Bytes are those of operations' outputs, one megabyte being 10^6.
+The HTP is bound by the bytes that operations write far more than by the number of operations. These counts therefore
+rank implementations of a model without a phone. Bytes are those of operations' outputs; a megabyte has 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 
 from neodragon_jax.base.errors import InputError
 
-# Options of the provider that make QNN write the graph into a folder.
+# Provider option for the folder that QNN dumps the graph into.
 DUMP = 'json_qnn_graph_dir'
 _STATIC = 4  # QNN's number for tensors that hold weights
 _FLOATS = {0x216, 0x232}
 _FLOAT_32 = 0x232
-# Operations that may stand between the product that makes scores and the softmax: they are passes over the scores.
+# Operations that may occur between the product that computes scores and the softmax: each is a pass over the scores.
 _ON_SCORES = ('ElementWise', 'Convert', 'Quantize', 'Dequantize', 'Reshape')
 
 
 @dataclasses.dataclass(frozen=True)
 class StaticView:
-    """Counts of one graph, by kind of operation; differences and multiples of views count parts of graphs.
+    """Counts of one graph, by kind of operation; views can be subtracted and scaled to count parts of graphs.
 
     Attributes:
-      operations: how many there are.
-      output_mb: what they write.
-      score_mb: the part of it that is attention scores, from the product that makes them to the softmax.
-      float_operations: operations that compute in floating point; in a quantized graph, a leak.
-      weights_mb: constants.
+      operations: number of operations.
+      output_mb: megabytes that operations write.
+      score_mb: part of `output_mb` that is attention scores, from the product that computes them to the softmax.
+      float_operations: number of floating-point operations; unintended in a quantized graph.
+      weights_mb: megabytes of constants.
     """
 
     operations: Mapping[str, float]
@@ -45,12 +45,12 @@ class StaticView:
 
     @property
     def moved_mb(self) -> float:
-        """What operations write, without reshapes, which move nothing."""
+        """Megabytes that operations write, without reshapes, which move no data."""
         return sum(size for kind, size in self.output_mb.items() if kind != 'Reshape')
 
     @property
     def transposed_share(self) -> float:
-        """Bytes that are only put in another order, as a share of all others."""
+        """Bytes written by transposes as a fraction of all other bytes moved."""
         transposed = self.output_mb.get('Transpose', 0.0)
         return transposed / max(self.moved_mb - transposed, 1e-9)
 
@@ -68,7 +68,7 @@ class StaticView:
 
 
 def extrapolate(short: StaticView, long: StaticView, repeats: int) -> StaticView:
-    """Return the view of a graph with one part, `long` minus `short`, repeated: short + repeats (long - short)."""
+    """Return the view of a graph that repeats the part `long - short`: short + repeats (long - short)."""
 
     def line(a: float, b: float) -> float:
         return a + repeats * (b - a)
@@ -86,17 +86,17 @@ def extrapolate(short: StaticView, long: StaticView, repeats: int) -> StaticView
 
 
 def dump_options(folder: pathlib.Path) -> dict[str, str]:
-    """Return the provider's options that make it write the graph it compiles into a folder."""
+    """Return the provider options that dump the compiled graph into a folder."""
     return {'dump_json_qnn_graph': '1', DUMP: str(folder.resolve())}
 
 
 def read_view(folder: pathlib.Path, half: bool = False) -> StaticView:
-    """Return the view of the graph that a compilation with `dump_options(folder)` wrote.
+    """Return the view of the graph that a compilation with `dump_options(folder)` dumped.
 
     Args:
-      half: whether the HTP computes in FP16 what the graph says is float32.
+      half: whether the HTP computes the float32 values of the graph in FP16.
     Raises:
-      InputError: there is no graph, or more than one: then parts of the model ran elsewhere.
+      InputError: there is no graph, or more than one, which means that parts of the model ran elsewhere.
     """
     graphs = [content['graph'] for path in sorted(folder.glob('*.json')) if 'graph' in (content := _load(path))]
     if len(graphs) != 1:
@@ -123,7 +123,7 @@ def _view(nodes: Mapping[str, Any], tensors: Mapping[str, Any], half: bool) -> S
 
 
 def _score_outputs(nodes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield kind of operation and output of every pass over attention scores."""
+    """Yield the kind of operation and the output of every pass over attention scores."""
     producers = {name: node for node in nodes.values() for name in node['output_names']}
     for node in nodes.values():
         if node['type'] != 'Softmax':
@@ -139,7 +139,7 @@ def _score_outputs(nodes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _bytes(tensor: Mapping[str, Any], half: bool) -> int:
-    """Return the size of a tensor; QNN's types end in their bits, read as decimal digits of a hexadecimal number."""
+    """Return the size of a tensor in bytes; the last two hex digits of a QNN type, read as decimal, are its bits."""
     bits = int(f'{tensor["data_type"] & 0xFF:x}')
     if half and tensor['data_type'] == _FLOAT_32:
         bits = 16
