@@ -28,7 +28,7 @@ Reader = Callable[[int, UInt8[np.ndarray, 't h w 3']], dict[str, float]]
 
 # Prefix of `data` for drawn scenes: 'shapes:cpu'.
 DRAWN = 'shapes:'
-# Side from which on attributes are legible.
+# Smallest side in pixels at which attributes are legible.
 SMALLEST_READ = 32
 # Number of different drawn scenes.
 SCENES = 2**16
@@ -36,12 +36,12 @@ SCENES = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class ClipsConfig:
-    """The cuts of the clips that training sees.
+    """Size of the training cuts, and the number of held-out clips.
 
     Attributes:
-      frames: of a cut, 8 n + 1.
-      height, width: of a cut; drawn clips have this size.
-      held_out: V, clips that are not trained on: the last stored ones, or drawn ones with unseen captions.
+      frames: frames of a cut, 8 n + 1.
+      height, width: pixels of a cut; drawn clips have this size.
+      held_out: V, clips excluded from training: the last stored ones, or drawn ones with unseen captions.
     """
 
     frames: int = 17
@@ -66,7 +66,7 @@ class Clips(NamedTuple):
     """Samples to train on, held-out clips to evaluate, and JSON that identifies both.
 
     Attributes:
-      read: (index of a held-out clip, its reconstruction) -> which attributes are still right, where they are known.
+      read: (index of a held-out clip, its reconstruction) -> the attributes that are still right, where they are known.
     """
 
     training: Source
@@ -76,7 +76,7 @@ class Clips(NamedTuple):
 
 
 class Videos:
-    """The videos of a source and nothing else, as a `Source` of {'video': uint8 [T, H, W, 3]}."""
+    """The videos of a source, without its other fields, as a `Source` of {'video': uint8 [T, H, W, 3]}."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -94,7 +94,7 @@ def open_clips(data: str, config: ClipsConfig, seed: int = 0) -> Clips:
     Args:
       data: a sample set of train.captioned_clips or train.moving_shapes; or 'shapes:WORLD', scenes of that world that
         are drawn when they are read.
-      seed: of drawn scenes.
+      seed: seed of the drawn scenes.
     Raises:
       InputError: there is no such world or folder, or its clips are smaller than a cut.
     """
@@ -121,7 +121,7 @@ def open_clips(data: str, config: ClipsConfig, seed: int = 0) -> Clips:
 
 
 def _read_attributes(scenes: MovingShapesSource, index: int, video: UInt8[np.ndarray, 't h w 3']) -> dict[str, float]:
-    """Return which attributes of a scene are right, 1 or 0, and its shape mismatch; {} if the picture is too small."""
+    """Return 1 or 0 for each attribute, right or wrong, and the shape mismatch; {} if the picture is too small."""
     if min(video.shape[1:3]) < SMALLEST_READ:
         return {}
     found = attributes.measure(video, scenes.scene(index).traits, scenes.world)
@@ -145,7 +145,7 @@ def random_cuts(videos: UInt8[Array, 'B T H W 3'], config: ClipsConfig, key: PRN
 
 
 def middle_cut(video: UInt8[np.ndarray, 'T H W 3'], config: ClipsConfig) -> UInt8[np.ndarray, 't h w 3']:
-    """Return the cut in the middle of a picture, from the first frame on."""
+    """Return the center crop of the first frames."""
     top, left = ((have - want) // 2 for have, want in zip(video.shape[1:3], config.size[1:], strict=True))
     return video[: config.frames, top : top + config.height, left : left + config.width]
 
@@ -156,7 +156,7 @@ def to_float(videos: UInt8[Array, '*S 3']) -> Float[Array, '*S 3']:
 
 
 def _stored(folder: str) -> tuple[Source, dict[str, Any]]:
-    """Return the samples of a folder, which have videos, and their protocol."""
+    """Return the samples of a folder of videos, and their protocol."""
     samples = SampleSource(folder)
     if 'video' in samples.spec.blobs:
         return ClipSource(folder), samples.protocol

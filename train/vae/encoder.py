@@ -25,7 +25,7 @@ class Encoder:
     """The video encoder on all devices of this process.
 
     Attributes:
-      size: clips of one call.
+      size: clips per call.
       window: frames encoded at a time, see `encode_chunked`.
     """
 
@@ -60,7 +60,7 @@ def _to_range(video: UInt8[Array, 'B F Y X 3']) -> Float[Array, 'B F Y X 3']:
 def _to_latents(
     moments: Float[Array, 'B T H W M'], key: PRNGKeyArray, indices: Int[Array, ' B'], sample: bool
 ) -> Float[Array, 'B T H W C']:
-    """Return the normalized mean, or a sample whose noise depends on the clip's index."""
+    """Return the normalized mean of the posterior, or a sample whose noise depends on the clip's index."""
     moments = moments.astype(jnp.float32)
     mean = posterior_mean(moments)
     if not sample:

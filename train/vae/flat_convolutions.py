@@ -1,12 +1,12 @@
-"""Causal convolutions as two-dimensional ones in training on a CPU, where XLA is slow at three dimensions.
+"""Causal convolutions computed in two dimensions, for training on CPUs, where XLA's three-dimensional ones are slow.
 
-A causal convolution of 3x3x3 sees three frames. With their channels side by side it is one of 3x3:
+A causal convolution of 3x3x3 reads three frames. With their channels concatenated it is a convolution of 3x3:
 
     y(t) = sum over i of kernel_i * x(s t + i - 2) = (kernel_0, kernel_1, kernel_2) * (x(s t - 2), x(s t - 1), x(s t))
 
-The results are the same up to rounding. On a core of a CPU, forward and backward together are 2 to 20 times as fast,
-the most where the stride is not 1; on accelerators it only costs the memory of the copies. The modules stay as they
-are: a method interceptor replaces the call.
+The results are the same up to rounding. On a CPU core, forward and backward together are 2 to 20 times as fast, with
+the largest gain where the stride is not 1. On accelerators there is no gain, and the copies cost memory. The modules
+are unchanged: a method interceptor replaces the call.
 
 Legend: B batch, T frames, H W pixel grid, t h w after the stride, C D channels in and out.
 """
@@ -28,7 +28,7 @@ _PADDING = ((1, 1), (1, 1))
 
 @contextlib.contextmanager
 def flat_convolutions(flat: bool) -> Iterator[None]:
-    """Compute causal convolutions of clips in two dimensions in all modules that are applied inside, if asked."""
+    """Compute the causal convolutions of all modules applied inside the block in two dimensions, if `flat`."""
     if not flat:
         yield
         return

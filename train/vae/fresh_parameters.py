@@ -1,13 +1,13 @@
 """Initial parameters of a new video autoencoder, chosen to shorten its training.
 
-* The layers outside residual branches begin as the best linear autoencoder of the data, see `principal_start`. Channels
-  that it does not need begin as in any convolution.
-* Latents begin at the moments that later programs assume: quant_conv maps them to the mean and deviation of latents
-  after the first one, post_quant_conv maps them back.
-* The posterior's variance begins small, LOG_VARIANCE for every clip: at the usual deviation of 1, the noise hides the
-  latents, and a decoder first learns to ignore them.
-* Residual blocks begin with small branches, RESIDUAL (Goyal et al., arXiv 1706.02677, section 5.1, begin at 0).
-* Pictures of the small decoder begin at the mean color of the data, with little contrast.
+* The layers outside residual branches begin as the best linear autoencoder of the data (`principal_start`). Channels
+  beyond its components have the usual random initialization.
+* Latents begin with the moments that later programs assume: quant_conv maps them to the mean and deviation of latents
+  after the first one, and post_quant_conv inverts the map.
+* The posterior's log-variance begins at the small value LOG_VARIANCE for every clip. With the usual deviation of 1,
+  noise would dominate the latents, and a decoder would first learn to ignore them.
+* Residual branches begin small, scaled by RESIDUAL (Goyal et al., arXiv 1706.02677, section 5.1, begin at 0).
+* The small decoder's output begins at the mean color of the data, with low contrast.
 
 Legend: C latent channels.
 """
@@ -30,24 +30,24 @@ from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import NEODRAGON, CausalVAE, VideoVAE
 from train.data import Source
 
-# Of the posterior at first; a deviation of 0.04 of that of the latents.
+# Initial log-variance of the posterior: a deviation of 0.04 of that of the latents.
 LOG_VARIANCE = -4.0
-# Of the standard normal distribution, cut at two deviations.
+# Deviation of the standard normal distribution truncated at two deviations.
 TRUNCATED_DEVIATION = 0.8796256610342398
-# Of a picture at first, relative to a convolution that keeps the variance.
+# Initial contrast of a picture, relative to a variance-preserving convolution.
 CONTRAST = 0.1
-# Of the last layer of each branch around a skip, relative to one that keeps the variance.
+# Initial scale of the last layer of each residual branch, relative to a variance-preserving one.
 RESIDUAL = 0.02
 BRANCH_ENDS = (('conv_2', 'kernel'), ('mid_attention', 'out', 'kernel'))
-# Clips whose mean color is taken.
+# Number of clips averaged for the mean color.
 COLOR_CLIPS = 16
 
 
 def fresh_autoencoder(module: NativeVAE, key: PRNGKeyArray, start: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters of a new autoencoder; see the module.
+    """Return parameters of a new autoencoder, initialized as the module's docstring describes.
 
     Args:
-      start: of the encoder and the decoder, see `principal_start.principal_layers`.
+      start: parameters of the encoder and the decoder, from `principal_start.principal_layers`.
     """
     params = drawn_parameters(module, key)
     halves = {half: params[half] for half in ('encoder', 'decoder')}
@@ -70,11 +70,11 @@ def fresh_autoencoder(module: NativeVAE, key: PRNGKeyArray, start: Mapping[str, 
 def fresh_small_decoder(module: VideoVAE, key: PRNGKeyArray, color: Float[Array, ' 3']) -> dict[str, Any]:
     """Return parameters of a new small decoder, without those of the encoder.
 
-    Its first convolution begins as the normalization of latents after the first one, so that the bounding by tanh that
-    follows has room for them.
+    The first convolution begins as the normalization of latents after the first one, so that they lie within the range
+    of the following tanh.
 
     Args:
-      color: of the data, see `mean_color`.
+      color: mean color of the data, from `mean_color`.
     """
     decoder = drawn_parameters(module, key)['decoder']
     return {
@@ -91,13 +91,13 @@ def _fresh_picture(layer: Mapping[str, Array], color: Float[Array, ' 3']) -> dic
 def drawn_parameters(module: CausalVAE, key: PRNGKeyArray) -> dict[str, Any]:
     """Return parameters distributed as those of `module.init`; all kernels are slices of one random vector.
 
-    XLA compiles about a second for each random draw of a program, and the module's own initialization has a hundred.
-    Kernels keep the variance of their input; scales are 1 and biases 0.
+    XLA takes about a second to compile each random draw of a program, and the module's own initialization has a
+    hundred. Kernels preserve the variance of their input; scales are 1 and biases 0.
     """
     shapes: dict[Any, Any] = dict(traverse_util.flatten_dict(abstract_params(module)))
     kernels = {path: leaf.shape for path, leaf in shapes.items() if path[-1] == 'kernel'}
     ends = list(itertools.accumulate(math.prod(shape) for shape in kernels.values()))
-    # As flax draws them: at most two deviations from zero, of a variance that this leaves at 1.
+    # As in Flax: normal numbers truncated at two deviations, then scaled to a variance of 1.
     vector = jax.random.truncated_normal(key, -2, 2, (ends[-1],)) / TRUNCATED_DEVIATION
     constants = {'scale': jnp.ones, 'bias': jnp.zeros}
     params = {path: constants[path[-1]](leaf.shape) for path, leaf in shapes.items() if path not in kernels}

@@ -1,18 +1,18 @@
-"""Normalizing the latents of a new encoder to the mean and deviation that `neodragon_jax.models.vae.normalize` assumes.
+"""Normalization of a new encoder's latents to the mean and deviation that `neodragon_jax.models.vae.normalize` assumes.
 
-All later programs normalize latents with the constants of the release, of first frames and of later ones:
+All later programs normalize latents with the constants of the release, one pair for first and one for later frames:
 
     normalized = (z - shift_k) scale_k,    k = first, later
 
 A new encoder's latents have other moments. Two measures correct them. During training, the prior is N(0, 1) of
-normalized latents (`prior_divergence`). Afterwards `fold` puts one affine map z -> a z + b into the pointwise
-convolutions next to the latents: into quant_conv, and inverted into post_quant_conv, so that reconstructions do not
-change. One map cannot fit two kinds of frames exactly; `fit` chooses a and b such that
+normalized latents (`prior_divergence`). After training, `fold` puts one affine map z -> a z + b into the pointwise
+convolutions next to the latents: the map into quant_conv, its inverse into post_quant_conv, so that reconstructions do
+not change. One map cannot fit both kinds of frames exactly; `fit` chooses the a and b that minimize
 
     sum over k of KL(N(m_k, s_k^2) || N(0, 1)) = 1/2 sum over k of (m_k^2 + s_k^2 - 1 - log s_k^2)
 
-is minimal, with m_k and s_k the mean and deviation of normalized latents after the map. Both kinds have equal weight,
-because the first frame is a denoiser's first unit. `NormalizedMoments` holds the remaining deviations.
+with m_k and s_k the mean and deviation of normalized latents after the map. Both kinds have equal weight, because the
+first frame is a unit of its own for a denoiser. `NormalizedMoments` holds the moments that remain.
 
 Legend: B clips, T H W frames and pixels, t latent frames, h w latent grid, C latent channels, M = 2C moments.
 Source: Neodragon, arXiv 2511.06055; Pyramid-Flow, arXiv 2410.05954.
@@ -45,7 +45,7 @@ class NormalizedMoments(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """The map z -> scale z + shift of latents as the encoder gives them."""
+    """The map z -> scale z + shift of latents before normalization."""
 
     scale: float
     shift: float
@@ -70,12 +70,12 @@ def measure(
 ) -> NormalizedMoments:
     """Return the moments of normalized latents, samples of the posterior, over clips from their first frame on.
 
-    They are those of all channels and places together, as the constants of the release are.
+    The moments are taken over all channels and positions together, as for the constants of the release.
 
     Args:
-      moments: of the encoder, batch by batch; t at least 2.
+      moments: the encoder's moments, batch by batch; t at least 2.
     Raises:
-      InputError: there are no clips, or single pictures, which have no later frames.
+      InputError: there are no clips, or only single pictures, which have no later frames.
     """
     counts, sums, squares = np.zeros(2), np.zeros(2), np.zeros(2)
     for batch in moments:
@@ -87,7 +87,7 @@ def measure(
         for kind, frames in enumerate((slice(0, 1), slice(1, None))):
             counts[kind] += mean[:, frames].size
             sums[kind] += mean[:, frames].sum()
-            # A sample's square is expected to be that of the mean plus the variance.
+            # E[sample^2] = mean^2 + variance.
             squares[kind] += (mean[:, frames] ** 2 + variance[:, frames]).sum()
     if not counts.all():
         raise InputError('statistics of latents: there are no clips to measure; give some.')
@@ -97,9 +97,9 @@ def measure(
 
 
 def fit(measured: NormalizedMoments, statistics: LatentStatistics = NEODRAGON) -> Affine:
-    """Return the map of latents that is best for both kinds of frames; see the module.
+    """Return the map of latents that minimizes the sum of divergences in the module's docstring.
 
-    The sum is quadratic in b; with the best b it is square a^2 + linear a - 2 log a, up to a constant.
+    The sum is quadratic in b. With the best b it is square a^2 + linear a - 2 log a, up to a constant.
     """
     scales = np.array([statistics.first_scale, statistics.scale])
     shifts = np.array([statistics.first_shift, statistics.shift])
@@ -126,10 +126,10 @@ def after(measured: NormalizedMoments, affine: Affine, statistics: LatentStatist
 
 
 def fold(params: Params, affine: Affine) -> dict[str, Any]:
-    """Return parameters of a CausalVAE whose latents are mapped, and whose reconstructions are the same.
+    """Return parameters of a CausalVAE whose latents are mapped and whose reconstructions are unchanged.
 
-    Means become a mean + b, log-variances grow by 2 log a; post_quant_conv begins by inverting the map. Both are
-    pointwise, so that this is exact up to rounding, but for log-variances that leave their clamp.
+    Means become a mean + b, log-variances grow by 2 log a, and post_quant_conv includes the inverse map. Both
+    convolutions are pointwise, so the result is exact up to rounding, except for log-variances that leave their clamp.
     """
     quant, post = ({name: np.asarray(leaf) for name, leaf in params[key].items()} for key in _NEXT_TO_LATENTS)
     channels = quant['bias'].shape[0] // 2
@@ -167,9 +167,9 @@ def fit_and_fold(
     """Measure the latents of clips, and return the parameters with the best map folded in.
 
     Args:
-      params: of a CausalVAE.
+      params: parameters of a CausalVAE.
       encode: the encoder with these parameters, from clips [B, T, H, W, 3] in [-1, 1] to moments.
-      videos: batches of clips of the kind that the latents are for; more give better numbers, 16 are many.
+      videos: batches of representative clips; more clips give better estimates, and 16 are enough.
     """
     before = measure(np.asarray(encode(video)) for video in videos)
     affine = fit(before)

@@ -1,8 +1,8 @@
 """Perceptual differences of pictures: LPIPS, whose weights the user provides, and an edge error that needs none.
 
-LPIPS compares the features of a network for image classification. Per layer, features are scaled to unit length over
-their channels; squared differences are weighted by learned numbers per channel, averaged over pixels, and added up over
-five layers. The weights file is the state dict of the public package, safetensors or npz:
+LPIPS compares the features of an image classification network. Per layer, features are scaled to unit length over their
+channels; squared differences are weighted by learned numbers per channel, averaged over pixels, and summed over five
+layers. The weights file is the state dict of the public package, safetensors or npz:
 
     python -c "import lpips, safetensors.torch as s; s.save_file({k: v.clone() for k, v in
         lpips.LPIPS(net='vgg').state_dict().items()}, 'lpips_vgg.safetensors')"
@@ -11,7 +11,8 @@ five layers. The weights file is the state dict of the public package, safetenso
     net.slice{s}.{i}.bias [out]
     lin{s-1}.model.1.weight [1, out, 1, 1]    weights of the features that end slice s
 
-`lins.*` and `scaling_layer.*`, copies and constants, are ignored. 'alex' works as 'vgg' does; the file tells which.
+`lins.*` and `scaling_layer.*`, copies and constants, are ignored. 'alex' works like 'vgg'; the tensor names determine
+the network.
 
 Legend: N pictures, H W pixels, C channels, B clips, T frames.
 Source: LPIPS 0.1, arXiv 1801.03924. Neodragon, arXiv 2511.06055, trains its decoder on squared error and LPIPS.
@@ -37,9 +38,9 @@ from neodragon_jax.base.errors import InputError
 
 # Normalization of pictures in [-1, 1] to the statistics of the networks' training data.
 SHIFT, SCALE = np.array(((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)), np.float32)
-# Below this the pools of either network leave nothing.
+# Smallest side of a picture that survives the pooling of both networks.
 SMALLEST_SIDE = 32
-# Squared length of features under which they count as none.
+# Squared norm below which features count as zero.
 _TINY = 1e-20
 
 Pictures = Float[Array, 'N H W 3']
@@ -78,7 +79,7 @@ def _vgg() -> Network:
     for block, (features, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
         for number in range(count):
             pool = block > 0 and number == 0
-            index += pool  # the pool has a number, too
+            index += pool  # a pool has an index as well
             layers.append(Layer(index, features, pool=pool, output=number == count - 1))
             index += 2  # convolution and ReLU
     return Network(tuple(layers), pool=2)
@@ -135,13 +136,13 @@ class LPIPS(nn.Module):
 
 
 def _unit(features: Float[Array, 'N H W C']) -> Float[Array, 'N H W C']:
-    """Scale features to unit length over their channels; none stay none, and have a gradient of 0."""
+    """Scale features to unit length over their channels; zero features stay zero, with a gradient of 0."""
     square = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
     return features * jax.lax.rsqrt(jnp.maximum(square, _TINY))
 
 
 def load_lpips(path: PathLike, dtype: Any = None) -> tuple[LPIPS, Params]:
-    """Read weights; see the module for their layout.
+    """Read weights in the layout of the module's docstring.
 
     Returns:
       (module, params): in float32.
@@ -173,7 +174,7 @@ def load_lpips(path: PathLike, dtype: Any = None) -> tuple[LPIPS, Params]:
 
 
 def _layout(network: Network) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """Return name -> (our layer, our leaf or '', shape) of every tensor of a weights file."""
+    """Return name -> (layer, parameter or '', shape) of every tensor of a weights file, in this module's names."""
     layout: dict[str, tuple[str, str, tuple[int, ...]]] = {}
     slice_number, channels = 1, 3
     for number, layer in enumerate(network.layers):
@@ -206,8 +207,8 @@ def _read(path: pathlib.Path) -> Mapping[str, np.ndarray]:
 def edge_error(got: Float[Array, 'B T H W 3'], want: Float[Array, 'B T H W 3']) -> Float[Array, '']:
     """Return the difference of edges and motion: blur and flicker raise it, a wrong tint does not.
 
-    It is the mean absolute difference of neighboring pixels of the error got - want, mean over width, height and, in
-    clips of several frames, time.
+    The error is the mean absolute difference of neighboring pixels of got - want, averaged over the axes width, height
+    and, in clips of several frames, time.
     """
     error = (got - want).astype(jnp.float32)
     axes = [axis for axis in (1, 2, 3) if error.shape[axis] > 1]

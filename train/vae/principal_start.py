@@ -1,20 +1,20 @@
-"""A linear start for a video autoencoder: the principal components of the data, laid into its layers.
+"""Linear initialization of a video autoencoder from the principal components of the data.
 
-An autoencoder without its branches around skips, SiLU and norms is linear, and the best linear one is known before the
-first step: the principal components of patches of 8 frames of 8x8 pixels, of which latents keep the first C. Here they
-come about layer by layer. After each layer, a place of the grid stands for a patch of t frames of s x s pixels, and its
-channels hold the first components of such patches (basis B of p, orthonormal rows, scaled to a mean square of 1):
+An autoencoder without residual branches, SiLU and norms is linear, and the best linear one is known in closed form: its
+latents are the first C principal components of patches of 8 frames of 8x8 pixels. Here they are computed layer by
+layer. After each layer, a grid position represents a patch of t frames of s x s pixels, and its channels hold the first
+components of such patches (basis B of p, orthonormal rows, scaled to a mean square of 1):
 
     halving,  patches p -> q:   kernel at sub-patch j of q   = B(q) restricted to j   B(p)^T
     doubling, patches q -> p:   channels of sub-patch j of q = B(p)   (B(q) restricted to j)^T
 
-The norm and SiLU before the last convolution pass components on unharmed: they arrive in pairs x, -x, for which
-silu(x) - silu(-x) = x, beside a constant, without which the norm would take away the contrast of the picture.
+The norm and SiLU before the last convolution preserve the components: the channels hold pairs x, -x, for which
+silu(x) - silu(-x) = x. An additional constant channel keeps the norm from removing the contrast of the picture.
 
-The first frame of a video, before which are zeros, is not linear in the same way, and is left to training.
+The first frame of a video is preceded by zeros, so its linear map differs; it is left to training.
 
-Source: the principal components as an autoencoder's linear optimum are those of Baldi and Hornik, Neural Networks 2,
-1989; the layout is ours.
+Source: Baldi and Hornik, Neural Networks 2, 1989 (principal components as the optimum of a linear autoencoder). The
+layer-by-layer layout is specific to this project.
 Legend: C D channels in and out, K components, N patches, P numbers of a patch (t s s 3), t s frames and side.
 """
 
@@ -32,11 +32,11 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from train.data import Source
 
-# Number of clips that are read, and of patches that are sampled from them.
+# Numbers of clips to read and of patches to sample from them.
 CLIPS, PATCHES = 64, 16_384
-# Least mean square of a component: clips may be of one color.
+# Smallest mean square of a component, for clips of a single color.
 LEAST = 1e-6
-# The constant beside the components before the last norm, relative to their root mean square.
+# Value of the constant channel before the last norm, relative to the components' root mean square.
 CONSTANT = 2.0
 
 Layer = dict[str, Float[np.ndarray, '*S']]
@@ -44,14 +44,14 @@ Layers = dict[tuple[str, ...], Layer]
 
 
 class Patch(NamedTuple):
-    """The part of a video that a position of a grid represents: frames, and pixels of a side."""
+    """The part of a video that a grid position represents: number of frames, and side in pixels."""
 
     frames: int
     side: int
 
     @property
     def numbers(self) -> int:
-        """Return the pixels' count, times three."""
+        """Return the number of pixels times three."""
         return 3 * self.frames * self.side**2
 
 
@@ -69,12 +69,12 @@ class Basis(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """The factor that brings the components to a mean square of 1."""
+        """Return the factor that scales the components to a mean square of 1."""
         return 1 / math.sqrt(float(self.energy.mean()))
 
 
 class Patches:
-    """The covariance of the largest patches of some clips, of which the smaller ones' are parts."""
+    """Covariance of the largest patches of some clips; it contains the covariances of smaller patches."""
 
     def __init__(self, clips: Source, largest: Patch) -> None:
         """Read the first clips.
@@ -106,7 +106,7 @@ class Patches:
             yield video.reshape(-1, self.largest.numbers).astype(np.float32) / 127.5 - 1
 
     def basis(self, patch: Patch, channels: int) -> Basis:
-        """Return the first components of a patch that fit into the channels."""
+        """Return the first components of a patch, at most one per channel."""
         if patch not in self._components:
             self._components[patch] = self._decompose(patch)
         energy, rows = self._components[patch]
@@ -118,14 +118,14 @@ class Patches:
         frames, side = self.largest
         outer = (frames // patch.frames, side // patch.side)
         shape = (outer[0], patch.frames, outer[1], patch.side, outer[1], patch.side, 3)
-        # Equal places on both sides: the mean over all of this patch within the largest one.
+        # Average the diagonal blocks: the mean over all positions of this patch within the largest one.
         within = np.einsum('aibjckuaxbyczv->ijkuxyzv', self.covariance.reshape(*shape, *shape))
         within = within.reshape(patch.numbers, patch.numbers) / (outer[0] * outer[1] ** 2)
         return np.linalg.eigh(within)
 
 
 def _parts(basis: Basis, grid: Patch) -> list[Float[np.ndarray, 'K p']]:
-    """Return the rows restricted to each sub-patch of a grid of so many, in its order."""
+    """Return the rows restricted to each sub-patch of a grid, in the order of the grid."""
     patch, (frames, side) = basis.patch, grid
     inner = (patch.frames // frames, patch.side // side)
     rows = basis.rows.reshape(-1, frames, inner[0], side, inner[1], side, inner[1], 3)
@@ -134,15 +134,15 @@ def _parts(basis: Basis, grid: Patch) -> list[Float[np.ndarray, 'K p']]:
 
 
 def _maps(small: Basis, large: Basis, grid: Patch) -> list[Float[np.ndarray, 'L K']]:
-    """Return the maps from the components of each sub-patch (K) to their share of the patch's (L)."""
+    """Return the maps from each sub-patch's components (K) to their contribution to the patch's components (L)."""
     return [part @ small.rows.T * (large.gain / small.gain) for part in _parts(large, grid)]
 
 
 class Pairs:
-    """Channels before the last norm: in each group a constant, then components, each as x, -x."""
+    """Channel layout before the last norm: each group has a constant, then components, each as a pair x, -x."""
 
     def __init__(self, components: int, channels: int, groups: int) -> None:
-        """Lay components out, again and again while there is room."""
+        """Assign components to channels, repeating them until the channels are full."""
         size = channels // groups
         constants = 1 if size >= 4 else 0
         self.sign = np.zeros((channels, components), np.float32)
@@ -152,7 +152,7 @@ class Pairs:
             for pair in range(size // 2):
                 first = group * size + 2 * pair
                 if pair < constants:
-                    # As strong as the whole group, however many channels that has.
+                    # Scaled with the size of the group, so that its share of the norm does not depend on it.
                     self.bias[first : first + 2] = CONSTANT * math.sqrt(size / 2), -CONSTANT * math.sqrt(size / 2)
                 else:
                     self.sign[first : first + 2, turn % components] = 1, -1
@@ -168,7 +168,7 @@ class Pairs:
 
 
 def principal_layers(config: PyramidFlowVAEConfig, clips: Source) -> dict[str, Any]:
-    """Return parameters of `encoder` and `decoder` outside the branches around skips; zero where there is no component.
+    """Return parameters of `encoder` and `decoder` outside residual branches; zero where there is no component.
 
     Raises:
       InputError: the clips are smaller than one latent.
@@ -183,7 +183,7 @@ def principal_layers(config: PyramidFlowVAEConfig, clips: Source) -> dict[str, A
 
 
 def _encoder(config: PyramidFlowVAEConfig, patches: Patches) -> Layers:
-    """Return the encoder's layers; the first C of the last one's channels are latents of a mean square of 1."""
+    """Return the encoder's layers. The first C outputs of the last layer are latents with a mean square of 1."""
     widths, width = config.encoder_block_out_channels, config.encoder_block_out_channels[0]
     basis, path = patches.basis(Patch(1, 1), width), ('conv_in',)
     colors = basis.gain * basis.rows
@@ -212,7 +212,7 @@ def _decoder(config: PyramidFlowVAEConfig, patches: Patches) -> Layers:
     """Return the decoder's layers, for latents of a mean square of 1."""
     widths = config.decoder_block_out_channels[::-1]
     width, path = widths[0], ('conv_in',)
-    # Only as many components as come in: at a mean square of 1, latents are what this basis stands for.
+    # One component per input channel: this basis describes latents scaled to a mean square of 1.
     basis = patches.basis(patches.largest, min(config.encoder_out_channels, width))
     layers: Layers = {path: _conv({(0, 0, 0): np.eye(len(basis.rows))}, config.encoder_out_channels, width)}
     for level, features in enumerate(widths):
@@ -221,7 +221,7 @@ def _decoder(config: PyramidFlowVAEConfig, patches: Patches) -> Layers:
         steps += [('double_time', Patch(2, 1))] if config.decoder_temporal_up_sample[level] else []
         for name, grid in steps:
             small = patches.basis(Patch(basis.patch.frames // grid.frames, basis.patch.side // grid.side), features)
-            # The transposed maps, with the gains the other way round.
+            # Transposed maps with inverted gains.
             maps = [part.T * (small.gain / basis.gain) ** 2 for part in _maps(small, basis, grid)]
             skip = name == 'resnet_0'
             path = (f'up_{level}', name, 'skip') if skip else (f'up_{level}', name)
@@ -238,7 +238,7 @@ def _decoder(config: PyramidFlowVAEConfig, patches: Patches) -> Layers:
 
 
 def _places(grid: Patch) -> list[tuple[int, int, int]]:
-    """Return where the sub-patches are: frames before the current one, and rows and columns after it."""
+    """Return the offsets of the sub-patches: frames before the current one, and rows and columns after it."""
     sides = range(grid.side)
     return [(frame, row, column) for frame in range(1 - grid.frames, 1) for row in sides for column in sides]
 
@@ -249,7 +249,7 @@ def _conv(
     channels: int,
     bias: Float[np.ndarray, ' D'] | None = None,
 ) -> Layer:
-    """Return a causal convolution with these maps at these places, and zeros elsewhere."""
+    """Return a causal convolution with the given maps at their offsets, and zeros elsewhere."""
     kernel, offset = np.zeros((3, 3, 3, channels_in, channels), np.float32), np.zeros(channels, np.float32)
     for (frame, row, column), matrix in maps.items():
         kernel[2 + frame, 1 + row, 1 + column, : matrix.shape[1], : matrix.shape[0]] = matrix.T
@@ -259,20 +259,20 @@ def _conv(
 
 
 def _pointwise(maps: Mapping[tuple[int, int, int], Float[np.ndarray, 'D C']], channels_in: int, channels: int) -> Layer:
-    """Return the same for a skip, a convolution of 1x1 with one map."""
+    """Return a skip's convolution of 1x1 with the only map."""
     layer = _conv(maps, channels_in, channels)
     return {'kernel': layer['kernel'][-1, 1:2, 1:2], 'bias': layer['bias']}
 
 
 def _interleaved(maps: Sequence[Float[np.ndarray, 'K L']], channels: int) -> Float[np.ndarray, 'D L']:
-    """Return the maps of all sub-patches as one, in the order of channels before they become pixels or frames."""
+    """Return the maps of all sub-patches as one, in the channel order of the following depth-to-space step."""
     stacked = np.zeros((channels, len(maps), maps[0].shape[1]), np.float32)
     stacked[: len(maps[0])] = np.stack(maps, axis=1)
     return stacked.reshape(-1, maps[0].shape[1])
 
 
 def _pair(layer: Layer, pairs: Pairs) -> None:
-    """Output a layer's components as pairs, for every pixel or frame that it makes of one."""
+    """Change a layer's output to pairs x, -x, for every pixel or frame that it produces per input position."""
     kernel, (channels, components) = layer['kernel'], pairs.sign.shape
     kernel = kernel.reshape(*kernel.shape[:-1], channels, -1)[..., :components, :]
     paired = np.einsum('...kn,ck->...cn', kernel, pairs.sign)

@@ -1,4 +1,4 @@
-"""Differences of reconstructed clips and originals: the terms of a loss, and the evaluation of held-out clips.
+"""Differences between reconstructed and original clips: the terms of a loss, and the evaluation on held-out clips.
 
 Legend: B clips, T frames, H W pixels, V held-out clips.
 """
@@ -25,7 +25,7 @@ from train.runtime.sharding import place, to_host
 from train.vae.clips import Clips
 from train.vae.perceptual import edge_error, load_lpips
 
-# PSNR of identical clips, for which the definition is infinite.
+# PSNR in dB reported for identical clips, where the definition is infinite.
 BEST_PSNR_DB = 100.0
 PER_CLIP = 'clips.json'
 
@@ -37,10 +37,10 @@ class TermsConfig:
     """Weights of the differences between reconstruction and original, both in [-1, 1].
 
     Attributes:
-      absolute, square: of the mean absolute and the mean squared difference.
-      edges: of `perceptual.edge_error`, the stand-in for LPIPS where there are no weights.
-      lpips: of LPIPS, mean over frames.
-      lpips_weights: file, see train/vae/perceptual.py; '' trains without LPIPS.
+      absolute, square: weights of the mean absolute and the mean squared difference.
+      edges: weight of `perceptual.edge_error`, the replacement for LPIPS without its weights file.
+      lpips: weight of LPIPS, mean over frames.
+      lpips_weights: weights file, see train/vae/perceptual.py; '' trains without LPIPS.
     """
 
     absolute: float = 0.0
@@ -83,7 +83,7 @@ class Terms:
         """Return the weighted sum, and the terms with `psnr` in dB, in float32.
 
         Args:
-          frozen: a mapping that has what `frozen` returned.
+          frozen: a mapping with the entries that the method `frozen` returns.
         """
         config, error = self.config, (got - want).astype(jnp.float32)
         square = jnp.mean(jnp.square(error))
@@ -96,7 +96,7 @@ class Terms:
         return loss, terms | {'psnr': -10 * jnp.log10(jnp.maximum(square / 4, 10 ** (-BEST_PSNR_DB / 10)))}
 
     def _lpips(self, params: Any, got: Video, want: Video) -> Float[Array, '']:
-        """Return LPIPS, the mean over frames: one after the other, and again for the gradient, to save memory."""
+        """Return LPIPS, mean over frames, computed frame by frame and rematerialized to save memory."""
 
         @jax.checkpoint
         def of_frame(pair: tuple[Array, Array]) -> Array:
@@ -151,7 +151,7 @@ class EvaluationConfig:
 
 
 class Evaluation:
-    """Evaluates reconstructions of the same held-out clips, rounded to bytes as in a file."""
+    """Evaluation of reconstructions of fixed held-out clips, rounded to bytes as in a file."""
 
     def __init__(self, config: EvaluationConfig, clips: Clips) -> None:
         self.config, self.clips, self.read = config, clips.held_out, clips.read
@@ -159,15 +159,16 @@ class Evaluation:
     def __call__(
         self, ways: Mapping[str, Callable[[Video], Video]], params: Any, folder: pathlib.Path
     ) -> dict[str, float]:
-        """Return the quality of every way to reconstruct; write clips, and the quality of each, into `folder`.
+        """Return the quality of each reconstruction method; write the clips and their quality into `folder`.
 
-        The first way against the originals is `psnr`, `psnr_worst` (of all clips) and `ssim`; another one NAME is
-        `NAME_psnr` and so on, and `psnr_to_NAME` compares the first with it. What can be read of clips (`Clips.read`)
-        is reported alike, for scenes shares such as `shape_right`. Every process calls this.
+        The first method is compared with the originals as `psnr`, `psnr_worst` (of all clips) and `ssim`. Any other
+        method NAME is `NAME_psnr` and so on, and `psnr_to_NAME` compares the first method with it. Attributes read from
+        clips (`Clips.read`) are reported in the same way, for scenes as shares such as `shape_right`. Every process
+        must call this.
 
         Args:
           ways: name -> function of clips in [-1, 1].
-          params: which are on the mesh that the functions compute on.
+          params: parameters, on the mesh of the functions.
         """
         rows: list[dict[str, float]] = []
         for start in range(0, len(self.clips), self.config.batch):

@@ -1,12 +1,12 @@
-"""Encoding and decoding clips in training with less memory: activations are discarded and computed again.
+"""Rematerialization for training video VAEs: activations are discarded and recomputed to save memory.
 
-Two methods, neither of which changes a result:
+There are two methods; neither changes a result:
 
-* blocks: of every residual block only the input is kept for its gradient.
-* windows: a clip passes in windows of time. Of each, only the context for the next window is kept: two frames of every
-  causal convolution, or the memories of TinyAEHV.
+* blocks: for each residual block, only the input is kept for the gradient.
+* windows: a clip is processed in windows of time. For each, only the context of the next window is kept: two frames of
+  every causal convolution, or the memories of TinyAEHV.
 
-Both leave the modules as they are: a method interceptor wraps the blocks' calls.
+The modules are unchanged: a method interceptor wraps the calls of the blocks.
 
 Legend: B batch, T frames, H W pixels, t latent frames, h w latent grid, C latent channels, M = 2C moments.
 """
@@ -30,20 +30,20 @@ from neodragon_jax.models.vae import CausalVAE, Latents, Moments, Video, VideoVA
 from neodragon_jax.models.vae_decoder import MemoryBlock
 
 BLOCKS = (ResnetBlock, FrameAttention, MemoryBlock)
-FRAMES = 8  # of a latent frame
+FRAMES = 8  # per latent frame
 
 Params = Mapping[str, Any]
-# (parameters, what the window before left, window) -> (result, what this one leaves)
+# (parameters, context of the previous window, window) -> (result, context for the next window)
 Step = Callable[[Params, Any, Array], tuple[Array, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-    """Which activations are kept for the gradient.
+    """Options of the rematerialization.
 
     Attributes:
-      blocks: discard those inside residual blocks.
-      window: frames of a window after the first frame, a multiple of 8; 0 passes clips whole.
+      blocks: discard the activations inside residual blocks.
+      window: frames of a window after the first frame, a multiple of 8; 0 processes clips whole.
     """
 
     blocks: bool = False
@@ -81,7 +81,7 @@ def _apply(module: CausalVAE, params: Params, x: Array, method: str) -> Float[Ar
 
 
 def _step(module: CausalVAE, method: str) -> Step:
-    """Return the step of a method whose causal layers leave their last frames in a collection."""
+    """Return the step of a method whose causal layers store their last frames in a collection."""
 
     def step(params: Params, context: Any, part: Array) -> tuple[Array, Any]:
         return module.apply({'params': params, **context}, part, method=method, mutable=[CONTEXT])  # pyright: ignore[reportReturnType]
@@ -92,7 +92,7 @@ def _step(module: CausalVAE, method: str) -> Step:
 def _windows(
     step: Step, params: Params, state: Any, clip: Float[Array, 'B T _ _ _'], window: int
 ) -> Float[Array, 'B _ _ _ _']:
-    """Run a step over a clip: 1 + window frames (or latents) first, then window at a time."""
+    """Run a step over a clip: first 1 + window frames (or latents), then `window` at a time."""
     parts = []
     for part in jnp.split(clip, [*range(window + 1, clip.shape[1], window)], axis=1):
         result, state = jax.checkpoint(step)(params, state, part)
@@ -102,7 +102,7 @@ def _windows(
 
 @contextlib.contextmanager
 def _rematerializing(memory: MemoryConfig) -> Iterator[None]:
-    """Rematerialize the residual blocks of all modules that are applied inside, if asked."""
+    """Rematerialize the residual blocks of all modules applied inside the block, if `memory.blocks`."""
     if not memory.blocks:
         yield
         return
@@ -113,7 +113,7 @@ def _rematerializing(memory: MemoryConfig) -> Iterator[None]:
 def _rematerialized(
     inside: list[nn.Module], call: Callable[..., Any], args: Sequence[Any], kwargs: Any, context: Any
 ) -> Any:
-    """Call a method; a block's is wrapped in `nn.remat`, which calls it again, and then it is `inside` one."""
+    """Call a method, wrapped in `nn.remat` if it is a residual block's and the call is not already `inside` one."""
     if inside or context.method_name != '__call__' or not isinstance(context.module, BLOCKS):
         return call(*args, **kwargs)
     inside.append(context.module)

@@ -1,4 +1,4 @@
-"""The common part of the programs that train an autoencoder and a small decoder: options, update and random cuts.
+"""Common parts of the autoencoder and small decoder programs: options, update and random cuts.
 
 Legend: B batch, T frames, H W pixels, t latent frames, h w latent grid, C latent channels.
 """
@@ -67,7 +67,7 @@ class VAETraining(Generic[Options]):
     name: str
 
     def __init__(self, config: Options, module: nn.Module, clips: Clips, cut: ClipsConfig) -> None:
-        """Prepare.
+        """Read the weights of LPIPS, and build the optimizer.
 
         Args:
           module: a video VAE.
@@ -112,7 +112,7 @@ class VAETraining(Generic[Options]):
         raise NotImplementedError
 
     def metadata(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must share, as far as both programs have them."""
+        """Return the settings common to both programs that a resumed run must share."""
         terms = {name: value for name, value in vars(self.config.terms).items() if name != 'lpips_weights'}
         terms['with_lpips'] = bool(self.config.terms.lpips_weights)
         sizes = self.module.config.to_json()
@@ -122,7 +122,7 @@ class VAETraining(Generic[Options]):
 def cut_batch(
     videos: Array, cut: ClipsConfig, latents: tuple[int, int, int, int], key: PRNGKeyArray
 ) -> dict[str, Array]:
-    """Return random cuts of clips as `video`, and `noise` for the posterior; both are a function of the key."""
+    """Return random cuts of clips as `video`, and `noise` for the posterior; both depend on the key only."""
     cut_key, noise_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, (videos.shape[0], *latents))
     return {'video': random_cuts(videos, cut, cut_key), 'noise': split_batch(noise)}
