@@ -1,1 +1,1 @@
-"""What every program runs on: states, checkpoints, optimizers, metrics, plans and traces."""
+"""Runtime of the training programs: states, checkpoints, optimizers, metrics, plans and traces."""

@@ -1,6 +1,6 @@
 """Agreement of the processes of a run, checked before the first step.
 
-Processes with different settings, code or data would train without an error, but wrongly.
+Without the check, processes with different settings, code or data would train wrongly without an error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
     """Compare facts about a run, as JSON, between its processes; all must call it.
 
     Raises:
-      InputError: on every process, if one of them differs from process 0; it names that process and the facts.
+      InputError: on every process, if one of them differs from process 0; the message names that process and the facts.
     """
     if jax.process_count() == 1:
         return
@@ -59,7 +59,7 @@ def _digest(value: Any) -> np.ndarray:
 
 
 def differences(first: Any, other: Any, path: str = '') -> str:
-    """Return the leaves in which two JSON values differ, as 'a.b: 1 there, 2 here'; at most three."""
+    """Return the first three leaves in which two JSON values differ, as 'a.b: 1 there, 2 here'."""
     return '; '.join(_differences(first, other, path)[:3])
 
 

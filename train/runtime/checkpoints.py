@@ -1,8 +1,12 @@
 """Checkpoints of a run: state, position in the data and randomness, and the facts that a resuming run must share.
 
-A checkpoint has three items besides Orbax's own. `state`: parameters, optimizers, averages, step and counters, in
-pieces that any mesh and any number of processes can read. `place`: the data iterator, and the key of all randomness.
-`metadata`: those of the program, and the seed. It is written in the background, and appears when it is complete.
+A checkpoint has three items besides those of Orbax:
+
+* `state`: parameters, optimizers, averages, step and counters, readable on any mesh and any number of processes.
+* `place`: the position of the data iterator, and the key of all randomness.
+* `metadata`: the metadata of the program, and the seed.
+
+It is written in the background, and appears under its final name when complete.
 """
 
 from __future__ import annotations
@@ -25,18 +29,18 @@ import orbax.checkpoint as ocp
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 
-# File with the best checkpoints by their metric, beside the checkpoints' folder.
+# File that lists the best checkpoints and their metric, beside the checkpoints' folder.
 BEST = 'best.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: the newest, and the best by a metric of their evaluation.
+    """Policy of the checkpoints to keep: the newest, and the best by a metric of their evaluation.
 
     Attributes:
-      newest: how many of the newest.
-      best: how many of the best; they may be among the newest, and may be older than all of those.
-      metric, mode: 'eval/loss' and 'min', for instance.
+      newest: number of newest checkpoints.
+      best: number of best checkpoints; these may overlap with the newest.
+      metric, mode: for instance 'eval/loss' and 'min'.
     """
 
     newest: int
@@ -45,10 +49,10 @@ class Keep:
     mode: str = 'min'
 
     def ranked(self, metrics: Mapping[int, Mapping[str, float] | None]) -> dict[int, float]:
-        """Return {step: metric} of the best checkpoints, best first; of equals the older is better.
+        """Return {step: metric} of the best checkpoints, best first; ties go to the older one.
 
         Args:
-          metrics: step -> metrics of its evaluation. Without the metric, or a finite one, it is not among the best.
+          metrics: step -> metrics of its evaluation. Steps without a finite value of the metric are left out.
         """
         values = {step: (given or {}).get(self.metric) for step, given in metrics.items()}
         scored = {step: value for step, value in values.items() if value is not None and math.isfinite(value)}
@@ -56,7 +60,7 @@ class Keep:
         return dict(sorted(scored.items(), key=lambda item: (sign * item[1], item[0]))[: self.best])
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Return which checkpoints stay: Orbax's interface."""
+        """Return for each checkpoint whether to keep it (Orbax's interface)."""
         del context
         steps = [info.step for info in checkpoints]
         kept = {*steps[-self.newest :], *self.ranked({info.step: info.metrics for info in checkpoints})}
@@ -64,13 +68,13 @@ class Keep:
 
 
 class Checkpoints:
-    """The checkpoints of a run, written in the background; each appears when it is complete."""
+    """Checkpoints of a run, written in the background; each appears when complete."""
 
     def __init__(self, folder: pathlib.Path, *, keep: Keep, metadata: dict[str, Any]) -> None:
         """Open the folder.
 
         Args:
-          keep: which checkpoints stay; `best.json` beside the folder names the best.
+          keep: checkpoints to keep; `best.json` beside the folder lists the best.
           metadata: JSON that a checkpoint and a run that resumes from it must agree on.
         Raises:
           InputError: the newest checkpoint there belongs to another kind of run.
@@ -79,9 +83,9 @@ class Checkpoints:
         self._metadata = json.loads(json.dumps(metadata))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep,  # pyright: ignore[reportArgumentType]
-            # Its presence makes Orbax store metrics; `keep` ranks them.
+            # Orbax stores metrics only if this is set; `keep` ranks them.
             best_fn=lambda metrics: metrics[keep.metric],
-            # Of killed processes.
+            # Remove the temporary folders of killed processes.
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
@@ -117,11 +121,11 @@ class Checkpoints:
                 )
 
     def save(self, step: int, state: Any, place: dict[str, Any], metrics: Mapping[str, float]) -> None:
-        """Save in the background, unless this step is saved already. The state may be donated once this returns.
+        """Save in the background, unless this step is saved already. The state may be donated after the call.
 
         Args:
           place: JSON, equal on every process.
-          metrics: of an evaluation of this state; {} without one.
+          metrics: metrics of an evaluation of this state; {} without one.
         """
         if self.latest() == step:
             return
@@ -130,7 +134,7 @@ class Checkpoints:
             place=ocp.args.JsonSave(place),
             metadata=ocp.args.JsonSave(self._metadata),
         )
-        # Orbax would begin by waiting for the checkpoint before this one; only then is it known to be there.
+        # Wait for the previous checkpoint, as Orbax would: only then is it known to be complete.
         self.wait()
         self._metrics[step] = dict(metrics)
         self._manager.save(step, args=items, metrics=self._metrics[step], force=True)
@@ -139,7 +143,7 @@ class Checkpoints:
         """Return the newest state, in the shardings of `abstract_state`, and its place.
 
         Raises:
-          InputError: the newest checkpoint is damaged; the message names the newest one that is not.
+          InputError: the newest checkpoint is damaged; the message names the newest undamaged one.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         try:
@@ -167,11 +171,11 @@ class Checkpoints:
         return True
 
     def preempted(self, step: int) -> bool:
-        """Return whether the processes of this run have agreed that one of them must stop; all call it every step."""
+        """Return whether the processes have agreed to stop because one is preempted; all must call it every step."""
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Return when everything is written, and record which checkpoints are the best."""
+        """Wait until everything is written, then record the best checkpoints."""
         self._manager.wait_until_finished()
         self._record_best()
 
@@ -188,7 +192,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
-        # Closing waits for all processes. After an error of this one the others do not come; see `leave`.
+        # Closing waits for all processes. After an error of this process the others never reach it; see `leave`.
         alone = kind is not None and issubclass(kind, Exception) and jax.process_count() > 1
         if not alone:
             self._manager.close()
@@ -198,8 +202,8 @@ class Checkpoints:
 def stop_on_signals() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or the first Ctrl-C sets; a second Ctrl-C interrupts at once.
 
-    With several processes JAX's coordination service watches for SIGTERM, so that all stop at the same step; then the
-    event stays unset, and Ctrl-C becomes SIGTERM.
+    With several processes, JAX's coordination service handles SIGTERM, so that all stop at the same step. In that case
+    the event stays unset, and Ctrl-C is converted to SIGTERM.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

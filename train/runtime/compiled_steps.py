@@ -1,4 +1,4 @@
-"""The compiled steps of a run, and where compiled programs are stored between runs."""
+"""The compiled steps of a run, and the cache of compiled programs between runs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ AUTO = 'auto'
 
 
 class CompiledStep(NamedTuple):
-    """A step, and the floating-point operations of its matrix products and convolutions on all devices."""
+    """A compiled step, and the FLOPs of its matrix products and convolutions over all devices."""
 
     run: Callable[..., tuple[Carry, Metrics]]
     flops: float
 
 
 class CompiledSteps:
-    """The steps of a program, each compiled at the first use of its variant, by all processes at that time."""
+    """The steps of a program; each variant is compiled at its first use, by all processes at the same time."""
 
     def __init__(self, program: Program, abstract: Arguments, say: Callable[[str], None]) -> None:
-        """Prepare; nothing is compiled yet."""
+        """Store the arguments; nothing is compiled yet."""
         self._program, self._abstract, self._say = program, abstract, say
         self._steps: dict[Hashable, CompiledStep] = {}
 
@@ -45,10 +45,10 @@ class CompiledSteps:
 
 
 def use_compile_cache(folder: str) -> None:
-    """Store compiled programs in a folder from now on, for all of this process.
+    """Enable JAX's compilation cache in a folder, for the whole process.
 
     Args:
-      folder: AUTO is the folder that JAX is configured with, or else one in the user's cache; '' changes nothing.
+      folder: AUTO is the folder that JAX is configured with, or otherwise one in the user's cache; '' changes nothing.
     """
     if folder == AUTO:
         compile_cache.use_compile_cache()

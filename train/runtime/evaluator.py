@@ -1,4 +1,4 @@
-"""Evaluations of a run: when they are due, and where their samples go."""
+"""Evaluations of a run: their schedule, and the folder of their samples."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from neodragon_jax.base.errors import InputError, did_you_mean
 from train.runtime.processes import of_first_process
 from train.runtime.program import EVALUATION, LoopConfig
 
-# In the run's folder.
+# Folder of the samples inside the run's folder.
 SAMPLES = 'samples'
 
 
 class Evaluator:
-    """Runs the evaluations of a program."""
+    """Runner of a program's evaluations."""
 
     def __init__(self, program: Any, config: LoopConfig) -> None:
         """Check that the program can evaluate if the settings ask for it.
 
         Raises:
-          InputError: it cannot.
+          InputError: the settings ask for evaluations, and the program has none.
         """
         if config.evaluate_every and not hasattr(program, 'evaluate'):
             raise InputError(
@@ -34,19 +34,19 @@ class Evaluator:
         self._folder = pathlib.Path(config.workdir) / SAMPLES
 
     def due(self, done: int) -> bool:
-        """Return whether a step is followed by an evaluation."""
+        """Return whether an evaluation follows after `done` steps."""
         every = self._config.evaluate_every
         return bool(every) and (done % every == 0 or done == self._config.steps)
 
     def run(self, state: Any, frozen: Any, done: int) -> dict[str, float]:
-        """Evaluate a state; return process 0's numbers by the names that they have in the logs.
+        """Evaluate a state; return the metrics of process 0 under their names in the logs.
 
         Raises:
-          InputError: they lack the metric by which the best checkpoints are kept.
+          InputError: the metric that ranks the checkpoints is missing.
         """
         folder = self._folder / f'step_{done:06d}'
         if jax.process_index() == 0:
-            for abandoned in self._folder.glob('.step_*'):  # by a killed process
+            for abandoned in self._folder.glob('.step_*'):  # left by a killed process
                 shutil.rmtree(abandoned)
             with atomic_folder(folder, replace=True) as partial:
                 numbers = self._program.evaluate(state, frozen, partial)

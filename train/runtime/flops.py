@@ -1,8 +1,8 @@
-"""Arithmetic of a function, counted in its jaxpr.
+"""FLOPs of a function, counted in its jaxpr.
 
-Counted are the multiplications and additions of matrix products and convolutions over all devices. A loop body counts
-as often as the loop runs (XLA's cost analysis counts it once), and rematerialized products count again. Elementwise
-work, reductions, softmax and norms are not counted.
+The count covers the multiplications and additions of matrix products and convolutions over all devices. A loop body is
+multiplied by its trip count (XLA's cost analysis counts it once), and rematerialized products count again. Elementwise
+operations, reductions, softmax and norms are not counted.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """A count.
+    """A count of FLOPs.
 
     Attributes:
-      open_loops: loops of a data-dependent length; their bodies are counted once.
+      open_loops: number of loops of data-dependent length; their bodies are counted once.
     """
 
     total: float = 0.0
@@ -30,7 +30,7 @@ class Flops:
         return Flops(self.total + other.total, self.open_loops + other.open_loops)
 
     def times(self, rounds: float) -> Flops:
-        """Return the count of several repetitions; the number of open loops stays."""
+        """Return the count of several repetitions; the number of open loops is unchanged."""
         return Flops(self.total * rounds, self.open_loops)
 
 
@@ -56,7 +56,7 @@ def _count_equation(equation: JaxprEqn) -> Flops:
 
 
 def _rounds(name: str, params: dict[str, Any]) -> int:
-    """Return how often an operation runs the functions inside it, over all devices."""
+    """Return the number of executions of the functions inside an operation, over all devices."""
     if name == 'scan':
         return params['length']
     if name == 'shard_map':
@@ -67,16 +67,17 @@ def _rounds(name: str, params: dict[str, Any]) -> int:
 
 
 def _dot(equation: JaxprEqn) -> float:
-    """Return the count of a matrix product: two per element of the result and element summed over."""
+    """Return the count of a matrix product: 2 x elements of the result x length of the contraction."""
     (contracted, _), _ = equation.params['dimension_numbers']
     left = _shape(equation.invars[0])
     return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution(equation: JaxprEqn) -> float:
-    """Return the count of a convolution, the zeros of its padding included.
+    """Return the count of a convolution, including products with its padding.
 
-    Zeros between the inputs of a transposed convolution, which is also the gradient of a strided one, are left out.
+    Products with the zeros between the inputs of a transposed convolution are excluded; the gradient of a strided
+    convolution is one of these.
     """
     params = equation.params
     kernel, out = _shape(equation.invars[1]), _shape(equation.outvars[0])

@@ -7,23 +7,23 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-# START is the first state or the restored one; STEP is everything else.
+# START is the creation or restoration of the state; STEP is everything without another purpose.
 START, COMPILE, CHECKPOINT, EVALUATION, DATA = 'start', 'compile', 'checkpoint', 'evaluation', 'data wait'
 STEP = 'step'
 
 
 class Goodput:
-    """Seconds since the start of a run, by purpose; what no other purpose takes is training."""
+    """Seconds since the start of a run, by purpose; all remaining time counts as training."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Start."""
+        """Start the clock."""
         self._clock, self._start = clock, clock()
         self._seconds: dict[str, float] = collections.defaultdict(float)
         self.activity = STEP
 
     @contextlib.contextmanager
     def spending(self, purpose: str) -> Iterator[None]:
-        """Count the time inside for a purpose; blocks do not nest."""
+        """Attribute the time inside the block to a purpose; blocks do not nest."""
         began, self.activity = self._clock(), purpose
         try:
             yield
@@ -36,11 +36,11 @@ class Goodput:
         return self._clock() - self._start
 
     def outside_steps(self) -> float:
-        """Return the seconds in which no step could run; waits for data count as part of the steps."""
+        """Return the seconds in which no step could run; waits for data count as steps."""
         return sum(seconds for purpose, seconds in self._seconds.items() if purpose != DATA)
 
     def fraction(self) -> float:
-        """Return the share of the time that trained, 0..1: without waits for data."""
+        """Return the share of the time spent on training, 0..1, without waits for data."""
         elapsed = self.elapsed()
         return 1 - sum(self._seconds.values()) / elapsed if elapsed > 0 else 0.0
 
@@ -54,8 +54,8 @@ def speed(steps: int, seconds: float, flops: float, devices: int, peak: float | 
     """Return the speed metrics of a window of steps.
 
     Args:
-      flops: of all steps on all devices.
-      peak: FLOPs per second of one device, or None if unknown; then there is no `mfu`.
+      flops: FLOPs of all steps on all devices.
+      peak: FLOP/s of one device, or None if unknown; then `mfu` is left out.
     """
     rate = flops / seconds / devices
     metrics = {'steps_per_second': steps / seconds, 'tflops_per_device': rate / 1e12}

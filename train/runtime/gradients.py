@@ -1,4 +1,4 @@
-"""Gradients of a large batch in the memory of a small one.
+"""Gradient accumulation: gradients of a large batch in the memory of a small one.
 
 Legend: B rows of a batch, P parts.
 """
@@ -25,10 +25,10 @@ def value_and_grad(
     """Return ((loss, aux), gradient) of a batch, computed in several parts one after the other.
 
     Loss, aux and gradient are means over the parts. For a loss that is a mean over independent rows this is the loss of
-    the whole batch. One part is `jax.value_and_grad(loss_of, has_aux=True)`. Several parts get different keys, so noise
-    that must not depend on `parts` belongs in the batch. A NaN in one part makes the mean a NaN.
+    the whole batch. With one part this is `jax.value_and_grad(loss_of, has_aux=True)`. Several parts get different
+    keys, so noise that must not depend on `parts` belongs in the batch. A NaN in one part makes the mean NaN.
 
-    Part p holds rows p, p + P, p + 2 P ..., so that every device keeps its rows.
+    Part p holds rows p, p + P, p + 2 P ..., so that no rows move between devices.
 
     Args:
       loss_of: (params, batch, key) -> (loss, aux), aux a tree of arrays, such as metrics.
@@ -57,6 +57,6 @@ def value_and_grad(
 
 
 def _in_parts(array: Shaped[Array, 'B ...'], parts: int) -> Shaped[Array, 'P B/P ...']:
-    """Return rows dealt to the parts in turn."""
+    """Return the rows assigned to the parts in turn."""
     dealt = array.reshape(-1, parts, *array.shape[1:])
     return split_batch(jnp.moveaxis(dealt, 1, 0), axis=1)

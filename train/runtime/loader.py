@@ -1,10 +1,9 @@
-"""Batches on devices, in an order that depends on the seed alone.
+"""Loader of batches onto devices, in an order that depends on the seed only.
 
-The order is a function of the seed; each process reads only the rows that its devices hold. So a run that resumes on
-another mesh or another number of processes sees the same batches in the same rows.
+Each process reads only the rows that its devices hold. A run that resumes on another mesh or another number of
+processes therefore reads the same batches in the same rows.
 
-Two stages work ahead of the program: threads read host batches, and one thread uploads the next batch while the devices
-compute.
+Two stages prefetch: threads read host batches, and one thread uploads the next batch while the devices compute.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from neodragon_jax.base.errors import InputError
 from train.data import Source
 from train.runtime.sharding import BATCH_AXES
 
-# Threads suffice for stored arrays: reading and copying them release the interpreter's lock.
+# Threads suffice for stored arrays: reading and copying them releases the GIL.
 READ_THREADS = 2
 # Batches read ahead in host memory, and in device memory besides the one in use.
 BATCHES_AHEAD, UPLOADS_AHEAD = 2, 1
@@ -47,9 +46,9 @@ class Loader:
         """Begin at the first batch.
 
         Args:
-          sharding: of the batches, from `train.runtime.sharding.batch_sharding`; its axis is 1 where there are updates.
+          sharding: from `train.runtime.sharding.batch_sharding`, with axis 1 if `updates` is given, else 0.
           batch_size: samples in a batch over all devices and processes.
-          updates: batches stacked in front, for programs that make several updates in one step.
+          updates: batches stacked along a leading axis, for programs that make several updates in one step.
         Raises:
           InputError: there are no samples, or the mesh does not divide the batch.
         """
@@ -82,12 +81,12 @@ class Loader:
         self._place = dict(state)
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop prefetching."""
         self._stop()
         self._batches.close()
 
     def _stop(self) -> None:
-        """Drop the batches that are uploaded but not returned."""
+        """Drop the uploaded batches that have not been returned."""
         if self._ahead is not None:
             self._ahead.stop()
             self._ahead.join()
@@ -95,7 +94,7 @@ class Loader:
 
 
 class _Ahead:
-    """Runs an iterator in a thread, a few items ahead of its reader."""
+    """Prefetching iterator: runs an iterator in a thread, a few items ahead of its reader."""
 
     def __init__(self, items: Iterator[Any]) -> None:
         self._results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
@@ -105,7 +104,7 @@ class _Ahead:
         self._thread.start()
 
     def next(self) -> Any:
-        """Return the next item, or raise what the iterator raised."""
+        """Return the next item, or raise the iterator's error."""
         item, error = self._results.get()
         if error is not None:
             self._results.put((None, error))  # for the next call
@@ -119,7 +118,7 @@ class _Ahead:
         self._permits.release()
 
     def join(self) -> None:
-        """Return when the thread has ended."""
+        """Wait until the thread has ended."""
         self._thread.join()
 
 
@@ -129,7 +128,7 @@ def _work_ahead(
     permits: threading.Semaphore,
     stopped: threading.Event,
 ) -> None:
-    """Pass on as many items as are permitted. No reference to the reader is held, so that its end stops the thread."""
+    """Pass on items as permits allow. The thread holds no reference to the reader, so it ends with the reader."""
     try:
         while permits.acquire() and not stopped.is_set():
             results.put((next(items), None))
@@ -184,7 +183,7 @@ def _leading(source: Source, sharding: NamedSharding, batch_size: int, updates: 
 
 
 def _arrays(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the arrays of a sample in types that devices have, without text and without 64 bits."""
+    """Return the arrays of a sample in device types: text is left out, 64-bit types become 32-bit ones."""
     arrays = {name: np.asarray(value) for name, value in sample.items()}
     return {
         name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype))

@@ -1,12 +1,12 @@
-"""The training loop: everything that a program does not own.
+"""The training loop, common to all programs.
 
-A program is an objective: how its state begins and what one step does to it (`train.runtime.program`). The loop gives
-it a mesh, compiled steps, data in a fixed order, checkpoints, logs, evaluations, traces, a guard against numbers that
-are not finite, and a clean stop. `run` reads from top to bottom; `jit_step` is the step that it runs and that an
-ahead-of-time compilation lowers.
+A program defines an objective: the initial state and the update of one step (`train.runtime.program`). The loop
+provides the mesh, compiled steps, data in a fixed order, checkpoints, logs, evaluations, traces, a guard against
+non-finite numbers, and a clean stop. `jit_step` is the step that `run` executes and that an ahead-of-time compilation
+lowers.
 
-A step is a function of the seed, the step number and the state, so a run that is killed and started again ends bit for
-bit where an unbroken one does.
+A step is a function of the seed, the step number and the state, so a run that is killed and restarted has the same
+result, bit for bit, as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from train.runtime.step import (
 )
 from train.runtime.watch import Watch
 
-# Everything that a program, its tests and an ahead-of-time compilation need.
+# Interface for programs, their tests and ahead-of-time compilation.
 __all__ = [
     'Arguments',
     'Carry',
@@ -71,7 +71,7 @@ __all__ = [
     'run',
 ]
 
-# In the run's folder.
+# Names inside the run's folder.
 CHECKPOINTS, RESULT, PROFILE = 'checkpoints', 'result', 'profile'
 
 
@@ -79,7 +79,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
     """Train to `config.steps`, from the newest checkpoint in `config.workdir` if there is one.
 
     At the end `program.finish` writes to `workdir/result`. On SIGTERM, on the first Ctrl-C, or before a preemption of
-    the pod, the run saves a checkpoint and exits with status 0; the same command goes on from there.
+    the pod, the run saves a checkpoint and exits with status 0; the same command resumes from it.
 
     Returns:
       The program's state after the last step, sharded.
@@ -124,7 +124,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
                 scores = evaluator.run(carry.state, frozen, done) if evaluator.due(done) else {}
             if values or scores:
                 parts.log.write(done, values | scores)
-            # Asked every step: the processes of a pod agree on the step at which they stop.
+            # Called every step: the processes of a pod agree on the step at which they stop.
             stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
             if last or stopped or done % config.checkpoint_every == 0 or (scores and config.keep_best):
                 with goodput.spending(CHECKPOINT):
@@ -139,7 +139,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """The open parts of a run, closed with it."""
+    """Resources of a run, closed at its end."""
 
     checkpoints: Checkpoints
     log: MetricsLog
@@ -161,11 +161,12 @@ def _open(
     """Open checkpoints, logs and data.
 
     Raises:
-      InputError: another process trains there, or the checkpoints belong to another run or are beyond its last step.
+      InputError: another process trains in this folder, or the checkpoints belong to another run or are beyond the last
+        step.
     """
     workdir = pathlib.Path(config.workdir)
     if jax.process_count() == 1:
-        # Not on a pod: a restarted process 0 may be on another host, where it could not tell a stale lock.
+        # No lock on a pod: process 0 may restart on another host, where it cannot recognize a stale lock.
         stack.enter_context(folder_lock(workdir))
     keep = Keep(config.keep, config.keep_best, config.best_metric, config.best_mode)
     checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=keep, metadata=metadata))
@@ -186,7 +187,7 @@ def _open(
 
 
 def _stop(parts: _Parts, program: Program, done: int) -> None:
-    """End the process with status 0 when the checkpoint is written."""
+    """Wait until the checkpoint is written, then end the process with status 0."""
     parts.checkpoints.wait()
     parts.log.say(f'{program.name}: stopped and saved at step {done}; run the same command to go on.')
     sys.exit(0)
@@ -195,7 +196,7 @@ def _stop(parts: _Parts, program: Program, done: int) -> None:
 def _give_up(
     parts: _Parts, carry: Carry, root_key: PRNGKeyArray, done: int, values: Mapping[str, float], workdir: str
 ) -> None:
-    """Save the state before the steps that were not finite, and raise DivergedError."""
+    """Save the state before the non-finite steps, and raise DivergedError."""
     parts.log.write(done, values)
     parts.checkpoints.save(done, _forgive(carry), _place(parts.loader, root_key), {})
     parts.checkpoints.wait()
@@ -216,7 +217,7 @@ def _loader(source: Source, config: LoopConfig, mesh: jax.sharding.Mesh) -> Load
 def _begin(
     program: Program, config: LoopConfig, abstract: Arguments, frozen: Any, parts: _Parts
 ) -> tuple[Carry, PRNGKeyArray]:
-    """Return the first or the restored carry, and the key of all steps; set the loader to its position."""
+    """Return the initial or restored carry, and the key of all steps; set the loader to its position."""
 
     def keys(seed: jax.Array) -> tuple[PRNGKeyArray, PRNGKeyArray]:
         init_key, root_key = jax.random.split(jax.random.key(seed))
@@ -232,7 +233,7 @@ def _begin(
     carry, place = parts.checkpoints.restore(abstract.carry)
     parts.log.say(f'{program.name}: going on from the checkpoint of step {parts.checkpoints.latest()}')
     parts.loader.set_state(place['data'])
-    # The stored key: another version of JAX may derive another key from the seed.
+    # Use the stored key: another version of JAX may derive a different key from the seed.
     stored = put(np.asarray(place['key'], np.uint32), sharding)
     return carry, jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(stored)
 
@@ -243,13 +244,13 @@ def _place(loader: Loader, root_key: PRNGKeyArray) -> dict[str, Any]:
 
 
 def _forgive(carry: Carry) -> Carry:
-    """Return the carry with its counter of skipped steps at zero, for the run that resumes."""
+    """Return the carry with its counter of consecutive skipped steps at zero, for a resumed run."""
     zero = put(np.int32(0), carry.skipped_in_a_row.sharding)
     return carry.replace(skipped_in_a_row=zero)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _shared(config: LoopConfig) -> dict[str, Any]:
-    """Return the settings that all processes must share; the others concern one host."""
+    """Return the settings that all processes must share; the others are specific to a host."""
     local = ('workdir', 'progress', 'profile_steps', 'compile_cache', 'distributed')
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in local}
 

@@ -23,18 +23,18 @@ from train.runtime.program import EVALUATION
 from train.runtime.step import GUARDED
 
 JSON_LINES = 'metrics.jsonl'
-# Numbers on one console line; the files have all of them. Evaluations get their own line.
+# Metrics on one console line; the files have all of them. Evaluations have separate lines.
 CONSOLE_METRICS = 8
 # Metrics of time, which differ between two runs that are otherwise equal.
 SPEED = ('steps_per_second', 'tflops_per_device', 'mfu', 'goodput')
-# Seconds between two progress lines where there is no terminal.
+# Seconds between two progress lines without a terminal.
 PROGRESS_EVERY_S = 60.0
-# Steps by which the host may be ahead of the devices: enough to keep them busy, few enough to bound memory.
+# Steps that the host may dispatch ahead of the devices: enough to keep them busy, few enough to bound memory.
 STEPS_AHEAD = 2
 
 
 class MetricsLog:
-    """Appends the metrics of a run to its folder. A resumed run first drops the lines after its checkpoint."""
+    """Logs of a run's metrics in its folder. A resumed run first drops the lines after its checkpoint."""
 
     def __init__(
         self, folder: pathlib.Path, *, start: int, steps: int, progress: bool = True, shown: Sequence[str] = ()
@@ -44,7 +44,7 @@ class MetricsLog:
         Args:
           folder: the run's folder; gets `metrics.jsonl` and `tensorboard/`.
           start: steps already done.
-          steps: at which the run ends.
+          steps: total steps of the run.
           progress: draw a bar when standard error is a terminal, and print a line a minute otherwise.
           shown: metrics that the console shows first.
         Raises:
@@ -65,7 +65,7 @@ class MetricsLog:
         self._bar = tqdm(total=steps, initial=start, disable=hide, unit='step', dynamic_ncols=True)
 
     def advance(self, done: int) -> None:
-        """Show that a step is done: in the bar, or by a line a minute."""
+        """Update the progress: the bar, or one line per minute."""
         if not self._primary:
             return
         self._bar.update()
@@ -82,7 +82,7 @@ class MetricsLog:
             sys.stdout.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers under a step; one that is not finite becomes null."""
+        """Log the metrics of a step; a non-finite number becomes null."""
         if not self._primary:
             return
         plain = {name: float(value) for name, value in values.items()}
@@ -119,13 +119,13 @@ class MetricsLog:
 
 
 class Window:
-    """Metrics of the steps since the last log. They stay on the devices until they are read.
+    """Metrics of the steps since the last log, kept on the devices until they are read.
 
-    The speed leaves out the time of compilation, evaluation, checkpoints and restoring.
+    The speed excludes the time of compilation, evaluation, checkpoints and restoring.
     """
 
     def __init__(self, goodput: Goodput, mesh: jax.sharding.Mesh, counters: Sequence[str] = ()) -> None:
-        """Begin a window; `counters` are read as they stand at its end, other metrics are averaged."""
+        """Begin a window; `counters` are reported as their last value, other metrics as means."""
         self._goodput, self._counters, self._devices = goodput, counters, mesh.size
         self._peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._begin()
@@ -139,7 +139,7 @@ class Window:
         return self._goodput.elapsed() - self._goodput.outside_steps()
 
     def add(self, metrics: Mapping[str, jax.Array], flops: float) -> None:
-        """Keep the metrics of one step, and wait for an earlier one to bound how far the host is ahead."""
+        """Add the metrics of one step, and wait for an earlier step to limit how far the host runs ahead."""
         self._rows.append(metrics)
         self._flops += flops
         if len(self._rows) > STEPS_AHEAD:

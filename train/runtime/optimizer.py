@@ -23,21 +23,23 @@ from train.runtime.settings import check_range
 
 SCHEDULES = ('constant', 'cosine', 'linear')
 KINDS = ('adamw', 'muon')
-# Root mean square of Muon's updates, relative to the rate: about that of AdamW's, so that rates carry over (Kimi team,
-# arXiv 2502.16982, section 2.2).
+# Root mean square of Muon's updates, relative to the rate. It is close to AdamW's, so that both use the same rates
+# (Kimi team, arXiv 2502.16982, section 2.2).
 MUON_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer and its learning-rate schedule; the defaults but the rate are Pyramid-Flow's (arXiv 2410.05954).
+    """Options of an optimizer and its learning-rate schedule.
+
+    All defaults except the rate are those of Pyramid-Flow (arXiv 2410.05954).
 
     Attributes:
       kind: one of KINDS; 'muon' orthogonalizes the updates of matrices (Jordan et al., 2024; optax.contrib.muon) and
         updates the other parameters by AdamW with Nesterov momentum.
       warmup_steps: updates of the linear warm-up from 0.
       clip_norm: limit of the gradient's global norm.
-      schedule: of the rate after the warm-up, one of SCHEDULES.
+      schedule: schedule of the rate after the warm-up, one of SCHEDULES.
       decay_steps: update at which a decaying rate reaches its final value, warm-up included.
       final_fraction: final value of a decaying rate, as a fraction of the learning rate.
     """
@@ -77,7 +79,7 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """Return the rate as a function of the number of updates made before."""
+    """Return the rate as a function of the number of previous updates."""
     rate, warmup = config.learning_rate, config.warmup_steps
     span = config.decay_steps - warmup
     if config.schedule == 'cosine':
@@ -85,7 +87,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     elif config.schedule == 'linear':
         after = optax.linear_schedule(rate, rate * config.final_fraction, span)
     elif warmup:
-        # It ends at its last value.
+        # The rate stays at its last value.
         return optax.linear_schedule(0.0, rate, warmup)
     else:
         return optax.constant_schedule(rate)
@@ -95,9 +97,9 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, fixed: Collection[str] = ('positions',)
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer for a tree of parameters; its `fixed` top-level entries get neither updates nor moments.
+    """Return the optimizer of a tree of parameters; its `fixed` top-level entries get neither updates nor moments.
 
-    The default suits a denoiser, whose positional table is constant.
+    The default is for a denoiser, whose positional table is constant.
     """
     trained = optax.chain(optax.clip_by_global_norm(config.clip_norm), _inner(config))
     return optax.partition(
@@ -107,7 +109,7 @@ def make_optimizer(
 
 
 def _inner(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Return the transformation behind the clipping."""
+    """Return the transformation that follows the clipping."""
     rate = learning_rate(config)
     if config.kind == 'adamw':
         return optax.adamw(rate, *config.betas, eps=config.epsilon, weight_decay=config.weight_decay)
@@ -124,7 +126,7 @@ def _inner(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _matrices(params: Any) -> Any:
-    """Return the matrix axes of every leaf, or None for a leaf that is no matrix.
+    """Return the matrix axes of every leaf, or None for a leaf that is not a matrix.
 
     Kernels are [in, out], or [blocks, in, out] where blocks are stacked for a scan.
     """
@@ -139,11 +141,11 @@ def _matrices(params: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class EmaConfig:
-    """An exponential moving average of parameters.
+    """Options of an exponential moving average of parameters.
 
     Attributes:
-      decay: fraction of the average that an update keeps.
-      warmup: limit the first decays to (1 + n) / (10 + n), so that the initial parameters are soon forgotten.
+      decay: weight of the previous average in an update.
+      warmup: limit the first decays to (1 + n) / (10 + n), so that the weight of the initial parameters decays quickly.
     """
 
     decay: float = 0.999
@@ -162,7 +164,7 @@ class Ema:
 
 
 def init_ema(params: Any) -> Ema:
-    """Return an average that begins at a copy of the parameters (every buffer of a state is donated once)."""
+    """Return an average that begins at a copy of the parameters: a donated state must not contain a buffer twice."""
     return Ema(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
 
 
@@ -189,14 +191,14 @@ class AveragedState:
         """Return the state before the first step.
 
         Args:
-          ema_decay: 0 for no average.
+          ema_decay: decay of the average; 0 for no average.
         """
         average = init_ema(params) if ema_decay else None
         return cls(step=jnp.zeros((), jnp.int32), params=params, opt=tx.init(params), ema=average)
 
     @property
     def result(self) -> Any:
-        """The parameters to evaluate and save: the average if there is one."""
+        """Return the parameters to evaluate and save: the average if there is one."""
         return self.params if self.ema is None else self.ema.params
 
     def updated(self, grads: Any, tx: optax.GradientTransformation, ema_decay: float) -> AveragedState:
@@ -208,5 +210,5 @@ class AveragedState:
 
 
 def masters(params: Any) -> Any:
-    """Return parameters in float32, always as copies, because a state's buffers are donated."""
+    """Return copies of the parameters in float32; copies are needed because a state's buffers are donated."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)

@@ -1,4 +1,4 @@
-"""Peak rates of accelerators: bfloat16 matrix products per device and second.
+"""Peak rates of accelerators: FLOP/s of bfloat16 matrix products per device.
 
 Sources: Google's Cloud TPU documentation (system architecture of each generation), and NVIDIA's data sheets (dense).
 """
@@ -16,7 +16,7 @@ PEAK_FLOPS = {
     'H200': 989e12,
     'B200': 2250e12,
 }
-# Parts of `jax.Device.device_kind`; the first that occurs decides.
+# Substrings of `jax.Device.device_kind`; the first match decides.
 _KINDS = (
     ('TPU v4', 'v4'),
     ('TPU v5 lite', 'v5e'),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 AUTO = 'auto'
-# What AUTO is on TPUs, and elsewhere, where the kernel of `splash` would run interpreted.
+# Meaning of AUTO on TPUs, and on other platforms, where the kernel of `splash` would run interpreted.
 ON_TPU, ELSEWHERE = 'splash', 'masked'
 
 

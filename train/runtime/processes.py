@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, wait for each other, agree and leave."""
+"""Coordination of the processes of a run: start, barriers, agreement and exit."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-# Seconds by which processes may differ in loading and compiling.
+# Largest difference in seconds between processes in loading and compiling.
 LONGEST_WAIT_S = 3600
-# Every barrier needs its own name; all processes reach them in the same order.
+# Every barrier needs a unique name; all processes reach the barriers in the same order.
 _BARRIERS = itertools.count()
 
 
 def wait_for_processes() -> None:
-    """Return when all processes of the run have called this, as before the first collective after a compilation.
+    """Wait until all processes of the run have called this function.
 
-    Collectives on CPU devices fail after 30 seconds without their partners; compilation times may differ by more.
+    Call it before the first collective after a compilation: collectives on CPU devices fail if a process is more than
+    30 seconds late, and compilation times may differ by more.
     """
     if jax.process_count() > 1:
         everyone = set(range(jax.process_count()))
@@ -32,7 +33,7 @@ def wait_for_processes() -> None:
 def leave(status: int) -> NoReturn:
     """End this process after an error that the other processes of the run do not share.
 
-    An ordinary exit waits minutes for the others. A launcher or cluster that sees the status ends them at once.
+    A normal exit would wait minutes for the others. This exit status makes a launcher or cluster end them immediately.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,7 +1,7 @@
 """Traces of steps on demand, for TensorBoard's profile plugin, XProf or Perfetto.
 
-`kill -USR1 PID` asks a running process for a trace of its next steps; `LoopConfig.profile_steps` names steps in
-advance. A trace appears in workdir/profile when it is complete; `tensorboard --logdir workdir/profile` shows it.
+`kill -USR1 PID` requests a trace of the next steps of a running process; `LoopConfig.profile_steps` selects steps in
+advance. A trace appears in workdir/profile when complete; view it with `tensorboard --logdir workdir/profile`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import jax
 
 from neodragon_jax.base.atomic import atomic_folder
 
-# Steps of a trace on a signal: the first shows how the host feeds the devices, the others the steady state.
+# Steps of a trace started by a signal: the first shows the host's dispatch, the others the steady state.
 STEPS_ON_SIGNAL = 3
 
 
 class Profiler:
-    """Traces some of the steps of a run; `before` and `after` are called around each."""
+    """Profiler of selected steps of a run; call `before` and `after` around each step."""
 
     def __init__(self, folder: pathlib.Path, steps: tuple[int, ...], say: Callable[[str], None]) -> None:
-        """Prepare.
+        """Store the arguments.
 
         Args:
           folder: gets one folder per trace.
           steps: (first, last) steps to trace, or ().
-          say: shows a line to the user.
+          say: prints a line for the user.
         """
         self._folder, self._say = folder, say
         self._first, self._last = steps or (0, 0)

@@ -1,4 +1,4 @@
-"""The interface between loop and program: the state, the program's methods, and the settings of a run."""
+"""Interface between the training loop and a program: state, methods, and settings of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVALUATION = 'eval/'
 
 
 class DivergedError(RuntimeError):
-    """Too many steps in a row were not finite; the message names the folder of the last good state."""
+    """Error after too many consecutive non-finite steps; the message names the folder of the last good state."""
 
 
 class State(Protocol):
@@ -32,9 +32,9 @@ class State(Protocol):
 
 
 class Program(Protocol):
-    """One training objective.
+    """A training objective.
 
-    An optional attribute `shown` names the metrics that the console shows first; the files have all of them.
+    An optional attribute `shown` lists the metrics that the console shows first; the files have all of them.
     """
 
     name: str
@@ -42,16 +42,16 @@ class Program(Protocol):
     def frozen(self) -> Any:
         """Return the constant parameters, such as a teacher; {} for none.
 
-        Host arrays, the same on every process. They are sharded as parameters are, and not checkpointed.
+        They are host arrays, equal on every process. The loop shards them like parameters and does not checkpoint them.
         """
         ...
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> Any:
-        """Return the state at step 0. Pure: it runs abstractly, then compiled, straight into its shardings."""
+        """Return the state at step 0. Must be pure: it is traced abstractly, then compiled with output shardings."""
         ...
 
     def variant(self, step: int) -> Hashable:
-        """Return the kind of step of an iteration, such as its stage: a pure function of the step."""
+        """Return the variant of a step, such as its stage: a pure function of the step number."""
         ...
 
     def train_step(
@@ -59,9 +59,9 @@ class Program(Protocol):
     ) -> tuple[Any, Metrics]:
         """Return the next state and scalar metrics.
 
-        Pure; `key` depends on the seed and the step only. Leave `state.step` alone. The step is discarded when a
-        metric whose name ends in `loss` or `grad_norm` is not finite; there must be one. Let those not depend on the
-        new parameters, which would keep both copies in memory.
+        Must be pure; `key` depends on the seed and the step only. Do not change `state.step`. The loop discards the
+        step if a metric whose name ends in `loss` or `grad_norm` is not finite; there must be at least one. These
+        metrics should not depend on the new parameters, which would keep both copies in memory.
         """
         ...
 
@@ -78,12 +78,12 @@ class EvaluatedProgram(Program, Protocol):
     """A program that also evaluates its state, every `LoopConfig.evaluate_every` steps and at the end."""
 
     def evaluate(self, state: Any, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
-        """Return numbers, logged as eval/NAME, and write samples such as videos into `folder`.
+        """Return metrics, logged as eval/NAME, and write samples such as videos into `folder`.
 
-        Every process calls it, with sharded arrays, which it must not donate; so it may run compiled functions over
-        the mesh and `to_host`. Process 0 alone writes, and its numbers count: elsewhere `folder` does not exist. The
-        folder appears as workdir/samples/step_000123 when the call returns, unless it is empty. Draw what is random
-        from the step, so that a resumed run evaluates as an unbroken one does.
+        Every process calls it, so it may run compiled functions over the mesh and `to_host`. It must not donate the
+        sharded arrays. Only process 0 writes, and only its metrics are logged; on other processes `folder` does not
+        exist. The folder appears as workdir/samples/step_000123 when the call returns, unless it is empty. Derive
+        randomness from the step, so that a resumed run evaluates like an uninterrupted one.
         """
         ...
 
@@ -97,22 +97,22 @@ class LoopConfig:
       steps: length of the run.
       batch_size: samples in a batch, over all devices and processes.
       updates: None for batches [batch, ...]; n for [n, batch, ...], different samples for each update in a step.
-      seed: of the initial state, the data order and all randomness in steps.
+      seed: seed of the initial state, the data order and all randomness in steps.
       checkpoint_every: steps between checkpoints.
       keep: newest checkpoints to keep.
-      keep_best: best checkpoints by `best_metric` to keep as well; then every evaluation makes a checkpoint.
+      keep_best: best checkpoints by `best_metric` to keep as well; if positive, every evaluation saves a checkpoint.
       best_metric: a metric of the program's evaluation, such as 'eval/psnr'.
       best_mode: 'min' where lower is better, or 'max'.
-      evaluate_every: steps between evaluations, the last of them at the end; 0 for none at all.
+      evaluate_every: steps between evaluations; the last one is at the end. 0 turns evaluations off.
       log_every: steps over which metrics are averaged before they leave the devices.
-      max_skips: steps skipped in a row after which the run ends, at the next log.
+      max_skips: consecutive skipped steps after which the run ends, at the next log.
       progress: draw a progress bar when standard error is a terminal.
-      profile_steps: (first, last) steps, counted from 1, of which a trace goes to workdir/profile; () for none. SIGUSR1
-        asks for a trace of the next steps in any case, of the process that gets it.
-      compile_cache: folder of compiled programs, with which a restarted run need not compile again. 'auto' is the
-        environment's JAX_COMPILATION_CACHE_DIR, or a folder in the user's cache; '' leaves it to JAX. Of several
-        processes on CPU devices, only the first finds its programs there.
-      distributed: this is one of several processes that JAX recognizes (see `start_processes`).
+      profile_steps: (first, last) steps to trace into workdir/profile, counted from 1; () for none. Independently,
+        SIGUSR1 requests a trace of the next steps of the process that receives it.
+      compile_cache: folder of compiled programs, so that a restarted run does not compile again. 'auto' is the
+        environment's JAX_COMPILATION_CACHE_DIR, or a folder in the user's cache; '' keeps JAX's configuration. With
+        several processes on CPU devices, only the first can use the cache.
+      distributed: run as one of several processes that JAX detects (see `start_processes`).
     """
 
     steps: int

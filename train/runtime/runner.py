@@ -1,8 +1,8 @@
-"""From settings to a run: one recipe per program, used by its command, by --dry-run and by `train.aot`.
+"""Recipes: construction of a run from its settings, shared by a program's command, --dry-run and `train.aot`.
 
 A program's package train/NAME has a module `program` with a constant `RECIPE`; configs/NAME.py holds its settings.
-`train.aot` finds the settings that it varies by name: `loop.mesh`, `loop.batch_size`, and in any section `remat`,
-`attention`, `memory` and `accumulate`.
+`train.aot` varies these settings by name: `loop.mesh`, `loop.batch_size`, and `remat`, `attention`, `memory` and
+`accumulate` in any section.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class RunSettings(Protocol):
 
     @property
     def data(self) -> str:
-        """Where the samples are; '' for none."""
+        """Return the location of the samples; '' for none."""
         ...
 
     @property
     def loop(self) -> LoopConfig:
-        """The section of the run."""
+        """Return the section of the training loop."""
         ...
 
 
@@ -57,13 +57,13 @@ Settings = TypeVar('Settings', bound=RunSettings)
 
 @dataclasses.dataclass(frozen=True)
 class Recipe(Generic[Settings]):
-    """How a program is made from its settings.
+    """Recipe of a program: functions that build its training from settings.
 
     Attributes:
-      settings: the frozen dataclass that a settings file becomes.
+      settings: class of the frozen dataclass of settings.
       load: returns the training, with the weights and the samples that the settings name.
       abstract: returns the training as shapes: frozen parameters are abstract, and the source repeats a blank sample.
-        Sizes without a named checkpoint are the published ones.
+        Without a named checkpoint, the sizes are the published ones.
       required: settings of a run that must not be empty, such as 'data' or 'decoder.start', with an example value.
     """
 
@@ -85,9 +85,9 @@ class Recipe(Generic[Settings]):
         return self.abstract(self.read(settings))
 
     def run(self, settings: ConfigDict, dry_run: bool = False) -> None:
-        """Train as the settings say, or print the plan.
+        """Train with the settings, or print the plan.
 
-        A plan reads the data and weights if the settings name all of them, and needs none otherwise.
+        A plan reads data and weights only if the settings name all of them.
 
         Raises:
           InputError: a setting is wrong, or does not fit the data.
@@ -141,7 +141,7 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
     ends it at once, with status 1.
 
     Args:
-      main: takes the settings, and whether only the plan is wanted.
+      main: function of the settings, and of whether to print the plan only.
       default: the program's settings file.
     """
     settings = config_flags.DEFINE_config_file('config', default, 'settings file, and :preset')
@@ -163,10 +163,10 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
 
 
 def exit_on_errors(work: Callable[[], object]) -> None:
-    """Do the work of a process; end the process unless it succeeds.
+    """Run the work of a process, and exit with a nonzero status if it fails.
 
-    An error that the user can remedy is one line, with the status of `base.command_line`; a diverged run has status 1.
-    Any other error keeps its traceback, and ends one process of several at once, so that the others do not wait.
+    An input error prints one line, with the status of `base.command_line`; a diverged run exits with status 1. Any
+    other error keeps its traceback; one of several processes then exits immediately, so that the others do not wait.
     """
     try:
         status = exit_status(work)

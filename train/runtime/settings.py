@@ -1,7 +1,7 @@
-"""Settings files as frozen dataclasses, and frozen dataclasses as the defaults of settings files.
+"""Conversion between settings files and frozen dataclasses.
 
-`freeze` is the one reader: it checks names, types, lengths and that numbers are finite. A dataclass checks the ranges
-of its own fields, with `check_range`.
+`freeze` makes dataclasses from settings: it checks names, types, lengths and that numbers are finite. Each dataclass
+checks the ranges of its fields with `check_range`. `defaults` makes settings from dataclasses.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _TOP_LEVEL = 'top_level'
 
 
 def top_level(default: Any = dataclasses.MISSING) -> Any:
-    """Return a field of a section that takes the setting of its name from the top of the settings file.
+    """Return a field of a section whose value is the top-level setting of the same name.
 
-    `defaults` leaves it out of the section, so that a value such as the seed is given once.
+    `defaults` leaves it out of the section, so that a value such as the seed is given only once.
     """
     return dataclasses.field(default=default, metadata={_TOP_LEVEL: True})
 
 
 def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config', top: Mapping[str, Any] | None = None) -> T:
-    """Return a frozen dataclass with the given values; fields that are dataclasses are made from nested mappings.
+    """Return a frozen dataclass with the given values; nested mappings become nested dataclasses.
 
     Args:
       where: path of `values` in the settings, for error messages.
-      top: the settings at the top of the file, for fields made by `top_level`; by default `values`.
+      top: the top-level settings, for fields made by `top_level`; by default `values`.
     Raises:
-      InputError: a key is unknown or missing, or the dataclass refuses a value.
+      InputError: a key is unknown or missing, or a value is invalid.
     """
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
     top = values if top is None else top
@@ -92,7 +92,7 @@ def _tuple(kinds: tuple[Any, ...], values: Any, where: str, top: Mapping[str, An
     return tuple(_converted(kind, value, f'{where}[{place}]', top) for place, (kind, value) in pairs)
 
 
-# Names for messages; a whole number is a number, but True is neither.
+# Names of types in messages. An int is accepted as a float; a bool is accepted as neither.
 _TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), 'True or False'),
     int: ((int,), 'a whole number'),
@@ -123,8 +123,8 @@ def check_range(
     """Raise InputError unless fields of a dataclass lie in a range; of tuples, all elements must.
 
     Args:
-      least, most: bounds that are part of the range.
-      above, below: bounds that are not.
+      least, most: inclusive bounds.
+      above, below: exclusive bounds.
     """
     bounds = [
         (least, 'at least', lambda value, bound: value >= bound),
@@ -136,22 +136,23 @@ def check_range(
     for name in names:
         value = getattr(options, name)
         values = value if isinstance(value, tuple) else (value,)
-        # Written so that a NaN fails.
+        # In this form a NaN fails the check.
         if not all(holds(each, bound) for each in values for bound, _, holds in given):
             must = ' and '.join(f'{text} {bound}' for bound, text, _ in given)
             raise InputError(f'{name} is {value}; it must be {must}.')
 
 
 def defaults(cls: type, *left_out: str, **changes: Any) -> dict[str, Any]:
-    """Return every setting of a frozen dataclass, so that a settings file shows them all and each can be overridden.
+    """Return all settings of a frozen dataclass, so that a settings file lists them and each can be overridden.
 
         'loop': defaults(LoopConfig, steps=5000, batch_size=8)
 
     Args:
       left_out: fields that the program fills in, besides those made by `top_level`.
-      changes: other values than the defaults; required where there is no default, nested mappings for dataclasses.
+      changes: values that differ from the defaults; required for fields without a default, nested mappings for
+        dataclasses.
     Raises:
-      InputError: a change is no field of the dataclass.
+      InputError: a change is not a field of the dataclass.
     """
     fields = _shown_fields(cls, changes, left_out)
     types, values = typing.get_type_hints(cls), {}
@@ -185,10 +186,10 @@ def _values(instance: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown_fields(cls: type, changes: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the fields that a settings file shows.
+    """Return the fields that a settings file lists.
 
     Raises:
-      InputError: a change is none of them.
+      InputError: a change is not one of them.
     """
     fields = {
         field.name: field
@@ -210,10 +211,10 @@ def preset_of(
     name: str,
     first: str = 'full',
 ) -> ConfigDict:
-    """Return the settings of a preset, the text behind the colon of --config=FILE:PRESET.
+    """Return the settings of a preset, the text after the colon of --config=FILE:PRESET.
 
     Args:
-      base: all settings, of the preset `first`, which is also the one without a name.
+      base: all settings of the preset `first`, which is the default.
       presets: the differences of each preset, applied in turn.
     Raises:
       InputError: there is no such preset.
@@ -232,7 +233,7 @@ def missing(settings: Mapping[str, Any] | ConfigDict, required: Mapping[str, str
     """Return the required settings that are empty.
 
     Args:
-      required: names, with dots between a section and its setting -> an example value.
+      required: name, with dots between a section and its setting -> an example value.
     """
     return [
         name for name in required if not functools.reduce(operator.getitem, name.split('.'), typing.cast(Any, settings))

@@ -1,4 +1,4 @@
-"""The device mesh, and where arrays live on it: parameter rules and batch specs.
+"""The device mesh, and the sharding of parameters and batches over it.
 
 The mesh has three axes. `data` replicates parameters and splits the batch; `fsdp` splits the batch and every large
 parameter; `tensor` splits attention heads and hidden units: the first of two matrices by its columns, the second by
@@ -23,9 +23,10 @@ from neodragon_jax.base.errors import InputError
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 AXES, BATCH_AXES = (DATA, FSDP, TENSOR), (DATA, FSDP)
 
-# The last axes of a parameter by the end of its path; the first rule that fits holds. Axes to the left (blocks stacked
-# by a scan) are never split: every device needs its part of each block. The paths are those of PyramidMMDiT, scanned
-# or not, then of what else programs train or hold, and of any tree that contains them, such as optimizer states.
+# Mesh axes of a parameter's last dimensions, by the end of its path; the first matching rule applies. Dimensions to the
+# left (blocks stacked by a scan) are never split: every device needs its part of each block. The rules cover
+# PyramidMMDiT, scanned or not, then the other models of the programs, and trees that contain them, such as optimizer
+# states.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'(image|text)_(query|key|value)/kernel', (FSDP, TENSOR)),
     (r'(image|text)_(query|key|value)/bias', (TENSOR,)),
@@ -33,17 +34,17 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'(image_mlp|text_mlp|time_embed|pooled_embed)/linear_1/kernel', (FSDP, TENSOR)),
     (r'(image_mlp|text_mlp|time_embed|pooled_embed)/linear_1/bias', (TENSOR,)),
     (r'(image_mlp|text_mlp|time_embed|pooled_embed)/linear_2/kernel', (TENSOR, FSDP)),
-    # Not over the tensor axis: split there, XLA's partitioner (jaxlib 0.10.2) returns wrong gradients on meshes that
-    # split all three axes. tests/train/dmd/test_program.py compares meshes.
+    # Not split over the tensor axis: with such a split, XLA's partitioner (jaxlib 0.10.2) returns wrong gradients on
+    # meshes that split all three axes. tests/train/dmd/test_program.py compares meshes.
     (r'((last_|head_)modulator|modulators(_\d+)?)(/(image|text))?/linear/kernel', (FSDP, None, None)),
     (r'((last_|head_)modulator|modulators(_\d+)?)(/(image|text))?/linear/bias', ()),
     (r'patch_embed/kernel', (None, FSDP)),
     (r'head/kernel', (FSDP, None)),
     (r'positions', (None, None, FSDP)),
-    # Added to activations that every device of a tensor group holds.
+    # Added to activations that are replicated over the tensor axis.
     (r'((image|text)_out|linear_2|patch_embed|head)/bias', ()),
     (r'(image|text)_(query|key)_norm/scale', ()),
-    # ContextAdapter: every layer reads the whole output of the one before, and its input besides.
+    # ContextAdapter: every layer reads the whole output of the previous one, and the adapter's input.
     (r'layer_\d+/kernel', (FSDP, None)),
     (r'layer_\d+/bias', ()),
     # T5, as the text teacher (T5-XXL) and as DT5: heads and hidden units over `tensor`, like the denoiser's. Layers of
@@ -55,12 +56,12 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'projection_in/kernel', (FSDP, TENSOR)),
     (r'projection_out/kernel', (TENSOR, FSDP)),
     (r'token_embedding/embedding', (None, FSDP)),
-    # The linear embedding of text states, of the multi-step denoiser and beside the text teacher; low-rank additions.
+    # The linear embedding of text states, of the multi-step denoiser and of the text teacher; low-rank updates.
     (r'(context_embedder|embedder)/kernel', (FSDP, None)),
     (r'critic_(key|value)_\d+/kernel', (FSDP, None)),
     (r'lora_down', (FSDP, None)),
     (r'lora_up', (None, FSDP)),
-    # CLIP and video VAEs: small beside the denoisers, whose work the tensor axis divides.
+    # CLIP and video VAEs: small compared to the denoisers, for which the tensor axis exists.
     (r'(mlp_in|projection)/kernel', (FSDP, None)),
     (r'(\w+_)?(resnet|memory)_\d+/conv_\d+/kernel', (FSDP, None)),
     (r'(halve|double)_(space|time)/kernel', (FSDP, None)),
@@ -75,7 +76,7 @@ SMALL = 2**18
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: the rest of the devices."""
+    """Devices along each mesh axis; one size may be -1, for all remaining devices."""
 
     data: int = -1
     fsdp: int = 1
@@ -85,8 +86,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh with axes ('data', 'fsdp', 'tensor') over all devices.
 
-    A single process may use fewer devices than it has by giving all three sizes. Over several TPU slices only `data`
-    crosses the links between them.
+    A single process may use fewer devices than it has if all three sizes are given. Over several TPU slices, only
+    `data` crosses the links between them.
 
     Raises:
       InputError: the sizes do not fit the number of devices.
@@ -148,12 +149,12 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def rule_of(name: str) -> tuple[str | None, ...] | None:
-    """Return the mesh axes of a parameter's last dimensions, or None when no rule knows its path."""
+    """Return the mesh axes of a parameter's last dimensions, or None if no rule matches its path."""
     return next((axes for pattern, axes in _COMPILED_RULES if pattern.search(name)), None)
 
 
 def _spec(mesh_shape: Mapping[str, int], name: str, shape: tuple[int, ...]) -> PartitionSpec:
-    """Return the partition of one leaf; a small one may be replicated, a large one must be split by its rule."""
+    """Return the partition of one leaf: a small one may be replicated, a large one must be split by a rule."""
     axes, large = rule_of(name), math.prod(shape) > SMALL
     if axes is None or len(axes) > len(shape):
         if large:
@@ -177,14 +178,14 @@ def _spec(mesh_shape: Mapping[str, int], name: str, shape: tuple[int, ...]) -> P
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Return the sharding of batches: dimension `axis` over ('data', 'fsdp'), the others whole."""
+    """Return the sharding of batches: dimension `axis` split over ('data', 'fsdp'), the others whole."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
 
 
 def split_batch(tree: Any, axis: int = 0) -> Any:
-    """Constrain dimension `axis` of arrays inside a step to ('data', 'fsdp'), like the batch; outside, do nothing.
+    """Constrain dimension `axis` of arrays to ('data', 'fsdp'), like the batch; outside a step, do nothing.
 
-    For activations whose layout the compiler cannot infer, such as a concatenation along the batch.
+    Use it for activations whose layout the compiler cannot infer, such as a concatenation along the batch.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return tree
@@ -198,9 +199,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place(tree: Any, params: Any) -> Any:
-    """Put host arrays with a batch axis on the mesh of the parameters, split where the mesh divides the batch.
+    """Put host arrays with a batch axis on the mesh of the parameters; split them if the mesh divides the batch.
 
-    They are the same on every process.
+    The arrays must be equal on every process.
     """
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, NamedSharding):
@@ -212,7 +213,7 @@ def place(tree: Any, params: Any) -> Any:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Place host arrays, the same ones on every process, into shardings; each process uploads its own parts only."""
+    """Place host arrays, equal on every process, into shardings; each process uploads only its parts."""
 
     def upload(leaf: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(leaf)
@@ -223,7 +224,7 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Return sharded arrays as whole NumPy arrays. Every process must call it, and every process gets them."""
+    """Return sharded arrays as whole NumPy arrays, on every process. Every process must call it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
@@ -243,7 +244,7 @@ def bytes_per_device(tree: Any, shardings: Any) -> int:
 
 
 def _itemsize(leaf: Any) -> int:
-    """Return bytes per element; a random key's type tells its size as well."""
+    """Return the bytes per element, also for random keys."""
     return leaf.dtype.itemsize
 
 

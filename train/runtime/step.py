@@ -1,7 +1,7 @@
-"""One compiled step: the program's own, inside a guard against numbers that are not finite.
+"""The compiled step: a program's step inside a guard against non-finite numbers.
 
-`abstract_arguments` returns the shapes and shardings of the arguments of a step, and `jit_step` the step for them: the
-loop runs it, the plan counts its arithmetic, and an ahead-of-time compilation lowers it.
+`abstract_arguments` returns the shapes and shardings of the arguments of a step, and `jit_step` the step for them. The
+loop runs this step, the plan counts its FLOPs, and an ahead-of-time compilation lowers it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from train.runtime.loader import abstract_batch
 from train.runtime.program import LoopConfig, Metrics, Program
 from train.runtime.sharding import batch_sharding, param_shardings, path_name, replicated
 
-# A step is skipped if a metric with one of these endings is not finite.
+# A step is skipped if a metric with one of these suffixes is not finite.
 GUARDED = ('loss', 'grad_norm')
-# Steps in which every variant of a program's step occurs.
+# Number of steps within which every variant of a program's step occurs.
 STEPS_SEEN = 1000
-# Counters of the guard, logged as they are; other metrics are averaged.
+# Counters of the guard, logged without averaging.
 COUNTERS = ('skipped', 'skipped_in_a_row')
 
 
@@ -39,7 +39,7 @@ class Carry:
 
 
 class Arguments(NamedTuple):
-    """The arguments of a step: abstract arrays with shardings, or the arrays."""
+    """The arguments of a step: abstract arrays with shardings, or concrete arrays."""
 
     carry: Carry
     frozen: Any
@@ -51,7 +51,7 @@ def abstract_arguments(program: Program, frozen: Any, source: Source, config: Lo
     """Return the abstract arguments of a step, with their shardings on a mesh. Nothing is allocated.
 
     Args:
-      frozen: from `program.frozen()`, or abstract arrays like it.
+      frozen: result of `program.frozen()`, or abstract arrays of the same structure.
     """
     frozen = _placed(mesh, jax.tree.map(_abstract, frozen))
     key = jax.eval_shape(jax.random.key, 0)
@@ -81,7 +81,7 @@ def jit_step(program: Program, variant: Hashable, abstract: Arguments) -> Any:
 def guarded_step(
     program: Program, variant: Hashable, carry: Carry, frozen: Any, batch: Mapping[str, Array], root_key: PRNGKeyArray
 ) -> tuple[Carry, Metrics]:
-    """Return the carry after one step of a program; a step that is not finite only changes the counters."""
+    """Return the carry after one step of a program; a non-finite step only changes the counters."""
     old = carry.state
     new, metrics = program.train_step(variant, old, frozen, batch, jax.random.fold_in(root_key, old.step))
     finite = _finite(program, metrics)
@@ -130,7 +130,7 @@ def shardings_of(tree: Any) -> Any:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Return the shape and type that a host array has on a device."""
+    """Return the shape and type of a host array on a device."""
     return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 

@@ -1,7 +1,7 @@
-"""A watch over the processes of a run: says within a minute which of them keeps the others waiting.
+"""Watchdog of the processes of a run: reports within a minute which of them keeps the others waiting.
 
-Every process publishes its step and its activity in workdir/.processes. A process that makes no progress looks at the
-others, and names those that are behind.
+Every process publishes its step and its activity in workdir/.processes. A process that makes no progress reads those of
+the others, and reports the processes that are behind.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from neodragon_jax.base.atomic import atomic_file
 from train.runtime.goodput import STEP
 
 FOLDER = '.processes'
-# Seconds between two looks, and without progress until the others are named.
+# Seconds between two checks, and seconds without progress until a report.
 PERIOD_S, QUIET_S = 5.0, 40.0
 
 
 class Place(NamedTuple):
-    """Where a process is.
+    """Progress of a process.
 
     Attributes:
-      step: that it is at.
-      activity: such as 'step', 'compile', 'evaluation'.
-      since: Unix time at which it arrived there.
+      step: the current step.
+      activity: the current activity, such as 'step', 'compile', 'evaluation'.
+      since: Unix time at which the activity began.
     """
 
     process: int
@@ -43,14 +43,14 @@ class Place(NamedTuple):
 
 
 class Watch:
-    """Publishes the place of this process, and names the slow ones; a single process needs none."""
+    """Publisher of this process's progress that reports slow processes; a single process needs none."""
 
     def __init__(self, workdir: pathlib.Path, activity: Callable[[], str], say: Callable[[str], object]) -> None:
-        """Prepare.
+        """Store the arguments.
 
         Args:
-          activity: returns what the process is doing.
-          say: shows a line to the user.
+          activity: returns the current activity of the process.
+          say: prints a line for the user.
         """
         self._folder, self._activity, self._say = workdir / FOLDER, activity, say
         self._step, self._end = 0, threading.Event()
@@ -58,7 +58,7 @@ class Watch:
         self._thread = threading.Thread(target=self._look, name='watch', daemon=True)
 
     def at(self, step: int) -> None:
-        """Note the step that begins."""
+        """Record the step that begins."""
         self._step = step
 
     def __enter__(self) -> Self:
@@ -96,7 +96,7 @@ class Watch:
                     self._say(line)
 
     def _others(self) -> list[Place]:
-        """Return the places of the other processes, as far as they can be read."""
+        """Return the progress of the other processes, as far as it can be read."""
         places = []
         for path in self._folder.glob('[0-9]*.json'):
             try:
@@ -109,10 +109,10 @@ class Watch:
 
 
 def complaint(here: Place, others: Sequence[Place], count: int, now: float) -> str:
-    """Return a line that names the processes that are behind this one, or ''.
+    """Return a line that names the processes behind this one, or ''.
 
-    Behind is a process at an earlier step; at the same step, one that does something else while this one computes, for
-    a step needs all processes.
+    A process is behind if it is at an earlier step, or if it is at the same step but has another activity while this
+    one computes, because a step needs all processes.
     """
     absent = set(range(count)) - {here.process, *(place.process for place in others)}
     names = [f'process {index}, which has not reported' for index in sorted(absent)]
