@@ -101,7 +101,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'fake': defaults(OptimizerConfig),
             },
             # Data shape for --dry-run and train.aot without data: latents of 49 frames of 320x512.
-            'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
+            'blank_sample': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
             'loop': defaults(
                 LoopConfig,
                 steps=5000,
@@ -127,7 +127,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                     'remat': 'none',
                     **rates,
                 },
-                'shapes': {'frames': 3, 'height': 8, 'width': 8},
+                'blank_sample': {'frames': 3, 'height': 8, 'width': 8},
                 'loop': {
                     'steps': 60,
                     'log_every': 5,
@@ -162,7 +162,7 @@ SHAPES = {
         },
         'fake': {'kind': 'muon', 'learning_rate': 2e-3, 'warmup_steps': 20},
     },
-    'shapes': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
+    'blank_sample': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
     'loop': {
         'steps': 700,
         'batch_size': 32,

@@ -59,7 +59,7 @@ FULL = {
         evaluate_every=100,
     ),
     # Data shape for --dry-run without data: latents of 49 frames of 320x512.
-    'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
+    'blank_sample': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
 }
 
 STAGE2 = {
@@ -92,7 +92,7 @@ TINY = {
         'log_every': 10,
         'evaluate_every': 30,
     },
-    'shapes': {'frames': 3, 'height': 8, 'width': 8},
+    'blank_sample': {'frames': 3, 'height': 8, 'width': 8},
 }
 
 SHAPES = {
@@ -106,7 +106,7 @@ SHAPES = {
         'mesh': {'data': -1, 'fsdp': 1},
         'log_every': 50,
     },
-    'shapes': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
+    'blank_sample': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
 }
 SHAPES_STAGES = (
     {

@@ -95,7 +95,7 @@ FULL = {
         evaluate_every=5000,
     ),
     # Data shape for --dry-run without data: latents of 49 frames of 320x512.
-    'shapes': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
+    'blank_sample': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
 }
 
 TINY = {
@@ -134,7 +134,7 @@ TINY = {
         'log_every': 20,
         'evaluate_every': 100,
     },
-    'shapes': {'frames': 3, 'height': 8, 'width': 8},
+    'blank_sample': {'frames': 3, 'height': 8, 'width': 8},
 }
 
 SHAPES = {
@@ -170,7 +170,7 @@ SHAPES = {
         'log_every': 50,
         'evaluate_every': 1000,
     },
-    'shapes': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
+    'blank_sample': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
 }
 
 

@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
+class TeacherSampler:
     """The multi-step system on all devices of this process.
 
     Attributes:
@@ -113,7 +113,7 @@ class Teacher:
         return video.image_to_frame(video.read_image(path), self.args.height, self.args.width)
 
 
-def load_teacher(args: argparse.Namespace) -> Teacher:
+def load_teacher(args: argparse.Namespace) -> TeacherSampler:
     """Return the teacher of a command line.
 
     Raises:
@@ -129,7 +129,7 @@ def load_teacher(args: argparse.Namespace) -> Teacher:
     components = pipeline.load(args.checkpoint, 'monolithic', dtype=jnp.dtype(args.dtype), place=spread.replicate)
     negative = jax.tree.map(lambda leaf: leaf[0], components.encode_prompt([args.negative_prompt]))
     denoise = guided(components.denoise, negative, scale_by_unit(args.guidance, args.first_guidance))
-    return Teacher(components, denoise, components.check(plan), negative, spread, args, prompts, pictures)
+    return TeacherSampler(components, denoise, components.check(plan), negative, spread, args, prompts, pictures)
 
 
 def find_pictures(folder: str | os.PathLike[str], count: int) -> list[pathlib.Path]:
@@ -159,7 +159,7 @@ def protocol(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]
     }
 
 
-def records(teacher: Teacher, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+def records(teacher: TeacherSampler, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the samples of some indices, in order; each batch fills all devices."""
     size = teacher.args.batch * len(teacher.spread.devices)
     for start in range(0, len(indices), size):

@@ -29,7 +29,7 @@ from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation.devices import Spread
 from neodragon_jax.models.t5 import T5Encoder
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleSource, SampleWriter
-from train.text.program import IDS, MASK, STATES
+from train.text.program import IDS, MASK, T5_STATES
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,7 +64,7 @@ def records(
             run(params, *(spread.shard(np.stack([r[name] for r in padded])) for name in (IDS, MASK)))
         )
         for index, row, state in zip(indices[start : start + size], rows, states, strict=False):
-            yield {'index': index, 'prompt': row['prompt'], IDS: row[IDS], MASK: row[MASK], STATES: state}
+            yield {'index': index, 'prompt': row['prompt'], IDS: row[IDS], MASK: row[MASK], T5_STATES: state}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     params = spread.replicate(read_params(args.teacher, DTYPES[args.dtype]))
     ids = source.spec.arrays[IDS]
     states = ArraySpec((*ids.shape, module.config.d_model), args.store_dtype)
-    spec = RecordSpec({IDS: ids, MASK: source.spec.arrays[MASK], STATES: states})
+    spec = RecordSpec({IDS: ids, MASK: source.spec.arrays[MASK], T5_STATES: states})
     protocol = source.protocol | {'teacher': fingerprint(args.teacher), 'dtype': args.dtype}
     options = {'part': jax.process_index(), 'parts': jax.process_count(), 'name': 'text_states'}
     options['samples_per_shard'] = args.samples_per_shard

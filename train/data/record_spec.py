@@ -23,6 +23,8 @@ ARRAY_DTYPES = FLOATS | {name: np.dtype(name) for name in ('uint8', 'int8', 'int
 MOST_AXES, MOST_NUMBERS = 8, 2**32
 # The writer adds it to every record.
 INDEX = 'index'
+# Names of text states in a record: those of T5 [L, E], and those that the denoiser reads [L, D].
+T5_STATES, TEXT_STATES = 't5', 'text'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Settings:
     Attributes:
       checkpoint: root of the released layout, with the multi-step denoiser and its adapter.
       data: folder of train.teacher_samples.
-      shapes: the sample that a plan without data assumes.
+      blank_sample: the sample that a plan without data assumes.
     """
 
     checkpoint: str
@@ -55,7 +55,7 @@ class Settings:
     workdir: str
     seed: int
     dmd: DMDConfig
-    shapes: BlankSample
+    blank_sample: BlankSample
     loop: LoopConfig
 
     @property
@@ -97,7 +97,7 @@ def load_program(config: DMDConfig, source: SampleSource, held_out: Mapping[str,
 
 def abstract(settings: Settings) -> Training:
     """Return the training as shapes: of the released sizes where the settings name no checkpoint."""
-    teacher, shapes = abstract_teacher(settings.checkpoint), settings.shapes
+    teacher, shapes = abstract_teacher(settings.checkpoint), settings.blank_sample
     sizes, stored = teacher.module.config, DTYPES['bfloat16']
     sample = {
         'latents': np.zeros((shapes.frames, shapes.height, shapes.width, sizes.in_channels), stored),

@@ -29,12 +29,12 @@ from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import Plan, Prompt
 from train.data import SampleSource
+from train.data.record_spec import T5_STATES, TEXT_STATES
 from train.pruning.importance import Importance
 from train.pruning.importance_chart import importance_svg
 from train.pruning.keep_list import KEEP
 from train.pruning.selection import Round, Subject, check_choice, choose, difference
 from train.teacher.denoisers import check_widths, read_denoiser
-from train.teacher.program import RAW_STATES, STATES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def load_subject(sampling: Sampling) -> Subject:
     if module.config.num_layers < 2:
         raise InputError(f'--denoiser {sampling.denoiser}: has one block, which must stay; give a larger denoiser.')
     source = SampleSource(sampling.data)
-    states = RAW_STATES if isinstance(module, TeacherMMDiT) else STATES
+    states = T5_STATES if isinstance(module, TeacherMMDiT) else TEXT_STATES
     if states not in source.spec.arrays:
         raise InputError(
             f'--data {sampling.data}: no {states} in it, which this denoiser reads; see train.latents --text.'

@@ -51,7 +51,7 @@ from train.teacher.denoisers import (
     sized,
 )
 from train.teacher.evaluation import ask
-from train.teacher.program import Teacher, TeacherConfig, load_program
+from train.teacher.program import TeacherConfig, TeacherTraining, load_program
 from train.text.losses import token_errors
 
 # The paper keeps 18 of 24 blocks; the choice changes no size.
@@ -120,7 +120,7 @@ def _check_start(given: Any, module: AnyDenoiser, pruning: PruningConfig) -> Non
         )
 
 
-class Pruning(Teacher):
+class Pruning(TeacherTraining):
     """Both stages as a program of the loop: flow matching as the teacher's, with another loss in stage 2."""
 
     name = 'pruning'
@@ -132,7 +132,7 @@ class Pruning(Teacher):
         """Prepare.
 
         Args:
-          data: as of `Teacher`.
+          data: as of `TeacherTraining`.
           denoisers: by default from `read_denoisers`.
         Raises:
           InputError: the denoisers cannot be read, or do not suit each other or the samples.
@@ -237,7 +237,7 @@ class Settings:
     Attributes:
       denoiser, keep, start: see `PruningConfig`.
       data, weights: folders of train.latents, separated by commas, and the share of each; () for equal shares.
-      shapes: the sample that a plan without data assumes.
+      blank_sample: the sample that a plan without data assumes.
     """
 
     denoiser: str
@@ -249,7 +249,7 @@ class Settings:
     seed: int
     pruning: PruningConfig
     flow: TeacherConfig
-    shapes: BlankSample
+    blank_sample: BlankSample
     loop: LoopConfig
 
 
@@ -272,7 +272,7 @@ def abstract(settings: Settings) -> Training:
       InputError: the named folders and the keep list do not go together.
     """
     denoisers = abstract_denoisers(settings.pruning)
-    blank = blank_latents(settings.shapes, sized(settings.flow, denoisers.module))
+    blank = blank_latents(settings.blank_sample, sized(settings.flow, denoisers.module))
     program = Pruning(settings.pruning, settings.flow, blank[0], denoisers=denoisers)
     return Training(program, blank, settings.loop)
 

@@ -31,7 +31,7 @@ from train.shapes.world import SYNONYMS, WORLDS, World, caption
 LENGTH = 16
 # The teacher's T5, in the folder of the same name.
 TEACHER_ENCODER = 't5'
-STATES, POOLED = 64, 64
+STATES_WIDTH, POOLED_WIDTH = 64, 64
 # Wordings of every combination from which the vocabulary is learned.
 WORDINGS = 8
 # Embeddings are random with deviation SMALL; as small as that, every token would look the same.
@@ -96,13 +96,13 @@ def parts(t5_vocabulary: int, clip_vocabulary: int) -> dict[str, tuple[str, Comp
     """Return folder -> released class and sizes of the text encoders."""
     tower: dict[str, Any] = {'vocab_size': clip_vocabulary, 'num_hidden_layers': 2, 'eos_token_id': clip_vocabulary - 1}
     clip_l = CLIPTextConfig(
-        hidden_size=32, intermediate_size=64, num_attention_heads=4, projection_dim=POOLED // 2, **tower
+        hidden_size=32, intermediate_size=64, num_attention_heads=4, projection_dim=POOLED_WIDTH // 2, **tower
     )
     clip_g = CLIPTextConfig(
         hidden_size=48,
         intermediate_size=96,
         num_attention_heads=4,
-        projection_dim=POOLED // 2,
+        projection_dim=POOLED_WIDTH // 2,
         hidden_act='gelu',
         **tower,
     )
@@ -111,11 +111,15 @@ def parts(t5_vocabulary: int, clip_vocabulary: int) -> dict[str, tuple[str, Comp
         folders.CLIP_G: ('CLIPTextModelWithProjection', clip_g),
         folders.T5: (
             'T5EncoderWithProjection',
-            T5Config(out_dim=STATES, vocab_size=t5_vocabulary, d_model=64, d_kv=8, d_ff=128, num_layers=4, num_heads=8),
+            T5Config(
+                out_dim=STATES_WIDTH, vocab_size=t5_vocabulary, d_model=64, d_kv=8, d_ff=128, num_layers=4, num_heads=8
+            ),
         ),
         TEACHER_ENCODER: (
             'T5EncoderModel',
-            T5EncoderConfig(vocab_size=t5_vocabulary, d_model=STATES, d_kv=16, d_ff=256, num_layers=4, num_heads=8),
+            T5EncoderConfig(
+                vocab_size=t5_vocabulary, d_model=STATES_WIDTH, d_kv=16, d_ff=256, num_layers=4, num_heads=8
+            ),
         ),
     }
 

@@ -15,7 +15,6 @@ from train.teacher.evaluation import EvaluationConfig
 
 STAGES_PER_STEP = ('one', 'all')
 # Names of the text states in the samples: as a context embedder takes them, and as a denoiser without one does.
-RAW_STATES, STATES = 't5', 'text'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,10 @@ from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.models.teacher import TeacherMMDiT
-from train.data.record_spec import DTYPES
+from train.data.record_spec import DTYPES, T5_STATES, TEXT_STATES
 from train.data.sources import Repeated
 from train.flow.blank_sample import BlankSample
-from train.teacher.config import RAW_STATES, STATES, TeacherConfig
+from train.teacher.config import TeacherConfig
 
 AnyDenoiser = PyramidMMDiT | TeacherMMDiT
 
@@ -63,15 +63,15 @@ def check_widths(module: PyramidMMDiT | TeacherMMDiT, null: Mapping[str, np.ndar
             )
 
 
-def blank_latents(shapes: BlankSample, config: TeacherConfig) -> Repeated:
+def blank_latents(blank_sample: BlankSample, config: TeacherConfig) -> Repeated:
     """Return samples of zeros that suit a configuration, for a plan without data."""
     sizes, stored = config.sizes, DTYPES['bfloat16']
     text_width = sizes.joint_attention_dim if config.context_embedder else sizes.width
     sample = {
-        'latents': np.zeros((shapes.frames, shapes.height, shapes.width, sizes.in_channels), stored),
-        'units': np.int32(shapes.frames),
-        RAW_STATES if config.context_embedder else STATES: np.zeros((shapes.text_tokens, text_width), stored),
-        'text_mask': np.ones(shapes.text_tokens, np.int32),
+        'latents': np.zeros((blank_sample.frames, blank_sample.height, blank_sample.width, sizes.in_channels), stored),
+        'units': np.int32(blank_sample.frames),
+        T5_STATES if config.context_embedder else TEXT_STATES: np.zeros((blank_sample.text_tokens, text_width), stored),
+        'text_mask': np.ones(blank_sample.text_tokens, np.int32),
         'pooled': np.zeros(sizes.pooled_projection_dim, stored),
     }
     return Repeated(sample, 2**20)

@@ -44,6 +44,7 @@ from neodragon_jax.pyramid.sampler import Prompt, jax_denoiser
 from neodragon_jax.pyramid.schedule import Schedule
 from train.data import DTYPES, SampleSource
 from train.data.mixture import Mixture, drop_captions
+from train.data.record_spec import T5_STATES, TEXT_STATES
 from train.data.sources import hold_out, stacked
 from train.flow import flow_matching, losses
 from train.flow.blank_sample import BlankSample
@@ -52,7 +53,7 @@ from train.runtime.optimizer import AveragedState, make_optimizer, masters
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
 from train.runtime.sharding import to_host
-from train.teacher.config import RAW_STATES, STATES, TeacherConfig
+from train.teacher.config import TeacherConfig
 from train.teacher.denoisers import (
     AnyDenoiser,
     abstract_denoiser,
@@ -69,7 +70,7 @@ from train.text.parts import deployed_adapter
 # Where the denoiser goes besides, with its context embedder, in Pyramid-Flow's own layout.
 
 
-class Teacher:
+class TeacherTraining:
     """Pyramidal flow matching as a program of the loop."""
 
     name = 'teacher'
@@ -112,9 +113,9 @@ class Teacher:
         Raises:
           InputError: they have no states that this denoiser takes.
         """
-        name = RAW_STATES if isinstance(self.module, TeacherMMDiT) else STATES
+        name = T5_STATES if isinstance(self.module, TeacherMMDiT) else TEXT_STATES
         if name not in batch:
-            kind, option = ('', 't5') if name == RAW_STATES else ('out', 'states')
+            kind, option = ('', 't5') if name == T5_STATES else ('out', 'states')
             raise InputError(
                 f'the samples have no {name}, which a denoiser with{kind} context embedder takes: make them with '
                 f'--text {option}, or change context_embedder.'
@@ -239,7 +240,7 @@ class Teacher:
         return json.loads(json.dumps(record))  # tuples become lists, as they are after a restart
 
 
-AnyTeacher = TypeVar('AnyTeacher', bound=Teacher)
+AnyTeacher = TypeVar('AnyTeacher', bound=TeacherTraining)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +250,7 @@ class Settings:
     Attributes:
       data: folders of train.latents, separated by commas.
       weights: share of each folder; () for equal ones.
-      shapes: the sample that a plan without data assumes.
+      blank_sample: the sample that a plan without data assumes.
     """
 
     data: str
@@ -257,7 +258,7 @@ class Settings:
     workdir: str
     seed: int
     teacher: TeacherConfig
-    shapes: BlankSample
+    blank_sample: BlankSample
     loop: LoopConfig
 
 
@@ -276,13 +277,13 @@ def load_program(
     config: TeacherConfig,
     folders: Sequence[str],
     weights: Sequence[float],
-    make: Callable[..., AnyTeacher] = Teacher,
+    make: Callable[..., AnyTeacher] = TeacherTraining,
 ) -> tuple[AnyTeacher, Mixture]:
     """Return the program for folders of latents, and the samples to train on.
 
     Args:
       weights: share of each folder.
-      make: the program, of the arguments of `Teacher`.
+      make: the program, of the arguments of `TeacherTraining`.
     Raises:
       InputError: a folder is not one of latents, or too small, or they do not go together.
     """
@@ -310,8 +311,8 @@ def abstract(settings: Settings) -> Training:
     """
     config = settings.teacher
     denoiser = abstract_denoiser(config.start) if config.start else None
-    blank = blank_latents(settings.shapes, config if denoiser is None else sized(config, denoiser[0]))
-    return Training(Teacher(config, blank[0], denoiser=denoiser), blank, settings.loop)
+    blank = blank_latents(settings.blank_sample, config if denoiser is None else sized(config, denoiser[0]))
+    return Training(TeacherTraining(config, blank[0], denoiser=denoiser), blank, settings.loop)
 
 
 RECIPE = Recipe(Settings, load, abstract, required=dict.fromkeys(('data', 'workdir'), 'FOLDER'))

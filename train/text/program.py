@@ -36,6 +36,7 @@ from neodragon_jax.checkpoint.folders import T5 as ENCODER
 from neodragon_jax.checkpoint.folders import TEACHER_ADAPTER
 from neodragon_jax.models.context_adapter import ContextAdapter
 from train.data import DTYPES, SampleSource
+from train.data.record_spec import T5_STATES
 from train.data.sources import Repeated, hold_out, stacked
 from train.runtime.optimizer import AveragedState, make_optimizer
 from train.runtime.program import LoopConfig
@@ -55,7 +56,7 @@ from train.text.parts import (
 from train.text.retrieval import retrieval
 
 # Names of the samples' arrays: token ids and their mask, and T5-XXL's states where they are stored.
-IDS, MASK, STATES = 'ids', 'text_mask', 't5'
+IDS, MASK = 'ids', 'text_mask'
 LORA_FILE = 'text_encoder_3_lora.safetensors'
 
 
@@ -138,7 +139,7 @@ class TextDistillation:
     def target(self, frozen: Any, batch: Mapping[str, Array]) -> Float[Array, 'B L D']:
         """Return t, the teacher's embedding, in float32."""
         if self.teacher is None:
-            return embed_states(frozen['embedder'], batch[STATES])
+            return embed_states(frozen['embedder'], batch[T5_STATES])
         states = self.teacher.apply({'params': frozen['teacher']}, batch[IDS], batch[MASK])
         return embed_states(frozen['embedder'], states)  # pyright: ignore[reportArgumentType]
 
@@ -233,7 +234,7 @@ def blank_prompts(tokens: int, states: int | None) -> Repeated:
     """Return samples of `tokens` ids, and with states of that width where it is not None, for a plan without data."""
     sample: dict[str, Any] = {name: np.ones(tokens, np.int32) for name in (IDS, MASK)}
     if states is not None:
-        sample[STATES] = np.zeros((tokens, states), DTYPES['bfloat16'])
+        sample[T5_STATES] = np.zeros((tokens, states), DTYPES['bfloat16'])
     return Repeated(sample, 2**20)
 
 
@@ -272,10 +273,10 @@ def load(settings: Settings) -> Training:
       InputError: a folder is missing or does not fit the others.
     """
     config, source = settings.text, SampleSource(settings.data)
-    needed = (IDS, MASK) if settings.teacher else (IDS, MASK, STATES)
+    needed = (IDS, MASK) if settings.teacher else (IDS, MASK, T5_STATES)
     for name in needed:
         if name not in source.spec.arrays:
-            writer = 'train.prompts' if name != STATES else 'train.text_states, or set config.teacher'
+            writer = 'train.prompts' if name != T5_STATES else 'train.text_states, or set config.teacher'
             raise InputError(f'{settings.data}: its samples have no {name}; pass a folder of {writer}.')
     training, held_out = hold_out(source, config.held_out)
     parts = read_parts(**settings.folders, dtype=config.dtype)

@@ -27,7 +27,7 @@ from train.runtime.program import LoopConfig
 from train.runtime.settings import freeze
 from train.runtime.sharding import AXES, make_mesh, put, to_host
 from train.runtime.step import abstract_arguments, initial, jit_step
-from train.teacher.program import TEACHER, Teacher, load_program
+from train.teacher.program import TEACHER, TeacherTraining, load_program
 
 FRAMES, BATCH, COUNT = 2, 8, 24
 KEEP = '0,2,3'
@@ -264,10 +264,10 @@ def test_stage_1_is_the_teacher_s_training(full, data, tmp_path):
     prune.main(['apply', '--denoiser', full, '--out', str(tmp_path / 'pruned'), '--keep', KEEP])
     config = dataclasses.replace(program.config, start=str(tmp_path / 'pruned'))
     teacher, _ = load_program(config, [data], [1.0])
-    assert type(teacher) is Teacher and teacher.module == program.module
+    assert type(teacher) is TeacherTraining and teacher.module == program.module
     for got, want in zip(jax.tree.leaves(program.start), jax.tree.leaves(teacher.start), strict=True):
         assert np.array_equal(got, want)
-    assert type(program).loss is Teacher.loss
+    assert type(program).loss is TeacherTraining.loss
 
 
 # --- Settings ---------------------------------------------------------------------------------------------------------

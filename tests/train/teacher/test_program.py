@@ -103,7 +103,7 @@ def settings(data: str, workdir='unused', steps: int = 1, mesh=(8, 1, 1), embedd
 
 
 @functools.cache
-def program_for(data: str, **options) -> teacher.Teacher:
+def program_for(data: str, **options) -> teacher.TeacherTraining:
     values = settings(data).teacher.to_dict() | options
     return teacher.load_program(freeze(teacher.TeacherConfig, values), [data], [1.0])[0]
 
@@ -325,7 +325,7 @@ def test_full_settings_make_the_teacher_of_the_paper(capsys):
     config = teacher_settings.get_config('')
     given = teacher.RECIPE.read(config)
     objective, run = given.teacher, given.loop
-    module = teacher.Teacher(objective, teacher.blank_latents(given.shapes, objective)[0]).module
+    module = teacher.TeacherTraining(objective, teacher.blank_latents(given.blank_sample, objective)[0]).module
     assert isinstance(module, TeacherMMDiT)
     sizes = [leaf.size for leaf in jax.tree.leaves(abstract_params(module))]
     table = module.config.pos_embed_max_size**2 * module.config.width
@@ -339,7 +339,7 @@ def test_full_settings_make_the_teacher_of_the_paper(capsys):
 
 def test_dry_run_needs_no_data(capsys):
     config = settings('')
-    config.shapes = {'frames': FRAMES, 'height': GRID, 'width': GRID, 'text_tokens': TOKENS}
+    config.blank_sample = {'frames': FRAMES, 'height': GRID, 'width': GRID, 'text_tokens': TOKENS}
     teacher.RECIPE.run(config, dry_run=True)
     assert f'batch  t5  [8, {TOKENS}, {TEXT}]  bfloat16' in capsys.readouterr().out
 
