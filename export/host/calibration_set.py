@@ -1,8 +1,8 @@
-"""The calibration set on disk: one folder per generated video, and the protocol that it was recorded from.
+"""The calibration set on disk: one folder per generated video, and the protocol of the recording.
 
-The folder of a video appears when it is complete, so that a killed recording resumes; `record.json` in it holds the
-sizes and hashes of its files, and a damaged video is recorded again. A set is reused for the same protocol and refused
-for any other.
+The folder of a video is created when the video is complete, so that an interrupted recording resumes. Its `record.json`
+holds the sizes and hashes of its files; a damaged video is recorded again. A set is reused for the same protocol and
+rejected for any other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CalibrationSet:
 
     Attributes:
       folder: where the set is stored.
-      protocol: what it was recorded from.
+      protocol: prompts, weights and settings of the recording.
     """
 
     folder: pathlib.Path
@@ -117,7 +117,7 @@ class CalibrationSet:
         return self.folder / f'{kind}-{number:05d}'
 
     def _damage(self, kind: str, number: int) -> str | None:
-        """Return '' for a complete video, None for one that is not there, or a phrase that says how it is damaged."""
+        """Return '' for a complete video, None for a missing one, or a phrase that describes the damage."""
         folder = self._folder(kind, number)
         if not folder.is_dir():
             return None
@@ -134,8 +134,8 @@ class CalibrationSet:
     def _write(
         self, kind: str, number: int, video: Video, calls: Mapping[str, Sequence[Any]], resources: Resources
     ) -> None:
-        """Write the kept calls of a video, and of an evaluation video its latents and frames."""
-        # One more for every round through the prompts: each prompt meets all units and steps.
+        """Write the kept calls of a video; for an evaluation video, also its latents and frames."""
+        # Shift by one per pass over the prompts, so that every prompt covers all units and steps.
         turn = number + number // len(self.protocol.scenes.prompts)
         with atomic_folder(self._folder(kind, number), replace=True) as draft:
             for name, keep in self.protocol.keep.items():
@@ -151,7 +151,7 @@ class CalibrationSet:
     def _check_or_write_protocol(self) -> Protocol:
         """Return the protocol of the set in the folder, or write this one if there is none.
 
-        A complete set of more calls or graphs than are wanted serves, too.
+        A complete set with more calls or graphs than this protocol requires is also accepted.
 
         Raises:
           InputError: the folder holds a set of another protocol, or its protocol is damaged.
@@ -175,7 +175,7 @@ class CalibrationSet:
         return dataclasses.replace(self.protocol, keep=wanted[KEPT], videos=wanted[VIDEOS])
 
     def _has_enough(self, found: Mapping[str, Any]) -> bool:
-        """Return whether the set in the folder has at least as many calls of each graph as this protocol asks for."""
+        """Return whether the set in the folder has at least as many calls of each graph as this protocol requires."""
         videos, wanted = found[VIDEOS], self.protocol.keep.items()
         if not isinstance(videos, int) or not isinstance(found[KEPT], dict):
             return False

@@ -1,6 +1,6 @@
 """The host's half of a denoiser call, and the sampler's denoiser over exported graphs.
 
-Legend: B batch, h w a stage's grid, C channels, i patches of a clip, P numbers in a patch.
+Legend: B batch, h w a stage's grid, C channels, i patches of a clip, P values per patch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from neodragon_jax.pyramid.layout import layout_of, patchify, unpatchify
 from neodragon_jax.pyramid.sampler import Prompt, Unit
 from neodragon_jax.pyramid.stages import envelope_frame_ids
 
-# Modulations kept in memory: a video needs one per stage and step.
+# Maximum number of cached modulations; a video needs one per stage and step.
 _REMEMBERED = 32
 
 
@@ -43,13 +43,13 @@ class DenoiserHost:
         form: Form = SHIPPED,
         modulate: Callable[[Feeds], Mapping[str, np.ndarray]] | None = None,
     ) -> None:
-        """Prepare.
+        """Set up the host part.
 
         Args:
-          params: unrolled; those of the modulation are read whenever one is computed here, a block at a time, and
-            not kept: they have 2 GB at full size, and a video needs few modulations.
-          form: that of the graphs.
-          modulate: runs the modulation graph; None computes the same in JAX.
+          params: unrolled parameters. Those of the modulation (2 GB at full size) are read block by block for each
+            modulation and not kept in memory, because a video needs few modulations.
+          form: form of the graphs.
+          modulate: runs the modulation graph; None computes the modulation in JAX.
         """
         self.patch = model.config.patch_size
         self._form, self._model = form, for_export(model, form)
@@ -57,7 +57,7 @@ class DenoiserHost:
         self._modulate = modulate or partial(modulate_blockwise, self._model, params)
 
     def patches(self, clip: Unit) -> Float[np.ndarray, 'i P']:
-        """Return a clip of one example cut into patches, as graphs take and return it."""
+        """Split a clip of one example into patches, the format of graph inputs and outputs."""
         return np.asarray(patchify(jnp.asarray(clip, jnp.float32), self.patch))[0]
 
     def stage_inputs(
@@ -71,7 +71,7 @@ class DenoiserHost:
         """Return all inputs of a stage's graph for one example; the arguments are those of `sampler.Denoiser`.
 
         Raises:
-          InputError: the unit is frame 0 and the graphs do not draw that.
+          InputError: the unit is frame 0 and the graphs do not support it.
         """
         if not self._form.draws_frame_zero and int(unit[0]) < 1:
             raise InputError(
@@ -98,7 +98,7 @@ class DenoiserHost:
         return {'timestep': np.asarray(sinusoid), 'pooled': np.asarray(prompt.pooled, np.float32)}
 
     def modulation(self, conditioning: Feeds) -> Feeds:
-        """Return the outputs of the modulation graph, remembered: all units of a video share them."""
+        """Return the outputs of the modulation graph, cached because all units of a video share them."""
         key = b''.join(array.tobytes() for array in conditioning.values())
         if key not in self._vectors:
             while len(self._vectors) >= _REMEMBERED:

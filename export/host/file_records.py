@@ -1,4 +1,4 @@
-"""Sizes and SHA-256 of the files of a finished folder, by which a later run decides whether to trust it."""
+"""Sizes and SHA-256 of the files of a finished folder; later runs verify the folder with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def file_records(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def damage(folder: pathlib.Path, records: Any) -> str | None:
-    """Return a phrase that says how the files of a folder differ from their records, or None if they do not.
+    """Return a phrase that describes how the files of a folder differ from their records, or None if they match.
 
     Sizes are compared before any content is read.
     """

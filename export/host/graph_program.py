@@ -1,8 +1,8 @@
-"""The pipeline with graph runners in the place of its modules.
+"""The pipeline with graph runners in place of its modules.
 
-Runners of any kind (JAX, ONNX Runtime, the HTP simulator) run the same control flow, so that every graph is tested
+Runners of any kind (JAX, ONNX Runtime, the HTP simulator) use the same control flow, so that every graph is tested
 inside the real program. `TextHost` and `FirstFrameHost` hold the parts that stay on the host: tokenizers, embedding
-tables, the UNet's embedder.
+tables, and the UNet's embedder.
 
 Legend: B batch, F video frames, H W pixels, h w latent grid, C channels, L text tokens.
 Source: arXiv 2511.06055, section 4.
@@ -43,7 +43,7 @@ class TextHost:
     """The host's part of the text encoders.
 
     Attributes:
-      tokenizers: of the three text encoders.
+      tokenizers: tokenizers of the three text encoders.
       clip_l, clip_g, t5: embedding tables of the encoders.
       vae: the video VAE's module, which gives the shapes of the decoder's memories.
     """
@@ -83,10 +83,10 @@ class FirstFrameHost:
     """The host's part of the first-frame model.
 
     Attributes:
-      tokenizers: of the two text towers.
+      tokenizers: tokenizers of the two text towers.
       towers: embedding tables of the towers.
       embed: (timestep [B], pooled, sizes) -> embedding [B, E] of the UNet.
-      scaling_factor: of the image latents.
+      scaling_factor: scaling factor of the image latents.
       size: height and width of the picture.
       latent_size: h, w, C.
     """
@@ -152,7 +152,7 @@ def components(host: TextHost, runners: Runners, denoise: Denoiser, base: pipeli
 
     Args:
       denoise: the denoiser, for example a `GraphDenoiser`.
-      base: components that the denoiser's sizes are taken from.
+      base: components that provide the denoiser's sizes.
     """
 
     def encode_image(frames: Array) -> Array:

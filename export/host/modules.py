@@ -1,6 +1,6 @@
-"""The graphs of a checkpoint for videos of one size, all but the denoiser's.
+"""The graphs of a checkpoint for videos of one size, except the denoiser's graphs.
 
-`phone_modules` lists what runs on the phone; graph_program.py puts graph runners into the pipeline.
+`phone_modules` returns the modules that run on the phone; graph_program.py puts graph runners into the pipeline.
 Source: arXiv 2511.06055, section 4.
 """
 
@@ -38,9 +38,9 @@ class ProgramOptions:
       root: root folder of a checkpoint in the released layout.
       mode: 'hybrid' (a first frame starts the video) or 'monolithic'.
       plan: latent size, steps and guidance of the video.
-      adapter: context adapter folder to use instead of the mode's own.
+      adapter: context adapter folder; None uses the mode's default.
       upscaler: folder of a QuickSRNet; None leaves super-resolution out (the release has no weights for it).
-      first_frame: what generates frame 0 when no image is given, one of `generation.FIRST_FRAMES`.
+      first_frame: source of frame 0 if no image is given, one of `generation.FIRST_FRAMES`.
       images: whether images are given as first frames.
     """
 

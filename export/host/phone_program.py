@@ -1,4 +1,4 @@
-"""The program whose graphs are exported: run in JAX to record calls, or over exported graphs to test them."""
+"""The program whose graphs are exported: it runs in JAX to record calls, or over exported graphs to test them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HELD_BYTES = 2e9
 
 @dataclasses.dataclass(frozen=True)
 class PhoneProgram:
-    """The program of a checkpoint, run only as far as the exported graphs need.
+    """The program of a checkpoint, run only as far as the exported graphs require.
 
     Attributes:
       options: checkpoint, mode and video size.
@@ -53,7 +53,7 @@ class PhoneProgram:
 
     @property
     def draws(self) -> bool:
-        """Whether the first-frame model runs: its graphs are exported, or a first frame is needed and none is given."""
+        """Whether the first-frame model runs: to export its graphs, or if a first frame is needed but not given."""
         wanted = any(name in FIRST_FRAME for name in self.names)
         needed = self.denoises or 'video_encoder' in self.names
         return self.options.has_model and (wanted or (needed and not self.options.images))
@@ -92,8 +92,8 @@ class PhoneProgram:
     def open_recording(self) -> Recording:
         """Return the program in JAX with recorders.
 
-        Modules of a large checkpoint take turns in memory; those of a small one stay, because reading and checking
-        them takes longer than running them.
+        For a large checkpoint, one module at a time is in memory. The modules of a small one stay in memory, because
+        reading and checking them takes longer than running them.
         """
         paths = [path for folder in set(self._folders.values()) for path in folder.glob('*.safetensors')]
         store = Store(one_at_a_time=sum(path.stat().st_size for path in paths) > _HELD_BYTES)
@@ -113,7 +113,7 @@ class PhoneProgram:
         Args:
           runners: runner of every graph but the denoiser's, by name.
           denoise: the denoiser.
-          base: components that the denoiser's sizes are taken from; None loads them.
+          base: components that provide the denoiser's sizes; None loads them.
         """
         base = base or self._components(Store(one_at_a_time=True))
         text = graph_program.TextHost.load(self.options)

@@ -1,7 +1,7 @@
-"""Calibration and evaluation prompts, which are disjoint: those of the user, of the checkpoint, or built-in ones.
+"""Disjoint calibration and evaluation prompts from the user, the checkpoint, or the built-in lists.
 
-A checkpoint that was trained on other prompts than the released system has `calibration_prompts.txt` and
-`evaluation_prompts.txt` in its root folder.
+A checkpoint that was trained on a different prompt distribution than the released system has
+`calibration_prompts.txt` and `evaluation_prompts.txt` in its root folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.evaluation.prompt_files import read_prompts
 
-# With fewer the report warns that its ratios may not hold for other prompts.
+# Below these numbers the report warns that its ratios may not hold for other prompts.
 FEWEST_CALIBRATION_PROMPTS = 12
 FEWEST_EVALUATION_PROMPTS = 8
 _CALIBRATION, _EVALUATION = 'calibration_prompts.txt', 'evaluation_prompts.txt'
@@ -34,13 +34,13 @@ def choose_prompts(
     """Return the prompts of an export.
 
     Args:
-      checkpoint: root folder, whose lists are the defaults if it has them.
+      checkpoint: root folder; its lists, if present, are the defaults.
       calibration: file of the user's calibration prompts.
       evaluation: file of the user's evaluation prompts.
       count: number of evaluation prompts.
     Raises:
-      InputError: a file has no prompts, the user's lists have a prompt in common, or there are fewer than `count`
-        evaluation prompts that are no calibration prompts.
+      InputError: a file has no prompts, the user's lists have a prompt in common, or fewer than `count` evaluation
+        prompts remain after calibration prompts are excluded.
     """
     calibrated = read_prompts(calibration or _default(checkpoint, _CALIBRATION))
     seen = {_normal(prompt) for prompt in calibrated}

@@ -20,14 +20,14 @@ KEPT, VIDEOS = 'calls kept per video', 'videos'
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What a calibration set is recorded from.
+    """Inputs and settings that a calibration set is recorded from.
 
     Attributes:
       components: fingerprint of every component, by name.
       scenes: calibration prompts, images and seed.
-      evaluation: prompts that calibration must not see; one video each.
+      evaluation: held-out prompts, excluded from calibration; one video each.
       plan: latent size, steps and guidance.
-      keep: calls of each graph that every calibration video keeps.
+      keep: number of calls of each graph kept per calibration video.
       videos: number of calibration videos.
     """
 

@@ -14,13 +14,13 @@ from export.host.calibration_set import CalibrationSet
 from export.host.phone_program import PhoneProgram
 from export.host.recording import Sample
 
-# Calibration calls that settings are chosen by.
+# Maximum number of calibration calls that quantization settings are chosen on.
 JUDGING_CALLS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedGraph:
-    """A graph and its recorded calls; nothing is read before it is needed.
+    """A graph and its recorded calls; everything is read on demand.
 
     Attributes:
       name: row of the table.
@@ -29,8 +29,8 @@ class RecordedGraph:
       made_from: hashes and sizes that determine the result of `make`.
       calibration_sha256: hash of the calibration set.
       calibration: yields the inputs that activation ranges are measured on.
-      judging: returns a few calibration calls with their JAX outputs, which settings are chosen by.
-      evaluation: returns the calls of each evaluation prompt; calibration sees none of them.
+      judging: returns a few calibration calls with their JAX outputs, on which quantization settings are chosen.
+      evaluation: returns the calls of each evaluation prompt; these are excluded from calibration.
     """
 
     name: str
@@ -83,7 +83,7 @@ def recorded_graphs(
 
 @dataclasses.dataclass(frozen=True)
 class _Calls:
-    """The recorded calls of one graph; those of the denoiser become calls of its graphs."""
+    """The recorded calls of one graph; calls of the denoiser are converted to calls of its graphs."""
 
     program: PhoneProgram
     calibration: CalibrationSet

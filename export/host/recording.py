@@ -1,6 +1,6 @@
 """Inputs and outputs of all graphs, recorded while the program generates videos in JAX.
 
-Activation ranges have to be measured on the latents, histories, memories and prompts of real generations, not on noise.
+Activation ranges must be measured on the latents, histories, memories and prompts of real generations, not on noise.
 The recorded float32 outputs are the reference for exported graphs.
 
 Legend: B batch, T latent frames, F video frames, H W full-size latent grid, h w a stage's grid, C channels.
@@ -25,7 +25,7 @@ from neodragon_jax.generation import consistency_sampler, first_frame, pipeline
 from neodragon_jax.models.super_resolution import upscale
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, NoiseSource, Plan, Prompt, Unit, sample
 
-# Calls of each graph that an evaluation video keeps.
+# Maximum number of calls of each graph kept per evaluation video.
 EVALUATION_CALLS = 8
 
 
@@ -69,8 +69,8 @@ class Scenes:
       prompts: used in turn, without the modifier.
       modifier: appended to every prompt.
       negative_prompt: for plans with guidance.
-      images: first frames in [-1, 1], used in turn; without any they are generated.
-      seed: of all noise.
+      images: first frames in [-1, 1], used in turn; if empty, first frames are generated.
+      seed: seed of all noise.
     """
 
     prompts: Sequence[str]
@@ -104,7 +104,7 @@ class Video(NamedTuple):
 
     @property
     def generated(self) -> slice:
-        """Latent frames that the denoiser generated: all but a given first one."""
+        """Latent frames that the denoiser generated: all except an encoded first frame."""
         return slice(0 if self.first_frame is None else 1, None)
 
     def replay(self, denoise: Denoiser, plan: Plan, noise: NoiseSource) -> Float[np.ndarray, '1 T H W C']:
@@ -212,16 +212,17 @@ def videos_needed(calls: Mapping[str, int], counts: Mapping[str, int]) -> int:
 
 
 def rotating(calls: Sequence[Any], keep: int, turn: int) -> list[Any]:
-    """Return `keep` calls of a video at even distances, starting at another call for every `turn`.
+    """Return `keep` evenly spaced calls of a video; the first index depends on `turn`.
 
-    All units and steps are met even if each video keeps one call only; a decoder starts from zero memories in 1 of T.
+    Over several videos all units and steps are covered, even if each video keeps only one call. The decoder's call with
+    zero memories is only 1 of T.
     """
     keep, count = min(keep, len(calls)), len(calls)
     return [calls[index] for index in sorted((turn + number * count // keep) % count for number in range(keep))]
 
 
 def spread(samples: Sequence[Any], count: int) -> list[Any]:
-    """Return `count` samples at even distances, or all if there are fewer."""
+    """Return `count` evenly spaced samples, or all if there are fewer."""
     if count >= len(samples):
         return list(samples)
     return [samples[index] for index in np.linspace(0, len(samples) - 1, count).round().astype(int)]
@@ -234,7 +235,7 @@ def flatten(call: Call | Sample) -> dict[str, np.ndarray]:
 
 
 def unflatten(arrays: Mapping[str, np.ndarray]) -> Call | Sample:
-    """Return the call of arrays by path; the inverse of `flatten`."""
+    """Rebuild a call from arrays by path; the inverse of `flatten`."""
     if 'x' not in arrays:
         parts = {'inputs': {}, 'outputs': {}}
         for path, array in arrays.items():
