@@ -1,4 +1,4 @@
-"""A bundle in the making: files, tables and tensors that get a name, a hash and a place in the folder."""
+"""The contents of a bundle: graph and binary files, and the writer that records the hash of every file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class GraphFiles:
     """One exported graph.
 
     Attributes:
-      precision: of `onnx`, 'w8a16' or 'fp16'.
-      onnx: portable file; a `.onnx.data` file of the same name may stand beside it.
+      precision: precision of `onnx`, 'w8a16' or 'fp16'.
+      onnx: portable file; its weights may be in a `.onnx.data` file of the same name beside it.
       specs: `inputs` and `outputs`: shape, dtype and quantization of each tensor, by name.
-      judged: outputs that the graph is judged by.
+      judged: outputs that are compared with JAX.
       target_db: lowest signal-to-noise ratio of the judged outputs against JAX.
     """
 
@@ -36,11 +36,11 @@ class BinaryFiles:
     """One context binary for a chipset.
 
     Attributes:
-      name: of the model, such as `denoiser`.
-      precision: of its graphs.
+      name: name of the model, such as `denoiser`.
+      precision: precision of its graphs.
       chipset: name, such as 'sm8750'.
-      wrappers: ONNX file that wraps each graph, by graph; all in one folder with the binary.
-      provider_options: of QNN.
+      wrappers: ONNX file that wraps each graph, by graph; all in the folder of the binary.
+      provider_options: options of the QNN provider.
     """
 
     name: str

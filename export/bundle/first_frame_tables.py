@@ -45,7 +45,7 @@ def first_frame_entry(draft: Draft, options: ProgramOptions) -> dict[str, Any]:
 def _embedding_tables(draft: Draft, options: ProgramOptions, host: FirstFrameHost) -> dict[str, str]:
     """Write the tables of embedding = silu(step[s] + output_kernel^T silu(hidden_kernel^T pooled + hidden_bias)).
 
-    Timesteps and picture size are fixed, so their share is in `step` [S, E] and in `hidden_bias` [E].
+    Timesteps and picture size are fixed, so their contributions are precomputed in `step` [S, E] and `hidden_bias` [E].
     """
     folder = options.find(folders.FIRST_FRAME_UNET)
     unet = pictures.open_component(folder, UNet2DConditionModel)
@@ -72,7 +72,7 @@ def _embedding_tables(draft: Draft, options: ProgramOptions, host: FirstFrameHos
 
 
 def _step_entry(number: int) -> dict[str, Any]:
-    """Return the numbers of one step: clean = (x - noise e) / signal; x = take clean + keep x, then noise is added."""
+    """Return the coefficients of one step: clean = (x - noise e) / signal; x = take clean + keep x, then add noise."""
     timestep = consistency_sampler.TIMESTEPS[number]
     signal, noise = consistency_sampler.signal_and_noise(timestep)
     keep, take = consistency_sampler.boundary_weights(timestep)

@@ -1,6 +1,6 @@
-"""Tables of everything that the host computes around the graphs, for one checkpoint and one size of video.
+"""Tables for the host's computations around the graphs, for one checkpoint and one video size.
 
-What depends on unit, stage and step only is computed here once. A player indexes, adds and multiplies.
+Values that depend only on unit, stage and step are precomputed here. A player only indexes, adds and multiplies.
 
 Legend: L text tokens, D width, V vocabulary, h w a stage's latent grid.
 """
@@ -25,7 +25,7 @@ from neodragon_jax.models.vae import LOG_VARIANCE_RANGE, NEODRAGON
 from neodragon_jax.pyramid.sampler import Plan, Prompt
 from neodragon_jax.pyramid.stages import history_stage
 
-# Random text masks on which the rule for padded text is checked.
+# Number of random text masks that the rule for padded text is checked on.
 _CHECKED_MASKS = 4
 
 
@@ -59,7 +59,7 @@ def clip_entry(draft: Draft, name: str, backend: Any, tower: ClipHost) -> dict[s
 
 
 def write_tokenizer(draft: Draft, name: str, backend: Any, length: int) -> str:
-    """Write a tokenizer that pads and cuts to `length` itself, for the `tokenizers` library; return its path."""
+    """Write a tokenizer file for the `tokenizers` library that pads and truncates to `length`; return its path."""
     tokenizer = tokenizers_library.Tokenizer.from_str(backend.backend_tokenizer.to_str())
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=backend.pad_token_id, pad_token=backend.pad_token)
@@ -77,9 +77,9 @@ def denoiser_entry(
     """Write the tables of all units, stages and steps; return their part of the manifest.
 
     Args:
-      host: the denoiser's half on the host; its modulation is not used.
-      widths: `text_tokens`, `text` (width of the text states) and `pooled`.
-      first_unit: first unit that the denoiser makes.
+      host: host part of the denoiser; its modulation is not used.
+      widths: `text_tokens`, `text` (width of the text states) and `pooled` (width of the pooled prompt).
+      first_unit: first unit that the denoiser generates.
     """
     return {
         'patch': host.patch,
@@ -94,7 +94,7 @@ def denoiser_entry(
 def _stage_entry(
     draft: Draft, host: DenoiserHost, plan: Plan, widths: Mapping[str, int], stage: int, first_unit: int
 ) -> dict[str, Any]:
-    """Return the part of one stage."""
+    """Write the tables of one stage; return its part of the manifest."""
     schedule = plan.schedule
     coarser = schedule.stages - 1 - stage
     alpha, beta = schedule.upsample_coefficients(stage) if stage else (None, None)
@@ -141,9 +141,9 @@ def _step_entries(
 def _place_tables(
     draft: Draft, host: DenoiserHost, plan: Plan, widths: Mapping[str, int], stage: int, unit: int
 ) -> dict[str, Any]:
-    """Write rotary embedding and attention bias of a unit; return for each input its table.
+    """Write the rotary embedding and attention bias of a unit; return the table of each input.
 
-    Where the text mask matters, there are two tables: row j, on axis 1, is that of `padded` where token j is padding.
+    An input that depends on the text mask has two tables: row j (axis 1) comes from `padded` where token j is padding.
     """
     tokens = widths['text_tokens']
     place = lambda mask: _place(host, plan, widths, stage, unit, mask)
@@ -162,7 +162,7 @@ def _place_tables(
 
 
 def choose_rows(valid: np.ndarray, padded: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return `valid` with those rows of `padded`, on axis 1, whose text token is padding."""
+    """Return `valid` with the rows (axis 1) of padding tokens replaced by those of `padded`."""
     chosen = valid.copy()
     rows = np.flatnonzero(mask == 0)
     if valid.ndim > 1 and not np.array_equal(valid, padded):
@@ -173,7 +173,7 @@ def choose_rows(valid: np.ndarray, padded: np.ndarray, mask: np.ndarray) -> np.n
 def _place(
     host: DenoiserHost, plan: Plan, widths: Mapping[str, int], stage: int, unit: int, mask: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the inputs of a stage's graph that depend on the place in the video and the text mask only."""
+    """Return the inputs of a stage's graph that depend only on the position in the video and the text mask."""
     size = lambda at: (plan.height >> (plan.schedule.stages - 1 - at), plan.width >> (plan.schedule.stages - 1 - at))
     clip = lambda at: jnp.zeros((1, 1, *size(at), plan.channels))
     past = [clip(history_stage(stage, distance)) for distance in range(plan.frames - 1, 0, -1)]
@@ -182,7 +182,7 @@ def _place(
     return {name: inputs[name] for name in inputs if name.startswith(PLACE_PREFIXES)}
 
 
-# Beginnings of the names of inputs that come from tables.
+# Prefixes of the names of inputs that come from tables.
 PLACE_PREFIXES: tuple[str, ...] = ('rotary', 'bias')
 
 

@@ -1,7 +1,7 @@
-"""The graphs of a bundle in words: their order, and the meaning of their inputs and outputs.
+"""Descriptions of the graphs of a bundle: their order, and the meaning of their inputs and outputs.
 
-A tensor's `source` says where a host gets it: `host` (computed as docs/bundle.md says), `table` (indexed by unit and
-stage), or `GRAPH.OUTPUT`.
+The `source` of an input is `host` (computed as described in docs/bundle.md), `table` (indexed by unit and stage), or
+`GRAPH.OUTPUT`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 from typing import NamedTuple
 
-# Phases in order: all graphs of a phase may be in memory together; no phase needs a graph of another.
+# Phases in order. The graphs of a phase are in memory together; no phase needs a graph of another phase.
 PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('text', ('clip_l', 'clip_g', 'dt5', 'context_adapter')),
     ('picture text', ('first_frame_clip_l', 'first_frame_clip_g')),
@@ -29,7 +29,7 @@ class Meaning(NamedTuple):
     text: str
 
 
-# The first pattern that fits GRAPH.INPUT counts.
+# The first pattern that matches GRAPH.INPUT applies.
 _INPUTS: tuple[tuple[str, Meaning], ...] = (
     ('*clip_[lg].embeddings', Meaning('host', 'token_table[ids] + position_table')),
     ('*clip_[lg].end', Meaning('host', '1 at the end-of-text token, else 0')),
@@ -69,7 +69,7 @@ _OUTPUTS: tuple[tuple[str, str], ...] = (
 
 
 def input_meaning(graph: str, name: str) -> Meaning:
-    """Return source and description of a graph's input."""
+    """Return the source and description of a graph's input."""
     for pattern, meaning in _INPUTS:
         if fnmatch.fnmatch(f'{graph}.{name}', pattern):
             return Meaning(meaning.source.format(input=name), meaning.text)

@@ -1,4 +1,4 @@
-"""README.md of a bundle: two pages for the engineer who puts it into an app."""
+"""README.md of a bundle, for the engineer who integrates it into an app."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ $license
 
 
 def readme(manifest: Mapping[str, Any]) -> str:
-    """Return the text for a manifest."""
+    """Return the README text for a manifest."""
     video, denoiser = manifest['video'], manifest['denoiser']
     return _TEXT.substitute(
         name=manifest['name'],
@@ -125,7 +125,7 @@ def _graphs(manifest: Mapping[str, Any]) -> str:
 
 
 def _tensors(tensors: Mapping[str, Any]) -> str:
-    """Return names and shapes; of many, the first three."""
+    """Return names and shapes of the first three tensors, and the number of further ones."""
     shown = [f'`{name}` {"x".join(map(str, entry["shape"]))}' for name, entry in tensors.items()]
     return ', '.join(shown[:3]) + (f' and {len(shown) - 3} more' if len(shown) > 3 else '')
 

@@ -1,4 +1,4 @@
-"""Test vectors of a bundle: one recorded call of every graph, and one whole video made in JAX with portable noise."""
+"""Test vectors of a bundle: one recorded call of every graph, and one video generated in JAX with portable noise."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.pyramid.portable_noise import PortableNoise, PortablePictureNoise
 from neodragon_jax.pyramid.sampler import Prompt, sample
 
-# A device may fall below the ratio that the CPU reached by this much, or else by as much as the target allows.
+# The minimum ratio on a device is the ratio on the CPU minus this margin, or the target if that is lower.
 MARGIN_DB = 3.0
-# The same for the last latent frame of a video, to which all errors add up.
+# Target for the last latent frame of a video, in which all errors accumulate.
 VIDEO_TARGET_DB = 25.0
 
 
@@ -46,9 +46,9 @@ class Request:
     Attributes:
       prompt: without modifier.
       modifier: appended to it.
-      negative: what guidance steers away from.
-      image: given first frame in [-1, 1]; None draws it, or lets the denoiser make it.
-      seed: of the portable noise.
+      negative: negative prompt of the guidance.
+      image: given first frame in [-1, 1]; None generates it with the first-frame model or the denoiser.
+      seed: seed of the portable noise.
     """
 
     prompt: str
@@ -63,7 +63,7 @@ def write_video(draft: Draft, program: Program, exported: Program | None, reques
 
     Args:
       program: the whole program in JAX.
-      exported: the same over the exported graphs, which says what ratio to expect; None leaves that open.
+      exported: the same program over the exported graphs, to measure the expected ratio; None skips the measurement.
     """
     video = generate(program, request)
     latents, frames = video.latents, video.frames
@@ -90,11 +90,11 @@ def write_video(draft: Draft, program: Program, exported: Program | None, reques
 
 
 class Generated(NamedTuple):
-    """A video and where it started from.
+    """A video and its conditions.
 
     Attributes:
-      prompt: encoded, of one example.
-      first_frame: normalized latent [1, 1, h, w, C] of a first frame; None if the denoiser made it.
+      prompt: encoded prompt of one example.
+      first_frame: normalized latent [1, 1, h, w, C] of a first frame; None if the denoiser generated it.
       latents: normalized, [T, h, w, C].
       frames: bytes [F, H, W, 3].
     """

@@ -1,4 +1,4 @@
-"""Assemble a bundle from exported graphs, context binaries and a checkpoint."""
+"""Writer of a bundle from exported graphs, context binaries and a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Model:
 
     Attributes:
       options: checkpoint, mode and size of the video.
-      denoiser: the denoiser's half on the host, without modulation.
-      program: the whole program in JAX, for the video that a device is compared with.
-      exported: the same over the exported graphs; None does not measure them on that video.
-      defaults: of the checkpoint.
+      denoiser: host part of the denoiser, without modulation.
+      program: the whole program in JAX, which generates the reference video for devices.
+      exported: the same program over the exported graphs; None skips measuring them on the reference video.
+      defaults: generation defaults of the checkpoint.
       weights: SHA-256 of each component's weights.
       protocol: how the calibration set was recorded.
       image: given first frame of the recorded video, if the first frame is always given.
@@ -65,14 +65,14 @@ def write_bundle(
     chipsets: Mapping[str, Mapping[str, Any]],
     tools: Mapping[str, str],
 ) -> None:
-    """Write a bundle; a folder that is there is replaced. The same inputs give the same bytes.
+    """Write a bundle; an existing folder is replaced. The same inputs give the same bytes.
 
     Args:
-      graphs: exported graphs by name; all that the video needs.
+      graphs: all exported graphs that the video needs, by name.
       calls: a recorded call of each graph.
       binaries: context binaries of the graphs.
       chipsets: `soc_model`, `htp_arch` and `product` of each chipset of the binaries.
-      tools: versions of what made the graphs and the binaries.
+      tools: versions of the packages that made the graphs and the binaries.
     Raises:
       InputError: a graph of the video is missing.
     """
@@ -119,7 +119,7 @@ def write_bundle(
 
 
 def _widths(graphs: Mapping[str, GraphFiles], text_tokens: int) -> dict[str, int]:
-    """Return the sizes of a prompt for the denoiser.
+    """Return the sizes of an encoded prompt for the denoiser.
 
     Raises:
       InputError: a graph that every video needs is missing.
@@ -178,7 +178,7 @@ def _graph_entry(draft: Draft, name: str, graph: GraphFiles, call: Call) -> dict
 
 
 def _tensor_entry(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return shape and type of a tensor, and how the graph quantizes it: value = scale (q - zero_point)."""
+    """Return the shape, type and quantization of a tensor: value = scale (q - zero_point)."""
     entry = {'shape': list(spec['shape']), 'dtype': spec['dtype']}
     quantized = spec.get('quantized_inside_to')
     if quantized is None:
@@ -213,7 +213,7 @@ def _binary_entry(draft: Draft, binary: BinaryFiles) -> dict[str, Any]:
 
 
 def _phases(manifest: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the phases with the bytes that their graphs, inputs and outputs hold, by where they run."""
+    """Return the phases with the memory of their graphs, inputs and outputs in bytes, by runtime target."""
     graphs, phases = manifest['graphs'], []
     for phase, names in PHASES:
         present = [name for name in names if name in graphs]
