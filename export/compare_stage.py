@@ -1,4 +1,4 @@
-"""Compare forms of a denoiser stage by what they cost on the chip, without a phone. See `--help`."""
+"""Comparison of the forms of a denoiser stage by their cost on the chip, without a phone. See `--help`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ exit status: 0 the shipped form saves as much as promised, 1 it does not, 2 wron
 
 @dataclasses.dataclass(frozen=True)
 class CompareOptions:
-    """A comparison.
+    """Options of a comparison.
 
     Attributes:
       out: folder for compare.md and compare.json.
@@ -116,7 +116,7 @@ def read_forms(text: str | None) -> list[str]:
 
 
 def run(options: CompareOptions) -> list[FormRow]:
-    """Build and count all forms; write compare.md and compare.json, and return the rows."""
+    """Build all forms and count their operations and bytes; write compare.md and compare.json; return the rows."""
     import tqdm
 
     from export.steps.form_table import table_line, write_forms

@@ -1,7 +1,7 @@
 """The code and tools that a step's result depends on, by hash and version.
 
-The code is the step's module and every module of this project that it imports, directly or not. Comments, docstrings
-and layout do not count, so that editing them keeps finished steps.
+The code is the step's module and every module of this project that it imports, directly or indirectly. Comments,
+docstrings and layout are ignored, so that editing them does not invalidate finished steps.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def code_sha256(module: str, root: pathlib.Path = _ROOT) -> str:
 
 
 def import_closure(module: str, root: pathlib.Path = _ROOT) -> set[str]:
-    """Return the names of a module and of all modules of the project that it imports, directly or not.
+    """Return the names of a module and of all modules of the project that it imports, directly or indirectly.
 
-    Imports inside functions count; those for type checkers only do not, nor do the __init__ files of parent packages.
+    Imports inside functions are included. Imports under TYPE_CHECKING and the __init__ files of parent packages are
+    not.
     """
     found: set[str] = set()
     waiting = [module]

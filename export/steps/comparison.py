@@ -1,4 +1,4 @@
-"""The last stage of the denoiser against a straightforward export of it, for the report."""
+"""Comparison of the denoiser's last stage with a straightforward export of it, for the report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GRAPHS = 4  # two forms, each with one and with two blocks
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """The last stage of a denoiser, which takes most of the time: its sizes and its exported form."""
+    """The last stage of a denoiser, which dominates the run time: its sizes and its exported form."""
 
     config: MMDiTConfig
     sizes: StageSizes
@@ -52,7 +52,7 @@ def check(names: Sequence[str], subject: Subject) -> None:
 
 
 def compare(subject: Subject, options: GraphOptions, on_step: Callable[[str], object]) -> list[str]:
-    """Build both forms for the first chipset, unless that is finished; return the report's lines.
+    """Build both forms for the first chipset unless they are finished; return the report's lines.
 
     Args:
       on_step: called with one line per finished graph.

@@ -1,6 +1,7 @@
 """The fidelity of a finished graph: its ratio against JAX on the calls of every evaluation prompt.
 
-All calls run on the CPU; the simulator, which takes minutes per call at full size, runs those with the lowest ratios.
+All calls run on the CPU. The simulator takes minutes per call at full size and runs only the calls with the lowest
+ratios.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from export.steps.options import GraphOptions
 from export.steps.step_cache import finished_or_made
 from neodragon_jax.base.errors import InputError
 
-# The float graph is the same arithmetic in another order; a lower ratio is a wrong export. Most graphs are above
-# 100 dB, but ONNX Runtime sums the ten million values under a norm of a 640x1024 picture in float32: 84 dB.
+# The float graph is the same arithmetic in another order; a lower ratio indicates a wrong export. Most graphs are above
+# 100 dB. The exception (84 dB) is a norm over ten million values of a 640x1024 picture, which ONNX Runtime sums in
+# float32.
 EXPORT_DB = 80.0
 
 Ratios = Mapping[str, Sequence[float]]  # evaluation prompt -> ratio of each of its calls in dB
@@ -55,7 +57,7 @@ def measure_on_cpu(exported: ExportedGraph, precision: str, options: GraphOption
 
 
 def _ratios(exported: ExportedGraph, precision: str, path: pathlib.Path, options: GraphOptions, calls: int) -> Ratios:
-    """Return the ratios of an ONNX file on the CPU, as a finished step."""
+    """Return the ratios of an ONNX file on the CPU; the result is cached as a step."""
     recorded = exported.recorded
 
     def write(draft: pathlib.Path) -> dict[str, Any]:
@@ -72,10 +74,10 @@ def _ratios(exported: ExportedGraph, precision: str, path: pathlib.Path, options
 
 
 def simulated_calls(exported: ExportedGraph, ratios: Ratios | None, count: int) -> list[Call]:
-    """Return the calls to simulate: those with the lowest ratios on the CPU, or calls of different prompts.
+    """Return the calls to simulate: those with the lowest ratios on the CPU, or the first calls of different prompts.
 
     Args:
-      ratios: on the CPU; None if they are unknown.
+      ratios: ratios on the CPU; None if they are unknown.
     """
     calls = exported.recorded.evaluation()
     if ratios is None:
@@ -85,7 +87,7 @@ def simulated_calls(exported: ExportedGraph, ratios: Ratios | None, count: int) 
 
 
 def simulate(runner: GraphRunner, exported: ExportedGraph, calls: Sequence[Call], peak: Callable[[], float]) -> Any:
-    """Return the lowest ratio of a graph on the simulator, and the time and memory of running it."""
+    """Return the lowest ratio of a graph on the simulator, with the time and peak memory of the runs."""
     start = time.monotonic()
     reached = float(lowest_db(runner, calls, exported.recorded.judged))
     return {'db': reached, 'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(peak(), 2)}
@@ -107,7 +109,7 @@ def measure(exported: ExportedGraph, onnx_db: float, options: GraphOptions, on_s
 def _simulated(
     exported: ExportedGraph, precision: str, target: Target, ratios: Ratios | None, options: GraphOptions
 ) -> dict[str, float] | None:
-    """Return the simulator's result of a binary: that of a shared one was measured when it was compiled."""
+    """Return the simulator's result for a binary; a shared binary was measured when it was compiled."""
     if not options.simulate:
         return None
     metadata = exported.metadata[precision, target.chipset]

@@ -1,4 +1,4 @@
-"""A graph of the program to a float ONNX file."""
+"""Export of a graph of the program to a float ONNX file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forms of a stage as a table, and the savings that the shipped form promises."""
+"""Table of the forms of a stage, and the check of the savings required from the shipped form."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from export.steps.forms import BASELINE, RELEASED, FormRow
 from neodragon_jax.base.atomic import atomic_file
 
-# Least shares of the straightforward form's bytes and weights that the shipped form saves, and its longest latency at
-# the last stage.
+# Requirements on the shipped form: least fractions of bytes and weights saved against the straightforward form, and the
+# longest latency of the last stage in milliseconds.
 LESS_BYTES, LESS_WEIGHTS, LATENCY_MS = 0.35, 0.30, 850.0
 
 HEADER = (
@@ -41,7 +41,7 @@ def table_line(row: FormRow) -> str:
 
 
 def savings(base: FormRow, best: FormRow) -> dict[str, float]:
-    """Return the shares of the base form's bytes and weights that another form saves."""
+    """Return the fractions of the base form's bytes and weights that another form saves."""
     return {
         'bytes moved': 1 - best.bytes_mb / base.bytes_mb,
         'weights': 1 - best.view.weights_mb / base.view.weights_mb,
@@ -49,7 +49,7 @@ def savings(base: FormRow, best: FormRow) -> dict[str, float]:
 
 
 def verdict(rows: Sequence[FormRow], stage: int) -> list[str]:
-    """Return one line per promise of the last form against the straightforward one; a broken one ends in MISSED."""
+    """Return one line per requirement on the last form against the straightforward one; a failed one ends in MISSED."""
     by_name = {row.form: row for row in rows}
     if BASELINE not in by_name or rows[-1].form == BASELINE:
         return []

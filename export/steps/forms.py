@@ -1,9 +1,9 @@
 """A stage of the denoiser in several forms, each quantized, compiled and counted.
 
-Forms are the same function, see graphs/denoiser.py. Weights are random, because the counts do not depend on them. A
-graph of one block (the last, with the embedding and the head) and one of two blocks are built; their difference is one
-block, and the counts of the whole model are those of the first graph plus as many differences. This is exact, because
-all those blocks are alike.
+All forms compute the same function, see graphs/denoiser.py. Weights are random, because the counts do not depend on
+them. Two graphs are built: one with one block (the last, with embedding and head) and one with two blocks. Their
+difference is one block. The counts of a model with N blocks are those of the first graph plus N - 1 differences. This
+is exact, because all other blocks are equal.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StageSizes:
 
     Attributes:
       stages: number of pyramid stages.
-      units: latent frames after the first, which the history envelope is made for.
+      units: number of latent frames after the first, which sets the length of the history.
       grid: rows and columns of patches of a full-size latent frame.
       text_tokens: number of text tokens.
     """
@@ -60,7 +60,7 @@ RELEASED = StageSizes()
 
 @dataclasses.dataclass(frozen=True)
 class CompiledForm:
-    """The counts, ratio and cost of one built graph."""
+    """The counts, ratio and build cost of one graph."""
 
     view: StaticView
     quantized_db: float
@@ -71,7 +71,7 @@ class CompiledForm:
 
 @dataclasses.dataclass(frozen=True)
 class FormRow:
-    """A form of the whole model: extrapolated counts and estimates, and the built graph of two blocks."""
+    """A form of the whole model: extrapolated counts and latency, and the built graph of two blocks."""
 
     form: str
     view: StaticView
@@ -96,7 +96,7 @@ def compare_forms(
     """Yield one row per form of a model with `blocks` blocks.
 
     Args:
-      config: of the model; its own number of blocks is ignored.
+      config: configuration of the model; its number of blocks is ignored.
       on_graph: called with one line per built graph.
     """
     for name, form in forms.items():
@@ -117,7 +117,7 @@ def form_row(name: str, built: Callable[[int], CompiledForm], blocks: int) -> Fo
 
 
 def build(config: MMDiTConfig, form: Form, stage: int, target: Target, sizes: StageSizes) -> CompiledForm:
-    """Quantize a stage of a model with random weights on one random call, compile it, and count."""
+    """Quantize a stage with random weights on one random call, compile it, and count operations and bytes."""
     model, params = PyramidMMDiT(config), random_params('PyramidMMDiT', config, seed=0)
     graph = denoiser_graphs(model, params, sizes.units, sizes.grid, sizes.text_tokens, sizes.stages, form)[stage]
     call = random_call(DenoiserHost(model, params, form), config, stage, sizes)

@@ -1,8 +1,8 @@
-"""One graph from JAX to context binaries, each step in a folder of its own.
+"""The steps of one graph from JAX to context binaries, each in its own folder.
 
-Folders are named {graph}-{runtime}-{precision}-{chipset}. Their metadata says what they were made from: hashes of the
-weights and of the files of the step before, options, code, tools. A finished step is skipped (see step_cache.py), so
-that an interrupted export resumes and a change costs only the steps that depend on it.
+Folders are named {graph}-{runtime}-{precision}-{chipset}. Their metadata records the inputs: hashes of the weights and
+of the previous step's files, options, code and tools. A finished step is skipped (see step_cache.py), so that an
+interrupted export resumes and a change repeats only the steps that depend on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from export.steps.quantization import write_precise
 from export.steps.step_cache import finished, finished_or_made
 
 OnStep = Callable[[str], object]
-# Modules whose code decides the result of each kind of step.
+# Modules whose code determines the result of each kind of step.
 _FLOAT_CODE, _PRECISE_CODE = 'export.steps.float_graph', 'export.steps.quantization'
 COMPILE_CODE = 'export.qnn.compile'
 
@@ -41,8 +41,7 @@ class ExportedGraph:
       resources: time and memory of making the float graph.
       precise: ONNX file of each precision.
       details: metadata of each precision.
-      metadata, wrappers: of each (precision, chipset), the metadata of the context binary and the ONNX file that
-        wraps it.
+      metadata, wrappers: metadata of the context binary and the ONNX file that wraps it, by (precision, chipset).
     """
 
     recorded: RecordedGraph
@@ -62,7 +61,7 @@ class ExportedGraph:
 
 
 def steps_of(name: str, options: GraphOptions, shared: bool) -> int:
-    """Return how many steps are reported while a graph is exported and measured."""
+    """Return the number of steps reported while a graph is exported and measured."""
     compiled = 0 if shared else len(options.targets)
     return 2 + len(options.precisions_of(name)) * (2 + compiled)
 
@@ -93,7 +92,7 @@ def export_graph(recorded: RecordedGraph, options: GraphOptions, on_step: OnStep
 
 
 def _precise_source(recorded: RecordedGraph, precision: str, options: GraphOptions) -> dict[str, Any]:
-    """Return what decides a graph at a precision, besides the float graph."""
+    """Return the inputs that determine a graph at a precision, besides the float graph."""
     source: dict[str, Any] = {'precision': precision} | made_by(_PRECISE_CODE)
     if precision != 'w8a16':
         return source
@@ -113,7 +112,7 @@ def _doubled_note(details: dict[str, Any]) -> str:
 
 
 def compile_separately(exported: ExportedGraph, options: GraphOptions, on_step: OnStep) -> None:
-    """Compile a graph into a binary of its own for every precision and chipset; add metadata and wrappers to it.
+    """Compile a graph into a separate binary for every precision and chipset; add metadata and wrappers to the graph.
 
     Raises:
       InputError: the graph does not compile.
@@ -129,7 +128,7 @@ def compile_separately(exported: ExportedGraph, options: GraphOptions, on_step: 
 def compile_alone(
     exported: ExportedGraph, precision: str, target: Target, out: pathlib.Path
 ) -> tuple[dict[str, Any], pathlib.Path]:
-    """Compile a graph for a chipset into a binary of its own, unless that is finished; return metadata and wrapper.
+    """Compile a graph for a chipset into a separate binary unless it is finished; return metadata and wrapper.
 
     Raises:
       InputError: the graph does not compile.

@@ -1,4 +1,4 @@
-"""What an export is asked for. The command module makes `ExportOptions`; nothing below it sees a command line."""
+"""Options of an export. The command module builds `ExportOptions`; the steps do not depend on the command line."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from export.host.recording import Scenes
     from export.qnn.chipsets import Target
 
-# Calibration samples of a graph that the table gives no number for.
+# Default number of calibration samples for graphs without a number in the table.
 _SAMPLES = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphOptions:
-    """How each graph is quantized, compiled and measured.
+    """Options for the quantization, compilation and measurement of graphs.
 
     Attributes:
       out: parent folder of all steps.
       targets: chipsets; the simulator runs the binaries of the first.
-      precisions: precisions of every graph; None takes each graph's own.
-      ranges: rules for activation ranges, of `ranges.METHODS`; the best of several is taken.
+      precisions: precisions of every graph; None uses the precision in `GRAPH_SPECS`.
+      ranges: methods for activation ranges, from `ranges.METHODS`; the best of several is used.
       adaround: learned rounding for `adaround.GRAPHS`; None rounds all weights to nearest.
-      two_parts: whether weights may take two parts of 8 bits where the target needs it.
-      calibration_samples: calls per quantized graph; None takes the table's number.
+      two_parts: whether weights may be stored in two parts of 8 bits where the target requires it.
+      calibration_samples: calls per quantized graph; None uses the number in `GRAPH_SPECS`.
       evaluation_samples: calls per graph and evaluation prompt that are measured on the CPU.
       simulated_samples: calls per graph that run on the HTP simulator: those with the lowest ratio on the CPU.
       simulate: whether binaries run on the HTP simulator.
-      separate_contexts: whether each stage of the denoiser gets a binary of its own.
-      compare: whether to compile separate binaries and a straightforward export for comparison, too.
+      separate_contexts: whether each stage of the denoiser gets a separate binary.
+      compare: whether to also compile separate binaries and a straightforward export for comparison.
     """
 
     out: pathlib.Path
@@ -67,27 +67,27 @@ class GraphOptions:
         return self.calibration_samples or GRAPH_SPECS[name].calibration_samples or _SAMPLES
 
     def shared(self, names: Sequence[str]) -> list[str]:
-        """Return the graphs, of those exported, that share one binary: the denoiser's stages, if several."""
+        """Return the exported graphs that share one binary: the denoiser's stages if there is more than one."""
         stages = [name for name in names if name.startswith(DENOISER)]
         return stages if len(stages) > 1 and not self.separate_contexts else []
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """An export: which graphs of which program, how they are calibrated, and how each is made.
+    """Options of an export: the program, its graphs, their calibration, and their compilation.
 
     Attributes:
       program: checkpoint, mode and video size.
       denoiser: the denoiser's component folder.
       names: graphs to export, in the table's order.
-      graphs: how each graph is made.
+      graphs: options for the quantization, compilation and measurement of each graph.
       calibration: folder of the calibration set.
       scenes: calibration prompts, images and seed.
-      evaluation: evaluation prompts; none of them is a calibration prompt.
-      videos: calibration videos to record; None records as many as the calibration samples need.
+      evaluation: evaluation prompts, disjoint from the calibration prompts.
+      videos: number of calibration videos; None records as many as the calibration samples require.
       whole_video, simulate_video: whether whole videos are generated with the exported graphs, on the CPU and on the
         simulator.
-      whole_videos: number of evaluation prompts that these are generated for.
+      whole_videos: number of evaluation prompts for which whole videos are generated.
     """
 
     program: ProgramOptions

@@ -1,4 +1,4 @@
-"""The last step of an export: the bundle that a phone engineer receives, in OUT/bundle/."""
+"""The last step of an export: the bundle for a phone, in OUT/bundle/."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FOLDER, _RECORD = 'bundle', 'bundle-source.json'
 
 
 def is_complete(program: PhoneProgram) -> bool:
-    """Return whether all graphs of a video are exported; a bundle needs them all."""
+    """Return whether all graphs of a video are exported, which a bundle requires."""
     return set(available(program.options)) <= set(program.names)
 
 
 def write(
     program: PhoneProgram, exported: Sequence[ExportedGraph], options: ExportOptions, calibration: CalibrationSet
 ) -> None:
-    """Write OUT/bundle/ from finished graphs in the first of their precisions, unless that is finished."""
+    """Write OUT/bundle/ from finished graphs, each in its first precision, unless the bundle is finished."""
     out = options.graphs.out
     source = _source(exported, options, calibration)
     record = read_json(out / _RECORD) or {}
@@ -54,7 +54,7 @@ def write(
 
 
 def _source(exported: Sequence[ExportedGraph], options: ExportOptions, calibration: CalibrationSet) -> dict[str, Any]:
-    """Return what decides the bundle, as JSON values."""
+    """Return everything that determines the bundle, as JSON values."""
     first = {graph.name: _precision(graph, options) for graph in exported}
     source = {
         'graphs': {graph.name: graph.details[first[graph.name]]['files'] for graph in exported},
@@ -96,12 +96,12 @@ def _model(
 
 
 def _precision(graph: ExportedGraph, options: ExportOptions) -> str:
-    """Return the precision in which a graph goes into the bundle."""
+    """Return the precision of a graph in the bundle."""
     return options.graphs.precisions_of(graph.name)[0]
 
 
 def _graph_files(graph: ExportedGraph, options: ExportOptions) -> GraphFiles:
-    """Return the files of a graph, with the tensors as its compilation recorded them."""
+    """Return the files of a graph, with the tensor specifications that its compilation recorded."""
     precision = _precision(graph, options)
     metadata = graph.metadata[precision, options.graphs.targets[0].chipset]
     return GraphFiles(
@@ -114,12 +114,12 @@ def _graph_files(graph: ExportedGraph, options: ExportOptions) -> GraphFiles:
 
 
 def _last_call(graph: ExportedGraph) -> Call:
-    """Return an evaluation call: the last of the first prompt, whose history is longest."""
+    """Return the last evaluation call of the first prompt, which has the longest history."""
     return next(iter(graph.recorded.evaluation().values()))[-1]
 
 
 def _binaries(exported: Sequence[ExportedGraph], options: ExportOptions) -> list[BinaryFiles]:
-    """Return the context binaries of every chipset; graphs that share one are together."""
+    """Return the context binaries of every chipset; graphs that share a binary are grouped."""
     shared = options.graphs.shared([graph.name for graph in exported])
     groups: dict[str, list[ExportedGraph]] = {}
     for graph in exported:
@@ -135,5 +135,5 @@ def _binaries(exported: Sequence[ExportedGraph], options: ExportOptions) -> list
 
 
 def _numbers(target: Target) -> dict[str, Any]:
-    """Return the numbers and the product of a chipset."""
+    """Return the fields of a chipset except its name."""
     return {name: value for name, value in dataclasses.asdict(target).items() if name != 'chipset'}

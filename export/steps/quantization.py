@@ -1,4 +1,4 @@
-"""A float graph to the ONNX file of one precision."""
+"""Conversion of a float graph to the ONNX file of one precision."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_precise(
       source: float ONNX file.
       draft: folder to write {graph}.onnx into.
     Returns:
-      Metadata: the precision, and for W8A16 the recipe in short.
+      Metadata: the precision, and for W8A16 a summary of the recipe.
     """
     path = draft / f'{graph.name}.onnx'
     if precision == 'fp16':
@@ -49,7 +49,7 @@ def write_precise(
 
 
 def _quantize(graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, options: GraphOptions) -> dict[str, Any]:
-    """Write the W8A16 form with the best ranges and as few weights in two parts as the target needs."""
+    """Write the W8A16 form with the best ranges and as few weights in two parts as the target allows."""
     judging = graph.judging()
     reached = {}
     for method in options.ranges:
@@ -75,7 +75,7 @@ def _quantize(graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, op
 def _learn_rounding(
     graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, ranges: pathlib.Path, adaround: AdaRound
 ) -> tuple[Rounding | None, dict[str, float]]:
-    """Return AdaRound's rounding, None if rounding to nearest is better, and the ratio of both in dB."""
+    """Return AdaRound's rounding (None if rounding to nearest is at least as good) and the ratios of both in dB."""
     judging, learned = graph.judging(), round_weights(adaround, source, graph.calibration())
     reached = {}
     for name, candidate in (('nearest', None), ('adaround', learned)):

@@ -25,13 +25,13 @@ from neodragon_jax.base.folder_lock import folder_lock
 
 
 def run(options: ExportOptions) -> Report:
-    """Export all graphs that the options ask for; write the report and return it.
+    """Export all requested graphs; write the report and return it.
 
     Raises:
-      InputError: the checkpoint, the calibration set or an option does not fit, another process writes into a folder,
-        or a graph does not compile.
+      InputError: the checkpoint, the calibration set or an option is invalid, another process writes into a folder, or
+        a graph does not compile.
     """
-    # The reference is float32 on accelerators, too.
+    # The reference must be float32 also on accelerators.
     with jax.default_matmul_precision('highest'):
         return _run(options)
 
@@ -51,7 +51,7 @@ def _run(options: ExportOptions) -> Report:
 def _make(
     options: ExportOptions, program: PhoneProgram, protocol: Protocol, subject: comparison.Subject | None
 ) -> Report:
-    """Make the export in the locked folders."""
+    """Run the export in the locked folders."""
     replays = whole_video.planned(program, options.whole_video, options.simulate_video)
     progress = Progress(_steps(options, protocol) + len(replays))
     calibration = CalibrationSet.record(options.calibration, protocol, program.open_recording, progress)
@@ -78,7 +78,7 @@ def _make(
 def _export(
     graphs: Sequence[RecordedGraph], options: ExportOptions, on_step: OnStep
 ) -> tuple[list[ExportedGraph], list[Row], list[SharedBinary]]:
-    """Export, compile and measure graphs; those of the shared binary wait for its last one."""
+    """Export, compile and measure graphs; those of the shared binary are compiled together after the last one."""
     shared, waiting = options.graphs.shared(options.names), list[tuple[ExportedGraph, float]]()
     exported, rows, binaries = list[ExportedGraph](), list[Row](), list[SharedBinary]()
     for recorded in graphs:
@@ -98,7 +98,7 @@ def _export(
 
 
 def _protocol(options: ExportOptions, program: PhoneProgram) -> Protocol:
-    """Return how calibration is recorded: as many videos as the samples need, or as many as the options say."""
+    """Return the protocol of the calibration set; the number of videos follows from the samples unless it is given."""
     recorded = {name: options.graphs.samples_of(name) if name in options.names else 0 for name in program.calls}
     videos = options.videos or videos_needed(program.calls, recorded)
     keep = {name: min(program.calls[name], -(-count // max(videos, 1))) for name, count in recorded.items()}
@@ -107,7 +107,7 @@ def _protocol(options: ExportOptions, program: PhoneProgram) -> Protocol:
 
 
 def _steps(options: ExportOptions, protocol: Protocol) -> int:
-    """Return how many steps are reported, without whole videos."""
+    """Return the number of reported steps, without whole videos."""
     shared = options.graphs.shared(options.names)
     steps = protocol.videos + len(protocol.evaluation.prompts)
     steps += sum(graph.steps_of(name, options.graphs, name in shared) for name in options.names)
@@ -115,7 +115,7 @@ def _steps(options: ExportOptions, protocol: Protocol) -> int:
 
 
 def warnings_of(protocol: Protocol) -> list[str]:
-    """Return one line for each reason to trust the ratios less."""
+    """Return one line for each reason why the ratios may not hold for other prompts."""
     warnings = []
     prompts, evaluated = min(protocol.videos, len(protocol.scenes.prompts)), len(protocol.evaluation.prompts)
     if 0 < prompts < FEWEST_CALIBRATION_PROMPTS:
@@ -132,7 +132,7 @@ def warnings_of(protocol: Protocol) -> list[str]:
 
 
 def _made_from(options: ExportOptions, program: PhoneProgram, calibration: CalibrationSet) -> dict[str, object]:
-    """Return what the report says that it was made from."""
+    """Return the inputs and settings of the export, for the report."""
     height, width = options.program.size
     return {
         'checkpoint': str(options.program.root),

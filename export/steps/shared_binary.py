@@ -1,7 +1,7 @@
-"""The denoiser's stages in one context binary: one model at three shapes, whose weights are stored once.
+"""The denoiser's stages in one context binary: one model at three shapes, with its weights stored once.
 
-A phone loads the binary once and runs every stage from it. The x86 simulator cannot load it (see `htp.HtpContext`), so
-the stages run on the simulator in the process that compiles them, and the metadata keeps the ratios.
+A phone loads the binary once and runs every stage from it. The x86 simulator cannot load it (see `htp.HtpContext`).
+The stages are therefore simulated in the process that compiles them, and the metadata stores the ratios.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BINARY = 'denoiser'  # first part of the folders' names
 
 
 def steps_of(stages: Sequence[str], options: GraphOptions) -> int:
-    """Return how many steps `compile_stages` reports."""
+    """Return the number of steps that `compile_stages` reports."""
     if not stages:
         return 0
     each = 1 + (len(stages) if options.compare else 0)
@@ -35,7 +35,7 @@ def compile_stages(stages: Sequence[ExportedGraph], options: GraphOptions, on_st
     """Compile graphs together for every precision and chipset; simulate them on the first chipset.
 
     Args:
-      stages: exported graphs; metadata and wrappers are added to them as if each had a binary of its own.
+      stages: exported graphs; metadata and wrappers are added to each as for a separate binary.
       on_step: called with one line per finished step.
     Raises:
       InputError: a graph does not compile.
@@ -54,7 +54,7 @@ def compile_stages(stages: Sequence[ExportedGraph], options: GraphOptions, on_st
 def _compile(
     stages: Sequence[ExportedGraph], precision: str, target: Target, options: GraphOptions, simulated: bool
 ) -> dict[str, Any]:
-    """Return the metadata of the binary; compile it unless it is finished and was simulated on the same calls."""
+    """Compile the binary unless it is finished and was simulated on the same calls; return its metadata."""
     folder = options.out / f'{BINARY}-qnn-{precision}-{target.chipset}'
     files: dict[str, FileRecords] = {stage.name: stage.details[precision]['files'] for stage in stages}
     source = {'models': files, 'options': provider_options(target, precision)} | made_by(COMPILE_CODE)

@@ -1,7 +1,7 @@
-"""Finished steps on disk: a folder with metadata.json, which says what the step was made from and which files it has.
+"""Finished steps on disk: each is a folder with metadata.json, which records the step's inputs and files.
 
-A step is skipped if its folder was made from the same things and its files still have the recorded sizes and hashes.
-Otherwise it is made again; if its files are damaged, one line says so.
+A step is skipped if its folder was made from the same inputs and its files still have the recorded sizes and hashes.
+Otherwise it is made again; damaged files are reported in one line.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def finished(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, Any] | N
     """Return the metadata of a finished step, or None if the step has to be made.
 
     Args:
-      folder: of the step.
-      source: what the step is made from, as JSON values.
+      folder: folder of the step.
+      source: inputs of the step, as JSON values.
     """
     if not folder.is_dir():
         return None
@@ -42,11 +42,11 @@ def finished(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, Any] | N
 def finished_or_made(
     folder: pathlib.Path, source: dict[str, Any], write: Callable[[pathlib.Path], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the metadata of a step, which is made unless it is finished.
+    """Return the metadata of a step; make the step unless it is finished.
 
     Args:
-      folder: of the step; it appears when the step is complete.
-      source: what the step is made from, as JSON values.
+      folder: folder of the step; it is created when the step is complete.
+      source: inputs of the step, as JSON values.
       write: writes the step's files into a folder and returns further metadata.
     """
     metadata = finished(folder, source)

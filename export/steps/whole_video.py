@@ -20,7 +20,7 @@ from export.steps.graph import ExportedGraph
 from export.steps.options import GraphOptions
 from neodragon_jax.pyramid.sampler import DrawnNoise
 
-# First part of the names of the denoiser's graphs, the modulation's included.
+# Prefix of the names of the denoiser's graphs, including the modulation graph.
 _DENOISER = 'denoiser'
 
 
@@ -29,8 +29,8 @@ class Replay:
     """The generation of evaluation videos with exported graphs.
 
     Attributes:
-      all_graphs: whether all modules run as graphs, or the denoiser only.
-      simulated: whether graphs run on the HTP simulator, or on the CPU.
+      all_graphs: whether all modules run as graphs; otherwise only the denoiser does.
+      simulated: whether graphs run on the HTP simulator; otherwise they run on the CPU.
     """
 
     all_graphs: bool
@@ -48,7 +48,7 @@ class Replay:
 
 
 def planned(program: PhoneProgram, on_cpu: bool, simulated: bool) -> list[Replay]:
-    """Return the generations that the exported graphs allow."""
+    """Return the possible generations with the exported graphs."""
     stages = [f'{DENOISER}{stage}' for stage in range(program.options.plan.schedule.stages)]
     if not all(name in program.names for name in stages):
         return []
@@ -65,7 +65,7 @@ def generate(
     calibration: CalibrationSet,
     count: int,
 ) -> VideoRow:
-    """Generate the videos of the first `count` evaluation prompts with graphs in the first of their precisions."""
+    """Generate the videos of the first `count` evaluation prompts, with each graph in its first precision."""
     scenes, plan = calibration.protocol.evaluation, program.options.plan
     used = [graph for graph in exported if replay.all_graphs or graph.name.startswith(_DENOISER)]
     latents_db, frames_db = dict[str, float](), dict[str, float]()
@@ -110,10 +110,10 @@ def _runners(
 
 
 def _cpu_runners(exported: Sequence[ExportedGraph], options: GraphOptions) -> dict[str, GraphRunner]:
-    """Return runners on the CPU, which hold only the graphs in use in memory."""
+    """Return runners on the CPU that keep only the graphs in use in memory."""
     pool, runners = OnnxPool(), dict[str, GraphRunner]()
     for graph in exported:
-        # The denoiser's graphs take turns. Of the others, none runs again after the next.
+        # The denoiser's graphs alternate. Any other graph finishes before the next one starts.
         group = _DENOISER if graph.name.startswith(_DENOISER) else graph.name
         runners[graph.name] = pool.runner(graph.precise[options.precisions_of(graph.name)[0]], group)
     return runners
@@ -121,7 +121,7 @@ def _cpu_runners(exported: Sequence[ExportedGraph], options: GraphOptions) -> di
 
 @contextlib.contextmanager
 def _shared_runners(stages: Sequence[ExportedGraph], options: GraphOptions) -> Iterator[dict[str, GraphRunner]]:
-    """Yield the graphs of the shared binary, compiled again: the simulator runs them only in the same process."""
+    """Yield runners of the shared binary's graphs, recompiled because the simulator runs them only in that process."""
     target, precision = options.targets[0], options.precisions_of(stages[0].name)[0]
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         jobs = {
