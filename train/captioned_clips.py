@@ -1,17 +1,17 @@
-"""Cut clips of one length and rate out of a folder of captioned videos, ready for the VAE.
+"""Cut clips of one length and frame rate from a folder of captioned videos, as input of the VAE.
 
     python -m train.captioned_clips --videos DIR --captions captions.csv --out CLIPS --frames 49 --sizes 320x512 512x320
 
-Every video is decoded to its end. Videos that are damaged, truncated, too short or too small, that have no usable
-caption or cannot be shown right (HDR, interlaced, transparent) are left out; CLIPS/report.tsv has the reasons. Others
-are resampled to 24 frames per second by the times of their frames, cropped to the size that keeps most of the picture,
-and stored as H.264 with their captions.
+Every video is decoded to its end. Videos are left out if they are damaged, truncated, too short or too small, if they
+have no usable caption, or if they are HDR, interlaced or transparent; CLIPS/report.tsv has the reasons. All others are
+resampled to 24 frames per second by their frame timestamps, cropped to the size that keeps most of the picture, and
+stored as H.264 with their captions.
 
-Each size is a sample set of its own, CLIPS/320x512 and so on: batches are arrays of one shape, a training step is
-compiled per shape, and the shares of the sizes can be chosen when training (train.data.mixture).
+Each size is a separate sample set, CLIPS/320x512 and so on: batches are arrays of one shape, a training step is
+compiled per shape, and training chooses the shares of the sizes (train.data.mixture).
 
-The same command continues a stopped run. After videos or captions were added, changed or removed, it inspects and
-encodes the new videos only.
+Run the same command again to resume. After videos or captions were added, changed or removed, it inspects and encodes
+only the new videos.
 
 Legend: T frames, H W pixels.
 """
@@ -98,10 +98,10 @@ def read_sizes(texts: Sequence[str], frames: int) -> list[tuple[int, int]]:
 
 
 def find_files(folder: pathlib.Path, leave_out: Sequence[PathLike]) -> list[str]:
-    """Return the files in a folder, relative to it and sorted, without hidden ones and captions beside other files.
+    """Return the files in a folder, relative and sorted, without hidden files and caption files beside other files.
 
     Args:
-      leave_out: files, and folders with all that is in them.
+      leave_out: files and whole folders to leave out.
     Raises:
       InputError: the folder is not there, or has no files.
     """
@@ -112,7 +112,7 @@ def find_files(folder: pathlib.Path, leave_out: Sequence[PathLike]) -> list[str]
     for root, folders, files in os.walk(folder, followlinks=True):
         here = pathlib.Path(root)
         inside = {name: (here / name).resolve() for name in folders if name[0] != '.'}
-        # A link may lead to a folder that was visited, or around in a circle.
+        # A link may point to a visited folder or form a cycle.
         folders[:] = [name for name in sorted(inside) if inside[name] not in (*excluded, *visited)]
         visited |= {inside[name] for name in folders}
         for name in files:
@@ -171,7 +171,7 @@ def cut_clips(options: ClipOptions, table: pathlib.Path | None) -> None:
     """Inspect all files, then write the missing clips.
 
     Args:
-      table: of captions; None for text files beside the videos.
+      table: table of captions; None for text files beside the videos.
     Raises:
       InputError: the table cannot be read, or no file is usable.
     """

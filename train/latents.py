@@ -1,20 +1,20 @@
-"""Encode captioned clips: VAE latents, and the text conditioning of their captions. Denoisers train on them.
+"""Encode captioned clips into VAE latents and text conditioning, the training data of denoisers.
 
     python -m train.latents --checkpoint CKPT --clips CLIPS --out LATENTS
 
 CLIPS is a folder of train.captioned_clips, of one size or of several; LATENTS gets the same subfolders. All devices of
-this machine work; with --distributed, all machines, each on its own shards. The same command continues a stopped run
-after the last finished clip.
+this machine are used; with --distributed, those of all machines, each for its own shards. The same command resumes a
+stopped run after the last finished clip.
 
 A sample holds
 
-    latents    [T, H, W, C]  normalized, as the denoiser sees them
-    units      []            number of latents that count, here T; 1 for pictures that train.data.mixture pads
+    latents    [T, H, W, C]  normalized, as input of the denoiser
+    units      []            number of valid latent frames, here T; 1 for pictures that train.data.mixture pads
     text etc.                see train.data.conditioning
-    prompt, file             of the clip: its caption without modifier, and its file
+    prompt, file             the clip's caption without modifier, and the clip's file
 
-Two more conditionings lie beside the samples: negative.npz of the negative prompt, and null.npz of the empty prompt,
-which takes the place of dropped captions.
+Two more conditionings are stored beside the samples: negative.npz for the negative prompt, and null.npz for the empty
+prompt, which replaces dropped captions.
 
 Legend: B batch, F frames, Y X pixels, T latent frames, H W latent grid, C channels.
 """
@@ -103,7 +103,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of the command line, see its help; fields are named like the options."""
+    """Options of the command line; see --help for each."""
 
     checkpoint: pathlib.Path
     clips: pathlib.Path
@@ -164,7 +164,7 @@ def find_sets(clips: pathlib.Path, out: pathlib.Path) -> list[tuple[pathlib.Path
 def records(
     source: ClipSource, indices: Sequence[int], encoder: Encoder, conditioner: Conditioner, options: Options
 ) -> Iterator[dict[str, Any]]:
-    """Yield the samples of some clips, in order; while a batch is encoded, the next clips are decoded."""
+    """Yield the samples of some clips, in order; the next clips are decoded while a batch is encoded."""
     batches = [indices[start : start + encoder.size] for start in range(0, len(indices), encoder.size)]
     samples = ordered_map(source.__getitem__, indices, options.readers, ahead=options.readers + 2 * encoder.size)
     for batch in batches:
@@ -182,7 +182,7 @@ def records(
 
 
 def protocol(source: ClipSource, encoder: Encoder, conditioner: Conditioner, options: Options) -> dict[str, Any]:
-    """Return the settings that the samples depend on: a resumed run and training on them must agree on these."""
+    """Return the settings of the samples, which a resumed run and training on the samples must share."""
     names = ('prompt_modifier', 'negative_prompt', 'posterior', 'seed', 'dtype', 'mode')
     given: dict[str, Any] = {name: getattr(options, name) for name in names}
     given |= {'content': conditioner.content, 'clips': source.protocol, 'vae': encoder.fingerprint}
@@ -229,7 +229,7 @@ def write_latents(
 
 
 def read_options(args: argparse.Namespace) -> Options:
-    """Return the checked options of a command line; generation.json of the checkpoint fills in the negative prompt.
+    """Return the checked options of a command line; the default negative prompt is that of generation.json.
 
     Raises:
       InputError: an option is wrong.

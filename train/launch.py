@@ -1,13 +1,13 @@
-"""Run several processes on this machine, each with virtual CPU devices, like a pod, for trials and tests.
+"""Run several processes on this machine, each with virtual CPU devices, to test multi-host programs without a pod.
 
     python -m train.launch --processes 2 --devices 4 -- train.dmd --config=configs/dmd.py:tiny --config.data=DATA
 
-The two dashes are followed by a module, or a file that ends in .py, and its arguments. The processes find each other by
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which are set here. Every line of output begins with the
-number of its process.
+After the two dashes comes a module, or a file that ends in .py, and its arguments. The launcher sets
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Every line of output begins with the number of its
+process.
 
-SIGTERM, SIGINT and SIGUSR1 (which asks for a trace) are passed on. When one process fails the others are ended, and the
-exit status is that of the first failure (128 + n where signal n killed it). No process outlives this one.
+SIGTERM, SIGINT and SIGUSR1 (which requests a trace) are forwarded. When one process fails, the others are ended, and
+the exit status is that of the first failure (128 + n if it was killed by signal n). No process outlives the launcher.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import IO
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
 
-# Seconds in which the others may report the same error after a process failed.
+# Seconds after a failure in which the other processes may report the same error.
 GRACE = 5.0
 POLL = 0.05
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -105,7 +105,7 @@ def _start(job: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[
     def follow_parent() -> None:
         if library is not None:
             library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died before the request
+            if os.getppid() != parent:  # the parent died before the request
                 os._exit(1)
 
     return subprocess.Popen(

@@ -2,8 +2,8 @@
 
     python -m train.moving_shapes --out DATA --count 4096 --frames 17 --height 64 --width 64
 
-Writes a sample set; with --videos, a folder of mp4 files and a table of their captions instead, which
-`train.captioned_clips` reads. The same command continues a stopped run.
+Writes a sample set. With --videos, writes a folder of mp4 files and a table of captions instead, as input of
+`train.captioned_clips`. Run the same command again to resume.
 
 Legend: T frames, H W pixels.
 """
@@ -33,9 +33,9 @@ from train.shapes.source import MovingShapesSource
 from train.shapes.world import SPLITS, WORLDS, Traits
 
 FPS = 24
-# The video VAE takes 8 n + 1 frames, and sides that still halve after its factor of 8.
+# The video VAE takes 8 n + 1 frames, and sides that are even after division by 8.
 TEMPORAL, SPATIAL = 8, 32
-# Hidden, so that no program takes the settings for a clip.
+# A hidden file, so that no program reads the settings as a clip.
 CAPTIONS, SETTINGS = 'captions.csv', '.moving_shapes.json'
 PREVIEW_CLIPS, PREVIEW_FRAMES, PREVIEW_HEIGHT, PREVIEW_LABEL = 12, 6, 96, 20
 

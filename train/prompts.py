@@ -1,12 +1,12 @@
-"""Tokenize prompts: the data of the text distillation, which needs no videos.
+"""Tokenize prompts, the training data of the text distillation.
 
     python -m train.prompts --checkpoint CKPT --file prompts.txt --out PROMPTS
 
-A sample holds ids [L], text_mask [L] of the T5 tokenizer, clip_l_ids and clip_g_ids [77], and the prompt. The same
-command continues a stopped run.
+A sample holds ids [L] and text_mask [L] of the T5 tokenizer, clip_l_ids and clip_g_ids [77], and the prompt. Run the
+same command again to resume.
 
 Legend: L T5 tokens (128).
-Source: Neodragon, arXiv 2511.06055, section on the text encoder: prompts are all that its distillation needs.
+Source: Neodragon, arXiv 2511.06055, section on the text encoder: its distillation needs prompts only.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m train.prune select --denoiser FULL --data LATENTS --out CHOICE --remove 6
     python -m train.prune apply --denoiser FULL --keep CHOICE/keep.json --out PRUNED
 
-`train.pruning` then trains the pruned denoiser; it takes the keep list itself, so `apply` only serves to inspect a
+`train.pruning` then trains the pruned denoiser. It reads the keep list, so `apply` is only needed to inspect a pruned
 denoiser before training. The same command resumes a killed `score` or `select` after its last videos.
 
 Source: Neodragon, arXiv 2511.06055, section on block pruning.
@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add what both commands need that sample videos."""
+    """Add the options that `score` and `select` share."""
     add = parser.add_argument
     add('--data', required=True, metavar='DIR', help='folder of train.latents or train.teacher_samples: its prompts')
     add('--prompts', type=int, default=100, metavar='N', help='different prompts (default: %(default)s)')
@@ -85,10 +85,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def apply(denoiser: str, keep_list: str, out: pathlib.Path) -> None:
-    """Write a denoiser without the other blocks; `pruning.json` beside its weights lists the kept ones.
+    """Write a denoiser with only the kept blocks; `pruning.json` beside its weights lists them.
 
     Raises:
-      InputError: the denoiser cannot be read, or the keep list does not suit it.
+      InputError: the denoiser cannot be read, or the keep list is invalid for it.
     """
     keep = read_keep(keep_list)
     module, params = read_denoiser(denoiser)

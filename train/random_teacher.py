@@ -1,4 +1,4 @@
-"""A miniature of the teacher's text side with random weights, to try the text distillation without the real one.
+"""Write a miniature text teacher with random weights, to try the text distillation without the released weights.
 
     python -m train.random_teacher --out out/random_teacher
 
@@ -48,11 +48,11 @@ PARTS: dict[str, tuple[str, ComponentConfig]] = {
 
 
 def write(out: pathlib.Path, seed: int = 0) -> None:
-    """Write both components; others in the folder stay."""
+    """Write both components; other components in the folder are unchanged."""
     for number, (name, (kind, config)) in enumerate(PARTS.items()):
         params = random_params(kind, config, 1000 * seed + number)
         if kind == 'T5EncoderModel':
-            # T5's embeddings are not scaled: as small as others start, every token would look the same.
+            # T5's embeddings are not scaled: with the usual small initialization, all tokens would look the same.
             params['token_embedding']['embedding'] *= 50
         checkpoint.save(out / name, COMPONENTS[kind].build(config), params)
 

@@ -1,10 +1,10 @@
-"""Videos of the multi-step teacher, as latents: the data of the step distillation.
+"""Sample videos of the multi-step teacher as latents, the training data of the step distillation.
 
     python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --out SAMPLES --count 350000
 
-Writes latents and what the denoiser knows of each prompt, and once the conditioning that guidance steers away from.
-Killed and started again with the same command, it goes on after the last complete shard; started on several machines
-with --distributed, each writes its own shards.
+Writes the latents and the conditioning of each prompt, and once the conditioning of the negative prompt. Run the same
+command again to resume after the last complete shard. With --distributed on several machines, each writes its own
+shards.
 
 Legend: B batch, T latent frames, H W latent grid, C channels, L text tokens, D width.
 Source: Neodragon, arXiv 2511.06055, section on step distillation (350K teacher samples).
@@ -82,10 +82,10 @@ class TeacherSampler:
     """The multi-step system on all devices of this process.
 
     Attributes:
-      denoise: guided.
-      plan: without guidance of its own.
-      negative: what guidance steers away from, of one prompt: text [L, D], mask [L], pooled [p].
-      pictures: first frames, one per prompt; None lets the teacher draw them.
+      denoise: denoiser with guidance.
+      plan: sampling plan, without guidance.
+      negative: conditioning of the negative prompt: text [L, D], mask [L], pooled [p].
+      pictures: first frames, one per prompt; None for first frames sampled by the teacher.
     """
 
     components: pipeline.Components
@@ -147,7 +147,7 @@ def find_pictures(folder: str | os.PathLike[str], count: int) -> list[pathlib.Pa
 
 
 def protocol(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:
-    """Return how the samples come about: what a resumed run, and training on them, must agree on."""
+    """Return the settings of the samples, which a resumed run and training on the samples must share."""
     names = ('frames', 'height', 'width', 'steps', 'first_steps', 'guidance', 'first_guidance', 'prompt_modifier')
     given = {name: getattr(args, name) for name in (*names, 'negative_prompt', 'seed', 'dtype')}
     first = GENERATED if args.first_frame == GENERATED else 'pictures'

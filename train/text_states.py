@@ -1,10 +1,10 @@
-"""States of T5-XXL, stored once: the text distillation then trains without the teacher in memory.
+"""Compute and store the states of T5-XXL, so that the text distillation trains without the teacher in memory.
 
     python -m train.text_states --data PROMPTS --teacher T5XXL --out STATES
 
-Reads a folder of train.prompts and writes one with the same ids and masks, and the teacher's states besides: t5 [L, E],
-zero at padded tokens. At full size that is 1 MiB a prompt in bfloat16. Started again with the same command, it goes on
-where it was stopped; with --distributed, each process writes shards of its own.
+Reads a folder of train.prompts and writes one with the same ids and masks, and with the teacher's states: t5 [L, E],
+zero at padded tokens. At full size that is 1 MiB per prompt in bfloat16. Run the same command again to resume. With
+--distributed, each process writes separate shards.
 
 Legend: B prompts at a time, L text tokens, E width of the states.
 """

@@ -23,7 +23,7 @@ from neodragon_jax.base.text import BadText, clean
 # Column names in any case, best first.
 FILE_KEYS = ('file', 'file_name', 'filename', 'path', 'file_path', 'video', 'video_path', 'image')
 CAPTION_KEYS = ('caption', 'text', 'prompt', 'description')
-# A quoted caption with a line like this has swallowed another row.
+# A quoted caption with a line like this contains another row, because of an unclosed quotation mark.
 SWALLOWED_ROW = re.compile(r'^[^,"\n]+\.\w{2,4}"?[,\t]', re.MULTILINE)
 
 
@@ -42,7 +42,7 @@ class Captions:
     repeated: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, file: str, text: Any) -> None:
-        """Take one caption, or note what is wrong with it."""
+        """Add one caption, or record why it cannot be used."""
         key = file_key(file)
         try:
             caption = clean(text)
@@ -96,7 +96,7 @@ def read_table(path: str | os.PathLike[str], folder: pathlib.Path) -> Captions:
     content = path.read_bytes()
     if content.startswith((b'\xff\xfe', b'\xfe\xff')):
         raise InputError(f'--captions {path}: UTF-16 text. Save it as UTF-8.')
-    # Bytes that are not UTF-8 become half surrogates, which `clean` finds: one such line must not spoil the others.
+    # Bytes that are not UTF-8 become surrogates, which `clean` detects, so that only the affected line is rejected.
     text = content.decode('utf-8-sig', 'surrogateescape')
     captions = Captions()
     for line, row in readers[path.suffix.lower()](text, path):

@@ -15,7 +15,7 @@ CLIP_SPEC = RecordSpec({'start': ArraySpec((), 'float32')}, texts=('prompt', 'fi
 
 
 class ClipSource:
-    """A dataset of clips as a `Source` of {'video': uint8 [T, H, W, 3], 'prompt', 'index'} and what else it holds.
+    """A dataset of clips as a `Source` of {'video': uint8 [T, H, W, 3], 'prompt', 'index'} and its other fields.
 
     Clips are stored as train.captioned_clips stores them, or as plain arrays.
 

@@ -1,7 +1,7 @@
-"""Cutting clips out of inspected videos, and storing them with their captions: one sample set per size.
+"""Writer of clips, cut from inspected videos and stored with their captions: one sample set per size.
 
-A set whose videos have changed is written anew beside the old one, from which unchanged clips are copied without
-decoding them, and then takes its place. The result is that of a first run.
+A set whose videos have changed is rewritten beside the old one and then replaces it. Unchanged clips are copied without
+decoding. The result equals that of a first run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ORIGINS = 'origins.jsonl'
 
 @dataclasses.dataclass(frozen=True)
 class ClipOptions:
-    """How clips are cut and stored.
+    """Options of cutting and storing clips.
 
     Attributes:
       videos: folder of the videos.

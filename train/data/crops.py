@@ -31,9 +31,9 @@ class CropConfig:
     Attributes:
       size: H, side of a large crop, a multiple of the scaling factor.
       per_file: N, crops cut from a file each time that it is read.
-      rounds: times that each file is read, with other crops, before the same ones come again.
-      filter: 'lanczos' or 'bicubic', which makes the small pictures.
-      seed: of places and orientations.
+      rounds: times that each file is read, with different crops, before the crops repeat.
+      filter: filter of the small pictures, 'lanczos' or 'bicubic'.
+      seed: seed of the positions and orientations.
     """
 
     size: int = 128

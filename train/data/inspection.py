@@ -56,7 +56,7 @@ class Verdict:
 
 
 def judge_file(folder: pathlib.Path, name: str, criteria: Criteria) -> Verdict:
-    """Return the verdict on one file; whatever is wrong with it is a reason, not an exception."""
+    """Return the verdict on one file; any problem with it becomes a reason, not an exception."""
     try:
         footage = inspect(folder / name)
         size = choose_size(footage, criteria.sizes)
@@ -75,7 +75,7 @@ def inspect_files(
 ) -> list[Verdict]:
     """Return the verdicts on files, in their order; those of an earlier run are taken from its log in `out`.
 
-    A file whose size or time of change is another is inspected again.
+    A file whose size or modification time has changed is inspected again.
     """
     log, settings = out / LOG, json.loads(json.dumps(dataclasses.asdict(criteria)))
     known = _read_log(log, settings)

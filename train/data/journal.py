@@ -1,6 +1,6 @@
 """An append-only file of records that survives kills: each record follows its length and checksum.
 
-Appended records are kept however the process ends; a half-written one is cut off by the next process.
+Appended records survive any end of the process; the next process truncates an incomplete record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def records(file: BinaryIO) -> Iterator[bytes]:
     size = os.fstat(file.fileno()).st_size
     while len(header := file.read(HEADER.size)) == HEADER.size:
         length, digest = HEADER.unpack(header)
-        # A damaged length must not make us ask for more memory than the file has bytes.
+        # A damaged length must not cause an allocation larger than the file.
         record = file.read(min(length, size))
         if len(record) != length or checksum(record) != digest:
             return

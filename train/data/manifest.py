@@ -164,10 +164,10 @@ def check_shard(path: pathlib.Path, record: ShardRecord, verify: bool) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any, part: int) -> None:
-    """Write JSON that appears under its name when complete.
+    """Write a JSON file that appears under its final name when complete.
 
     Args:
-      part: of the writer. It makes the temporary name, so that the next writer overwrites what a killed one left.
+      part: part of the writer, for the temporary name, so that the next writer overwrites the file of a killed one.
     """
     partial = path.with_name(f'.partial-{part}-{path.name}')
     partial.write_text(json.dumps(value, indent=2) + '\n')

@@ -187,14 +187,14 @@ def _name(array: ArraySpec | None) -> str:
 def drop_captions(
     key: PRNGKeyArray, batch: Mapping[str, Array], null: Mapping[str, Any], probability: float
 ) -> dict[str, Array]:
-    """Return a batch in which captions are replaced by the empty prompt, each with a probability, all of it or none.
+    """Return a batch in which each caption's whole conditioning is replaced by the empty prompt's with a probability.
 
     Pure, for use inside a training step.
 
     Args:
       batch: arrays [B, ...], or [N, B, ...].
-      null: of one prompt, without batch axes, such as text [L, D], text_mask [L] and pooled [P]; see
-        `SampleSource.null`. What is not in it stays.
+      null: conditioning of the empty prompt, without batch axes, such as text [L, D], text_mask [L] and pooled [P];
+        see `SampleSource.null`. Other arrays are unchanged.
     """
     name = next(iter(null))
     leading = batch[name].shape[: batch[name].ndim - jnp.ndim(null[name])]

@@ -1,4 +1,4 @@
-"""Work on threads, with results in order: for what releases the interpreter's lock, such as decoding and resizing."""
+"""Ordered map on threads, for functions that release the GIL, such as decoding and resizing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Result = TypeVar('Result')
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int | None = None
 ) -> Iterator[Result]:
-    """Yield function(item) for each item in order, computed on threads before it is asked for.
+    """Yield function(item) for each item in order, computed ahead on threads.
 
     Args:
-      ahead: results that may wait or be in the making; default: two per worker.
+      ahead: number of results that may be pending; default: two per worker.
     """
     limit = 2 * workers if ahead is None else ahead
     waiting: collections.deque[Future[Result]] = collections.deque()

@@ -1,4 +1,4 @@
-"""What one record of a dataset holds: named arrays of fixed shape, texts, and bytes.
+"""Specification of a dataset's records: named arrays of fixed shape, texts, and bytes.
 
 Legend: T latent frames, H W latent grid, C channels, L text tokens, D text width, P pooled width.
 """
@@ -60,7 +60,7 @@ class ArraySpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordSpec:
-    """Everything a record holds besides its index.
+    """Fields of a record, without its index.
 
     Attributes:
       arrays: by name; they become batches.
@@ -99,7 +99,7 @@ class RecordSpec:
         return self.arrays['latents'].shape
 
     def names(self) -> list[str]:
-        """Return the names of all that a record holds, without its index."""
+        """Return the names of a record's fields, without its index."""
         return [*self.arrays, *self.texts, *self.blobs]
 
     def features(self) -> tfds.features.FeaturesDict:
@@ -156,7 +156,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 class SampleSpec(RecordSpec):
-    """The record of a teacher sample: latents and what the denoiser knows of the prompt."""
+    """The record of a teacher sample: latents and the conditioning of the prompt."""
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ class SampleSource:
         return sample | {INDEX: int(index)}
 
     def negative(self) -> dict[str, np.ndarray]:
-        """Return the conditioning that guidance steers away from: of states text [L, D], text_mask [L], pooled [P].
+        """Return the conditioning of the negative prompt; for states: text [L, D], text_mask [L], pooled [P].
 
         Raises:
           InputError: the set has none, or it is damaged.
@@ -85,7 +85,7 @@ class SampleSource:
         return read_conditioning(self._manifest, NEGATIVE)
 
     def null(self) -> dict[str, np.ndarray]:
-        """Return the conditioning of the empty prompt, which takes the place of dropped captions.
+        """Return the conditioning of the empty prompt, which replaces dropped captions.
 
         Raises:
           InputError: the set has none, or it is damaged.

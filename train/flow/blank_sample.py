@@ -7,11 +7,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class BlankSample:
-    """The section `shapes` of a settings file.
+    """Sizes of a training sample: the section `blank_sample` of a settings file.
 
     Attributes:
       frames, height, width: T, H, W of the latents.
-      text_tokens: L.
+      text_tokens: L, tokens of the text states.
     """
 
     frames: int

@@ -1,11 +1,11 @@
-"""Examples of pyramidal flow matching: a unit at a stage, its corrupted history, and the flow to predict there.
+"""Training examples of pyramidal flow matching: a unit at a stage, its corrupted history, and the flow to predict.
 
     start = s0 noise + (1 - s0) Up(Down(clean)), end = s1 noise + (1 - s1) clean
-    x     = level start + (1 - level) end, to be mapped to start - end
+    x     = level start + (1 - level) end, with target start - end
     history frame <- amount noise + (1 - amount) frame, amount ~ U[0, 1/3] per sample
 
-What is random is drawn first (`draw`) and used afterwards (`build`), so that given numbers make given examples. A
-sample may be an image: it has only its first frame, and trains unit 0.
+Random numbers are drawn first (`draw`) and used afterwards (`build`), so that examples are a deterministic function of
+them. A sample may be an image: it has only its first frame, and trains unit 0.
 
 Source: Pyramid-Flow, arXiv 2410.05954, sections 3.2 to 3.4.
 Legend: B batch, T latent frames (= units), H W full-size latent grid, h w the stage's, C channels.
@@ -28,12 +28,12 @@ from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import down_noise, envelope_history, history_stage, levels, stage_pair
 from train.flow import losses
 
-# Most noise that a history frame gets.
+# Largest amount of noise in a history frame.
 CORRUPTION = 1 / 3
 
 
 class Draws(NamedTuple):
-    """What is random in a batch of examples of one stage."""
+    """Random numbers of a batch of examples of one stage."""
 
     unit: Int[Array, ' B']
     level: Float[Array, ' B']  # local level, on the schedule's training grid
@@ -43,7 +43,7 @@ class Draws(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A batch of denoiser inputs of one stage, each at its own unit, and the flow to predict."""
+    """A batch of denoiser inputs of one stage, each sample with its own unit, and the flow to predict."""
 
     unit: Int[Array, ' B']
     history: list[Float[Array, 'B 1 _ _ C']]
@@ -64,7 +64,7 @@ def draw(
     """Draw a unit, a level and all noise for every sample of a batch.
 
     Args:
-      shape: of the batch's latents, [B, T, H, W, C].
+      shape: shape of the batch's latents, [B, T, H, W, C].
       units: valid latent frames of each sample, 1 for an image; the unit is one of them.
       corruption: largest amount of noise in the history.
       unit_weights: see `draw_units`.
@@ -90,9 +90,9 @@ def draw(
 
 
 def build(stage: int, latents: Float[Array, 'B T H W C'], draws: Draws, schedule: Schedule) -> Example:
-    """Return the examples that drawn numbers make of clean latents, in float32.
+    """Return the examples of clean latents and drawn numbers, in float32.
 
-    History frames have the shapes of the stage's envelope, front-padded where the unit has fewer before it.
+    History frames have the shapes of the stage's envelope, padded at the front if the unit has a shorter history.
     """
     pyramid = levels(latents.astype(jnp.float32), schedule.stages)
     frames = envelope_history(pyramid, draws.unit, stage, latents.shape[1] - 1)
@@ -112,7 +112,7 @@ def build(stage: int, latents: Float[Array, 'B T H W C'], draws: Draws, schedule
 
 
 def stage_of_step(seed: int, step: int, stages: int, weights: Sequence[float] = ()) -> int:
-    """Return the stage that a step trains, the same on every machine: drawn by a hash of seed and step.
+    """Return the stage that a step trains, drawn by a hash of seed and step and so equal on every machine.
 
     Args:
       weights: relative frequency of every stage; () for equal ones.
@@ -132,7 +132,7 @@ def draw_units(
     """Draw a unit in first..stop - 1 for every sample.
 
     Args:
-      weights: relative frequency of the units from `first` on; those beyond are not drawn. () for equal ones.
+      weights: relative frequency of the units from `first` on; units beyond are not drawn. () for equal frequencies.
     """
     if not weights:
         return jax.random.randint(key, stop.shape, first, stop)
@@ -142,10 +142,10 @@ def draw_units(
 
 
 def check_weights(name: str, weights: Sequence[float], count: int | None = None) -> None:
-    """Raise InputError unless weights are () or numbers of at least 0, not all 0.
+    """Raise InputError unless weights are () or non-negative numbers, not all 0.
 
     Args:
-      count: their number; None allows any.
+      count: required number of weights; None allows any.
     """
     if not weights:
         return
@@ -156,7 +156,7 @@ def check_weights(name: str, weights: Sequence[float], count: int | None = None)
 
 
 def unit_sums(values: Float[Array, ' B'], unit: Int[Array, ' B'], frames: int) -> Float[Array, '2 T']:
-    """Return, for every unit, the sum of the values of the examples at it, and their number."""
+    """Return for every unit the sum of its examples' values, and the number of its examples."""
     here = jax.nn.one_hot(unit, frames)
     return jnp.stack([values @ here, jnp.sum(here, axis=0)])
 

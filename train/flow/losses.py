@@ -1,8 +1,8 @@
 """Objectives of pyramidal flow matching and of its step distillation, as pure functions of arrays.
 
-Symbols, for one stage: `clean` the unit's clean latent at the stage's resolution (z in the papers), `start` and `end`
-the two ends of the stage's flow (`pyramid.stage_pair`), s0 and s1 its global noise levels there, `flow` = start - end,
-P = Up(Down(.)) the mean of every 2x2 block.
+Symbols, for one stage: `clean` is the unit's clean latent at the stage's resolution (z in the papers), `start` and
+`end` are the two ends of the stage's flow (`pyramid.stage_pair`), s0 and s1 the global noise levels there, `flow` is
+start - end, and P = Up(Down(.)) is the mean of every 2x2 block.
 Legend: B batch, T latent frames of a unit, h w the stage's grid, C channels.
 Source: PF = Pyramid-Flow, arXiv 2410.05954, section 3; ND = Neodragon, arXiv 2511.06055, section on step distillation.
 """
@@ -22,7 +22,7 @@ PerSample = Float[Array, ' B']
 
 CLEAN_PREDICTIONS = ('exact', 'paper')
 
-# Below this summed error the teacher is right about the sample, and 1 / error would blow rounding up.
+# Smallest summed error in 1 / error: below it, the weight would amplify rounding.
 _SMALLEST_ERROR = 1e-6
 
 
@@ -38,17 +38,18 @@ def interpolate(start: Latents, end: Latents, level: PerSample) -> Latents:
 
 
 def corrupt(clean: Latents, noise: Latents, amount: PerSample) -> Latents:
-    """Return history as the teacher is trained on it: amount noise + (1 - amount) clean, amount ~ U[0, 1/3].
+    """Return corrupted history, as in the teacher's training: amount noise + (1 - amount) clean, amount ~ U[0, 1/3].
 
-    One amount serves all history clips of a sample. Source: PF, section 3.4.
+    All history clips of a sample share one amount. Source: PF, section 3.4.
     """
     return interpolate(noise, clean, amount)
 
 
 def detail_gain(stage: int, schedule: Schedule) -> float:
-    """Return how much the paper's clean prediction amplifies detail: s0 (1 - s1) / (s0 - s1).
+    """Return the factor by which the paper's clean prediction amplifies detail: s0 (1 - s1) / (s0 - s1).
 
-    It is 1 at the coarsest stage (s0 = 1) and at the finest (s1 = 0); 1.1431 between, for the released schedule.
+    It is 1 at the coarsest stage (s0 = 1) and at the finest (s1 = 0). At the middle stage of the released schedule it
+    is 1.1431.
     """
     s0, s1 = float(schedule.start_sigmas[stage]), float(schedule.end_sigmas[stage])
     return s0 * (1 - s1) / (s0 - s1)
@@ -59,8 +60,8 @@ def clean_prediction(
 ) -> Latents:
     """Return the clean latent of the stage that a predicted flow implies, in float32.
 
-    'paper' extrapolates the flow to sigma = 0: y = x - sigma / (s0 - s1) flow, sigma the global level. Both ends of a
-    stage share their noise, so that noise cancels, and with the true flow
+    'paper' extrapolates the flow to sigma = 0: y = x - sigma / (s0 - s1) flow, with sigma the global level. Both ends
+    of a stage share their noise, so the noise cancels, and with the true flow
 
         y = (s0 (1 - s1) clean - s1 (1 - s0) P clean) / (s0 - s1) = P clean + gain (clean - P clean),
 
@@ -80,7 +81,7 @@ def clean_prediction(
     sigma = per_sample(schedule.sigma(stage, level), x)
     y = x.astype(jnp.float32) - sigma / length * flow.astype(jnp.float32)
     gain = detail_gain(stage, schedule)
-    # Decided at trace time: where there is nothing to correct the grid may be too small to halve.
+    # Decided at trace time: with a gain of 1 the grid may be too small to halve.
     if kind == 'paper' or abs(gain - 1) < 1e-9:
         return y
     blocks = up(down(y))
@@ -107,8 +108,8 @@ def probe_weight(teacher_flow: Latents, flow: Latents) -> PerSample:
 def matching_direction(teacher_flow: Latents, fake_flow: Latents, weight: PerSample) -> Latents:
     """Return weight (D - D_phi), the gradient of each sample's distribution matching loss by `z_theta` (ND, DMD).
 
-    A flow is noise minus data, so descending moves z_theta to where the teacher sees more likely data than the fake
-    model does.
+    A flow is noise minus data, so gradient descent moves z_theta to where data is more likely under the teacher than
+    under the fake model.
     """
     direction = teacher_flow.astype(jnp.float32) - fake_flow.astype(jnp.float32)
     return per_sample(weight, direction) * direction

@@ -1,1 +1,1 @@
-"""Parts of block pruning: which blocks matter, and a denoiser without the others."""
+"""Block pruning: choice of the blocks, and training of the pruned denoiser."""

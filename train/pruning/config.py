@@ -13,14 +13,14 @@ WEIGHTS = ('image_weight', 'text_weight', 'output_weight', 'data_weight')
 
 @dataclasses.dataclass(frozen=True)
 class PruningConfig:
-    """Options of the objective, beside those of flow matching (`TeacherConfig`).
+    """Options of the objective, in addition to those of flow matching (`TeacherConfig`).
 
     Attributes:
       denoiser: component folder of the full denoiser.
       keep: blocks to keep, '0,1,2,4', or the keep.json of `train.prune`.
-      start: component folder of the pruned denoiser to go on from; '' begins with the full one's blocks as they are.
-      stage: 1 or 2.
-      mapping: 'simple' or 'next'.
+      start: component folder of the pruned denoiser to continue from; '' begins with the blocks of the full one.
+      stage: 1 or 2, see `train.pruning.program`.
+      mapping: 'simple' or 'next', see `train.pruning.program`.
     """
 
     denoiser: str = top_level('')

@@ -1,6 +1,6 @@
-"""The token streams before and after every block of a denoiser: what pruning measures and matches.
+"""Token streams before and after every block of a denoiser, for importance and feature matching.
 
-The denoiser itself tells them (`joint_block.STREAMS`), in its scanned as in its unrolled form.
+The denoiser sows them (`joint_block.STREAMS`), in its scanned and in its unrolled form.
 
 Legend: B batch, K blocks but the last, I image tokens, X current image tokens, L text tokens, D width.
 """
@@ -23,19 +23,19 @@ from neodragon_jax.pyramid.stages import envelope_frame_ids
 
 
 class Streams(NamedTuple):
-    """Both token streams at one place, or at several of them along a first axis."""
+    """Both token streams after one block, or after several blocks along a first axis."""
 
     image: Float[Array, '... B I D']
     text: Float[Array, '... B L D']
 
 
 class Features(NamedTuple):
-    """What one call of a denoiser does to its tokens.
+    """Token streams of one call of a denoiser.
 
     Attributes:
-      first: before the first block.
-      after: after every block but the last, [K, ...].
-      last: after the last block, of the current unit; its text stream ends before.
+      first: streams before the first block.
+      after: streams after every block but the last, [K, ...].
+      last: image tokens of the current unit after the last block, which outputs no text stream.
       image_mask: 1 for tokens of real frames, 0 for padding of the history.
       text_mask: 1 for valid tokens.
     """
@@ -48,7 +48,7 @@ class Features(NamedTuple):
 
 
 def with_features(module: PyramidMMDiT | TeacherMMDiT) -> Callable[..., tuple[Array, Features]]:
-    """Return `apply` of a denoiser, for calls with frame ids, as a function to (flow, Features)."""
+    """Return `apply` of a denoiser, for calls with frame ids, as a function that returns (flow, Features)."""
 
     def apply(
         variables: Mapping[str, Any],
@@ -75,10 +75,10 @@ def with_features(module: PyramidMMDiT | TeacherMMDiT) -> Callable[..., tuple[Ar
 
 
 def observer(apply: Callable[..., Any], params: Any) -> Callable[..., Any]:
-    """Return a compiled function with the arguments of a `sampler.Denoiser`, but with whatever result `apply` has.
+    """Return a compiled function with the arguments of a `sampler.Denoiser` and the result of `apply`.
 
     Args:
-      apply: such as `with_features` returns, or a function of its result.
+      apply: a result of `with_features`, or a function that reduces its output.
     """
 
     @jax.jit

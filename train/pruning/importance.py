@@ -1,9 +1,9 @@
-"""How much every block of a denoiser changes its tokens: the measure by which blocks are pruned.
+"""Importance of a denoiser's blocks, by their change of the tokens: the criterion of block pruning.
 
     importance of block k = 1 - E[cos(tokens before k, tokens after k)], for each of the two token streams
 
-The mean is over valid tokens, over the calls that sampling a video makes, and over videos. A block that does nothing
-has 0. The last block reads and writes no text, and its image score is that of the current unit's tokens.
+The mean is over valid tokens, over the denoiser calls of a sampled video, and over videos. An identity block has
+importance 0. The last block outputs no text, and its image score is that of the current unit's tokens.
 
 Source: Neodragon, arXiv 2511.06055, section on block pruning (100 prompts, 5 samples each).
 Legend: B batch, K blocks but the last, N tokens of a stream, D width.
@@ -27,7 +27,7 @@ _SMALLEST_NORMS = 1e-16
 def mean_cosine(
     before: Float[Array, 'B N D'], after: Float[Array, 'B N D'], mask: Num[Array, 'B N']
 ) -> Float[Array, ' B']:
-    """Return the cosine between tokens before and after a block, the mean over each sample's valid ones, in float32."""
+    """Return the cosine between tokens before and after a block, mean over each sample's valid tokens, in float32."""
     before, after = before.astype(jnp.float32), after.astype(jnp.float32)
     squares = jnp.sum(jnp.square(before), axis=-1) * jnp.sum(jnp.square(after), axis=-1)
     cosine = jnp.sum(before * after, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, _SMALLEST_NORMS))
@@ -55,7 +55,7 @@ def block_cosines(features: Features) -> tuple[Float[Array, 'K+1 B'], Float[Arra
 
 @dataclasses.dataclass(frozen=True)
 class Importance:
-    """Scores of all blocks; text has none of the last."""
+    """Scores of all blocks; the last block has no text score."""
 
     image: Float[np.ndarray, ' K+1']
     text: Float[np.ndarray, ' K']
@@ -65,15 +65,15 @@ class Importance:
         return len(self.image)
 
     def order(self) -> list[int]:
-        """Return the blocks that may be removed, least important first: by the mean of their ranks on both streams.
+        """Return the blocks that may be removed, least important first, by the mean of their ranks on both streams.
 
-        The streams' scores are not comparable, and the paper finds them uncorrelated. Equals come in their own order.
+        The streams' scores are not comparable, and the paper finds them uncorrelated. Ties keep the order of blocks.
         """
         ranks = _ranks(self.image[:-1]) + _ranks(self.text)
         return [int(block) for block in np.argsort(ranks, kind='stable')]
 
     def correlation(self) -> dict[str, float | None]:
-        """Return Pearson's and Spearman's correlation of the two streams' scores; None where one does not vary."""
+        """Return Pearson's and Spearman's correlation of the two streams' scores; None if one is constant."""
         image, text = self.image[:-1], self.text
         pairs = {'pearson': (image, text), 'spearman': (_ranks(image), _ranks(text))}
         return {name: _correlation(*pair) for name, pair in pairs.items()}
@@ -84,7 +84,7 @@ class Importance:
         return scores | {'order': self.order(), 'correlation': self.correlation()}
 
     def table(self) -> str:
-        """Return a row for every block: its scores, and its place among the least important."""
+        """Return a table with a row per block: its scores, and its rank from the least important."""
         order = self.order()
         lines = ['block   image    text  place']
         for block in range(self.blocks - 1):
@@ -96,7 +96,7 @@ class Importance:
 
 
 def _ranks(values: Float[np.ndarray, ' K']) -> Float[np.ndarray, ' K']:
-    """Return each value's place from 0; equal ones share the mean of theirs."""
+    """Return the rank of each value, from 0; ties get their mean rank."""
     below = (values[None] < values[:, None]).sum(axis=1)
     equal = (values[None] == values[:, None]).sum(axis=1)
     return below + (equal - 1) / 2

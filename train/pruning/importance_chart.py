@@ -1,4 +1,4 @@
-"""The importance of all blocks as a picture: a pair of bars for each block, those of removed blocks pale."""
+"""Bar chart of the importance of all blocks: a pair of bars per block, pale for removed blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PALE = 0.3
 
 
 def importance_svg(importance: Importance, removed: Collection[int] = ()) -> str:
-    """Return an SVG document."""
+    """Return the chart as an SVG document."""
     scores = {'image': importance.image, 'text': importance.text}
     highest = max(float(values.max()) for values in scores.values() if values.size) or 1.0
     width = LEFT + importance.blocks * (2 * BAR + GAP) + GAP

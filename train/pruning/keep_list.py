@@ -1,7 +1,7 @@
-"""Which blocks of a denoiser stay, and the smaller denoiser that they make.
+"""Keep lists of a denoiser's blocks, and the pruned denoiser.
 
-A keep list names blocks by their place in the full denoiser, in order: 0,1,2,4. The last block must be on it: it ends
-the text stream and has other parameters than the rest, so that no other block can take its place.
+A keep list has the indices of blocks in the full denoiser, in ascending order: 0,1,2,4. It must include the last block,
+which ends the text stream and has different parameters, so that no other block can replace it.
 
 Source: Neodragon, arXiv 2511.06055, section on block pruning (24 -> 18 blocks).
 """
@@ -23,15 +23,15 @@ from neodragon_jax.models.teacher import TeacherMMDiT
 
 Denoiser = PyramidMMDiT | TeacherMMDiT
 
-# Of the file that `train.prune select` writes.
+# Key in the file that `train.prune select` writes.
 KEEP = 'keep'
 
 
 def read_keep(text: str) -> tuple[int, ...]:
-    """Return a keep list given as '0,1,2,4' or as a JSON file that has it under "keep".
+    """Return a keep list given as '0,1,2,4' or as a JSON file with the key "keep".
 
     Raises:
-      InputError: it is neither.
+      InputError: the text is neither.
     """
     remedy = 'give numbers of blocks such as 0,1,2,4, or the keep.json of train.prune select.'
     path = pathlib.Path(text)
@@ -50,7 +50,7 @@ def read_keep(text: str) -> tuple[int, ...]:
 
 
 def check_keep(keep: Sequence[int], blocks: int) -> None:
-    """Raise InputError unless a keep list suits a denoiser of some blocks."""
+    """Raise InputError unless a keep list is valid for a denoiser with that many blocks."""
     given = f'keep list {",".join(map(str, keep))}'
     if not keep:
         raise InputError('keep list is empty; keep at least the last block.')
@@ -63,12 +63,12 @@ def check_keep(keep: Sequence[int], blocks: int) -> None:
 
 
 def prune(module: Denoiser, params: dict[str, Any], keep: Sequence[int]) -> tuple[Any, dict[str, Any]]:
-    """Return a denoiser of some of another one's blocks, and its parameters, in the form that they have.
+    """Return the denoiser with only the kept blocks, and its parameters, in the form of `params`.
 
     Args:
       params: unrolled or stacked for the scan; host or device arrays.
     Raises:
-      InputError: the keep list does not suit the denoiser.
+      InputError: the keep list is invalid for the denoiser.
     """
     blocks = module.config.num_layers
     check_keep(keep, blocks)
@@ -79,7 +79,7 @@ def prune(module: Denoiser, params: dict[str, Any], keep: Sequence[int]) -> tupl
 
 
 def _pruned(params: dict[str, Any], keep: Sequence[int], blocks: int) -> dict[str, Any]:
-    """Return the parameters of a PyramidMMDiT without the other blocks."""
+    """Return the parameters of a PyramidMMDiT with only the kept blocks."""
     pruned, repeated = dict(params), list(keep[:-1])
     for name in ('blocks', 'modulators') if blocks > 1 else ():
         if name in pruned:

@@ -1,6 +1,6 @@
-"""Choosing the blocks to remove: importance by sampling, then trials without the least important blocks.
+"""Measurements that choose the blocks to remove: importance by sampling, then trials without the least important ones.
 
-Every measurement is recorded, so that a run that was stopped continues after the last videos.
+Every measurement is recorded, so that a stopped run continues after the last videos.
 
 Source: Neodragon, arXiv 2511.06055, section on block pruning.
 Legend: L text tokens, E width of the text states, p pooled width.
@@ -39,16 +39,16 @@ from train.teacher.denoisers import check_widths, read_denoiser
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the videos of a measurement are sampled.
+    """Sampling options of a measurement.
 
     Attributes:
       denoiser: component folder of the full denoiser.
-      data: folder of samples, whose prompts and text states are used.
+      data: folder of samples, for prompts and text states.
       out: folder of the results.
       prompts: number of different prompts.
       samples: videos of each prompt.
-      steps, first_steps: per stage, of later units and of unit 0.
-      guidance, first_guidance: of later units and of unit 0.
+      steps, first_steps: steps per stage, for later units and for unit 0.
+      guidance, first_guidance: guidance scale of later units and of unit 0.
       batch: videos at a time on each device.
       dtype: compute type.
     """
@@ -74,12 +74,12 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """How blocks are chosen.
+    """Options of the choice of blocks.
 
     Attributes:
       remove: number of blocks to remove.
-      candidates: least important blocks among which to choose; None for `remove` + 4, or all.
-      check_prompts: videos that are compared, one per prompt.
+      candidates: number of least important blocks to choose from; None for `remove` + 4, or all.
+      check_prompts: number of videos to compare, one per prompt.
       decoder: component folder of a video VAE, to compare frames; '' compares latents.
     """
 
@@ -93,7 +93,7 @@ def load_subject(sampling: Sampling) -> Subject:
     """Return the denoiser on all devices of this machine, and the prompts.
 
     Raises:
-      InputError: the denoiser or the data cannot be read, or do not go together.
+      InputError: the denoiser or the data cannot be read, or are incompatible.
     """
     module, params = read_denoiser(sampling.denoiser)
     if module.config.num_layers < 2:
@@ -130,7 +130,7 @@ def distinct_prompts(source: SampleSource, count: int) -> list[dict[str, Any]]:
     """Return the first samples with different prompts.
 
     Raises:
-      InputError: there are fewer.
+      InputError: there are fewer than `count`.
     """
     found: dict[str, dict[str, Any]] = {}
     for index in range(len(source)):
@@ -142,13 +142,13 @@ def distinct_prompts(source: SampleSource, count: int) -> list[dict[str, Any]]:
 
 
 class Record:
-    """The measurements so far, in a file from which a stopped run continues."""
+    """Record of the measurements so far, in a file from which a stopped run continues."""
 
     def __init__(self, path: pathlib.Path, settings: dict[str, Any]) -> None:
-        """Read or begin it.
+        """Read the file, or begin a new record.
 
         Raises:
-          InputError: it belongs to other settings.
+          InputError: the file was made with other settings.
         """
         self._path = path
         self._content: dict[str, Any] = {'settings': settings, 'values': {}}
@@ -172,7 +172,7 @@ class Record:
 
 
 def score(sampling: Sampling, subject: Subject, record: Record) -> Importance:
-    """Return the importance of every block, and write it."""
+    """Measure the importance of every block, write it, and return it."""
     tasks = [(prompt, number) for number in range(sampling.samples) for prompt in range(sampling.prompts)]
     starts = range(0, len(tasks), subject.size)
     image, text, calls = np.zeros(subject.blocks), np.zeros(subject.blocks - 1), 0
@@ -195,7 +195,7 @@ def score(sampling: Sampling, subject: Subject, record: Record) -> Importance:
 def select(
     sampling: Sampling, selection: Selection, subject: Subject, record: Record, importance: Importance
 ) -> tuple[int, ...]:
-    """Return the blocks to keep, and write them with the rounds that chose them."""
+    """Choose the blocks to keep, write them with the rounds of the choice, and return them."""
     decode, everything = _decoder(selection.decoder), tuple(range(subject.blocks))
     tasks = [(prompt, 0) for prompt in range(selection.check_prompts)]
     batches = [tasks[start : start + subject.size] for start in range(0, len(tasks), subject.size)]
@@ -243,7 +243,7 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
 
 
 def _decoder(folder: str) -> Any:
-    """Return a function from latents to frames, or without a folder to the latents themselves."""
+    """Return the function from latents to frames, or without a folder the identity."""
     if not folder:
         return lambda latents: latents
     module, params = checkpoint.load(folder, CausalVAE)
@@ -264,7 +264,7 @@ def _write(path: pathlib.Path, content: Any) -> None:
 
 
 def measure(sampling: Sampling, selection: Selection | None) -> None:
-    """Measure the importance of the blocks, and with a selection choose those to keep.
+    """Measure the importance of the blocks; with a selection, also choose the blocks to keep.
 
     Raises:
       InputError: the denoiser or the data cannot be read, or the selection is impossible.

@@ -1,8 +1,8 @@
-"""Block pruning: a denoiser without some of its blocks is trained in two stages to match the full one.
+"""Block pruning: trains a denoiser without some of its blocks in two stages to match the full one.
 
     python -m train.pruning --config=configs/pruning.py:stage1 --config.denoiser=FULL --config.keep=OUT/keep.json ...
 
-    stage 1: flow matching on data, as `train.teacher`; a few hundred steps
+    stage 1: flow matching on data, as in `train.teacher`; a few hundred steps
     stage 2: for every kept block k   image_weight || image_k - teacher image ||^2
                                     + text_weight (1 - cos(text_k, teacher text)), means over tokens and blocks
              and on the flow          output_weight || D - D_teacher ||^2 + data_weight || D - (start - end) ||^2
@@ -11,7 +11,8 @@ The teacher of stage 2 is the full denoiser on the same inputs, without guidance
 block: 'simple', the same block of the teacher; 'next', the input of the next kept block, so that it also learns the
 function of the removed blocks in between. `train.prune` chooses the blocks.
 
-Source: Neodragon, arXiv 2511.06055, section on block pruning. Stage 2 without stage 1 fails there; factors are ours.
+Source: Neodragon, arXiv 2511.06055, section on block pruning. There, stage 2 fails without stage 1. The weights
+are specific to this project.
 Legend: B batch, T latent frames (= units), K kept blocks but the last, I image tokens, L text tokens, D width.
 """
 
@@ -54,18 +55,18 @@ from train.teacher.evaluation import ask
 from train.teacher.program import TeacherConfig, TeacherTraining, load_program
 from train.text.losses import token_errors
 
-# The paper keeps 18 of 24 blocks; the choice changes no size.
+# The paper keeps 18 of 24 blocks; sizes do not depend on the choice of blocks.
 PUBLISHED_KEEP = (*range(17), 23)
 
 
 class Denoisers(NamedTuple):
-    """The networks of the pruning; parameters are stacked for the scan, abstract ones where only shapes are known.
+    """The networks of the pruning. Parameters are stacked for the scan; they are abstract in a plan.
 
     Attributes:
-      full_module, full: the denoiser with all its blocks.
-      module, start: the one that is trained, as it begins.
-      keep: its blocks.
-      fingerprint: of the full one.
+      full_module, full: the denoiser with all its blocks, and its parameters.
+      module, start: the pruned denoiser, and its initial parameters.
+      keep: indices of the kept blocks.
+      fingerprint: fingerprint of the full denoiser.
     """
 
     full_module: AnyDenoiser
@@ -80,7 +81,7 @@ def read_denoisers(pruning: PruningConfig) -> Denoisers:
     """Read the full denoiser, and prune it or read a pruned one.
 
     Raises:
-      InputError: a denoiser cannot be read, the keep list does not suit it, or they do not go together.
+      InputError: a denoiser cannot be read, the keep list is invalid, or the denoisers do not match.
     """
     full_module, full = read_denoiser(pruning.denoiser)
     keep = read_keep(pruning.keep)
@@ -92,10 +93,10 @@ def read_denoisers(pruning: PruningConfig) -> Denoisers:
 
 
 def abstract_denoisers(pruning: PruningConfig) -> Denoisers:
-    """Return the networks as shapes, of the published sizes if no denoiser is named.
+    """Return the networks as shapes, with the published sizes if no denoiser is named.
 
     Raises:
-      InputError: as of `read_denoisers`, but for the weights.
+      InputError: as for `read_denoisers`, without the weights.
     """
     if pruning.denoiser:
         full_module, full = abstract_denoiser(pruning.denoiser)
@@ -111,7 +112,7 @@ def abstract_denoisers(pruning: PruningConfig) -> Denoisers:
 
 
 def _check_start(given: Any, module: AnyDenoiser, pruning: PruningConfig) -> None:
-    """Raise InputError unless a pruned denoiser is one that the keep list makes."""
+    """Raise InputError unless the sizes of a pruned denoiser match the keep list."""
     if (type(given), given.config) != (type(module), module.config):
         raise InputError(
             f'start {pruning.start} holds a {type(given).__name__} of {given.config.num_layers} blocks, the keep list '
@@ -121,7 +122,7 @@ def _check_start(given: Any, module: AnyDenoiser, pruning: PruningConfig) -> Non
 
 
 class Pruning(TeacherTraining):
-    """Both stages as a program of the loop: flow matching as the teacher's, with another loss in stage 2."""
+    """Program of both stages: the teacher's flow matching, with another loss in stage 2."""
 
     name = 'pruning'
     shown = ('loss', 'image', 'text', 'output', 'data')
@@ -129,13 +130,13 @@ class Pruning(TeacherTraining):
     def __init__(
         self, pruning: PruningConfig, config: TeacherConfig, *data: Any, denoisers: Denoisers | None = None
     ) -> None:
-        """Prepare.
+        """Build the program.
 
         Args:
-          data: as of `TeacherTraining`.
+          data: as for `TeacherTraining`.
           denoisers: by default from `read_denoisers`.
         Raises:
-          InputError: the denoisers cannot be read, or do not suit each other or the samples.
+          InputError: the denoisers cannot be read, or do not match each other or the samples.
         """
         denoisers = read_denoisers(pruning) if denoisers is None else denoisers
         super().__init__(config, *data, denoiser=(denoisers.module, denoisers.start))
@@ -143,14 +144,14 @@ class Pruning(TeacherTraining):
         self.full_module, self.full = self.module.clone(config=denoisers.full_module.config), denoisers.full
 
     def frozen(self) -> dict[str, Any]:
-        """Return the parameters to begin with, and in stage 2 the teacher's."""
+        """Return the initial parameters, and in stage 2 those of the teacher."""
         teacher = {'teacher': self.flat(self.full)} if self.pruning.stage == 2 else {}
         return super().frozen() | teacher
 
     def train_step(
         self, variant: tuple[int, ...], state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[AveragedState, dict[str, Array]]:
-        """Run one update; arguments as of the teacher."""
+        """Run one update; arguments as for `TeacherTraining`."""
         if self.pruning.stage == 1:
             return super().train_step(variant, state, frozen, batch, key)
         batch = {name: batch[name] for name in ('latents', 'units') if name in batch} | self.prompts(batch)
@@ -164,7 +165,7 @@ class Pruning(TeacherTraining):
     def matching(
         self, stages: tuple[int, ...], teacher: Any, params: Any, batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[Float[Array, ''], tuple[dict[str, Array], dict[int, Float[Array, '2 T']]]]:
-        """Return the loss of stage 2, the mean over the pyramid's stages, its parts, and the flow's sums by unit."""
+        """Return the loss of stage 2 (mean over the pyramid's stages), its parts, and the flow's sums by unit."""
         prompt, examples = self.examples(stages, batch, key)
         ask_student = observer(functools.partial(self._featured, self.module), params)
         ask_teacher = observer(functools.partial(self._featured, self.full_module), teacher)
@@ -186,17 +187,17 @@ class Pruning(TeacherTraining):
         return loss, (parts, sums)
 
     def _featured(self, module: Any, variables: Mapping[str, Any], *arguments: Any) -> Any:
-        """Run a denoiser on parameters as a state holds them; return its flow and its features."""
+        """Run a denoiser on parameters in the layout of the state; return its flow and its features."""
         return with_features(module)({'params': self.nested(variables['params'])}, *arguments)
 
     def metadata(self) -> dict[str, Any]:
-        """Return the metadata of the teacher's training, and those of the pruning."""
+        """Return the metadata of the teacher's training and of the pruning."""
         options = {name: getattr(self.pruning, name) for name in ('stage', 'mapping', *WEIGHTS)}
         return super().metadata() | {'pruning': options | {'keep': list(self.keep), 'denoiser': self.fingerprint}}
 
 
 def targets(keep: Sequence[int], mapping: str) -> list[int]:
-    """Return the teacher's block whose output each kept block but the last is to match."""
+    """Return for each kept block but the last the teacher's block whose output is its target."""
     return [after - 1 for after in keep[1:]] if mapping == 'next' else list(keep[:-1])
 
 
@@ -208,7 +209,7 @@ def block_errors(
     Means over valid tokens. The last block has current image tokens only, and no text.
 
     Args:
-      blocks: the teacher's, for each of the student's but the last.
+      blocks: the teacher's block for each of the student's blocks but the last.
     """
     errors = jax.vmap(token_errors, in_axes=(0, 0, None))
     last, _ = token_errors(student.last, teacher.last, jnp.ones(student.last.shape[:2]))
@@ -221,7 +222,7 @@ def block_errors(
 
 
 def _metrics(parts: Mapping[str, Array], keep: Sequence[int]) -> dict[str, Array]:
-    """Return the parts of the loss; blocks have the full denoiser's numbers."""
+    """Return the parts of the loss as metrics; blocks are named by their indices in the full denoiser."""
     metrics = {'output': parts['output'], 'data': parts['data']}
     for stream in ('image', 'text'):
         if parts[stream].size:
@@ -237,7 +238,7 @@ class Settings:
     Attributes:
       denoiser, keep, start: see `PruningConfig`.
       data, weights: folders of train.latents, separated by commas, and the share of each; () for equal shares.
-      blank_sample: the sample that a plan without data assumes.
+      blank_sample: sizes of a sample in a plan without data.
     """
 
     denoiser: str
@@ -257,7 +258,7 @@ def load(settings: Settings) -> Training:
     """Return the training on folders of latents.
 
     Raises:
-      InputError: the denoisers or the data cannot be read, or do not go together.
+      InputError: the denoisers or the data cannot be read, or are incompatible.
     """
     folders = settings.data.split(',')
     make = functools.partial(Pruning, settings.pruning)
@@ -266,10 +267,10 @@ def load(settings: Settings) -> Training:
 
 
 def abstract(settings: Settings) -> Training:
-    """Return the training as shapes, for a plan or for sizing; sizes are the published ones where nothing is named.
+    """Return the training as shapes, for a plan or for sizing, with the published sizes if no denoiser is named.
 
     Raises:
-      InputError: the named folders and the keep list do not go together.
+      InputError: the named folders and the keep list are incompatible.
     """
     denoisers = abstract_denoisers(settings.pruning)
     blank = blank_latents(settings.blank_sample, sized(settings.flow, denoisers.module))

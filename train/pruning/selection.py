@@ -1,9 +1,9 @@
-"""Which blocks a denoiser can do without: measured on the videos that it samples.
+"""Greedy choice of the blocks to remove, measured on sampled videos.
 
-The blocks of least importance are candidates. One after the other, that candidate goes without which the videos of the
-same prompts and the same noise differ least from the full denoiser's.
+The least important blocks are candidates. Each round removes the candidate whose removal changes the videos least,
+compared with the full denoiser's videos of the same prompts and noise.
 
-Source: Neodragon, arXiv 2511.06055, section on block pruning; the greedy order is ours.
+Source: Neodragon, arXiv 2511.06055, section on block pruning; the greedy order is specific to this project.
 Legend: B batch, T latent frames, H W latent grid, C channels, K blocks but the last.
 """
 
@@ -38,12 +38,12 @@ from train.pruning.features import observer, with_features
 from train.pruning.importance import Importance, block_cosines
 from train.pruning.keep_list import prune
 
-# keep list -> how far videos without the other blocks are from the full denoiser's
+# keep list -> distance of the pruned denoiser's videos from the full denoiser's
 Distance = Callable[[tuple[int, ...]], float]
 
 
 class Round(NamedTuple):
-    """One step of the greedy choice: the block that went, and the distance without each candidate."""
+    """One round of the greedy choice: the removed block, and the distance without each candidate."""
 
     removed: int
     distance: float
@@ -52,16 +52,16 @@ class Round(NamedTuple):
 
 @dataclasses.dataclass
 class Subject:
-    """A denoiser, and prompts on which it samples.
+    """A denoiser, and the prompts of its videos.
 
     Attributes:
-      module: scanned.
-      params: stacked, on the devices.
-      texts: the prompts, which key their noise.
-      prompts: what the denoiser knows of them, on the host.
-      negative: what guidance steers away from, of one prompt.
-      guidance, first_guidance: scales for units > 0 and for unit 0.
-      size: videos that one call samples.
+      module: the denoiser, scanned.
+      params: its parameters, stacked, on the devices.
+      texts: the prompts, from which the noise is derived.
+      prompts: embeddings of the prompts, on the host.
+      negative: embedding of the negative prompt, without a batch axis.
+      guidance, first_guidance: guidance scales for units > 0 and for unit 0.
+      size: videos per call.
     """
 
     module: Any
@@ -84,14 +84,14 @@ class Subject:
         return self.module.config.num_layers
 
     def videos(self, keep: Sequence[int], tasks: Sequence[tuple[int, int]]) -> Float[np.ndarray, 'B T H W C']:
-        """Return latents that some of the blocks sample.
+        """Return latents sampled with only the kept blocks.
 
         Args:
-          tasks: at most `size` pairs of a prompt's number and a sample's number, which with the seed tell the noise.
+          tasks: at most `size` pairs (prompt index, sample index), which with the seed determine the noise.
         """
         module, self._current = prune(self.module, self.params, keep)
         if len(keep) not in self._denoisers:
-            # Denoisers of as many blocks share one compiled function, which asks for the parameters at each call.
+            # Denoisers with the same number of blocks share one compiled function, with the parameters as arguments.
             self._denoisers[len(keep)] = jax_denoiser(module.apply, lambda: self._current)
         latents = jax.device_get(self._sample(self._denoisers[len(keep)], tasks))
         self._current = None
@@ -100,9 +100,9 @@ class Subject:
     def cosines(
         self, tasks: Sequence[tuple[int, int]]
     ) -> tuple[Float[np.ndarray, ' K+1'], Float[np.ndarray, ' K'], int]:
-        """Return sums of the cosines of all blocks over some videos' calls, image and text, and the number of calls.
+        """Return the sums of all blocks' cosines over the calls of some videos (image, text), and the number of calls.
 
-        A guided call counts twice, with the prompt and with the negative one.
+        A guided call counts twice: with the prompt and with the negative prompt.
         """
         if self._watched is None:
             self._watched = observer(_with_cosines(self.module), self.params)
@@ -123,7 +123,7 @@ class Subject:
 
 
 def _with_cosines(module: Any) -> Callable[..., tuple[Array, tuple[Array, Array]]]:
-    """Return `apply` of a denoiser as a function to (flow, cosines of its blocks)."""
+    """Return `apply` of a denoiser as a function that returns (flow, cosines of its blocks)."""
     apply = with_features(module)
 
     def watched(*arguments: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -134,7 +134,7 @@ def _with_cosines(module: Any) -> Callable[..., tuple[Array, tuple[Array, Array]
 
 
 class _Recorder:
-    """A denoiser that adds up the cosines of its calls."""
+    """Denoiser wrapper that sums the cosines of its calls."""
 
     def __init__(self, denoise: Any, weights: Float[Array, ' B']) -> None:
         self._denoise, self._weights = denoise, weights
@@ -150,7 +150,7 @@ class _Recorder:
 
 
 def difference(videos: Float[np.ndarray, 'B ...'], reference: Float[np.ndarray, 'B ...']) -> float:
-    """Return |videos - reference| / |reference| in the Euclidean norm, the mean over the videos."""
+    """Return |videos - reference| / |reference| in the Euclidean norm, mean over the videos."""
     axes = tuple(range(1, reference.ndim))
     videos, reference = np.asarray(videos, np.float64), np.asarray(reference, np.float64)
     norm = lambda x: np.sqrt(np.sum(np.square(x), axis=axes))
@@ -162,7 +162,7 @@ def choose(importance: Importance, remove: int, candidates: int, distance: Dista
 
     Args:
       remove: blocks to remove, one in each round.
-      candidates: how many of the least important blocks may go.
+      candidates: number of least important blocks that may be removed.
     """
     pool, keep, rounds = importance.order()[:candidates], tuple(range(importance.blocks)), []
     for _ in range(remove):
@@ -175,7 +175,7 @@ def choose(importance: Importance, remove: int, candidates: int, distance: Dista
 
 
 def check_choice(blocks: int, remove: int, candidates: int) -> None:
-    """Raise InputError unless so many of a denoiser's blocks may be removed."""
+    """Raise InputError unless a denoiser with that many blocks allows this choice."""
     removable = blocks - 1
     if not 1 <= remove <= removable:
         raise InputError(f'--remove {remove}: the denoiser has {removable} blocks that may go; give 1 to {removable}.')

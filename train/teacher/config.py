@@ -14,7 +14,7 @@ from train.runtime.settings import top_level
 from train.teacher.evaluation import EvaluationConfig
 
 STAGES_PER_STEP = ('one', 'all')
-# Names of the text states in the samples: as a context embedder takes them, and as a denoiser without one does.
+# Names of the text states in the samples: input of a context embedder, and input of a denoiser without one.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,21 +22,21 @@ class TeacherConfig:
     """Options of the objective.
 
     Attributes:
-      sizes: of the denoiser; `joint_attention_dim` is the width of the samples' text states.
-      context_embedder: train Pyramid-Flow's linear embedding of the text states, too. Without it the states must have
-        the denoiser's width, as those behind a context adapter have.
-      start: component folder of a denoiser to go on from, of either class, which then decides on the two above;
-        '' begins with fresh parameters.
+      sizes: sizes of the denoiser; `joint_attention_dim` is the width of the samples' text states.
+      context_embedder: also train Pyramid-Flow's linear embedding of the text states. Without it the states must have
+        the denoiser's width, like the output of a context adapter.
+      start: component folder of a denoiser to continue from, with or without an embedder; it overrides the two settings
+        above. '' begins with fresh parameters.
       stages: 'one' trains a stage per step, drawn for the whole batch; 'all' trains every sample at every stage.
-      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
-      caption_dropout: probability of training without the caption, which guidance needs.
+      accumulate: parts of a batch whose gradients are computed one after the other, to save memory.
+      caption_dropout: probability of training without the caption, as guidance requires.
       corruption: largest amount of noise in the history.
-      ema_decay: of the averaged parameters, which are evaluated and saved; 0 for none.
-      dtype: compute type, 'float32' or 'bfloat16'; masters stay float32.
+      ema_decay: decay of the averaged parameters, which are evaluated and saved; 0 for no average.
+      dtype: compute type, 'float32' or 'bfloat16'; master parameters stay float32.
       remat: see `PyramidMMDiT`.
       stage_weights: relative frequency of the stages of single-stage steps; () for equal ones (Pyramid-Flow: 1, 2, 1).
       unit_weights: relative frequency of the units; () for equal ones.
-      seed: of the order of the stages.
+      seed: seed of the order of the stages.
     """
 
     sizes: MMDiTConfig = dataclasses.field(default_factory=lambda: MMDiTConfig(num_layers=24))

@@ -1,4 +1,4 @@
-"""Denoisers with and without a context embedder: fresh, read from a folder, as shapes, or split."""
+"""Construction of denoisers with and without a context embedder: fresh, read from a folder, or as shapes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def without_embedder(module: TeacherMMDiT, params: Mapping[str, Any]) -> tuple[P
 
 
 def fresh_denoiser(sizes: MMDiTConfig, context_embedder: bool) -> PyramidMMDiT | TeacherMMDiT:
-    """Return a denoiser of some sizes, with or without its own embedding of the text states."""
+    """Return a denoiser of the given sizes, with or without a context embedder."""
     if not context_embedder:
         return PyramidMMDiT(sizes)
     return TeacherMMDiT(TeacherMMDiTConfig(**dataclasses.asdict(sizes)))
@@ -40,7 +40,7 @@ def read_denoiser(folder: str) -> tuple[PyramidMMDiT | TeacherMMDiT, Any]:
     """Return a stored denoiser, with or without an embedder, and its parameters stacked for the scan.
 
     Raises:
-      InputError: the folder is missing, damaged or holds something else.
+      InputError: the folder is missing, damaged or not a denoiser.
     """
     module, params = checkpoint.load(folder, PyramidMMDiT, TeacherMMDiT)
     if isinstance(module, TeacherMMDiT):
@@ -64,7 +64,7 @@ def check_widths(module: PyramidMMDiT | TeacherMMDiT, null: Mapping[str, np.ndar
 
 
 def blank_latents(blank_sample: BlankSample, config: TeacherConfig) -> Repeated:
-    """Return samples of zeros that suit a configuration, for a plan without data."""
+    """Return samples of zeros that match a configuration, for a plan without data."""
     sizes, stored = config.sizes, DTYPES['bfloat16']
     text_width = sizes.joint_attention_dim if config.context_embedder else sizes.width
     sample = {
@@ -78,21 +78,21 @@ def blank_latents(blank_sample: BlankSample, config: TeacherConfig) -> Repeated:
 
 
 def abstract_denoiser(folder: str) -> tuple[AnyDenoiser, Any]:
-    """Return a stored denoiser and its parameters without their numbers, in float32, stacked for the scan.
+    """Return a stored denoiser and its abstract parameters, in float32, stacked for the scan.
 
     Raises:
-      InputError: the folder's config is missing, damaged or of something else.
+      InputError: the folder's config is missing, damaged or not of a denoiser.
     """
     module = checkpoint.load_module(folder, PyramidMMDiT, TeacherMMDiT)
     return module, abstract_stacked(module)
 
 
 def abstract_stacked(module: AnyDenoiser) -> Any:
-    """Return a denoiser's parameters without their numbers, in float32, stacked for the scan."""
+    """Return a denoiser's abstract parameters, in float32, stacked for the scan."""
     return abstract_params(module.clone(scan=True))
 
 
 def sized(config: TeacherConfig, module: AnyDenoiser) -> TeacherConfig:
-    """Return options with the sizes of a denoiser that decides on them."""
+    """Return the options with their sizes replaced by those of a denoiser."""
     fields = {field.name: getattr(module.config, field.name) for field in dataclasses.fields(MMDiTConfig)}
     return dataclasses.replace(config, sizes=MMDiTConfig(**fields), context_embedder=isinstance(module, TeacherMMDiT))

@@ -1,6 +1,6 @@
-"""How good a flow-matching denoiser is: its loss per unit and stage on held-out samples, and guided videos of theirs.
+"""Evaluation of a flow-matching denoiser: loss per unit and stage on held-out samples, and guided videos.
 
-Every evaluation uses the same samples, levels and noise, so that two of them differ by the parameters alone.
+Every evaluation uses the same samples, levels and noise, so that two evaluations differ by the parameters only.
 
 Legend: V held-out samples, B samples at a time, T latent frames, H W latent grid, C channels.
 Source: Pyramid-Flow, arXiv 2410.05954.
@@ -36,15 +36,15 @@ SAMPLES = 'samples.npz'
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is held out, and how videos are sampled.
+    """Options of the held-out samples and of the sampled videos.
 
     Attributes:
-      examples: V, the samples at the end of the data that are not trained on.
-      batch: B; V is a multiple of it.
-      samples: videos to sample, of the first held-out prompts; 0 for none.
-      steps, first_steps: of every stage, of units > 0 and of unit 0.
-      guidance, first_guidance: their scales.
-      decoder: component folder of a video VAE that turns the samples into films; '' leaves them latents.
+      examples: V, the samples at the end of the data, excluded from training.
+      batch: B, a divisor of V.
+      samples: number of videos to sample, of the first held-out prompts; 0 for none.
+      steps, first_steps: steps per stage, for units > 0 and for unit 0.
+      guidance, first_guidance: guidance scale of units > 0 and of unit 0.
+      decoder: component folder of a video VAE that decodes the samples; '' writes only latents.
     """
 
     examples: int = 64
@@ -76,27 +76,27 @@ class FlowEvaluation:
         null: Mapping[str, Any],
         schedule: Schedule,
     ) -> None:
-        """Prepare.
+        """Store the samples, and compile nothing yet.
 
         Args:
           apply: `apply({'params': params}, clips, text, mask, pooled, timestep, frame_ids)`.
           held_out: latents [V, T, H, W, C], units [V], text, text_mask and pooled.
-          null: what guidance steers away from, of one prompt: text, text_mask, pooled.
+          null: negative prompt of the guidance, without a batch axis: text, text_mask, pooled.
         """
         self.config, self.schedule, self.held_out = config, schedule, held_out
         self.negative = Prompt(null['text'], null['text_mask'], null['pooled'])
         self._params: Any = None
-        # One compiled function for all evaluations: it asks for the parameters at each call.
+        # One compiled function for all evaluations, with the parameters as an argument.
         self._denoise = jax_denoiser(apply, lambda: self._params)
         self._errors = jax.jit(functools.partial(unit_errors, apply, schedule), static_argnums=0)
 
     def __call__(self, params: Any, folder: pathlib.Path) -> dict[str, float]:
-        """Return the losses, and what the sampled videos are like; write these into `folder`."""
+        """Return the losses and the statistics of sampled videos; write the videos into `folder`."""
         metrics = self.losses(params)
         return metrics | (self.sample(params, folder) if self.config.samples else {})
 
     def losses(self, params: Any) -> dict[str, float]:
-        """Return validation/stage{s}/unit{u}, and as `validation` the mean over all pairs that have samples."""
+        """Return the losses validation/stage{s}/unit{u}, and as `validation` their mean over all pairs with samples."""
         frames, stages = self.held_out['latents'].shape[1], self.schedule.stages
         sums = np.zeros((stages, frames))
         counts = np.zeros(frames)
@@ -116,17 +116,17 @@ class FlowEvaluation:
         return {'validation': float(np.mean(list(means.values())))} | means
 
     def sample(self, params: Any, folder: pathlib.Path) -> dict[str, float]:
-        """Write guided videos of the first held-out prompts; return how much they move and vary beside the data.
+        """Write guided videos of the first held-out prompts; return their motion and deviation relative to the data.
 
-        `sample/motion` is the mean absolute difference of neighboring latent frames, over that of the held-out videos;
-        `sample/deviation` compares standard deviations. Both are 1 for samples like the data.
+        `sample/motion` is the mean absolute difference of neighboring latent frames, divided by that of the held-out
+        videos. `sample/deviation` is the same ratio of standard deviations. Both are 1 for samples like the data.
         """
         config, count = self.config, self.config.samples
         rows: dict[str, Any] = {name: array[:count] for name, array in self.held_out.items()}
         _, frames, height, width, channels = rows['latents'].shape
         plan = Plan(frames, height, width, channels, config.steps, config.first_steps, schedule=self.schedule)
         scale = scale_by_unit(config.guidance, config.first_guidance)
-        # As numbers, because keys themselves cannot be placed on devices of other processes.
+        # Raw key data, because typed keys cannot be placed on devices of other processes.
         seeds = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), count)))
         prompt, seeds = place((Prompt(rows['text'], rows['text_mask'], rows['pooled']), seeds), params)
         noise = DrawnNoise(jax.jit(jax.random.wrap_key_data)(seeds), self.schedule)
@@ -146,7 +146,7 @@ class FlowEvaluation:
         return metrics
 
     def _write(self, latents: Float[np.ndarray, 'B T H W C'], folder: pathlib.Path) -> None:
-        """Write latents, and films where there is a decoder."""
+        """Write latents, and videos if there is a decoder."""
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / SAMPLES) as path, path.open('wb') as file:
             np.savez(file, latents=latents)

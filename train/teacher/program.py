@@ -1,14 +1,14 @@
-"""The teacher: pyramidal flow matching, autoregressive over latent frames, from latents of images and videos.
+"""The teacher: autoregressive pyramidal flow matching over latent frames, trained on latents of images and videos.
 
     python -m train.teacher --config=configs/teacher.py:tiny --config.data=FOLDER --config.workdir=DIR
 
-    x    = level start + (1 - level) end of one unit at one stage, behind its corrupted history
-    loss = || D(x) - (start - end) ||^2, the caption left out with probability 0.1
+    x    = level start + (1 - level) end of one unit at one stage, after its corrupted history
+    loss = || D(x) - (start - end) ||^2, the caption dropped with probability 0.1
 
-`flow_matching.py` makes these examples. What comes out is the multi-step denoiser that train.dmd distils.
+`flow_matching.py` makes these examples. The result is the multi-step denoiser, the teacher of train.dmd.
 
-A step trains one stage, all units in one shape (the envelope), or every stage, each in sequences of its own. The
-alternative, one packed sequence of all three stages behind segment masks, gives the same flows, but takes 1.9 (width
+A step trains one stage, with all units in one shape (the envelope), or every stage, each in separate sequences. The
+alternative, one packed sequence of all three stages with segment masks, gives the same flows, but takes 1.9 (width
 768, 2 blocks) to 2.9 times (width 128, 4 blocks) the time per sample, forward and backward: attention has 2.2 times the
 scores, most of them masked. It compiles in 0.4 times the time
 (`python -m train.measure.packing --width 128 --blocks 4`, on a CPU with two cores).
@@ -67,11 +67,11 @@ from train.teacher.denoisers import (
 from train.teacher.evaluation import FlowEvaluation, ask
 from train.text.parts import deployed_adapter
 
-# Where the denoiser goes besides, with its context embedder, in Pyramid-Flow's own layout.
+# Folder of the denoiser with its context embedder, in Pyramid-Flow's layout.
 
 
 class TeacherTraining:
-    """Pyramidal flow matching as a program of the loop."""
+    """Program of pyramidal flow matching for the training loop."""
 
     name = 'teacher'
 
@@ -83,13 +83,13 @@ class TeacherTraining:
         data: Mapping[str, Any] | None = None,
         denoiser: tuple[AnyDenoiser, Any] | None = None,
     ) -> None:
-        """Build the denoiser, or read the one to go on from.
+        """Build the denoiser, or read the one to continue from.
 
         Args:
-          null: what stands for a caption that is left out, of one sample: t5 or text [L, E], text_mask [L], pooled [p].
-          held_out: samples to evaluate on, with a leading axis; None evaluates nothing.
-          data: JSON on the samples, on which a resumed run must agree.
-          denoiser: to go on from, with its parameters stacked for the scan; by default it is read from `config.start`.
+          null: embedding of a dropped caption: t5 or text [L, E], text_mask [L], pooled [p].
+          held_out: samples to evaluate on, with a leading axis; None turns the evaluation off.
+          data: JSON that identifies the samples and that a resumed run must share.
+          denoiser: denoiser to continue from, and its parameters stacked for the scan; default: read `config.start`.
         Raises:
           InputError: the denoiser cannot be read, or does not fit the text states.
         """
@@ -108,10 +108,10 @@ class TeacherTraining:
             self.evaluation = FlowEvaluation(config.evaluation, self.apply, arrays, self.null, self.schedule)
 
     def prompts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return text, text_mask and pooled of samples, which may name their text states otherwise.
+        """Return text, text_mask and pooled of samples, whichever name their text states have.
 
         Raises:
-          InputError: they have no states that this denoiser takes.
+          InputError: the samples lack the text states of this kind of denoiser.
         """
         name = T5_STATES if isinstance(self.module, TeacherMMDiT) else TEXT_STATES
         if name not in batch:
@@ -123,7 +123,7 @@ class TeacherTraining:
         return {'text': batch[name], 'text_mask': batch['text_mask'], 'pooled': batch['pooled']}
 
     def frozen(self) -> dict[str, Any]:
-        """Return the parameters to begin with, if they were read."""
+        """Return the initial parameters, if they were read."""
         return {} if self.start is None else {'start': self.flat(self.start)}
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> AveragedState:
@@ -163,7 +163,7 @@ class TeacherTraining:
     def loss(
         self, stages: tuple[int, ...], params: Any, batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[Float[Array, ''], dict[int, Float[Array, '2 T']]]:
-        """Return the flow matching loss, the mean over the stages, and its sums by stage and unit (`unit_sums`)."""
+        """Return the flow matching loss (mean over the stages), and its sums by stage and unit (`unit_sums`)."""
         prompt, examples = self.examples(stages, batch, key)
         denoise, means, sums = jax_denoiser(self.apply, params), [], {}
         for stage, example in examples.items():
@@ -175,7 +175,7 @@ class TeacherTraining:
     def examples(
         self, stages: tuple[int, ...], batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[Prompt, dict[int, flow_matching.Example]]:
-        """Return the prompts of a batch, some of them dropped, and its examples by stage."""
+        """Return the prompts of a batch after caption dropout, and its examples by stage."""
         drop_key, *keys = jax.random.split(key, 1 + len(stages))
         batch = drop_captions(drop_key, batch, self.null, self.config.caption_dropout)
         latents: Float[Array, 'B T H W C'] = batch['latents']
@@ -188,13 +188,13 @@ class TeacherTraining:
         return Prompt(batch['text'], batch['text_mask'], batch['pooled']), examples
 
     def apply(self, variables: Mapping[str, Any], *arguments: Any) -> Float[Array, 'B 1 h w C']:
-        """Run the denoiser on parameters as the state holds them."""
+        """Run the denoiser on parameters in the layout of the state."""
         return self.module.apply({'params': self.nested(variables['params'])}, *arguments)  # pyright: ignore[reportReturnType]
 
     def flat(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the module's parameters as the state holds them: the denoiser's, and the embedder's beside them.
+        """Return the module's parameters in the layout of the state: those of the denoiser and embedder at one level.
 
-        The optimizer finds the entries that it must not touch at the top.
+        The optimizer identifies its fixed entries at the top level.
         """
         if not isinstance(self.module, TeacherMMDiT):
             return dict(params)
@@ -215,8 +215,8 @@ class TeacherTraining:
     def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
         """Write the denoiser in the released layout, and `teacher.json`.
 
-        With a context embedder there is, too, the whole in Pyramid-Flow's layout; and as this denoiser's context
-        adapter the embedder alone, which is one without hidden layers.
+        With a context embedder, also write the whole model in Pyramid-Flow's layout, and the embedder as the context
+        adapter of this denoiser: an adapter without hidden layers.
         """
         params, step = to_host((state.result, state.step))
         params = self.nested(params)
@@ -233,11 +233,11 @@ class TeacherTraining:
             path.write_text(json.dumps(self.metadata() | {'iterations': int(step)}, indent=2) + '\n')
 
     def metadata(self) -> dict[str, Any]:
-        """Return what makes two runs the same training: sizes, objective and data, but not learning rates."""
+        """Return the settings that a resumed run must share: sizes, objective and data, but not learning rates."""
         names = ('stages', 'stage_weights', 'unit_weights', 'caption_dropout', 'corruption', 'ema_decay', 'seed')
         sizes = {'class': class_name(self.module)} | self.module.config.to_json()
         record = {name: getattr(self.config, name) for name in names} | {'sizes': sizes, 'data': self.data}
-        return json.loads(json.dumps(record))  # tuples become lists, as they are after a restart
+        return json.loads(json.dumps(record))  # tuples become lists, as after a restart
 
 
 AnyTeacher = TypeVar('AnyTeacher', bound=TeacherTraining)
@@ -250,7 +250,7 @@ class Settings:
     Attributes:
       data: folders of train.latents, separated by commas.
       weights: share of each folder; () for equal ones.
-      blank_sample: the sample that a plan without data assumes.
+      blank_sample: sizes of a sample in a plan without data.
     """
 
     data: str
@@ -283,9 +283,9 @@ def load_program(
 
     Args:
       weights: share of each folder.
-      make: the program, of the arguments of `TeacherTraining`.
+      make: constructor of the program, with the arguments of `TeacherTraining`.
     Raises:
-      InputError: a folder is not one of latents, or too small, or they do not go together.
+      InputError: a folder does not hold latents or is too small, or the folders are incompatible.
     """
     examples, seed = config.evaluation.examples, config.seed
     if len(folders) != len(weights) or examples % len(folders):
@@ -307,7 +307,7 @@ def abstract(settings: Settings) -> Training:
     """Return the training as shapes.
 
     Raises:
-      InputError: the folder to start from holds no denoiser.
+      InputError: the folder `start` holds no denoiser.
     """
     config = settings.teacher
     denoiser = abstract_denoiser(config.start) if config.start else None

@@ -19,7 +19,7 @@ class LoraConfig:
 
     Attributes:
       rank: R.
-      alpha: the updates are scaled by alpha / rank.
+      alpha: numerator of the scale of the updates, alpha / rank.
       layers: regular expression of the linear layers' names.
     """
 
@@ -37,12 +37,12 @@ class TextConfig:
 
     Attributes:
       adapter: 'replace' (the deployed one), 'extend' or 'none', see parts.py.
-      encoder: DT5 is 'frozen', 'trained' whole, or by 'lora'.
-      hidden: widths of the adapter's hidden layers, which all hand on the input.
-      mse_weight, cosine_weight: factors of the two terms.
-      held_out: V, prompts at the end of the data, among which each must find its own embedding.
-      held_out_batch: of them at a time; divides V.
-      dtype: compute type, and the one in which T5-XXL is held; what is trained stays float32.
+      encoder: training of DT5: 'frozen', 'trained' or 'lora'.
+      hidden: widths of the adapter's hidden layers, each concatenated with the input.
+      mse_weight, cosine_weight: weights of the two terms.
+      held_out: V, prompts at the end of the data for the retrieval evaluation.
+      held_out_batch: held-out prompts at a time; divides V.
+      dtype: compute type, and storage type of T5-XXL; trained parameters stay float32.
     """
 
     adapter: str = 'replace'

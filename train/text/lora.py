@@ -24,13 +24,13 @@ Params = Mapping[str, Any]
 def init_lora(key: PRNGKeyArray, params: Params, rank: int, layers: str) -> dict[str, Any]:
     """Return updates for the kernels [I, O] that `layers` selects: down [I, R] random, up [R, O] zero.
 
-    So the layers begin as they are.
+    The layers are unchanged at the start.
 
     Args:
-      params: of a module, arrays or abstract arrays.
+      params: parameters of a module, arrays or abstract arrays.
       layers: a regular expression for the last parts of a layer's path, such as '(query|value)'.
     Raises:
-      InputError: it selects no layer, or the rank is not below the size of one.
+      InputError: the expression selects no layer, or the rank is not below the size of a layer.
     """
     pattern = re.compile(f'(^|/){layers}/kernel$')
     flat: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(params)))
@@ -48,7 +48,7 @@ def init_lora(key: PRNGKeyArray, params: Params, rank: int, layers: str) -> dict
 
 
 def merge_lora(params: Params, updates: Params, scale: float) -> dict[str, Any]:
-    """Return parameters with the updates added to their kernels, in float32; other parameters are as they were."""
+    """Return parameters with the updates added to their kernels, in float32; other parameters are unchanged."""
     flat: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(params)))
     low_rank: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(updates)))
     for (*layer, name), down in low_rank.items():
@@ -59,7 +59,7 @@ def merge_lora(params: Params, updates: Params, scale: float) -> dict[str, Any]:
 
 
 def named_tensors(updates: Params) -> dict[str, Any]:
-    """Return the updates by path, as a safetensors file holds them."""
+    """Return the updates by path, in the layout of a safetensors file."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(updates))}
 
 

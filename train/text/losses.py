@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-# Square of the product of two norms below which their cosine means nothing.
+# Squared product of two norms below which the cosine is undefined.
 _SMALLEST_NORMS = 1e-16
 
 
 def token_errors(
     student: Float[Array, 'B L D'], teacher: Float[Array, 'B L D'], mask: Num[Array, 'B L']
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-    """Return (square, cosine): how far text states are from the teacher's, means over all valid tokens, in float32.
+    """Return (square, cosine): errors of text states against the teacher's, means over all valid tokens, in float32.
 
     `square` is the mean over the width of (student - teacher)^2, `cosine` is 1 - cos(student, teacher); the loss of
     the text-encoder distillation is square + 0.1 cosine (ND, section on text-encoder distillation).
@@ -28,7 +28,7 @@ def token_errors(
     student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
     valid = (mask != 0).astype(jnp.float32)
     product = jnp.sum(student * teacher, axis=-1)
-    # Under one root, and above zero, so that a token of zeros has a gradient.
+    # One square root of a positive number, so that a token of zeros has a finite gradient.
     norms = jnp.sum(jnp.square(student), axis=-1) * jnp.sum(jnp.square(teacher), axis=-1)
     cosine = 1 - product * jax.lax.rsqrt(jnp.maximum(norms, _SMALLEST_NORMS))
     square = jnp.mean(jnp.square(student - teacher), axis=-1)

@@ -1,9 +1,9 @@
-"""The models of the text-encoder distillation, read from folders or abstract; and the adapter that is deployed.
+"""The models of the text-encoder distillation, read from folders or abstract, and the deployed adapter.
 
     teacher  t  = CE(T5-XXL(prompt)), CE the denoiser's context embedder, linear
-    student  t' = CA(DT5(prompt))          'replace': the adapter takes the embedder's place
-             t' = CE(CA(DT5(prompt)))      'extend': the adapter comes before it
-             t' = CE(DT5(prompt))          'none': the encoder alone adapts itself
+    student  t' = CA(DT5(prompt))          'replace': the adapter replaces the embedder
+             t' = CE(CA(DT5(prompt)))      'extend': the adapter precedes the embedder
+             t' = CE(DT5(prompt))          'none': no adapter; only the encoder is trained
 
 Each is deployed as an encoder and one context adapter: with 'extend' the adapter's last layer and the embedder become
 one linear map; with 'none' the embedder is an adapter without hidden layers. Both are exact.
@@ -38,13 +38,13 @@ ADAPTERS = ('replace', 'extend', 'none')
 
 @dataclasses.dataclass(frozen=True)
 class TextParts:
-    """The given models; parameters are host arrays, or abstract ones for a plan.
+    """The models before the distillation; parameters are host arrays, or abstract ones for a plan.
 
     Attributes:
       encoder, encoder_params: DT5 before the distillation.
       embedder_params: kernel [E, D] and bias [D] of CE.
       teacher, teacher_params: T5-XXL; None where the samples hold its states.
-      start: parameters of an adapter to go on from, or None.
+      start: parameters of an adapter to continue from, or None.
     """
 
     encoder: T5EncoderWithProjection
@@ -71,11 +71,11 @@ def read_parts(encoder: str, embedder: str, teacher: str, start: str, dtype: str
     """Read the models from component folders.
 
     Args:
-      encoder: of DT5.
-      embedder: of Pyramid-Flow's denoiser, of which the context embedder is taken.
-      teacher: of T5-XXL; '' where the samples hold its states.
-      start: of a context adapter to go on from; '' for a fresh one.
-      dtype: in which T5-XXL is held.
+      encoder: folder of DT5.
+      embedder: folder of Pyramid-Flow's denoiser, for its context embedder.
+      teacher: folder of T5-XXL; '' where the samples hold its states.
+      start: folder of a context adapter to continue from; '' for a fresh one.
+      dtype: storage type of T5-XXL.
     Raises:
       InputError: a folder is missing, damaged or of another kind.
     """
@@ -107,12 +107,12 @@ def abstract_parts(cached: bool, dtype: str) -> TextParts:
 
 
 def sized_parts(published: TextParts, folders: Mapping[str, Any], dtype: str) -> TextParts:
-    """Return abstract models, of which those whose folders are named have the sizes that are stored there.
+    """Return abstract models, with the stored sizes where a folder is named.
 
     Args:
-      published: for the others.
+      published: the models without a folder.
       folders: encoder, embedder, teacher and start, '' for none, see configs/text.py.
-      dtype: in which T5-XXL is held.
+      dtype: storage type of T5-XXL.
     Raises:
       InputError: a folder is missing, damaged or of another kind, or does not fit the others.
     """
@@ -136,10 +136,10 @@ def sized_parts(published: TextParts, folders: Mapping[str, Any], dtype: str) ->
 
 
 def held(module: Any, dtype: Any) -> Any:
-    """Return a module's parameters as shapes, in the types in which they are held.
+    """Return a module's parameters as shapes, in their storage types.
 
     Args:
-      dtype: of all but what is sensitive to it, see `params.is_sensitive`.
+      dtype: storage type of all parameters that are not precision-sensitive, see `params.is_sensitive`.
     """
 
     def leaf_of(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -150,7 +150,7 @@ def held(module: Any, dtype: Any) -> Any:
 
 
 def adapter_config(kind: str, parts: TextParts, hidden: tuple[int, ...]) -> ContextAdapterConfig | None:
-    """Return the sizes of the adapter that is trained, or None where there is none."""
+    """Return the sizes of the trained adapter, or None if there is none."""
     if kind == 'none':
         return None
     inputs, outputs = parts.embedder_params['kernel'].shape
@@ -168,7 +168,7 @@ def deployed_adapter(
     """Return the context adapter that equals adapter and embedder in sequence.
 
     Args:
-      params: of the adapter; host arrays, as `embedder`'s.
+      params: parameters of the adapter; host arrays, like those of `embedder`.
     """
     if kind == 'replace':
         assert adapter is not None

@@ -1,8 +1,8 @@
-"""Text-encoder distillation: DT5 and a context adapter learn to embed prompts as T5-XXL does, from prompts alone.
+"""Text-encoder distillation: trains DT5 and a context adapter to reproduce T5-XXL's embeddings, from prompts alone.
 
     python -m train.text --config=configs/text.py --config.data=PROMPTS --config.workdir=DIR
 
-    t    = CE(T5-XXL(prompt)), what the denoiser attends to; CE its frozen context embedder
+    t    = CE(T5-XXL(prompt)), the text input of the denoiser; CE is its frozen context embedder
     t'   = the student's embedding from DT5; parts.py lists the three modes of the adapter
     loss = mse_weight || t - t' ||^2 + cosine_weight (1 - cos(t, t')), means over the valid tokens
 
@@ -61,7 +61,7 @@ LORA_FILE = 'text_encoder_3_lora.safetensors'
 
 
 class TextDistillation:
-    """The text-encoder distillation as a program of the loop."""
+    """Program of the text-encoder distillation for the training loop."""
 
     name = 'text'
     shown = ('loss', 'embedding_mse', 'cosine_distance')
@@ -73,11 +73,11 @@ class TextDistillation:
         held_out: Mapping[str, np.ndarray] | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """Put the models together.
+        """Build the student from the models.
 
         Args:
-          held_out: prompts to evaluate on, with a leading axis; None evaluates nothing.
-          data: JSON on the samples, on which a resumed run must agree.
+          held_out: prompts to evaluate on, with a leading axis; None turns the evaluation off.
+          data: JSON that identifies the samples and that a resumed run must share.
         """
         self.config, self.parts, self.held_out, self.data = config, parts, held_out, dict(data or {})
         dtype = DTYPES[config.dtype]
@@ -89,7 +89,7 @@ class TextDistillation:
         self._pooled = jax.jit(self._pooled_pair)
 
     def frozen(self) -> dict[str, Any]:
-        """Return the given models' parameters."""
+        """Return the parameters of the models before the distillation."""
         parts = self.parts
         given = {'embedder': parts.embedder_params, 'encoder': parts.encoder_params}
         optional = {'teacher': parts.teacher_params, 'start': parts.start}
@@ -146,7 +146,7 @@ class TextDistillation:
     def embed(
         self, params: Any, frozen: Any, batch: Mapping[str, Array], dropout_key: PRNGKeyArray | None = None
     ) -> Float[Array, 'B L D']:
-        """Return t', the student's embedding; with a key, features are dropped as in training."""
+        """Return t', the student's embedding; with a key, dropout is applied as in training."""
         rngs = None if dropout_key is None else {'dropout': dropout_key}
         variables = {'params': self.encoder_params(params, frozen['encoder'])}
         states: Any = self.encoder.apply(variables, batch[IDS], batch[MASK], dropout_key is None, rngs=rngs)
@@ -155,13 +155,13 @@ class TextDistillation:
         return states if self.config.adapter == 'replace' else embed_states(frozen['embedder'], states)
 
     def encoder_params(self, params: Any, given: Any) -> Any:
-        """Return DT5's parameters as trained so far."""
+        """Return DT5's parameters with the training so far."""
         if self.config.encoder == 'lora':
             return merge_lora(given, params['lora'], self.config.lora.alpha / self.config.lora.rank)
         return params.get('encoder', given)
 
     def evaluate(self, state: AveragedState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
-        """Return losses on the held-out prompts, and whether each finds its own embedding among them all."""
+        """Return losses and retrieval metrics on the held-out prompts."""
         del folder
         if self.held_out is None:
             return {}
@@ -185,8 +185,8 @@ class TextDistillation:
     def finish(self, state: AveragedState, folder: pathlib.Path) -> None:
         """Write the deployed models in the released layout, and `text.json`.
 
-        `context_adapter_multistep_t2v` always; `text_encoder_3` if it changed, with low-rank updates merged, which are
-        also stored alone. With adapter 'extend', `extending_adapter` is the adapter before it was joined to the
+        `context_adapter_multistep_t2v` is always written; `text_encoder_3` if it changed. Low-rank updates are merged,
+        and also stored separately. With adapter 'extend', `extending_adapter` is the adapter before the merge with the
         embedder.
         """
         params, step = to_host((state.params, state.step))
@@ -231,7 +231,7 @@ def mean_of_tokens(states: Float[Array, 'B L D'], mask: Array) -> Float[Array, '
 
 
 def blank_prompts(tokens: int, states: int | None) -> Repeated:
-    """Return samples of `tokens` ids, and with states of that width where it is not None, for a plan without data."""
+    """Return samples with `tokens` ids, for a plan without data; with text states if their width `states` is given."""
     sample: dict[str, Any] = {name: np.ones(tokens, np.int32) for name in (IDS, MASK)}
     if states is not None:
         sample[T5_STATES] = np.zeros((tokens, states), DTYPES['bfloat16'])
@@ -245,7 +245,7 @@ class Settings:
     Attributes:
       data: folder of train.prompts or train.text_states.
       encoder, embedder, teacher, start: component folders, see `read_parts`.
-      text_tokens, cached: what a plan without data assumes: tokens of a prompt, and whether samples hold the states.
+      text_tokens, cached: for a plan without data: tokens of a prompt, and whether samples hold T5-XXL's states.
     """
 
     data: str
@@ -262,7 +262,7 @@ class Settings:
 
     @property
     def folders(self) -> dict[str, str]:
-        """The component folders by role; '' for none."""
+        """Return the component folders by role; '' for none."""
         return {name: getattr(self, name) for name in ('encoder', 'embedder', 'teacher', 'start')}
 
 
@@ -288,7 +288,7 @@ def load(settings: Settings) -> Training:
 def abstract(settings: Settings) -> Training:
     """Return the distillation as shapes, for a plan or for sizing.
 
-    Models have the sizes of the named folders, and the published ones elsewhere.
+    Models have the sizes of the named folders, or the published sizes without a folder.
 
     Raises:
       InputError: a folder cannot be read or does not fit the others.
