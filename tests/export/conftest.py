@@ -1,4 +1,4 @@
-"""A bundle of the shipped checkpoint with float graphs: the player is compared with JAX, not with rounding."""
+"""Fixture: a bundle of the shipped checkpoint with float graphs, to compare the player with JAX without rounding."""
 
 import pathlib
 

@@ -54,13 +54,13 @@ def rows(exported) -> dict[tuple[str, str], dict[str, Any]]:
 
 @pytest.mark.qnn
 def test_all_graphs_meet_their_targets_on_the_simulator(exported, rows):
-    """On calls that calibration did not see, of the real program, with nothing falling back to the CPU."""
+    """On held-out calls of the real program, without any fallback to the CPU."""
     for name in GRAPH_SPECS:
         row = rows[name, SIMULATED]
         assert row['met'] and row['ships'] and row['htp_db'] >= row['target_db']
         assert row['onnx_db'] > EXACT_DB
         if row['precision'] == 'w8a16' and row['lowest_db'] < 55:
-            # Group norms run in FP16 on the HTP, an error that the graph on the CPU does not have.
+            # Group norms run in FP16 on the HTP, which adds an error that the graph on the CPU does not have.
             assert abs(row['htp_db'] - row['lowest_db']) < (2.5 if row['float_operations'] else 1), name
     assert '| first_frame_unet | w8a16 * |' in (exported / 'report.md').read_text()
 
@@ -80,7 +80,7 @@ def test_all_graphs_are_compiled_for_all_chipsets(exported, rows):
 
 @pytest.mark.qnn
 def test_pictures_stay_channels_last(rows):
-    """No transpose in convolutional graphs but for the attention's keys; only group norms leave fixed point."""
+    """Convolutional graphs transpose only the attention's keys; only group norms compute in floating point."""
     rows = {name: rows[name, SIMULATED] for name in GRAPH_SPECS}
     for name, most in (('video_decoder', 0), ('super_resolution', 0), ('video_encoder', 1), ('first_frame_decoder', 1)):
         assert rows[name]['transposes'] <= most, name
@@ -111,14 +111,14 @@ def test_binary_folder_is_complete(exported):
 
 
 def files_of(out: pathlib.Path) -> dict[str, int]:
-    """Return when each file but the report was written."""
+    """Return the modification time of each file except the report, in nanoseconds."""
     paths = [path for path in out.rglob('*') if path.is_file() and path.parent != out]
     return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in paths}
 
 
 @pytest.fixture(scope='module')
 def picture(tmp_path_factory) -> str:
-    """A first frame: with one, recording needs no model that draws."""
+    """A first frame, so that recording does not run the first-frame model."""
     path = tmp_path_factory.mktemp('picture') / 'picture.png'
     pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)
     Image.fromarray(pixels).resize((64, 64)).save(path)
@@ -127,7 +127,7 @@ def picture(tmp_path_factory) -> str:
 
 @pytest.mark.qnn
 def test_finished_steps_are_kept_and_lost_ones_made_again(picture, tmp_path, monkeypatch, capsys):
-    """A second run loads no program and writes nothing; without the files of one step, it makes those and no others."""
+    """A second run loads no program and writes nothing; after files are lost, it repeats only the affected steps."""
     from export.host.phone_program import PhoneProgram
 
     graphs = 'denoiser_modulation,denoiser_stage0,denoiser_stage1'
@@ -152,13 +152,13 @@ def test_finished_steps_are_kept_and_lost_ones_made_again(picture, tmp_path, mon
     assert {name.split('/')[0] for name in after if after[name] != before[name]} == set(lost)
     (binary,) = json.loads((tmp_path / 'report.json').read_text())['shared_binaries']
     assert binary['graphs'] == ['denoiser_stage0', 'denoiser_stage1'] and binary['separate_mb'] is None
-    assert 0.3 < binary['binary_mb'] < 1  # of which TINY's graphs themselves are the larger part
+    assert 0.3 < binary['binary_mb'] < 1  # for TINY, mostly the graphs themselves
 
 
 @pytest.mark.qnn
 @pytest.mark.parametrize(('graphs', 'drawn'), [('clip_l,context_adapter', 0), ('first_frame_decoder,video_encoder', 3)])
 def test_recording_goes_only_as_far_as_the_graphs_need(graphs, drawn, tmp_path, monkeypatch):
-    """What takes most of the time, the denoiser, is left out where no graph reads what it makes."""
+    """The denoiser, which takes most of the time, does not run if no exported graph reads its output."""
     draw, pictures = FirstFrameModel.__call__, []
     monkeypatch.setattr('export.host.recording.sample', lambda *args: pytest.fail('no graph needs the latents'))
     monkeypatch.setattr(FirstFrameModel, '__call__', lambda *args: pictures.append(draw(*args)) or pictures[-1])

@@ -1,4 +1,4 @@
-"""The bundle that an export ends with: complete, documented, deterministic."""
+"""The bundle that an export writes last: complete, documented, deterministic."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def test_padded_rows_replace_those_of_padding_tokens_only():
 
 @pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes(bundle_folder, manifest):
-    """All steps before are finished; the bundle alone is written again."""
+    """All earlier steps are finished; only the bundle is written again."""
     out = bundle_folder.parent
     (out / 'bundle-source.json').unlink()
     before = (bundle_folder / 'manifest.json').stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""Every module but the denoiser as a phone graph: against the program in JAX, in ONNX, in FP16 and W8A16."""
+"""Every module except the denoiser as a phone graph, in float ONNX, FP16 and W8A16, against the program in JAX."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def float_graphs(graphs, tmp_path_factory) -> dict[str, pathlib.Path]:
 
 
 def make_feeds(module: PhoneGraph, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return inputs of the right kind: noise, but for pictures and masks."""
+    """Return valid inputs: a one-hot `end`, a bias `keys`, a picture `frame` in [0, 1], and noise for all others."""
     feeds = {name: normal(seed + index, *shape) for index, (name, shape) in enumerate(module.inputs.items())}
     if 'end' in feeds:
         feeds['end'] = np.eye(feeds['end'].shape[1], dtype=np.float32)[[9]]
@@ -112,7 +112,7 @@ def test_table_has_a_row_for_every_module(graphs):
 
 @pytest.fixture(scope='module')
 def without_model(tmp_path_factory) -> pathlib.Path:
-    """A checkpoint whose denoiser makes the first frame: there is no first-frame model."""
+    """A checkpoint without a first-frame model; its denoiser generates the first frame."""
     root = tmp_path_factory.mktemp('without_model')
     for folder in TINY_CHECKPOINT.iterdir():
         if not folder.name.startswith('ssd_1b'):
@@ -165,7 +165,7 @@ def test_onnx_computes_what_jax_computes(graphs, runners, float_graphs):
 
 
 def test_a_pool_holds_one_group_of_graphs(graphs, float_graphs):
-    """Graphs of a group stay open together; another group's turn closes them; each computes what it does alone."""
+    """Graphs of a group stay open until a graph of another group runs; results equal those of single sessions."""
     pool, names = OnnxPool(), ('clip_l', 'context_adapter', 'super_resolution')
     runners = [pool.runner(float_graphs[name], name[0]) for name in names]
     for name, runner, held in zip(names, runners, (1, 2, 1), strict=True):
@@ -177,7 +177,7 @@ def test_a_pool_holds_one_group_of_graphs(graphs, float_graphs):
 
 
 def test_graphs_are_native_and_lean(graphs, float_graphs):
-    """One operation per norm and activation, no gather or shape arithmetic, transposes where pictures come and go."""
+    """One operation per norm and activation, no gather or shape arithmetic, transposes only at inputs and outputs."""
     for name, path in float_graphs.items():
         graph = onnx.load(path).graph
         kinds = {node.op_type for node in graph.node}
@@ -198,7 +198,7 @@ def test_decoder_has_each_weight_once(graphs, float_graphs):
 
 
 def test_graphs_in_the_program_equal_the_program(host, runners):
-    """Prompts, first frame, encoder and decoder through graphs and host are what the pipeline computes."""
+    """Encoded prompts and images from the graphs and the host equal those of the pipeline."""
     base = pipeline.load(TINY_CHECKPOINT, 'hybrid', dtype=jnp.float32)
     ours = graph_program.components(host, runners, base.denoise, base)
     prompts = [PROMPT, 'a ship']
@@ -242,13 +242,13 @@ def test_seven_steps_of_the_decoder_are_the_whole_clip(host, graphs, float_graph
 
 
 def make_components() -> pipeline.Components:
-    """Return components of which none is called."""
+    """Return components that fail the test if called."""
     never = lambda *_: pytest.fail('not part of this test')
     return pipeline.Components(*[never] * 5, channels=16, patch=2, max_grid=24, max_frames=200)
 
 
 def test_scaled_residual_is_exact(graphs):
-    """Dividing T5's residual stream by a power of two changes no bit of the result, and keeps it inside FP16."""
+    """Dividing T5's residual stream by a power of two changes no bit of the result."""
     model, params = checkpoint.load(TINY_CHECKPOINT / 'text_encoder_3')
     assert isinstance(model, T5EncoderWithProjection)
     ids = np.arange(5, 133)
@@ -309,7 +309,7 @@ def test_videos_that_the_table_takes():
 
 
 def test_rules_for_ranges(graphs, runners, float_graphs, tmp_path):
-    """Percentile and least error leave an outlier out that minmax keeps; clipped values take exactly their clip."""
+    """Percentile and least error exclude an outlier that minmax includes; clipped values get the exact clip range."""
     path, module = float_graphs['super_resolution'], graphs['super_resolution']
     feeds = [make_feeds(module, seed) for seed in range(2)]
     feeds[1]['frame'][0, 0, 0, 0] = 20.0
@@ -327,7 +327,7 @@ def test_rules_for_ranges(graphs, runners, float_graphs, tmp_path):
 
 
 def test_ranges_are_those_of_the_librarys_calibrator(graphs, float_graphs, tmp_path):
-    """Ours holds one activation at a time and no weights of its own; the numbers are the same."""
+    """The range measurement of this project needs less memory but gives the same numbers as ONNX Runtime's."""
     path, module = float_graphs['first_frame_decoder'], graphs['first_frame_decoder']
     feeds, kinds = [make_feeds(module, seed) for seed in range(3)], quantized_operations(path)
     measure_ranges(path, tmp_path / 'ours.json', lambda: feeds, kinds, margin=1.0)
@@ -383,7 +383,7 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
 
 
 def test_parameters_are_float32_whatever_type_they_are_stored_in(tmp_path):
-    """A table in bfloat16 would reach a graph as an input of a type that it does not have."""
+    """An embedding table in bfloat16 would give graph inputs of the wrong type."""
     for folder in TINY_CHECKPOINT.iterdir():
         if 'tokenizer' in folder.name:
             shutil.copytree(folder, tmp_path / folder.name)

@@ -1,4 +1,4 @@
-"""The calibration set on disk: resuming, damaged files, other protocols, and which calls it yields."""
+"""The calibration set on disk: resuming, damaged files, other protocols, and the selection of calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_protocol(**changes: Any) -> Protocol:
 
 
 class NoiseProgram:
-    """A program of one graph, whose calls are noise that prompt and number of the video determine."""
+    """A program with one graph, whose calls are noise determined by the prompt and the number of the video."""
 
     def __init__(self) -> None:
         self.generated: list[str] = []
@@ -62,7 +62,7 @@ def test_prompts_take_turns_and_evaluation_has_its_own(tmp_path):
 
 
 def test_every_prompt_meets_all_steps(tmp_path):
-    """Although as many prompts as steps take turns, and each video keeps one call."""
+    """Also with as many prompts as steps and one kept call per video."""
     scenes = Scenes([f'prompt {index}' for index in range(CALLS)])
     found, *_ = record(tmp_path, make_protocol(scenes=scenes, keep={'video_decoder': 1}, videos=CALLS * CALLS))
     calls = [call.inputs['latent'][0].astype(int) for call in found.calls('video_decoder', 1000)]

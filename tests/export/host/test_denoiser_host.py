@@ -41,7 +41,7 @@ def denoiser() -> tuple[PyramidMMDiT, dict[str, Any]]:
 
 @pytest.fixture(scope='module')
 def exported(denoiser, tmp_path_factory) -> GraphDenoiser:
-    """The three stages as ONNX graphs, in the place of the denoiser."""
+    """The denoiser over the three stages as ONNX graphs."""
     folder = tmp_path_factory.mktemp('float')
     graphs = denoiser_graphs(*denoiser, UNITS, GRID, TEXT_TOKENS, STAGES, FORM)
     for graph in graphs:
@@ -80,12 +80,12 @@ def test_padding_garbage_does_not_reach_the_flow(exported, prompt):
     for padding in history[: UNITS - 1]:
         padding[:] = 1e3 * normal(8, *padding.shape)
     np.testing.assert_array_equal(run(), clean)
-    history[-1][:] = 1e3 * normal(8, *history[-1].shape)  # no padding: this does matter
+    history[-1][:] = 1e3 * normal(8, *history[-1].shape)  # not padding, so that it affects the result
     assert snr_db(clean, run()) < 60
 
 
 def test_sampler_runs_on_graphs(denoiser, exported, prompt):
-    """The same program, a batch of two, with guidance: four examples per call go through graphs of batch one."""
+    """A batch of two with guidance: four examples per call run through graphs of batch one."""
     model, params = denoiser
     plan = Plan(frames=UNITS + 1, height=8, width=16, steps=(1, 2, 1), guidance=3.0, first_guidance=2.0)
     noise = DrawnNoise(jax.random.split(jax.random.key(0), 2))

@@ -1,4 +1,4 @@
-"""Calibration and evaluation prompts: shipped lists, lists of the user, and what they must not have in common."""
+"""Calibration and evaluation prompts: shipped lists, lists of the user, and their disjointness."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from export.host.prompts import (
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import shipped
 
-# Captions whose ratios fell below the targets when calibration saw one caption only.
+# Captions whose ratios fell below the targets when calibration used only one caption.
 REPORTED = [
     'a small green square moves left on a black background',
     'a small yellow triangle moves up on a blue background',

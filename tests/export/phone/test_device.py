@@ -1,4 +1,4 @@
-"""`python -m export.device` against a stand-in adb: a folder is the phone, and every call is recorded."""
+"""`python -m export.device` with a fake adb: a folder replaces the phone, and every call is recorded."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from export.device import main
 
-# Answers of the recorded phone; what else is asked for runs in the folder.
+# Recorded answers of a phone; all other commands run in the folder.
 STAND_IN = """#!{python}
 import json, pathlib, shutil, subprocess, sys
 root, answers = pathlib.Path({root!r}), json.loads(pathlib.Path({answers!r}).read_text())
@@ -53,7 +53,7 @@ def executable(path: pathlib.Path, text: str) -> str:
 
 @pytest.fixture
 def setup(tmp_path):
-    """Return a function that runs the command on a phone with given answers, and the folder of the phone."""
+    """Return a function that runs the command on a fake phone with given answers, and the folder of the phone."""
     phone, bundle, runtime = (tmp_path / name for name in ('phone', 'bundle', 'runtime'))
     for folder in (phone, bundle / 'vectors', bundle / 'portable', bundle / 'binaries', runtime):
         folder.mkdir(parents=True)

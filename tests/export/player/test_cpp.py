@@ -1,4 +1,4 @@
-"""The C++ runner: built here, run on the CPU provider, compared with the player on the same encoded prompt."""
+"""The C++ runner: built by the test, run on the CPU provider, compared with the player on the same encoded prompt."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Damaged and hostile bundles: never a crash, never an unverified file, no path that leaves the folder."""
+"""Damaged and malicious bundles: no crash, no unverified file, no path outside the folder."""
 
 import copy
 import hashlib
@@ -26,7 +26,7 @@ def folder(bundle_folder, tmp_path) -> pathlib.Path:
 
 
 def sign(folder: pathlib.Path, manifest) -> None:
-    """Write a manifest with its digest: an attacker can do that, too."""
+    """Write a manifest with its digest, as an attacker could."""
     content = json.dumps(manifest).encode()
     (folder / 'manifest.json').write_bytes(content)
     (folder / 'manifest.json.sha256').write_text(hashlib.sha256(content).hexdigest())
@@ -39,7 +39,7 @@ def play(folder: pathlib.Path) -> None:
 
 
 def message(folder: pathlib.Path) -> str:
-    """Return the one line that a bundle is refused with."""
+    """Return the one-line error message for a rejected bundle."""
     with pytest.raises(BundleError) as caught:
         play(folder)
     text = str(caught.value)
@@ -110,7 +110,7 @@ def _places(value, path=()):
 
 def _edit(manifest, rng: random.Random) -> None:
     """Change, remove or add one value."""
-    # Few of the many tensors and files: all parts of the document have their turn.
+    # Choose the part first, so that the many tensors and files do not crowd out the other parts.
     part = rng.choice(sorted(manifest))
     path = (part, *rng.choice(list(_places(manifest[part]))))
     holder = manifest
@@ -153,7 +153,7 @@ def _used(path: pathlib.Path, folder: pathlib.Path) -> bool:
 
 @pytest.mark.parametrize('edits', [EDITS_BY_DEFAULT, pytest.param(EDITS, marks=pytest.mark.slow)])
 def test_random_edits_are_refused_in_one_line_or_harmless(folder, bundle_folder, edits):
-    """Half of the edits change files; half change the manifest and sign it again."""
+    """Half of the edits damage files; half change the manifest and update its digest."""
     rng, original = random.Random(0), json.loads((bundle_folder / 'manifest.json').read_text())
     refused = 0
     for number in range(edits):

@@ -19,13 +19,13 @@ from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation.tokens import Tokenizers
 from support.goldens import ROOT
 
-# Both compute in float32, in another order.
+# Both compute in float32, but in a different order.
 EXACT_DB = 90.0
 PROMPT = 'a small green square moves left on a black background'
 
 
 def test_the_recorded_video_is_jaxs(player):
-    """Latents in float and frames in bytes, from the prompt on, with the seed alone in common."""
+    """Compare float latents and byte frames, generated from the same prompt and seed."""
     entry = player.manifest['vectors']['video']
     video = generate(player, Request(entry['prompt'], entry['seed']))
     assert snr_db(player.bundle.recorded_latents(), video.latents) > EXACT_DB

@@ -1,4 +1,4 @@
-"""Chipsets: names and numbers, and that the compiler knows each of them."""
+"""Chipsets: names, numbers, and support of each by the compiler."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_chipset_by_its_numbers():
 
 @pytest.mark.parametrize('name', ['sm8651', 'sm8855', 'sm8850l', 'sm8', '8 gen 4', '', 'x3e80100'])
 def test_no_other_chipset_is_suggested(name):
-    """Each is another chip, or none: a binary for a neighbor would not load."""
+    """Each name is a different chip or none: a binary for a similar chip would not load."""
     with pytest.raises(InputError, match='NUMBER:ARCH') as error:
         find_target(name)
     assert 'Did you mean' not in str(error.value)
@@ -71,7 +71,7 @@ def linear(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.qnn
 @pytest.mark.parametrize('chipset', [*TARGETS, '94:81'])
 def test_compiler_knows_every_chipset(chipset, linear, tmp_path):
-    """The binary says for which chip and which HTP it is."""
+    """The binary contains the chip and the HTP version that it was compiled for."""
     target = find_target(chipset)
     metadata = compile_graph('linear', linear, tmp_path / 'out', target, 'w8a16', {})
     assert metadata['chipset']['htp_arch'] == target.htp_arch

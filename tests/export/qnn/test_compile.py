@@ -20,7 +20,7 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
-        if path.name != 'metadata.json'  # it holds the seconds that compiling took
+        if path.name != 'metadata.json'  # it contains the compile time
     }
 
 

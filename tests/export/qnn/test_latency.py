@@ -99,7 +99,7 @@ def view(moved: float, softmax: float, add: float = 0.0, weights: float = 50.0) 
 
 
 def test_estimates_of_one_full_size_block():
-    """One masked block of the 1728-token stage: the megabytes and milliseconds that the models were fitted to."""
+    """One masked block of the 1728-token stage gives the megabytes and milliseconds that the models were fitted to."""
     one = 24 * 1728 * 1728 * 2 / 1e6
     masked = estimate(view(674, one, one))
     assert masked.flat_ms == pytest.approx(70.8, abs=0.1)
@@ -108,7 +108,7 @@ def test_estimates_of_one_full_size_block():
 
 
 def test_estimate_has_the_band_of_the_measured_graphs():
-    """Every measured graph lies in the band of its own estimate, the extremes at its ends."""
+    """Every measured graph lies in the band of its own estimate; the extreme ratios lie at its ends."""
     errors = []
     for graph in MEASURED:
         scores = {'Softmax': graph.score_mb}
@@ -142,7 +142,7 @@ def test_verdict_names_what_is_missed():
 
 @pytest.mark.qnn
 def test_comparison_for_the_report(tmp_path):
-    """The miniature denoiser in both forms, counted from what QNN compiled; a second time it is read."""
+    """The miniature denoiser in both forms, counted in the compiled graphs; the second run reads the stored result."""
     config, size = TINY.denoiser, StageSizes(stages=2, units=1, grid=(4, 4), text_tokens=16)
     subject = Subject(config, size, SHIPPED)
     settings = GraphOptions(tmp_path, [find_target('sm8750')], compare=True)

@@ -12,7 +12,7 @@ from export.qnn.htp import HtpSession
 
 @pytest.mark.qnn
 def test_binaries_of_two_folders_are_equal(tmp_path, monkeypatch):
-    """Also where the folders are given relative to the working directory."""
+    """Also for folders given relative to the working directory."""
     weights = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 8]) for name in ('x', 'y'))
     node = helper.make_node('MatMul', ['x', 'w'], ['y'])

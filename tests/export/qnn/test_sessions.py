@@ -28,7 +28,7 @@ def test_chipsets():
 
 
 def make_model(path: pathlib.Path, *kinds: str) -> None:
-    """Write a graph of operations in a row on a square matrix."""
+    """Write a graph that applies operations in sequence to a square matrix."""
     names = ['x', *(f'after_{kind}' for kind in kinds)]
     nodes = [
         helper.make_node(kind, names[i : i + 1], names[i + 1 : i + 2], name=f'my_{kind}')

@@ -1,4 +1,4 @@
-"""Rounding of weights that aimet-onnx learned, in the graphs; and the learning, where its environment is at hand.
+"""AdaRound: application of learned rounding to graphs, and the learning itself where aimet-onnx is available.
 
 The slow test runs aimet-onnx: NEODRAGON_AIMET=AIMET/bin/python pytest tests/export/quantize/test_adaround.py -m slow
 """
@@ -54,7 +54,7 @@ def ranges(graph, calls) -> pathlib.Path:
 
 @pytest.fixture
 def rounding(graph) -> Rounding:
-    """Every weight rounded down, on a grid of other steps than the quantizer's own."""
+    """Every weight rounded down, with scales that differ from the quantizer's."""
     model, scales, levels = onnx.load(graph), {}, {}
     weights = {node.input[1] for node in model.graph.node if node.op_type == 'Conv'}
     for tensor in model.graph.initializer:
@@ -80,7 +80,7 @@ def test_levels_and_scales_arrive_unchanged(graph, ranges, rounding, tmp_path):
 
 
 def test_weights_in_two_parts_keep_what_rounding_left(graph, ranges, rounding, calls, tmp_path):
-    """Rounding down alone misses the target; what is stored twice is stored exactly, not on the learned grid."""
+    """Rounding down misses the target; weights in two parts are not stored with the learned rounding."""
     quantize(graph, tmp_path / 'q.onnx', ranges, rounding)
     assert lowest_db(OnnxSession(tmp_path / 'q.onnx'), calls, ['enlarged']) < TARGET_DB
     doubled, reached = quantize_to_target(
@@ -92,7 +92,7 @@ def test_weights_in_two_parts_keep_what_rounding_left(graph, ranges, rounding, c
 
 
 def test_shared_weights_are_learned_once():
-    """Two layers with one weight: the first one's node is named, the second gets a copy of its own."""
+    """Two layers share a weight: the first node is returned, and the second gets a copy of the weight."""
     weight = numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), 'w')
     nodes = [
         onnx.helper.make_node('Conv', ['x', 'w'], ['y'], name='first'),

@@ -1,4 +1,4 @@
-"""Graphs are refused that leave the range of FP16."""
+"""Rejection of graphs whose values exceed the range of FP16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neodragon_jax.base.errors import InputError
 
 
 def write_square(folder: pathlib.Path, factor: float = 1.0) -> pathlib.Path:
-    """Write y = (factor x)^2 / factor^2, whose output is small and whose middle is not."""
+    """Write y = (factor x)^2 / factor^2, which has a small output but large intermediate values."""
     constants = [numpy_helper.from_array(np.float32(value), name) for name, value in (('f', factor), ('g', factor**2))]
     nodes = [
         helper.make_node('Mul', ['x', 'f'], ['scaled']),

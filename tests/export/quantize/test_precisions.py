@@ -74,7 +74,7 @@ def test_fp16_form_is_the_same_function(tmp_path):
 
 @pytest.mark.qnn
 def test_silu_of_a_vector_in_fp16(tmp_path):
-    """Large negative inputs, as of a trained timestep embedding, whose results are small."""
+    """Large negative inputs, as in a trained timestep embedding, give small results."""
     source, half, x = tmp_path / 'silu.onnx', tmp_path / 'half.onnx', np.linspace(-12, -3, 96, dtype=np.float32)[None]
     to_onnx(PhoneGraph('any', lambda _, x: nn.silu(x), {'x': (1, 96)}, ('y',)), source)
     to_fp16(source, half)

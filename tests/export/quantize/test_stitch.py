@@ -1,4 +1,4 @@
-"""The denoiser's graphs: all forms against JAX, piece by piece, quantized, and several in one binary."""
+"""The denoiser's graphs: all forms against JAX, stitched from pieces, quantized, and several in one binary."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def reference(denoiser):
 
 
 def call(denoiser: tuple[PyramidMMDiT, Any], unit: int, stage: int = STAGE) -> tuple[Any, ...]:
-    """Return what a denoiser takes after the stage: a unit's call, with garbage in the padding of its history."""
+    """Return the denoiser's arguments after the stage for a unit, with random values in the padding of its history."""
     stages = [max(stage - distance + 1, 0) for distance in range(UNITS, 0, -1)]
     history = [jnp.asarray(normal(unit + i, 1, 1, *LATENT_GRIDS[level], 16)) for i, level in enumerate(stages)]
     mask = (np.arange(TEXT_TOKENS) < 9)[None].astype(np.int32)
@@ -85,7 +85,7 @@ def feeds(denoiser: tuple[PyramidMMDiT, Any], form: Form, units: range, stage: i
 
 @pytest.mark.parametrize('name', FORMS)
 def test_every_form_is_the_model(name, denoiser, reference, tmp_path):
-    """Stitched from its pieces, for every unit of the envelope, whatever is in the padding."""
+    """The stitched graph equals the model for every unit, with random values in the padding."""
     graph = chain(denoiser, FORMS[name])
     operations = export_chain(graph, tmp_path / 'graph.onnx')
     model = onnx.load(tmp_path / 'graph.onnx')
@@ -118,7 +118,7 @@ def test_graphs_for_a_given_first_frame(denoiser, reference, tmp_path):
 
 
 def test_modulation_graph_feeds_the_stages(denoiser, reference, tmp_path):
-    """All vectors, computed once for all units of a video."""
+    """All vectors are computed once for all units of a video."""
     graph = make_modulation_graph(*denoiser)
     to_onnx(graph, tmp_path / 'modulation.onnx')
     session, calls = OnnxSession(tmp_path / 'modulation.onnx'), []
@@ -158,7 +158,7 @@ def test_quantized_piece_by_piece(denoiser, quantized, reference):
     inputs = {value.name for value in graph.input}
     assert all(quantizes.count(name) == 1 for name in inputs)
     conversions = [producers[name] for name in quantizes if name in producers and is_dequantized(producers[name])]
-    # The rotary matrices once for all blocks; keys and values once per block, before prefixes are cut from them.
+    # The rotary matrices once for all blocks; keys and values once per block, before prefixes are sliced from them.
     assert len(conversions) == 1 + 2 * denoiser[0].config.num_layers
     for node in graph.node:
         if node.op_type == 'LayerNormalization':
@@ -198,7 +198,7 @@ def test_keys_and_values_take_8_bits_where_the_target_allows_it(few_bits, quanti
 
 
 def test_16_bits_need_a_measured_reason():
-    """They are taken where 8 bits miss the target, and only if they gain something."""
+    """16 bits are used only where 8 bits miss the target and 16 bits improve the ratio."""
     written = []
 
     def write(bits: int, few: float, many: float) -> float:
@@ -241,7 +241,7 @@ def test_quantized_stage_on_the_simulator(denoiser, quantized, reference, tmp_pa
     metadata = compile_graph('stage', quantized, tmp_path / 'stage', find_target('sm8750'), 'w8a16', {})
     counts = metadata['static_view']
     assert not counts['float_operations'] and counts['operations'] < 200
-    # Two for the queries, one for keys and one for values, two for what comes out: only where heads are split.
+    # Per block, only to split and merge heads: two for queries, one for keys, one for values, two for the outputs.
     assert counts['transposes'] == 6 * denoiser[0].config.num_layers - 2
     assert counts['estimated_ms_on_8_elite']['flat_ms'] > 0
     (sample,) = feeds(denoiser, SHIPPED, range(2, 3))
@@ -251,7 +251,7 @@ def test_quantized_stage_on_the_simulator(denoiser, quantized, reference, tmp_pa
 
 @pytest.mark.qnn
 def test_8_bits_of_keys_and_values_on_the_simulator(denoiser, few_bits, reference, tmp_path):
-    """QNN adds no conversion, and computes what the graph says."""
+    """QNN adds no conversion, and its result matches the graph on the CPU."""
     metadata = compile_graph('stage', few_bits, tmp_path / 'stage', find_target('sm8750'), 'w8a16', {})
     assert not metadata['static_view']['float_operations']
     (sample,) = feeds(denoiser, SHIPPED, range(2, 3))
@@ -298,7 +298,7 @@ def stages(denoiser, quantized, tmp_path_factory) -> dict[str, pathlib.Path]:
 
 @pytest.mark.qnn
 def test_stages_share_weights(denoiser, stages, tmp_path):
-    """Three stages in one binary, hardly larger than one; each computes what its own binary does, bit for bit."""
+    """Three stages in one binary smaller than separate ones; each matches its separate binary bit for bit."""
     target, samples = find_target('sm8750'), {}
     for stage, name in enumerate(stages):
         (samples[name],) = feeds(denoiser, SHIPPED, range(2, 3), stage)

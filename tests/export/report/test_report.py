@@ -54,7 +54,7 @@ def test_report_shows_costs_and_comparisons(tmp_path):
     assert '| 1.0 / - | 2.0 / 0.50 | 0.5 / 0.20 + | - |' in text
     assert '| denoiser_stage0, denoiser_stage1 | w8a16 | sm8750 | 1.10 | 2.00 | 2.20 | 3.0 | 0.25 |' in text
     assert '\n## Compared\n' in text
-    # Both rows are one graph: its steps count once, and compiling is that of the binary.
+    # Both rows are one graph: its steps count once, and the compile time is that of the binary.
     assert 'All steps: 2.0 minutes (recording 1.9, float graph 0.0, quantize 0.0, compile 0.1)' in text
     assert 'Recording took up to 1.5 GB.' in text
     values = json.loads((tmp_path / 'report.json').read_text())
@@ -64,7 +64,7 @@ def test_report_shows_costs_and_comparisons(tmp_path):
 
 
 def test_chart_tells_met_from_missed():
-    """Bars are as long as the lowest ratio, of another color below the target, and absent if nothing was measured."""
+    """Bars show the lowest ratio; they change color below the target and are absent if nothing was measured."""
     unmeasured = dataclasses.replace(make_row(None), prompts_db={})
     rows = [make_row(40.0), make_row(20.0, lowest_db=20.0), unmeasured]
     chart = np.asarray(draw_ratios([dataclasses.replace(row, target_db=29.0) for row in rows]))

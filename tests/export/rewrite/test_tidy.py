@@ -1,4 +1,4 @@
-"""Rewrites of ONNX graphs: the same function before and after, in the form that the phone likes."""
+"""Rewrites of ONNX graphs: they preserve the function and produce the form suited to the phone."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def conv(features: int, size: int = 3, strides: int = 1, seed: int = 0) -> Calla
 
 
 def test_pictures_are_turned_at_both_ends_only(tmp_path):
-    """Skips, constants along channels, joins, cuts and enlargement between convolutions leave no transpose inside."""
+    """Skips, per-channel constants, concatenations, splits and resizes between convolutions need no transpose."""
     shift = normal(9, 6)
 
     def network(x: jax.Array, memory: jax.Array) -> jax.Array:
@@ -142,7 +142,7 @@ def test_gelu_floor_changes_nothing_in_float32(tmp_path):
 
 
 def test_quantizing_again_leaves_nothing_of_the_time_before(tmp_path):
-    """The library would append the weights to those that are there."""
+    """The library would append the weights to an existing file."""
     source, destination, sizes = tmp_path / 'float.onnx', tmp_path / 'quantized.onnx', []
     exported(conv(32), {'x': (1, 4, 4, 32)}, tmp_path)
     model = onnx.load(tmp_path / 'graph.onnx')
@@ -154,7 +154,7 @@ def test_quantizing_again_leaves_nothing_of_the_time_before(tmp_path):
 
 
 def test_weights_in_two_parts_are_the_weights(tmp_path):
-    """Both parts lie on a grid of 8 bits, and together hold far more than one does."""
+    """The two parts of 8 bits each are together far more precise than one part."""
     layer = conv(8)
     exported(lambda x: layer(layer(x)), {'x': (1, 4, 4, 8)}, tmp_path)
     model = onnx.load(tmp_path / 'graph.onnx')
@@ -185,7 +185,7 @@ def test_what_nobody_reads_is_dropped():
 
 
 def test_the_worst_of_many_weights_are_found_in_few_runs():
-    """Among a hundred weights two that make nearly all of the error end in groups of their own."""
+    """Two weights of a hundred that cause nearly all of the error end up in groups of one."""
     names = [f'w{index}' for index in range(100)]
     noise = dict.fromkeys(names, 1.0) | {'w17': 500.0, 'w60': 300.0}
     runs = []

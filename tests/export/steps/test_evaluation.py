@@ -1,4 +1,4 @@
-"""Which calls the simulator runs, and when an export warns that its ratios may not hold."""
+"""Selection of the calls for the simulator, and warnings that ratios may not hold for other prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished steps: which are trusted, which are made again, and what the identity of their code depends on."""
+"""Finished steps: reuse, repetition of damaged ones, and the identity of their code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCE = {'weights': 'abc', 'sizes': (1, 2)}
 
 
 class Step:
-    """A step that counts how often it is made."""
+    """A step that counts its executions."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder, self.made = folder, 0
@@ -120,7 +120,7 @@ PACKAGE = {
 
 @pytest.fixture
 def project(tmp_path) -> Callable[..., str]:
-    """Returns the hash of module export.a in a project whose files are changed as given."""
+    """Return a function that hashes module export.a of a project whose files are changed as given."""
     count = 0
 
     def hashed(**changes: str) -> str:
