@@ -116,7 +116,7 @@ def quantize_chain_to_target(
 
 
 def export_piece(piece: PhoneGraph, path: pathlib.Path, fused: bool) -> onnx.ModelProto:
-    """Write the float ONNX graph of a piece and return it; `fused` applies the rewrites of rewrite/for_htp.py."""
+    """Write the float ONNX graph of a piece and return it; `fused` applies the rewrites that precede quantization."""
     for old in path.parent.glob(f'{path.name}*'):
         old.unlink()  # the exporter appends to an existing weight file
     to_onnx(piece, path)
