@@ -22,7 +22,7 @@ from neodragon_jax.base.errors import InputError
 
 PathLike = str | os.PathLike[str]
 
-# Names of the lock files of `folder_lock` begin like this; they are no content of a folder.
+# Prefix of the lock files of `folder_lock`, which do not count as content of a folder.
 LOCK_PREFIX = '.lock'
 
 # Hidden names: stem of the target, kind, host and process, a random part, suffix of the target.
@@ -134,7 +134,7 @@ def sweep(folder: PathLike) -> None:
 
 @functools.cache
 def _host() -> str:
-    """Return a short digest of this host and of its space of process numbers, which a container has for itself."""
+    """Return a short digest of this host and of its process namespace, which differs between containers."""
     space = pathlib.Path('/proc/self/ns/pid')
     numbers = os.readlink(space) if space.is_symlink() else ''
     return hashlib.sha256(f'{socket.gethostname()} {numbers}'.encode()).hexdigest()[:8]
@@ -152,7 +152,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _check_folder(path: pathlib.Path, replace: bool) -> None:
-    """Raise InputError if a new folder must not take the place of what is at `path`."""
+    """Raise InputError if a new folder must not replace the file or folder at `path`."""
     if path.exists() and not path.is_dir():
         raise InputError(f'{path} is a file; give the name of a folder.')
     if path.is_dir() and not replace and any(not child.name.startswith(LOCK_PREFIX) for child in path.iterdir()):
@@ -160,7 +160,7 @@ def _check_folder(path: pathlib.Path, replace: bool) -> None:
 
 
 def _swap(new: pathlib.Path, path: pathlib.Path) -> None:
-    """Rename the folder `new` to `path`, then delete what was there."""
+    """Rename the folder `new` to `path`, then delete the previous content."""
     if not path.exists():
         os.rename(new, path)
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input from the user. Its message is one line: the input, what is wrong, the remedy.
+    """Error for bad input from the user. Its message is one line: the input, the problem, the remedy.
 
     Command-line programs print the message and exit with status 2, without a traceback.
     """

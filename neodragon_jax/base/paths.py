@@ -1,4 +1,4 @@
-"""From text that a user typed to a path: the one place where it is decided what kind of path a text is.
+"""Conversion of a user's text to a path: the only module that decides the kind of path.
 
 | text | path |
 |---|---|

@@ -1,7 +1,7 @@
-"""A roll call before JAX's coordination starts, so that a failing cluster says why.
+"""A check, before JAX's coordination starts, that all processes are present; a failure is reported with its reason.
 
-JAX ends a process by an abort, after five minutes, when a partner is missing or two have the same number. Here the
-processes first meet on the port of the coordinator: process 0 listens, the others report. Whoever waits says for whom.
+JAX aborts a process after five minutes if a partner is missing or two have the same number. Here all processes first
+connect to the port of the coordinator: process 0 listens, the others report. A waiting process prints the missing ones.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Patience:
         return self._start + LONGEST_START_S - time.monotonic()
 
     def notice(self, text: str) -> None:
-        """Print whom this process is waiting for, now and then."""
+        """Print at intervals which processes are missing."""
         now = time.monotonic()
         if now - self._told >= NOTICE_EVERY_S:
             self._told = now
@@ -98,7 +98,7 @@ def _call(port: int, first: Reporter) -> None:
 
 
 def _objection(reporter: Reporter, present: dict[int, Reporter], first: Reporter) -> str:
-    """Return what is wrong with a report, or ''."""
+    """Return the objection to a report, or ''."""
     if reporter.count != first.count:
         return f'{reporter} and {first} do not agree on their number; set the same JAX_NUM_PROCESSES everywhere.'
     if reporter.index in present:

@@ -1,4 +1,4 @@
-"""One rule for texts that people wrote: what is repaired, and what is refused."""
+"""Cleaning of user-written texts: repairs formatting, and rejects damaged texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_CHARACTERS = 10_000
 
 
 class BadText(ValueError):
-    """A text that cannot be what its author wrote; the message says why."""
+    """Error for a damaged text; the message has the reason."""
 
 
 def clean(text: Any, noun: str = 'caption') -> str:
@@ -30,7 +30,7 @@ def clean(text: Any, noun: str = 'caption') -> str:
     text = unicodedata.normalize('NFC', text).replace('\ufeff', '')
     kept = (' ' if unicodedata.category(character) == 'Cc' else character for character in text)
     cleaned = ' '.join(''.join(kept).split())
-    # Joiners and direction marks alone show nothing.
+    # A text of only joiners and direction marks is invisible.
     if not any(unicodedata.category(character)[0] not in 'CZ' for character in cleaned):
         raise BadText(f'{noun} is empty')
     if len(cleaned) > MAX_CHARACTERS:

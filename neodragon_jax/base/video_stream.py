@@ -178,7 +178,7 @@ class VideoStream:
 
 @contextlib.contextmanager
 def open_video(path: str | os.PathLike[str]) -> Iterator[VideoStream]:
-    """Open a file, whatever its name; damage that is met inside the block is Unusable, too.
+    """Open a file of any name; damage found inside the block also raises Unusable.
 
     Raises:
       Unusable: it is no video, damaged, or cannot be shown right.
@@ -197,7 +197,7 @@ def mean_interval(times: Sequence[float] | np.ndarray) -> float:
 
 
 def _end_of(packet: av.Packet) -> float:
-    """Return the seconds at which a packet's sound or picture ends; 0 where it does not tell."""
+    """Return the seconds at which a packet's sound or picture ends; 0 if unknown."""
     if packet.pts is None or packet.time_base is None:
         return 0.0
     return float((packet.pts + (packet.duration or 0)) * packet.time_base)

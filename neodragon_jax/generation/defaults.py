@@ -74,7 +74,7 @@ class GenerationDefaults:
 
     Attributes:
       mode: one of MODES.
-      frames: of the video, 8 n + 1.
+      frames: frames of the video, 8 n + 1.
       height, width: in pixels, multiples of SIDE_MULTIPLE.
       prompt_modifier: appended to every prompt.
       negative_prompt: text that guidance steers away from.
@@ -113,7 +113,7 @@ RELEASED = GenerationDefaults()
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """What a key's value may be, and how to say it."""
+    """The valid values of a key, and their description for messages."""
 
     fits: Callable[[Any], bool]
     remedy: str

@@ -24,18 +24,18 @@ from neodragon_jax.generation.param_store import Store
 from neodragon_jax.models.safety_checker import Preparation, StableDiffusionSafetyChecker
 
 SAFETY_CHECKER = 'safety checker'  # in a store
-# Of a video every eighth frame is looked at: one per latent frame.
+# Every eighth frame of a video is checked: one per latent frame.
 STRIDE = 8
 BLACK = -1.0  # in a first frame
 
 
 @dataclasses.dataclass(frozen=True)
 class SafetyChecker:
-    """Judges pictures.
+    """Safety checker of pictures.
 
     Attributes:
-      prepare: pictures in bytes to what `judge` takes.
-      judge: prepared pictures [B, S, S, 3] -> which are refused [B].
+      prepare: pictures in bytes -> prepared pictures, the input of `judge`.
+      judge: prepared pictures [B, S, S, 3] -> whether each is refused [B].
     """
 
     prepare: Preparation

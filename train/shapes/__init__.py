@@ -1,1 +1,1 @@
-"""The world of moving shapes: its scenes, its language, and what is read from its videos."""
+"""The world of moving shapes: scenes, captions, and attributes read from videos."""

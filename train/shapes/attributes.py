@@ -54,8 +54,8 @@ class Attributes(NamedTuple):
 
     Attributes:
       asked: the caption's attributes.
-      size ... background: as read.
-      mismatch, motion, path: see the module; without a shape 1, 0 and 0.
+      size ... background: the attributes read from the clip.
+      mismatch, motion, path: see the module's docstring; 1, 0 and 0 without a shape.
       flicker, saturation: see `neodragon_jax.evaluation.clip_metrics`.
     """
 
@@ -96,7 +96,7 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], asked: Traits, world: World) ->
 
     Args:
       asked: the caption's attributes, see `train.shapes.world.parse`.
-      world: its values are told apart, and its turns are allowed for.
+      world: the world of the clip, which defines the possible values and turns.
     Raises:
       InputError: the clip is not RGB bytes, or too short or too small, or its caption is not of this world.
     """
@@ -215,7 +215,7 @@ def _displacement(centers: Float[np.ndarray, 'T 2']) -> Float[np.ndarray, ' 2']:
 
 
 def _direction(displacement: Float[np.ndarray, ' 2'], least: float) -> str | None:
-    """Return the direction of a displacement, unless it is oblique, or shorter than a quarter of what occurs."""
+    """Return the direction of a displacement, or None if it is oblique or shorter than a quarter of the shortest."""
     along = {name: float(displacement @ step) for name, step in DIRECTIONS.items()}
     best = max(along, key=along.__getitem__)
     oblique = np.abs(displacement).min() > along[best] / 2
@@ -253,7 +253,7 @@ def _mismatch(mask: Mask, shape: str, radius: float) -> float:
         fit = np.fft.irfft2(np.fft.rfft2(frame) * spectrum, s=frame.shape)
         row, column = np.unravel_index(int(np.argmax(fit)), fit.shape)
         coarse = (float(column) + 0.5, float(row) + 0.5)
-        # Then the center of mass of what is there, which is exact where the shape is.
+        # Then align the centers of mass around that position, at subpixel precision.
         near = frame * (np.abs(x - coarse[0]) <= reach)[None, :] * (np.abs(y - coarse[1]) <= reach)[:, None]
         fine = _centers(near[None])[0]
         results.append(min(_difference(frame, template(center)) for center in (coarse, fine)))

@@ -125,9 +125,9 @@ def parts(t5_vocabulary: int, clip_vocabulary: int) -> dict[str, tuple[str, Comp
 
 
 def write(out: pathlib.Path, seed: int = 0) -> None:
-    """Write tokenizers and encoders into a folder; others in it stay.
+    """Write tokenizers and encoders into a folder; its other files are unchanged.
 
-    One that is complete is not written again, and a half-written one is never left.
+    A complete component is not written again, and an incomplete one never appears.
     """
     texts = [text for world in WORLDS.values() for text in captions(world)]
     t5, clip = t5_tokenizer(words(texts)), clip_tokenizer(texts)
