@@ -14,7 +14,6 @@ from train.runtime.settings import top_level
 from train.teacher.evaluation import EvaluationConfig
 
 STAGES_PER_STEP = ('one', 'all')
-# Names of the text states in the samples: input of a context embedder, and input of a denoiser without one.
 
 
 @dataclasses.dataclass(frozen=True)
