@@ -310,7 +310,16 @@ def test_decode_from_normalized_latents_to_bytes(golden, latents):
 )
 def test_decoder_flags(time, space):
     """Other growth factors keep shapes, and streaming, in step."""
-    config = dataclasses.replace(TINY.video_vae, decoder_time_upscale=time, decoder_space_upscale=space)
+    # A configuration is accepted only if encoder and decoder agree.
+    config = dataclasses.replace(
+        TINY.video_vae,
+        decoder_time_upscale=time,
+        decoder_space_upscale=space,
+        encoder_temporal_down_sample=(*time, False),
+        encoder_spatial_down_sample=(*space, False),
+        temporal_downsample_scale=2 ** sum(time),
+        spatial_downsample_scale=2 ** sum(space),
+    )
     model = VideoVAE(config)
     latents = random((1, 3, 2, 3, 16))
     shapes = jax.eval_shape(functools.partial(model.init, method='decode'), jax.random.key(0), latents)
