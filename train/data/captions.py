@@ -1,6 +1,6 @@
 """Captions of video files: from a table (csv, tsv, jsonl) or from a text file beside each video.
 
-A caption that cannot be used is a problem with a reason, never an exception: in a million captions some are damaged.
+An unusable caption is recorded with a reason instead of raising: among a million captions, some are damaged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from neodragon_jax.base.text import BadText, clean
 # Column names in any case, best first.
 FILE_KEYS = ('file', 'file_name', 'filename', 'path', 'file_path', 'video', 'video_path', 'image')
 CAPTION_KEYS = ('caption', 'text', 'prompt', 'description')
-# A quoted caption with a line like this contains another row, because of an unclosed quotation mark.
+# A line like this inside a quoted caption is another row, swallowed because of an unclosed quotation mark.
 SWALLOWED_ROW = re.compile(r'^[^,"\n]+\.\w{2,4}"?[,\t]', re.MULTILINE)
 
 
@@ -32,7 +32,7 @@ class Captions:
     """The captions of a table or of text files.
 
     Attributes:
-      by_file: file name, as `file_key` makes it -> cleaned caption.
+      by_file: `file_key` of the file -> cleaned caption.
       problems: file, or line of the table, -> why its caption cannot be used.
       repeated: files with several captions, of which the first counts.
     """
@@ -67,7 +67,7 @@ def _find(table: Mapping[str, str], name: str) -> str | None:
 
 
 def file_key(name: str) -> str:
-    """Return a relative path as captions are looked up: some systems store é as one character, others as two."""
+    """Return the lookup key of a relative path: in NFC, because some systems store é as two characters."""
     return posixpath.normpath(unicodedata.normalize('NFC', readable(name).replace('\\', '/')))
 
 
@@ -79,11 +79,11 @@ def readable(name: str) -> str:
 def read_table(path: str | os.PathLike[str], folder: pathlib.Path) -> Captions:
     """Return the captions of a .csv or .tsv file with a header, or of a .jsonl file with one object per line.
 
-    A row that cannot be used is noted in `Captions.problems`; a quotation mark that is left open is an error, because
-    the rows after it cannot be told.
+    An unusable row is recorded in `Captions.problems`. An unclosed quotation mark is an error, because the rows after
+    it cannot be separated.
 
     Args:
-      folder: to which the file names in the table are relative; absolute ones are taken as well.
+      folder: base of the relative file names in the table; absolute names are accepted as well.
     Raises:
       InputError: the table cannot be read, or does not say which columns are the file and the caption.
     """
@@ -130,7 +130,7 @@ def sidecars(name: str) -> tuple[str, str]:
     return f'{os.path.splitext(name)[0]}.txt', f'{name}.txt'
 
 
-# Key of a row whose number of fields is not the header's; its value says so.
+# Key of a row whose number of fields differs from the header's; its value is the message.
 FIELDS = ''
 
 
@@ -192,7 +192,7 @@ def _pick(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def _relative(file: str, folder: pathlib.Path) -> str:
-    """Return a file's path relative to the folder if it is absolute and lies in it, links followed, else as it is."""
+    """Return an absolute path inside the folder (links resolved) relative to it, and any other path unchanged."""
     path = pathlib.Path(file)
     if not path.is_absolute():
         return file

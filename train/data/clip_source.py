@@ -15,12 +15,12 @@ CLIP_SPEC = RecordSpec({'start': ArraySpec((), 'float32')}, texts=('prompt', 'fi
 
 
 class ClipSource:
-    """A dataset of clips as a `Source` of {'video': uint8 [T, H, W, 3], 'prompt', 'index'} and its other fields.
+    """Dataset of clips: a `Source` of {'video': uint8 [T, H, W, 3], 'prompt', 'index'} and the dataset's other fields.
 
     Clips are stored as train.captioned_clips stores them, or as plain arrays.
 
     Attributes:
-      protocol: what the clips have in common: frames, height, width, and how they were made.
+      protocol: the settings that all clips share: frames, height, width, and how they were made.
       texts: names of the texts of a sample.
     """
 

@@ -31,7 +31,7 @@ from train.data.sample_writer import SampleWriter
 from train.data.video_files import FPS, Unusable, read_clips
 
 NAME = 'captioned_clips'
-# Beside a set: a line per clip that tells its file, the file's size and time of change, and the frames.
+# Beside a set: one line per clip with its file, the file's size and modification time, and the frame indices.
 ORIGINS = 'origins.jsonl'
 
 
@@ -100,7 +100,7 @@ def write_clips(options: ClipOptions, size: tuple[int, int], verdicts: Sequence[
 
 
 def _has_changed(folder: pathlib.Path, protocol: Mapping[str, Any]) -> bool:
-    """Tell whether a folder holds a set of other clips with the same settings."""
+    """Return whether a folder holds a set of other clips with the same settings."""
     if not is_sample_set(folder):
         return False
     # Older versions did not record all settings.
@@ -119,7 +119,7 @@ def _stored_clips(folder: pathlib.Path) -> dict[str, tuple[SampleSource, int]]:
 
 
 def _replace(folder: pathlib.Path, new: pathlib.Path) -> None:
-    """Put a complete set in the place of another; after a kill in between, the next run continues here."""
+    """Replace a set by a complete one; if this process is killed in between, the next run finishes the replacement."""
     old = folder.with_name(f'.old-{folder.name}')
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

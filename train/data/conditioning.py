@@ -1,4 +1,4 @@
-"""Text conditioning that a sample set stores of each prompt, so that training runs fewer text encoders or none.
+"""Text conditioning stored with each prompt of a sample set, so that training runs fewer text encoders or none.
 
     states  text [L, D]: after the context adapter, as the denoiser reads it; text_mask [L], pooled [P]
     t5      t5 [L, W]: states before the context adapter, for training it; text_mask [L], pooled [P]
@@ -43,12 +43,12 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Conditioner:
-    """Prompts -> arrays with a leading batch axis.
+    """Function from prompts to arrays with a leading batch axis.
 
     Attributes:
       content: one of CONTENTS.
       fingerprints: of the components in use, by name.
-      batch: prompts of one call; None: any number.
+      batch: largest number of prompts per call; None for any number.
     """
 
     content: str
@@ -71,7 +71,7 @@ class Conditioner:
         """Return the specs of the stored arrays.
 
         Args:
-          dtype: of arrays that are not integer.
+          dtype: type of the floating-point arrays.
         """
         return {
             name: ArraySpec(array.shape, str(array.dtype) if array.dtype.kind == 'i' else dtype)
@@ -107,7 +107,7 @@ def load_conditioner(
       text_encoder: folder of a T5 encoder instead of the checkpoint's, such as the teacher's; for 't5' only.
       dtype: compute type; results are float32 before they are stored.
       spread: devices.
-      batch: prompts at a time on each of them.
+      batch: prompts per device and call.
     Raises:
       InputError: a component is missing, damaged, or of another kind.
     """

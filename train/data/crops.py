@@ -60,7 +60,7 @@ class CropSource:
         """List the files, at any depth.
 
         Args:
-          factor: by which large pictures are larger.
+          factor: scaling factor between small and large pictures.
         Raises:
           InputError: there is no file to cut from, or the factor does not divide the size of a crop.
         """
@@ -95,7 +95,7 @@ class CropSource:
         return dataclasses.asdict(self.config) | {'files': hashlib.sha256('\n'.join(files).encode()).hexdigest()[:16]}
 
     def _reduced(self, frame: UInt8[np.ndarray, 'H W 3']) -> UInt8[np.ndarray, 'h w 3']:
-        """Return a frame made smaller; rows and columns that fill no small pixel are left out."""
+        """Return a frame reduced in size; trailing rows and columns that do not fill a small pixel are dropped."""
         height, width = (size // self._factor for size in frame.shape[:2])
         whole = Image.fromarray(frame[: height * self._factor, : width * self._factor])
         return np.asarray(whole.resize((width, height), FILTERS[self.config.filter]))
@@ -103,7 +103,7 @@ class CropSource:
     def _crop(
         self, large: UInt8[np.ndarray, 'Y X 3'], small: UInt8[np.ndarray, 'y x 3'], rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, 'h w 3'], UInt8[np.ndarray, 'H W 3']]:
-        """Return the same random place of a small and a large frame, in the same one of eight orientations."""
+        """Return the same random crop of a small and a large frame, both in the same one of eight orientations."""
         side = self.config.size // self._factor
         row, column = (int(rng.integers(size - side + 1)) for size in small.shape[:2])
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))

@@ -43,7 +43,7 @@ class Verdict:
       size: (height, width) of its clips.
       clips: indices of the frames of each clip.
       starts: seconds at which each clip begins.
-      bytes, changed_ns: size and time of change of the file when it was inspected.
+      bytes, changed_ns: size and modification time of the file when it was inspected.
     """
 
     file: str
@@ -63,7 +63,7 @@ def judge_file(folder: pathlib.Path, name: str, criteria: Criteria) -> Verdict:
         clips = cut(footage, criteria.frames, criteria.clips, criteria.min_fps)
     except Unusable as problem:
         return Verdict(name, str(problem))
-    except Exception as error:  # Among a million files of unknown origin, one finds an error that nobody thought of.
+    except Exception as error:  # Files of unknown origin may raise any error.
         return Verdict(name, f'cannot be read ({type(error).__name__}: {" ".join(str(error).split())})')
     indices = tuple(tuple(int(index) for index in clip) for clip in clips)
     starts = tuple(round(float(footage.times[clip[0]]), 6) for clip in indices)
@@ -83,7 +83,7 @@ def inspect_files(
     is_known = lambda name: name in known and (known[name].bytes, known[name].changed_ns) == marks[name]
     todo = [name for name in names if not is_known(name)]
     verdicts = {name: known[name] for name in names if is_known(name)}
-    # Written anew, because the last line of a killed run may be incomplete.
+    # Rewritten, because the last line of a killed run may be incomplete.
     with atomic_file(log) as partial:
         partial.write_text(''.join(f'{json.dumps(row)}\n' for row in (settings, *map(_to_json, known.values()))))
     judged = ordered_map(lambda name: judge_file(folder, name, criteria), todo, workers)
@@ -97,13 +97,13 @@ def inspect_files(
 
 
 def _mark(path: pathlib.Path) -> tuple[int, int]:
-    """Return the size and the time of change of a file, by which a changed file is recognized."""
+    """Return the size and modification time of a file, which identify a changed file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def _to_json(verdict: Verdict) -> dict[str, Any]:
-    # Dumped, it escapes all but ASCII: any file name is one line of valid text.
+    # JSON escapes everything but ASCII, so any file name becomes one line of valid text.
     return dataclasses.asdict(verdict)
 
 

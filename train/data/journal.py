@@ -37,7 +37,7 @@ def records(file: BinaryIO) -> Iterator[bytes]:
 
 
 def count_records(path: pathlib.Path) -> int:
-    """Return the number of whole records of a journal; none if it is not there."""
+    """Return the number of whole records of a journal; 0 if the file does not exist."""
     if not path.exists():
         return 0
     with path.open('rb') as file:
@@ -70,7 +70,7 @@ class Journal:
         self._file.truncate(end)
 
     def append(self, record: bytes) -> None:
-        """Add a record; when this returns, killing the process does not lose it."""
+        """Add a record; once this returns, the record survives a kill of the process."""
         self._file.write(HEADER.pack(len(record), checksum(record)) + record)
         self._file.flush()
         self.count += 1

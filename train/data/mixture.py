@@ -1,4 +1,4 @@
-"""Several sources as one, in given shares, such as pictures with videos; and caption dropout.
+"""Mixture of several sources in given shares, such as pictures and videos; and caption dropout.
 
     shapes, stills = SampleSource('LATENTS/320x512'), SampleSource('STILLS/320x512')
     source = Mixture([shapes, stills], weights=[3, 1], seed=0)
@@ -33,7 +33,7 @@ class Mixture:
     """Samples of several sources, each source with its share, as a `Source`.
 
     Sources have arrays of the same names, shapes and types; only the number of latent frames may differ: shorter ones
-    are padded with zeros at the end, and `units` is the number of latents that count (1 for a picture). A sample holds
+    are padded with zeros at the end, and `units` is the number of valid latents (1 for a picture). A sample holds
     the number of its `source`, and its `index` in the mixture.
 
     One round of the mixture shows all samples of every source: it has the smallest length at which each source has its
@@ -46,9 +46,9 @@ class Mixture:
 
         Args:
           weights: positive; only their proportions count.
-          seed: of the choice of samples that are shown once more than the others.
+          seed: selects the samples that are shown once more than the others.
         Raises:
-          InputError: a weight is not positive, a source is empty, or the sources do not go together.
+          InputError: a weight is not positive, a source is empty, or the sources are incompatible.
         """
         if not sources or len(sources) != len(weights):
             raise InputError(f'mixture: {len(sources)} sources and {len(weights)} weights; give one weight per source.')
@@ -146,7 +146,7 @@ class Mixture:
 
 
 def _arrays(source: Source) -> dict[str, ArraySpec]:
-    """Return the arrays of a source, but its index."""
+    """Return the arrays of a source except its index."""
     if isinstance(source, SampleSource | Mixture):
         return dict(source.spec.arrays)
     arrays = {name: np.asarray(value) for name, value in source[0].items() if name != INDEX}

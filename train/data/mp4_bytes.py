@@ -22,7 +22,7 @@ def encode(frames: UInt8[np.ndarray, 'T H W 3'], fps: int, quality: int) -> byte
     """Return a clip as mp4, colors tagged BT.709; H and W are even.
 
     Args:
-      quality: x264's constant quality, 0 (no loss but that of the colors' 4:2:0) to 51.
+      quality: x264's constant quality, 0 (lossless except for 4:2:0 chroma subsampling) to 51.
     """
     file = io.BytesIO()
     with av.open(file, 'w', format='mp4') as container:

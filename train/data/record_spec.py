@@ -19,7 +19,7 @@ from neodragon_jax.base.errors import InputError
 DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 FLOATS = DTYPES | {name: np.dtype(name) for name in ('float16', 'float64')}
 ARRAY_DTYPES = FLOATS | {name: np.dtype(name) for name in ('uint8', 'int8', 'int32', 'int64')}
-# Of a stored array; far more than any sample has.
+# Upper bound for a stored array, far above any real sample.
 MOST_AXES, MOST_NUMBERS = 8, 2**32
 # The writer adds it to every record.
 INDEX = 'index'
@@ -42,9 +42,9 @@ class ArraySpec:
         """Return an array in the stored type; floating-point numbers are rounded to it, integers must fit.
 
         Args:
-          where: names the array in error messages.
+          where: name of the array for error messages.
         Raises:
-          InputError: its shape is another, a number is not finite, or does not fit.
+          InputError: the shape differs, or a number is not finite or out of range.
         """
         array, dtype = np.asarray(value), ARRAY_DTYPES[self.dtype]
         if array.shape != self.shape:
@@ -166,13 +166,13 @@ class SampleSpec(RecordSpec):
         latents_dtype: str = 'bfloat16',
         text_dtype: str = 'float32',
     ) -> None:
-        """Describe a sample.
+        """Build the spec of a teacher sample.
 
         Args:
           latents: [T, H, W, C] of the whole video.
           text: [L, D] of the prompt states; the mask has L numbers.
           pooled: P.
-          latents_dtype, text_dtype: 'float32' or 'bfloat16'; `text_dtype` holds for the pooled vector, too.
+          latents_dtype, text_dtype: 'float32' or 'bfloat16'; `text_dtype` also applies to the pooled vector.
         """
         for name, dtype in (('latents_dtype', latents_dtype), ('text_dtype', text_dtype)):
             if dtype not in DTYPES:

@@ -67,7 +67,7 @@ class SampleSource:
         try:
             decoded: Any = self._features.deserialize_example_np(record)
             sample = dict(decoded) | {name: decoded[name].decode() for name in self.spec.texts}
-        except Exception as error:  # TFDS promises no kind of exception for bytes of another spec
+        except Exception as error:  # TFDS documents no exception type for bytes of another spec
             raise InputError(
                 f'{path}: sample {index} is not what the manifest describes ({type(error).__name__}). Copy the folder '
                 'again.'

@@ -1,7 +1,7 @@
 """Writing a sample set, resumable after any interruption, because making the samples may take days.
 
 A shard that is being written is a journal of finished samples; see `train.data.shards` for how it is completed. A
-process that is killed at any moment loses the sample in hand and nothing else.
+process killed at any moment loses only the sample that it was writing.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _read_record(path: pathlib.Path) -> ShardRecord:
 
 
 def _difference(key: str, old: Any, new: Any) -> str:
-    """Return '{key} = {old}, not {new}', of mappings the first item that differs."""
+    """Return '{key} = {old}, not {new}'; for mappings, of the first item that differs."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         key, old, new = next((f'{key}.{k}', old.get(k), new.get(k)) for k in {**old, **new} if old.get(k) != new.get(k))
     return f'{key} = {old}, not {new}'

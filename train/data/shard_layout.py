@@ -11,7 +11,7 @@ SPLIT = 'train'
 
 @dataclasses.dataclass(frozen=True)
 class ShardLayout:
-    """How the samples of a set are spread over the files of its folder.
+    """Assignment of a set's samples to the files of its folder.
 
     Attributes:
       name: dataset name in TFDS, the beginning of every shard's file name.

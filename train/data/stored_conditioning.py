@@ -29,7 +29,7 @@ def write_conditioning(folder: pathlib.Path, kind: str, arrays: Mapping[str, Any
     """Write the conditioning of one prompt: some arrays of the set's spec."""
     where = f'{folder}: {kind} conditioning'
     stored = {name: spec.conform(name, value, where) for name, value in arrays.items()}
-    # NumPy files know no bfloat16; every bfloat16 is a float32.
+    # NumPy files do not support bfloat16; float32 represents every bfloat16 exactly.
     wide = {name: array.astype(np.float32) if array.dtype.kind == 'V' else array for name, array in stored.items()}
     with atomic_file(conditioning_path(folder, kind)) as path, path.open('wb') as file:
         np.savez(file, **wide)

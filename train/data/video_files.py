@@ -45,7 +45,7 @@ def inspect(path: pathlib.Path) -> Footage:
     """Decode a file to its end, and return its times and size.
 
     Raises:
-      Unusable: it is no video or picture, damaged, truncated, or cannot be shown right.
+      Unusable: it is no video or picture, damaged, truncated, or cannot be displayed correctly.
     """
     if path.suffix.lower() not in VIDEOS + PICTURES:
         raise Unusable(f'neither video nor picture by its name ({path.suffix or "no suffix"})')
@@ -69,7 +69,7 @@ def inspect(path: pathlib.Path) -> Footage:
 def ticks(times: Float[np.ndarray, ' N'], fps: int = FPS) -> Int[np.ndarray, ' M']:
     """Return, for every 1/fps seconds from the first frame to the end of the last, the index of the nearest frame.
 
-    The nearest in time, whatever the rate of the file, and whether that is constant or not.
+    Nearest means nearest in time; the file may have any frame rate, constant or variable.
     """
     length = times[-1] - times[0] + mean_interval(times) / 2
     # Times in some files are rounded to milliseconds.
@@ -126,10 +126,10 @@ def choose_size(footage: Footage, sizes: Sequence[tuple[int, int]]) -> tuple[int
 def read_clips(
     path: pathlib.Path, clips: Sequence[Sequence[int]], size: tuple[int, int]
 ) -> list[UInt8[np.ndarray, 'T H W 3']]:
-    """Return clips of a file, given by the indices of their frames, cropped and resized.
+    """Return the cropped and resized clips of a file, each selected by its frame indices.
 
     Raises:
-      Unusable: the file is not what it was when it was inspected.
+      Unusable: the file has changed since its inspection.
     """
     wanted = {index for clip in clips for index in clip}
     if path.suffix.lower() in PICTURES:
@@ -178,5 +178,5 @@ def _picture(path: pathlib.Path) -> UInt8[np.ndarray, 'H W 3']:
     try:
         return read_image(path)
     except InputError as problem:
-        # Without the path, which the report names beside the reason.
+        # Without the path: the report prints it beside the reason.
         raise Unusable(str(problem).removeprefix(f'{path} ').split('; ')[0].rstrip('.')) from None

@@ -6,8 +6,8 @@ The rules, with b(t) the median color of frame t's border and lengths in sides (
 * Shape color: c is the median over pixels that differ most from b(t); the named color nearest to c. Where no pixel
   differs by 40 levels there is no shape, and nothing else is read.
 * Mask: the share m = (p - b) . (c - b) / |c - b|^2 of each pixel p, stretched: clip(2 m - 1/2, 0, 1), so that weak
-  noise counts as nothing.
-* Size: that whose radius is nearest to that of the circle of the mask's area.
+  noise is ignored.
+* Size: the named size whose radius is nearest to that of a circle with the mask's area.
 * Shape: the one whose drawn template of the mask's area, laid over the mask where it fits best, differs least from it.
 * Mismatch: the area by which mask and template of the asked shape and size differ, over the template's; 1 for an empty
   picture. Drawn clips have about 0.02.
@@ -148,7 +148,7 @@ def _nearest_color(color: Float[np.ndarray, ' 3']) -> str:
 def _find_shape(
     pixels: Float[np.ndarray, 'T H W 3'], backgrounds: Float[np.ndarray, 'T 3']
 ) -> tuple[Mask, Float[np.ndarray, ' 3']] | None:
-    """Return the share of the shape's color in each pixel, and that color, or None where there is no shape."""
+    """Return the share of the shape's color in each pixel, and the color itself; None if there is no shape."""
     contrast = pixels - backgrounds[:, None, None]
     distance = np.sqrt(np.square(contrast).sum(axis=-1))
     # Shapes cover 5 % of a wide picture and more; the hundredth part that differs most is surely inside.
@@ -161,7 +161,7 @@ def _find_shape(
 
 
 def _stretched(share: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
-    """Return a mask with its outer quarters cut off; edges stay where they are."""
+    """Return clip(2 m - 1/2, 0, 1) of a mask m, which keeps its edges in place."""
     return np.clip(2 * share - 0.5, 0, 1)
 
 
@@ -185,7 +185,7 @@ def _movement(share: Mask, mask: Mask, asked: Traits, world: World) -> dict[str,
 
 
 def _around_core(mask: Mask) -> Bool[np.ndarray, 'T H W']:
-    """Return which pixels are at most 3 from the core of a mask: from squares of 3x3 pixels that it holds."""
+    """Return a mask of the pixels at most 3 away from the core: the 3x3 squares that lie wholly in the given mask."""
     return _squares(_squares(mask > 0.5, 1, np.all), 3, np.any)
 
 

@@ -17,7 +17,7 @@ WORDING = 1
 
 
 class MovingShapesSource:
-    """Scenes of a world, drawn when they are asked for: a `Source` that needs no disk.
+    """Scenes of a world, drawn on access: a `Source` that needs no disk.
 
     A sample holds video uint8 [T, H, W, 3], prompt (str), attributes int32 [N] (`World.numbers`), combination (the row
     among `world.combinations('all')`, for tables with one row per caption), track [T, 2] and index.
@@ -37,7 +37,7 @@ class MovingShapesSource:
 
         Args:
           size: H, W.
-          count: samples; more cost nothing.
+          count: number of samples; it does not affect the cost.
           split: 'train', 'held_out' or 'all'.
           paraphrase: caption in random wordings instead of the canonical one.
         Raises:
@@ -72,7 +72,7 @@ class MovingShapesSource:
 
     def caption(self, index: int) -> str:
         """Return the caption of a sample."""
-        # Not the scene's own random numbers: "little" would tell the color.
+        # Independent of the scene's random numbers, or a wording such as "little" would reveal the color.
         return caption(self.scene(index).traits, (self._seed, index, WORDING) if self._paraphrase else None)
 
     def metadata(self) -> dict[str, Any]:

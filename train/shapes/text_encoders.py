@@ -27,14 +27,14 @@ from neodragon_jax.checkpoint.random_params import SMALL, random_params
 from neodragon_jax.config.neodragon import CLIPTextConfig, ComponentConfig, T5Config, T5EncoderConfig
 from train.shapes.world import SYNONYMS, WORLDS, World, caption
 
-# The longest caption has fourteen words, a comma and the end; attention pays for every token.
+# The longest caption has fourteen words, a comma and the end token; attention cost grows with every token.
 LENGTH = 16
 # The teacher's T5, in the folder of the same name.
 TEACHER_ENCODER = 't5'
 STATES_WIDTH, POOLED_WIDTH = 64, 64
 # Wordings of every combination from which the vocabulary is learned.
 WORDINGS = 8
-# Embeddings are random with deviation SMALL; as small as that, every token would look the same.
+# Scales random embeddings of deviation SMALL to deviation 1; unscaled, all tokens would look the same.
 LOUDER = 1 / SMALL
 
 CLIP_SPECIALS = ('<|startoftext|>', '<|endoftext|>')
@@ -76,7 +76,7 @@ def clip_tokenizer(texts: Sequence[str]) -> Any:
     )
     backend.train_from_iterator(texts, trainer)
     learned = vocabulary_and_merges(backend)
-    # The end is the largest id, as released: where a tower is not told which token ends a text, it takes the largest.
+    # The end token has the largest id, as released: a tower without a configured end token takes the largest id.
     vocabulary = learned['vocab'] | {name: len(learned['vocab']) + i for i, name in enumerate(CLIP_SPECIALS)}
     return transformers.CLIPTokenizer(
         vocab=vocabulary, merges=learned['merges'], pad_token=CLIP_SPECIALS[1], model_max_length=77

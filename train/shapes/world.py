@@ -9,7 +9,7 @@ with any number of frames:
 * Direction: that of the caption from the start on; in a world with turns, until the first one. Turn k of n falls at a
   random time in the first half of part k of the clip, which is cut in n + 1 equal parts; there the shape goes on, turns
   left or turns right, with equal probability. Captions omit the turns.
-* Place: the start is uniform over all from where the whole way keeps the shape inside the picture.
+* Place: the start is uniform over all places that keep the shape inside the picture for the whole path.
 * Held out: the values of each attribute are numbered in the world's order; combinations whose numbers add up to
   m - 1 modulo m, m = `held_out`, are never trained on. Whatever is chosen for all attributes but one (of those that
   vary), it still occurs in training.
@@ -44,8 +44,8 @@ COLORS = {
     'gray': (110, 110, 110),
 }
 SIZES = {'small': 0.16, 'large': 0.22}  # radius of the circle of equal area, in sides
-SPEEDS = {'slowly': 0.15, '': 0.26, 'quickly': 0.4}  # way in a clip, in sides; the plain one has no word
-DIRECTIONS = {'right': (1, 0), 'down': (0, 1), 'left': (-1, 0), 'up': (0, -1)}  # x, y, clockwise as one sees it
+SPEEDS = {'slowly': 0.15, '': 0.26, 'quickly': 0.4}  # path length in a clip, in sides; the default speed has no word
+DIRECTIONS = {'right': (1, 0), 'down': (0, 1), 'left': (-1, 0), 'up': (0, -1)}  # x, y, clockwise on the screen
 
 # Half the side of a square, and the inner radius of an equilateral triangle, of area pi.
 _SQUARE, _INNER = math.sqrt(math.pi) / 2, math.sqrt(math.pi / (3 * math.sqrt(3)))
@@ -89,8 +89,8 @@ class Scene:
     """A clip before it is drawn.
 
     Attributes:
-      start: x, y in 0..1 among the places that the way leaves, see the module.
-      turns: (time in 0..1, new direction), in order; also where the shape goes on, which is no turn.
+      start: x, y in 0..1 within the range of permitted starts, see the module's docstring.
+      turns: (time in 0..1, new direction), in order; includes the times at which the shape goes straight on.
     """
 
     traits: Traits
