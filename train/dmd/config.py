@@ -30,8 +30,8 @@ class DMDConfig:
 
     Attributes:
       checkpoint: root folder of a released checkpoint; its multi-step denoiser is the teacher.
-      input: 'samples', videos of the teacher; or 'prompts': only prompts and first frames are read, and the student's
-        own roll-outs take the place of videos. That costs the student's 18 calls per video instead of the teacher's.
+      input: 'samples', videos of the teacher; or 'prompts', only prompts and first frames, with the student's own
+        roll-outs in place of videos. That costs the student's 18 calls per video instead of the teacher's.
       frames: T, latent frames of the roll-outs, where the input is 'prompts'.
       protocol: denoiser calls of a 1-1-1 video of seven units: '18' starts from an external first frame, '21' does not.
       clean_prediction: 'exact' or 'paper', see `losses.clean_prediction`.
@@ -41,14 +41,14 @@ class DMDConfig:
       teacher_steps, teacher_first_steps: steps per stage with which the samples were made; they are compared with the
         samples' record, as the guidance is.
       objectives: the student's objectives and their weights.
-      own_history: the share of examples behind frames that the student itself generated; none by default.
+      own_history: the share of examples whose history the student generated; none by default.
       stage_weights: relative frequency of the stages, coarsest first; () for equal ones (Pyramid-Flow: 1, 2, 1).
       unit_weights: relative frequency of the units, from the first that the student generates; () for equal ones.
       levels: 'student', examples at the levels of the student's own steps; or 'uniform', in 0..1, for the consistency
         objective.
       average: of the student; evaluated, and written as the result.
-      evaluation: of the student in the run, every `loop.evaluate_every` steps.
-      accumulate: parts of a batch whose gradients are computed one after the other, in less memory.
+      evaluation: evaluation of the student during the run, every `loop.evaluate_every` steps.
+      accumulate: number of parts of a batch; their gradients are computed one after the other, in less memory.
       dtype: compute type of the denoisers, 'float32' or 'bfloat16'; masters stay float32.
       remat, attention: see `PyramidMMDiT`; attention 'auto' is 'splash' on TPUs and 'masked' elsewhere.
       seed: of the order of the stages.

@@ -1,4 +1,4 @@
-"""The critic on the features of the fake model.
+"""Critic on the features of the fake model.
 
 Legend: B batch.
 """

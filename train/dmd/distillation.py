@@ -44,7 +44,7 @@ from train.runtime.sharding import to_host
 
 # Folded into a step's key for the random numbers of roll-outs.
 OWN_HISTORY = 2**30
-# In the result: the student without its average.
+# Subfolder of the result with the student without averaging.
 NOT_AVERAGED = 'not_averaged'
 
 
@@ -71,12 +71,12 @@ class DMD:
         """Make the program.
 
         Args:
-          negative: the conditioning that guidance steers away from, of one prompt: text [L, D], text_mask [L],
+          negative: conditioning of the negative prompt, for guidance: text [L, D], text_mask [L],
             pooled [p].
           frames: T of the training samples.
-          teacher: by default it is read from `config.checkpoint`.
-          samples: JSON on the samples, on which a resumed run must agree.
-          held_out: samples to evaluate on, with a leading axis; None evaluates nothing.
+          teacher: the teacher; by default it is read from `config.checkpoint`.
+          samples: JSON that describes the samples; a resumed run must have the same.
+          held_out: samples to evaluate on, with a leading axis; None for no evaluation.
         Raises:
           InputError: the checkpoint cannot be read, or does not fit the samples.
         """
@@ -174,7 +174,7 @@ class DMD:
     def update_fake(
         self, stage: int, state: DMDState, batches: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[DMDState, dict[str, Array], Sums]:
-        """Run the updates of fake model and critic, each on a batch of its own; return metrics and unit sums, too."""
+        """Update the fake model and the critic, one batch per update; also return metrics and unit sums."""
         loss = functools.partial(self.updates.fake_loss, stage, state.step, state.student)
 
         def update(carry: tuple[Any, Any], batch: Mapping[str, Array]) -> tuple[Any, Any]:
@@ -209,7 +209,7 @@ class DMD:
         return given | draws, {'own_history': jnp.mean(given['own'], dtype=jnp.float32)}
 
     def evaluate(self, state: DMDState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
-        """Return how the averaged student's videos compare with the teacher's, and write them."""
+        """Write the averaged student's videos; return their comparison with the teacher's."""
         del frozen
         if self.evaluation is None:
             raise InputError('config.loop.evaluate_every is set: set config.dmd.evaluation.videos, too.')
@@ -218,7 +218,7 @@ class DMD:
     def finish(self, state: DMDState, folder: pathlib.Path) -> None:
         """Write the student, its adapter and `student.json` in the released layout.
 
-        With an average the student is that, and the student without it is in the folder `not_averaged`.
+        If averaging is on, the student is the average; the student without it goes to the folder `not_averaged`.
         """
         students, step = to_host(({'': state.result, NOT_AVERAGED: state.student}, state.step))
         if jax.process_index() != 0:
@@ -234,7 +234,7 @@ class DMD:
                 path.write_text(json.dumps(record | {'averaged': bool(not name and state.average)}, indent=2) + '\n')
 
     def metadata(self) -> dict[str, Any]:
-        """Return what makes two runs the same distillation: teacher, protocol and objective, but not learning rates."""
+        """Return the identity of the distillation: teacher, protocol and objective, but not learning rates."""
         config = dataclasses.asdict(self.config)
         for name in ('checkpoint', 'dtype', 'remat', 'attention', 'accumulate', 'evaluation', 'student', 'fake'):
             del config[name]

@@ -1,6 +1,6 @@
-"""On-policy examples: part of a batch stands behind videos that the student itself generated.
+"""On-policy examples: part of a batch has a history that the student generated.
 
-A student that has only seen the data's history may keep the motion behind it and lose it behind its own. Once per
+A student trained only on the data's history may keep motion after that history and lose it after its own. Once per
 iteration a few prompts are rolled out; every roll-out then serves examples at several units, in the updates of the
 fake model and of the student alike.
 
@@ -27,14 +27,14 @@ Batch = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class OwnHistoryConfig:
-    """The share of the examples behind the student's own history, by step.
+    """The share of the examples with the student's own history, by step.
 
     The share is `first` up to step `ramp_start`, then moves to `last` within `ramp_steps` steps. 0 throughout, the
     default, is the paper's objective.
 
     Attributes:
       videos: R, videos rolled out per iteration, of the first prompts of its first batch; 0 for the whole batch. The
-        examples behind a roll-out take its prompt and its video of the data.
+        examples on a roll-out use its prompt and the data's video for that prompt.
       arrive: these examples start at the student's own state, instead of a noisy latent of the data.
     """
 
@@ -55,7 +55,7 @@ class OwnHistoryConfig:
 
     @property
     def ever(self) -> bool:
-        """Whether any step may use it."""
+        """Whether any step may use own history."""
         return bool(self.first or self.last)
 
     def share(self, step: Int[Array, ''] | int) -> Float[Array, '']:
@@ -85,7 +85,7 @@ class OwnHistories:
 
         Args:
           denoise: the student.
-          stage: that of the iteration.
+          stage: stage of the iteration.
           batch: latents [N, B, T, H, W, C], text, text_mask, pooled.
           unit, index: unit and step of every example.
         """

@@ -46,8 +46,8 @@ class Settings:
 
     Attributes:
       checkpoint: root of the released layout, with the multi-step denoiser and its adapter.
-      data: folder of train.teacher_samples.
-      blank_sample: the sample that a plan without data assumes.
+      data: folder written by train.teacher_samples.
+      blank_sample: the sample assumed when a run is planned without data.
     """
 
     checkpoint: str
@@ -60,7 +60,7 @@ class Settings:
 
     @property
     def run(self) -> LoopConfig:
-        """The run, with one batch per update."""
+        """Settings of the run, with one batch per update."""
         return dataclasses.replace(self.loop, updates=self.dmd.updates)
 
 

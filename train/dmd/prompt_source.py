@@ -42,7 +42,7 @@ def check_prompt_only(
     """Raise InputError unless a recipe needs no video of the data.
 
     Args:
-      own_history: first and last share of the examples behind the student's own history.
+      own_history: first and last share of the examples with the student's own history.
       regression, adversarial: whether these objectives use the data.
       videos: samples held out for the evaluation, which compares with the teacher's videos.
     """

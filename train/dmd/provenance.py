@@ -1,4 +1,4 @@
-"""Which samples a step distillation accepts: those made as its settings say."""
+"""Check that the samples of a step distillation were made with the settings that it expects."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SETTINGS = {
 
 
 def check_samples(config: DMDConfig, record: Mapping[str, Any]) -> None:
-    """Raise InputError unless the samples were made by the teacher that is distilled, in the way of the settings.
+    """Raise InputError unless the samples were made by the distilled teacher, with the given settings.
 
     Latents of real videos, which train.latents writes, need only the checkpoint's context adapter.
 
     Args:
-      record: of the samples' folder, as train.teacher_samples writes it.
+      record: the record of the samples' folder, as train.teacher_samples writes it.
     """
     adapter = fingerprint(checkpoint.component_folder(config.checkpoint, TEACHER_ADAPTER))
-    made_by = record.get('adapter')  # absent where the samples have no text states, or others than an adapter's
+    made_by = record.get('adapter')  # absent where the samples have no text states, or states from before an adapter
     if made_by != adapter:
         given = f'come from the context adapter {made_by}' if made_by else 'come from no context adapter'
         raise InputError(
@@ -60,7 +60,7 @@ def check_samples(config: DMDConfig, record: Mapping[str, Any]) -> None:
 
 
 def _check_first_frame(config: DMDConfig, record: Mapping[str, Any]) -> None:
-    """Raise InputError unless frame 0 of the samples is of the kind that inference starts from."""
+    """Raise InputError unless frame 0 of the samples has the source (external or generated) that inference uses."""
     wanted, got = FIRST_FRAMES[config.protocol], record.get('first_frame')
     if got != wanted:
         remedy = 'DIR, a folder of pictures' if wanted == 'pictures' else 'generated'

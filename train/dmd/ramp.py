@@ -16,7 +16,7 @@ def ramp(step: Int[Array, ''] | int, first: float, last: float, ramp_start: int,
     Without a ramp (`ramp_steps` 0) the value jumps to `last` at `ramp_start`.
     """
     done = (jnp.asarray(step, jnp.float32) - ramp_start) / max(ramp_steps, 1)
-    # A ramp of one step reaches `last` a step after `ramp_start`; a jump reaches it there.
+    # A ramp of one step reaches `last` one step after `ramp_start`; a jump reaches it at `ramp_start`.
     done = jnp.clip(done, 0, 1) if ramp_steps else (done >= 0).astype(jnp.float32)
     return first + (last - first) * done
 
@@ -28,7 +28,7 @@ class Weight:
     Attributes:
       weight: the factor; 0 leaves the objective out.
       stages: further factor of each stage, coarsest first; () for 1 everywhere.
-      decayed: share of the weight that is left after the ramp.
+      decayed: share of the weight that remains after the ramp.
       ramp_start, ramp_steps: when the ramp begins and how long it takes, in steps; the weight is constant by default.
     """
 
@@ -47,7 +47,7 @@ class Weight:
 
     @property
     def used(self) -> bool:
-        """Whether the objective takes part in any step."""
+        """Whether the objective is active in any step."""
         return self.weight > 0 and (not self.stages or max(self.stages) > 0)
 
     def at(self, stage: int, step: Int[Array, ''] | int) -> Float[Array, ''] | float:

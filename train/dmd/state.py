@@ -43,7 +43,7 @@ class DMDState:
 
     Attributes:
       critic: parameters of the adversarial objective's critic; {} without it.
-      average: of the student; None without it.
+      average: average of the student; None without averaging.
     """
 
     step: Array

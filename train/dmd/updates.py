@@ -1,6 +1,6 @@
 """The losses of the step distillation: of the fake model, and of the student.
 
-Everything random is drawn for a whole batch (`draw_fake`, `draw_student`) and travels with its rows, so a batch may be
+Random numbers are drawn for a whole batch (`draw_fake`, `draw_student`) and stay with its rows, so that a batch may be
 processed in parts.
 
 Legend: B batch, T latent frames (= units).
@@ -36,10 +36,10 @@ class Updates:
     """The losses of both models.
 
     Attributes:
-      apply: of the denoiser, as `sampler.jax_denoiser` takes it.
+      apply: the denoiser's apply function, see `sampler.jax_denoiser`.
       parts: the student's objectives.
       guidance, first_guidance: the teacher's scales for units > 0 and for unit 0.
-      critic: of the adversarial objective.
+      critic: critic of the adversarial objective, or None.
     """
 
     apply: Callable[..., Any]
@@ -74,7 +74,7 @@ class Updates:
     ) -> tuple[Float[Array, ''], Sums]:
         """Return the loss of fake model and critic, and the unit sums of its metrics.
 
-        That is flow matching on the student's detached prediction, and with a critic its loss besides.
+        The loss is flow matching on the student's detached prediction, plus the critic's loss if there is a critic.
 
         Args:
           trained: parameters of the fake model and of the critic.

@@ -1,10 +1,10 @@
-"""Adversarial objective: a critic on the fake model's features tells re-noised data from re-noised student predictions.
+"""Adversarial objective: a critic on the fake model's features separates re-noised data and student predictions.
 
     critic:   softplus(-C(z_tau of the data)) + softplus(C(z_tau of the student)), with the same noise and level
     student:  softplus(-C(z_tau of the student))
 
-The fake model learns with the critic, in its updates. Matching alone leaves one-step students blurred; this term makes
-them sharp.
+The fake model is trained with the critic's loss as well, in its own updates. Matching alone leaves one-step students
+blurred; this term makes them sharp.
 
 Legend: B batch, X tokens of the current unit, D width, R registers.
 Source: One-Forcing, arXiv 2605.23458 (both weights 0.03, registers on two late blocks); DMD2, arXiv 2405.14867.
@@ -32,7 +32,7 @@ from train.pruning.features import Features
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig(Weight):
-    """Options of the adversarial objective; the weight is that of the critic's loss, too.
+    """Options of the adversarial objective; its weight also scales the critic's loss.
 
     Attributes:
       depths: blocks whose features the critic sees, as a share of the fake model's depth.

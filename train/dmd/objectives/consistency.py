@@ -31,7 +31,7 @@ from train.flow import losses
 
 @dataclasses.dataclass(frozen=True)
 class ConsistencyConfig(Weight):
-    """Options of the consistency objective. It needs examples at all levels: `DMDConfig.levels` = 'uniform'."""
+    """Options of the consistency objective, which needs examples at all levels (`DMDConfig.levels` = 'uniform')."""
 
 
 def mean_flow_target(

@@ -1,4 +1,4 @@
-"""Distribution matching: the student's predictions move to where the teacher sees more likely data than the fake model.
+"""Distribution matching: the student's predictions move to where the teacher's density exceeds the fake model's.
 
     pull = w (D(z_tau) - D_phi(z_tau)), w = 1 / ||D(z_tau) - (y0 - y1)||_1
 
@@ -30,7 +30,7 @@ class MatchingConfig(Weight):
     """
 
     weight: float = 1.0
-    # Four evenly spaced levels inside (0, 1). Both ends are without information: at 1 the coarsest stage is pure
+    # Four evenly spaced levels inside (0, 1). Both ends carry no information: at 1 the coarsest stage is pure
     # noise, which does not depend on z_theta, and at 0 the finest is z_theta itself, without noise to remove.
     taus: tuple[float, ...] = (0.125, 0.375, 0.625, 0.875)
 
@@ -56,7 +56,7 @@ class Matching:
     def pull(
         self, examples: Examples, stage: int, example: Example, z_theta: Unit, models: Models, draws: Draws
     ) -> tuple[Unit, Values]:
-        """Return w (D - D_phi) and what is logged of the probe."""
+        """Return w (D - D_phi), and the probe's values to log."""
         probe = examples.probe(z_theta, stage, draws['tau'], draws['noise'])
         teacher = example.ask(models.teacher, stage, probe.x, probe.timestep)
         fake = example.ask(models.fake, stage, probe.x, probe.timestep)

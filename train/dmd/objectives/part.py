@@ -51,6 +51,6 @@ class Part(Protocol):
 
         Args:
           z_theta: detached clean predictions [B, 1, h, w, C], in float32.
-          draws: of `draw`.
+          draws: the result of `draw`.
         """
         ...

@@ -1,7 +1,7 @@
-"""Regression: the student's predictions are drawn to the data by the Cauchy loss log(1 + ||z_theta - z||^2).
+"""Regression of the student's predictions to the data with the Cauchy loss log(1 + ||z_theta - z||^2).
 
-Behind the student's own history the data's frame is not a target: its motion belongs to another past. Such examples
-are left out by default.
+After the student's own history the data's frame is not a valid target: its motion continues another history. Such
+examples are left out by default.
 
 Source: Neodragon, arXiv 2511.06055, section on step distillation (regression loss, weight 0.5).
 """
@@ -27,7 +27,7 @@ class RegressionConfig(Weight):
     """Options of the regression.
 
     Attributes:
-      own_history: further factor for examples behind the student's own history.
+      own_history: further factor for examples with the student's own history.
     """
 
     weight: float = 0.5

@@ -1,4 +1,4 @@
-"""The weighted sum of objectives that a student is trained with."""
+"""Weighted sum of the student's objectives."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ObjectivesConfig:
             raise InputError(f'{weights} are all 0: there is no objective; raise one.')
 
     def parts(self) -> list[Part]:
-        """Return the objectives that take part in the run."""
+        """Return the objectives that are active in the run."""
         parts: list[Part] = [
             Matching(self.matching),
             Regression(self.regression),
