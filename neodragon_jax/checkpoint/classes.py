@@ -1,4 +1,4 @@
-"""The released classes: for each its config, module, rename table and files."""
+"""Table of the released classes: config, module, rename table and files of each."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ from neodragon_jax.models.vae import VideoVAE
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """How a released class maps to ours.
+    """Mapping of a released class to its implementation here.
 
     Attributes:
       config: its sizes.
       module: its Flax module.
       names: (config, **options) -> its rename table.
-      weight_file: name of its weights when they are written.
-      transformers: whether `config.json` names the class as transformers does (`architectures`, a list) or as
-        diffusers does (`_class_name`).
+      weight_file: name of its weight file when it is saved.
+      transformers: whether `config.json` names the class in the style of transformers (`architectures`, a list) or of
+        diffusers (`_class_name`).
       options: arguments of module and rename table besides the config.
     """
 
@@ -72,11 +72,11 @@ class Component:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def build(self, config: ComponentConfig) -> nn.Module:
-        """Return the module of these sizes."""
+        """Return the module with the given sizes."""
         return self.module(config, **self.options)  # pyright: ignore[reportCallIssue]
 
     def entries(self, config: ComponentConfig) -> list[Entry]:
-        """Return the rename table of these sizes: one entry for each stored tensor."""
+        """Return the rename table for the given sizes: one entry per stored tensor."""
         return self.names(config, **self.options)
 
 
@@ -87,7 +87,7 @@ def _transformers(
     return Component(config, module, names, WEIGHT_FILES[1], transformers=True, options=options)
 
 
-# By the class that `config.json` names.
+# Keys are the class names in `config.json`.
 COMPONENTS: Mapping[str, Component] = MappingProxyType(
     {
         'PyramidMMDiT': Component(MMDiTConfig, PyramidMMDiT, mmdit_names),

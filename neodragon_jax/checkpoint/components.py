@@ -59,7 +59,7 @@ def load_module(folder: Path, *kinds: type[Any]) -> Any:
 
 
 def _article(noun: str) -> str:
-    """Return a class name after its indefinite article."""
+    """Return a class name with its indefinite article."""
     return f'{"an" if noun[0] in "AEIO" else "a"} {noun}'
 
 
@@ -87,7 +87,7 @@ def load(folder: Path, *kinds: type[Any]) -> tuple[Any, Params]:
 
 
 def open_weights(folder: Path, module: nn.Module) -> Weights:
-    """Return the tensors of a component folder, after names, shapes and types in their headers have been checked.
+    """Check the names, shapes and types in the headers of a component's weight files; return the tensors.
 
     Raises:
       InputError: a file is missing or damaged, or its tensors are not those of the module.
@@ -95,20 +95,20 @@ def open_weights(folder: Path, module: nn.Module) -> Weights:
     folder = pathlib.Path(folder)
     weights, component = Weights(folder), COMPONENTS[class_name(module)]
     config: Any = module.config  # pyright: ignore[reportAttributeAccessIssue]
-    # Names first: shapes take the time of tracing as many layers as the config declares.
+    # Names first: the shapes require tracing all layers that the config declares.
     weights.check_names(entry.torch_name for entry in component.entries(config))
     weights.check({name: shape.shape for name, shape in tensor_shapes(class_name(module), config).items()})
     return weights
 
 
 def save(folder: Path, module: nn.Module, params: Mapping[str, Any]) -> None:
-    """Write a component folder that the reference implementation and `load` read.
+    """Write a component folder that both `load` and the reference implementation can read.
 
-    Loading a folder and saving it again gives the same tensors under the same names, byte for byte. Each file appears
-    under its name only when it is complete.
+    Loading a folder and saving it again gives the same tensors under the same names, byte for byte. Each file is
+    renamed into place only when it is complete.
 
     Args:
-      folder: made if absent; an older component in it is replaced.
+      folder: created if absent; an older component in it is replaced.
       params: in the unrolled or the scanned form, according to `module.scan`.
     """
     folder = pathlib.Path(folder)
@@ -131,7 +131,7 @@ def save(folder: Path, module: nn.Module, params: Mapping[str, Any]) -> None:
 
 
 def _unrolled(module: nn.Module, params: Mapping[str, Any]) -> Params:
-    """Return the parameters of a denoiser, or of a teacher around one, in the unrolled form; others as they are."""
+    """Return the parameters of a denoiser or a teacher in the unrolled form; return others unchanged."""
     if isinstance(module, PyramidMMDiT) and module.scan:
         return unstack_blocks(dict(params), module.config.num_layers)
     if isinstance(module, TeacherMMDiT) and module.scan:
@@ -140,10 +140,10 @@ def _unrolled(module: nn.Module, params: Mapping[str, Any]) -> Params:
 
 
 def component_folder(root: Path, name: str) -> pathlib.Path:
-    """Return the folder of a component inside a whole checkpoint; of one on the hub only this component is downloaded.
+    """Return the folder of a component in a checkpoint; from the hub, only this component is downloaded.
 
     Raises:
-      InputError: the checkpoint or the component is not there.
+      InputError: the checkpoint or the component does not exist.
     """
     root = shipped.resolve(root, [name])
     if not root.is_dir():
@@ -158,7 +158,7 @@ def component_folder(root: Path, name: str) -> pathlib.Path:
 
 
 def _read_config(folder: pathlib.Path) -> tuple[str, ComponentConfig]:
-    """Return the class and the sizes that a folder's `config.json` names."""
+    """Return the class and the sizes in a folder's `config.json`."""
     path = folder / 'config.json'
     if not folder.is_dir():
         raise InputError(

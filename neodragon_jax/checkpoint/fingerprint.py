@@ -10,7 +10,7 @@ from neodragon_jax.base.files import file_sha256
 
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:
-    """Return a short SHA-256 of a component's config and weights; a copied or moved folder is the same component."""
+    """Return a short SHA-256 of a component's config and weights; copying or moving the folder keeps it."""
     digest = hashlib.sha256()
     for path in sorted(pathlib.Path(folder).iterdir()):
         if path.suffix in ('.json', '.safetensors'):

@@ -8,7 +8,7 @@ TOKENIZERS = (CLIP_L_TOKENIZER, CLIP_G_TOKENIZER, T5_TOKENIZER)
 
 VIDEO_VAE = 'causal_video_vae'
 
-# The few-step student, and the multi-step system that is its teacher.
+# The few-step student, and its multi-step teacher.
 STUDENT, STUDENT_ADAPTER = 'diffusion_transformer_320p', 'context_adapter'
 TEACHER, TEACHER_ADAPTER = 'diffusion_transformer_320p_multistep_t2v', 'context_adapter_multistep_t2v'
 # By mode: hybrid starts from a given first frame, monolithic from noise alone.

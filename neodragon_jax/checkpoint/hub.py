@@ -1,7 +1,7 @@
 """Checkpoints by their name on the Hugging Face hub: `hf://ORG/NAME@REVISION`, or `ORG/NAME`.
 
-Files go to the cache of the hub's library (HF_HOME); complete ones are not fetched again. A revision is resolved once
-per process; the folder that is returned is named by its commit.
+Files are stored in the cache of the hub's library (HF_HOME); complete files are not downloaded again. A revision is
+resolved once per process; the name of the returned folder is the commit.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import NamedTuple
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import folders, model_card
 
-# Files beside the component folders: small, and fetched always.
+# Small files beside the component folders, which are always downloaded.
 ROOT_FILES = ('generation.json', model_card.RECORD, model_card.CARD, 'LICENSE*')
 _NAME = re.compile(r'(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?')
-# pathlib makes one slash of two.
+# pathlib merges two slashes into one.
 _SCHEME = re.compile('hf://?', re.IGNORECASE)
-# Commits of the names that this process has fetched, so that all its files are of one commit.
+# Resolved commit of each name fetched by this process, so that all files come from the same commit.
 _COMMITS: dict[HubName, str] = {}
 
 
 class HubName(NamedTuple):
-    """A repository of the hub, and a branch, tag or commit of it; None is the newest."""
+    """Repository of the hub, with a branch, tag or commit; None is the newest commit."""
 
     repository: str
     revision: str | None
@@ -36,12 +36,12 @@ class HubName(NamedTuple):
 
 
 def is_explicit(text: str) -> bool:
-    """Return whether a text can only be a name of the hub."""
+    """Return whether a text is unambiguously a hub name."""
     return _SCHEME.match(text) is not None
 
 
 def parse(text: str) -> HubName | None:
-    """Return the name that a text is; None if it cannot be one."""
+    """Parse a hub name; return None if the text cannot be one."""
     match = _NAME.fullmatch(_SCHEME.sub('hf://', text, count=1))
     return None if match is None else HubName(match[1], match[2])
 
@@ -51,7 +51,7 @@ def needed_folders(mode: str, first_frame: str) -> tuple[str, ...]:
 
     Args:
       mode: 'hybrid' or 'monolithic'.
-      first_frame: the maker of the first frame: 'model' needs the first-frame model, 'denoiser' nothing more.
+      first_frame: source of the first frame: 'model' needs the first-frame model, 'denoiser' no further folder.
     """
     drawn = mode == 'hybrid' and first_frame == 'model'
     return (
@@ -78,7 +78,7 @@ def fetch(name: HubName, needed: Sequence[str] | None) -> pathlib.Path:
 
     patterns = None if needed is None else [*ROOT_FILES, *(f'{folder}/*' for folder in needed)]
     with _one_line(name):
-        # Asked apart: a download answers an unknown name and a lost connection alike.
+        # A separate request, because a download reports an unknown name and a lost connection alike.
         if not _offline() and name not in _COMMITS:
             huggingface_hub.HfApi().model_info(name.repository, revision=name.revision)
         root = huggingface_hub.snapshot_download(

@@ -54,7 +54,7 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the last metrics of the run whose result a folder is; {} if the run is not beside it."""
+    """Return the last metrics of the run that produced a student folder; {} if the run is not beside it."""
     path = folder.resolve().parent / METRICS
     if not path.is_file():
         return {}
@@ -63,7 +63,7 @@ def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # cut by a kill
+            continue  # truncated when the run was killed
         if isinstance(row, dict):
             return row
     return {}
@@ -74,12 +74,12 @@ def write_card(repository: str, record: Mapping[str, Any], metrics: Mapping[str,
 
     Args:
       repository: ORG/NAME.
-      record: of `read_record`; its entries that are objects become tables, the others the table of the recipe.
-      metrics: of `read_metrics`.
+      record: from `read_record`; each entry that is an object becomes a table, all others form the recipe table.
+      metrics: from `read_metrics`.
       license_name: identifier of the license, as the hub knows it.
     """
     plain = {key: value for key, value in record.items() if not isinstance(value, dict)}
-    # A folder of the machine that trained means nothing elsewhere.
+    # Paths on the training machine are meaningless elsewhere.
     plain.pop('checkpoint', None)
     parts = [_HEAD.format(title=repository, license=license_name), _table('Recipe', plain)]
     parts += [_table(key.replace('_', ' ').capitalize(), value) for key, value in record.items() if key not in plain

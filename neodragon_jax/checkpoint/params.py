@@ -25,18 +25,18 @@ def is_sensitive(path: tuple[str, ...], leaf: np.ndarray) -> bool:
 def cast(
     params: dict[str, Any], dtype: Any, keep: Callable[[tuple[str, ...], np.ndarray], bool] = is_sensitive
 ) -> dict[str, Any]:
-    """Return parameters in a smaller type, on the host, before anything of them is on a device.
+    """Return parameters in a smaller type, cast on the host before they are copied to a device.
 
     Args:
       params: of one component as `checkpoint.load` returns them, blocks not stacked.
-      dtype: wider parameters become of this type, narrower ones stay; None changes nothing.
-      keep: (path, parameter) -> whether the parameter stays as it is.
+      dtype: type to which wider parameters are cast; narrower ones are unchanged, as are all with None.
+      keep: (path, parameter) -> whether the parameter keeps its type.
     """
     if dtype is None:
         return params
     dtype = np.dtype(dtype)
     flat: dict[Any, Any] = dict(traverse_util.flatten_dict(params))
-    del params  # so that, unless the caller keeps it, each wide array is freed when its narrow copy is made
+    del params  # Each wide array is freed once its narrow copy exists, unless the caller holds a reference.
     for path, leaf in flat.items():
         if leaf.dtype.itemsize >= dtype.itemsize and not keep(path, leaf):
             flat[path] = leaf.astype(dtype, copy=False)
@@ -44,7 +44,7 @@ def cast(
 
 
 def read_params(folder: str | os.PathLike[str], dtype: Any, *names: str) -> dict[str, Any]:
-    """Return the parameters of a component as host arrays of `cast`'s types: all, or those of some parts."""
+    """Return the parameters of a component, or of some of its parts, as host arrays of the types that `cast` gives."""
 
     def parts() -> dict[str, Any]:
         _, params = checkpoint.load(folder)

@@ -1,4 +1,4 @@
-"""Random parameters of the size of trained ones, to measure time, memory and quantization without a download."""
+"""Random parameters with the scale of trained ones, to measure time, memory and quantization without a download."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = 0.02  # deviation of embeddings and of conditioning layers
 
 # `like_trained`: one in OUTLIER_EVERY channels has gains of OUTLIER_GAIN; kernels have TAILS degrees of freedom.
 OUTLIER_EVERY, OUTLIER_GAIN, TAILS = 512, 10.0, 5
-# By the number of modulation vectors: the ones that are gains, to which 1 is added.
+# Number of modulation vectors -> indices of the gains, to which 1 is added.
 _VECTORS = {len(parts): parts for parts in (SIX_PARTS, TWO_PARTS)}
 # The last layers of residual branches, in all components.
 _BRANCH_ENDS = re.compile(
@@ -67,7 +67,7 @@ MULTISTEP = (folders.TEACHER_ADAPTER, folders.TEACHER)
 
 
 def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, Any]:
-    """Return parameters that keep the size of activations about constant; none is zero, so that no error hides.
+    """Return parameters that keep the scale of activations about constant; none is zero, so that errors stay visible.
 
     Kernels are normal with deviation 1 / sqrt(fan-in), embeddings with `SMALL`; gains are one, biases small. T5 does
     not divide its scores by sqrt(head width): its queries are smaller instead, as at the start of its training. The
@@ -99,10 +99,10 @@ def random_params(kind: str, config: ComponentConfig, seed: int) -> dict[str, An
 def like_trained(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return random parameters with three properties that make trained ones hard to quantize.
 
-    Kernels follow Student's t, whose tails are heavy, with the deviation that they had. The same few channels, one in
-    `OUTLIER_EVERY`, are `OUTLIER_GAIN` times larger than others in all gains, those of modulation too: trained
+    Kernels follow the heavy-tailed Student's t distribution with unchanged deviation. In all gains, including those of
+    modulation, the same one in `OUTLIER_EVERY` channels is `OUTLIER_GAIN` times larger than the others: trained
     transformers have about 0.1% of such channels, up to 20 times larger (LLM.int8(), arXiv 2208.07339, section 4).
-    Gains of single heads are left: large ones would let one key take all attention.
+    Per-head gains are unchanged: with large ones, one key would get all the attention.
 
     The last layer of every residual branch is smaller by the root of the number of branches, as at the start of
     GPT-2's training (Radford et al. 2019, section 2.3): otherwise the rounding errors of hundreds of layers add up.
@@ -134,5 +134,5 @@ def like_trained(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 def branch_ends(paths: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """Return the paths of the kernels that residual branches end with."""
+    """Return the paths of the last kernel of every residual branch."""
     return {path for path in paths if _BRANCH_ENDS.search('/'.join(path))}

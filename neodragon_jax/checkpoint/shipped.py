@@ -1,4 +1,4 @@
-"""Find a checkpoint: by its folder, by the name of one installed with the package, or by its name on the hub."""
+"""Lookup of a checkpoint by its folder, by the name of one shipped with the package, or by its name on the hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = No
         `ORG/NAME`); None is the shipped DEFAULT.
       needed: component folders to download from the hub; None downloads all.
     Raises:
-      InputError: there is no such folder and no such name, or the hub does not give the files.
+      InputError: neither a folder nor a name matches, or the files cannot be downloaded from the hub.
     """
     known = names()
     if given is None:
@@ -41,7 +41,7 @@ def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = No
     name = hub.parse(given)
     if hub.is_explicit(given):
         return resolve(given, needed)
-    # An empty name is a variable that was not set, not the current folder.
+    # An empty name comes from an unset variable and must not mean the current folder.
     if given and user_path(given, '--checkpoint').is_dir():
         return user_path(given, '--checkpoint')
     if given in known:
@@ -66,7 +66,7 @@ def resolve(given: str | os.PathLike[str], needed: Sequence[str] | None = None) 
       given: a path, which need not exist, or a name.
       needed: component folders to download; None downloads all.
     Raises:
-      InputError: the path is of another kind, or the hub does not give the files.
+      InputError: the path is of another kind, or the files cannot be downloaded from the hub.
     """
     text = os.fspath(given)
     if not hub.is_explicit(text):

@@ -1,4 +1,4 @@
-"""Safetensors files of a component folder, judged by their headers before a number is read."""
+"""Safetensors files of a component folder, validated by their headers before any tensor is read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Weights:
                 self.headers.setdefault(name, self.headers[alias])
 
     def check_names(self, expected: Iterable[str]) -> None:
-        """Raise InputError unless the files hold these tensors, and none else."""
+        """Raise InputError unless the files hold exactly these tensors."""
         expected = list(expected)
         missing = [name for name in expected if name not in self.headers]
         unknown = sorted(set(self.headers) - set(expected) - REDUNDANT)
@@ -84,7 +84,7 @@ class Weights:
                 )
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise InputError unless the files hold tensors of these shapes and of floating types, and none else."""
+        """Raise InputError unless the files hold exactly these tensors, with these shapes and floating types."""
         self.check_names(shapes)
         for name, shape in shapes.items():
             header = self.headers[name]
@@ -129,7 +129,7 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
 
 
 def _read_headers(path: pathlib.Path) -> dict[str, Header]:
-    """Return the headers of a file by the names of its tensors."""
+    """Return tensor name -> header of a file."""
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {
@@ -138,7 +138,7 @@ def _read_headers(path: pathlib.Path) -> dict[str, Header]:
 
 
 def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
-    """Return the safetensors files of a component; for the shards of an index, the tensors that it lists for each."""
+    """Return the safetensors files of a component; for indexed shards, also the tensors listed for each."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return {folder / name: None}

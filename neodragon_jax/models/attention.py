@@ -3,16 +3,16 @@
 Attention is causal over frames: a query sees the text and the frames up to its own. All strategies give the same
 output at real tokens; their outputs at padding differ and are never read.
 
-  masked          Every query meets every key; a mask is added to the scores.
-  prefix          Groups of image queries meet only the prefix of the keys that they may see. The keys in it that are
-                  still forbidden, mostly padding, get an added row of the scores.
-  prefix_folded   The same groups. The forbidden keys are part of the contraction: additional dimensions of queries and
-                  keys whose product is very negative. One operation writes the scores and one reads them; on a phone
-                  attention is bound by these.
-  splash          The groups of `prefix` with a TPU kernel that never writes the scores: for training.
+  masked          Score every query against every key and add a mask to the scores.
+  prefix          Score each group of image queries against only the prefix of the keys that it may see. A bias row
+                  added to the scores forbids the other keys of the prefix, mostly padding.
+  prefix_folded   Use the same groups, but forbid keys inside the contraction: queries and keys get additional
+                  dimensions whose product is very negative. The scores are then written once and read once; on a
+                  phone, this memory traffic bounds attention.
+  splash          Use the prefixes in a TPU kernel that never writes the scores to memory; for training.
 
 A strategy is two functions: `bias` turns layout, positions and text mask into arrays once per condition, and `attend`
-uses them in every block. A further strategy needs only a row in `STRATEGIES`.
+uses them in every block. To add a strategy, add a row to `STRATEGIES`.
 
 Legend: B batch, L text tokens, I image tokens, S = L + I, X image tokens whose output is read (the last ones), N heads,
 K head dim, F dimensions that hold the mask.
@@ -42,8 +42,8 @@ from neodragon_jax.pyramid.layout import (
     valid_tokens,
 )
 
-# Their product is added to a forbidden score. exp(-100) is negligible, and neither factor widens the range of its
-# tensor much.
+# The product of these factors is added to a forbidden score. exp(-100) is negligible, and neither factor widens the
+# value range of its tensor much.
 QUERY_FEATURE, KEY_FEATURE = 4.0, -25.0
 
 
@@ -73,7 +73,7 @@ def strategy(name: str) -> Strategy:
     """Return a strategy by its name.
 
     Raises:
-      InputError: there is none of that name.
+      InputError: no strategy has that name.
     """
     if name not in STRATEGIES:
         raise InputError(
@@ -112,7 +112,7 @@ class Groups:
 
     @classmethod
     def of(cls, layout: Layout) -> Groups:
-        """Return the groups of a sequence whose frames are in the order of their ids."""
+        """Return the groups of a sequence whose frames are sorted by id."""
         unseen = 0 if layout.text_sees_current else layout.current_tokens
         return cls(layout.tokens - unseen, tuple(query_groups(layout)))
 
@@ -144,7 +144,7 @@ class SplashBias(NamedTuple):
 
 
 def _seen_by_text(ids: Int[Array, 'B S']) -> Bool[Array, 'B S']:
-    """Return the keys that text sees: text itself, at position 0, and frame 0 at any place in the sequence."""
+    """Return the keys that text sees: text itself (position 0) and frame 0, wherever it is in the sequence."""
     return ids <= 0
 
 
@@ -228,7 +228,7 @@ def _attend_groups(
     prefixes = {tokens: (key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))}
 
     def attend(query: Array, keys: int, bias: Array | None) -> Float[Array, 'B N _ K']:
-        if keys not in prefixes:  # groups with the same prefix share the cut
+        if keys not in prefixes:  # groups with the same prefix share a slice
             prefixes[keys] = prefixes[tokens][0][..., :keys], prefixes[tokens][1][:, :, :keys]
         return _weigh(query, *prefixes[keys], bias)
 
@@ -252,14 +252,14 @@ def _bias_rows(bias: Array | None, rows: int) -> Array | None:
 
 
 def _weigh(query: Array, key: Array, value: Array, bias: Array | None) -> Float[Array, 'B N _ K']:
-    """Return the values averaged with softmax(query key + bias); scores and softmax in float32."""
+    """Return the attention-weighted values, softmax(query key + bias) value; scores and softmax in float32."""
     scores = jnp.matmul(query, key, preferred_element_type=jnp.float32)  # B N L S
     weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
     return jnp.matmul(weights.astype(value.dtype), value)
 
 
 def _merge_heads(x: Float[Array, 'B N L K']) -> Float[Array, 'B L N*K']:
-    """Return tokens of full width."""
+    """Concatenate the heads of each token."""
     x = x.swapaxes(1, 2)
     return x.reshape(*x.shape[:2], -1)
 

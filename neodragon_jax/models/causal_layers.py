@@ -1,8 +1,8 @@
 """Causal 3-D layers of the video VAEs.
 
-Every layer takes a clip `[B, T, H, W, C]` or a single picture `[B, H, W, C]`. A picture stands at the start of time:
-a causal convolution pads it with two frames of zeros, so only the last time slice of each kernel acts, and the same
-parameters run as a 2-D network with a third of the arithmetic. The two ranks agree exactly.
+Every layer takes a clip `[B, T, H, W, C]` or a single picture `[B, H, W, C]`. A picture is treated as the first frame
+of a clip. A causal convolution pads that frame with two frames of zeros, so only the last time slice of each kernel
+acts: the same parameters run as a 2-D network with a third of the arithmetic. Both ranks give the same output exactly.
 
 Legend: B batch, T frames, H W pixel grid, h w grid after a layer, C D channels in and out.
 Source: Pyramid-Flow, arXiv 2410.05954, section 3.4.
@@ -27,15 +27,15 @@ _SPACE_PADDING = ((1, 1), (1, 1))
 
 
 def frame_norm(groups: int, dtype: Any, name: str) -> nn.GroupNorm:
-    """Return a group norm with float32 statistics of each frame alone, for clips and pictures."""
+    """Return a group norm with float32 statistics per frame, for clips and pictures."""
     return nn.GroupNorm(groups, epsilon=_NORM_EPSILON, reduction_axes=(-3, -2, -1), dtype=dtype, name=name)
 
 
 class CausalConv(nn.Module):
     """3x3x3 convolution that sees the current and the two previous frames; zeros precede the first one.
 
-    A clip is processed in chunks by making the collection CONTEXT mutable: each call then starts from the frames that
-    the previous one left there, and leaves its own.
+    To process a clip in chunks, make the collection CONTEXT mutable: each call then reads the last frames of the
+    previous chunk from it and stores its own.
     """
 
     features: int

@@ -43,8 +43,8 @@ class FeedForward(nn.Module):
 class JointBlock(nn.Module):
     """Transformer block over two token streams that attend jointly.
 
-    Tokens come as [B, L, D], or as [L, D] for a batch of one: matrix products of rank 2 are what quantizes per
-    channel on a phone. The last block ends the text stream, and computes only the `keep` image tokens that are read.
+    Tokens are [B, L, D], or [L, D] for a batch of one: a phone quantizes only matrix products of rank 2 per channel.
+    The last block ends the text stream, and computes only the `keep` image tokens that are read.
     """
 
     config: MMDiTConfig
@@ -61,7 +61,7 @@ class JointBlock(nn.Module):
         bias: Any,
         keep: int,
     ) -> tuple[tuple[Array, Array], None]:
-        """Return both streams, of the image its last `keep` tokens, and None: a scan over blocks collects nothing."""
+        """Return (last `keep` image tokens, text) and None, the empty per-step output that a scan needs."""
         image, text = keep_batch_split(streams)
         tokens = image.shape[-2]
         on_image, on_text = modulation
@@ -88,7 +88,7 @@ class JointBlock(nn.Module):
         return (image, text), None
 
     def _heads(self, name: str, x: Array) -> Float[Array, 'B _ N K']:
-        """Project to heads; queries and keys get an RMS norm per head, queries the factor 1 / sqrt(K) too."""
+        """Project to heads; apply an RMS norm per head to queries and keys, and scale queries by 1 / sqrt(K)."""
         config = self.config
         x = nn.Dense(config.width, dtype=self.dtype, kernel_init=_XAVIER, name=name)(x)
         x = x.reshape(-1, x.shape[-2], config.num_attention_heads, config.attention_head_dim)

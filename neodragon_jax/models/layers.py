@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 def timestep_sinusoid(timestep: Float[Array, ' B'], width: int, max_period: float = 10000.0) -> Float[Array, 'B K']:
     """Embed timesteps as [cos, sin] of geometrically spaced frequencies, in float32.
 
-    The frequencies are rounded to float32 the way the released model was trained: at timestep 1000 one unit in the
-    last place of a frequency moves the angle by 1e-4.
+    The frequencies are rounded to float32 as in the training of the released model: at timestep 1000, one unit in the
+    last place of a frequency changes the angle by 1e-4.
     """
     half = width // 2
     exponent = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
@@ -31,7 +31,7 @@ def timestep_sinusoid(timestep: Float[Array, ' B'], width: int, max_period: floa
 def sincos_table(size: int, width: int, base: int) -> np.ndarray:
     """Return the fixed 2-D positional table, [size, size, width]: column half first, each [sin, cos].
 
-    Coordinates are index / (size / base), so that a table of any size spans the grid `base` was trained at.
+    Coordinates are index / (size / base), so that a table of any size spans the training grid of size `base`.
     """
     coordinate = np.arange(size, dtype=np.float64) / (size / base)
     frequencies = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
@@ -51,6 +51,6 @@ def layer_norm(x: Float[Array, '*B D'], epsilon: float = 1e-6) -> Float[Array, '
 
 
 def last_entries(x: Array, count: int, axis: int) -> Array:
-    """Return the last entries along an axis; the array itself if these are all."""
+    """Return the last entries along an axis, or the array itself if it has no others."""
     size = x.shape[axis]
     return x if count == size else jax.lax.slice_in_dim(x, size - count, size, axis=axis)

@@ -1,7 +1,7 @@
 """Sharding of activations on a device mesh: the batch over devices, the heads over tensor groups.
 
-The partitioner places activations by itself, but in the backward pass of a scan over blocks it may give up the split of
-the batch, and then every device receives the activations of all. Off a mesh nothing here does anything.
+The partitioner shards activations automatically, but in the backward pass of a scan over blocks it may replicate the
+batch, so that every device holds all activations. Without a mesh, these functions have no effect.
 Source: arXiv 2105.04663 (GSPMD), section 3.
 """
 
@@ -20,7 +20,7 @@ HEADS_AXIS = 'tensor'
 
 
 def batch_axes() -> tuple[str, ...]:
-    """Return the axes of the current mesh that split the batch; none off a mesh, or where the program maps them."""
+    """Return the axes of the current mesh that split the batch; none without a mesh or for axes mapped manually."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return tuple(name for name, kind in kinds if name != HEADS_AXIS and kind is AxisType.Auto)

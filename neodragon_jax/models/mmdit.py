@@ -1,8 +1,8 @@
 """PyramidMMDiT: the joint-attention denoiser of Neodragon (SD3-style blocks, blockwise causal over frames).
 
 Two entry points share one definition. `condition` computes everything that depends only on the prompt, the timestep
-and the place in the video: positions, rotary embedding, attention mask, modulation. `denoise` is the rest, which the
-phone runs. Training and sampling call both inside one compiled function; the phone gets `condition`'s result as inputs.
+and the position in the video: positions, rotary embedding, attention mask, modulation. `denoise` computes the rest and
+is the phone graph, with the result of `condition` as inputs. Training and sampling call both in one compiled function.
 
 Legend: B batch, T latent frames, H W latent grid, C channels, F frames, L text tokens, I image tokens, S = L + I,
 D width, N heads, K head dim, P numbers in a patch, X current image tokens.
@@ -193,7 +193,7 @@ class PyramidMMDiT(nn.Module):
         return blocks, *self.modulate_end(embedding)
 
     def embed_conditioning(self, sinusoid: Float[Array, 'B t'], pooled: Float[Array, 'B p']) -> Float[Array, 'B D']:
-        """Return the vector that all modulation is made of; the arguments are those of `modulate`."""
+        """Return the vector from which all modulation is computed. Arguments as in `modulate`."""
         return self.time_embed(sinusoid) + self.pooled_embed(pooled)
 
     def modulate_end(self, embedding: Float[Array, 'B D']) -> tuple[BlockModulation, FinalModulation]:
@@ -274,7 +274,7 @@ def stack_blocks(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
     stack = np.stack if on_host else jnp.stack
     stacked = dict(params)
-    del params  # unless the caller keeps them, single parameters are freed as soon as their stack is there
+    del params  # Single parameters are freed as soon as they are stacked, unless the caller holds references.
     for name in ('blocks', 'modulators') if num_layers > 1 else ():
         trees: list[dict[Any, Any]] = [
             dict(traverse_util.flatten_dict(stacked.pop(f'{name}_{i}'))) for i in range(num_layers - 1)

@@ -23,7 +23,7 @@ _ZEROS = nn.initializers.zeros_init()
 
 # Offsets of the released vectors, in their order: a gain is 1 + the released scale.
 SIX_PARTS = (0.0, 1.0, 0.0, 0.0, 1.0, 0.0)  # shift, scale, gate for attention, then for the MLP
-TWO_PARTS = (1.0, 0.0)  # scale, shift: the order of norms that nothing follows
+TWO_PARTS = (1.0, 0.0)  # scale, shift: the order of the output norms
 
 
 class Modulation(NamedTuple):
@@ -38,7 +38,7 @@ class Modulation(NamedTuple):
 
 
 class FinalModulation(NamedTuple):
-    """AdaLN vectors of a norm that nothing follows, each [B, 1, D]."""
+    """AdaLN vectors of an output norm (no gate), each [B, 1, D]."""
 
     gain: Array
     shift: Array
@@ -63,7 +63,7 @@ class ConditioningMLP(nn.Module):
 
 
 class OffsetLinear(nn.Module):
-    """Linear to several vectors of the input's width, in float32; offsets join the bias and cost nothing."""
+    """Linear to several vectors of the input's width, in float32; offsets are folded into the bias at no cost."""
 
     offsets: tuple[float, ...]
 

@@ -24,14 +24,14 @@ from neodragon_jax.models.vae import CausalVAE, Latents, Video, in_chunks
 
 
 def channels_to_space(x: Float[Array, '*B h w c']) -> Float[Array, '*B H W C']:
-    """Double height and width, taking the 2x2 pixels from channels ordered (C, row, column)."""
+    """Double height and width: channels ordered (C, row, column) become 2x2 pixels."""
     *lead, height, width, channels = x.shape
     x = x.reshape(-1, height, width, channels // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
     return x.reshape(*lead, 2 * height, 2 * width, channels // 4)
 
 
 def channels_to_time(x: Float[Array, 'B *t H W c'], first: bool) -> Float[Array, 'B *T H W C']:
-    """Double the frames, taking each pair from channels ordered (C, frame); drop the very first frame of a video.
+    """Double the frames: channels ordered (C, frame) become pairs; drop the first frame of a video.
 
     A picture stays a picture: of its two frames the first is dropped.
     """
@@ -54,7 +54,7 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'B *t h w C'], first: bool) -> Float[Array, 'B *T H W D']:
-        """Return the level's output; `first` is whether `x` starts the video."""
+        """Return the level's output; `first` tells whether `x` starts the video."""
         for index in range(self.layers):
             x = ResnetBlock(self.features, self.groups, self.dtype, name=f'resnet_{index}')(x)
         if self.double_space:
@@ -72,7 +72,7 @@ class NativeDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: Float[Array, 'B *t h w C'], first: bool) -> Float[Array, 'B *T H W 3']:
-        """Return frames in [-1, 1] (not clamped); `first` is whether the latents start the video."""
+        """Return frames in [-1, 1] (not clamped); `first` tells whether the latents start the video."""
         config, dtype, groups = self.config, self.dtype, self.config.decoder_norm_num_groups
         widths = config.decoder_block_out_channels[::-1]
         x = middle(CausalConv(widths[0], dtype=dtype, name='conv_in')(latents), groups, dtype)

@@ -1,4 +1,4 @@
-"""Rotary embedding of the image tokens by their position in time; text tokens are at position 0 and stay as they are.
+"""Rotary embedding of the image tokens by their position in time; text tokens, at position 0, are not rotated.
 
 Legend: B batch, S tokens of text and image, I image tokens, X image tokens whose output is read (the last ones),
 N heads, K head dim, k = K / 2, R runs of image tokens with one position.
@@ -21,7 +21,7 @@ ROTARY_FORMS = ('halves', 'matrices')
 
 
 class Rotary(NamedTuple):
-    """Rotary embedding of the image tokens, half by half; text is at position 0, which turns nothing."""
+    """Rotary embedding of the image tokens, half by half; text is at position 0 and is not rotated."""
 
     cos: Float[Array, 'B I 1 k']
     sin: Float[Array, 'B I 1 k']
@@ -68,8 +68,8 @@ def make_rotary(
 def rotate(x: Float[Array, 'B X N K'], rotary: Rotary | RotaryMatrices, image_tokens: int) -> Float[Array, 'B X N K']:
     """Apply the rotary embedding of the last X of all image tokens: dimension i pairs with i + K/2.
 
-    The released weights pair neighbors (2i, 2i + 1); loading permutes them, because contiguous halves cost a phone
-    little while interleaving costs it a quarter of the graph.
+    The released weights pair neighbors (2i, 2i + 1); loading permutes them, because contiguous halves are cheap on a
+    phone, while interleaving costs a quarter of the graph.
     """
     batch, rows, _, width = x.shape
     if isinstance(rotary, RotaryMatrices):

@@ -1,7 +1,7 @@
 """Safety checker of Stable Diffusion: a classifier of pictures that must not be shown.
 
-A picture's CLIP embedding is compared with stored ones of 17 concepts, each with a threshold of its own. Three special
-concepts refuse nothing by themselves; a picture that resembles one of them is judged more strictly.
+A picture's CLIP embedding is compared with stored embeddings of 17 concepts, each with its own threshold. Three
+special concepts do not refuse a picture by themselves: they lower the other thresholds for pictures that match them.
 
 Legend: B pictures, S side in pixels, D width, E embedding width, K concepts, k special concepts.
 Source: Rando et al., Red-Teaming the Stable Diffusion Safety Filter, arXiv 2210.04610, section 3.
@@ -30,7 +30,7 @@ from neodragon_jax.models.clip import CLIPLayer
 
 # Decrease of the thresholds for a picture that resembles a special concept.
 ADJUSTMENT = 0.01
-# Scores are judged after rounding to this many decimals.
+# Scores are rounded to this many decimals before they are compared with zero.
 DECIMALS = 3
 
 Side = Annotated[int, Field(ge=1, le=2**13)]  # pixels
@@ -99,7 +99,7 @@ def _cosine(left: Float[Array, 'B E'], right: Float[Array, 'K E']) -> Float[Arra
 
 
 def _exceeds(scores: Float[Array, 'B K']) -> Bool[Array, 'B K']:
-    """Return which scores are not zero or negative after rounding; a score that is not a number counts as positive."""
+    """Return True for scores that are positive after rounding, and for NaN."""
     return ~(jnp.round(scores * 10**DECIMALS) <= 0)
 
 

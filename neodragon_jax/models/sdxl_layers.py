@@ -24,7 +24,7 @@ def conv(features: int, dtype: Any, name: str | None = None) -> nn.Conv:
 
 
 def halving_conv(features: int, pad_before: int, dtype: Any, name: str) -> nn.Conv:
-    """Return a 3x3 convolution of stride 2; zeros come after the picture, and `pad_before` rows of them before it."""
+    """Return a 3x3 convolution of stride 2, zero-padded by `pad_before` before the picture and by 1 after it."""
     pad = (pad_before, 1)
     return nn.Conv(features, (3, 3), strides=(2, 2), padding=(pad, pad), dtype=dtype, name=name)
 

@@ -1,7 +1,7 @@
 """UNet of the first-frame model: SDXL's, with the transformer blocks that SSD-1B retains.
 
-Two entrances share one definition. `embed` turns timestep, pooled prompt and sizes into one vector; `denoise` is the
-rest, the part that a phone runs four times per picture.
+Two entry points share one definition. `embed` turns timestep, pooled prompt and sizes into one vector; `denoise`
+computes the rest, which a phone runs four times per picture.
 
 Legend: B pictures, H W latent grid, h w a level's grid, C D channels, L text tokens, T text width, P pooled width,
 E embedding width, Q queries, S keys, N heads.
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
 
 
 class _LevelBlocks(nn.Module):
-    """Common part of the levels down and up: residual blocks, with transformers after them."""
+    """Base of the down and up levels: residual blocks, each optionally followed by a transformer."""
 
     config: UNetConfig
     level: Level
@@ -115,7 +115,7 @@ class _LevelBlocks(nn.Module):
 
 
 class DownLevel(_LevelBlocks):
-    """The blocks of a level, then a halving of the grid, except after the last level."""
+    """Blocks of a level, then a halving of the grid, except after the last level."""
 
     @nn.compact
     def __call__(
@@ -133,7 +133,7 @@ class DownLevel(_LevelBlocks):
 
 
 class UpLevel(_LevelBlocks):
-    """The blocks of a level, each on the output so far and a skip, then a doubling of the grid."""
+    """Blocks of a level, each applied to the previous output and a skip, then a doubling of the grid."""
 
     @nn.compact
     def __call__(
@@ -152,7 +152,7 @@ class UpLevel(_LevelBlocks):
 
 
 class UNet2DConditionModel(nn.Module):
-    """Predicts the noise in a noisy latent picture."""
+    """UNet that predicts the noise in a noisy latent picture."""
 
     config: UNetConfig
     dtype: Any = None

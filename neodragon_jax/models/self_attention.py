@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, '*B L D'], bias: Float[Array, '... L L']) -> Float[Array, '*B L D']:
-        """Return the mixed tokens; `bias` broadcasts against the scores [*B, N, L, L]."""
+        """Return the attention output; `bias` broadcasts against the scores [*B, N, L, L]."""
         dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
         query_init, key_value_init, out_init = self.inits
 

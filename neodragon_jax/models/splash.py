@@ -1,8 +1,8 @@
 """Attention over prefixes on TPUs by the Pallas splash kernel, which never writes the scores to memory.
 
 In a sequence that is causal over frames every image token sees a prefix of the keys: the text and the frames up to its
-own. The kernel makes that mask from one number per row, and padding from segments: valid tokens are one, padding is
-another. Elsewhere than on a TPU the kernel is interpreted: right, slow, for tests.
+own. The kernel computes that mask from one number per row, and the padding mask from two segments, valid and padding.
+On other devices than TPUs the kernel is interpreted: correct but slow, for tests only.
 
 Legend: B batch, S tokens, X image tokens whose output is wanted (the last ones), N heads, K head dim.
 Source: arXiv 2205.14135 (attention in tiles); `jax.experimental.pallas.ops.tpu.splash_attention`.
@@ -38,7 +38,7 @@ class Prefixes:
 
     @classmethod
     def of(cls, layout: Layout) -> Prefixes:
-        """Return the prefixes of a sequence whose frames are in the order of their ids."""
+        """Return the prefixes of a sequence whose frames are sorted by id."""
         ends = layout.text_tokens + np.cumsum([rows * columns for rows, columns in layout.grids])
         return cls(tuple(ends[layout.frame_of_token].tolist()))
 

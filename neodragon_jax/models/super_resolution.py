@@ -1,8 +1,8 @@
-"""QuickSRNet: enlarges every frame of a video by 2, 3 or 4, at the end of the pipeline.
+"""QuickSRNet: super-resolution of video frames by 2, 3 or 4, the last step of the pipeline.
 
-A few 3x3 convolutions with ReLUs clipped to [0, 1], then depth to space. Every convolution begins as the identity, and
-the last one as a copy of each color to all the pixels that it becomes: together, nearest-neighbor enlargement. To all
-of them a random part is added. In the large variant a 1x1 convolution of the input makes the copies instead.
+The network is a few 3x3 convolutions with ReLUs clipped to [0, 1], then depth to space. It is initialized near
+nearest-neighbor enlargement: each convolution as the identity, the last one as a copy of each color to all its output
+pixels, each plus a random part. In the large variant, a 1x1 convolution of the input makes the copies instead.
 
 Legend: B pictures, h w pixels before and H W after enlargement, s scaling factor (H = s h), C channels, S any shape.
 Source: QuickSRNet, arXiv 2303.04336; used by Neodragon, arXiv 2511.06055.
@@ -78,7 +78,7 @@ class QuickSRNet(nn.Module):
         outputs = config.out_channels * copies
 
         def conv(y: Array, features: int, size: int, init: Callable[..., Array], name: str) -> Array:
-            pad = ((size // 2, size // 2),) * 2  # written out because phone tools want numbers
+            pad = ((size // 2, size // 2),) * 2  # Explicit, because phone tools need numbers.
             return nn.Conv(features, (size, size), padding=pad, kernel_init=init, dtype=self.dtype, name=name)(y)
 
         hidden = x

@@ -21,8 +21,8 @@ from neodragon_jax.models.self_attention import MASKED, SelfAttention
 def relative_position_buckets(distance: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
     """Return the T5 bucket of each signed distance, key position minus query position.
 
-    Each sign owns half of the buckets. In a half, the nearer distances have one bucket each; the others share buckets
-    whose widths grow geometrically up to `max_distance`, beyond which everything falls into the last.
+    Each sign has half of the buckets. In a half, small distances have one bucket each. Larger distances share buckets
+    whose widths grow geometrically up to `max_distance`; the last bucket holds all distances beyond it.
 
     Source: Raffel et al., Exploring the Limits of Transfer Learning, arXiv 1910.10683, section 2.1.
     """
@@ -135,7 +135,7 @@ class T5Encoder(nn.Module):
         return self.token_embedding(ids)
 
     def positions(self, length: int) -> Float[Array, 'N L L']:
-        """Return the score bias that the distances between `length` tokens give."""
+        """Return the score bias from the relative positions of `length` tokens."""
         return self.position_bias(length)
 
     def transform(self, x: Float[Array, '*B L D'], bias: Float[Array, '*B N L L']) -> Float[Array, '*B L D']:

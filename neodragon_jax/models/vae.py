@@ -37,9 +37,9 @@ Config = TypeVar('Config', bound=CausalEncoderConfig)
 
 @dataclasses.dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and reciprocal deviation of an encoder's latents, by which they are normalized.
+    """Mean and reciprocal standard deviation that normalize an encoder's latents.
 
-    A video's first frame, which the encoder treats as a picture, has its own.
+    A video's first frame, which the encoder treats as a picture, has separate statistics.
     """
 
     first_shift: float
@@ -154,7 +154,7 @@ def normalize(latents: Latents, first_frame: bool = True, statistics: LatentStat
     Args:
       latents: samples of the posterior.
       first_frame: whether index 0 of the time axis is the video's first frame.
-      statistics: of the encoder; a denoiser works on the latents it was trained on only.
+      statistics: those of the encoder, and the ones that the denoiser was trained with.
     """
     shift, scale = _shift_and_scale(latents.shape[-4], first_frame, statistics)
     return (latents - shift) * scale

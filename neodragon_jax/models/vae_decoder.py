@@ -3,8 +3,8 @@
 A latent frame becomes two, four, then eight frames. The code keeps the frames of one latent apart, as *phases*: a
 list of arrays `[B*T, H, W, C]`, where phase j holds the j-th frame of every latent. The frame before phase j > 0 is
 phase j - 1 of the same latent; the frame before phase 0 is the last phase of the previous latent or, for the first
-latent, the memory. So growing time is a slice of channels, a whole clip runs its latents in parallel, and with one
-latent at a time, as on a phone, nothing is moved at all: one definition serves both.
+latent, the memory. Temporal upsampling is then a slice of channels. One definition runs all latents of a clip in
+parallel, or one latent at a time without data movement, as on a phone.
 
 Legend: B batch, T latent frames, N = B*T, H W grid, C D channels in and out, F frames.
 Source: arXiv 2511.06055, section on asymmetric decoder distillation; the design follows the public TAEHV.
@@ -43,7 +43,7 @@ def double_space(x: Float[Array, 'N h w C']) -> Float[Array, 'N H W C']:
 def _delayed(
     x: Float[Array, 'N H W C'], memory: Float[Array, 'B H W C']
 ) -> tuple[Float[Array, 'N H W C'], Float[Array, 'B H W C']]:
-    """Delay a phase by one latent: the memory enters in front and the last latent leaves as the new memory."""
+    """Delay a phase by one latent: prepend the memory, and return the last latent as the new memory."""
     if x.shape[0] == memory.shape[0]:
         return memory, x
     clip = x.reshape(memory.shape[0], -1, *x.shape[1:])  # B T H W C

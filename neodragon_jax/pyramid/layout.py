@@ -30,7 +30,7 @@ class Layout:
     Attributes:
       text_tokens: L.
       grids: patches (rows, columns) of every latent frame, oldest first.
-      current_frames: how many of the last frames are the current unit.
+      current_frames: number of last frames that form the current unit.
       text_sees_current: whether the current unit may be frame 0 of the video, the only frame that text attends to.
         Attention by key prefixes then takes current keys into account for text as well.
     """
@@ -70,8 +70,8 @@ class QueryGroup(NamedTuple):
     """Image queries that see the same prefix of the keys, apart from the order of the frames among themselves.
 
     Attributes:
-      start, stop: which image tokens.
-      frames: how many latent frames they are.
+      start, stop: range of image tokens.
+      frames: number of latent frames in the range.
       keys: length of the prefix, text included.
     """
 
@@ -82,10 +82,10 @@ class QueryGroup(NamedTuple):
 
 
 def query_groups(layout: Layout) -> list[QueryGroup]:
-    """Return the image queries in groups, in order: neighbors of one grid are a group, the current unit is its own.
+    """Group the image queries in order: neighbors of the same grid form a group, the current unit another.
 
-    Attention is causal over frames, so no query of a group sees a key behind the group. Grouping equal frames trades a
-    few masked scores for fewer and larger matrix products: it is coarse history that has equal neighbors.
+    Attention is causal over frames, so no query of a group sees a key behind the group. Grouping equal frames (the
+    coarse history) gives fewer and larger matrix products, at the cost of a few masked scores.
     """
     past = len(layout.grids) - layout.current_frames
     groups: list[QueryGroup] = []

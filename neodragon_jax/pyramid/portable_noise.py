@@ -29,10 +29,10 @@ agree bit for bit unless a compiler contracts a * b + c to one operation (C++: -
     stream = purpose 2^24 + unit 2^8 + stage
 
     purpose  unit     stage  numbers
-    0        u        0      white noise that unit u starts from, [H, W, C] at full size
+    0        u        0      initial white noise of unit u, [H, W, C] at full size
     1        u        s      white noise on entering stage s > 0 of unit u, [h, w, C]; `stages.color_noise` follows
     2        0        0      posterior sample of a first frame, [h, w, C]
-    3        0        0      what the first frame's picture starts from, [h, w, C]
+    3        0        0      initial noise of the first frame's picture, [h, w, C]
     4        step     0      added after a step of the first frame's picture, [h, w, C]
 """
 

@@ -49,7 +49,7 @@ class Prompt(NamedTuple):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """Predicts the flow of the current unit."""
+    """Function that predicts the flow of the current unit."""
 
     def __call__(
         self,
@@ -189,7 +189,7 @@ def jax_denoiser(apply: Callable[..., Any], params: Any) -> Denoiser:
         return apply({'params': params}, [*history, x], prompt.text, prompt.mask, prompt.pooled, timestep, frame_ids)
 
     def denoise(stage: int, history: History, x: Unit, unit: Array, prompt: Prompt, timestep: Array) -> Unit:
-        del stage  # the shapes say it
+        del stage  # implied by the shapes
         return flow(current(), list(history), x, unit, prompt, timestep)
 
     return denoise
@@ -198,12 +198,12 @@ def jax_denoiser(apply: Callable[..., Any], params: Any) -> Denoiser:
 def guided(denoise: Denoiser, negative: Prompt, scale: Scale) -> Denoiser:
     """Return a denoiser with classifier-free guidance: negative + scale (positive - negative), in one doubled batch.
 
-    A sample's negative and positive prompt are neighbors in the doubled batch, not in two halves of it: halves would
-    have to be exchanged between the devices that share the batch.
+    A sample's negative and positive prompt are neighbors in the doubled batch. Two separate halves would require an
+    exchange between the devices that share the batch.
 
     Args:
       negative: conditioning to steer away from; without a batch axis it holds for all samples.
-      scale: a number, or a function from the units of the samples [B] to a number for each.
+      scale: a number, or a function that maps the units of the samples, [B], to one scale per sample.
     """
 
     def both(stage: int, history: History, x: Unit, unit: Array, prompt: Prompt, timestep: Array) -> Unit:

@@ -38,8 +38,8 @@ class Schedule:
 
     Attributes:
       gamma: correlation of the block noise between stages.
-      spacing: levels of several steps in a stage: 'released', from 1 to 0.001, as the released weights expect; or
-        'even', k / n, with which a student of several steps is distilled. One step is the same in both.
+      spacing: levels of the steps in a stage: 'released', from 1 to 0.001, as the released weights expect; or 'even',
+        k / n, for the distillation of a student with several steps. With one step, both are the same.
     """
 
     stages: int = 3

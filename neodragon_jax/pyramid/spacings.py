@@ -1,4 +1,4 @@
-"""Names of the spacings of a stage's timesteps; apart from `schedule`, so that reading options does not import JAX."""
+"""Names of the spacings of a stage's timesteps; not in `schedule`, so that parsing options does not import JAX."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Latents = Float[Array, 'B T H W C']
 def down(x: Float[Array, '*B H W C'], times: int = 1) -> Float[Array, '*B h w C']:
     """Halve height and width `times` times: bilinear, align_corners false, no antialiasing.
 
-    For even sizes that is the mean of every 2x2 block. Odd sizes lose the half: 7 becomes 3.
+    For even sizes this is the mean of every 2x2 block. Odd sizes are rounded down: 7 becomes 3.
     """
     for _ in range(times):
         *lead, height, width, channels = x.shape
@@ -84,12 +84,12 @@ def stage_pair(clean: Latents, noise: Latents, stage: int, schedule: Schedule) -
     start_sigma, end_sigma = float(schedule.start_sigmas[stage]), float(schedule.end_sigmas[stage])
     end = end_sigma * noise + (1 - end_sigma) * clean
     if stage == 0:
-        return noise, end  # s0 = 1: nothing of the clean latent, which may be too small to halve
+        return noise, end  # s0 = 1: the start is pure noise, and the clean latent may be too small to halve.
     return start_sigma * noise + (1 - start_sigma) * up(down(clean)), end
 
 
 def history_stage(stage: int, distance: int) -> int:
-    """Return the stage at which the unit `distance` units back is seen from `stage`: one coarser per unit."""
+    """Return the stage of the history unit `distance` units before a unit at `stage`: one coarser per unit."""
     return max(stage - (distance - 1), 0)
 
 
@@ -140,7 +140,7 @@ def envelope(stage: int, units: int, stages: int, grid: tuple[int, int], text_to
 def envelope_history(
     pyramid: Sequence[Float[Array, 'B T _ _ C']], unit: Int[Array, ' B'], stage: int, units: int
 ) -> list[Float[Array, 'B 1 _ _ C']]:
-    """Return `units` history frames for a unit that may differ per example, oldest first, front-padded with zeros.
+    """Return `units` history frames, oldest first, front-padded with zeros; the unit may differ per example.
 
     The frames have the shapes of `envelope`; where unit < units the first units - unit of them are padding.
 

@@ -1,7 +1,7 @@
 """Rows of a rename table: one released tensor, one Flax parameter, and the exact map between them.
 
-Every map is a permutation of numbers (transpose, reshape, reorder), so a checkpoint that is loaded and saved again is
-equal byte for byte. Maps work on anything with the array interface of NumPy, including abstract JAX values.
+Every map is a permutation of numbers (transpose, reshape, reorder), so loading and saving a checkpoint reproduces it
+byte for byte. Maps work on anything with the array interface of NumPy, including abstract JAX values.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ Array = Any
 
 
 class Convert(NamedTuple):
-    """A bijection between the released layout of one tensor and ours."""
+    """Bijection between the released layout of one tensor and its Flax layout."""
 
     to_flax: Callable[[Array], Array]
     to_torch: Callable[[Array], Array]
 
 
 class Entry(NamedTuple):
-    """One parameter: its released name, its path in the Flax tree, and how the values map."""
+    """One parameter: its released name, its path in the Flax tree, and the map of its values."""
 
     torch_name: str
     path: tuple[str, ...]
@@ -48,7 +48,7 @@ def chain(first: Convert, second: Convert) -> Convert:
 
 
 def permuted(order: np.ndarray, axis: int) -> Convert:
-    """Return the map that reorders one axis: ours[i] = theirs[order[i]]."""
+    """Return the map that reorders one axis: flax[i] = released[order[i]]."""
     inverse = np.argsort(order)
 
     def take(x: Array, index: np.ndarray) -> Array:

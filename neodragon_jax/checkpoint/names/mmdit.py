@@ -7,7 +7,7 @@ import numpy as np
 from neodragon_jax.checkpoint.names.convert import LINEAR, SAME, Convert, Entry, chain, dense, permuted, reshaped
 from neodragon_jax.config.neodragon import MMDiTConfig
 
-# Released projection -> ours; queries and keys are permuted to half-split rotary order.
+# Released projection -> Flax projection; queries and keys are permuted to half-split rotary order.
 _PROJECTIONS = {
     'to_q': 'image_query',
     'to_k': 'image_key',
@@ -20,13 +20,13 @@ _NORMS = {'norm_q': 'image_query', 'norm_k': 'image_key', 'norm_add_q': 'text_qu
 
 
 def half_split_order(heads: int, head_dim: int) -> np.ndarray:
-    """Return the released index of each of our rows: per head first the even dimensions, then the odd ones."""
+    """Return the released index of each Flax row: per head first the even dimensions, then the odd ones."""
     one_head = np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])
     return (np.arange(heads)[:, None] * head_dim + one_head).reshape(-1)
 
 
 def mmdit_names(config: MMDiTConfig) -> list[Entry]:
-    """Return every released tensor of the denoiser with its path in our (unrolled) tree."""
+    """Return every released tensor of the denoiser with its path in the (unrolled) Flax tree."""
     width, size, patch = config.width, config.pos_embed_max_size, config.patch_size
     conv = Convert(
         lambda x: x.transpose(2, 3, 1, 0).reshape(config.patch_dim, width),
@@ -84,7 +84,7 @@ def _block(config: MMDiTConfig, index: int) -> list[Entry]:
 
 
 def _modulation(source: str, path: tuple[str, ...], parts: int, width: int) -> list[Entry]:
-    """Return a modulation linear: released [parts * D, D], ours [D, parts, D]."""
+    """Return a modulation linear: released [parts * D, D], Flax [D, parts, D]."""
     kernel = chain(LINEAR, reshaped((width, parts * width), (width, parts, width)))
     return [
         Entry(f'{source}.weight', (*path, 'kernel'), kernel),

@@ -8,7 +8,7 @@ from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 
 
 def native_vae_names(config: PyramidFlowVAEConfig) -> list[Entry]:
-    """Return every released tensor of CausalVideoVAE with its path in our tree."""
+    """Return every released tensor of CausalVideoVAE with its path in the Flax tree."""
     entries = encoder_names(config) + ends('decoder')
     widths = config.decoder_block_out_channels[::-1]
     previous = widths[0]

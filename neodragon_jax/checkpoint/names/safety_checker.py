@@ -14,7 +14,7 @@ def safety_checker_names(config: SafetyCheckerConfig) -> list[Entry]:
         Entry(f'{tower}.embeddings.class_embedding', ('class_embedding',), SAME),
         Entry(f'{tower}.embeddings.position_embedding.weight', ('position_embedding',), SAME),
         *dense(f'{tower}.embeddings.patch_embedding', ('patch_embed',), bias=False, weight=CONV2D),
-        # The misspelling is the release's.
+        # Misspelled in the release.
         *norm(f'{tower}.pre_layrnorm', ('pre_norm',)),
     ]
     for i in range(config.num_hidden_layers):

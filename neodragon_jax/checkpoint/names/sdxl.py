@@ -11,7 +11,7 @@ _ATTENTION = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'out'
 
 
 def unet_names(config: UNetConfig) -> list[Entry]:
-    """Return every released tensor of the UNet with its path in our tree."""
+    """Return every released tensor of the UNet with its path in the Flax tree."""
     entries = _conv('conv_in', ('conv_in',))
     for name in ('time_embedding', 'add_embedding'):
         for linear in ('linear_1', 'linear_2'):
@@ -29,7 +29,7 @@ def unet_names(config: UNetConfig) -> list[Entry]:
 
 
 def image_vae_names(config: ImageVAEConfig) -> list[Entry]:
-    """Return every released tensor of the image VAE with its path in our tree."""
+    """Return every released tensor of the image VAE with its path in the Flax tree."""
     widths, layers = config.block_out_channels, config.layers_per_block
     return [
         *_ends('encoder'),

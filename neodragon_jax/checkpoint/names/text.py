@@ -5,7 +5,7 @@ from __future__ import annotations
 from neodragon_jax.checkpoint.names.convert import SAME, Entry, dense, norm
 from neodragon_jax.config.neodragon import CLIPTextConfig, ContextAdapterConfig, T5Config, T5EncoderConfig
 
-# Second names of one tensor. Files store it under the name on the right; a state dict lists both.
+# Aliases of tied tensors. Files store the tensor under the name on the right; a state dict lists both names.
 T5_TIED_NAMES = {
     'encoder.encoder.embed_tokens.weight': 'encoder.shared.weight',  # DT5
     'encoder.embed_tokens.weight': 'shared.weight',  # a bare T5 encoder
@@ -19,7 +19,7 @@ def t5_encoder_names(config: T5EncoderConfig, prefix: str = '', path: tuple[str,
         return Entry(f'{prefix}{name}.weight', (*path, *at, 'embedding'), SAME)
 
     rows = [embedding('shared', 'token_embedding')]
-    # The table that all layers share is stored with the first.
+    # The table shared by all layers is stored with the first layer.
     first = 'encoder.block.0.layer.0.SelfAttention'
     rows += [embedding(f'{first}.relative_attention_bias', 'position_bias', 'table')]
     for i in range(config.num_layers):

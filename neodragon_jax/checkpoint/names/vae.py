@@ -6,7 +6,7 @@ from neodragon_jax.checkpoint.names.convert import CONV2D, CONV3D, Convert, Entr
 from neodragon_jax.config.neodragon import CausalEncoderConfig, VideoVAEConfig
 from neodragon_jax.models.vae_decoder import MEMORY_BLOCKS
 
-# Released 1x1x1 convolutions are ours without time: torch [out, in, 1, 1, 1], Flax [1, 1, in, out].
+# Released 1x1x1 convolutions are 2-D here: torch [out, in, 1, 1, 1], Flax [1, 1, in, out].
 _POINTWISE = Convert(
     lambda x: x.reshape(*x.shape[:2], 1, 1).transpose(2, 3, 1, 0),
     lambda x: x.transpose(3, 2, 0, 1).reshape(x.shape[3], x.shape[2], 1, 1, 1),
@@ -15,7 +15,7 @@ _ATTENTION = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'out'
 
 
 def video_vae_names(config: VideoVAEConfig) -> list[Entry]:
-    """Return every released tensor of the video VAE with its path in our tree."""
+    """Return every released tensor of the video VAE with its path in the Flax tree."""
     return [*encoder_names(config), *_decoder(config)]
 
 
@@ -76,7 +76,7 @@ def _decoder(config: VideoVAEConfig) -> list[Entry]:
     for level in range(len(config.decoder_num_features) - 1):
         for index in range(MEMORY_BLOCKS):
             path = ('decoder', f'level_{level}_memory_{index}')
-            for conv in range(3):  # ReLUs stand between the three.
+            for conv in range(3):  # The three are separated by ReLUs.
                 entries += dense(f'decoder.blocks.{number}.conv.{2 * conv}', (*path, f'conv_{conv}'), weight=CONV2D)
             number += 1
         grow, out = f'decoder.blocks.{number + 1}.conv', f'decoder.blocks.{number + 2}'
