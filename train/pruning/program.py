@@ -30,6 +30,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.lists import comma_list
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.config.pyramid_flow import TEACHER
@@ -260,7 +261,7 @@ def load(settings: Settings) -> Training:
     Raises:
       InputError: the denoisers or the data cannot be read, or are incompatible.
     """
-    folders = settings.data.split(',')
+    folders = comma_list(settings.data)
     make = functools.partial(Pruning, settings.pruning)
     program, source = load_program(settings.flow, folders, settings.weights or [1.0] * len(folders), make)
     return Training(program, source, settings.loop)

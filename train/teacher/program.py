@@ -35,6 +35,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.lists import comma_list
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.abstract import example_inputs
 from neodragon_jax.checkpoint.classes import class_name
@@ -268,7 +269,7 @@ def load(settings: Settings) -> Training:
     Raises:
       InputError: the data does not fit the settings.
     """
-    folders = settings.data.split(',')
+    folders = comma_list(settings.data)
     program, source = load_program(settings.teacher, folders, settings.weights or [1.0] * len(folders))
     return Training(program, source, settings.loop)
 
