@@ -82,10 +82,10 @@ class TeacherSampler:
     """The multi-step system on all devices of this process.
 
     Attributes:
-      denoise: denoiser with guidance.
+      denoise: the denoiser with guidance.
       plan: sampling plan, without guidance.
       negative: conditioning of the negative prompt: text [L, D], mask [L], pooled [p].
-      pictures: first frames, one per prompt; None for first frames sampled by the teacher.
+      pictures: first frames, one per prompt; None if the teacher samples them.
     """
 
     components: pipeline.Components
@@ -147,7 +147,7 @@ def find_pictures(folder: str | os.PathLike[str], count: int) -> list[pathlib.Pa
 
 
 def protocol(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of the samples, which a resumed run and training on the samples must share."""
+    """Return the settings of the samples; a resumed run and any training on the samples must have the same."""
     names = ('frames', 'height', 'width', 'steps', 'first_steps', 'guidance', 'first_guidance', 'prompt_modifier')
     given = {name: getattr(args, name) for name in (*names, 'negative_prompt', 'seed', 'dtype')}
     first = GENERATED if args.first_frame == GENERATED else 'pictures'

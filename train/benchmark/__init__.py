@@ -1,1 +1,1 @@
-"""The whole system learned from nothing on moving shapes: `python -m train.benchmark`."""
+"""Benchmark of the whole system, trained from scratch on moving shapes: `python -m train.benchmark`."""

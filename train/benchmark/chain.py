@@ -2,7 +2,7 @@
 
     autoencoder -> { small decoder, latents -> teacher -> { pruning, text } } -> samples -> students -> evaluation
 
-Every step is one of the project's programs with its preset `shapes`, as a user would type it.
+Every step is one of the project's programs with its preset `shapes`, run as a user would run it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from train.benchmark.tiers import STUDENTS, TIERS, Tier
 from train.shapes.text_encoders import TEACHER_ENCODER
 from train.teacher.program import PYRAMID_FLOW as WITH_EMBEDDER
 
-# Tokenizers and text encoders that are not trained.
+# Tokenizers and untrained text encoders.
 LANGUAGE = (*TOKENIZERS, CLIP_L, CLIP_G)
 
 
@@ -32,12 +32,12 @@ class Step(NamedTuple):
     """One command of the chain.
 
     Attributes:
-      name: of the step.
+      name: name of the step.
       result: a file that exists once the step is done.
-      module: of the program.
-      arguments: of the program.
-      parts: before it runs, component folders to copy into a checkpoint: target -> source.
-      after: results of other steps to wait for, besides those that the arguments name.
+      module: module of the program.
+      arguments: arguments of the program.
+      parts: component folders to copy into a checkpoint before the program runs: target -> source.
+      after: results of other steps to wait for, in addition to those named in the arguments.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Chain:
     """The folders and commands of one seed.
 
     Attributes:
-      out: of the benchmark. The autoencoder, scenes and text encoders are there, made once for all seeds.
+      out: folder of the benchmark, with the autoencoder, scenes and text encoders that all seeds share.
     """
 
     tier: Tier

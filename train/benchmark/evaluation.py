@@ -1,6 +1,6 @@
-"""Judging the systems of the benchmark: videos of held-out captions, whose attributes are read from the pixels.
+"""Evaluation of the benchmark's systems: the attributes of videos of held-out captions are read from the pixels.
 
-Every system gets the same captions, noise and given first frames, so that two of them differ by their weights alone.
+Every system gets the same captions, noise and given first frames, so that two systems differ by their weights alone.
 
 Legend: N captions, F frames, H W pixels.
 """
@@ -38,9 +38,9 @@ from train.vae.clips import to_float
 from train.vae.reconstruction import quality
 
 Videos = UInt8[np.ndarray, 'N F H W 3']
-# Of the held-out scenes; training scenes have another.
+# Seed of the held-out scenes; training scenes have a different one.
 SCENES_SEED = 1_000_003
-# Videos generated at a time, and shown on a contact sheet.
+# Number of videos generated at a time, and number of videos on a contact sheet.
 BATCH, SHOWN = 32, 6
 GENERATED, GIVEN = 'generated', 'given'
 # Keys of a system's results: attribute -> value of each clip, and the combination of each clip.
@@ -54,8 +54,8 @@ class System:
     Attributes:
       root: checkpoint with the text encoders and the VAE.
       denoiser, adapter: component folders.
-      steps: per stage.
-      guidance: None for none.
+      steps: sampling steps per stage.
+      guidance: guidance scale; None for no guidance.
     """
 
     root: pathlib.Path
@@ -88,7 +88,7 @@ def systems(chain: Chain) -> dict[str, System]:
 
 
 class Judge:
-    """The held-out captions of a tier, and how videos compare to them."""
+    """Comparison of videos with the held-out captions of a tier."""
 
     def __init__(self, tier: Tier) -> None:
         """Draw the scenes."""
@@ -117,7 +117,7 @@ class Judge:
         """Return a video for each caption.
 
         Args:
-          first_frame: GENERATED, or GIVEN: that of the drawn scene.
+          first_frame: GENERATED, or GIVEN for the first frame of the drawn scene.
         """
         tier = self.tier
         components = pipeline.load(system.root, 'monolithic', system.denoiser, system.adapter)
@@ -135,7 +135,7 @@ class Judge:
         return np.concatenate(made)
 
     def reconstruct(self, folder: pathlib.Path) -> Videos:
-        """Return the drawn videos as a VAE returns them.
+        """Return the drawn videos as reconstructed by a VAE.
 
         Raises:
           InputError: the folder holds something else.
@@ -198,7 +198,7 @@ def evaluate(chain: Chain) -> dict[str, Any]:
 
 
 def show(path: pathlib.Path, videos: Videos) -> None:
-    """Write the first videos under each other, as strips of frames, on one picture."""
+    """Write the first videos as strips of frames, one below the other, on one picture."""
     shown = videos[:SHOWN]
     frames = np.linspace(0, shown.shape[1] - 1, min(9, shown.shape[1])).round().astype(int)
     rows = [np.concatenate(list(clip[frames]), axis=1) for clip in shown]

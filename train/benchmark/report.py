@@ -22,7 +22,7 @@ from train.shapes.attributes import NUMBERS, Estimate
 from train.shapes.world import Traits
 
 COLUMNS = (*Traits._fields, 'all', *NUMBERS)
-# Curves of every program's loss, and of what its evaluations found.
+# Metrics whose curves are drawn: every program's loss and evaluation metrics.
 CURVES = ('loss', 'eval/validation', 'eval/psnr', 'fake_mse', 'cauchy')
 STYLE = (
     'body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;'
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Return the verdict; a value within two standard errors of a bound is no clear one."""
+        """Return the verdict; a value within two standard errors of a bound is "within the error"."""
         reached = self.target.reached(self.estimate.mean)
         if reached is None:
             return ''
@@ -129,7 +129,7 @@ def target_table(rows: Sequence[Row]) -> list[str]:
 
 
 def verdict_table(rows: Sequence[Row]) -> list[str]:
-    """Return the table of docs/benchmark.md: videos from nothing and behind a given first frame side by side."""
+    """Return the table of docs/benchmark.md: generated and given first frames side by side."""
     by_name = {row.target.what: row for row in rows}
     lines = [
         '| what | asked | from nothing | reached | first frame given | reached |', '|---|---|---:|---|---:|---|'
@@ -166,7 +166,7 @@ def pictures(chain: Chain) -> list[str]:
 
 
 def seconds(chains: Sequence[Chain]) -> list[str]:
-    """Return how long every step took."""
+    """Return the duration of every step."""
     times: list[Mapping[str, float]] = [
         json.loads((chain.folder / 'times.json').read_text()) if (chain.folder / 'times.json').is_file() else {}
         for chain in chains
@@ -180,7 +180,7 @@ def seconds(chains: Sequence[Chain]) -> list[str]:
 
 
 def draw_curves(metrics: pathlib.Path, out: pathlib.Path) -> None:
-    """Draw what a program logged over its steps."""
+    """Draw a program's logged metrics over its steps."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text().splitlines()]
     curves = {name: [(row['step'], row[name]) for row in rows if row.get(name) is not None] for name in CURVES}
     shown = {name: points for name, points in curves.items() if points}

@@ -24,17 +24,17 @@ from train.benchmark.chain import Chain, Step
 from train.benchmark.tiers import TIERS, Tier
 from train.shapes.world import WORLDS, caption
 
-# The repository: programs are run from it, as their settings are named relative to it.
+# Root of the repository. Programs run from it, because the paths of their settings are relative to it.
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Steps on a CPU are faster where their buffers lie in huge pages; only Linux reads this.
+# CPU steps are faster when their buffers are in huge pages; only Linux reads this variable.
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
-# Random wordings of every trained combination among the prompts: nearly all that exist.
+# Number of random wordings of every trained combination among the prompts: nearly all that exist.
 WORDINGS = 400
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of the command line, see its help.
+    """Options of the command line; see its help.
 
     Attributes:
       tier: name of one of TIERS.
@@ -87,7 +87,7 @@ def train(chains: Sequence[Chain], devices: int, jobs: int, until: str | None, e
       until: name of the last step to run.
       evaluate: whether the evaluation is one of the steps.
     Raises:
-      InputError: a command failed, or there is no step of the name where to stop.
+      InputError: a command failed, or `until` names no step.
     """
     of_step: dict[pathlib.Path, tuple[Step, Chain]] = {}
     for chain in chains:
@@ -120,7 +120,7 @@ def train(chains: Sequence[Chain], devices: int, jobs: int, until: str | None, e
 
 
 def write_prompts(path: pathlib.Path, tier: Tier) -> None:
-    """Write the trained captions in several wordings, a line each, if they are not there."""
+    """Write the trained captions in several wordings, one per line, unless the file exists."""
     if path.is_file():
         return
     combinations = WORLDS[tier.world].combinations('train')
@@ -152,7 +152,7 @@ def run(options: Options) -> int:
             train(chains, options.devices, options.jobs, options.until, evaluate=options.only is None)
         if options.until is not None:
             return 0
-        # Only now: JAX takes the devices, which the programs need for themselves.
+        # Imported late, because JAX reserves the devices, which the programs need.
         from train.benchmark import evaluation, report, shipping
 
         if options.only == 'evaluate':
@@ -167,7 +167,7 @@ def run(options: Options) -> int:
 
 
 def check_tier(out: pathlib.Path, name: str) -> None:
-    """Note the tier of a folder, or raise InputError if it was begun with another."""
+    """Record the tier of a folder, or raise InputError if the folder was begun with another tier."""
     note: Any = out / 'tier.txt'
     if note.is_file() and note.read_text().strip() != name:
         raise InputError(f'--out {out}: holds the tier {note.read_text().strip()}, not {name}; choose another folder.')

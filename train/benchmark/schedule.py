@@ -1,4 +1,4 @@
-"""Running the commands of the benchmark side by side: each starts once the files that it reads exist."""
+"""Parallel execution of the benchmark's commands: each starts once the files that it reads exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from train.benchmark.chain import Step
 
-# Options that name the folder to which a program writes.
+# Options for a program's output folder.
 OUTPUT = ('--config.workdir', '--out')
 
 
@@ -29,14 +29,14 @@ def reads(step: Step) -> set[pathlib.Path]:
 
 
 def writes(step: Step) -> set[pathlib.Path]:
-    """Return the folders that a command writes; of the evaluation, whose --out is the common folder, its result's."""
+    """Return the folders that a command writes; for the evaluation (--out: common folder), its result's folder."""
     if step.after:
         return {step.result.parent}
     return {pathlib.Path(value) for name, value in options(step) if name in OUTPUT} | set(step.parts)
 
 
 def waits_for(step: Step, earlier: Step) -> bool:
-    """Tell whether a command reads something that an earlier one writes or adds to."""
+    """Return whether a command reads something that an earlier one writes or adds to."""
     made = writes(earlier)
     return any(
         path in made or made & set(path.parents) or any(path in one.parents for one in made) for path in reads(step)
@@ -51,8 +51,8 @@ def run_all(
     Args:
       steps: in an order in which they could run one by one.
       jobs: number of steps at a time, each on its share of this machine's cores.
-      run: runs one, in a thread of its own; returns the seconds.
-      on_done: called with each step and its seconds.
+      run: function that runs one step in its own thread and returns the seconds.
+      on_done: function called with each finished step and its seconds.
     Raises:
       Exception: the first failure, after the running steps have ended.
     """
@@ -85,7 +85,7 @@ def ready(left: Sequence[Step], running: Sequence[Step]) -> list[Step]:
 
 
 def shares(jobs: int) -> list[set[int]]:
-    """Return the cores of each job; empty where the system does not say, or there are fewer cores than jobs."""
+    """Return the cores of each job; empty if the system does not report them, or has fewer cores than jobs."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
     return [set(cores[job::jobs]) for job in range(jobs)] if len(cores) >= jobs > 1 else []
 

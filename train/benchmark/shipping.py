@@ -1,4 +1,4 @@
-"""The benchmark's result as a checkpoint that is small enough to ship: bfloat16, with its own generation.json."""
+"""Writer of the benchmark's result as a checkpoint small enough to ship: bfloat16, with its own generation.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENCODERS = (CLIP_L, CLIP_G, TEXT_ENCODER)
 
 
 def write(chain: Chain) -> pathlib.Path:
-    """Write teacher, student and all that they need into a folder of the seed, replacing it; return the folder."""
+    """Write teacher, student and their components to a folder of the seed, replacing it; return the folder."""
     out, student = chain.shipped, chain.result('student')
     parts = {name: chain.small / name for name in (*ENCODERS, VAE, DENOISER, ADAPTER)}
     parts |= {STUDENT: student / STUDENT, STUDENT_ADAPTER: student / STUDENT_ADAPTER}

@@ -1,7 +1,7 @@
 """Standard errors of the benchmark's numbers.
 
-Captions are drawn from few combinations of attributes, and all seeds see the same captions: clips are not independent.
-The error of a number, also of a difference or ratio of two systems on the same captions, is
+Captions are drawn from few combinations of attributes, and all seeds use the same captions, so clips are dependent.
+The error of a number (or of a difference or ratio of two systems on the same captions) is
 
     error^2 = (G - 1) / G  sum over combinations g of (v_g - mean of v)^2     delete-a-group jackknife
               + deviation over seeds^2 / S                                     training differs by seed
@@ -25,7 +25,7 @@ from train.shapes.attributes import Estimate
 
 
 class Estimator:
-    """Estimates numbers from the evidence of all seeds."""
+    """Estimator of numbers from the evidence of all seeds."""
 
     def __init__(self, seen: Sequence[Evidence]) -> None:
         self._seen = seen
@@ -33,7 +33,7 @@ class Estimator:
         self._without = [[_without(evidence, group) for evidence in seen] for group in groups]
 
     def __call__(self, value: Callable[[Evidence], float]) -> Estimate:
-        """Return the mean of a number over seeds, and its error; not a number where clips were not recorded."""
+        """Return the mean of a number over seeds, and its error, which is NaN if no clips were recorded."""
         values = [value(evidence) for evidence in self._seen]
         of_seeds = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         left_out = [np.mean([value(evidence) for evidence in seen]) for seen in self._without]

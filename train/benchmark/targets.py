@@ -1,7 +1,7 @@
 """Targets of the benchmark, as numbers computed from the results of all systems.
 
 The teacher's targets are absolute; every distillation is compared with the system that it learns from. Targets on
-videos are set twice: for videos generated from nothing, and behind a given first frame.
+videos are set twice: for generated and for given first frames.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from train.benchmark.chain import VAE, Chain
 from train.benchmark.evaluation import GENERATED, GIVEN
 from train.shapes.world import Traits
 
-# Name of a system and first frame -> attribute -> (mean, standard error), besides some plain numbers.
+# Name of a system and first frame -> attribute -> (mean, standard error); some entries are plain numbers.
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -28,10 +28,10 @@ class Evidence(NamedTuple):
     """The results of a seed: judged videos, and records of the programs.
 
     Attributes:
-      text_cosine: of the distilled text states with the teacher's, on held-out captions, with and without its term.
-      importance_correlation: of the two streams' importances over blocks, by rank; not a number where one does not
-        vary.
-      encoder_kept: whether the small decoder's encoder is the native one's, bit for bit.
+      text_cosine: cosine of the distilled text states with the teacher's, on held-out captions, for training with and
+        without the cosine term.
+      importance_correlation: rank correlation of the two streams' importances over blocks; NaN if one is constant.
+      encoder_kept: whether the small decoder's encoder equals the native one bit for bit.
     """
 
     results: Results
@@ -71,7 +71,7 @@ class Target:
         return 'reported' if self.most is None else f'at most {self.most:g}'
 
     def reached(self, value: float) -> bool | None:
-        """Return whether a value will do; None where nothing is asked."""
+        """Return whether a value meets the target; None if there are no bounds."""
         if self.least is None and self.most is None:
             return None
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
@@ -108,7 +108,7 @@ def _encoder_kept(chain: Chain) -> bool:
     )  # fmt: skip
 
 
-# Ends the name of a target behind a given first frame.
+# Suffix of the names of targets with a given first frame.
 GIVEN_TOO = ', first frame given'
 
 Value = Callable[[Evidence, str], float]
@@ -135,7 +135,7 @@ def _motion_error(seen: Evidence, system: str, first: str) -> float:
 
 
 def _of_videos(what: str, value: Value, least: float | None = None, most: float | None = None) -> tuple[Target, ...]:
-    """Return a target for videos that are generated from nothing, and the same behind a given first frame."""
+    """Return a target twice: for generated and for given first frames."""
     return (
         Target(what, lambda seen: value(seen, GENERATED), least, most),
         Target(what + GIVEN_TOO, lambda seen: value(seen, GIVEN), least, most),
@@ -176,7 +176,7 @@ TARGETS = (
     *_of_videos('student: points of all attributes lost', _points_of('all', 'student', 'text'), most=5.0),
     *_of_videos('student: motion, 1 as drawn', lambda seen, first: seen.mean('student', 'motion', first), 0.9, 1.1),
 )
-# Asked only where the tier trains the students they compare with.
+# Only for tiers that train the students in the comparison.
 CONTROLS: Mapping[str, tuple[Target, ...]] = {
     'regression': _of_videos(
         'regression alone: error of motion beyond the student',

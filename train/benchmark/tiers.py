@@ -12,7 +12,7 @@ STUDENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         'student': (),
         'regression': ('--config.dmd.objectives.matching.weight=0.0',),
         'paper': ('--config.dmd.clean_prediction=paper',),
-        # The ramp begins at a quarter of tier gpu's steps and takes a quarter.
+        # The ramp starts after a quarter of tier gpu's steps and lasts a quarter.
         'own_history': (
             '--config.dmd.own_history.last=1.0',
             '--config.dmd.own_history.ramp_start=750',
@@ -27,15 +27,15 @@ class Tier:
     """A size of the benchmark.
 
     Attributes:
-      world: of `train.shapes.world`.
-      clips: to train denoisers on.
-      samples: of the teacher, for distillation.
+      world: name of a world of `train.shapes.world`.
+      clips: number of clips to train denoisers on.
+      samples: number of teacher samples for distillation.
       captions: held-out captions whose videos are judged.
       steps: sampling steps per stage of the teacher.
-      guidance: of the teacher, while sampling and while distilling.
-      training: steps of each program; others keep those of their presets.
+      guidance: guidance scale of the teacher, in sampling and in distillation.
+      training: steps of each program; programs not listed use their presets.
       settings: other settings of each program.
-      students: which of STUDENTS.
+      students: names from STUDENTS.
     """
 
     world: str = 'cpu'
@@ -70,7 +70,7 @@ _FEW = ('--config.{section}.evaluation.examples=8', '--config.{section}.evaluati
 
 TIERS: Mapping[str, Tier] = MappingProxyType(
     {
-        # Three latent frames are too few for a student to drift on its own history.
+        # Three latent frames are too few for a student to drift on its own history, so no own_history here.
         'cpu': Tier(students=('student', 'regression', 'paper')),
         # Five latent frames, sizes, speeds, and turns that the captions omit: the future is uncertain.
         'gpu': Tier(

@@ -3,10 +3,11 @@
     python -m train.measure.loader --needs 36 --hosts 4
 
 `--needs` is the required samples per second of the whole job: global batch size / step time. Samples are read
-from a temporary set of full-size latents and text states, or from one of yours (--data). Cold means that none of it is
-in the page cache, warm that all is. Last, steps at exactly the required rate are run, and their waiting is measured.
+from a temporary set of full-size latents and text states, or from a given one (--data). Cold means that none of the set
+is in the page cache, warm that all of it is. Finally, steps run at exactly the required rate and their waiting time is
+measured.
 
-The exit status is 1 if the loader is slower than what the job needs.
+The exit status is 1 if the loader is slower than the required rate.
 
 Legend: L text tokens, D text width, P pooled width.
 """
@@ -80,7 +81,7 @@ def full_size_spec() -> RecordSpec:
 
 
 def write_samples(folder: pathlib.Path, count: int) -> None:
-    """Write a dataset of full-size samples: random numbers, each sample others."""
+    """Write a dataset of full-size samples with different random numbers in each."""
     spec, rng = full_size_spec(), np.random.default_rng(0)
     noise = {
         name: rng.normal(size=array.shape).astype(ARRAY_DTYPES[array.dtype])
@@ -95,7 +96,7 @@ def write_samples(folder: pathlib.Path, count: int) -> None:
 
 
 def evict(folder: pathlib.Path) -> None:
-    """Take a dataset out of the page cache, after what is not on disk yet is there."""
+    """Flush a dataset to disk and evict it from the page cache."""
     for path in folder.glob('*array_record*'):
         with path.open('rb') as file:
             os.fsync(file.fileno())
@@ -114,7 +115,7 @@ def opened(source: Source, batch: int, seed: int) -> Iterator[Loader]:
 
 
 def loader_rate(source: Source, batch: int, seed: int) -> float:
-    """Return samples per second that reach the devices, of one round over the source; opening does not count."""
+    """Return the samples per second that reach the devices in one round over the source; opening is not timed."""
     with opened(source, batch, seed) as loader:
         batches = max(len(source) // batch, 1)
         start = time.perf_counter()
@@ -124,7 +125,7 @@ def loader_rate(source: Source, batch: int, seed: int) -> float:
 
 
 def waits(source: Source, batch: int, step_s: float, steps: int) -> list[float]:
-    """Return the seconds for which steps of a given length wait for their batches; the first one is not counted."""
+    """Return the seconds for which steps of a given length wait for their batches; the first step is not counted."""
     waited = []
     with opened(source, batch, seed=2) as loader:
         for _ in range(steps + 1):
@@ -136,7 +137,7 @@ def waits(source: Source, batch: int, step_s: float, steps: int) -> list[float]:
 
 
 def measure(folder: pathlib.Path, args: argparse.Namespace) -> bool:
-    """Print what a dataset gives; return whether it is enough."""
+    """Print the rates and waiting times of a dataset; return whether its rate is sufficient."""
     source = SampleSource(folder)
     size_mb = sum(
         int(np.prod(array.shape)) * ARRAY_DTYPES[array.dtype].itemsize for array in source.spec.arrays.values()
@@ -163,7 +164,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> bool:
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Measure the dataset of a command line; return whether it is enough.
+    """Measure the dataset of a command line; return whether its rate is sufficient.
 
     Raises:
       InputError: an argument is wrong, or the dataset cannot be read.

@@ -4,8 +4,8 @@
 
 Both run forward and backward on the same samples: the last unit of a full-size video at each of the three stages,
 408, 648 and 1728 tokens with text. The packed sequence holds all 2784 behind a block-diagonal mask, with modulation per
-token. It is measured at its best: blocks unrolled, so that the modulation need not be laid out per token and block in
-memory, as a scan over blocks has it.
+token. It is measured in its fastest form: unrolled blocks, so that the modulation is not stored per token and block, as
+a scan over blocks would require.
 
 Legend: B batch, S tokens of a sequence, D width.
 """
@@ -125,7 +125,7 @@ def _token_order(texts: list[int], pasts: list[int], currents: list[int]) -> np.
 
 
 def _block_diagonal(biases: Sequence[Float[Array, 'B 1 _ _']]) -> Float[Array, 'B 1 S S']:
-    """Return the attention bias of sequences side by side that do not see one another."""
+    """Return the attention bias of concatenated sequences that do not attend to one another."""
     rows, total, start = [], sum(bias.shape[-1] for bias in biases), 0
     for bias in biases:
         size = bias.shape[-1]
@@ -168,7 +168,7 @@ def example_calls(config: MMDiTConfig, batch: int) -> list[Call]:
 
 
 def measure(flows: Callable[..., list[Array]], params: Any, calls: Sequence[Call], repeats: int) -> tuple[float, float]:
-    """Return (seconds to compile, seconds of one forward and backward pass, the least of `repeats`)."""
+    """Return (seconds to compile, minimum seconds of a forward and backward pass over `repeats` passes)."""
     loss = lambda params, calls: sum(jnp.mean(jnp.square(flow)) for flow in flows(params, calls))
     start = time.perf_counter()
     step = jax.jit(jax.grad(loss)).lower(params, calls).compile()
@@ -182,7 +182,7 @@ def measure(flows: Callable[..., list[Array]], params: Any, calls: Sequence[Call
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both forms and print the results."""
     parser = argparse.ArgumentParser(
         'python -m train.measure.packing', description=__doc__.splitlines()[0] if __doc__ else ''
     )
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=1, help='samples per stage (default: %(default)s)')
     parser.add_argument('--repeats', type=int, default=3, help='default: %(default)s')
     args = parser.parse_args()
-    # A cached program would take no time to compile.
+    # With a cached program, compilation would not be measured.
     jax.config.update('jax_enable_compilation_cache', False)
     heads = args.width // 64
     module = PyramidMMDiT(
@@ -199,7 +199,7 @@ def main() -> None:
     )
     calls = example_calls(module.config, args.batch)
     params = module.init(jax.random.key(0), *calls[0])['params']
-    # Fresh gates are zero and would hide everything behind them.
+    # Fresh gates are zero, so the blocks would not contribute to the output.
     params = jax.tree.map(lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(1), leaf.shape), params)
     separate = lambda params, calls: separate_flows(module, params, calls)
     packed = lambda params, calls: packed_flows(module, params, calls)
