@@ -1,7 +1,7 @@
 """Files and folders that appear under their final name only when they are complete.
 
 A writer works under a hidden draft name in the same folder; the rename at the end is one step of the file system.
-Whatever interrupts the writer, a reader finds the old content or the new one, never half of it. Drafts of killed
+A reader finds either the old or the new content, never a part of it, even if the writer is killed. Drafts of killed
 processes are removed by the next process that writes into the folder.
 """
 

@@ -1,4 +1,4 @@
-"""The boundary of every command: each failure that a user can mend is one line, with a documented exit status."""
+"""Error boundary of every command: a failure that the user can fix prints one line and has a documented status."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _REMEDIES = {
 
 
 def exit_status(program: Callable[[], object]) -> int:
-    """Run a command; return its exit status, see EXIT_CODES. A failure that a user can mend ends in one line."""
+    """Run a command; return its exit status, see EXIT_CODES. A failure that the user can fix prints one line."""
     try:
         program()
     except InputError as error:
         return _fail(str(error), WRONG_INPUT)
     except BrokenPipeError:
-        # The reader of our output has gone, as `head` does. Nothing can be said to it, at exit either.
+        # The reader of the output has closed it, as `head` does. Nothing can be written to it, including at exit.
         sys.stdout = None
         return SUCCESS
     except OSError as error:
@@ -53,7 +53,7 @@ def exit_status(program: Callable[[], object]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    """Print one line on standard error, whatever characters a path has; return the status."""
+    """Print one line to standard error, with any characters in its paths; return the status."""
     line = ' '.join(message.splitlines())
     print('error: ' + line.encode('utf-8', 'backslashreplace').decode(), file=sys.stderr)
     return status

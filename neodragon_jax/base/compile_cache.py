@@ -20,10 +20,10 @@ def default_folder() -> pathlib.Path:
 
 
 def use_compile_cache() -> str:
-    """Have JAX keep compiled programs on disk; return one line on the place and its size, '' without a cache.
+    """Enable JAX's compilation cache on disk; return one line with its folder and size, '' without a cache.
 
-    A folder that the caller or JAX_COMPILATION_CACHE_DIR has chosen stays. A cache that cannot be written is left out:
-    it is never a reason to fail.
+    A folder already set by the caller or by JAX_COMPILATION_CACHE_DIR is kept. If the cache cannot be written, it stays
+    off without an error.
     """
     chosen = jax.config.values['jax_compilation_cache_dir']
     folder = pathlib.Path(chosen) if chosen else default_folder()

@@ -1,7 +1,7 @@
-"""One lock for every output folder: two processes never write the same one.
+"""Locks on output folders: two processes never write to the same folder.
 
 A lock is a small file in the folder that names its owner. The owner holds a POSIX record lock on it, which the kernel
-releases when the process ends in whatever way; so a lock that a killed process left is recognized and taken over.
+releases however the process ends. The lock file of a killed process is therefore recognized and taken over.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _acquire(folder: pathlib.Path, path: pathlib.Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _lock(descriptor, folder, path)
-            # Its last owner may have removed the file between our opening and our locking it.
+            # The last owner may have removed the file after it was opened here and before it was locked.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.truncate(descriptor, 0)
                 os.pwrite(descriptor, _owner().encode(), 0)
@@ -91,7 +91,7 @@ def _owner() -> str:
 
 
 def _fields(content: bytes) -> dict[str, str]:
-    """Return the fields of a lock file; none where it is damaged."""
+    """Return the fields of a lock file; none if it is damaged."""
     try:
         fields = json.loads(content)
     except ValueError:

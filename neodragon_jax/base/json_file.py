@@ -1,4 +1,4 @@
-"""JSON files and their values, read strictly: every refusal names file, key, value and remedy in one line."""
+"""JSON files and their values, read strictly: every error names file, key, value and remedy in one line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_json(path: PathLike, kind: type[T], max_bytes: int = MAX_BYTES) -> T:
 
 
 def checked(value: Any, kind: Any, source: str, key: str = '') -> Any:
-    """Return a value that is of a type; lists and tuples stand for each other.
+    """Return a value after checking its type; lists and tuples are interchangeable.
 
     Args:
       kind: a type; `Annotated[int, pydantic.Field(ge=1)]` limits the range.
@@ -56,7 +56,7 @@ def checked(value: Any, kind: Any, source: str, key: str = '') -> Any:
       InputError: the value is not of the type.
     """
     try:
-        # As JSON, because that has one kind of list. Values of no JSON type become text, which fits no other type.
+        # As JSON, which has only one list type. Values without a JSON type become text, which matches no other type.
         return _adapter(kind).validate_json(json.dumps(value, default=repr))
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
@@ -72,7 +72,7 @@ def checked(value: Any, kind: Any, source: str, key: str = '') -> Any:
 
 
 def _found(value: Any, location: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:
-    """Return how far a location leads into a value, and the value there; pydantic also names the types of a union."""
+    """Return the part of a location that exists in a value, and the value there; pydantic adds union type names."""
     place: list[int | str] = []
     part: Any
     for part in location:

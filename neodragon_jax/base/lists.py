@@ -1,4 +1,4 @@
-"""Comma-separated lists, as options take them."""
+"""Comma-separated lists in command-line options."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import sys
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident size of this process since it began, or since Linux was told to reset it.
+    """Return the largest resident size of this process since its start, or since a reset through Linux's /proc.
 
     Linux reports it in /proc, without the moment when a new process is still a copy of its parent; getrusage, which
     other systems offer, includes that moment.

@@ -11,7 +11,7 @@ import jax
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.roll_call import roll_call
 
-# Environment variables that tell a process of its run where no cluster manager does.
+# Environment variables that describe the run to a process without a cluster manager.
 PROCESS_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
@@ -23,7 +23,7 @@ def start_processes(distributed: bool = False, **options: Any) -> None:
     cluster that JAX recognizes, where `distributed` is set.
 
     Args:
-      distributed: whether this is one of several processes on a TPU pod, under Slurm or under Open MPI.
+      distributed: whether this process is one of several on a TPU pod, under Slurm or under Open MPI.
       options: further arguments of `jax.distributed.initialize`.
     Raises:
       InputError: the processes cannot find each other with the given variables.

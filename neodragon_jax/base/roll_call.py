@@ -25,7 +25,7 @@ _RETRY_S, _LONGEST_LINE = 0.2, 4096
 
 @dataclasses.dataclass(frozen=True)
 class Reporter:
-    """A process at the roll call."""
+    """A process in the roll call."""
 
     index: int
     count: int
@@ -36,13 +36,13 @@ class Reporter:
 
 
 class _Patience:
-    """The time that is left, and the notices in it."""
+    """Timer of the roll call: the remaining time, and the notices at intervals."""
 
     def __init__(self) -> None:
         self._start = self._told = time.monotonic()
 
     def left(self) -> float:
-        """Return the seconds until the longest start is over."""
+        """Return the seconds until the deadline."""
         return self._start + LONGEST_START_S - time.monotonic()
 
     def notice(self, text: str) -> None:
@@ -59,8 +59,8 @@ def roll_call(address: str, count: int, index: int) -> None:
     Args:
       address: host:port of process 0.
     Raises:
-      InputError: the address cannot be used, a process is missing, two have the same number, or they disagree on how
-        many they are. Every process that has reported gets the same error.
+      InputError: the address cannot be used, a process is missing, two have the same number, or they disagree on the
+        number of processes. Every process that has reported raises the same error.
     """
     host, _, port = address.rpartition(':')
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
@@ -161,7 +161,7 @@ def _line(connection: socket.socket) -> bytes:
     """Return the line that the other side sends.
 
     Raises:
-      ValueError: it closes the connection instead, or sends more than a line can be.
+      ValueError: it closes the connection instead, or sends a line that is too long.
     """
     with connection.makefile('rb') as file:
         line = file.readline(_LONGEST_LINE)

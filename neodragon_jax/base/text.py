@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import Any
 
-# 128 T5 tokens are about 500 characters; longer texts come from a quotation mark that is never closed.
+# 128 T5 tokens are about 500 characters; much longer texts come from an unclosed quotation mark.
 MAX_CHARACTERS = 10_000
 
 
@@ -19,7 +19,7 @@ def clean(text: Any, noun: str = 'caption') -> str:
     Args:
       noun: first word of error messages, such as 'caption' or 'line'.
     Raises:
-      BadText: nothing is left, or the text cannot be what its author wrote.
+      BadText: the cleaned text is empty, or the text is damaged.
     """
     if not isinstance(text, str):
         raise BadText(f'{noun} is not a text')

@@ -22,8 +22,8 @@ from neodragon_jax.base.video_stream import Unusable, open_video
 # x264's constant quality, 0 (lossless) to 51; at 16 the loss is hard to see.
 _X264_OPTIONS = {'crf': '16', 'preset': 'medium'}
 
-FPS = 24  # of the system's videos
-# A picture is refused above this before it is decoded: its bytes may be a thousand times those of its file.
+FPS = 24  # frame rate of the system's videos
+# Larger pictures are rejected before decoding: decoded, they may be a thousand times larger than their file.
 MAX_PIXELS = 2**26
 BACKGROUND = 'white'  # under transparent pictures
 
@@ -55,7 +55,7 @@ def write_mp4(path: PathLike, frames: UInt8[np.ndarray, 'T H W 3'], fps: int | f
         raise InputError(f'frames are {height} high and {width} wide; mp4 needs even sizes: crop or pad by one pixel.')
     if fps <= 0:
         raise InputError(f'fps is {fps}; give a positive number.')
-    # The index goes in front, so that a browser can start before the file has arrived.
+    # The index comes first, so that a browser can start playback before the download ends.
     options = {'movflags': '+faststart'}
     with atomic_file(path) as temporary, av.open(str(temporary), 'w', format='mp4', options=options) as container:
         rate = fractions.Fraction(fps).limit_denominator(1001)
@@ -82,7 +82,7 @@ def read_mp4(path: PathLike) -> UInt8[np.ndarray, 'T H W 3']:
     """Read all frames of a clip as a player shows them, in stored pixels; see `base.video_stream`.
 
     Raises:
-      InputError: the file cannot be read or shown right, has no video, or is truncated.
+      InputError: the file cannot be read or shown correctly, has no video, or is truncated.
     """
     try:
         with open_video(path) as stream:
@@ -124,7 +124,7 @@ def contact_sheet(
     step_x, step_y = tile_width + _MARGIN, tile_height + _LABEL + _MARGIN
     sheet = Image.new('RGB', (columns * step_x + _MARGIN, rows * step_y + _MARGIN), 'white')
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    # Enlarging shows the pixels as they are; reducing averages them.
+    # Enlarging repeats pixels; reducing averages them.
     method = Image.Resampling.NEAREST if tile_width > width else Image.Resampling.LANCZOS
     for position, index in enumerate(shown):
         x, y = _MARGIN + position % columns * step_x, _MARGIN + position // columns * step_y
@@ -134,7 +134,7 @@ def contact_sheet(
 
 
 def read_image(path: PathLike) -> UInt8[np.ndarray, 'H W 3']:
-    """Read a picture as RGB bytes, upright as its camera held it; transparent areas show white.
+    """Read a picture as RGB bytes, upright by its orientation tag; transparent areas become white.
 
     Raises:
       InputError: the file cannot be read, has more than 8 bits per color, or more than MAX_PIXELS pixels.

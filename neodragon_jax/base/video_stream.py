@@ -1,7 +1,7 @@
-"""Frames of video files of unknown origin, as a player shows them; files that cannot be shown right are refused.
+"""Frames of video files of unknown origin, as a player shows them; files that cannot be shown correctly are rejected.
 
-Handled: rotation and mirroring, edit lists, uneven frame times, untagged colors, cover pictures. Refused with a reason:
-damage, truncation, HDR and wide colors, interlacing, transparency, skewed display matrices.
+Handled: rotation and mirroring, edit lists, uneven frame times, untagged colors, cover pictures. Rejected, with a
+reason: damage, truncation, HDR and wide colors, interlacing, transparency, skewed display matrices.
 
 Legend: H W pixels.
 """
@@ -24,7 +24,7 @@ import av.video.stream
 import numpy as np
 from jaxtyping import UInt8
 
-# Of a frame, checked before decoding: 8K video has 33 million.
+# Largest number of pixels of a frame, checked before decoding: 8K video has 33 million.
 MOST_PIXELS = 2**25
 # Containers round times to milliseconds, and tracks of one file end at slightly different times.
 ROUNDING_S, TRACKS_S = 2e-3, 0.5
@@ -38,12 +38,12 @@ Signs = tuple[int, int, int, int]
 
 
 class Unusable(Exception):
-    """A file cannot be shown right; the message is the reason."""
+    """Error for a file that cannot be shown correctly; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ShownFrame:
-    """A frame and the way it is shown.
+    """A frame and its presentation: time, pixel aspect and orientation.
 
     Attributes:
       time_s: seconds on the track's own timeline.
@@ -87,10 +87,10 @@ class VideoStream:
     """The video track of an open file."""
 
     def __init__(self, container: av.container.InputContainer) -> None:
-        """Choose the first track that is no cover picture, and have the decoder report damage.
+        """Choose the first track that is no cover picture, and make the decoder report damage.
 
         Raises:
-          Unusable: there is none, or its frames are too large.
+          Unusable: there is no such track, or its frames are too large.
         """
         cover = av.stream.Disposition.attached_pic
         tracks = [track for track in container.streams.video if not track.disposition & cover]
@@ -104,8 +104,8 @@ class VideoStream:
             raise Unusable(f'{context.width}x{context.height} pixels, more than {MOST_PIXELS}')
         if self._track.metadata.get('alpha_mode') == '1':
             raise Unusable('has transparency')
-        context.options = {'err_detect': 'explode'}  # else FFmpeg paints over damage
-        context.thread_count = 1  # many files are read side by side
+        context.options = {'err_detect': 'explode'}  # otherwise FFmpeg conceals damage
+        context.thread_count = 1  # many files are read in parallel
 
     @property
     def _pixel_aspect(self) -> float:
@@ -115,7 +115,7 @@ class VideoStream:
         """Yield all frames in the order in which they are shown; at the end, check that the file is whole.
 
         Raises:
-          Unusable: a frame cannot be shown right, or the file holds less than it declares.
+          Unusable: a frame cannot be shown correctly, or the file holds less than it declares.
           FFmpegError: the file is damaged.
         """
         times: list[float] = []
@@ -153,8 +153,8 @@ class VideoStream:
         """Raise Unusable if the track ends before its declared end: FFmpeg takes a truncated file for a short one.
 
         Args:
-          held: seconds for which the last frame is shown, if the file tells.
-          other_end: of the other tracks.
+          held: seconds for which the last frame is shown, if the file declares them.
+          other_end: end of the other tracks, in seconds.
         """
         track, interval = self._track, mean_interval(times)
         end = times[-1] + max(interval, held)
@@ -162,7 +162,7 @@ class VideoStream:
             return
         tolerance = interval / 2 + ROUNDING_S
         tag = _seconds(track.metadata.get('DURATION', ''))
-        if track.duration and track.time_base:  # without what an edit list hides
+        if track.duration and track.time_base:  # excludes the parts that an edit list hides
             declared, shown = float(track.duration * track.time_base), end - times[0]
         elif tag:
             declared, shown = tag, end
@@ -181,10 +181,10 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[VideoStream]:
     """Open a file of any name; damage found inside the block also raises Unusable.
 
     Raises:
-      Unusable: it is no video, damaged, or cannot be shown right.
+      Unusable: it is no video, damaged, or cannot be shown correctly.
     """
     try:
-        # Without the protocol, FFmpeg takes the beginning of "2024-05-01T12:30.mp4" for one.
+        # Without "file:", FFmpeg takes the beginning of "2024-05-01T12:30.mp4" for a protocol.
         with av.open(f'file:{os.fspath(path)}') as container:
             yield VideoStream(container)
     except (av.error.FFmpegError, OSError) as error:
@@ -192,7 +192,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[VideoStream]:
 
 
 def mean_interval(times: Sequence[float] | np.ndarray) -> float:
-    """Return the mean seconds from frame to frame; 0 of a single one."""
+    """Return the mean seconds between frames; 0 for a single frame."""
     return float(times[-1] - times[0]) / max(len(times) - 1, 1)
 
 
@@ -213,7 +213,7 @@ def _signs(frame: av.VideoFrame) -> Signs:
     """Return a, b, c, d of the display matrix: column x and row y are shown at column a x + c y, row b x + d y.
 
     Raises:
-      Unusable: the matrix does more than turn by right angles, mirror and scale.
+      Unusable: the matrix does more than rotate by right angles, mirror and scale.
     """
     sides: Any = frame.side_data
     matrix = next((side for side in sides if side.type.name == 'DISPLAYMATRIX'), None)
