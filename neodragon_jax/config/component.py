@@ -15,8 +15,8 @@ from pydantic import Field
 from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.base.json_file import SHOWN, checked, shown
 
-# Ranges of config fields. The upper ends are far above every published model; beyond them a damaged number would ask
-# for more memory or time than any machine has.
+# Ranges of config fields. The upper ends are far above every published model; a damaged number beyond them would
+# exhaust the memory or time of any machine.
 Width = Annotated[int, Field(ge=1, le=2**16)]  # channels, features, dimensions
 Count = Annotated[int, Field(ge=1, le=256)]  # layers, heads, levels: things that code loops over
 Side = Annotated[int, Field(ge=1, le=2**13)]  # pixels, latents, positions
@@ -36,7 +36,7 @@ Names = Annotated[tuple[str, ...], LEVELS]
 
 
 def require(config: Any, **allowed: Any) -> None:
-    """Raise InputError if a field that selects an architecture has a value this code does not implement."""
+    """Raise InputError if a field that selects an architecture has a value that is not implemented."""
     for name, values in allowed.items():
         value = getattr(config, name)
         if value not in values:
@@ -77,8 +77,8 @@ class ComponentConfig:
 
     # Written to `config.json` besides the fields, because the reference implementation reads them.
     constant_keys: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    # Diffusers writes constructor arguments only, so an unknown key is a mistake. Transformers adds dozens of generic
-    # ones, so there only a near miss of a known key is.
+    # Diffusers writes only constructor arguments, so an unknown key is an error. Transformers adds dozens of generic
+    # keys, so there only a near miss of a known key is an error.
     strict_keys: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 Field names are those of the released `config.json` files, so that reading and writing them is a plain copy.
 FULL is the released system (Neodragon, arXiv 2511.06055, table 1); TINY is the miniature checkpoint that ships with
-the project. The two differ in numbers only: no code asks which one it is running.
+the project. They differ only in numbers: no code depends on the preset.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class T5EncoderConfig(ComponentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, feed_forward_proj=('gated-gelu',))
-        # The logarithm of max distance over the exact half of a sign's buckets is divided by.
+        # A divisor: the logarithm of max distance over the number of exact buckets of a sign.
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
             raise InputError(
                 f'{type(self).__name__}.relative_attention_max_distance {self.relative_attention_max_distance} is not '
@@ -168,7 +168,7 @@ class T5Config(T5EncoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig(ComponentConfig):
-    """CLIP text tower. Whether it ends with a projection is told by its class, not by its sizes."""
+    """CLIP text tower. The released class, not these sizes, determines whether it ends with a projection."""
 
     strict_keys: ClassVar[bool] = False
     constant_keys: ClassVar[Mapping[str, Any]] = MappingProxyType({'model_type': 'clip_text_model'})
@@ -194,7 +194,7 @@ class CLIPTextConfig(ComponentConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CausalEncoderConfig(ComponentConfig):
-    """The causal 3-D encoder, which Neodragon's video VAE has unchanged from Pyramid-Flow's."""
+    """Causal 3-D encoder, the same in Neodragon's and Pyramid-Flow's video VAE."""
 
     encoder_in_channels: Literal[3] = 3
     encoder_out_channels: Width = 16

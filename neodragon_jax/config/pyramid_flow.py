@@ -1,4 +1,4 @@
-"""Sizes of the teacher: Pyramid-Flow's denoiser and video VAE, and the T5-XXL encoder that reads its prompts.
+"""Sizes of the teacher: Pyramid-Flow's denoiser and video VAE, and the T5-XXL encoder of its prompts.
 
 Field names are those of Pyramid-Flow's `config.json` files.
 Source: Pyramid-Flow, arXiv 2410.05954; Neodragon, arXiv 2511.06055, compares its parts with these.
@@ -34,7 +34,7 @@ class TeacherMMDiTConfig(MMDiTConfig):
     """PyramidDiffusionMMDiT: the denoiser before pruning, with its own linear embedding of the text states."""
 
     num_layers: Count = 24
-    # Pyramid-Flow's flash attention cannot be causal over frames, so its video models have this off.
+    # Off, because Pyramid-Flow's flash attention cannot be causal over frames.
     use_flash_attn: bool = False
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Sizes of the safety checker of Stable Diffusion: a CLIP vision tower and the concepts it detects.
 
-Field names are those of `vision_config` in the released `config.json`; the defaults are those of transformers, because
-that file leaves out what equals them.
+Field names are those of `vision_config` in the released `config.json`. The defaults are those of transformers, because
+the file omits values that equal its defaults.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SafetyCheckerConfig(ComponentConfig):
 
     @classmethod
     def from_json(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
-        """Build from a `config.json`, whose sizes are one level down, except for the projection's width."""
+        """Build from a `config.json`, which nests all sizes but the projection's width in `vision_config`."""
         vision = values.get('vision_config')
         if not isinstance(vision, Mapping):
             raise InputError(f'{source}: missing key "vision_config". Copy the file from the release again.')

@@ -42,7 +42,7 @@ class Level:
       inputs: channels that enter each residual block; on the way up a skip is part of them.
       depths: transformer blocks after each residual block; 0 stands for no transformer.
       heads: attention heads of the transformers.
-      resamples: halves the grid at its end (down) or doubles it (up).
+      resamples: whether the level ends by halving the grid (down) or doubling it (up).
     """
 
     features: int
@@ -79,7 +79,7 @@ class UNetConfig(ComponentConfig):
     reverse_transformer_layers_per_block: Depths | None = ((4, 4, 10), (2, 1, 1), 1)
     encoder_hid_dim: int | None = None
     encoder_hid_dim_type: str | None = None
-    attention_head_dim: PerLevel = (5, 10, 20)  # A number of heads, in spite of the name.
+    attention_head_dim: PerLevel = (5, 10, 20)  # Despite its name, the number of heads.
     num_attention_heads: PerLevel | None = None
     dual_cross_attention: bool = False
     use_linear_projection: bool = True

@@ -22,7 +22,7 @@ class SuperResolutionConfig(ComponentConfig):
     """QuickSRNet. The defaults are the medium variant for twice the size.
 
     Attributes:
-      scaling_factor: 2, 3 or 4. The published 1.5 is another architecture, with a space-to-depth in front of its end.
+      scaling_factor: 2, 3 or 4. The published 1.5 is another architecture, with a space-to-depth before its end.
       num_channels: width of the hidden convolutions.
       num_intermediate_layers: hidden convolutions after the first.
       use_ito_connection: whether a 1x1 convolution of the input is added to the output, which then is a residual.
@@ -62,7 +62,7 @@ def variant(name: str, scaling_factor: int = 2) -> SuperResolutionConfig:
     """Return the sizes of a published variant.
 
     Raises:
-      InputError: there is no such variant, or it does not enlarge by this factor.
+      InputError: the variant does not exist, or does not support this factor.
     """
     if name not in VARIANTS:
         raise InputError(

@@ -1,7 +1,7 @@
-"""Numbers that describe a clip without a reference and without weights: motion, flicker, sharpness, saturation.
+"""Metrics of a clip without a reference and without a model: motion, flicker, sharpness, saturation.
 
-They find frozen, pulsing, blurred or washed-out videos and compare two checkpoints; they do not judge the content of
-a video. Luma is the mean of R, G and B, in gray levels 0..255.
+They detect frozen, pulsing, blurred or washed-out videos and serve to compare two checkpoints; they do not measure the
+content of a video. Luma is the mean of R, G and B, in gray levels 0..255.
 
 Legend: T frames, H W pixels.
 """
@@ -16,12 +16,12 @@ from jaxtyping import Float, UInt8
 
 from neodragon_jax.base.errors import InputError
 
-# Motion: side of the squares that are followed, and how far, in pixels along each axis.
+# Motion: side of the tracked squares, and the search range along each axis, in pixels.
 BLOCK, REACH = 16, 8
-# Frame pairs that motion is measured on, evenly spaced: following every pair takes seconds per clip.
+# Number of frame pairs, evenly spaced, that motion is measured on: tracking every pair takes seconds per clip.
 PAIRS = 12
-# Least reduction of the difference that makes a displacement count: a share of it, because the best of many matches
-# of pure noise reduces it by a seventh, and gray levels per pixel, because of compression.
+# Minimum reduction of the difference for a displacement to count: relative, because the best of many matches of pure
+# noise reduces it by a seventh, and in gray levels per pixel, because of compression.
 SHARE, LEVELS = 0.25, 1.0
 
 Luma = Float[np.ndarray, 'T H W']
@@ -60,13 +60,13 @@ def measure(frames: UInt8[np.ndarray, 'T H W 3']) -> ClipMetrics:
 
 
 def motion(luma: Luma) -> float:
-    """Return how far the picture's parts move, in pixels per frame.
+    """Measure the displacement of the picture's parts, in pixels per frame.
 
-    Of two successive frames a and b, every 16x16 square s of a is followed to
+    For two successive frames a and b, every 16x16 square s of a is tracked to
 
         d(s) = argmin over |dx|, |dy| <= 8 of sum over s of |a(x, y) - b(x + dx, y + dy)|,
 
-    the shortest of equals, and 0 unless the sum is smaller than at d = 0 by a quarter and by a gray level per pixel.
+    the shortest in a tie, and 0 unless the sum is smaller than at d = 0 by a quarter and by a gray level per pixel.
     The result is the mean of |d| over the squares whose neighborhood lies inside the frame, and over at most 12 evenly
     spaced pairs.
     """
@@ -97,9 +97,9 @@ def _displacements(before: Float[np.ndarray, 'H W'], after: Float[np.ndarray, 'H
 
 
 def flicker(luma: Luma) -> float:
-    """Return how much brightness pulses from frame to frame, in gray levels.
+    """Measure the pulsing of brightness from frame to frame, in gray levels.
 
-    With m(t, s) the mean luma of the 16x16 square s in frame t, it is the mean over t and s of
+    With m(t, s) the mean luma of the 16x16 square s in frame t, the result is the mean over t and s of
 
         |m(t - 1, s) - 2 m(t, s) + m(t + 1, s)| / 4:
 
@@ -111,10 +111,10 @@ def flicker(luma: Luma) -> float:
 
 
 def sharpness(luma: Luma) -> float:
-    """Return how much detail there is at the finest scale, in gray levels.
+    """Measure the detail at the finest scale, in gray levels.
 
-    It is the root mean square, over all frames and all pixels but the outermost, of a pixel minus the mean of its four
-    neighbors: 0 for flat pictures and even gradients; blur lowers it, noise and ringing raise it.
+    The result is the root mean square, over all frames and all pixels but the outermost, of a pixel minus the mean of
+    its four neighbors. It is 0 for flat pictures and even gradients; blur lowers it, noise and ringing raise it.
     """
     squares = [float(np.square(_against_neighbors(frame)).mean(dtype=np.float64)) for frame in luma]
     return float(np.sqrt(np.mean(squares)))
@@ -127,10 +127,10 @@ def _against_neighbors(frame: Float[np.ndarray, 'H W']) -> Float[np.ndarray, 'h 
 
 
 def saturation(frames: UInt8[np.ndarray, 'T H W 3']) -> float:
-    """Return how colorful the clip is: the mean over all pixels of (max(R, G, B) - min(R, G, B)) / 255.
+    """Measure the saturation: the mean over all pixels of (max(R, G, B) - min(R, G, B)) / 255.
 
-    0 for grays, 1 for pure red, yellow, cyan and so on. It is not divided by the brightness, so that noise in the dark
-    counts little.
+    It is 0 for grays and 1 for pure red, yellow, cyan and so on. It is not divided by the brightness, so that noise in
+    dark areas has little effect.
     """
     red, green, blue = np.moveaxis(frames, -1, 0)
     largest, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
@@ -138,7 +138,7 @@ def saturation(frames: UInt8[np.ndarray, 'T H W 3']) -> float:
 
 
 def mean_metrics(clips: Mapping[str, ClipMetrics]) -> ClipMetrics:
-    """Return the means over clips; there must be one."""
+    """Return the means over clips; at least one is required."""
     return ClipMetrics(*(float(value) for value in np.mean(list(clips.values()), axis=0)))
 
 
@@ -154,5 +154,5 @@ def markdown_table(clips: Mapping[str, ClipMetrics]) -> str:
 
 
 def _aligned(row: list[str], widths: list[int]) -> list[str]:
-    """Return the cells of a row at their widths, text to the left and numbers to the right."""
+    """Return the cells of a row padded to their widths, text left-aligned and numbers right-aligned."""
     return [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]

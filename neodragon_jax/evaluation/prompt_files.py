@@ -1,4 +1,4 @@
-"""Read prompts from a file: the one reader of every program.
+"""Reader of prompt files, shared by all programs.
 
 | suffix | content |
 |---|---|
@@ -36,12 +36,12 @@ def read_prompts(
     """Return the prompts of a file, in order and without repetitions.
 
     Args:
-      path: of a file as in the module's table.
+      path: a file in a format of the module's table.
       option: the option that named the file, for error messages.
-      left_out: None refuses a line that cannot be read and skips empty ones; a counter leaves out both, and counts
-        them and the repetitions by reason.
+      left_out: None raises for a line that cannot be read and skips empty ones; a counter skips both, and counts them
+        and the repetitions by reason.
     Raises:
-      InputError: there is no such file, it is damaged, or no prompt is in it.
+      InputError: the file does not exist, is damaged, or has no prompt.
     """
     path = user_path(path, option)
     name = f'{option} {path}'
@@ -71,7 +71,7 @@ def _read_text(name: str, path: pathlib.Path) -> str:
     content = path.read_bytes()
     if content.startswith((b'\xff\xfe', b'\xfe\xff')):
         raise InputError(f'{name}: UTF-16 text. Save it as UTF-8.')
-    # Not splitlines, nor text mode: both end a line at rare characters that occur within prompts.
+    # Neither splitlines nor text mode: both also end a line at rare characters that occur within prompts.
     return content.decode('utf-8-sig', 'surrogateescape').replace('\r\n', '\n').replace('\r', '\n')
 
 

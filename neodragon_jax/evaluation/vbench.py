@@ -1,4 +1,4 @@
-"""Prompts and scores of VBench, which runs in a separate environment.
+"""Prompts and scores of VBench, which is run in a separate environment.
 
 Source: Huang et al., VBench, arXiv 2311.17982; command line and prompt list of the package vbench 0.1.5.
 """
@@ -49,7 +49,7 @@ def find_vbench(command: str, mode: str, dimensions: Sequence[str]) -> str:
     """Return the path of VBench's program.
 
     Raises:
-      InputError: it is not there, or does not measure one of the dimensions in this mode.
+      InputError: the program is not found, or does not measure one of the dimensions in this mode.
     """
     for name in dimensions:
         if name not in MODES[mode]:
@@ -64,13 +64,13 @@ def find_vbench(command: str, mode: str, dimensions: Sequence[str]) -> str:
 
 
 def find_prompts(command: str) -> pathlib.Path:
-    """Return the path of the list of prompts in the package that VBench's program belongs to.
+    """Return the path of the prompt list in the package of VBench's program.
 
     Raises:
-      InputError: there is no such program, or no list in its package.
+      InputError: the program is not found, or its package has no list.
     """
     program = pathlib.Path(find_vbench(command, 'vbench_standard', ()))
-    # The package is not imported: that takes seconds, and needs PyTorch.
+    # The package is not imported, because that takes seconds and needs PyTorch.
     query = 'import importlib.util as u; print(*(s.origin for s in [u.find_spec("vbench")] if s))'
     found = subprocess.run([_interpreter(program), '-c', query], capture_output=True, text=True, check=False)
     path = pathlib.Path(found.stdout.strip()).parent / PROMPTS
@@ -93,11 +93,11 @@ def _interpreter(program: pathlib.Path) -> str:
 def run_vbench(
     program: str, videos: Sequence[pathlib.Path], out: pathlib.Path, mode: str, dimensions: Sequence[str]
 ) -> dict[str, float | None]:
-    """Run VBench on videos, one dimension after the other, and return its scores; None where it gave none."""
-    # VBench starts `python` again, which must be the one of its environment.
+    """Run VBench on videos, one dimension after the other; return its scores, None for those it did not compute."""
+    # VBench itself starts `python`, which must be that of its environment.
     path = os.pathsep.join([str(pathlib.Path(program).absolute().parent), os.environ.get('PATH', '')])
     scores: dict[str, float | None] = {}
-    # It takes every file of the folder for a video, so it gets a folder without contact sheets.
+    # VBench treats every file of the folder as a video, so contact sheets are left out.
     with tempfile.TemporaryDirectory(prefix='videos-') as links:
         for video in videos:
             (pathlib.Path(links) / video.name).symlink_to(video.absolute())

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from neodragon_jax.pyramid.sampler import POSTERIOR, Keys, fold_keys, white_noise
 
-# Timesteps of the distilled model, and the noise schedule of the model that it was distilled from.
+# Timesteps of the distilled model, and the noise schedule of its teacher.
 TIMESTEPS = (999, 749, 499, 249)
 BETAS = (0.00085, 0.012)
 TRAIN_STEPS = 1000
@@ -50,7 +50,7 @@ class PictureNoise(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DrawnPictureNoise:
-    """Noise from one key per picture; the keys may be those of `sampler.DrawnNoise`, whose draws are others."""
+    """Noise from one key per picture; the keys may be those of `sampler.DrawnNoise`, whose draws are different."""
 
     keys: Keys
 
@@ -97,14 +97,14 @@ def signal_and_noise(timestep: int) -> tuple[float, float]:
 
 
 def boundary_weights(timestep: int) -> tuple[float, float]:
-    """Return the weights of the input and of the prediction, which make the function an identity at timestep 0."""
+    """Return the weights of the input and the prediction, for which the function is the identity at timestep 0."""
     time = timestep * TIMESTEP_SCALE
     variance = time**2 + DATA_DEVIATION**2
     return DATA_DEVIATION**2 / variance, time / float(np.sqrt(variance))
 
 
 def consistency(x: Latents, predicted_noise: Latents, timestep: int) -> Latents:
-    """Return the clean latents that a step sees, in float32. Source: arXiv 2310.04378, equation 9."""
+    """Predict the clean latents at a step, in float32. Source: arXiv 2310.04378, equation 9."""
     signal, noise = signal_and_noise(timestep)
     keep, take = boundary_weights(timestep)
     clean = (x.astype(jnp.float32) - noise * predicted_noise.astype(jnp.float32)) / signal

@@ -32,7 +32,7 @@ from neodragon_jax.pyramid.spacings import SPACINGS
 
 FILE = 'generation.json'
 MODES = ('hybrid', 'monolithic')
-# Makers of frame 0 without a given picture: the checkpoint's first-frame model, or the denoiser, as for other frames.
+# Sources of frame 0 without a given picture: the checkpoint's first-frame model, or the denoiser, as for other frames.
 FIRST_FRAMES = ('model', 'denoiser')
 
 # Video frames and pixels per latent, and latents per side of the denoiser's patches.
@@ -40,7 +40,7 @@ TEMPORAL_FACTOR = 8
 SPATIAL_FACTOR = 8
 PATCH = 2
 STAGES = 3
-# A side in pixels is a multiple of this: the coarsest stage, too, consists of whole patches.
+# A side in pixels must be a multiple of this, so that the coarsest stage consists of whole patches.
 SIDE_MULTIPLE = SPATIAL_FACTOR * PATCH * 2 ** (STAGES - 1)
 
 
@@ -63,7 +63,7 @@ class ModeDefaults:
     spacing: str = 'released'
 
     def but(self, given: Mapping[str, Any]) -> ModeDefaults:
-        """Return these defaults with some changed; `steps` or `guidance` alone also changes unit 0."""
+        """Return a copy with some values changed; `steps` or `guidance` alone also changes unit 0."""
         first = {f'first_{name}': given[name] for name in ('steps', 'guidance') if name in given}
         return dataclasses.replace(self, **(first | dict(given)))
 
@@ -78,8 +78,8 @@ class GenerationDefaults:
       height, width: in pixels, multiples of SIDE_MULTIPLE.
       prompt_modifier: appended to every prompt.
       negative_prompt: text that guidance steers away from.
-      hybrid, monolithic: of each mode; in the file under `modes`.
-      prompts: one line on the prompts that the checkpoint was trained on; '' says nothing.
+      hybrid, monolithic: defaults of each mode; in the file under `modes`.
+      prompts: one line on the prompts that the checkpoint was trained on; '' if unknown.
       example: one such prompt.
     """
 
@@ -113,7 +113,7 @@ RELEASED = GenerationDefaults()
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """The valid values of a key, and their description for messages."""
+    """Valid values of a key, and their description for messages."""
 
     fits: Callable[[Any], bool]
     remedy: str
@@ -172,10 +172,10 @@ def check_size(frames: int, height: int, width: int) -> None:
 
 
 def choose_first_frame(given: str | None, mode: str, defaults: GenerationDefaults) -> str:
-    """Return the maker of frame 0: the given one, else the default of a mode.
+    """Return the source of frame 0: the given one, else the default of a mode.
 
     Raises:
-      InputError: the mode leaves no choice.
+      InputError: the mode does not support the choice.
     """
     if given == 'model' and mode == 'monolithic':
         raise InputError('--first-frame model is for --mode hybrid; in monolithic mode the denoiser makes all frames.')
@@ -208,7 +208,7 @@ def read(root: str | os.PathLike[str]) -> GenerationDefaults:
 
 
 def _check(path: pathlib.Path, prefix: str, values: Mapping[str, Any], kinds: Mapping[str, _Kind]) -> None:
-    """Raise InputError unless all keys are known and their values of the right kinds."""
+    """Raise InputError unless all keys are known and their values have the right kinds."""
     for key, value in values.items():
         if key not in kinds:
             hint = did_you_mean(key, kinds)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Where arrays live: parameters on every device, batches cut along their first axis."""
+    """Placement of arrays: parameters replicated on every device, batches split along their first axis."""
 
     devices: Sequence[Any]  # of jax.Device
 
@@ -26,5 +26,5 @@ class Spread:
         return self._put(tree)
 
     def shard(self, tree: Any) -> Any:
-        """Cut a tree along its leading axis, whose length is a multiple of the number of devices."""
+        """Split a tree along its leading axis, whose length is a multiple of the number of devices."""
         return self._put(tree, 'batch')

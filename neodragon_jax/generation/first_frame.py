@@ -1,6 +1,6 @@
 """Prompt to the first frame's picture: SSD-1B, distilled to four steps, and the image VAE of SDXL.
 
-`FirstFrameModel` holds one function per module, like `pipeline.Components`: exported graphs take the same places.
+`FirstFrameModel` holds one function per module, like `pipeline.Components`, so that exported graphs can replace them.
 
 Legend: B pictures, H W pixels, h w latent grid, C latent channels, L text tokens, T width of both towers' states,
 P pooled width.
@@ -139,7 +139,7 @@ def load(
 
 
 def _find(root: str | os.PathLike[str], name: str, kind: type) -> tuple[pathlib.Path, Any]:
-    """Return the folder and the module of a component, which must be of one class."""
+    """Return the folder and the module of a component, which must have the given class."""
     folder = checkpoint.component_folder(root, name)
     return folder, checkpoint.load_module(folder, kind)
 
@@ -188,10 +188,10 @@ def make_condition(first: CLIPTextOutput, second: CLIPTextOutput, height: int, w
 
 
 def to_picture(pixels: Float[Array | np.ndarray, 'B H W 3']) -> UInt8[np.ndarray, 'B H W 3']:
-    """Turn pictures in [-1, 1] into bytes: clamp, scale, and round, whereas a video's frames are truncated.
+    """Convert pictures in [-1, 1] to bytes: clamp, scale and round (frames of a video are truncated instead).
 
     Raises:
-      InputError: a value is not a number.
+      InputError: a value is NaN.
     """
     pixels = np.asarray(pixels, np.float32)
     if np.isnan(pixels).any():

@@ -1,4 +1,4 @@
-"""The videos of a run: one file per prompt and sample, shared among processes, without those that exist."""
+"""Jobs of a run: one video file per prompt and sample, divided among processes, without existing files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 MAX_NAME_BYTES = 200
-# Characters that no file name holds, or that a terminal or another file system would not show.
+# Characters that file names cannot hold, or that a terminal or another file system would not show.
 _UNSAFE = re.compile(r'[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
@@ -44,7 +44,7 @@ def share(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
 def make_jobs(
     prompts: Sequence[str], samples: int, out: pathlib.Path, index: int = 0, count: int = 1
 ) -> tuple[list[Job], int]:
-    """Return the jobs of process `index` of `count` whose videos do not exist yet, and how many do.
+    """Return the jobs of process `index` of `count` whose videos do not exist, and the number of those that do.
 
     Args:
       samples: videos per prompt.
@@ -55,7 +55,7 @@ def make_jobs(
         for prompt in prompts
         for number in range(samples)
     ]
-    # Shared before looking for files: by then, another process may have made some of its own.
+    # Divide the jobs before looking for files: other processes may already have written some of theirs.
     jobs = share(jobs, index, count)
     # The contact sheet is written first, so an existing video is complete.
     todo = [job for job in jobs if not job.path.exists()]

@@ -42,8 +42,8 @@ class LoadedCheckpoint:
       spread: the devices; a full batch has one video for each.
       store: the parameters.
       upscale: frames [..., H, W, 3] to larger ones; None keeps their size.
-      checker: judges first frames and videos; None lets all pass.
-      profile: measurements; None takes none.
+      checker: safety checker of first frames and videos; None accepts all.
+      profile: measurements; None disables them.
     """
 
     root: pathlib.Path
@@ -128,7 +128,7 @@ def _upscaler(
     """Return a compiled super-resolution network as a function of frames."""
     folder = user_path(folder, '--upscale')
     module = checkpoint.load_module(folder, QuickSRNet)
-    # The network is tiny and runs between two batches of the decoder: it stays loaded, on one device.
+    # The network is tiny and runs between two batches of the decoder, so it stays loaded on one device.
     own_store = Store(lambda leaf: jax.device_put(leaf, jax.local_devices()[0]))
     params = own_store.hold(UPSCALER, lambda: read_params(folder, dtype))
     store.sizes.update(own_store.sizes)

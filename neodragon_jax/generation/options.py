@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 DTYPES = ('float32', 'bfloat16')
-# jax: JAX's own generator, by prompt, seed and number; portable: by seed + number, as every runtime reproduces it.
+# jax: JAX's generator, keyed by prompt, seed and number; portable: keyed by seed + number, the same on every runtime.
 NOISES = ('jax', 'portable')
-# JAX keeps the low 32 bits of a seed: a larger one would repeat the videos of a smaller one.
+# JAX keeps the low 32 bits of a seed, so a larger seed would repeat the videos of a smaller one.
 MAX_SEED = 2**32 - 1
 # Larger scales only saturate, and overflow in bfloat16.
 MAX_GUIDANCE = 1000.0
@@ -103,7 +103,7 @@ def check_seed(seed: int) -> int:
     """Return a seed in 0..2**32-1.
 
     Raises:
-      InputError: it is outside that range.
+      InputError: the seed is outside that range.
     """
     if not 0 <= seed <= MAX_SEED:
         raise InputError(f'--seed is {seed}; give a whole number from 0 to {MAX_SEED}.')

@@ -1,7 +1,7 @@
 """Parameters in memory: all modules from the start, or one at a time.
 
-A program that asks a `Store` for the parameters of a module gets the same values either way. With one module at a
-time it should do all its work with a module before it turns to the next: `phases.in_step` runs several tasks like that.
+A `Store` returns the same values either way. With one module at a time, a program should finish all its work with a
+module before it uses the next one; `phases.in_step` runs several tasks in this order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Store:
 
     Attributes:
       place: puts an array, or a tree of them, on the devices.
-      one_at_a_time: read a module's parameters when they are asked for, after forgetting those of the module before.
+      one_at_a_time: read a module's parameters on request, after releasing those of the previous module.
       sizes: bytes of the parameters of every module that has been read.
     """
 
@@ -34,7 +34,7 @@ class Store:
 
         Args:
           name: of the module, unique in this store.
-          read: returns the parameters as a tree of NumPy arrays that nobody else keeps.
+          read: returns the parameters as a tree of NumPy arrays without other references.
         """
 
         def params() -> Any:
@@ -49,7 +49,7 @@ class Store:
         return params
 
     def _read(self, name: str, read: Callable[[], dict[str, Any]]) -> Any:
-        """Read a module; each host array is freed as soon as its copy on the devices is made."""
+        """Read a module; each host array is freed as soon as it has been copied to the devices."""
         leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(read()))
         self.sizes[name] = sum(leaf.nbytes for leaf in leaves.values())
         for path in leaves:

@@ -1,4 +1,4 @@
-"""Work in phases: several tasks run phase by phase, so that each phase's parameters are loaded once for all of them."""
+"""Tasks that run together phase by phase, so that each phase's parameters are loaded once for all of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import jax
 
 Result = TypeVar('Result')
 
-# Work in phases, each with its own modules: yields the arrays that each phase leaves to the next, returns the result.
+# Task whose phases use different modules: yields the arrays that each phase passes to the next, returns the result.
 Task = Generator[Any, None, Result]
 
 
 def in_step(tasks: Sequence[Task[Result]]) -> Iterator[Result]:
-    """Run tasks phase by phase and yield their results in order: no task starts a phase before all ended the last one.
+    """Run tasks phase by phase and yield their results in order: a phase starts when all tasks have ended the last one.
 
     Results are yielded during the last phase, each as soon as it is ready. All tasks have the same phases.
     """
@@ -23,7 +23,7 @@ def in_step(tasks: Sequence[Task[Result]]) -> Iterator[Result]:
         remaining = []
         for task in running:
             try:
-                # Until its computations have ended, a module's parameters cannot leave memory.
+                # A module's parameters cannot be freed until its computations have ended.
                 jax.block_until_ready(next(task))
             except StopIteration as end:
                 yield end.value

@@ -1,7 +1,7 @@
-"""Prompt to video: the whole program over a set of functions.
+"""Pipeline from prompt to video over a set of functions, one per module.
 
-`Components` holds one function per module. Here they are compiled JAX functions (`load`); ONNX sessions and phone
-graphs slot into the same places, so whatever is exported is tested inside the real program.
+`Components` holds these functions. `load` makes compiled JAX functions; ONNX sessions and phone graphs can replace
+them, so that every exported graph is tested inside the real program.
 
 Legend: B batch, T latent frames, F video frames, H W pixels, h w latent grid.
 Source: arXiv 2511.06055, figure 2 and section 4.
@@ -64,7 +64,7 @@ class Components:
       patch: side of the denoiser's patches, in latent pixels.
       max_grid: rows and columns of patches that the denoiser has positions for.
       max_frames: latent frames that the denoiser has positions for.
-      tokenizers: of the prompts; None where they are not at hand.
+      tokenizers: tokenizers of the prompts; None if they are not available.
     """
 
     encode_prompt: Callable[[Sequence[str]], Prompt]
@@ -183,7 +183,7 @@ def _prompt_encoder(
         run = lambda name, *args: modules[name].apply({'params': params[name]}, *args)
         pooled = [run('clip_l', tokens.clip_l_ids).pooled, run('clip_g', tokens.clip_g_ids).pooled]
         text = run('adapter', run('t5', tokens.t5_ids, tokens.t5_mask))
-        # Float32 whatever it was computed in, as in stored samples.
+        # Float32 for every compute type, as in stored samples.
         text, joined = (x.astype(jnp.float32) for x in (text, jnp.concatenate(pooled, axis=-1)))
         return Prompt(text, jnp.asarray(tokens.t5_mask), joined)
 
@@ -276,7 +276,7 @@ def decode(
 def sample_keys(seed: int, prompts: Sequence[str], numbers: Sequence[int]) -> Keys:
     """Return one key per sample from the seed, the prompt's text and the sample's number.
 
-    A sample is then the same whatever else is generated in the same run, and on however many devices.
+    A sample then depends neither on the other videos of the run nor on the number of devices.
     """
     root = jax.random.key(seed)
     words = [jax.random.fold_in(root, zlib.crc32(prompt.encode())) for prompt in prompts]

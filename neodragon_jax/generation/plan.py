@@ -1,4 +1,4 @@
-"""From the options of a video to its settings: the sampler's plan, the texts and the source of the first frame."""
+"""Settings of a video from its options: the sampler's plan, the texts and the source of the first frame."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from neodragon_jax.pyramid.schedule import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class VideoSettings:
-    """Settings of a video with every choice made.
+    """Settings of a video, with all options resolved.
 
     Attributes:
       plan: latent sizes, steps and guidance.
-      picture: the given first frame in [-1, 1]; None has one made.
-      first_frame: the maker of the first frame if there is no picture, one of `defaults.FIRST_FRAMES`.
+      picture: the given first frame in [-1, 1]; None generates it.
+      first_frame: source of the first frame if there is no picture, one of `defaults.FIRST_FRAMES`.
       modifier: text appended to every prompt.
       negative: text that guidance steers away from.
       noise: one of `options.NOISES`.

@@ -1,4 +1,4 @@
-"""Several processes that share one list of prompts."""
+"""Start of several processes that share one list of prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 
 from neodragon_jax.base import processes
 
-# Seconds that a process waits at its end for the others, which may have longer videos to make.
+# Seconds that a finished process waits for the others, which may have longer videos to generate.
 SHUTDOWN_TIMEOUT = 24 * 3600
 
 

@@ -1,4 +1,4 @@
-"""How long each module takes, and how much memory all of them: a table at the end of a run.
+"""Profile of a run: a table of the time of each module and the peak memory of the process.
 
 The pipeline takes its modules as functions; a profile wraps them. A wrapped function waits for its result, so a run
 without a profile is faster.
@@ -35,8 +35,8 @@ class Row:
 
     Attributes:
       held: its name in the store, where its size is known.
-      seconds: of every call.
-      tokens: in a call, for one video; 0 where there are none.
+      seconds: duration of every call.
+      tokens: tokens per call and video; 0 where there are none.
     """
 
     held: str
@@ -56,7 +56,7 @@ class Profile:
         held: str,
         describe: Callable[..., tuple[str, int]] | None = None,
     ) -> Callable[..., Any]:
-        """Return a function that also measures itself.
+        """Return a function that also records the time of its calls.
 
         Args:
           held: the module's name in the store.
@@ -126,7 +126,7 @@ class Profile:
 
 
 def peak_memory() -> str:
-    """Return one line: the most memory that this process had, on the host and on each device that tells."""
+    """Return one line with the peak memory of this process, on the host and on each device that reports it."""
     parts = [f'host {peak_memory_bytes() / 1e9:.2f} GB']
     for device in jax.local_devices():
         stats = device.memory_stats() or {}

@@ -19,14 +19,14 @@ from neodragon_jax.base.atomic import PathLike
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Video:
-    """A generated video. In a notebook it plays; elsewhere its contact sheet stands for it.
+    """Generated video. A notebook shows a player, or the contact sheet if it shows no HTML.
 
     Attributes:
       frames: RGB bytes, uint8 [T, H, W, 3].
-      prompt: text that it was made from, without modifier.
-      seed: of its random numbers.
+      prompt: its prompt, without modifier.
+      seed: seed of its random numbers.
       number: sample number among the videos of one prompt and seed.
-      refused: whether the safety checker refused it, so that its frames, or those it grew from, are black.
+      refused: whether the safety checker refused the video or its first frame, which is then black.
       fps: frames per second.
     """
 

@@ -1,4 +1,4 @@
-"""Blacken first frames and videos that the safety checker refuses; one refused frame refuses a video.
+"""Safety check of first frames and videos: refused ones are made black; one refused frame refuses a video.
 
 The checker is an optional component of a checkpoint, in the layout of Stable Diffusion's own release.
 """
@@ -42,13 +42,13 @@ class SafetyChecker:
     judge: Callable[[Any], Any]
 
     def frames(self, frames: Float[np.ndarray, 'B 1 H W 3']) -> tuple[Float[np.ndarray, 'B 1 H W 3'], np.ndarray]:
-        """Return first frames in [-1, 1] with the refused ones black, and which they are."""
+        """Return first frames in [-1, 1] with the refused ones black, and the mask of refused ones."""
         pictures = np.round((np.clip(frames[:, 0], -1, 1) + 1) * 127.5).astype(np.uint8)
         refused = self._refused(pictures)
         return np.where(refused[:, None, None, None, None], np.float32(BLACK), frames), refused
 
     def videos(self, clips: UInt8[np.ndarray, 'B F H W 3']) -> tuple[UInt8[np.ndarray, 'B F H W 3'], np.ndarray]:
-        """Return videos with the refused ones black, and which they are."""
+        """Return videos with the refused ones black, and the mask of refused ones."""
         judged = [self._refused(clips[:, index]) for index in range(0, clips.shape[1], STRIDE)]
         refused = np.any(judged, axis=0)
         return np.where(refused[:, None, None, None, None], np.uint8(0), clips), refused
@@ -60,7 +60,7 @@ class SafetyChecker:
 def load(
     root: str | os.PathLike[str], store: Store, shard: Callable[[Any], Any] = lambda tree: tree
 ) -> SafetyChecker | None:
-    """Load a checkpoint's safety checker, in float32 because the third decimal decides; None if it has none.
+    """Load a checkpoint's safety checker, in float32 because scores are compared to three decimals; None if absent.
 
     Args:
       root: folder of the whole checkpoint.
@@ -86,10 +86,10 @@ def load(
 
 
 def _read(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the parameters of a safety checker, whose concepts can be compared with pictures."""
+    """Read the parameters of a safety checker; check that no concept is zero."""
     params = read_params(folder, jnp.float32)
     for name in ('concepts', 'special_concepts'):
-        # A vector of zeros has no direction: its cosine with every picture is not a number.
+        # The cosine of a zero vector with any picture is NaN.
         if not np.all(np.linalg.norm(np.asarray(params[name], np.float64), axis=-1)):
             raise InputError(f'{folder}: a concept of {name} is all zeros, so the checker cannot work. Copy it again.')
     return params

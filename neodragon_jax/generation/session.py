@@ -1,4 +1,4 @@
-"""A loaded checkpoint with the settings of its videos: batches of prompts in, finished videos out."""
+"""Generation sessions: a loaded checkpoint and video settings turn batches of prompts into finished videos."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Frames = Float[np.ndarray, 'B 1 H W 3']
 # Progress report: called after every step with the name of its phase.
 OnStep = Callable[[str], object]
 
-# Makes the first frames of a batch as a task, from prompts with modifier and noise.
+# Generates the first frames of a batch as a task, from prompts with modifier and noise.
 FirstFrames = Callable[[Sequence[str], PictureNoise, OnStep], Task[Frames]]
 
 # Batches that share one loading of each module with low_memory. Their frames wait in memory for the last phase.
@@ -31,15 +31,15 @@ BATCHES_PER_LOADING = 16
 
 
 class Clip(NamedTuple):
-    """A finished video."""
+    """Finished video."""
 
     frames: UInt8[np.ndarray, 'F _ _ 3']
-    refused: bool  # by the safety checker: all frames, or the first frame it grew from, were made black
+    refused: bool  # by the safety checker, which made all frames, or the given or drawn first frame, black
 
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """Makes batches of videos.
+    """Generator of batches of videos with one checkpoint and fixed settings.
 
     Attributes:
       loaded: the checkpoint.
@@ -96,7 +96,7 @@ class Session:
 
     @property
     def videos_at_once(self) -> int:
-        """Number of videos for one call of `make`: a batch, or as many batches as share a loading of the modules."""
+        """Number of videos per call of `make`: one batch, or all batches that share a loading of the modules."""
         batches = BATCHES_PER_LOADING if self.loaded.store.one_at_a_time else 1
         return len(self.loaded.spread.devices) * batches
 
@@ -120,7 +120,7 @@ class Session:
     def _batch(
         self, prompts: Sequence[str], numbers: Sequence[int], on_step: OnStep
     ) -> Task[tuple[np.ndarray, np.ndarray]]:
-        """Return the videos of a batch and which of them were refused; a short batch is padded meanwhile."""
+        """Generate the videos of a batch, with the mask of refused ones; a short batch is padded internally."""
         spread, checker = self.loaded.spread, self.loaded.checker
         missing = len(spread.devices) - len(prompts)
         texts = [*prompts, *[prompts[-1]] * missing]
@@ -151,7 +151,7 @@ class Session:
         return clips[: len(prompts)], refused[: len(prompts)]
 
     def _noise(self, prompts: Sequence[str], numbers: Sequence[int]) -> tuple[NoiseSource, PictureNoise]:
-        """Return the noise of a batch: of its videos, and of their first frames."""
+        """Return the noise of a batch, for its videos and for their first frames."""
         shard = self.loaded.spread.shard
         if self.settings.noise == 'portable':
             seeds = [self.seed + number for number in numbers]
@@ -161,7 +161,7 @@ class Session:
 
 
 def _reached(phase: str, on_step: OnStep, x: Any) -> None:
-    """Report a step when its result has been computed: JAX returns from a call before that."""
+    """Report a step once its result has been computed; JAX calls return earlier."""
     jax.block_until_ready(x)
     on_step(phase)
 

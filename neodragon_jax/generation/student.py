@@ -2,7 +2,7 @@
 
     {"student_steps": [2, 2, 1], "student_first_steps": [2, 2, 2], "spacing": "even", ...}
 
-A student knows the levels that it was distilled at, no others.
+A student is valid only at the levels that it was distilled at.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FILE = 'student.json'
 
 
 def with_student(defaults: GenerationDefaults, folder: str | os.PathLike[str]) -> GenerationDefaults:
-    """Return defaults whose hybrid mode has a student's schedule; without a record they are as given.
+    """Return defaults whose hybrid mode has a student's schedule; without a record, return them unchanged.
 
     Args:
-      folder: of the student.
+      folder: folder of the student.
     Raises:
       InputError: the record is damaged.
     """

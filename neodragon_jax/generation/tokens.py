@@ -1,6 +1,6 @@
-"""Prompts to token ids, with the three tokenizers of a released checkpoint.
+"""Tokenization of prompts with the three tokenizers of a released checkpoint.
 
-Shapes: B prompts, L tokens of T5: 128, or fewer where the checkpoint's tokenizer says so.
+Legend: B prompts, L tokens of T5: 128, or fewer if the checkpoint's tokenizer is configured so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ClipTokenizer:
-    """Byte-pair encoding of a CLIP tower; the tower takes no mask, so ids are all there is."""
+    """Byte-pair encoding of a CLIP tower; it returns ids only, because the tower takes no mask."""
 
     backend: Any  # a transformers tokenizer
 
@@ -52,10 +52,10 @@ class ClipTokenizer:
         return cls(_load_backend(pathlib.Path(folder), 'CLIPTokenizer', ('vocab.json', 'merges.txt')))
 
     def __call__(self, prompts: Sequence[str]) -> Int32[np.ndarray, 'B 77']:
-        """Return ids, padded with the token that this tokenizer's own config names."""
+        """Return ids, padded with the pad token of this tokenizer's config."""
         import ftfy
 
-        # CLIP learned from repaired text (straight quotes, no mojibake), and today's backend leaves that step out.
+        # CLIP was trained on repaired text (straight quotes, no mojibake); the current backend omits that step.
         repaired = [ftfy.fix_text(prompt) for prompt in _checked(prompts)]
         return _encode(self.backend, repaired, CLIP_LENGTH)[0]
 
@@ -118,14 +118,14 @@ class Tokenizers:
 
 
 def cut_prompts(tokenizer: T5Tokenizer, prompts: Sequence[str], modifier: str = '') -> list[str]:
-    """Return the prompts of which T5 does not see every token, because they and the modifier are too long."""
+    """Return the prompts that, with the modifier, are too long for T5 and are therefore cut."""
     ids = tokenizer.backend([prompt + modifier for prompt in _checked(prompts)])['input_ids']
     return [prompt for prompt, row in zip(prompts, ids, strict=True) if len(row) > tokenizer.length]
 
 
 def _checked(prompts: Sequence[str]) -> list[str]:
     """Return the prompts as a list, or raise InputError."""
-    # A single text is a sequence of texts too: one per character.
+    # A single string is also a sequence of strings, one per character.
     if isinstance(prompts, str):
         raise InputError('prompts is one text; give a list of texts, here [prompt].')
     texts = list(prompts)
@@ -144,20 +144,20 @@ def _encode(backend: Any, texts: list[str], length: int) -> tuple[np.ndarray, np
 
 
 def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, ...]) -> Any:
-    """Load a transformers tokenizer after checking the files, for it accepts an empty folder as a tokenizer."""
+    """Load a transformers tokenizer after checking its files: transformers itself accepts an empty folder."""
     remedy = 'Copy the folder from the release again, or correct the path.'
     if not folder.is_dir():
         raise InputError(f'{folder}: no such tokenizer folder. {remedy}')
     if (folder / 'tokenizer.json').exists():
         vocabulary = ('tokenizer.json',)
-    # Without its config a tokenizer pads with the wrong token, in silence.
+    # Without its config, a tokenizer silently pads with the wrong token.
     names = ('tokenizer_config.json', *vocabulary)
     for path in (folder / name for name in names):
         if not path.is_file():
             raise InputError(f'{path}: the file is missing. {remedy}')
         if path.stat().st_size == 0:
             raise InputError(f'{path}: the file is empty. {remedy}')
-    # Otherwise the import advises at length to install PyTorch.
+    # Otherwise the import prints long advice to install PyTorch.
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     import transformers
 
@@ -166,7 +166,7 @@ def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, 
     try:
         read_json(folder / 'tokenizer_config.json', dict[str, Any])
         backend = getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
-        # Values of wrong types in the config only show when the tokenizer works.
+        # Config values of the wrong type fail only when the tokenizer is used.
         checked(backend.model_max_length, Annotated[int, Field(ge=2)], str(folder), 'model_max_length')
         _encode(backend, ['a', ''], 2)
         return backend
