@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from neodragon_jax.api import Progress, System, Video, VideoOptions, load
     from neodragon_jax.base.errors import InputError
 
+# Read by setup.cfg, without importing anything.
+__version__ = '0.1.0'
+
 __all__ = ['InputError', 'Progress', 'System', 'Video', 'VideoOptions', 'load']
 
 

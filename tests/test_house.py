@@ -130,6 +130,15 @@ def test_sizes():
     assert not {name: lines for name, lines in classes.items() if lines > 200}
 
 
+def test_version_is_a_constant():
+    """Installing reads it from the source; a package without it does not install."""
+    body = ast.parse(modules()['neodragon_jax'].read_text()).body
+    names = [
+        node.targets[0].id for node in body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    ]
+    assert '__version__' in names and 'attr: neodragon_jax.__version__' in (ROOT / 'setup.cfg').read_text()
+
+
 def test_library_needs_no_extra():
     """Importing everything in the library loads none of the extras' packages."""
     names = [name for name in modules() if name.startswith('neodragon_jax') and not name.endswith('__main__')]
