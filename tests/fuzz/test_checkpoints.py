@@ -187,7 +187,7 @@ def damaged_configs(tmp_path, seed: int, count: int, loaded: int) -> dict[bool, 
     """Open copies of components with one to three changed values in config.json.
 
     Args:
-      loaded: of the accepted ones, how many are loaded with their weights, too.
+      loaded: number of accepted ones that are also loaded with their weights.
     Returns:
       refused -> how many.
     """

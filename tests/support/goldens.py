@@ -1,4 +1,4 @@
-"""The arrays of the reference implementation, and how ours are compared with them."""
+"""Golden arrays of the reference implementation, and their comparison with the project's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def relative_error(got, want) -> float:
 
 
 def channels_last(video: np.ndarray) -> np.ndarray:
-    """Return the golden layout [B, C, T, H, W] as ours, [B, T, H, W, C]."""
+    """Return the golden layout [B, C, T, H, W] as [B, T, H, W, C]."""
     return np.moveaxis(video, 1, -1)
 
 

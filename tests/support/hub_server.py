@@ -1,4 +1,4 @@
-"""A server on loopback that speaks the part of the Hugging Face hub's protocol that we use."""
+"""A loopback server for the part of the Hugging Face hub's protocol that the project uses."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Hub(http.server.ThreadingHTTPServer):
     """Serves one folder as one repository.
 
     Attributes:
-      folder, repository: what is served.
+      folder, repository: the served folder, and its repository name.
       sent: finished downloads by file.
-      requested: downloads that were begun, by file.
+      requested: started downloads by file.
       files_left: files to send before every further connection is dropped; None drops none.
-      gated: whether files are refused.
+      gated: whether access to files is denied.
     """
 
     daemon_threads = True
@@ -47,7 +47,7 @@ class Hub(http.server.ThreadingHTTPServer):
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob('*') if path.is_file())
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: dropped connections are part of the tests."""
+        """Print nothing: dropped connections are part of the tests."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

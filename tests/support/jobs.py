@@ -1,4 +1,4 @@
-"""A command in a process of its own, which its test may kill."""
+"""A command in a separate process, which a test may kill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 120.0
 
 
 class Job:
-    """A launched job whose output goes to a file; whatever happens, nothing of it outlives the block.
+    """A launched job whose output goes to a file; none of its processes outlives the block.
 
     with Job(['train.dmd', '--config=...'], tmp_path / 'log.txt') as job:
         assert job.wait() == 0, job.output
@@ -96,7 +96,7 @@ class Job:
             time.sleep(0.01)
 
     def kill(self, victim: int) -> None:
-        """Kill one of the workers, or the launcher itself (-1), and check that all of the job is gone soon."""
+        """Kill one of the workers, or the launcher (-1), and check that the whole job ends soon."""
         self.until(lambda: len(self.workers()) == self.count)
         workers = self.workers()
         if victim < 0:

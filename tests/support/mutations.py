@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-# Values that stand where another one should: other types, ends of ranges, and numbers that would take for ever.
+# Wrong values: other types, ends of ranges, and numbers that would cause endless work.
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3, 7, 10**6, 2**31, 10**18, 10**40, 0.5, -0.5, 1e-9, 1e30, '', '18',
     'x' * 300, 'gelu', 'line\nbreak', '\u2028', [], [1], [0, 0], [None], ['a', 'b'], {}, {'a': 1},
@@ -66,7 +66,7 @@ def join(path: pathlib.Path, header: dict[str, Any] | bytes, data: bytes) -> Non
 
 
 def change_header(rng: random.Random, path: pathlib.Path) -> str:
-    """Damage the header of a safetensors file so that it cannot be meant; return the kind of damage."""
+    """Damage the header of a safetensors file so that it is certainly invalid; return the kind of damage."""
     header, data = split(path)
     names = [name for name in header if name != '__metadata__']
     kind, change = rng.choice(list(HEADER_DAMAGE.items()))

@@ -1,4 +1,4 @@
-"""A denoiser of four blocks of which one adds nothing."""
+"""A denoiser of four blocks, one of which is the identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of videos become clips: what is good comes through, the rest is named; times rule, not counts of frames."""
+"""Folders of videos become clips: good files are cut by time, not by frame count; the others are reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BARS = 8
 
 
 def numbered(index: int, size: tuple[int, int]) -> np.ndarray:
-    """Return a picture of vertical bars that tell a number below 256, bit by bit."""
+    """Return a picture of vertical bars that encode a number below 256 in binary."""
     bits = index >> np.arange(BARS) & 1
     row = np.repeat(np.where(bits, 200, 50), -(-size[1] // BARS))[: size[1]]
     return np.broadcast_to(row[None, :, None], (*size, 3)).astype(np.uint8)

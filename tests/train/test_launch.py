@@ -1,4 +1,4 @@
-"""The launcher of local processes: what it sets, shows, passes on and returns, and that nothing outlives it."""
+"""The launcher of local processes: its environment, output, signals and status; no process outlives it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_help_shows_an_example(capsys):
 
 
 def test_error_of_one_process_ends_the_job_at_once(tmp_path):
-    """Without further ado it would wait at its exit, for minutes, for processes that wait for it."""
+    """Otherwise the process would wait at its exit for minutes, for processes that wait for it."""
     path = tmp_path / 'script.py'
     path.write_text(
         'import time\n'

@@ -1,5 +1,5 @@
-"""The world of moving shapes: what its captions say is what it draws, samples depend on their numbers only, and the
-split keeps its promise."""
+"""The world of moving shapes: drawings match their captions, samples depend on their indices only, and the split is
+correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt sets hold what the checkpoint's tokenizers say, each prompt once, whatever the file looks like."""
+"""Prompt sets hold the tokens of the checkpoint's tokenizers, each prompt once, for any form of the file."""
 
 from __future__ import annotations
 

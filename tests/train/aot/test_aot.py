@@ -98,7 +98,7 @@ def denoiser_flops(config, image: int, keep: int, text: int) -> float:
     """Return the FLOPs of a forward pass, counted from the paper's architecture."""
     width, blocks, tokens = config.width, config.num_layers - 1, image + text
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
-    # The last block's image rows are those that are read; nobody reads its text queries.
+    # Only the image rows of the last block are used, so its text queries are dropped.
     last = 2 * width**2 * (10 * keep + 2 * image + 2 * text) + 4 * keep * tokens * width
     modulation = 2 * width**2 * (12 * blocks + 8 + 2)
     embeddings = 2 * (256 + config.pooled_projection_dim) * width + 2 * 2 * width**2

@@ -1,4 +1,4 @@
-"""Every program as shapes: it builds without data, is the real one but for the numbers, and has a place on a slice."""
+"""Every program as shapes: it builds without data, equals the real one except for values, and fits on a slice."""
 
 from __future__ import annotations
 

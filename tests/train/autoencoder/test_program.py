@@ -1,4 +1,4 @@
-"""The video autoencoder from nothing: its parts against definitions, and the program that trains it."""
+"""The video autoencoder from scratch: its parts against definitions, and the program that trains it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_forgetting_changes_neither_results_nor_gradients(codec):
 
 @pytest.mark.parametrize('codec', [native, small])
 def test_forgetting_keeps_less_for_the_gradient(codec):
-    """What the forward pass hands to the backward pass, besides the parameters."""
+    """Compare the residuals that the forward pass stores for the backward pass, besides the parameters."""
     module, params = codec()
     video = jnp.zeros((1, 49, 64, 64, 3))
     own = sum(leaf.nbytes for leaf in jax.tree.leaves(params))

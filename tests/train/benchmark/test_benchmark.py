@@ -247,7 +247,7 @@ def test_a_missed_target_is_the_exit_status_where_that_is_asked_for(monkeypatch,
 
 @pytest.mark.slow
 def test_the_whole_chain_runs(tmp_path):
-    """Every command of the chain on the real programs; what comes out is noise, but it comes out."""
+    """Run every command of the chain with the real programs; the results are noise, but complete."""
     assert command.main(['--fast', '--out', str(tmp_path), '--devices', '2', '--jobs', '2']) == 0
     assert 'student/generated' in (tmp_path / 'report.md').read_text()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}

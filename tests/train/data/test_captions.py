@@ -1,4 +1,4 @@
-"""Captions are cleaned, and what is wrong with one is said, whatever the table looks like."""
+"""Captions are cleaned, and every problem is reported, for any form of the table."""
 
 from __future__ import annotations
 

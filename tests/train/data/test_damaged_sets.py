@@ -1,4 +1,4 @@
-"""A sample set runs no code of its folder, keeps few files open, and names its damage in one line."""
+"""A sample set runs no code from its folder, keeps few files open, and reports damage in one line."""
 
 from __future__ import annotations
 

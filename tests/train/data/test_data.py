@@ -1,4 +1,4 @@
-"""Teacher samples on disk (TFDS and we read what was written, damage is named), and the loader's order."""
+"""Teacher samples on disk (read back by TFDS and by the project, damage reported), and the loader's order."""
 
 from __future__ import annotations
 

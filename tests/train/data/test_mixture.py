@@ -1,4 +1,4 @@
-"""Mixtures: everything is shown, in the given shares, the same way each time; pictures are padded; captions drop."""
+"""Mixtures: all samples appear, in the given shares, deterministically; pictures are padded; captions are dropped."""
 
 from __future__ import annotations
 

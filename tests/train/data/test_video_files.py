@@ -1,4 +1,4 @@
-"""Videos are read as a player shows them, or left out with the reason, whatever their names and timelines."""
+"""Videos are read as a player shows them, or left out with a reason, for any names and timelines."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_only_the_student_gets_a_gradient():
 
 @pytest.mark.parametrize('stage', range(3))
 def test_distribution_matching_alone_finds_the_teacher(stage):
-    """Student and fake model start at another point than the teacher's, and nothing but the DMD term moves them."""
+    """Student and fake model start at another point than the teacher's, and only the DMD term moves them."""
     rate = OptimizerConfig(learning_rate=0.03, betas=(0.0, 0.95), weight_decay=0.0)
     objectives = ObjectivesConfig(regression=RegressionConfig(weight=0.0))
     program = point_program(student=rate, fake=rate, objectives=objectives)
@@ -123,7 +123,7 @@ def test_draws_cover_every_stage_evenly():
 
 
 def test_levels_of_a_student_with_several_steps():
-    """The student is asked only where it will be used: at the levels of its own schedule, which depend on the unit."""
+    """The student is evaluated only at the levels of its own schedule, which depend on the unit."""
     program, seen = point_program(protocol='21', student_steps=(1, 4, 1), student_first_steps=(1, 2, 1)), set()
     for seed in range(8):
         draws = program.examples.draw(jax.random.key(seed), 1, make_batch()['latents'].shape)

@@ -28,7 +28,7 @@ from train.runtime.sharding import to_host
 EVEN, ONE = Schedule(spacing='even'), (1, 1, 1)
 KINDS = {'matching': MatchingConfig, 'regression': RegressionConfig}
 ALWAYS = OwnHistoryConfig(first=1.0, last=1.0)
-# It may happen, but not in any step that a test runs.
+# Own history is enabled, but only after the steps that the tests run.
 NOT_YET = OwnHistoryConfig(last=1.0, ramp_start=1000)
 
 
@@ -36,7 +36,7 @@ NOT_YET = OwnHistoryConfig(last=1.0, ramp_start=1000)
 
 
 def denoise(stage, history, x, unit, prompt, timestep):
-    """Return a flow that depends on everything that a denoiser is told."""
+    """Return a flow that depends on every input of a denoiser."""
     past = sum((index + 1) * frame.mean(axis=(2, 3), keepdims=True) for index, frame in enumerate(history))
     told = prompt.pooled.mean(axis=1) + 0.1 * unit + timestep / 1000
     return jnp.sin(3 * x + past + told.reshape(-1, 1, 1, 1, 1) + stage)

@@ -26,14 +26,14 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def golden_draws(golden, name: str, column: int, columns: int, unit: int, frames: int) -> flow_matching.Draws:
-    """Return the numbers that the reference drew for a column, in our form."""
+    """Return the reference's random draws for a column, in the project's form."""
     drawn = lambda what: golden[f'{name}/draw/col{column}_{what}']
     level = SCHEDULE.train_levels[np.floor(1000 * drawn('u')).astype(int)]
     clips = len([key for key in golden if key.startswith(f'{name}/draw/col{column}_cond_noise')])
     newest_first = [channels_last(drawn(f'cond_noise{i}_from_most_recent')) for i in range(clips)]
     by_frame = [clip[:, i : i + 1] for clip in reversed(newest_first) for i in range(clip.shape[1])]
     assert len(by_frame) == unit
-    # Frames that do not exist get any noise: attention never sees them.
+    # The noise of padded frames is arbitrary: attention masks them.
     coarsest = channels_last(golden[f'{name}/pyramid_level0'])[column::columns, :1]
     padding = [np.ones_like(coarsest)] * (frames - 1 - unit)
     return flow_matching.Draws(

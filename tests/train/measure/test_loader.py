@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, and fails when the loader is too slow for the job."""
+"""The loader measurement is correct, and fails if the loader is too slow for the job."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def program_of(config: Any) -> tuple[pruning.Pruning, Any, LoopConfig]:
 @functools.cache
 def placed_step(full: str, data: str, mesh: tuple[int, int, int]):
     """Return (step of stage 0, function to the first carry, frozen, batch, key) of stage 2 on a mesh."""
-    # Random weights and random data want different things: the teacher alone is followed.
+    # The teacher's random weights do not fit the random data, so the loss follows the teacher alone.
     matching = {'stage': 2, 'data_weight': 0.0}
     program, source, run = program_of(settings(full, data, mesh=mesh, pruning=matching))
     frozen = program.frozen()

@@ -1,4 +1,4 @@
-"""Processes that mean different runs stop before the first step, with one line each."""
+"""Processes with different runs stop before the first step, with one line each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loader does ahead of its reader: how far, where its state stays meanwhile, how it fails and ends."""
+"""Read-ahead of the loader: its depth, its saved state, its failures and its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loop does besides training: evaluations, the best checkpoints, traces, the compile cache; its settings."""
+"""Hooks of the loop (evaluations, best checkpoints, traces, the compile cache) and its settings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_evaluations_write_samples_and_are_logged(tmp_path, capsys):
     np.testing.assert_array_equal(bias, np.asarray(state.student['image_mlp']['linear_2']['bias']))
     assert rows[8]['eval/distance'] == pytest.approx(np.linalg.norm(bias), rel=1e-6)
     assert f'step 8  eval/distance {rows[8]["eval/distance"]:.4g}\n' in capsys.readouterr().out
-    # No empty folders, and no evaluations where none are asked for.
+    # No empty folders, and no evaluations unless requested.
     run(Judged(silent=True), LinearSource(), config_for(tmp_path / 'silent', steps=1, evaluate_every=1))
     assert not any((tmp_path / 'silent' / 'samples').iterdir())
     run(Judged(), LinearSource(), config_for(tmp_path / 'never', steps=1))
@@ -106,7 +106,7 @@ def test_steps_named_in_advance_are_traced(tmp_path, capsys):
 
 
 def test_compiled_programs_are_kept_where_asked(tmp_path):
-    """In a process of its own: the place holds for all that a process compiles from then on."""
+    """In a separate process, because the cache folder applies to everything that a process compiles afterwards."""
     code = (
         'import sys, jax, jax.numpy as jnp; from train.runtime.compiled_steps import use_compile_cache\n'
         'use_compile_cache(""); assert jax.config.values["jax_compilation_cache_dir"] == sys.argv[1]\n'

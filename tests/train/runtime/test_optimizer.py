@@ -1,4 +1,4 @@
-"""Rates, averages, accumulated gradients, and the arithmetic that a plan counts."""
+"""Learning rates, averages, accumulated gradients, and the FLOPs counted for a plan."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_gradient_in_parts_is_the_gradient_of_the_batch(problem, parts):
 
 
 def test_parts_of_bfloat16_are_added_in_float32():
-    """The mean of equal parts is each of them; added up in bfloat16, 24 of them would lose some of their 8 bits."""
+    """The mean of equal parts equals each part; a sum of 24 parts in bfloat16 would lose some of the 8 bits."""
     params, batch = {'w': jnp.ones((6, 4), jnp.bfloat16)}, {'x': jnp.full((24, 6), 0.7, jnp.bfloat16)}
     linear = lambda params, batch, key: ((batch['x'] @ params['w']).mean(), {})
     (_, _), one = value_and_grad(linear, params, {'x': batch['x'][:1]}, jax.random.key(0))

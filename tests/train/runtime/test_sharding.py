@@ -1,4 +1,4 @@
-"""The mesh and the parameter rules: what is split, what stays whole, and what is refused."""
+"""The mesh and the parameter rules: split and replicated axes, and rejected configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow processes are named by those that wait for them."""
+"""Waiting processes report the slow ones by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attributes read from pixels: drawn clips are right, also blurred and noisy ones; what is wrong is seen as wrong."""
+"""Attributes read from pixels: correct for drawn clips, including blurred and noisy ones; errors are detected."""
 
 from __future__ import annotations
 

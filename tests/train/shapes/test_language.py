@@ -1,4 +1,4 @@
-"""The small text side for moving shapes: its tokenizers lose no word, and its random encoders tell captions apart."""
+"""Text side of moving shapes: the tokenizers lose no word, and the random encoders separate captions."""
 
 from __future__ import annotations
 

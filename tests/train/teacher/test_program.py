@@ -138,7 +138,7 @@ class PointMass:
 
 
 def test_the_true_flow_has_no_loss(data, monkeypatch):
-    """Where the data are one point the flow is known: at every unit and stage it is what the teacher is asked for."""
+    """If the data are one point the flow is known: it equals the teacher's target at every unit and stage."""
     program = program_for(data)
     monkeypatch.setattr(program, 'apply', PointMass())
     point = jax.random.normal(jax.random.key(0), (1, FRAMES, GRID, GRID, CHANNELS))
@@ -292,7 +292,7 @@ def test_evaluation(unbroken, data):
 
 
 def test_going_on_from_a_result(data, unbroken, tmp_path):
-    """A released folder begins a run as it is: without a step it comes out again."""
+    """A run that starts from a released folder returns it unchanged after zero steps."""
     start = unbroken / 'result' / folders.PYRAMID_FLOW
     program = program_for(data, start=str(start))
     program.finish(program.init_state(jax.random.key(0), program.frozen()), tmp_path)

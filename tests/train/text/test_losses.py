@@ -23,7 +23,7 @@ def test_token_errors_are_means_over_the_valid_tokens():
     assert float(square) == pytest.approx(np.mean([np.mean((a - b) ** 2) for a, b in rows]), rel=1e-5)
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in rows]
     assert float(cosine) == pytest.approx(1 - np.mean(cosines), rel=1e-5)
-    # What padding holds does not matter, not even what is not a number of any use.
+    # Padded values do not matter, however large they are.
     student[mask == 0] = 1e6
     changed = losses.token_errors(jnp.asarray(student), jnp.asarray(teacher), jnp.asarray(mask))
     assert changed == (square, cosine)

@@ -215,7 +215,7 @@ def test_retrieval():
     student = np.asarray([[0.1, 0], [0.2, 0], [0, 3], [9, 9]])
     assert ranks(student, teacher).tolist() == [0, 1, 0, 0]
     assert retrieval(student, teacher) == {'retrieval/top1': 0.75, 'retrieval/mean_rank': 1.25}
-    # A prompt that is there twice cannot be told from itself.
+    # A repeated prompt cannot be distinguished from its copy.
     assert ranks(teacher[[0, 0, 1]], teacher[[0, 0, 1]]).tolist() == [0, 0, 0]
     rng = np.random.default_rng(0)
     random = rng.standard_normal((2, 300, 8))
