@@ -1,4 +1,4 @@
-"""The Python interface: load, generate, save, and a picture of itself in a notebook."""
+"""Tests of the Python interface: load, generate, save, and display in a notebook."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_bad_model_options():
 
 
 def test_importing_is_fast():
-    """JAX is imported when the interface is first used, and not before."""
+    """JAX is imported only when the interface is first used."""
     code = 'import sys, neodragon_jax as nd; dir(nd); print([name for name in ("jax", "numpy") if name in sys.modules])'
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert run.stdout.strip() == '[]'

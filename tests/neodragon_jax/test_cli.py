@@ -1,4 +1,4 @@
-"""The command line: files that it makes and skips, and refusals in one line."""
+"""Tests of the command line: files that it writes and skips, and errors in one line."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_videos_of_a_prompts_file(tmp_path, picture, capsys):
     assert main(command(out, *more)) == 0
     assert 'exist already' in capsys.readouterr().out
     assert (out / 'a cat-0.mp4').stat().st_mtime_ns == kept
-    # Made on one device now and on four before: floats differ in the last place, and the video codec amplifies that.
-    # Another seed differs a hundred times more.
+    # Generated on one device now and on four before: floats differ in the last place, and the video codec amplifies
+    # that. The difference to another seed is a hundred times larger.
     again = read_mp4(out / 'a cat-1.mp4')
     assert mean_difference(again, clips['a cat-1.mp4']) < 0.1 * mean_difference(again, clips['a cat-0.mp4'])
 
@@ -77,7 +77,7 @@ def test_first_frame_is_drawn_from_the_prompt(tmp_path):
 
 
 def test_first_frame_by_the_denoiser(tmp_path, capsys):
-    """The few-step denoiser makes unit 0, too: the same video as the library's functions give."""
+    """The few-step denoiser also generates unit 0; the video equals that of the library's functions."""
     argv = command(tmp_path, '--prompt', 'a cat', '--first-frame', 'denoiser')
     assert main(argv) == 0
     # Two units of three stages.
@@ -121,7 +121,7 @@ def test_nothing_but_a_prompt(shapes, capsys):
     assert '1 videos of 17x64x64, 9 denoiser calls each' in said
     assert read_mp4('out/videos/a cat-0.mp4').shape == (17, 64, 64, 3)
 
-    # By name, in the other mode, with options that win: guided steps are two calls.
+    # By name, in the other mode, with options that override: a guided step is two calls.
     argv = ['--checkpoint', 'moving_shapes', '--mode', 'monolithic', '--frames', '9', '--prompt', 'x']
     worker = open_command(argv)
     assert worker.size == (9, 64, 64) and worker.calls == 2 * (6 + 4)
@@ -137,7 +137,7 @@ def test_a_checkpoint_without_a_first_frame_model(shapes, capsys, picture):
     assert 'no first-frame model' in message and '--first-frame denoiser' in message and '--image' in message
     describe(shapes, modes={'hybrid': {'first_frame': 'denoiser'}})
     assert 'no first-frame model' in refusal(capsys, [*more, '--first-frame', 'model'])
-    # A picture wins over what the file says: unit 0 is given.
+    # A picture overrides the file: unit 0 is given.
     worker = open_command([*more, '--image', picture])
     assert (worker.first_unit, worker.calls) == (1, 3)
     describe(shapes, frame=9)
@@ -154,7 +154,7 @@ def test_upscaled_frames_are_larger(tmp_path):
 
 
 def refusal(capsys, argv: list[str]) -> str:
-    """Return the one line that the program says when it refuses."""
+    """Return the one-line error of the program."""
     assert main(argv) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith('error: ') and '\n' not in error

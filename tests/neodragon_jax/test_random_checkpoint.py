@@ -1,4 +1,4 @@
-"""A checkpoint of random weights: the released layout at any size, and usable by the whole pipeline."""
+"""Tests of random checkpoints: the released layout at any size, usable by the whole pipeline."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_has_the_tensors_of_the_release(name, checkpoint):
         return
     ours, released = tensors(checkpoint / name), tensors(TINY_CHECKPOINT / name)
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in released.items()}
-    # Weights that are zero would hide errors of whatever is measured with them.
+    # Zero weights would hide errors in measurements.
     assert all(value.any() for value in ours.values())
 
 
@@ -74,7 +74,7 @@ def test_goes_on_with_what_is_missing(checkpoint, tmp_path, capsys):
 
 
 def test_like_trained():
-    """Heavy tails at the same deviation, smaller where a branch ends; the same few channels large in all gains."""
+    """Heavy tails at the same deviation, smaller at branch ends; the same few channels are large in all gains."""
     config = dataclasses.replace(TINY.denoiser, num_attention_heads=64)  # of 16 dimensions: 1024 channels, two large
     plain = random_params.random_params('PyramidMMDiT', config, 0)
     params = random_params.like_trained(plain, 0)

@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the package is small, and its videos show their prompts."""
+"""Tests of the shipped checkpoint: it is small, and its videos show their prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_it_is_small():
 
 @pytest.fixture(scope='module')
 def prompts() -> list[str]:
-    """The example, and every second held-out combination in the words of the documents and in drawn ones."""
+    """Return the example, and every second held-out combination in the documented and in random wordings."""
     held_out = CPU.combinations('held_out')[::2]
     drawn = (caption(traits, row) for row, traits in enumerate(held_out))
     return list(dict.fromkeys([PROMPT, *map(caption, held_out), *drawn]))

@@ -1,4 +1,4 @@
-"""Drafts of killed processes: swept by the next writer, and nothing else is."""
+"""Tests of drafts left by killed processes: the next writer removes these, and nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def killed(kind, target):
 
 @pytest.fixture(autouse=True)
 def fresh_process(monkeypatch):
-    """Forget which folders this process has swept."""
+    """Reset the record of the folders that this process has swept."""
     monkeypatch.setattr(atomic, '_SWEPT', set())
 
 

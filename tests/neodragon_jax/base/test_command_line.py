@@ -1,4 +1,4 @@
-"""The boundary of commands: one line and a documented status for every failure that a user can mend."""
+"""Tests of command errors: one line and a documented exit status for every failure that a user can fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The persistent compile cache: in the user's cache folder by default, and never a reason to fail."""
+"""Tests of the persistent compile cache: it is in the user's cache folder by default, and is never a reason to fail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ print(use_compile_cache())
 
 
 def lines(**variables: str) -> list[str]:
-    """Run CODE in a process of its own and return the lines that it prints."""
+    """Run CODE in a separate process and return the lines that it prints."""
     kept = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
     run = subprocess.run(
         [sys.executable, '-c', CODE], capture_output=True, text=True, cwd=ROOT, env=kept | variables, check=True

@@ -1,4 +1,4 @@
-"""The lock of an output folder: two processes, a killed owner, and an owner on another host."""
+"""Tests of the lock of an output folder: two processes, a killed owner, and an owner on another host."""
 
 from __future__ import annotations
 

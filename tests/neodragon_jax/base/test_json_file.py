@@ -1,4 +1,4 @@
-"""Strict JSON: every refusal names file, key, value and remedy in one line."""
+"""Tests of strict JSON: every error names file, key, value and remedy in one line."""
 
 from __future__ import annotations
 

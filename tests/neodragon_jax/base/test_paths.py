@@ -1,4 +1,4 @@
-"""Issue 18: no path is ever misread as another kind; one table says what each text means."""
+"""Tests of path parsing (issue 18): no path is read as another kind; one table lists the meaning of each text."""
 
 from __future__ import annotations
 

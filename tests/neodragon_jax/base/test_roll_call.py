@@ -1,4 +1,4 @@
-"""A cluster that cannot start says why, on every process that is there."""
+"""Tests of the roll call: if a cluster cannot start, every running process reports the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from neodragon_jax.base.roll_call import roll_call as call
 
 @pytest.fixture
 def port() -> int:
-    """A port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as listener:
         listener.bind(('localhost', 0))
         return listener.getsockname()[1]
@@ -23,13 +23,13 @@ def port() -> int:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    """Seconds instead of minutes."""
+    """Shorten the time limits from minutes to seconds."""
     monkeypatch.setattr(roll_call, 'LONGEST_START_S', 3.0)
     monkeypatch.setattr(roll_call, 'NOTICE_EVERY_S', 0.5)
 
 
 def outcomes(port: int, *processes: tuple[int, int]) -> list[str]:
-    """Return what the roll call ends with for each (number of processes, index): '' or the message of its error."""
+    """Return the result of the roll call for each (number of processes, index): '' or its error message."""
     results = [''] * len(processes)
 
     def run(place: int, count: int, index: int) -> None:

@@ -1,4 +1,4 @@
-"""Clips and pictures as files, and the writing of files and folders in one step."""
+"""Tests of clip and picture files, and of writing files and folders in one step."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_mp4_round_trip(tmp_path):
     assert names(tmp_path / 'new') == ['clip.mp4']
     got = read_mp4(tmp_path / 'new' / 'clip.mp4').astype(int)
     assert got.shape == clip.shape
-    # Away from the edges of the bars, where the halved resolution of color blurs, every color survives.
+    # Colors are preserved except at the edges of the bars, where the halved color resolution blurs them.
     column = np.arange(8, 96, 16)
     for index in range(len(clip)):
         shifted = (column + 2 * index) % 96
@@ -103,7 +103,7 @@ def test_truncated_mp4_is_refused(tmp_path):
 
 
 def test_mp4_with_fewer_frames_than_declared_is_refused(tmp_path):
-    """Cut between two frames, where FFmpeg sees nothing wrong."""
+    """Cut between two frames, which FFmpeg does not report."""
     write_mp4(tmp_path / 'whole.mp4', moving_bars(24))
     with av.open(str(tmp_path / 'whole.mp4')) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -158,7 +158,7 @@ def test_contact_sheet(tmp_path):
         label, tile = sheet[top : top + 20, left : left + width], sheet[top + 20 :, left : left + width][:height]
         assert (tile == frame).all()
         assert (label < 128).any() and (label == 255).any()
-    assert (sheet[-height - 6 :, width + 12 :] == 255).all()  # The sixth tile stays empty.
+    assert (sheet[-height - 6 :, width + 12 :] == 255).all()  # The sixth tile is empty.
 
 
 def test_contact_sheet_of_small_and_short_clips(tmp_path):
@@ -278,7 +278,7 @@ def test_atomic_folder_keeps_content_unless_told(tmp_path):
         pytest.fail('entered')
     with pytest.raises(InputError, match='not empty'), atomic_folder(tmp_path / 'new') as temporary:
         (temporary / 'part').write_text('new')
-        full_folder(tmp_path / 'new')  # Somebody else was faster.
+        full_folder(tmp_path / 'new')  # Another writer was faster.
     assert names(tmp_path) == ['bundle', 'new'] and names(path) == names(tmp_path / 'new') == ['old']
 
 

@@ -1,4 +1,4 @@
-"""Loading and saving the released layout: exact both ways, full-size names, and clear refusals."""
+"""Tests of loading and saving the released layout: exact round trips, full-size names, and clear errors."""
 
 from __future__ import annotations
 

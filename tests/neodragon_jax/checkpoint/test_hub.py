@@ -1,4 +1,4 @@
-"""Checkpoints by name, from a server on loopback that speaks the hub's protocol."""
+"""Tests of checkpoints by hub name, against a loopback server that implements the hub's protocol."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def served():
 
 
 def run(server: Hub, home: pathlib.Path, *argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the hub's library pointed at a server and at a cache of its own."""
+    """Run Python with the hub's library configured for a given server and a separate cache."""
     own = {'HF_ENDPOINT': server.endpoint, 'HF_HOME': str(home), 'HF_HUB_OFFLINE': '0', 'HF_HUB_DISABLE_XET': '1'}
     own |= {'NO_PROXY': '127.0.0.1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_HUB_DOWNLOAD_TIMEOUT': '2'}
     own |= {'JAX_COMPILATION_CACHE_DIR': str(ROOT / 'out' / 'jax_cache')}
@@ -81,12 +81,12 @@ def test_two_interruptions_and_no_file_twice(served, tmp_path):
     assert root.name == COMMIT, 'the commit is recorded'
     wanted = {name for name in served.files() if name.split('/')[0] in needed or name == 'generation.json'}
     assert {path.relative_to(root).as_posix() for path in root.rglob('*') if path.is_file()} == wanted
-    # The cache holds one copy of files with the same content, as two of the tokenizers have.
+    # The cache stores files of equal content once; two of the tokenizers share files.
     content = lambda names: {(TINY_CHECKPOINT / name).read_bytes() for name in names}
     assert content(served.sent) == content(wanted) and set(served.sent.values()) == {1}
     for name in wanted:
         assert (root / name).read_bytes() == (TINY_CHECKPOINT / name).read_bytes()
-    # Later runs ask nothing of the hub when they are told to stay offline.
+    # In offline mode, later runs send no request to the hub.
     offline = find(served, tmp_path, f'{NAME}@v1', needed, HF_HUB_OFFLINE='1')
     assert offline.returncode == 0 and pathlib.Path(offline.stdout.strip()) == root, offline.stderr
 

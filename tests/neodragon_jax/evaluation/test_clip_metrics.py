@@ -1,4 +1,4 @@
-"""Metrics of clips whose numbers follow from how they are made, and the command that prints them."""
+"""Tests of the metrics on synthetic clips with known results, and of the command that prints them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_motion_of_a_panning_picture(dy, dx):
 
 
 def test_motion_of_a_square_is_its_share():
-    """Of the 3 x 5 squares that are followed one moves, by 5 px; those that it covers stay."""
+    """One of the 3 x 5 tracked squares moves, by 5 px; the squares that it covers do not."""
     luma, patch = texture(1, HEIGHT, WIDTH).repeat(2, axis=0), texture(16, 16, seed=1)
     top, left = metrics.REACH + 16, metrics.REACH + 32
     luma[0, top : top + 16, left : left + 16] = patch
@@ -70,7 +70,7 @@ def test_flicker_is_the_amplitude_and_ignores_fades():
     signs = np.where(np.arange(FRAMES) % 2, 1, -1)[:, None, None]
     assert metrics.measure(gray(constant(100.0) + 12 * signs)).flicker == pytest.approx(12)
     assert metrics.measure(gray(constant(100.0) + 12 * np.arange(FRAMES)[:, None, None])).flicker == 0
-    # In a quarter of the squares only.
+    # Only in a quarter of the squares.
     local = constant(100.0)
     local[:, :32, :48] += 12 * signs
     assert metrics.measure(gray(local)).flicker == pytest.approx(3)
@@ -172,7 +172,7 @@ def test_absent_vbench_is_one_line(folder, tmp_path, capsys):
     assert error.count('\n') == 1 and 'pip install vbench' in error
 
 
-# Takes VBench's arguments, notes them, and scores the number of videos; one dimension fails.
+# Accepts VBench's arguments, records them, and returns the number of videos as the score; one dimension fails.
 PROGRAM = """#!{python}
 import argparse, json, os, shutil, sys
 parser = argparse.ArgumentParser()
@@ -190,7 +190,7 @@ if args.dimension != 'dynamic_degree':
 
 
 def test_vbench_is_driven(folder, tmp_path, capfd):
-    """A stand-in with VBench's command line sees the measured videos alone, under the python of its environment."""
+    """A substitute with VBench's command line gets only the measured videos, under the python of its environment."""
     environment = tmp_path / 'environment'
     environment.mkdir()
     for name in ('vbench', 'python'):
@@ -216,7 +216,7 @@ def test_vbench_is_driven(folder, tmp_path, capfd):
 
 @pytest.fixture(scope='module')
 def vbench_environment(tmp_path_factory):
-    """An environment with a package that has VBench's list of prompts where VBench has it, and its command."""
+    """Make an environment with VBench's command and a package with the prompt list at VBench's path."""
     root = tmp_path_factory.mktemp('environment')
     venv.create(root, with_pip=False)
     (package,) = root.glob('lib/python3*/site-packages')

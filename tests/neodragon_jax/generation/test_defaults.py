@@ -1,4 +1,4 @@
-"""Defaults in generation.json; place, text length and stored types of a shipped checkpoint."""
+"""Tests of the defaults in generation.json, and of the lookup, text length and stored types of a shipped checkpoint."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_key_is_read(tmp_path):
         assert getattr(got, key) == SHAPES[key]
     assert got.mode == 'hybrid'
     assert (got.hybrid.first_frame, got.hybrid.steps) == ('denoiser', (1, 1, 1))
-    # As on the command line, the steps and the guidance of all units, unless unit 0 has its own.
+    # As on the command line, steps and guidance hold for all units unless unit 0 has separate values.
     assert (got.monolithic.steps, got.monolithic.first_steps) == ((4, 5, 6), (4, 5, 6))
     assert (got.monolithic.guidance, got.monolithic.first_guidance) == (2.0, 2.0)
     modes = {'monolithic': {'steps': [4, 5, 6], 'first_steps': [7, 8, 9], 'guidance': None, 'first_guidance': 3}}
@@ -108,12 +108,12 @@ def test_a_plan_takes_the_defaults_of_the_checkpoint_unless_told(tmp_path):
     assert (told.steps, told.first_steps, told.guidance, told.first_guidance) == ((1, 2, 3), (1, 2, 3), 2.0, 9.0)
 
 
-# --- where it is -------------------------------------------------------------------------------------------------
+# --- lookup ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch) -> pathlib.Path:
-    """A folder of shipped checkpoints with two names in it, and an empty current directory."""
+    """Make a folder of two shipped checkpoints, and an empty current directory."""
     for name in ('shelf/moving_shapes', 'shelf/other', 'here'):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(shipped, 'FOLDER', tmp_path / 'shelf')
@@ -165,7 +165,7 @@ def test_text_length_is_the_tokenizers_if_that_is_less(short):
 
 
 def test_padding_does_not_change_what_is_said(short):
-    """States of 16 tokens are those of 128 where the text is, and the denoiser sees no padding: same flow."""
+    """At text tokens, the states of 16 and 128 tokens agree; the denoiser ignores padding, so the flow is equal."""
     few, many = pipeline.load(short), pipeline.load(TINY_CHECKPOINT)
     prompts = [few.encode_prompt(['a red ball']), many.encode_prompt(['a red ball'])]
     assert [prompt.text.shape[1] for prompt in prompts] == [16, 128]
@@ -181,7 +181,7 @@ def test_padding_does_not_change_what_is_said(short):
 
 
 def narrow(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """Store a component in bfloat16, all of it."""
+    """Store a whole component in bfloat16."""
     module, params = checkpoint.load(folder)
     checkpoint.save(out, module, cast(params, jnp.bfloat16, keep=lambda path, leaf: False))
     return out

@@ -1,4 +1,4 @@
-"""Prompt to the first frame's picture against the reference pipeline with the same random numbers."""
+"""Tests of the first frame's picture against the reference pipeline with the same random numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from support.goldens import GOLDENS, TINY_CHECKPOINT, channels_last, relative_er
 from support.sdxl import TOLERANCE, golden, stored
 
 TRAJECTORY_TOLERANCE = 1e-4
-# Share of bytes that a float error of 1e-6 may turn by one, where a value lies halfway between two.
+# Share of bytes that a float error of 1e-6 may change by one, where a value lies halfway between two.
 TURNED_BYTES = 1e-3
 
 
@@ -68,7 +68,7 @@ def tiny_model() -> first_frame.FirstFrameModel:
 
 
 def count_turned(got: np.ndarray, want: np.ndarray) -> int:
-    """Return how many bytes differ; none by more than one."""
+    """Count the bytes that differ; none may differ by more than one."""
     assert got.shape == want.shape and got.dtype == want.dtype == np.uint8
     difference = np.abs(got.astype(int) - want.astype(int))
     assert difference.max() <= 1
@@ -105,7 +105,7 @@ def test_steps_on_fixed_predictions():
 
 
 def test_trajectory_and_picture():
-    """From embeddings to the picture, on the golden's own UNet and VAE; every step is compared."""
+    """From embeddings to the picture, with the golden's UNet and VAE; every step is compared."""
     unet, unet_params = stored('unet', 'UNet2DConditionModel')
     vae, vae_params = stored('vae', 'AutoencoderKL')
     text, pooled = golden()['cond/prompt_embeds'], golden()['cond/pooled']
@@ -190,7 +190,7 @@ def test_a_picture_does_not_depend_on_its_batch_or_devices():
 
 
 def test_draws_are_different():
-    """No draw of a picture equals another one or one of its video, though both may use the same key."""
+    """No draw of a picture equals another draw of it or of its video, although both may use the same key."""
     keys = pipeline.sample_keys(0, ['x'], [0])
     picture, video, shape = DrawnPictureNoise(keys), DrawnNoise(keys), (1, 8, 8, 4)
     draws = [picture.initial(shape), *(picture.step(number, shape) for number in range(3))]

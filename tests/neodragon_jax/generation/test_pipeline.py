@@ -1,4 +1,4 @@
-"""The whole program on the miniature checkpoint, against the reference pipeline with the same random numbers."""
+"""Tests of the whole pipeline on the miniature checkpoint against the reference with the same random numbers."""
 
 from __future__ import annotations
 

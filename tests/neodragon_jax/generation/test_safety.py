@@ -1,4 +1,4 @@
-"""The safety checker: its names, its rule, and black frames where it refuses."""
+"""Tests of the safety checker: its names, its rule, and black frames for refused videos."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_checker_names_of_the_release_and_round_trip(tmp_path):
         'special_care_embeds': (3, 12),
         'special_care_embeds_weights': (3,),
     }
-    # Old files hold a constant besides.
+    # Old files also hold a constant.
     tensors[f'{tower}.embeddings.position_ids'] = np.arange(5)[None]
     safetensors.numpy.save_file(tensors, folder / 'model.safetensors')
     again, loaded = checkpoint.load(folder)
@@ -126,7 +126,7 @@ def test_full_size_checker_has_the_published_number_of_parameters():
 
 
 def numpy_rule(picture, concepts, thresholds, special, special_thresholds) -> bool:
-    """Judge one embedding the slow way, concept by concept."""
+    """Classify one embedding concept by concept, as a slow reference."""
     cosine = lambda a, b: float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     adjustment = 0.0
     for embed, threshold in zip(special, special_thresholds, strict=True):
@@ -284,7 +284,7 @@ def test_a_checker_that_is_off_or_absent(root, capsys):
 
 
 def test_refused_first_frame_alone(root):
-    """First frames and videos are judged apart: black where refused, untouched elsewhere."""
+    """First frames and videos are checked separately: black where refused, unchanged elsewhere."""
     write_checker(root, threshold=0.3)
     checker = safety.load(root, Store())
     assert checker is not None

@@ -1,4 +1,4 @@
-"""Serving: parameters in bfloat16, one module in memory at a time, profiles, several processes."""
+"""Tests of sessions: parameters in bfloat16, one module in memory at a time, profiles, several processes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_denoiser_in_bfloat16():
 
 
 def test_every_step_is_told():
-    """The progress bar ends full: the first frame's four steps, then the denoiser's, then one per latent frame."""
+    """The progress bar ends at 100%: the first frame's four steps, then the denoiser's, then one per latent frame."""
     worker, told = plain_session(), []
     list(worker.make(['a cat'], [0], told.append))
     assert len(told) == worker.steps
@@ -185,7 +185,7 @@ def test_jobs_are_shared_whatever_the_others_have_made(tmp_path):
     parts = [make_jobs(prompts, 2, tmp_path, index, 3)[0] for index in range(3)]
     assert sorted(len(part) for part in parts) == [2, 3, 3]
     assert {job.path for part in parts for job in part} == {job.path for job in every}
-    # A process that starts late, or again, still takes only its own.
+    # A process that starts late, or again, still takes only its own jobs.
     parts[0][0].path.touch()
     parts[1][0].path.touch()
     assert make_jobs(prompts, 2, tmp_path, 1, 3) == (parts[1][1:], 1)
@@ -206,7 +206,7 @@ def test_processes_that_cannot_find_each_other(monkeypatch, tmp_path, capsys, va
 
 
 def test_a_stage_has_one_layout_on_the_devices():
-    """Else it would compile once for the first unit and again for the others."""
+    """With another layout, a stage would compile once for the first unit and again for the others."""
     spread = Spread(jax.devices()[:2])
     keys = spread.shard(pipeline.sample_keys(0, ['a', 'b'], [0, 1]))
     prompt = spread.shard(Prompt(jnp.zeros((2, 4, 8)), jnp.ones((2, 4), jnp.int32), jnp.zeros((2, 8))))

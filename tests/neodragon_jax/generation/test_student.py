@@ -1,4 +1,4 @@
-"""The schedule of a distilled student."""
+"""Tests of the schedule of a distilled student."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_plan_has_the_student_s_steps_and_levels(tmp_path):
         timesteps, levels = plan.schedule.steps(stage, 2)
         np.testing.assert_allclose(levels, [1, 0.5, 0])
         np.testing.assert_allclose(timesteps, [first, (first + last) / 2])
-    # Without a student the released levels hold, the last step 0.001 long.
+    # Without a student, the released levels apply, whose last step is 0.001 long.
     released = make_plan('hybrid', 17, 64, 64, steps=(2, 2, 2)).schedule.steps(1, 2)
     np.testing.assert_allclose(released.levels, [1, 0.001, 0])
 

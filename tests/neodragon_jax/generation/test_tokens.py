@@ -1,4 +1,4 @@
-"""Tokenizers against the golden ids, and errors of broken checkpoints."""
+"""Tests of the tokenizers against the golden ids, and of errors for damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_serialized_backend_replaces_the_vocabulary_files(tokenizers, checkpoint
         np.testing.assert_array_equal(got, want)
 
 
-# Importing must not pay for transformers; loading must neither ask a hub nor print.
+# Importing must not import transformers; loading must neither contact a hub nor print.
 LOAD_OFFLINE = """
 import socket, sys
 import neodragon_jax.generation.tokens as tokens

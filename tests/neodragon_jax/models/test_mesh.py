@@ -1,4 +1,4 @@
-"""Activations stay with the devices that own their samples."""
+"""Tests of activation sharding: activations stay on the devices of their samples."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def test_a_batch_that_cannot_be_split_goes_through():
 
 @pytest.mark.slow
 def test_a_distillation_step_sends_gradients_and_no_activations():
-    """In the backward pass of a scan, XLA's partitioner gives up the split of the batch unless it is pinned.
+    """In the backward pass of a scan, XLA's partitioner replicates the batch unless its sharding is constrained.
 
-    Then every device receives the activations of all samples: ten times these bytes here, most of the step on a TPU.
+    Every device would then receive the activations of all samples: ten times these bytes here, and most of the step on
+    a TPU.
     """
     settings = dmd_config.get_config('tiny')
     settings.dmd.fake_updates = 1

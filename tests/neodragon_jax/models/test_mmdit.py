@@ -1,4 +1,4 @@
-"""The denoiser against the reference, and the identities between its forms."""
+"""Tests of the denoiser against the reference, and of the equality of its forms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from neodragon_jax.pyramid.stages import envelope_frame_ids
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error
 from support.mmdit import inputs, model_and_params
 
-TOLERANCE = 2e-6  # what float32 gives
+TOLERANCE = 2e-6  # limit of float32
 # At timestep 1000, one unit in the last place of a frequency, where libraries differ, moves a sinusoid by 6e-5.
 SINUSOID_TOLERANCE = 5e-6
 
@@ -167,7 +167,7 @@ def test_stacking_is_exact_both_ways():
 
 
 def test_padded_envelope_equals_the_unpadded_sequence():
-    """Front padding, whatever is in it, does not reach the flow."""
+    """The content of front padding does not affect the flow."""
     golden = load_golden('dit_a')
     clips, *rest = inputs(golden, 'u3_s2_b2')
     frames = [clip[:, i : i + 1] for clip in clips for i in range(clip.shape[1])]
@@ -231,7 +231,7 @@ def test_full_size_is_1_5_billion_parameters():
 
 
 def test_more_frames_than_positions_are_refused():
-    """JAX would clamp their positions to the last row of the table."""
+    """JAX would silently clamp their positions to the last row of the table."""
     golden = load_golden('dit_a')
     model, params = model_and_params('dit_a')
     cases = [inputs(golden, name) for name in inner_cases()]

@@ -1,4 +1,4 @@
-"""Pyramid-Flow's own video VAE against the reference's arrays, its chunks, and the released names."""
+"""Tests of Pyramid-Flow's native video VAE: the reference's arrays, decoding in chunks, and the released names."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_chunked_decoding_equals_whole(golden, window):
     error = relative_error(frames, compiled('decode')(latents))
     print(f'chunked against whole, window {window}: {error:.1e}')
     assert error < 5e-6
-    # The chunks are not independent: alone, the last latents give other frames.
+    # The chunks are not independent: decoded alone, the last latents give different frames.
     assert not np.allclose(compiled('decode')(latents[:, 3:])[:, 1:], want[:, 25:], atol=1e-2)
 
 

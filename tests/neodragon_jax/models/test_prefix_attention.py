@@ -1,4 +1,4 @@
-"""Attention by key prefixes, and rotary matrices: the same flow as with one mask over all scores."""
+"""Tests of attention by key prefixes and of rotary matrices: the flow equals that with one mask over all scores."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_text_finds_frame_zero_wherever_it_is(attention, rotary):
 
 
 def test_text_blind_to_the_current_unit():
-    """What text sees of the current unit is exactly what unit 0 needs."""
+    """Text needs the keys of the current unit for unit 0 only."""
     model, params = model_and_params('dit_a')
     _, text, mask, pooled, timestep = inputs(load_golden('dit_a'), 'u1_s1_b1')
     patches = jnp.ones((1, 12, model.config.patch_dim))

@@ -1,4 +1,4 @@
-"""The first-frame UNet and image VAE against the reference's arrays, the released names, and bad input."""
+"""Tests of the first-frame UNet and image VAE: the reference's arrays, the released names, and bad input."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def inputs(timestep: int) -> list[jax.Array]:
 
 @functools.cache
 def capturing(dtype: Any = None) -> tuple[Any, Any]:
-    """Return a function to the UNet's output and what every module put out, and its first argument."""
+    """Return a function that gives the UNet's output and every module's output, and its first argument."""
     module, params = stored('unet', 'UNet2DConditionModel')
     module = module.clone(dtype=dtype)
     apply = functools.partial(module.apply, capture_intermediates=True, mutable=['intermediates'])
@@ -176,7 +176,7 @@ def test_levels_of_the_full_unet():
 
 
 def test_one_number_for_all_levels_and_no_separate_way_up():
-    """The other spellings that released configs use: plain SDXL's way up mirrors its way down."""
+    """Alternative forms in released configs: the up levels of plain SDXL mirror its down levels."""
     config = dataclasses.replace(
         FULL_UNET,
         layers_per_block=(2, 2, 2),

@@ -1,4 +1,4 @@
-"""Splash attention (interpreted: there is no TPU here) against scores in memory, forward and backward."""
+"""Tests of splash attention (interpreted, without a TPU) against scores in memory, forward and backward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.goldens import relative_error
 HEADS, WIDTH, TEXT = 2, 16, 24
 # Uneven frames; the current unit is the last.
 LAYOUT = Layout(TEXT, ((2, 3), (2, 3), (4, 6), (8, 12)))
-# Full history, padding frames, nothing but the current unit; whole, partial and least text.
+# Full history, padding frames, only the current unit; full, partial and minimal text.
 UNITS, TEXTS = (3, 1, 0, 2), (24, 7, 1, 13)
 
 
@@ -38,7 +38,7 @@ def attend(name: str, arrays, ids, mask, rows: int | None):
 
 
 def valid_rows(ids, mask, rows: int | None):
-    """Return 1 for real text and image rows, whose output counts."""
+    """Return 1 for text and image rows that are not padding, whose outputs are compared."""
     image = (ids[:, TEXT:] >= 0)[..., None]
     return mask[..., None], image if rows is None else image[:, -rows:]
 
@@ -51,7 +51,7 @@ def loss(name: str, arrays, ids, mask, rows):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Two tiles of rows and of keys, as at full size."""
+    """Shrink the tiles to get two of rows and two of keys, as at full size."""
     monkeypatch.setattr(splash, 'LONGEST_TILE', 128)
     assert splash.tiles(LAYOUT.image_tokens) == splash.tiles(LAYOUT.tokens) == (256, 128)
 

@@ -1,4 +1,4 @@
-"""The teacher's denoiser and text encoder in their own layouts: names, round trips, and what they share with ours."""
+"""Tests of the teacher's denoiser and text encoder in their released layouts: names, round trips, shared parts."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_teacher_is_the_denoiser_on_embedded_text(teacher_folder):
     want = jax.jit(PyramidMMDiT(TINY_TEACHER).apply)({'params': params['denoiser']}, clips, text, *rest)
     assert relative_error(got, want) < 2e-5
     assert np.std(want) > 0.1
-    # The embedder runs alone: distilling a text encoder needs nothing else of the teacher.
+    # The embedder runs alone: distilling a text encoder needs no other part of the teacher.
     alone = {'params': {'context_embedder': params['context_embedder']}}
     assert np.array_equal(embed(alone, states), embedded)
 
@@ -149,7 +149,7 @@ def test_t5_xxl_names_at_full_size():
     assert shapes['encoder.block.23.layer.1.DenseReluDense.wo.weight'] == (4096, 10240)
     assert shapes['encoder.final_layer_norm.weight'] == (4096,)
     assert round(sum(int(np.prod(shape)) for shape in shapes.values()) / 1e9, 3) == 4.762
-    # DT5's projection ends at this width, and the teacher reads it.
+    # DT5's projection ends at this width, which is the teacher's input width.
     assert T5_XXL.d_model == FULL.t5.out_dim == TEACHER.joint_attention_dim
 
 

@@ -1,4 +1,4 @@
-"""Text encoders and context adapter against the golden arrays, and their rename tables against released names."""
+"""Tests of text encoders and context adapter: the golden arrays, and rename tables against released names."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_dt5_in_bfloat16_stays_near():
 
 
 def test_dt5_refuses_a_mask_of_another_shape(monkeypatch):
-    # The shape checks of the test run would speak first; users run without them.
+    # The test run's shape checks would raise first; users run without them.
     monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)
     module, variables = load('dt5')
     with pytest.raises(InputError, match='mask has shape'):

@@ -1,4 +1,4 @@
-"""The video VAE against the reference's arrays, its own identities, and the released names."""
+"""Tests of the video VAE: the reference's arrays, equalities between its forms, and the released names."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def compiled(method: str):
 
 
 def intermediates(method: str, x: jax.Array) -> dict[str, Any]:
-    """Return what every module put out while a method of the golden's model ran."""
+    """Return the output of every module during a method of the golden's model."""
     model, params = loaded()
     run = functools.partial(model.apply, method=method, capture_intermediates=True, mutable=['intermediates'])
     return jax.jit(run)({'params': params}, x)[1]['intermediates']
@@ -140,7 +140,7 @@ def test_a_picture_is_a_clip_of_one_frame(golden):
 
 
 def test_a_picture_takes_a_third_of_the_arithmetic():
-    """Of the 3x3x3 convolutions, that is; on one frame nothing else is left out."""
+    """This holds for the 3x3x3 convolutions; on one frame, no other arithmetic is saved."""
     config, _ = read('golden')
     model, variables = VideoVAE(config), {'params': loaded()[1]}
     picture = jnp.zeros((1, 1, 64, 64, 3))
@@ -309,7 +309,7 @@ def test_decode_from_normalized_latents_to_bytes(golden, latents):
     ('time', 'space'), [((False, True, True), (True, False, True)), ((False, False, False), (True, True, True))]
 )
 def test_decoder_flags(time, space):
-    """Other growth factors keep shapes, and streaming, in step."""
+    """Other growth factors give consistent shapes and streaming."""
     # A configuration is accepted only if encoder and decoder agree.
     config = dataclasses.replace(
         TINY.video_vae,

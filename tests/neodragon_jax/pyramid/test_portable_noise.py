@@ -1,4 +1,4 @@
-"""Portable noise: the published vectors of its generator, the vectors that other languages test against, its law."""
+"""Tests of portable noise: published vectors of its generator, vectors shared with other languages, distribution."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Pyramid and history against the reference, and the identities of the block noise and the envelope."""
+"""Tests of pyramid and history against the reference, and of the identities of block noise and envelope."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_block_noise_of_a_full_size_unit_takes_milliseconds():
 
 
 def test_pair_meets_the_next_stage():
-    """Where a stage ends, the next one starts: alpha Up(end) has the next start's signal."""
+    """A stage starts where the previous one ends: alpha Up(end) has the signal of the next start."""
     schedule = Schedule()
     clean = jax.random.normal(jax.random.key(0), (1, 1, 8, 8, 2))
     zero = jnp.zeros_like(clean)

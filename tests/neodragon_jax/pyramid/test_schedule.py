@@ -1,4 +1,4 @@
-"""Schedule against the reference's tables."""
+"""Tests of the schedule against the reference's tables."""
 
 from __future__ import annotations
 
