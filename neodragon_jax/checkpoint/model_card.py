@@ -76,7 +76,7 @@ def write_card(repository: str, record: Mapping[str, Any], metrics: Mapping[str,
       repository: ORG/NAME.
       record: from `read_record`; each entry that is an object becomes a table, all others form the recipe table.
       metrics: from `read_metrics`.
-      license_name: identifier of the license, as the hub knows it.
+      license_name: identifier of the license on the hub.
     """
     plain = {key: value for key, value in record.items() if not isinstance(value, dict)}
     # Paths on the training machine are meaningless elsewhere.

@@ -20,7 +20,7 @@ from neodragon_jax.base.json_file import checked, read_json
 from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.generation.defaults import RELEASED
 
-# Of the released system; a checkpoint may say otherwise, see `generation`.
+# Of the released system; a checkpoint may override it, see `generation`.
 DEFAULT_MODIFIER = RELEASED.prompt_modifier
 DEFAULT_NEGATIVE_PROMPT = RELEASED.negative_prompt
 T5_LENGTH = 128

@@ -54,7 +54,7 @@ class Condition(NamedTuple):
 
     Attributes:
       positions: [I, D], rows of the positional table.
-      rotary: rotary embedding of the image tokens, in the form that the module asks for.
+      rotary: rotary embedding of the image tokens, in the form that the module selects.
       bias: added to the attention scores, as the module's attention strategy takes it; 'masked': [B, 1, S, S].
       blocks: modulation of all blocks but the last: one BlockModulation of arrays [blocks, B, 1, D] if the blocks
         are scanned, else a sequence of them.

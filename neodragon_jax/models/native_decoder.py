@@ -1,7 +1,7 @@
 """Pyramid-Flow's native video VAE: the causal encoder, and the native decoder that mirrors it.
 
-The decoder is what Neodragon distils into TinyAEHV. Each of its levels doubles space and then time by a convolution to
-four or two times the channels, which then become pixels or frames. The first latent frame stands for one frame of the
+Neodragon distills this decoder into TinyAEHV. Each of its levels doubles space and then time, by a convolution to four
+or two times the channels, which then become pixels or frames. The first latent frame stands for one frame of the
 video, so the first frame after each doubling of time is dropped: t latents give 8 (t - 1) + 1 frames.
 
 Legend: B batch, t latent frames, h w latent grid, T H W frames and pixels after a layer, C D channels in and out.
@@ -43,7 +43,7 @@ def channels_to_time(x: Float[Array, 'B *t H W c'], first: bool) -> Float[Array,
 
 
 class UpBlock(nn.Module):
-    """Residual blocks, then doubling of space, then doubling of time, each where the config asks for it."""
+    """Residual blocks, then doubling of space, then doubling of time, each if the config enables it."""
 
     features: int
     layers: int

@@ -16,7 +16,7 @@ from neodragon_jax.models.causal_layers import CausalConv, ResnetBlock, middle, 
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, then halving of space, then halving of time, each where the config asks for it."""
+    """Residual blocks, then halving of space, then halving of time, each if the config enables it."""
 
     features: int
     layers: int

@@ -19,7 +19,7 @@ BATCH, WIDTH = 8, 32
 
 
 def on_mesh(mesh, function):
-    """Return a function compiled as `train.runtime.step.jit_step` compiles a step: it knows the mesh."""
+    """Return a function compiled as `train.runtime.step.jit_step` compiles a step: with the mesh set."""
 
     def step(x):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
