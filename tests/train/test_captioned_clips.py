@@ -265,7 +265,7 @@ def test_turned_and_stretched_videos_are_shown_as_players_do(tmp_path):
     footage = video_files.inspect(tmp_path / 'turned.mp4')
     assert (footage.height, footage.width) == (128, 64)
     (clip,) = video_files.read_clips(tmp_path / 'turned.mp4', [[0, 3]], (128, 64))
-    assert clip[:, :60, :, 0].min() > 150  # turned clockwise, what was left is on top
+    assert clip[:, :60, :, 0].min() > 150  # rotated clockwise: the left side is on top
     assert clip[:, 68:, :, 0].max() < 50
     wide = movie(tmp_path / 'b.mp4', picture=picture, size=(64, 128), sample_aspect_ratio=fractions.Fraction(2, 1))
     assert (video_files.inspect(wide).height, video_files.inspect(wide).width) == (64, 256)
@@ -314,7 +314,7 @@ def test_interrupted_runs_go_on(clips, videos, tmp_path, monkeypatch):
     for size in ('64x128', '128x64'):
         got, want = (json.loads((folder / size / 'manifest.json').read_text()) for folder in (out, clips))
         assert got == want
-    # Another set of settings looks at the files anew.
+    # With other settings the files are inspected again.
     inspected.clear()
     assert captioned_clips.main([*with_table(videos, out), '--clips-per-video', '2']) == 2
     assert len(inspected) == captioned

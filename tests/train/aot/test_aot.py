@@ -77,7 +77,7 @@ def test_traced_flops_of_a_scan_forward_and_backward():
     w, x = jax.ShapeDtypeStruct((5, 16, 16), jnp.float32), jax.ShapeDtypeStruct((8, 16), jnp.float32)
     product = 2 * 8 * 16 * 16
     assert traced_flops(functools.partial(loss, recompute=False), w, x) == 5 * product
-    # The gradient of the input is not asked for, so the first layer's is dropped only outside of a scan.
+    # The gradient of the input is unused, but the first layer's is dropped only outside a scan.
     assert traced_flops(jax.grad(functools.partial(loss, recompute=False)), w, x) == 3 * 5 * product
     assert traced_flops(jax.grad(functools.partial(loss, recompute=True)), w, x) == 4 * 5 * product
 

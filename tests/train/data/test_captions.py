@@ -17,7 +17,7 @@ from train.data.captions import read_table
         ('  a\r\n b\0c\t', 'a b c'),
         ('e\u0301', 'é'),
         ('\ufeffx', 'x'),
-        ('👩\u200d🚀 می\u200cخواهم', '👩\u200d🚀 می\u200cخواهم'),  # joiners mean something
+        ('👩\u200d🚀 می\u200cخواهم', '👩\u200d🚀 می\u200cخواهم'),  # joiners are meaningful
         ('', BadText('caption is empty')),
         ('\u200e\u200d ', BadText('caption is empty')),
         ('\ud83d', BadText('caption is not valid Unicode')),

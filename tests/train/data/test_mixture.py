@@ -18,7 +18,7 @@ from train.runtime.sharding import MeshConfig, batch_sharding, make_mesh
 
 
 class Numbers:
-    """`count` samples of T latents that tell where they come from."""
+    """`count` samples of T latents that identify their source."""
 
     def __init__(self, count: int, frames: int, tag: int, **more) -> None:
         self._count, self._frames, self._tag, self._more = count, frames, tag, more

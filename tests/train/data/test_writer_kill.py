@@ -1,4 +1,4 @@
-"""A writer that is killed, at random times and at every step it takes, leaves a dataset that another one completes."""
+"""A writer killed at random times and at each of its steps leaves a dataset that another writer completes."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def test_ten_kills_at_random_times(tmp_path):
     assert kills[-1] > 3 * PER_SHARD
     write(tmp_path, COUNT, PER_SHARD)
     assert_whole(tmp_path, COUNT)
-    # Nothing was lost but the sample in hand at each kill.
+    # Each kill lost only the sample that was being written.
     assert len(made.read_text().split()) <= COUNT + KILLS
 
 
 def die_at(event: int) -> None:
-    """Have this process kill itself just before the event-th thing it does to files, or in the middle of it."""
+    """Make this process kill itself just before its event-th file operation, or in the middle of it."""
     done = iter(range(10**6))
 
     def count_down() -> bool:

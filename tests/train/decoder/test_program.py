@@ -1,4 +1,4 @@
-"""Asymmetric decoder distillation: the encoder stays as it is, bit for bit, and the small decoder learns."""
+"""Asymmetric decoder distillation: the encoder is unchanged bit for bit, and the small decoder learns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step distillation as a program, on the miniature checkpoint; its formulas are in test_dmd_formulas.py."""
+"""Step distillation as a program, on the miniature checkpoint; its formulas are in test_formulas.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SCHEDULE = Schedule()
 # --- The miniature checkpoint -----------------------------------------------------------------------------------------
 
 
-# Guided random weights believe in other videos than those they sample, and the DMD term leads there: little of it here.
+# With guided random weights the DMD term leads away from the sampled videos, so its weight is small here.
 # Adam's epsilon keeps it from turning rounding errors of tiny gradients into full steps.
 # The stages of its first four steps are 0 0 2 2, so that each half of a run in two compiles one step.
 
@@ -51,7 +51,7 @@ def test_teacher_samples_are_resumable(samples, tmp_path):
     write_pictures(tmp_path / 'pictures')
     shards = sorted((tmp_path / 'samples').glob('*array_record*'))
     before = [path.read_bytes() for path in shards]
-    # As a killed run leaves them: one shard complete, the other not there.
+    # As after a killed run: one shard complete, the other missing.
     shards[1].unlink()
     (tmp_path / 'samples' / 'shards' / '00001.json').unlink()
     assert teacher_samples.main(sample_arguments(tmp_path)) == 0
@@ -60,7 +60,7 @@ def test_teacher_samples_are_resumable(samples, tmp_path):
     assert source.spec.latents == (3, 8, 8, 16)
     assert source.protocol['steps'] == [1, 1, 1]
     assert [source[index]['prompt'] for index in range(4)] == [*PROMPTS, PROMPTS[0]]
-    # The same prompt again is another video.
+    # A repeated prompt gives a different video.
     assert relative_error(source[0]['latents'], source[3]['latents']) > 0.1
     assert source[0]['text_mask'].sum() == source[3]['text_mask'].sum()
 
@@ -88,7 +88,7 @@ def after_one_step(samples: str, mesh_sizes: tuple[int, int, int]):
     before = to_host(carry.state)
     carry, metrics = step(carry, frozen, batch, key)
     after = to_host(carry.state)
-    # The teacher's buffers outlive the state that began as its copy.
+    # The teacher's buffers outlive the state that was copied from it.
     assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
     moved = {
         name: jax.tree.map(np.subtract, getattr(after, name), getattr(before, name)) for name in ('student', 'fake')
@@ -120,7 +120,7 @@ def test_everything_but_positions_is_trained(samples):
         still = {
             jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if not np.any(leaf)
         }
-        # In the last block the text's query is read by nobody: no gradient, and with it no change but weight decay's.
+        # The text query of the last block is unused: it has no gradient, and changes by weight decay only.
         assert {path for path in still if 'text_query' not in path} == {"['positions']"}
 
 

@@ -56,7 +56,7 @@ def test_samples_without_an_adapter_are_refused_in_one_line(tmp_path, content, p
 def test_samples_made_as_the_settings_say_are_accepted():
     check_samples(CONFIG, RECORD)
     check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | {'first_frame': 'pictures'})
-    # Unit 0 is a picture: how it would have been sampled does not matter.
+    # Unit 0 is a picture, so its sampling settings do not matter.
     pictures = {'first_frame': 'pictures', 'first_guidance': 1.0, 'first_steps': [1, 1, 1]}
     check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | pictures)
 

@@ -155,7 +155,7 @@ def attached(program, stage=1, updates=2, module=None):
 def test_own_histories_continue_the_first_frame():
     batch, drawn = attached(point_program(own_history=ALWAYS))
     assert np.all(drawn['own'])
-    # The second update stands behind the roll-outs of the first one's samples.
+    # The second update uses the roll-outs of the first update's samples as history.
     for update in range(2):
         for name in batch:
             assert np.array_equal(drawn[name][update], batch[name][0]), name
@@ -264,7 +264,7 @@ def test_either_objective_alone(dropped, other):
 
 
 def test_regression_leaves_own_history_alone():
-    """Behind its own history the student is not drawn to the data's frame, unless it is asked for."""
+    """With its own history the student is not regressed to the data's frame, unless configured."""
     moved = []
     for factor in (0.0, 1.0):
         objectives = without('matching', regression=RegressionConfig(own_history=factor))

@@ -1,4 +1,4 @@
-"""A job of two processes, killed with SIGKILL again and again, ends where an unbroken one does, bit for bit.
+"""A job of two processes, killed repeatedly with SIGKILL, ends with the state of an uninterrupted one, bit for bit.
 
 Everything is real: the launcher, gloo collectives between processes, ArrayRecord files, checkpoints written in the
 background. Only the program is small: a two-layer network with dropped inputs, a falling rate, accumulated gradients,
@@ -198,7 +198,7 @@ def data(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def unbroken(data, tmp_path_factory) -> pathlib.Path:
-    """The folder of a job that nobody kills, of the length that most tests need."""
+    """The folder of an uninterrupted job, of the length that most tests need."""
     return run_unbroken(data, tmp_path_factory.mktemp('unbroken'), STEPS)
 
 

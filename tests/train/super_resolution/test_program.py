@@ -286,7 +286,7 @@ def unbroken(data, tmp_path_factory):
 
 
 def test_it_learns_more_than_nearest_neighbor(unbroken):
-    """It begins worse, and ends better also on a picture that it has not seen."""
+    """The network starts worse and ends better, including on a picture outside the training set."""
     first, *_, last = read_metrics(unbroken)
     assert first['loss'] > 0.9 * first['nearest_l1']
     assert last['loss'] < 0.6 * last['nearest_l1']

@@ -116,7 +116,7 @@ def test_pairs_pass_components_through_norm_and_silu(channels, groups):
     print(scale, relative_error(got, x))
     if channels // groups >= 4:
         assert 0.6 < scale < 1.4 and relative_error(got, x) < 0.4
-    else:  # no room for a constant: of what does not vary only the sign is left
+    else:  # no constant term: only the sign of a constant input remains
         assert np.mean(np.sign(got) == np.sign(x)) > 0.95
 
 

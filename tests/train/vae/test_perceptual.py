@@ -94,7 +94,7 @@ def test_published_weights_give_the_published_distance(tmp_path, kind, suffix, s
 
 
 def test_the_gradient_is_finite_where_features_are_dead():
-    """Biases of -100 leave no feature: the length is 0, and so is the gradient, which is no nan."""
+    """Biases of -100 leave no feature: the length is 0, and the gradient is 0 instead of NaN."""
     module = LPIPS('alex')
     got = jnp.asarray(pictures(0, 1, 32, 32, 3))
     params = jax.jit(module.init)(jax.random.key(0), got, got)['params']
