@@ -24,7 +24,7 @@ SMALL = 0.02  # deviation of embeddings and of conditioning layers
 
 # `like_trained`: one in OUTLIER_EVERY channels has gains of OUTLIER_GAIN; kernels have TAILS degrees of freedom.
 OUTLIER_EVERY, OUTLIER_GAIN, TAILS = 512, 10.0, 5
-# Number of modulation vectors -> indices of the gains, to which 1 is added.
+# Number of modulation vectors -> offsets that the model adds to them: 1 for gains, else 0.
 _VECTORS = {len(parts): parts for parts in (SIX_PARTS, TWO_PARTS)}
 # The last layers of residual branches, in all components.
 _BRANCH_ENDS = re.compile(
