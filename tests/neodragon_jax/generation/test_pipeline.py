@@ -211,10 +211,10 @@ def test_frame_larger_than_the_positional_table():
 
 def test_video_longer_than_the_rotary_table():
     few = dataclasses.replace(components('hybrid'), max_frames=2)
-    few.check(pipeline.make_plan('hybrid', 9, 64, 64))
+    few.check(make_plan('hybrid', 9, 64, 64))
     message = '17 frames are 3 latent frames; the checkpoint has positions for 2; use at most 9 frames'
     with pytest.raises(InputError, match=message):
-        few.check(pipeline.make_plan('hybrid', 17, 64, 64))
+        few.check(make_plan('hybrid', 17, 64, 64))
 
 
 def test_guidance_without_negative_prompt():
