@@ -25,6 +25,7 @@ from neodragon_jax.models.t5 import T5EncoderWithProjection
 from support.goldens import relative_error
 from train import random_teacher, text_states
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
+from train.data.record_spec import T5_STATES
 from train.runtime.metrics import read_metrics
 from train.runtime.settings import freeze
 from train.runtime.sharding import AXES, make_mesh, put, to_host
@@ -163,7 +164,7 @@ def test_stored_states_take_the_teachers_place(folders, tmp_path):
     source = SampleSource(out)
     assert len(source) == PROMPTS and source[3]['prompt'] == 'prompt 3'
     program = loaded(settings(folders | {'data': str(out), 'teacher': ''})).program
-    batch = example_batch(folders) | {text.STATES: jnp.stack([source[index][text.STATES] for index in range(BATCH)])}
+    batch = example_batch(folders) | {T5_STATES: jnp.stack([source[index][T5_STATES] for index in range(BATCH)])}
     live = program_for(folders)
     assert 'teacher' not in program.frozen()
     mask = batch[text.MASK][..., None]
