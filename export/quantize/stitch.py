@@ -26,7 +26,7 @@ from export.graphs.runners import Call, OnnxSession
 from export.graphs.table import Feeds, PhoneGraph
 from export.graphs.to_onnx import to_onnx
 from export.measure.snr import lowest_db
-from export.quantize.key_value import HEADROOM_DB, RECIPE, KeyValueBits, choose_bits
+from export.quantize.key_value import RECIPE, STAGE_HEADROOM_DB, KeyValueBits, choose_bits
 from export.quantize.qdq import to_w8a16
 from export.rewrite.for_htp import convert_before_cutting, fuse_gains, hide_transposes, vectors_as_they_are
 from export.rewrite.onnx_graph import drop_unused
@@ -100,7 +100,7 @@ def quantize_chain_to_target(
     Args:
       feeds: returns the calibration inputs.
       calls: calibration calls with their float outputs, to measure the ratio on.
-      target_db: lowest acceptable ratio; the search aims HEADROOM_DB above it.
+      target_db: lowest acceptable ratio; the search aims STAGE_HEADROOM_DB above it.
     """
 
     def write(bits: int) -> float:
@@ -109,7 +109,7 @@ def quantize_chain_to_target(
         quantize_chain(graph, path, feeds(), partial(to_w8a16, key_value_bits=bits), on_piece)
         return lowest_db(OnnxSession(path), calls, graph.judged)
 
-    chosen = choose_bits(write, target_db + HEADROOM_DB)
+    chosen = choose_bits(write, target_db + STAGE_HEADROOM_DB)
     recipe = {'target_db': target_db, 'reached_db': chosen.db} | chosen.recipe()
     path.with_name(RECIPE).write_text(json.dumps(recipe, indent=2) + '\n')
     return chosen

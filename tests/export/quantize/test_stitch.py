@@ -177,14 +177,14 @@ def few_bits(denoiser, reference, tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp('few_bits') / 'denoiser_stage2.onnx'
     samples = feeds(denoiser, SHIPPED, range(UNITS + 1))
     calls = [Call(sample, {'flow': reference[unit]}) for unit, sample in enumerate(samples)]
-    chosen = quantize_chain_to_target(chain(denoiser, SHIPPED), path, lambda: samples, calls, 24.0)
+    chosen = quantize_chain_to_target(chain(denoiser, SHIPPED), path, lambda: samples, calls, 17.0)
     assert chosen.bits == 8 and set(chosen.reached_db) == {8}
     return path
 
 
 def test_keys_and_values_take_8_bits_where_the_target_allows_it(few_bits, quantized):
     recipe = json.loads((few_bits.parent / 'recipe.json').read_text())
-    assert recipe['key_value_bits'] == 8 and recipe['reached_db'] >= 24 + 3
+    assert recipe['key_value_bits'] == 8 and recipe['reached_db'] >= 17 + 10
     assert '8 bits reach' in recipe['key_value_reason']
     kinds = {}
     for path in (few_bits, quantized):
