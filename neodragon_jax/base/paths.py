@@ -5,8 +5,7 @@
 | `dir/x`, `/dir/x`, `my dir/x` | as typed; relative to the current folder |
 | `~/x`, `~name/x` | in a home folder |
 | `file:///dir/x`, `FILE:///dir/x` | `/dir/x` |
-| `gs://bucket/x`, `GS://bucket/x` | a bucket, where the caller supports it |
-| `gs:/x`, `s3://x`, `hf://x`, `https://x`, `word://x` | refused, with the remedy |
+| `gs://x`, `gs:/x`, `s3://x`, `hf://x`, `https://x`, `word://x` | refused, with the remedy |
 """
 
 from __future__ import annotations
@@ -15,16 +14,12 @@ import os
 import pathlib
 import re
 import urllib.parse
-from typing import TYPE_CHECKING
 
 from neodragon_jax.base.errors import InputError
 
-if TYPE_CHECKING:
-    from etils import epath
-
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):(/+)(.*)', re.DOTALL)
 _REMEDIES = {
-    'gs': 'copy it to this machine first: gcloud storage cp -r {text} .',
+    'gs': 'mount the bucket (Cloud Storage FUSE) and give its folder, or copy it here: gcloud storage cp -r {text} .',
     's3': 'copy it to this machine first: aws s3 cp --recursive {text} .',
     'hf': 'only --checkpoint and --student take names of the Hugging Face hub, hf://ORG/NAME@REVISION.',
     'http': 'download it first, and give the path of the file.',
@@ -52,16 +47,6 @@ def user_path(text: str | os.PathLike[str], option: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         raise InputError(f'{option} {text}: no such user on this machine; give the whole path.') from None
-
-
-def user_or_bucket_path(text: str | os.PathLike[str], option: str) -> pathlib.Path | epath.Path:
-    """Return the local path or the `gs://` bucket path that a user typed; otherwise as `user_path`."""
-    match = _SCHEME.fullmatch(os.fspath(text))
-    if match is None or match[1].lower() != 'gs' or match[2] != '//' or not match[3].strip('/'):
-        return user_path(text, option)
-    from etils import epath
-
-    return epath.Path(f'gs://{match[3]}')
 
 
 def _is_scheme(match: re.Match[str]) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import user_path
 from train.data.manifest import check_shard, read_manifest
 from train.data.record_spec import INDEX
 from train.data.shards import read_record
@@ -41,8 +42,9 @@ class SampleSource:
         Raises:
           InputError: the folder, its manifest or a shard is missing, incomplete or damaged.
         """
-        self._folder = pathlib.Path(folder).absolute()
-        self._manifest = manifest = read_manifest(pathlib.Path(folder))
+        folder = user_path(folder, 'sample set')
+        self._folder = folder.absolute()
+        self._manifest = manifest = read_manifest(folder)
         if not manifest.complete:
             raise InputError(f'{folder}: not all samples are written; run its writer again to complete it.')
         verify = verify or sum(shard.bytes for shard in manifest.shards) <= VERIFIED_BYTES

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from jaxtyping import Array, PRNGKeyArray
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import user_path
 from train.runtime.settings import check_range, top_level
 from train.runtime.sharding import MeshConfig
 
@@ -135,6 +136,8 @@ class LoopConfig:
     distributed: bool = False
 
     def __post_init__(self) -> None:
+        if self.workdir:
+            object.__setattr__(self, 'workdir', str(user_path(self.workdir, 'config.workdir')))
         check_range(self, 'steps', 'batch_size', 'checkpoint_every', 'keep', 'log_every', 'max_skips', least=1)
         if self.updates is not None:
             check_range(self, 'updates', least=1)

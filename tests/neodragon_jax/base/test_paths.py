@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import user_or_bucket_path, user_path
+from neodragon_jax.base.paths import user_path
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ from neodragon_jax.base.paths import user_or_bucket_path, user_path
 )
 def test_local_paths(text, path, monkeypatch):
     monkeypatch.setenv('HOME', '/home/someone')
-    assert user_path(text, '--out') == user_or_bucket_path(text, '--out') == pathlib.Path(path)
+    assert user_path(text, '--out') == pathlib.Path(path)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,8 @@ def test_local_paths(text, path, monkeypatch):
         ('gs:/bucket/x', 'write gs://bucket/x'),
         ('GS:/bucket/x', 'write gs://bucket/x'),
         (pathlib.Path('gs://bucket/x'), 'write gs://bucket/x'),
+        ('gs://bucket/x', 'gcloud storage cp -r gs://bucket/x'),
+        ('GS://bucket/x', 'gcloud storage cp'),
         ('gs://', 'gcloud storage cp'),
         ('s3://bucket/x', 'aws s3 cp --recursive s3://bucket/x'),
         ('S3://bucket/x', 'aws s3 cp'),
@@ -54,15 +56,7 @@ def test_local_paths(text, path, monkeypatch):
     ],
 )
 def test_other_texts_are_refused_with_the_remedy(text, remedy):
-    for reader in (user_path, user_or_bucket_path):
-        with pytest.raises(InputError) as error:
-            reader(text, '--out')
-        message = str(error.value)
-        assert message.startswith('--out') and remedy in message and '\n' not in message
-
-
-def test_buckets_where_they_are_supported():
-    for text in ('gs://bucket/x', 'GS://bucket/x'):
-        assert str(user_or_bucket_path(text, '--out')) == 'gs://bucket/x'
-        with pytest.raises(InputError, match='gcloud storage cp'):
-            user_path(text, '--out')
+    with pytest.raises(InputError) as error:
+        user_path(text, '--out')
+    message = str(error.value)
+    assert message.startswith('--out') and remedy in message and '\n' not in message

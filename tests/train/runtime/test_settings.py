@@ -8,6 +8,7 @@ import math
 import pytest
 
 from neodragon_jax.base.errors import InputError
+from train.data import SampleSource
 from train.runtime.optimizer import OptimizerConfig
 from train.runtime.program import LoopConfig
 from train.runtime.settings import defaults, freeze, missing, require, top_level
@@ -85,3 +86,13 @@ def test_required_settings_may_be_in_a_section():
     with pytest.raises(InputError, match=r'config\.decoder\.start is empty; pass --config\.decoder\.start=FOLDER of a'):
         require(settings, required)
     require({'data': 'x'}, {'data': 'FOLDER'})
+
+
+def test_work_folders_are_paths_as_typed(monkeypatch):
+    """A bucket is refused instead of becoming a local folder named `gs:`; `~` is the home folder."""
+    monkeypatch.setenv('HOME', '/home/someone')
+    assert LoopConfig(steps=1, batch_size=1, workdir='~/run').workdir == '/home/someone/run'
+    with pytest.raises(InputError, match=r'config\.workdir gs://bucket/run: mount the bucket'):
+        LoopConfig(steps=1, batch_size=1, workdir='gs://bucket/run')
+    with pytest.raises(InputError, match='sample set gs://bucket/samples'):
+        SampleSource('gs://bucket/samples')
