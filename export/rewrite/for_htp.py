@@ -87,8 +87,9 @@ def fuse_gains(graph: onnx.GraphProto) -> None:
         if norm.op_type != 'LayerNormalization' or producers[norm.input[1]].input[0] not in constants:
             continue
         weight, step, offset = values(producers[norm.input[1]].input)
-        product, result = _reader(consumers, norm), norm.output[0]
+        product, result, between = _reader(consumers, norm), norm.output[0], []
         while product is not None and product.op_type in ('QuantizeLinear', 'DequantizeLinear'):
+            between.append(product.name)
             product, result = _reader(consumers, product), product.output[0]
         if (
             product is None
@@ -106,7 +107,7 @@ def fuse_gains(graph: onnx.GraphProto) -> None:
         added += pair
         norm.input[:] = [norm.input[0], name]
         norm.output[0] = product.output[0]
-        fused.add(product.name)
+        fused |= {product.name, *between}
     replace_nodes(graph, [*added, *(node for node in graph.node if node.name not in fused)])
     drop_unused(graph)
 

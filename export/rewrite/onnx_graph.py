@@ -105,7 +105,16 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _apply(graph: onnx.GraphProto, change: ir.passes.InPlacePass) -> None:
-    """Run an onnx-ir pass on a graph, in place; references to its nodes and constants become invalid."""
+    """Run an onnx-ir pass on a graph, in place; references to its nodes and constants become invalid.
+
+    Raises:
+      ValueError: a rewrite left a node that reads a value which nothing defines; onnx-ir would only log that.
+    """
+    defined = {'', *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
+    defined |= {name for node in graph.node for name in node.output}
+    missing = sorted({name for node in graph.node for name in node.input} - defined)
+    if missing:
+        raise ValueError(f'{graph.name}: nothing defines {", ".join(missing)}, which a node reads')
     model = ir.Model(ir.serde.deserialize_graph(graph), ir_version=onnx.IR_VERSION)
     change(model)
     graph.CopyFrom(ir.serde.serialize_graph(model.graph))
