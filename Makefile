@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .PHONY: demo benchmark test test-slow lint docs lock clean help
 
 help:
-	@echo "make demo        generate, distil, export with the shipped model; results in out/demo/"
+	@echo "make demo        generate, distill, export with the shipped model; results in out/demo/"
 	@echo "make benchmark   train the whole system on moving shapes, judge its videos; results in out/benchmark/"
 	@echo "make test        the default test suite"
 	@echo "make test-slow   the tests that take minutes each"

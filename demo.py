@@ -1,4 +1,4 @@
-"""Run the whole project in minutes on the shipped checkpoint: generate, distil, generate again, export to the phone.
+"""Run the whole project in minutes on the shipped checkpoint: generate, distill, generate again, export to the phone.
 
     make demo            (or: python demo.py --out out/demo)
 
@@ -73,7 +73,7 @@ def steps(out: pathlib.Path) -> list[Step]:
             ['train.teacher_samples', '--checkpoint', checkpoint, *prompts, *samples, '--out', data],
         ),
         Step(
-            'Distil to one step per stage',
+            'Distill to one step per stage',
             [
                 'train.dmd',
                 '--config=configs/dmd.py:shapes',

@@ -10,7 +10,7 @@ Choose the blocks, then train the pruned denoiser in two stages:
 
 FULL is the folder of a denoiser, such as RUN/result/pyramid_flow_dit of train.teacher; LATENTS is a folder of
 train.latents. Other keep lists work as well: --config.keep=0,1,2,4,5. The result is an ordinary, smaller denoiser,
-which train.teacher_samples samples and train.dmd distils.
+which train.teacher_samples samples and train.dmd distills.
 
 stage1 (default): flow matching on data, 300 steps, after which the paper saw no more progress.
 

@@ -98,7 +98,7 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         help="calibration prompts, one per line (default: the checkpoint's calibration_prompts.txt, or else a built-in "
         'list)')  # fmt: skip
     add('--evaluation-prompts', type=int, default=8, metavar='N',
-        help='prompts that graphs are judged on; one video each is recorded (default: %(default)s)')  # fmt: skip
+        help='prompts that graphs are evaluated on; one video each is recorded (default: %(default)s)')  # fmt: skip
     add('--evaluation-prompts-file', metavar='FILE',
         help="evaluation prompts, one per line, none of them a calibration prompt (default: the checkpoint's "
         'evaluation_prompts.txt, or else a built-in list)')  # fmt: skip

@@ -98,7 +98,7 @@ def make_options(args: argparse.Namespace) -> CompareOptions:
     if args.blocks < 2 or args.heads < 1:
         raise InputError(f'--blocks {args.blocks} --heads {args.heads}: give at least two blocks and one head.')
     draws = not args.first_frame_given
-    forms = {name: dataclasses.replace(FORMS[name], draws_frame_zero=draws) for name in read_forms(args.forms)}
+    forms = {name: dataclasses.replace(FORMS[name], supports_frame_zero=draws) for name in read_forms(args.forms)}
     return CompareOptions(
         user_path(args.out, '--out'), args.stage, find_target(args.soc), forms, args.blocks, args.heads
     )

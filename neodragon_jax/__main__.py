@@ -201,7 +201,7 @@ def load_system(options: GenerateOptions, videos: int) -> System:
     import jax
 
     from neodragon_jax import api
-    from neodragon_jax.generation.plan import settle
+    from neodragon_jax.generation.plan import video_settings
 
     root = shipped.find(options.model.checkpoint, needed=())
     values = defaults.read(root)
@@ -209,7 +209,9 @@ def load_system(options: GenerateOptions, videos: int) -> System:
         about = f', trained on {values.prompts}' if values.prompts else ''
         print(f'Using the shipped checkpoint {root.name}{about}. --checkpoint takes another.')
     mode = options.model.mode or values.mode
-    settings = settle(options.video, mode, values)  # refuses wrong values before anything is downloaded or loaded
+    settings = video_settings(
+        options.video, mode, values
+    )  # refuses wrong values before anything is downloaded or loaded
     first_frame = 'denoiser' if settings.picture is not None else settings.first_frame
     root = shipped.find(options.model.checkpoint, hub.needed_folders(mode, first_frame))
     given = dataclasses.asdict(options.model) | {'checkpoint': root, 'devices': jax.local_devices()[:videos]}

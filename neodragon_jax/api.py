@@ -21,7 +21,7 @@ from neodragon_jax.generation import tokens
 from neodragon_jax.generation.defaults import GenerationDefaults
 from neodragon_jax.generation.loading import LoadedCheckpoint, load_checkpoint
 from neodragon_jax.generation.options import ModelOptions, VideoOptions, check_seed
-from neodragon_jax.generation.plan import settle
+from neodragon_jax.generation.plan import video_settings
 from neodragon_jax.generation.result import Video
 from neodragon_jax.generation.session import Session
 
@@ -192,7 +192,7 @@ class System:
         Raises:
           InputError: an option is out of range or does not fit the checkpoint, or the picture cannot be read.
         """
-        settings = settle(options or VideoOptions(), self.loaded.mode, self.defaults)
+        settings = video_settings(options or VideoOptions(), self.loaded.mode, self.defaults)
         return Session.open(self.loaded, settings, check_seed(seed))
 
 

@@ -20,14 +20,14 @@ class GraphFiles:
       precision: precision of `onnx`, 'w8a16' or 'fp16'.
       onnx: portable file; its weights may be in a `.onnx.data` file of the same name beside it.
       specs: `inputs` and `outputs`: shape, dtype and quantization of each tensor, by name.
-      judged: outputs that are compared with JAX.
-      target_db: lowest signal-to-noise ratio of the judged outputs against JAX.
+      compared: names of the outputs that are compared with JAX.
+      target_db: lowest signal-to-noise ratio of the compared outputs against JAX.
     """
 
     precision: str
     onnx: pathlib.Path
     specs: Mapping[str, Any]
-    judged: tuple[str, ...]
+    compared: tuple[str, ...]
     target_db: float
 
 

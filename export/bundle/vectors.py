@@ -27,13 +27,13 @@ VIDEO_TARGET_DB = 25.0
 def write_call(draft: Draft, name: str, graph: GraphFiles, call: Call) -> dict[str, Any]:
     """Write a call of a graph, inputs then outputs in the manifest's order; return its part of the manifest."""
     outputs = OnnxSession(graph.onnx).run(call.inputs)
-    reached = min(snr_db(call.outputs[output], outputs[output]) for output in graph.judged)
+    reached = min(snr_db(call.outputs[output], outputs[output]) for output in graph.compared)
     arrays = [call.inputs[tensor] for tensor in graph.specs['inputs']]
     arrays += [call.outputs[tensor] for tensor in graph.specs['outputs']]
     content = b''.join(np.ascontiguousarray(array, '<f4').tobytes() for array in arrays)
     return {
         'file': draft.write(content, f'vectors/{name}.bin'),
-        'judged': list(graph.judged),
+        'compared': list(graph.compared),
         'cpu_db': round(reached, 2),
         'minimum_db': round(min(reached - MARGIN_DB, graph.target_db), 2),
     }

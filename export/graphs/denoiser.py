@@ -42,14 +42,14 @@ class Form:
       attention: strategy, see models/attention.py.
       rotary: form of the rotary embedding, see `rotary.make_rotary`.
       modulation_inside: whether each stage's graph computes its own modulation.
-      draws_frame_zero: whether the graphs also support unit 0, the only unit whose text attends to the current unit.
+      supports_frame_zero: whether the graphs also support unit 0, the only unit whose text attends to the current unit.
       fused: whether the rewrites of rewrite/for_htp.py are applied to quantized graphs.
     """
 
     attention: str = 'prefix_folded'
     rotary: str = 'matrices'
     modulation_inside: bool = False
-    draws_frame_zero: bool = True
+    supports_frame_zero: bool = True
     fused: bool = True
 
 
@@ -90,7 +90,7 @@ def denoiser_graphs(
     graphs = []
     for stage in range(stages):
         layout = envelope(stage, units, stages, grid, text_tokens)
-        layout = dataclasses.replace(layout, text_sees_current=form.draws_frame_zero)
+        layout = dataclasses.replace(layout, text_sees_current=form.supports_frame_zero)
         name = f'denoiser_stage{stage}'
         graphs.append(_chain(name, (*inside, *_pieces(name, model, params, layout)), form.fused))
     return graphs

@@ -35,7 +35,9 @@ def modulation_graph(model: PyramidMMDiT, params: Params) -> PhoneGraph:
         return tuple(leaf.reshape(-1) for leaf in named_vectors(vectors).values())
 
     inputs = {'timestep': (1, TIMESTEP_WIDTH), 'pooled': (1, model.config.pooled_projection_dim)}
-    return PhoneGraph(MODULATION, modulate, inputs, tuple(named_vectors(vector_shapes(model))), judged_by_all=True)
+    return PhoneGraph(
+        MODULATION, modulate, inputs, tuple(named_vectors(vector_shapes(model))), compares_all_outputs=True
+    )
 
 
 class Vectors(NamedTuple):

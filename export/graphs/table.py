@@ -31,7 +31,7 @@ class GraphSpec:
 
     Attributes:
       precision: 'w8a16' (8-bit weights, 16-bit activations) or 'fp16'.
-      target_db: lowest acceptable signal-to-noise ratio of the judged outputs against JAX in float32.
+      target_db: lowest acceptable signal-to-noise ratio of the compared outputs against JAX in float32.
       calibration_samples: number of recorded inputs that the ranges of activations are measured on.
       x_elite_ms, elite_8_ms: latency in the paper on Snapdragon X Elite and on 8 Elite; None if it gives none.
     """
@@ -78,7 +78,7 @@ class PhoneGraph:
       read: returns the parameters as float32 arrays on the host.
       folder: component folder of the parameters; None for the denoiser's graphs, whose `apply` reads them itself.
       gelu_floor: lower bound for the inputs of GELUs; None sets no bound.
-      judged_by_all: whether all outputs are compared with JAX, not only the first.
+      compares_all_outputs: whether all outputs are compared with JAX, not only the first.
       pieces: graphs that form this one as a chain. A piece reads graph inputs and outputs of earlier pieces by name.
       fused: whether the quantized graph is rewritten by `export.rewrite.for_htp`.
     """
@@ -90,7 +90,7 @@ class PhoneGraph:
     read: Callable[[], Params] = dict
     folder: pathlib.Path | None = None
     gelu_floor: float | None = None
-    judged_by_all: bool = False
+    compares_all_outputs: bool = False
     pieces: tuple[PhoneGraph, ...] = ()
     fused: bool = False
 
@@ -100,9 +100,9 @@ class PhoneGraph:
         return GRAPH_SPECS[self.name]
 
     @property
-    def judged(self) -> tuple[str, ...]:
+    def compared(self) -> tuple[str, ...]:
         """Names of the outputs that are compared with JAX."""
-        return self.outputs if self.judged_by_all else self.outputs[:1]
+        return self.outputs if self.compares_all_outputs else self.outputs[:1]
 
     def close(self) -> Callable[..., Any]:
         """Read the parameters and return the function closed over them."""

@@ -73,13 +73,13 @@ class DenoiserHost:
         Raises:
           InputError: the unit is frame 0 and the graphs do not support it.
         """
-        if not self._form.draws_frame_zero and int(unit[0]) < 1:
+        if not self._form.supports_frame_zero and int(unit[0]) < 1:
             raise InputError(
-                'these graphs do not draw frame 0: give a first frame, or export with Form(draws_frame_zero=True).'
+                'these graphs do not draw frame 0: give a first frame, or export with Form(supports_frame_zero=True).'
             )
         clips = [jnp.asarray(clip, jnp.float32) for clip in (*history, x)]
         layout = dataclasses.replace(
-            layout_of(clips, self.patch, prompt.text.shape[1]), text_sees_current=self._form.draws_frame_zero
+            layout_of(clips, self.patch, prompt.text.shape[1]), text_sees_current=self._form.supports_frame_zero
         )
         frame_ids = envelope_frame_ids(jnp.asarray(unit), len(history))
         floor = np.float32(FORBIDDEN)

@@ -48,7 +48,7 @@ class PhoneProgram:
     @functools.cached_property
     def denoiser(self) -> DenoiserGraphs:
         """The denoiser's graphs."""
-        form = dataclasses.replace(SHIPPED, draws_frame_zero=not self.starts_from_picture)
+        form = dataclasses.replace(SHIPPED, supports_frame_zero=not self.starts_from_picture)
         return DenoiserGraphs(self.folder, self.options.plan, self.options.text_tokens, form)
 
     @property

@@ -15,7 +15,7 @@ from export.host.phone_program import PhoneProgram
 from export.host.recording import Sample
 
 # Maximum number of calibration calls that quantization settings are chosen on.
-JUDGING_CALLS = 4
+SELECTION_CALLS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,22 +24,22 @@ class RecordedGraph:
 
     Attributes:
       name: row of the table.
-      judged: names of the outputs that the ratio is measured on.
+      compared: names of the outputs that the ratio is measured on.
       make: returns the graph.
       made_from: hashes and sizes that determine the result of `make`.
       calibration_sha256: hash of the calibration set.
       calibration: yields the inputs that activation ranges are measured on.
-      judging: returns a few calibration calls with their JAX outputs, on which quantization settings are chosen.
+      selection_calls: returns a few calibration calls with JAX outputs, on which quantization settings are chosen.
       evaluation: returns the calls of each evaluation prompt; these are excluded from calibration.
     """
 
     name: str
-    judged: Sequence[str]
+    compared: Sequence[str]
     make: Callable[[], PhoneGraph]
     made_from: dict[str, Any]
     calibration_sha256: str
     calibration: Callable[[], Iterator[Feeds]]
-    judging: Callable[[], Sequence[Call]]
+    selection_calls: Callable[[], Sequence[Call]]
     evaluation: Callable[[], Mapping[str, Sequence[Call]]]
 
     @property
@@ -61,22 +61,22 @@ def recorded_graphs(
     for name in program.names:
         if name in program.modules:
             module = program.modules[name]
-            judged, weights = module.judged, program.weights[name]
+            compared, weights = module.compared, program.weights[name]
             make = functools.partial(program.modules.__getitem__, name)
             made_from = {'weights_sha256': weights, **plan}
         else:
             make, weights = functools.partial(program.denoiser.graph, name), program.weights['denoiser']
-            judged = make().judged if name == MODULATION else ['flow']
+            compared = make().compared if name == MODULATION else ['flow']
             made_from = {'weights_sha256': weights, 'form': dataclasses.asdict(program.denoiser.form), **plan}
         calls = _Calls(program, calibration, name)
         yield RecordedGraph(
             name=name,
-            judged=judged,
+            compared=compared,
             make=make,
             made_from=made_from,
             calibration_sha256=calibration.sha256,
             calibration=functools.partial(calls.inputs, counts[name]),
-            judging=functools.partial(calls.judging, min(counts[name], JUDGING_CALLS)),
+            selection_calls=functools.partial(calls.selection_calls, min(counts[name], SELECTION_CALLS)),
             evaluation=functools.partial(calls.evaluation, evaluation),
         )
 
@@ -97,7 +97,7 @@ class _Calls:
     def inputs(self, count: int) -> Iterator[Feeds]:
         return (self._call(recorded).inputs for recorded in self.calibration.calls(self.recorded, count))
 
-    def judging(self, count: int) -> list[Call]:
+    def selection_calls(self, count: int) -> list[Call]:
         return [self._call(recorded) for recorded in self.calibration.calls(self.recorded, count)]
 
     def evaluation(self, count: int) -> dict[str, Sequence[Call]]:

@@ -21,14 +21,14 @@ def snr_db(reference: np.ndarray, got: np.ndarray) -> float:
     return min(EQUAL_DB, 20 * math.log10(max(signal, 1e-30) / max(noise, 1e-30)))
 
 
-def call_db(runner: GraphRunner, call: Call, judged: Sequence[str]) -> float:
-    """Return the ratio of one recorded call, over all judged outputs together."""
-    return snr_db(join_outputs(call.outputs, judged), join_outputs(runner.run(call.inputs), judged))
+def call_db(runner: GraphRunner, call: Call, compared: Sequence[str]) -> float:
+    """Return the ratio of one recorded call, over all compared outputs together."""
+    return snr_db(join_outputs(call.outputs, compared), join_outputs(runner.run(call.inputs), compared))
 
 
-def lowest_db(runner: GraphRunner, calls: Sequence[Call], judged: Sequence[str]) -> float:
+def lowest_db(runner: GraphRunner, calls: Sequence[Call], compared: Sequence[str]) -> float:
     """Return the lowest ratio over recorded calls."""
-    return min(call_db(runner, call, judged) for call in calls)
+    return min(call_db(runner, call, compared) for call in calls)
 
 
 def join_outputs(outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:

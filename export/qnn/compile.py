@@ -25,7 +25,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import file_sha256
 
 PRECISIONS = ('w8a16', 'fp16')
-Judge = Callable[[Mapping[str, ContextGraph]], dict[str, Any]]
+Simulate = Callable[[Mapping[str, ContextGraph]], dict[str, Any]]
 _TOOLS = ('neodragon-jax', 'jax', 'flax', 'jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime-qnn')
 
 
@@ -74,18 +74,18 @@ def compile_together(
     target: Target,
     precision: str,
     source: dict[str, Any],
-    judge: Judge | None = None,
+    simulate: Simulate | None = None,
 ) -> dict[str, Any]:
     """Compile graphs into one context binary in which equal weights are stored once.
 
-    The x86 simulator runs the graphs only in the process that compiles them (see `htp.HtpContext`), so `judge` is
+    The x86 simulator runs the graphs only in the process that compiles them (see `htp.HtpContext`), so `simulate` is
     called here.
 
     Args:
       name: of the binary.
       models: ONNX file of each graph.
       folder: folder for the binary, a wrapper per graph, and metadata.json; as in `compile_graph`.
-      judge: runs the graphs, by name, and returns the metadata entry `simulated`; None skips the simulation.
+      simulate: runs the graphs, by name, and returns the metadata entry `simulated`; None skips the simulation.
     Returns:
       The metadata; `graphs` has the inputs, outputs and counts of each graph.
     Raises:
@@ -102,7 +102,7 @@ def compile_together(
         }
         with HtpContext(jobs) as context:
             opened = context.opened
-            simulated = judge({graph: context.runner(graph) for graph in models}) if judge else None
+            simulated = simulate({graph: context.runner(graph) for graph in models}) if simulate else None
         metadata = {
             'name': name,
             **_binary_entry(draft, target, precision),

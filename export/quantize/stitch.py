@@ -28,7 +28,7 @@ from export.graphs.to_onnx import to_onnx
 from export.measure.snr import lowest_db
 from export.quantize.key_value import RECIPE, STAGE_HEADROOM_DB, KeyValueBits, choose_bits
 from export.quantize.qdq import to_w8a16
-from export.rewrite.for_htp import convert_before_cutting, fuse_gains, hide_transposes, vectors_as_they_are
+from export.rewrite.for_htp import convert_before_cutting, fuse_gains, remove_vector_reshapes, shrink_transposes
 from export.rewrite.onnx_graph import drop_unused
 from neodragon_jax.base.errors import InputError
 
@@ -107,7 +107,7 @@ def quantize_chain_to_target(
         for old in path.parent.glob(f'{path.name}*'):
             old.unlink()
         quantize_chain(graph, path, feeds(), partial(to_w8a16, key_value_bits=bits), on_piece)
-        return lowest_db(OnnxSession(path), calls, graph.judged)
+        return lowest_db(OnnxSession(path), calls, graph.compared)
 
     chosen = choose_bits(write, target_db + STAGE_HEADROOM_DB)
     recipe = {'target_db': target_db, 'reached_db': chosen.db} | chosen.recipe()
@@ -122,8 +122,8 @@ def export_piece(piece: PhoneGraph, path: pathlib.Path, fused: bool) -> onnx.Mod
     to_onnx(piece, path)
     model = onnx.load(path)
     if fused:
-        vectors_as_they_are(model.graph)
-        hide_transposes(model.graph)
+        remove_vector_reshapes(model.graph)
+        shrink_transposes(model.graph)
     add_pre_process_metadata(model)
     onnx.save(model, path)
     return model

@@ -50,7 +50,7 @@ class Group:
     Attributes:
       names: names of the constants.
       size: number of values; equals the bytes at 8 bits and the cost of second parts in bytes.
-      noise: squared error of the judged outputs when these weights alone are rounded.
+      noise: squared error of the compared outputs when these weights alone are rounded.
     """
 
     names: tuple[str, ...]
@@ -63,7 +63,7 @@ def quantize_to_target(
     destination: pathlib.Path,
     ranges: pathlib.Path,
     calls: Sequence[Call],
-    judged: Sequence[str],
+    compared: Sequence[str],
     target_db: float,
     rounding: Rounding | None = None,
     search: bool = True,
@@ -74,7 +74,7 @@ def quantize_to_target(
       ranges: file with the ranges of the activations.
       calls: calibration calls with their float outputs, to measure the ratio on. Contributions of the layers to the
         error are measured on the call with the lowest ratio.
-      judged: names of the outputs that are compared.
+      compared: names of the outputs that are compared.
       rounding: rounding of the weights that stay in one part; None rounds to nearest.
       search: whether weights may be stored in two parts.
     Returns:
@@ -85,11 +85,11 @@ def quantize_to_target(
     found: dict[int, _Doubling] = {}
 
     def write(bits: int) -> float:
-        doubled_db = functools.partial(_quantize_doubled, source, destination, ranges, calls, judged, rounding, bits)
+        doubled_db = functools.partial(_quantize_doubled, source, destination, ranges, calls, compared, rounding, bits)
         doubled_db([])
-        plain, worst = _worst(destination, calls, judged)
-        groups = rounding_noise(source, worst, judged, rounding) if search and plain < aim else []
-        squares = np.square(join_outputs(worst.outputs, judged), dtype=np.float64)
+        plain, worst = _worst(destination, calls, compared)
+        groups = rounding_noise(source, worst, compared, rounding) if search and plain < aim else []
+        squares = np.square(join_outputs(worst.outputs, compared), dtype=np.float64)
         found[bits] = _double(groups, plain, float(squares.sum()), aim, doubled_db)
         return found[bits].reached_db
 
@@ -162,10 +162,10 @@ def _double(
     return _Doubling(groups, best[1], signal, plain_db, best[0])
 
 
-def _worst(path: pathlib.Path, calls: Sequence[Call], judged: Sequence[str]) -> tuple[float, Call]:
+def _worst(path: pathlib.Path, calls: Sequence[Call], compared: Sequence[str]) -> tuple[float, Call]:
     """Return the lowest ratio of a graph over the calls, and the call that has it."""
     session = OnnxSession(path)
-    ratios = [call_db(session, call, judged) for call in calls]
+    ratios = [call_db(session, call, compared) for call in calls]
     index = ratios.index(min(ratios))
     return ratios[index], calls[index]
 
@@ -179,7 +179,7 @@ def _quantize_doubled(
     destination: pathlib.Path,
     ranges: pathlib.Path,
     calls: Sequence[Call],
-    judged: Sequence[str],
+    compared: Sequence[str],
     rounding: Rounding | None,
     key_value_bits: int,
     doubled: Collection[str],
@@ -199,7 +199,7 @@ def _quantize_doubled(
     finally:
         for file in path.parent.glob(f'{path.name}*'):
             file.unlink()
-    return lowest_db(OnnxSession(destination), calls, judged)
+    return lowest_db(OnnxSession(destination), calls, compared)
 
 
 def _with_parts(ranges: dict[str, Any], results: Collection[str]) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathl
 
 
 def rounding_noise(
-    source: pathlib.Path, call: Call, judged: Sequence[str], rounding: Rounding | None = None, runs: int = RUNS
+    source: pathlib.Path, call: Call, compared: Sequence[str], rounding: Rounding | None = None, runs: int = RUNS
 ) -> list[Group]:
     """Return all weights of a float graph in groups, each with the error of rounding it to 8 bits.
 
@@ -265,8 +265,8 @@ def rounding_noise(
     session = _replaceable(source, model, axes)
 
     def run(feeds: Feeds) -> np.ndarray:
-        outputs = (np.asarray(array) for array in session.run(list(judged), feeds))
-        return join_outputs(dict(zip(judged, outputs, strict=True)), judged).astype(np.float64)
+        outputs = (np.asarray(array) for array in session.run(list(compared), feeds))
+        return join_outputs(dict(zip(compared, outputs, strict=True)), compared).astype(np.float64)
 
     def stored(name: str) -> np.ndarray:
         if rounding is not None and name in rounding.levels:

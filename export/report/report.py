@@ -57,7 +57,7 @@ class Report:
         """One line for every graph that misses its target in the precision that it ships with, or in the only one."""
         return [
             f'{row.label}: {row.deploy_db:.1f} dB, target {row.target_db:.0f} dB'
-            for row in self._judged()
+            for row in self._deciding_rows()
             if row.met is False
         ]
 
@@ -106,7 +106,7 @@ class Report:
             lines += ['', '## Whole video', '', *tables.table(tables.VIDEOS, self.videos)]
         return '\n'.join([*lines, '', '```json', json.dumps(self.made_from, indent=2), '```', ''])
 
-    def _judged(self) -> list[Row]:
+    def _deciding_rows(self) -> list[Row]:
         """Return the rows that decide the exit status."""
         shipping = {row.graph for row in self.rows if row.ships}
         return [row for row in self.rows if row.ships or row.graph not in shipping]

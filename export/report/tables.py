@@ -14,8 +14,8 @@ INTRODUCTION = (
     'Ratios are 20 log10(|JAX| / |JAX - graph|) in dB against JAX in float32, on prompts that calibration did not see.',
     'ONNX: float graph on the CPU. QDQ: W8A16 graph on the CPU, the lowest ratio over all evaluation prompts, and the',
     'median of the lowest ratio per prompt. HTP: context binary on the x86 simulator, the lowest over the calls with',
-    'the lowest ratios on the CPU. The target is judged on the lowest ratio. * marks the precision that ships; weights',
-    'in two parts, 8 bits each, are those that the target needs.',
+    'the lowest ratios on the CPU. The lowest ratio is compared with the target. * marks the precision that ships.',
+    'Weights are stored in two parts of 8 bits each only where the target needs it.',
 )
 STATIC = (
     'Counted in the graph that QNN compiles: bytes that operations write, transposes, and operations that leave fixed',

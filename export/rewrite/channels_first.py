@@ -26,15 +26,15 @@ _ALONG_AN_AXIS = frozenset({'Concat', 'Split'})
 
 def channels_first(graph: onnx.GraphProto) -> None:
     """Propagate the channels-first layout through a graph, in place."""
-    walk = _Walk(graph)
+    layout_pass = _LayoutPass(graph)
     for node in graph.node:
-        walk.visit(node)
+        layout_pass.visit(node)
     for value in graph.output:
-        walk.last(value.name)
-    replace_nodes(graph, walk.nodes)
+        layout_pass.last(value.name)
+    replace_nodes(graph, layout_pass.nodes)
 
 
-class _Walk:
+class _LayoutPass:
     """One pass over the nodes in order; `nodes` holds the new graph so far."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:

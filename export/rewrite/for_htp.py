@@ -1,8 +1,8 @@
 """Rewrites that adapt the denoiser's graph to the HTP without changing its function.
 
 Before quantization:
-  vectors_as_they_are     Sums and products read a modulation vector directly, not a reshape of it.
-  hide_transposes         Keys are transposed over three axes; ONNX Runtime would move a transpose over four.
+  remove_vector_reshapes     Sums and products read a modulation vector directly, not a reshape of it.
+  shrink_transposes         Keys are transposed over three axes; ONNX Runtime would move a transpose over four.
 After quantization:
   fuse_gains              The gain of an adaptive layer norm becomes the norm's own gain, in 16 bits. This saves a pass.
   convert_before_cutting  Keys and values are converted to the type of a second operand once, not once for every prefix
@@ -35,7 +35,7 @@ from export.rewrite.onnx_graph import (
 _LAYOUT_PERMUTATIONS = ([0, 2, 3, 1], [0, 3, 1, 2])
 
 
-def vectors_as_they_are(graph: onnx.GraphProto) -> None:
+def remove_vector_reshapes(graph: onnx.GraphProto) -> None:
     """Connect sums and products to inputs of rank 1 directly: broadcasting makes a reshape to more axes unnecessary."""
     vectors = {value.name for value in graph.input if len(value.type.tensor_type.shape.dim) == 1}
     consumers = consumers_of(graph)
@@ -48,7 +48,7 @@ def vectors_as_they_are(graph: onnx.GraphProto) -> None:
     drop_unused(graph)
 
 
-def hide_transposes(graph: onnx.GraphProto) -> None:
+def shrink_transposes(graph: onnx.GraphProto) -> None:
     """Drop the leading axis of size 1 from transposes that look like a change of picture layout.
 
     ONNX Runtime moves such a transpose behind all of its readers. A transpose of keys would move behind the slices of

@@ -51,7 +51,7 @@ def tidy(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
     explicit_padding(graph)
     plain_resize(graph)
     depth_to_space(graph)
-    as_reshapes(graph)
+    replace_by_reshapes(graph)
     channels_first(graph)
     merge_transposes(graph)
     merge_reshapes(graph)
@@ -177,7 +177,7 @@ def depth_to_space(graph: onnx.GraphProto) -> None:
     drop_unused(graph)
 
 
-def as_reshapes(graph: onnx.GraphProto) -> None:
+def replace_by_reshapes(graph: onnx.GraphProto) -> None:
     """Replace Squeeze, Unsqueeze and Flatten by Reshape; remove Identity and Dropout."""
     shapes, constants = shapes_of(graph), constants_of(graph)
     outputs = {value.name for value in graph.output}

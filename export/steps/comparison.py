@@ -79,7 +79,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write compare.md and compare.json; return metadata: the lines for the report."""
     config, target, stage = subject.config, options.targets[0], subject.stage
-    plain = dataclasses.replace(FORMS[BASELINE], draws_frame_zero=subject.form.draws_frame_zero)
+    plain = dataclasses.replace(FORMS[BASELINE], supports_frame_zero=subject.form.supports_frame_zero)
     forms = {BASELINE: plain, 'exported here': subject.form}
     base, best = rows = list(compare_forms(config, forms, stage, target, config.num_layers, subject.sizes, on_graph))
     write_forms(folder, rows, {'stage': stage, 'blocks': config.num_layers, 'soc': target.chipset})

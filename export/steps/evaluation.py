@@ -63,7 +63,7 @@ def _ratios(exported: ExportedGraph, precision: str, path: pathlib.Path, options
     def write(draft: pathlib.Path) -> dict[str, Any]:
         session, ratios = OnnxSession(path), {}
         for prompt, found in recorded.evaluation().items():
-            ratios[prompt] = [lowest_db(session, [call], recorded.judged) for call in found[:calls]]
+            ratios[prompt] = [lowest_db(session, [call], recorded.compared) for call in found[:calls]]
         (draft / 'ratios.json').write_text(json.dumps(ratios, indent=2) + '\n')
         return {'ratios_db': ratios}
 
@@ -89,7 +89,7 @@ def simulated_calls(exported: ExportedGraph, ratios: Ratios | None, count: int) 
 def simulate(runner: GraphRunner, exported: ExportedGraph, calls: Sequence[Call], peak: Callable[[], float]) -> Any:
     """Return the lowest ratio of a graph on the simulator, with the time and peak memory of the runs."""
     start = time.monotonic()
-    reached = float(lowest_db(runner, calls, exported.recorded.judged))
+    reached = float(lowest_db(runner, calls, exported.recorded.compared))
     return {'db': reached, 'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(peak(), 2)}
 
 

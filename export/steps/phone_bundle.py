@@ -108,7 +108,7 @@ def _graph_files(graph: ExportedGraph, options: ExportOptions) -> GraphFiles:
         precision=precision,
         onnx=graph.precise[precision],
         specs=metadata['graphs'][graph.name] if 'graphs' in metadata else metadata,
-        judged=tuple(graph.recorded.judged),
+        compared=tuple(graph.recorded.compared),
         target_db=graph.recorded.spec.target_db,
     )
 

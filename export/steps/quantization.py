@@ -35,29 +35,29 @@ def write_precise(
     if precision == 'fp16':
         to_fp16(source, path)
         # Without quantized graphs no calibration calls are recorded.
-        calls = graph.judging() or [calls[0] for calls in graph.evaluation().values()]
+        calls = graph.selection_calls() or [calls[0] for calls in graph.evaluation().values()]
         peak = check_fp16_range(path, (call.inputs for call in calls))
         return {'precision': precision, 'fp16_peak': peak._asdict()}
     chain = graph.make() if graph.name.startswith('denoiser') else None
     if chain is not None and chain.pieces:
         with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
             chosen = quantize_chain_to_target(
-                chain, path, graph.calibration, graph.judging(), graph.spec.target_db, on_piece
+                chain, path, graph.calibration, graph.selection_calls(), graph.spec.target_db, on_piece
             )
-        return {'precision': precision, 'ranges': 'minmax', 'key_value_bits': chosen.bits, 'judged_db': chosen.db}
+        return {'precision': precision, 'ranges': 'minmax', 'key_value_bits': chosen.bits, 'selection_db': chosen.db}
     return {'precision': precision} | _quantize(graph, source, path, options)
 
 
 def _quantize(graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, options: GraphOptions) -> dict[str, Any]:
     """Write the W8A16 form with the best ranges and as few weights in two parts as the target allows."""
-    judging = graph.judging()
+    selection_calls = graph.selection_calls()
     reached = {}
     for method in options.ranges:
         ranges = _ranges_path(path, method)
         measure_ranges(source, ranges, graph.calibration, quantized_operations(source), method)
         if len(options.ranges) > 1:
             quantize(source, path, ranges)
-            reached[method] = lowest_db(OnnxSession(path), judging, graph.judged)
+            reached[method] = lowest_db(OnnxSession(path), selection_calls, graph.compared)
     best = max(options.ranges, key=lambda method: reached.get(method, 0))
     ranges = _ranges_path(path, best)
     rounding, rounding_db = None, {}
@@ -65,22 +65,22 @@ def _quantize(graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, op
     if adaround is not None:
         rounding, rounding_db = _learn_rounding(graph, source, path, ranges, adaround)
     target_db = graph.spec.target_db
-    doubled, judged_db = quantize_to_target(
-        source, path, ranges, judging, graph.judged, target_db, rounding, options.two_parts
+    doubled, selection_db = quantize_to_target(
+        source, path, ranges, selection_calls, graph.compared, target_db, rounding, options.two_parts
     )
     details = {'ranges': best, 'ranges_db': reached, 'rounding_db': rounding_db}
-    return details | {'doubled_weights': doubled, 'judged_db': judged_db}
+    return details | {'doubled_weights': doubled, 'selection_db': selection_db}
 
 
 def _learn_rounding(
     graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, ranges: pathlib.Path, adaround: AdaRound
 ) -> tuple[Rounding | None, dict[str, float]]:
     """Return AdaRound's rounding (None if rounding to nearest is at least as good) and the ratios of both in dB."""
-    judging, learned = graph.judging(), round_weights(adaround, source, graph.calibration())
+    selection_calls, learned = graph.selection_calls(), round_weights(adaround, source, graph.calibration())
     reached = {}
     for name, candidate in (('nearest', None), ('adaround', learned)):
         quantize(source, path, ranges, candidate)
-        reached[name] = lowest_db(OnnxSession(path), judging, graph.judged)
+        reached[name] = lowest_db(OnnxSession(path), selection_calls, graph.compared)
     return learned if reached['adaround'] > reached['nearest'] else None, reached
 
 

@@ -67,14 +67,16 @@ def _compile(
     metadata = finished(folder, source)
     if metadata is None or (simulated and (metadata['simulated'] or {}).get('calls') != calls):
 
-        def judge(runners: Mapping[str, ContextGraph]) -> dict[str, Any]:
+        def simulate_all(runners: Mapping[str, ContextGraph]) -> dict[str, Any]:
             reached = {
                 stage.name: _simulate(stage, runners[stage.name], ratios[stage.name], options) for stage in stages
             }
             return {'calls': calls, 'graphs': reached}
 
         models = {stage.name: stage.precise[precision] for stage in stages}
-        metadata = compile_together(BINARY, models, folder, target, precision, source, judge if simulated else None)
+        metadata = compile_together(
+            BINARY, models, folder, target, precision, source, simulate_all if simulated else None
+        )
     for stage in stages:
         key = (precision, target.chipset)
         reached = metadata['simulated']['graphs'][stage.name] if simulated else None

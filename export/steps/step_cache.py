@@ -61,14 +61,14 @@ def finished_or_made(
     return metadata
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line without disturbing progress bars."""
     tqdm.tqdm.write(line)
 
 
 def _remade(folder: pathlib.Path, reason: str) -> None:
     """Report that a damaged step is made again."""
-    say(f'{folder}: {reason}; making it again')
+    print_line(f'{folder}: {reason}; making it again')
 
 
 def _plain(value: Any) -> Any:

@@ -35,7 +35,7 @@ class Reporter:
         return f'process {self.index} of {self.count} on {self.host}'
 
 
-class _Patience:
+class _Timer:
     """Timer of the roll call: the remaining time, and the notices at intervals."""
 
     def __init__(self) -> None:
@@ -73,13 +73,13 @@ def roll_call(address: str, count: int, index: int) -> None:
 def _call(port: int, first: Reporter) -> None:
     """Collect the reports of the other processes, and answer all of them."""
     present: dict[int, Reporter] = {0: first}
-    patience, error = _Patience(), ''
+    timer, error = _Timer(), ''
     with _listener(port) as listener, contextlib.ExitStack() as stack:
         connections: list[socket.socket] = []
         while len(present) < first.count and not error:
             missing = ', '.join(str(index) for index in range(first.count) if index not in present)
-            patience.notice(f'waiting for process {missing} of {first.count} to start')
-            if patience.left() <= 0:
+            timer.notice(f'waiting for process {missing} of {first.count} to start')
+            if timer.left() <= 0:
                 error = f'process {missing} of {first.count} did not start within {LONGEST_START_S:.0f} s; look there.'
                 break
             with contextlib.suppress(TimeoutError, ValueError, OSError):
@@ -133,11 +133,11 @@ def _listener(port: int) -> Iterator[socket.socket]:
 
 def _report(host: str, port: int, reporter: Reporter) -> None:
     """Report to process 0, and wait for its answer."""
-    patience = _Patience()
+    timer = _Timer()
     message = json.dumps(dataclasses.asdict(reporter)).encode() + b'\n'
     while True:
-        patience.notice(f'waiting for process 0 of {reporter.count} at {host}:{port}')
-        if patience.left() <= 0:
+        timer.notice(f'waiting for process 0 of {reporter.count} at {host}:{port}')
+        if timer.left() <= 0:
             raise InputError(
                 f'process 0 of {reporter.count} did not answer at {host}:{port} within {LONGEST_START_S:.0f} s; is it '
                 'running, and is JAX_COORDINATOR_ADDRESS its host?'
@@ -145,7 +145,7 @@ def _report(host: str, port: int, reporter: Reporter) -> None:
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
                 connection.sendall(message)
-                connection.settimeout(max(patience.left(), 1) + 10)
+                connection.settimeout(max(timer.left(), 1) + 10)
                 answer: Any = json.loads(_line(connection))
         except socket.gaierror as error:
             raise InputError(f'{host}: no such host ({error.strerror}); correct JAX_COORDINATOR_ADDRESS.') from None

@@ -62,7 +62,7 @@ class ModeDefaults:
     first_frame: str
     spacing: str = 'released'
 
-    def but(self, given: Mapping[str, Any]) -> ModeDefaults:
+    def with_values(self, given: Mapping[str, Any]) -> ModeDefaults:
         """Return a copy with some values changed; `steps` or `guidance` alone also changes unit 0."""
         first = {f'first_{name}': given[name] for name in ('steps', 'guidance') if name in given}
         return dataclasses.replace(self, **(first | dict(given)))
@@ -203,7 +203,7 @@ def read(root: str | os.PathLike[str]) -> GenerationDefaults:
     for mode, changes in modes.items():
         _check(path, f'modes.{mode}.', changes, _MODE_KINDS | {'first_frame': _FIRST_FRAME_KINDS[mode]})
         frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
-        values[mode] = RELEASED.of(mode).but(frozen)
+        values[mode] = RELEASED.of(mode).with_values(frozen)
     return GenerationDefaults(**values)
 
 

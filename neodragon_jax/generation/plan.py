@@ -52,7 +52,7 @@ class VideoSettings:
         return 1 + TEMPORAL_FACTOR * (plan.frames - 1), side * plan.height, side * plan.width
 
 
-def settle(options: VideoOptions, mode: str, defaults: GenerationDefaults) -> VideoSettings:
+def video_settings(options: VideoOptions, mode: str, defaults: GenerationDefaults) -> VideoSettings:
     """Return the settings of a video: options override generation.json, which overrides the released defaults.
 
     Raises:
@@ -107,7 +107,9 @@ def make_plan(
         'guidance': guidance,
         'first_guidance': first_guidance,
     }
-    chosen = (defaults or RELEASED.of(mode)).but({key: value for key, value in given.items() if value is not None})
+    chosen = (defaults or RELEASED.of(mode)).with_values(
+        {key: value for key, value in given.items() if value is not None}
+    )
     return Plan(
         frames=1 + (frames - 1) // TEMPORAL_FACTOR,
         height=height // SPATIAL_FACTOR,

@@ -74,10 +74,10 @@ class Cost:
 
 def analyze(module: Module) -> Cost:
     """Return the cost of one call of a program on one device."""
-    return _Walk(module).cost(module.entry)
+    return _CallGraph(module).cost(module.entry)
 
 
-class _Walk:
+class _CallGraph:
     """Sum of costs over the call graph; each computation is analyzed once."""
 
     def __init__(self, module: Module) -> None:

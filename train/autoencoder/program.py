@@ -9,7 +9,7 @@
 the latents have the mean and deviation that `normalize` assumes (`latent_statistics`).
 
 The result is a video VAE in Pyramid-Flow's layout. train.latents makes a teacher's data with it, and train.decoder
-distils its decoder into the small one that runs on phones.
+distills its decoder into the small one that runs on phones.
 
 Source: Pyramid-Flow, arXiv 2410.05954, section 3.4; the prior on normalized latents is ours.
 Legend: B batch, T frames, H W pixels, t latent frames, h w latent grid, C latent channels.

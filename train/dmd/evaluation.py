@@ -34,7 +34,7 @@ from train.runtime.program import DivergedError
 from train.runtime.sharding import place, to_host
 
 # Metrics that a good student shares with its teacher; flicker has no floor to compare with.
-JUDGED = ('motion', 'sharpness', 'saturation')
+BAND_METRICS = ('motion', 'sharpness', 'saturation')
 FRAMES_PER_UNIT = 8
 # Added to numerator and denominator, in each metric's unit, so that the ratio is defined for still or gray videos.
 _FLOORS = ClipMetrics(motion=0.05, flicker=0.05, sharpness=0.05, saturation=0.005)
@@ -94,8 +94,8 @@ class StudentEvaluation:
         """Write videos and contact sheets of the held-out prompts; return their comparison with the teacher's.
 
         Returns:
-          METRIC and METRIC/unit{u}, ratios; `distance`, the mean |log ratio| of the judged metrics over the units, by
-          which the best checkpoint may be kept; `outside_band`, the number of judged ratios outside the band.
+          METRIC and METRIC/unit{u}, ratios; `distance`, the mean |log ratio| of the BAND_METRICS over the units, by
+          which the best checkpoint may be kept; `outside_band`, the number of those ratios outside the band.
         Raises:
           DivergedError: a ratio is outside the band and the configuration says to stop.
         """
@@ -105,7 +105,7 @@ class StudentEvaluation:
             videos = [self.decode(video_latents[None]) for video_latents in latents]
             self._write(videos, folder)
             metrics = compared(videos, self._teacher_videos, self.examples.first_unit)
-            metrics |= judged(metrics, self.config)
+            metrics |= band_metrics(metrics, self.config)
         metrics = of_first_process(metrics)
         if metrics['outside_band']:
             self._warn(metrics, step)
@@ -147,7 +147,7 @@ class StudentEvaluation:
     def _warn(self, metrics: Mapping[str, float], step: int) -> None:
         """Warn of ratios outside the band; end the run if the configuration says so."""
         config = self.config
-        outside = [name for name, value in metrics.items() if _is_judged(name) and not _inside(value, config)]
+        outside = [name for name, value in metrics.items() if _has_band(name) and not _inside(value, config)]
         values = ', '.join(f'{name} {metrics[name]:.2f}' for name in outside)
         message = (
             f'step {step}: student over teacher outside {config.lowest}..{config.highest}: {values}; look at the '
@@ -179,15 +179,15 @@ def unit_metrics(videos: list[UInt8[np.ndarray, 'F h w 3']], unit: int) -> Float
     return np.asarray([measure(frames_of_video[frames]) for frames_of_video in videos], np.float64).mean(axis=0)
 
 
-def judged(metrics: Mapping[str, float], config: EvaluationConfig) -> dict[str, float]:
+def band_metrics(metrics: Mapping[str, float], config: EvaluationConfig) -> dict[str, float]:
     """Return `distance` and `outside_band` of ratios."""
-    values = [value for name, value in metrics.items() if _is_judged(name)]
+    values = [value for name, value in metrics.items() if _has_band(name)]
     distance = float(np.mean([abs(math.log(value)) for value in values]))
     return {'distance': distance, 'outside_band': float(sum(not _inside(value, config) for value in values))}
 
 
-def _is_judged(name: str) -> bool:
-    return '/' in name and name.partition('/')[0] in JUDGED
+def _has_band(name: str) -> bool:
+    return '/' in name and name.partition('/')[0] in BAND_METRICS
 
 
 def _inside(value: float, config: EvaluationConfig) -> bool:

@@ -46,7 +46,7 @@ class Example(NamedTuple):
     level: Float[Array, ' B']
     own: Bool[Array, ' B']
 
-    def ask(self, denoise: Denoiser, stage: int, x: Unit, timestep: Float[Array, ' B']) -> Unit:
+    def predict_flow(self, denoise: Denoiser, stage: int, x: Unit, timestep: Float[Array, ' B']) -> Unit:
         """Return a denoiser's flow at x, in float32."""
         return denoise(stage, self.history, x, self.unit, self.prompt, timestep).astype(jnp.float32)
 
@@ -129,7 +129,7 @@ class Examples:
 
     def predict(self, denoise: Denoiser, stage: int, example: Example) -> Unit:
         """Return the student's clean prediction z_theta."""
-        flow = example.ask(denoise, stage, example.x, self.schedule.timestep(stage, example.level))
+        flow = example.predict_flow(denoise, stage, example.x, self.schedule.timestep(stage, example.level))
         return losses.clean_prediction(example.x, flow, example.level, stage, self.schedule, self.clean_prediction)
 
     def probe(self, z: Unit, stage: int, tau: Float[Array, ' B'], noise: Unit) -> Probe:

@@ -1,4 +1,4 @@
-"""Pyramidal distribution matching: distils a multi-step denoiser into one with few steps per stage.
+"""Pyramidal distribution matching: distills a multi-step denoiser into one with few steps per stage.
 
     python -m train.dmd --config=configs/dmd.py:tiny --config.data=FOLDER --config.workdir=DIR
 

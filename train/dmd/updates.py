@@ -87,7 +87,9 @@ class Updates:
         z_theta = jax.lax.stop_gradient(examples.predict(self.denoiser(student), stage, example))
         probe = examples.probe(z_theta, stage, batch['fake/tau'], batch['fake/noise'])
         if self.critic is None:
-            errors = losses.squared_error(example.ask(self.denoiser(fake), stage, probe.x, probe.timestep), probe.flow)
+            errors = losses.squared_error(
+                example.predict_flow(self.denoiser(fake), stage, probe.x, probe.timestep), probe.flow
+            )
             return jnp.mean(errors), unit_sums({'fake_mse': errors}, example.unit, examples.frames)
         real = examples.probe(example.clean, stage, batch['fake/tau'], batch['fake/noise'])
         flow, logit = self.critic.judge(fake, critic, example, stage, probe)

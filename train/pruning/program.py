@@ -52,7 +52,7 @@ from train.teacher.denoisers import (
     read_denoiser,
     sized,
 )
-from train.teacher.evaluation import ask
+from train.teacher.evaluation import predict_flow
 from train.teacher.program import TeacherConfig, TeacherTraining, load_program
 from train.text.losses import token_errors
 
@@ -168,12 +168,12 @@ class Pruning(TeacherTraining):
     ) -> tuple[Float[Array, ''], tuple[dict[str, Array], dict[int, Float[Array, '2 T']]]]:
         """Return the loss of stage 2 (mean over the pyramid's stages), its parts, and the flow's sums by unit."""
         prompt, examples = self.examples(stages, batch, key)
-        ask_student = observer(functools.partial(self._featured, self.module), params)
-        ask_teacher = observer(functools.partial(self._featured, self.full_module), teacher)
+        run_student = observer(functools.partial(self._featured, self.module), params)
+        run_teacher = observer(functools.partial(self._featured, self.full_module), teacher)
         rows, sums = [], {}
         for stage, example in examples.items():
-            flow, features = ask(ask_student, stage, example, prompt)
-            teacher_flow, teacher_features = jax.lax.stop_gradient(ask(ask_teacher, stage, example, prompt))
+            flow, features = predict_flow(run_student, stage, example, prompt)
+            teacher_flow, teacher_features = jax.lax.stop_gradient(predict_flow(run_teacher, stage, example, prompt))
             errors = losses.squared_error(flow, example.flow)
             image, text = block_errors(features, teacher_features, targets(self.keep, self.pruning.mapping))
             output = jnp.mean(losses.squared_error(flow, teacher_flow))

@@ -28,15 +28,15 @@ class CompiledStep(NamedTuple):
 class CompiledSteps:
     """The steps of a program; each variant is compiled at its first use, by all processes at the same time."""
 
-    def __init__(self, program: Program, abstract: Arguments, say: Callable[[str], None]) -> None:
+    def __init__(self, program: Program, abstract: Arguments, print_line: Callable[[str], None]) -> None:
         """Store the arguments; nothing is compiled yet."""
-        self._program, self._abstract, self._say = program, abstract, say
+        self._program, self._abstract, self._print_line = program, abstract, print_line
         self._steps: dict[Hashable, CompiledStep] = {}
 
     def step(self, variant: Hashable) -> CompiledStep:
         """Return the step of a variant."""
         if variant not in self._steps:
-            self._say(f'{self._program.name}: compiling the step of variant {variant!r}')
+            self._print_line(f'{self._program.name}: compiling the step of variant {variant!r}')
             traced = jit_step(self._program, variant, self._abstract).trace(*self._abstract)
             counted = flops.count(traced.jaxpr).total
             self._steps[variant] = CompiledStep(traced.lower().compile(), counted)

@@ -102,7 +102,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             frozen = put(host_frozen, shardings_of(abstract.frozen))
             del host_frozen
             carry, root_key = _begin(program, config, abstract, frozen, parts)
-        compiled, window = CompiledSteps(program, abstract, parts.log.say), Window(goodput, mesh, COUNTERS)
+        compiled, window = CompiledSteps(program, abstract, parts.log.print_line), Window(goodput, mesh, COUNTERS)
 
         for done in range((parts.checkpoints.latest() or 0) + 1, config.steps + 1):
             parts.watch.at(done)
@@ -119,7 +119,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             last = done == config.steps
             values = window.read() if last or done % config.log_every == 0 else {}
             if values and values['skipped_in_a_row'] >= config.max_skips:
-                _give_up(parts, carry, root_key, done, values, config.workdir)
+                _end_diverged(parts, carry, root_key, done, values, config.workdir)
             with goodput.spending(EVALUATION):
                 scores = evaluator.run(carry.state, frozen, done) if evaluator.due(done) else {}
             if values or scores:
@@ -133,7 +133,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
                 _stop(parts, program, done)
         parts.checkpoints.wait()
         program.finish(carry.state, pathlib.Path(config.workdir) / RESULT)
-        parts.log.say(f'{program.name}: {goodput.describe()}')
+        parts.log.print_line(f'{program.name}: {goodput.describe()}')
     return carry.state
 
 
@@ -179,7 +179,7 @@ def _open(
     return _Parts(
         checkpoints=checkpoints,
         log=log,
-        profiler=stack.enter_context(Profiler(workdir / PROFILE, config.profile_steps, log.say)),
+        profiler=stack.enter_context(Profiler(workdir / PROFILE, config.profile_steps, log.print_line)),
         stop=stack.enter_context(stop_on_signals()),
         loader=stack.enter_context(contextlib.closing(_loader(source, config, mesh))),
         watch=stack.enter_context(Watch(workdir, lambda: goodput.activity, print)),
@@ -189,16 +189,16 @@ def _open(
 def _stop(parts: _Parts, program: Program, done: int) -> None:
     """Wait until the checkpoint is written, then end the process with status 0."""
     parts.checkpoints.wait()
-    parts.log.say(f'{program.name}: stopped and saved at step {done}; run the same command to go on.')
+    parts.log.print_line(f'{program.name}: stopped and saved at step {done}; run the same command to go on.')
     sys.exit(0)
 
 
-def _give_up(
+def _end_diverged(
     parts: _Parts, carry: Carry, root_key: PRNGKeyArray, done: int, values: Mapping[str, float], workdir: str
 ) -> None:
     """Save the state before the non-finite steps, and raise DivergedError."""
     parts.log.write(done, values)
-    parts.checkpoints.save(done, _forgive(carry), _place(parts.loader, root_key), {})
+    parts.checkpoints.save(done, _without_skips(carry), _place(parts.loader, root_key), {})
     parts.checkpoints.wait()
     raise DivergedError(_divergence(done, values, workdir))
 
@@ -231,7 +231,7 @@ def _begin(
         wait_for_processes()
         return compiled(init_key, frozen), root_key
     carry, place = parts.checkpoints.restore(abstract.carry)
-    parts.log.say(f'{program.name}: going on from the checkpoint of step {parts.checkpoints.latest()}')
+    parts.log.print_line(f'{program.name}: going on from the checkpoint of step {parts.checkpoints.latest()}')
     parts.loader.set_state(place['data'])
     # Use the stored key: another version of JAX may derive a different key from the seed.
     stored = put(np.asarray(place['key'], np.uint32), sharding)
@@ -243,7 +243,7 @@ def _place(loader: Loader, root_key: PRNGKeyArray) -> dict[str, Any]:
     return {'data': loader.get_state(), 'key': np.asarray(jax.random.key_data(root_key)).tolist()}
 
 
-def _forgive(carry: Carry) -> Carry:
+def _without_skips(carry: Carry) -> Carry:
     """Return the carry with its counter of consecutive skipped steps at zero, for a resumed run."""
     zero = put(np.int32(0), carry.skipped_in_a_row.sharding)
     return carry.replace(skipped_in_a_row=zero)  # pyright: ignore[reportAttributeAccessIssue]

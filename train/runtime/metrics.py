@@ -73,9 +73,9 @@ class MetricsLog:
         if self._lines and now - self._told >= PROGRESS_EVERY_S:
             self._told = now
             left = (self._steps - done) * (now - self._began) / (done - self._start)
-            self.say(f'progress  step {done} of {self._steps}, {_duration(left)} left')
+            self.print_line(f'progress  step {done} of {self._steps}, {_duration(left)} left')
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line on the console, above the progress bar."""
         if self._primary:
             tqdm.write(text, file=sys.stdout)
@@ -95,7 +95,7 @@ class MetricsLog:
         for evaluated in (False, True):
             shown = self._to_show({name: plain[name] for name in plain if name.startswith(EVALUATION) == evaluated})
             if shown:
-                self.say('  '.join([f'step {step}', *(f'{name} {value:.4g}' for name, value in shown.items())]))
+                self.print_line('  '.join([f'step {step}', *(f'{name} {value:.4g}' for name, value in shown.items())]))
 
     def _to_show(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return the metrics of a console line: the program's choice, guards, speed, then others with a value."""

@@ -24,15 +24,15 @@ STEPS_ON_SIGNAL = 3
 class Profiler:
     """Profiler of selected steps of a run; call `before` and `after` around each step."""
 
-    def __init__(self, folder: pathlib.Path, steps: tuple[int, ...], say: Callable[[str], None]) -> None:
+    def __init__(self, folder: pathlib.Path, steps: tuple[int, ...], print_line: Callable[[str], None]) -> None:
         """Store the arguments.
 
         Args:
           folder: gets one folder per trace.
           steps: (first, last) steps to trace, or ().
-          say: prints a line for the user.
+          print_line: prints a line for the user.
         """
-        self._folder, self._say = folder, say
+        self._folder, self._print_line = folder, print_line
         self._first, self._last = steps or (0, 0)
         self._asked = False
         self._trace: contextlib.ExitStack | None = None
@@ -58,7 +58,7 @@ class Profiler:
         process = f'-process-{jax.process_index()}' if jax.process_count() > 1 else ''
         folder = self._folder / f'steps-{step}-{self._last}{process}'
         self._trace = contextlib.ExitStack()
-        self._trace.callback(self._say, f'profile of steps {step} to {self._last}: {folder}')
+        self._trace.callback(self._print_line, f'profile of steps {step} to {self._last}: {folder}')
         partial = self._trace.enter_context(atomic_folder(folder, replace=True))
         jax.profiler.start_trace(partial)
         self._trace.callback(jax.profiler.stop_trace)

@@ -45,14 +45,14 @@ class Place(NamedTuple):
 class Watch:
     """Publisher of this process's progress that reports slow processes; a single process needs none."""
 
-    def __init__(self, workdir: pathlib.Path, activity: Callable[[], str], say: Callable[[str], object]) -> None:
+    def __init__(self, workdir: pathlib.Path, activity: Callable[[], str], print_line: Callable[[str], object]) -> None:
         """Store the arguments.
 
         Args:
           activity: returns the current activity of the process.
-          say: prints a line for the user.
+          print_line: prints a line for the user.
         """
-        self._folder, self._activity, self._say = workdir / FOLDER, activity, say
+        self._folder, self._activity, self._print_line = workdir / FOLDER, activity, print_line
         self._step, self._end = 0, threading.Event()
         self._place = self._here(time.time())
         self._thread = threading.Thread(target=self._look, name='watch', daemon=True)
@@ -91,9 +91,9 @@ class Watch:
                 self._publish()
             elif now - max(self._place.since, told) >= QUIET_S:
                 told = now
-                line = complaint(self._place, self._others(), jax.process_count(), now)
+                line = delay_message(self._place, self._others(), jax.process_count(), now)
                 if line:
-                    self._say(line)
+                    self._print_line(line)
 
     def _others(self) -> list[Place]:
         """Return the progress of the other processes, as far as it can be read."""
@@ -108,7 +108,7 @@ class Watch:
         return places
 
 
-def complaint(here: Place, others: Sequence[Place], count: int, now: float) -> str:
+def delay_message(here: Place, others: Sequence[Place], count: int, now: float) -> str:
     """Return a line that names the processes behind this one, or ''.
 
     A process is behind if it is at an earlier step, or if it is at the same step but has another activity while this

@@ -35,7 +35,7 @@ STATES_WIDTH, POOLED_WIDTH = 64, 64
 # Wordings of every combination from which the vocabulary is learned.
 WORDINGS = 8
 # Scales random embeddings of deviation SMALL to deviation 1; unscaled, all tokens would look the same.
-LOUDER = 1 / SMALL
+EMBEDDING_SCALE = 1 / SMALL
 
 CLIP_SPECIALS = ('<|startoftext|>', '<|endoftext|>')
 END_OF_WORD = '</w>'
@@ -143,12 +143,14 @@ def write(out: pathlib.Path, seed: int = 0) -> None:
         if (out / name / 'config.json').is_file():
             continue
         params = random_params(kind, config, 1000 * seed + number)
-        checkpoint.save(out / name, COMPONENTS[kind].build(config), _louder(params))
+        checkpoint.save(out / name, COMPONENTS[kind].build(config), _scaled_embeddings(params))
 
 
-def _louder(params: dict[str, Any]) -> dict[str, Any]:
+def _scaled_embeddings(params: dict[str, Any]) -> dict[str, Any]:
     """Return parameters whose embeddings have the deviation that other layers expect of their input."""
     return {
-        name: _louder(value) if isinstance(value, dict) else value * (LOUDER if 'embedding' in name else 1.0)
+        name: _scaled_embeddings(value)
+        if isinstance(value, dict)
+        else value * (EMBEDDING_SCALE if 'embedding' in name else 1.0)
         for name, value in params.items()
     }

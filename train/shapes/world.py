@@ -209,14 +209,14 @@ def caption(traits: Traits, seed: int | Sequence[int] | None = None) -> str:
     """Return the canonical caption, or with a seed one of several wordings that mean the same."""
     rng = None if seed is None else np.random.default_rng(seed)
 
-    def say(word: str) -> str:
+    def worded(word: str) -> str:
         words = SYNONYMS.get(word, (word,))
         return words[0 if rng is None else rng.integers(len(words))]
 
     adverb = f'{traits.speed} ' if traits.speed else ''
-    shape = f'a {say(traits.size)} {traits.color} {say(traits.shape)}'
-    move = f'{adverb}{say("moves")} {say(traits.direction)}'
-    background = f'{say("on")} a {traits.background} background'
+    shape = f'a {worded(traits.size)} {traits.color} {worded(traits.shape)}'
+    move = f'{adverb}{worded("moves")} {worded(traits.direction)}'
+    background = f'{worded("on")} a {traits.background} background'
     if rng is not None and rng.integers(2):
         return f'{background}, {shape} {move}'
     return f'{shape} {move} {background}'

@@ -186,11 +186,13 @@ def unit_errors(
     draws = flow_matching.draw(key, stage, latents.shape, units + 1, schedule)._replace(unit=units)
     example = flow_matching.build(stage, latents, draws, schedule)
     prompt = Prompt(batch['text'], batch['text_mask'], batch['pooled'])
-    flow = ask(jax_denoiser(apply, params), stage, example, prompt)
+    flow = predict_flow(jax_denoiser(apply, params), stage, example, prompt)
     return losses.squared_error(flow, example.flow)
 
 
-def ask(denoise: Denoiser, stage: int, example: flow_matching.Example, prompt: Prompt) -> Float[Array, 'B 1 h w C']:
+def predict_flow(
+    denoise: Denoiser, stage: int, example: flow_matching.Example, prompt: Prompt
+) -> Float[Array, 'B 1 h w C']:
     """Return a denoiser's flow for a batch of examples."""
     return denoise(stage, example.history, example.x, example.unit, prompt, example.timestep)
 

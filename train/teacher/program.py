@@ -65,7 +65,7 @@ from train.teacher.denoisers import (
     sized,
     without_embedder,
 )
-from train.teacher.evaluation import FlowEvaluation, ask
+from train.teacher.evaluation import FlowEvaluation, predict_flow
 from train.text.parts import deployed_adapter
 
 # Folder of the denoiser with its context embedder, in Pyramid-Flow's layout.
@@ -168,7 +168,7 @@ class TeacherTraining:
         prompt, examples = self.examples(stages, batch, key)
         denoise, means, sums = jax_denoiser(self.apply, params), [], {}
         for stage, example in examples.items():
-            errors = losses.squared_error(ask(denoise, stage, example, prompt), example.flow)
+            errors = losses.squared_error(predict_flow(denoise, stage, example, prompt), example.flow)
             means.append(jnp.mean(errors))
             sums[stage] = flow_matching.unit_sums(errors, example.unit, batch['latents'].shape[1])
         return jnp.mean(jnp.stack(means)), sums

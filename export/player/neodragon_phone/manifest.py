@@ -66,7 +66,7 @@ _GRAPH = Record(
         'portable': Items(Text(), 1, 2),
         'inputs': Table(_TENSOR),
         'outputs': Table(_TENSOR),
-        'vector': Record({'file': Text(), 'judged': Items(Text(), 1), 'cpu_db': Number(), 'minimum_db': Number()}),
+        'vector': Record({'file': Text(), 'compared': Items(Text(), 1), 'cpu_db': Number(), 'minimum_db': Number()}),
     }
 )
 _VIDEO = Record(
@@ -204,9 +204,9 @@ def _check_graphs(manifest: Manifest) -> None:
         tensors = [*graph['inputs'].values(), *graph['outputs'].values()]
         total = sum(array_bytes(tensor['shape']) for tensor in tensors)
         _check_bytes(manifest, f'graphs.{name}.vector', graph['vector']['file'], total)
-        for output in graph['vector']['judged']:
+        for output in graph['vector']['compared']:
             if output not in graph['outputs']:
-                raise wrong(f'graphs.{name}.vector.judged', output, 'an output of the graph')
+                raise wrong(f'graphs.{name}.vector.compared', output, 'an output of the graph')
     in_phases = [name for phase in manifest['phases'] for name in phase['graphs']]
     if sorted(in_phases) != sorted(graphs):
         raise wrong('phases', in_phases, 'every graph exactly once')

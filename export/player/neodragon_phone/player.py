@@ -104,7 +104,7 @@ class Player:
         outputs = session(inputs)
         session.seconds.clear()
         vector = self.manifest['graphs'][graph]['vector']
-        reached = min(snr_db(expected[name], outputs[name]) for name in vector['judged'])
+        reached = min(snr_db(expected[name], outputs[name]) for name in vector['compared'])
         self.canary_db[graph] = reached
         self.report(f'  canary {graph}: {reached:.1f} dB')
         if not reached >= vector['minimum_db']:

@@ -142,7 +142,7 @@ def test_generation_json_sets_the_options_that_the_command_line_leaves_open(with
     replays = [(replay.graphs, replay.runner) for replay in whole_video.planned(program, True, False)]
     assert replays == [('the denoiser', 'CPU'), ('all graphs', 'CPU')]
     assert whole_video.planned(program, on_cpu=False, simulated=False) == []
-    assert not program.starts_from_picture and not program.draws and program.denoiser.form.draws_frame_zero
+    assert not program.starts_from_picture and not program.draws and program.denoiser.form.supports_frame_zero
     assert 'video_encoder' not in program.names and 'denoiser_stage2' in program.names
     assert options.scenes.text(0) == options.scenes.prompts[0], 'the modifier is empty'
     changed = make(str(without_model), '--frames', '9', '--steps', '1', '1', '1')
@@ -362,22 +362,22 @@ def test_weights_are_doubled_until_the_target_is_met(graphs, runners, float_grap
     calls = [Call(feeds, runners[module.name].run(feeds)) for feeds in (make_feeds(module, seed) for seed in range(2))]
     destination = tmp_path / 'graph.onnx'
     to_w8a16(path, destination, [call.inputs for call in calls])
-    plain = lowest_db(OnnxSession(destination), calls, module.judged)
+    plain = lowest_db(OnnxSession(destination), calls, module.compared)
     ranges = tmp_path / 'ranges.json'
-    none, reached = quantize_to_target(path, destination, ranges, calls, module.judged, plain - 5)
+    none, reached = quantize_to_target(path, destination, ranges, calls, module.compared, plain - 5)
     assert not none and reached == pytest.approx(plain)
     assert json.loads((tmp_path / RECIPE).read_text())['groups'] == [], 'nothing had to be measured'
-    none, reached = quantize_to_target(path, destination, ranges, calls, module.judged, plain + 3, search=False)
+    none, reached = quantize_to_target(path, destination, ranges, calls, module.compared, plain + 3, search=False)
     assert not none and reached == pytest.approx(plain)
-    some, reached = quantize_to_target(path, destination, ranges, calls, module.judged, plain + 3)
+    some, reached = quantize_to_target(path, destination, ranges, calls, module.compared, plain + 3)
     assert some and reached >= plain + 3
     recipe = json.loads((tmp_path / RECIPE).read_text())
     chosen = [name for group in recipe['groups'] if group['in_two_parts'] for name in group['weights']]
     assert chosen == some and recipe['plain_db'] == pytest.approx(plain) and recipe['reached_db'] == reached
     others = [group for group in recipe['groups'] if not group['in_two_parts']]
     assert others and all(group['db_if_alone_rounded'] > plain for group in others)
-    assert lowest_db(OnnxSession(destination), calls, module.judged) == pytest.approx(reached)
-    quantize_to_target(path, destination, ranges, calls[::-1], module.judged, plain + 3)
+    assert lowest_db(OnnxSession(destination), calls, module.compared) == pytest.approx(reached)
+    quantize_to_target(path, destination, ranges, calls[::-1], module.compared, plain + 3)
     assert json.loads((tmp_path / RECIPE).read_text()) == recipe, 'the worst call decides, wherever it is'
     assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
 

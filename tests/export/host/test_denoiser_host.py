@@ -25,7 +25,7 @@ from support.goldens import TINY_CHECKPOINT
 UNITS, GRID, TEXT_TOKENS, STAGES = 3, (4, 8), 16, 3
 LATENT_GRIDS = ((2, 4), (4, 8), (8, 16))
 # Graphs that also generate frame 0.
-FORM = dataclasses.replace(SHIPPED, draws_frame_zero=True)
+FORM = dataclasses.replace(SHIPPED, supports_frame_zero=True)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:

@@ -107,7 +107,7 @@ def test_whole_graph_equals_its_pieces(denoiser, tmp_path):
 
 
 def test_graphs_for_a_given_first_frame(denoiser, reference, tmp_path):
-    form = Form(draws_frame_zero=False)
+    form = Form(supports_frame_zero=False)
     graph = chain(denoiser, form)
     export_chain(graph, tmp_path / 'graph.onnx')
     session = OnnxSession(tmp_path / 'graph.onnx')

@@ -10,7 +10,7 @@ import pytest
 from neodragon_jax.base import video
 from neodragon_jax.base.errors import InputError
 from support.point_world import CHANNELS, FRAMES, GRID, make_batch, point, point_program
-from train.dmd.evaluation import EvaluationConfig, StudentEvaluation, compared, judged
+from train.dmd.evaluation import EvaluationConfig, StudentEvaluation, band_metrics, compared
 from train.runtime.program import DivergedError
 
 VIDEOS = 2
@@ -72,8 +72,8 @@ def clip(amount: float, speed: int) -> np.ndarray:
 def test_collapse_and_wash_out_leave_the_band(student, name, value):
     metrics = compared([student], [clip(60, 2)], 1)
     assert metrics[name] < value
-    assert judged(metrics, EvaluationConfig())['outside_band'] >= 2
-    assert judged(compared([clip(60, 2)], [clip(60, 2)], 1), EvaluationConfig())['outside_band'] == 0
+    assert band_metrics(metrics, EvaluationConfig())['outside_band'] >= 2
+    assert band_metrics(compared([clip(60, 2)], [clip(60, 2)], 1), EvaluationConfig())['outside_band'] == 0
 
 
 def test_outside_the_band_it_warns_or_stops(capsys, tmp_path):

@@ -10,7 +10,7 @@ from support.jobs import Job
 from support.toy_program import LinearSource, Toy, config_for
 from train.runtime import watch
 from train.runtime.goodput import DATA, STEP
-from train.runtime.watch import Place, complaint
+from train.runtime.watch import Place, delay_message
 
 
 def place(process: int, step: int, activity: str = STEP, since: float = 0.0) -> Place:
@@ -18,19 +18,19 @@ def place(process: int, step: int, activity: str = STEP, since: float = 0.0) -> 
 
 
 def test_the_process_behind_is_named():
-    line = complaint(place(0, 7), [place(1, 7), place(2, 5, DATA)], 3, 50.0)
+    line = delay_message(place(0, 7), [place(1, 7), place(2, 5, DATA)], 3, 50.0)
     assert line == (
         'process 0 has been at step 7 (step) for 50 s; '
         'behind it: process 2 (host2, pid 12): data wait at step 5 for 50 s'
     )
-    assert 'process 1 (host1, pid 11): data wait at step 7' in complaint(place(0, 7), [place(1, 7, DATA)], 2, 50.0)
-    assert 'process 1, which has not reported' in complaint(place(0, 7), [], 2, 50.0)
+    assert 'process 1 (host1, pid 11): data wait at step 7' in delay_message(place(0, 7), [place(1, 7, DATA)], 2, 50.0)
+    assert 'process 1, which has not reported' in delay_message(place(0, 7), [], 2, 50.0)
 
 
 def test_who_is_behind_or_busy_names_nobody():
-    assert complaint(place(0, 5, DATA), [place(1, 7)], 2, 50.0) == ''
-    assert complaint(place(0, 7, DATA), [place(1, 7)], 2, 50.0) == ''
-    assert complaint(place(0, 7), [place(1, 7)], 2, 50.0) == ''
+    assert delay_message(place(0, 5, DATA), [place(1, 7)], 2, 50.0) == ''
+    assert delay_message(place(0, 7, DATA), [place(1, 7)], 2, 50.0) == ''
+    assert delay_message(place(0, 7), [place(1, 7)], 2, 50.0) == ''
 
 
 def test_a_straggler_is_named_while_the_others_wait(tmp_path):

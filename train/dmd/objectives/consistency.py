@@ -67,9 +67,9 @@ class Consistency:
         schedule = examples.schedule
 
         def flow(x: Unit, level: Float[Array, ' B']) -> Unit:
-            return example.ask(models.student, stage, x, schedule.timestep(stage, level))
+            return example.predict_flow(models.student, stage, x, schedule.timestep(stage, level))
 
-        velocity = example.ask(models.teacher, stage, example.x, schedule.timestep(stage, example.level))
+        velocity = example.predict_flow(models.teacher, stage, example.x, schedule.timestep(stage, example.level))
         target = mean_flow_target(flow, example.x, example.level, velocity)
         clean = losses.clean_prediction(example.x, target, example.level, stage, schedule, examples.clean_prediction)
         values, pull_back = jax.vjp(lambda z: losses.cauchy(z, clean), z_theta)

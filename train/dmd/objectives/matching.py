@@ -58,8 +58,8 @@ class Matching:
     ) -> tuple[Unit, Values]:
         """Return w (D - D_phi), and the probe's values to log."""
         probe = examples.probe(z_theta, stage, draws['tau'], draws['noise'])
-        teacher = example.ask(models.teacher, stage, probe.x, probe.timestep)
-        fake = example.ask(models.fake, stage, probe.x, probe.timestep)
+        teacher = example.predict_flow(models.teacher, stage, probe.x, probe.timestep)
+        fake = example.predict_flow(models.fake, stage, probe.x, probe.timestep)
         weight = losses.probe_weight(teacher, probe.flow)
         values = {
             'teacher_error': losses.squared_error(teacher, probe.flow),

@@ -49,8 +49,8 @@ bool check_call(const Bundle& bundle, const std::string& name, int runs) {
   }
   const Json& vector = bundle.manifest()["graphs"][name]["vector"];
   double lowest = 300;
-  for (const Json& judged : vector["judged"].items()) {
-    lowest = std::fmin(lowest, snr_db(expected.at(judged.text()), outputs.at(judged.text())));
+  for (const Json& compared : vector["compared"].items()) {
+    lowest = std::fmin(lowest, snr_db(expected.at(compared.text()), outputs.at(compared.text())));
   }
   std::printf("canary %s %.2f\n", name.c_str(), lowest);
   return lowest >= vector["minimum_db"].number();
