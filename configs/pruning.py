@@ -12,7 +12,7 @@ FULL is the folder of a denoiser, such as RUN/result/pyramid_flow_dit of train.t
 train.latents. Other keep lists work as well: --config.keep=0,1,2,4,5. The result is an ordinary, smaller denoiser,
 which train.teacher_samples samples and train.dmd distills.
 
-stage1 (default): flow matching on data, 300 steps, after which the paper saw no more progress.
+stage1 (default): flow matching on data, 300 steps, after which the paper saw no further progress.
 
 stage2: 60,000 steps of feature matching against the full denoiser, together with flow matching. The two denoisers, the
 average and the moments are 32 GB in float32, split over the mesh's fsdp axis. Hardware: 16 accelerators with 16 GB.

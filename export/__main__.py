@@ -79,7 +79,7 @@ def _add_program(group: argparse._ArgumentGroup) -> None:
     add('--adapter', metavar='DIR', help="context adapter folder to use instead of the checkpoint's")
     add('--upscale', metavar='DIR', help='folder of a QuickSRNet; super_resolution is exported, too')
     add('--mode', choices=generation.MODES,
-        help=f'which denoiser of the checkpoint is exported {_DEFAULT % RELEASED.mode}')  # fmt: skip
+        help=f'mode, which selects the denoiser {_DEFAULT % RELEASED.mode}')  # fmt: skip
     add('--first-frame', choices=generation.FIRST_FRAMES,
         help='source of frame 0 in hybrid mode without --image: the first-frame model, whose graphs are then exported, '
         f'or the few-step denoiser {_DEFAULT % RELEASED.hybrid.first_frame}')  # fmt: skip

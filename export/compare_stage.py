@@ -29,7 +29,7 @@ examples:
   two forms for 8 Gen 3:
     python -m export.compare_stage --forms masked,prefix_folded_matrices --soc sm8650 --out out/stage2
 
-exit status: 0 the shipped form saves as much as promised, 1 it does not, 2 wrong input
+exit status: 0 the shipped form saves as much as required, 1 it does not, 2 wrong input
 """
 
 

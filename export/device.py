@@ -22,14 +22,14 @@ libonnxruntime.so with QNN, libQnnHtp.so, libQnnSystem.so and the stub and skel 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceOptions:
-    """What a command line asks for.
+    """Options of this command.
 
     Attributes:
       bundle: folder.
-      phone: where it runs.
+      phone: the phone that runs it.
       runtime: folder of the runner and its libraries.
-      chipset: whose binaries run, or 'cpu'; None asks the phone.
-      runs: of each recorded call.
+      chipset: chipset of the binaries to run, or 'cpu'; None queries the phone.
+      runs: runs of each recorded call.
       out: folder of the table.
     """
 
@@ -53,8 +53,12 @@ def parse_options(argv: Sequence[str] | None = None) -> DeviceOptions:
     add('bundle', type=pathlib.Path, help='OUT/bundle of an export')
     add('--serial', required=True, metavar='SERIAL', help='phone, as `adb devices` lists it')
     add('--runtime', required=True, type=pathlib.Path, metavar='DIR', help='runner and libraries for the phone')
-    add('--chipset', metavar='NAME', help='binaries to run, or cpu for the portable graphs (default: of the phone)')
-    add('--runs', type=int, default=10, metavar='N', help='of each recorded call (default: %(default)s)')
+    add(
+        '--chipset',
+        metavar='NAME',
+        help="chipset of the binaries to run, or cpu for the portable graphs (default: the phone's)",
+    )
+    add('--runs', type=int, default=10, metavar='N', help='runs of each recorded call (default: %(default)s)')
     add('--out', type=pathlib.Path, metavar='DIR', help='folder of device-CHIPSET.md (default: beside the bundle)')
     add('--adb', default='adb', metavar='PROGRAM', help='default: %(default)s')
     given = parser.parse_args(argv)

@@ -42,10 +42,10 @@ examples:
   a student distilled with `python -m train.dmd` that also learned the first frame, 21 calls:
     python -m neodragon_jax --checkpoint CKPT --student RUN/result --first-frame denoiser --prompt "..." --out out/
 
-  the multi-step model, five samples of every prompt of a file; started again, it goes on where it stopped:
+  the multi-step model, five samples of every prompt of a file; the same command continues an interrupted run:
     python -m neodragon_jax --checkpoint CKPT --mode monolithic --prompts-file prompts.txt --num-samples 5 --out out/
 
-  the videos that VBench judges, then their scores (see python -m neodragon_jax.evaluate --help):
+  the videos for VBench, then their scores (see python -m neodragon_jax.evaluate --help):
     python -m neodragon_jax --checkpoint CKPT --vbench ~/vbench/bin/vbench --no-safety-checker --out out/
     python -m neodragon_jax.evaluate out/ --vbench ~/vbench/bin/vbench
 
@@ -172,7 +172,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add('--no-compile-cache', action='store_false', dest='compile_cache',
         help='do not keep compiled programs in the cache folder of the user')  # fmt: skip
     add('--no-safety-checker', action='store_false', dest='safety_checker',
-        help="do not blacken videos that the checkpoint's safety_checker refuses (without one, none is)")  # fmt: skip
+        help='keep videos that the safety_checker of the checkpoint refuses (default: they are made black; without '
+        'that component none is refused)')  # fmt: skip
 
 
 def find_prompts(options: GenerateOptions) -> list[str]:
@@ -192,12 +193,12 @@ def find_prompts(options: GenerateOptions) -> list[str]:
 
 
 def load_system(options: GenerateOptions, videos: int) -> System:
-    """Load the checkpoint on as many devices as there are videos, and say which one if it was not named.
+    """Load the checkpoint on at most one device per video; print its name if the command line gives none.
 
     Raises:
       InputError: an option does not fit the checkpoint, or a file is missing or damaged.
     """
-    # Only now: JAX and the models take seconds to import, and wrong options should be refused at once.
+    # Imported late: JAX and the models take seconds to import, and wrong options should fail at once.
     import jax
 
     from neodragon_jax import api
@@ -261,7 +262,7 @@ def write_videos(system: System, options: GenerateOptions, jobs: Sequence[Job]) 
     session, devices = system.session(options.video, options.seed), system.loaded.spread.devices
     print(f'{len(jobs)} videos of {"x".join(map(str, session.size))}, {session.calls} denoiser calls each, on '
           f'{len(devices)} x {devices[0].platform}')  # fmt: skip
-    _say_cut_prompts(system, session.settings.modifier, jobs)
+    _warn_of_cut_prompts(system, session.settings.modifier, jobs)
     with tqdm.tqdm(unit='step', disable=None) as bar:
 
         def advance(progress: Progress) -> None:
@@ -278,8 +279,8 @@ def write_videos(system: System, options: GenerateOptions, jobs: Sequence[Job]) 
             bar.write(f'{job.path}{note}', file=sys.stdout)
 
 
-def _say_cut_prompts(system: System, modifier: str, jobs: Sequence[Job]) -> None:
-    """Say how many prompts the text encoder does not see whole."""
+def _warn_of_cut_prompts(system: System, modifier: str, jobs: Sequence[Job]) -> None:
+    """Print the number of prompts that exceed the text encoder's limit."""
     prompts = list(dict.fromkeys(job.prompt for job in jobs))
     limit, cut = system.cut_prompts(prompts, modifier)
     if cut:

@@ -126,7 +126,7 @@ class System:
           progress: called after every step.
           image: the first frame: a PNG or JPEG file, or RGB bytes uint8 [H, W, 3] of any size. It is cropped at the
             center to the video's shape.
-          first_frame: 'model' or 'denoiser', the maker of the first frame in hybrid mode without `image`.
+          first_frame: 'model' or 'denoiser', the source of the first frame in hybrid mode without `image`.
           frames: 8 n + 1.
           height: pixels, a multiple of 64.
           width: pixels, a multiple of 64.

@@ -31,7 +31,7 @@ examples:
 
 VBench needs a GPU and other versions of common packages than this project, so it needs a separate environment:
   python3 -m venv ~/vbench && ~/vbench/bin/pip install vbench
-Some of its dimensions also need detectron2; see its own instructions. The videos that it judges are made by
+Some of its dimensions also need detectron2; see its own instructions. The videos for it are made by
   python -m neodragon_jax --vbench ~/vbench/bin/vbench --checkpoint CKPT --no-safety-checker --out out/
 """
 
@@ -99,7 +99,7 @@ def evaluate(folder: pathlib.Path) -> Evaluation:
     Raises:
       InputError: there is no such folder, or no video in it.
     """
-    # Only now: the command line should answer at once.
+    # Imported late, so that --help and wrong options answer at once.
     import tqdm
 
     from neodragon_jax.base.video import read_mp4

@@ -93,7 +93,7 @@ def parse_options(argv: Sequence[str] | None = None) -> RandomCheckpointOptions:
     parser = argparse.ArgumentParser(
         'python -m neodragon_jax.random_checkpoint',
         description='Write a checkpoint of random weights in the released layout, to measure the system without the '
-        'released weights. Complete components are kept, so an interrupted run goes on.',
+        'released weights. Complete components are kept, so an interrupted run continues.',
         epilog='example:\n  python -m neodragon_jax.random_checkpoint --tokenizers CKPT --out out/random\n\n'
         + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

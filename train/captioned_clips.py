@@ -68,15 +68,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--out', required=True, metavar='DIR', help=f'folder for one dataset per size, and {REPORT}')
     add('--frames', type=int, default=49, metavar='N', help='frames of a clip, 8 n + 1; 1: pictures (default: 49)')
     add('--sizes', nargs='+', default=['320x512'], metavar='HxW',
-        help='a video goes to the one that keeps most of it without enlarging it (default: 320x512)')  # fmt: skip
+        help='sizes of the clips; each video is cropped to the one that keeps most of it without enlarging it '
+        '(default: 320x512)')  # fmt: skip
     add('--clips-per-video', type=int, default=1, metavar='N',
-        help='at most; evenly spread, without overlap, all with the same caption (default: 1, the middle)')  # fmt: skip
+        help='largest number of clips per video, evenly spaced, without overlap, with the same caption (default: 1, '
+        'from the middle)')  # fmt: skip
     add('--min-fps', type=float, default=23.0, metavar='F',
-        help='videos with fewer frames per second are left out, for frames would repeat (default: 23)')  # fmt: skip
+        help='lowest frame rate; slower videos are left out, because frames would repeat (default: 23)')  # fmt: skip
     add('--quality', type=int, default=12, metavar='CRF',
-        help="of the stored clips, x264's scale from 0 (largest) to 51 (default: %(default)s)")  # fmt: skip
+        help="x264's quality of the stored clips, from 0 (largest files) to 51 (default: %(default)s)")  # fmt: skip
     add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')
-    add('--workers', type=int, default=os.cpu_count() or 1, metavar='N', help='threads (default: one per core)')
+    add(
+        '--workers',
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar='N',
+        help='threads that inspect and encode files (default: one per core)',
+    )
     return parser.parse_args(argv)
 
 

@@ -61,7 +61,7 @@ examples:
   the same on every machine of a TPU pod, CLIPS and LATENTS on a disk that all of them see:
     python -m train.latents --checkpoint CKPT --clips CLIPS --out LATENTS --distributed --batch 4
 
-  with the states of the teacher's T5, for training a context adapter along:
+  with the states of the teacher's T5, to train a context adapter together with the denoiser:
     python -m train.latents --checkpoint CKPT --clips CLIPS --out LATENTS --text t5 --text-encoder T5_XXL
 """
 
@@ -79,14 +79,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--clips', required=True, metavar='DIR', help='folder of train.captioned_clips: all sizes, or one of them')
     add('--out', required=True, metavar='DIR', help='folder of the latents')
     add('--text', choices=CONTENTS, default='states',
-        help='states: what the denoiser reads; t5: before the adapter; ids: tokens (default: states)')  # fmt: skip
+        help='text conditioning to store: states, the output of the context adapter; t5, the states before it; or ids, '
+        'the tokens (default: states)')  # fmt: skip
     add('--mode', choices=tuple(ADAPTER_FOLDERS), default='monolithic',
         help='context adapter of the states: of the multi-step model, with which training begins (monolithic, the '
         'default), or of the few-step model (hybrid)')  # fmt: skip
     add('--text-encoder', metavar='DIR', help="T5 folder in place of the checkpoint's; with --text t5")
     add('--prompt-modifier', default='', metavar='TEXT', help='appended to every caption (default: nothing)')
     add('--negative-prompt', metavar='TEXT',
-        help="what guidance steers away from (default: that of the checkpoint's generation.json)")  # fmt: skip
+        help="text that guidance steers away from (default: that of the checkpoint's generation.json)")  # fmt: skip
     add('--posterior', choices=('sample', 'mean'), default='sample',
         help="sample of the VAE's posterior, or its mean (default: %(default)s)")  # fmt: skip
     add('--seed', type=int, default=0, help="seed of the posterior's samples (default: %(default)s)")
@@ -242,7 +243,9 @@ def read_options(args: argparse.Namespace) -> Options:
     if not 0 <= args.seed < 2**32:
         raise InputError(f'--seed is {args.seed}; give a number from 0 to 4294967295.')
     if args.text_encoder and args.text != 't5':
-        raise InputError(f'--text-encoder goes with --text t5, not with --text {args.text}; add that, or leave it out.')
+        raise InputError(
+            f'--text-encoder needs --text t5, not --text {args.text}; set --text t5, or leave --text-encoder out.'
+        )
     given: dict[str, Any] = vars(args) | {
         name: pathlib.Path(getattr(args, name)) for name in ('checkpoint', 'clips', 'out')
     }

@@ -53,7 +53,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--processes', type=int, default=2, metavar='N', help='default: %(default)s')
-    parser.add_argument('--devices', type=int, default=4, metavar='N', help='of each process (default: %(default)s)')
+    parser.add_argument(
+        '--devices', type=int, default=4, metavar='N', help='virtual CPU devices of each process (default: %(default)s)'
+    )
     args = parser.parse_args(own)
     for name in ('processes', 'devices'):
         if getattr(args, name) < 1:

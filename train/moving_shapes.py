@@ -91,7 +91,9 @@ def write_videos(source: MovingShapesSource, folder: PathLike) -> None:
         with atomic_file(folder / SETTINGS) as path:
             path.write_text(settings)
     elif (folder / SETTINGS).read_text() != settings:
-        raise InputError(f'{folder / SETTINGS}: other settings than now; choose another folder, or those settings.')
+        raise InputError(
+            f'{folder / SETTINGS}: was written with other settings; choose another folder, or repeat those settings.'
+        )
     names = [f'{index:06d}.mp4' for index in range(len(source))]
     for index, name in enumerate(tqdm.tqdm(names, unit='clip', disable=None)):
         if not (folder / name).exists():
@@ -129,13 +131,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--out', required=True, metavar='DIR', help='folder of the dataset')
     add('--count', type=int, default=4096, metavar='N', help='clips (default: %(default)s)')
-    add('--world', choices=tuple(WORLDS), default='cpu', help='which scenes there are (default: %(default)s)')
-    add('--split', choices=SPLITS, default='train', help='combinations of attributes (default: %(default)s)')
+    add('--world', choices=tuple(WORLDS), default='cpu', help='world of the scenes (default: %(default)s)')
+    add(
+        '--split',
+        choices=SPLITS,
+        default='train',
+        help='split of the combinations of attributes (default: %(default)s)',
+    )
     add('--frames', type=int, default=17, metavar='N', help='8 n + 1 (default: %(default)s)')
     add('--height', type=int, default=64, metavar='PX', help='a multiple of 32 (default: %(default)s)')
     add('--width', type=int, default=64, metavar='PX', help='a multiple of 32 (default: %(default)s)')
     add('--seed', type=int, default=0, help='default: %(default)s')
-    add('--paraphrase', action='store_true', help='captions in random wordings')
+    add('--paraphrase', action='store_true', help='write captions in random wordings instead of the canonical one')
     add('--videos', action='store_true', help=f'write mp4 files and {CAPTIONS} instead of a TFDS dataset')
     add('--preview', metavar='FILE', help='also write a PNG: frames of the first clips, with captions')
     add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')

@@ -30,7 +30,7 @@ from train.teacher.denoisers import read_denoiser
 
 EXAMPLES = """
 examples:
-  the paper's choice, 24 blocks to 18, looking at frames instead of latents:
+  the paper's choice, 24 blocks to 18, comparing frames instead of latents:
     python -m train.prune select --denoiser RUN/result/pyramid_flow_dit --data LATENTS --out CHOICE --remove 6 \\
         --decoder CKPT/causal_video_vae
 
@@ -53,19 +53,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest='command', required=True)
     score = commands.add_parser('score', help='measure the importance of every block')
-    select = commands.add_parser('select', help='that, and choose the blocks to remove')
-    apply = commands.add_parser('apply', help='write the denoiser without some blocks')
+    select = commands.add_parser('select', help='measure the importance, then choose the blocks to remove')
+    apply = commands.add_parser('apply', help='write the denoiser with only the kept blocks')
     for command in (score, select, apply):
         command.add_argument('--denoiser', required=True, metavar='DIR', help='component folder of the full denoiser')
         command.add_argument('--out', required=True, metavar='DIR', help='folder of the result')
-    apply.add_argument('--keep', required=True, metavar='LIST', help='blocks, as 0,1,2,4, or a keep.json')
+    apply.add_argument(
+        '--keep', required=True, metavar='LIST', help='blocks to keep, as 0,1,2,4, or a keep.json of select'
+    )
     for command in (score, select):
         _add_sampling(command)
     add = select.add_argument
     add('--remove', required=True, type=int, metavar='N', help='blocks to remove')
     add('--candidates', type=int, metavar='N', help='least important blocks to choose from (default: N + 4, or all)')
-    add('--check-prompts', type=int, default=8, metavar='N', help='videos to compare, one per prompt (default: 8)')
-    add('--decoder', default='', metavar='DIR', help='component folder of a video VAE: compare frames, not latents')
+    add(
+        '--check-prompts',
+        type=int,
+        default=8,
+        metavar='N',
+        help='videos to compare in each trial, one per prompt (default: 8)',
+    )
+    add(
+        '--decoder',
+        default='',
+        metavar='DIR',
+        help='component folder of a video VAE, to compare frames instead of latents',
+    )
     return parser.parse_args(argv)
 
 

@@ -2,7 +2,7 @@
 
     python -m train.random_teacher --out out/random_teacher
 
-Writes a T5 encoder and Pyramid-Flow's denoiser in their own layouts, as wide as the project's miniature checkpoint.
+Writes a T5 encoder and Pyramid-Flow's denoiser in their released layouts, with the widths of the tests' checkpoint.
 """
 
 from __future__ import annotations

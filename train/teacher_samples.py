@@ -55,10 +55,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
     add('--prompts-file', required=True, metavar='FILE', help='text file with one prompt per line')
     add('--out', required=True, metavar='DIR', help='folder of the samples')
-    add('--count', required=True, type=int, metavar='N', help='samples; prompts are taken in turn, again and again')
+    add(
+        '--count',
+        required=True,
+        type=int,
+        metavar='N',
+        help='number of samples; the prompts are used in turn, repeatedly',
+    )
     add('--first-frame', default=GENERATED, metavar=f'{GENERATED}|DIR',
-        help='where unit 0 comes from: the teacher, or a folder with one picture per prompt, in the order of their '
-        'names (default: %(default)s)')  # fmt: skip
+        help='source of unit 0: the teacher, or a folder with one picture per prompt, in the order of their names '
+        '(default: %(default)s)')  # fmt: skip
     add('--frames', type=int, default=49, metavar='N', help='video frames, 8 n + 1 (default: %(default)s)')
     add('--height', type=int, default=320, metavar='PX', help='default: %(default)s')
     add('--width', type=int, default=512, metavar='PX', help='default: %(default)s')
@@ -67,7 +73,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--guidance', type=float, default=5.0, metavar='G', help='default: %(default)s')
     add('--first-guidance', type=float, default=7.0, metavar='G', help='of unit 0 (default: %(default)s)')
     add('--prompt-modifier', default=DEFAULT_MODIFIER, metavar='TEXT', help='appended to every prompt')
-    add('--negative-prompt', default=DEFAULT_NEGATIVE_PROMPT, metavar='TEXT', help='what guidance steers away from')
+    add(
+        '--negative-prompt', default=DEFAULT_NEGATIVE_PROMPT, metavar='TEXT', help='text that guidance steers away from'
+    )
     add('--seed', type=int, default=0, help='default: %(default)s')
     add('--batch', type=int, default=1, metavar='N', help='samples at a time on each device (default: %(default)s)')
     add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')

@@ -9,7 +9,7 @@ from typing import Any
 _TEXT = string.Template("""\
 # $name: text to video on a Snapdragon HTP
 
-A prompt becomes $frames frames of ${width}x$height at $rate per second. This folder has all that it takes: graphs,
+A prompt becomes $frames frames of ${width}x$height at $rate per second. This folder has everything for that: graphs,
 embedding tables, tokenizers, schedules, test vectors. `manifest.json` describes each file and tensor; the format is
 documented in docs/bundle.md of the project.
 
@@ -26,8 +26,8 @@ binaries on a Snapdragon machine, and `--backend simulator` the HTP simulator on
 
 $flow
 
-What is not a graph is arithmetic on small arrays: indexing tables, halving and doubling grids, adding noise. All of it
-is written down in docs/bundle.md, and implemented in the player twice: in Python (NumPy), and in C++ on ONNX Runtime's
+The rest is arithmetic on small arrays: indexing tables, halving and doubling grids, adding noise. All of it is
+specified in docs/bundle.md, and implemented in the player twice: in Python (NumPy), and in C++ on ONNX Runtime's
 C API for an app to call through JNI (export/player/cpp).
 
 ## The loop

@@ -1,1 +1,1 @@
-"""A connected phone: adb, the runner on it, and the table of what was measured."""
+"""A connected phone: adb, the runner on the phone, and the table of its measurements."""

@@ -54,7 +54,7 @@ class Measured:
 
     Attributes:
       model: of the phone.
-      chipset: whose binaries ran, or CPU.
+      chipset: chipset of the binaries that ran, or CPU.
       graphs: by name.
       latents_db: of the last latent frame of the recorded video, against JAX.
       celsius: highest temperature of all sensors, before and after.
@@ -68,7 +68,7 @@ class Measured:
 
 
 def read_bundle(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the manifest of a bundle whose files are as it says.
+    """Return the manifest of a bundle after checking all files against it.
 
     Raises:
       InputError: the folder is no bundle, or a file is damaged.
@@ -89,10 +89,10 @@ def measure(phone: Phone, bundle: pathlib.Path, runtime: pathlib.Path, chipset: 
 
     Args:
       runtime: folder of the runner, built for the phone, and of the libraries that it loads.
-      chipset: whose binaries run; CPU runs the portable graphs; None asks the phone.
-      runs: of each recorded call.
+      chipset: chipset of the binaries to run; CPU runs the portable graphs; None queries the phone.
+      runs: runs of each recorded call.
     Raises:
-      InputError: the bundle, the runner or the phone is not as needed, or a graph computes another result.
+      InputError: the bundle, the runner or the phone is unsuitable, or a graph computes another result.
     """
     manifest = read_bundle(bundle)
     if not (runtime / RUNNER).is_file():
@@ -124,7 +124,7 @@ def measure(phone: Phone, bundle: pathlib.Path, runtime: pathlib.Path, chipset: 
 
 
 def read_output(output: str) -> dict[str, GraphTimes]:
-    """Return what the runner printed, by graph."""
+    """Return the measurements in the runner's output, by graph."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for kind, graph, number in _LINE.findall(output):
         found[graph][kind].append(float(number))
@@ -150,7 +150,7 @@ def _needed(manifest: Mapping[str, Any], chipset: str) -> list[str]:
 
 
 def _push(phone: Phone, bundle: pathlib.Path, names: list[str], runtime: pathlib.Path) -> None:
-    """Copy what is needed to the phone, and compare the copies with the hashes of the manifest."""
+    """Copy the required files to the phone, and compare the copies with the hashes of the manifest."""
     folders = sorted({str(pathlib.PurePosixPath('bundle', name).parent) for name in names})
     phone.shell('mkdir', '-p', *(f'{FOLDER}/{folder}' for folder in folders))
     for path in sorted(path for path in runtime.iterdir() if path.is_file()):

@@ -1,4 +1,4 @@
-"""What a phone measured, as a table beside the export's report."""
+"""The table of a phone's measurements, beside the report of the export."""
 
 from __future__ import annotations
 

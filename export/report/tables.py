@@ -19,14 +19,14 @@ INTRODUCTION = (
 )
 STATIC = (
     'Counted in the graph that QNN compiles: bytes that operations write, transposes, and operations that leave fixed',
-    'point (floats). Nothing runs on the CPU: such a graph is refused. Latencies are ESTIMATES for a Snapdragon 8',
+    'point (floats). A graph with an operation on the CPU is refused. Latencies are ESTIMATES for a Snapdragon 8',
     'Elite (export/qnn/latency.py); nothing here ran on a phone. The last column holds the latencies that the paper',
     'measured on its own graphs.',
 )
 RESOURCES = (
     'Seconds / peak GB of each step when it was done; a step that was finished earlier keeps its numbers. Compiler and',
-    'simulator have processes of their own, the other steps share one. In a binary of several graphs (+), compiling is',
-    'that of all. - means not done, or memory that this system does not report.',
+    'simulator run in separate processes, the other steps share one. A binary of several graphs (+) is compiled once',
+    'for all of them. "-" marks a step that was not done, or memory that is not reported.',
 )
 SHARED = (
     'Graphs compiled into one binary store equal weights once. "constants" counts those of every graph separately, a',

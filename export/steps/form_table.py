@@ -57,13 +57,13 @@ def verdict(rows: Sequence[FormRow], stage: int) -> list[str]:
     saved = savings(by_name[BASELINE], best)
     checks = [('bytes moved', LESS_BYTES), ('weights', LESS_WEIGHTS)]
     lines = [
-        f'{best.form} against {BASELINE}: {kind} {saved[kind]:.1%} less, promised {least:.0%}'
+        f'{best.form} against {BASELINE}: {kind} {saved[kind]:.1%} less, required {least:.0%}'
         + ' MISSED' * (saved[kind] < least)
         for kind, least in checks
     ]
     if stage == RELEASED.stages - 1:
         worst = best.estimate.worst_ms
-        line = f'{best.form}: estimated latency {worst:.0f} ms by the worse model, promised {LATENCY_MS:.0f} ms'
+        line = f'{best.form}: estimated latency {worst:.0f} ms by the worse model, required {LATENCY_MS:.0f} ms'
         lines.append(line + ' MISSED' * (worst > LATENCY_MS))
     return lines
 

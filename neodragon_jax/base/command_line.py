@@ -13,7 +13,7 @@ EXIT_CODES = """exit status:
   0    success
   2    wrong input: an option, a checkpoint or a file; the line on standard error names it and the remedy
   3    the system refused a file: no space, no permission, a read-only disk, too many open files
-  130  interrupted with Ctrl-C; finished files are complete, and the same command goes on from them
+  130  interrupted with Ctrl-C; finished files are complete, and the same command continues from them
   1    any other failure, with a traceback: please report it"""
 
 _REMEDIES = {
@@ -48,7 +48,7 @@ def exit_status(program: Callable[[], object]) -> int:
         where = f'{error.filename}: ' if error.filename else ''
         return _fail(f'{where}{_REMEDIES[error.errno]}', FAILED_FILE)
     except KeyboardInterrupt:
-        return _fail('interrupted; finished files are complete. The same command goes on from them.', INTERRUPTED)
+        return _fail('interrupted; finished files are complete. The same command continues from them.', INTERRUPTED)
     return SUCCESS
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from neodragon_jax.base.errors import InputError
 
-# Seconds after which a missing process is an error, and between two lines that say who is missing.
+# Seconds after which a missing process is an error, and seconds between two lines that list the missing processes.
 LONGEST_START_S, NOTICE_EVERY_S = 300.0, 20.0
 _RETRY_S, _LONGEST_LINE = 0.2, 4096
 

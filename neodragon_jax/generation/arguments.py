@@ -15,7 +15,7 @@ def add_video_options(parser: argparse.ArgumentParser) -> None:
         help="picture of the first frame, cropped at the center to the video's shape; transparent areas become "
         'white')  # fmt: skip
     add('--first-frame', choices=defaults.FIRST_FRAMES,
-        help='maker of the first frame in hybrid mode without --image: the first-frame model of the checkpoint, or '
+        help='source of the first frame in hybrid mode without --image: the first-frame model of the checkpoint, or '
         f'the few-step denoiser ({released(RELEASED.hybrid.first_frame)})')  # fmt: skip
     add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 ({released(RELEASED.frames)})')
     add('--height', type=int, metavar='PX', help=f'multiple of 64 ({released(RELEASED.height)})')

@@ -80,8 +80,8 @@ def _attend(
     causal = pallas.CausalMask((padded_rows, padded_keys))
     # Row i sees keys 0..q_sequence[i]. A padded row sees them all: one without any would divide by zero.
     causal.q_sequence = np.pad(ends, (0, padded_rows - rows), constant_values=padded_keys).astype(np.int32) - 1
-    layout = pallas.QKVLayout.SEQ_MINOR  # the transpose that a projection's output needs is a plain one then
-    # All keys in one block, of which a tile is computed at a time: the gradient of the queries is then summed inside.
+    layout = pallas.QKVLayout.SEQ_MINOR  # the output projection then needs only a plain transpose
+    # All keys form one block, computed tile by tile, so that the kernel itself sums the gradient of the queries.
     sizes = pallas.BlockSizes(
         block_q=row_tile,
         block_kv=padded_keys,

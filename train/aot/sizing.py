@@ -128,7 +128,7 @@ def main(settings: Settings, dry_run: bool = False) -> None:
 
 def define_flags() -> None:
     """Add the flags of this command to those of the program."""
-    command_flags.DEFINE_list('topology', [], 'slices, such as v5e:4x4; a wrong name lists all')
+    command_flags.DEFINE_list('topology', [], 'slices, such as v5e:4x4; an unknown name prints all known ones')
     command_flags.DEFINE_string('variant', LARGEST, f'of the step: a variant of the program, {LARGEST} or {ALL}')
     command_flags.DEFINE_bool('sweep', False, 'try meshes, batches and choices; print a table with the best in bold')
     command_flags.DEFINE_list('meshes', [], 'data x fsdp x tensor, such as 1x16x1,4x4x1; a sweep tries two by default')
@@ -167,7 +167,7 @@ def _integers(text: str, flag: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split('x'))
     except ValueError:
-        raise InputError(f'{flag}: {text!r} holds something else than numbers; write them like 4x4x1.') from None
+        raise InputError(f'{flag}: {text!r} is not a list of numbers; write them like 4x4x1.') from None
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -58,7 +58,7 @@ class AutoencoderConfig(VAETrainingConfig):
 
     Attributes:
       sizes: of the autoencoder.
-      start: component folder of one to go on from, which then decides on the sizes; '' begins with fresh parameters.
+      start: component folder of an autoencoder to continue from, with its sizes; '' begins with fresh parameters.
       kl: weight of the divergence, in nats per latent number.
       statistics: training clips on which the latents' moments are measured at the end.
     """
@@ -81,7 +81,7 @@ class Autoencoder(VAETraining[AutoencoderConfig]):
     name = 'autoencoder'
 
     def __init__(self, config: AutoencoderConfig, clips: Clips, cut: ClipsConfig) -> None:
-        """Build the autoencoder, or read the one to go on from.
+        """Build the autoencoder, or read the stored one to continue from.
 
         Args:
           cut: size of the random cuts.

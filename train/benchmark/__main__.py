@@ -1,11 +1,12 @@
-"""Train the whole system from nothing on moving shapes, and judge the attributes that its videos show.
+"""Train the whole system from random weights on moving shapes, and measure the attributes that its videos show.
 
     python -m train.benchmark --out out/benchmark                   (or: make benchmark)
     python -m train.benchmark --out out/benchmark --seeds 0,1,2 --jobs 2
     python -m train.benchmark --out out/fast --fast                 every command once, in minutes
 
 Autoencoder, small decoder, teacher, text encoder, pruning and step distillation run one after the other, each by its
-own program. Then videos of held-out captions are judged: colors, shapes, directions, speeds are read from the pixels.
+own program. Then videos of held-out captions are generated; colors, shapes, directions and speeds are read from their
+pixels.
 OUT/report.md and OUT/report.html compare them with the targets; OUT/seed-0/moving_shapes is a checkpoint for
 `python -m neodragon_jax`. The same command continues a stopped run.
 
@@ -30,15 +31,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         'python -m train.benchmark',
-        description='Train the whole system on moving shapes, and judge its videos by their pixels.',
+        description='Train the whole system on moving shapes, and measure its videos from their pixels.',
         epilog='tiers: cpu, about two hours on two cores; gpu, longer clips of a richer world, for an accelerator',
     )
     add = parser.add_argument
     add('--out', default='out/benchmark', metavar='DIR', help='default: %(default)s')
     add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu', help='default: %(default)s')
-    add('--fast', action='store_true', help='run every command once with next to no training, as a test')
+    add('--fast', action='store_true', help='run every command once with almost no training, as a test')
     add('--seeds', default='0', metavar='N,N', help='seeds of the teacher and all later steps (default: %(default)s)')
-    add('--only', choices=('train', 'evaluate', 'report'), help='run this part alone')
+    add('--only', choices=('train', 'evaluate', 'report'), help='run only this part')
     add('--until', metavar='STEP', help='stop after this step of the chain')
     add('--jobs', type=int, default=1, metavar='N',
         help='programs that run side by side, each on its share of the cores (default: %(default)s)')  # fmt: skip

@@ -34,10 +34,10 @@ class DecoderConfig(VAETrainingConfig):
 
     Attributes:
       start: component folder of a video VAE, native or asymmetric: the frozen encoder.
-      features: widths of a fresh small decoder; () goes on from the one in `start`.
+      features: widths of a fresh small decoder; () continues from the one in `start`.
       native: component folder with the native decoder of this encoder, to compare with; '' takes that of `start`, if
         it has one.
-      native_weight: weight of the squared difference to what the native decoder makes.
+      native_weight: weight of the squared difference from the output of the native decoder.
     """
 
     start: str = ''
@@ -51,7 +51,7 @@ class DecoderConfig(VAETrainingConfig):
         check_range(self, 'native_weight', least=0)
         levels = len(VideoVAEConfig().decoder_num_features)
         if self.features and (len(self.features) != levels or min(self.features) < 1):
-            raise InputError(f'features is {self.features}; give {levels} widths, or () to go on from a decoder.')
+            raise InputError(f'features is {self.features}; give {levels} widths, or () to continue from a decoder.')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,8 +58,8 @@ class DecoderDistillation(VAETraining[DecoderConfig]):
           networks: from `read_networks`, or abstract ones for a plan.
           cut: size of the random cuts.
         Raises:
-          InputError: the weights of LPIPS cannot be read, the cuts do not fit the encoder, or there is no native
-            decoder to weigh.
+          InputError: the weights of LPIPS cannot be read, the cuts do not fit the encoder, or `native_weight` is set
+            without a native decoder.
         """
         if config.native_weight and networks.native is None:
             raise InputError('native_weight is not 0, but there is no native decoder; pass its folder as native.')

@@ -39,7 +39,7 @@ class PromptSource:
 def check_prompt_only(
     protocol: str, own_history: tuple[float, float], regression: bool, adversarial: bool, videos: int
 ) -> None:
-    """Raise InputError unless a recipe needs no video of the data.
+    """Raise InputError if a recipe needs videos of the data.
 
     Args:
       own_history: first and last share of the examples with the student's own history.

@@ -40,7 +40,7 @@ LATENTS, TEXT, POOLED = (7, 40, 64, 16), (128, 1536), 2048
 
 EXAMPLES = """
 examples:
-  what a step needs comes from the plan of its topology: batch / seconds per step. 128 samples in 3.6 s on 4 hosts:
+  the rate that training needs is batch size / step time (train.aot estimates it); 128 samples in 3.6 s on 4 hosts:
     python -m train.measure.loader --needs 35.6 --hosts 4 --batch 32
 
   your own data, from the disk that training will read:
@@ -52,18 +52,28 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         'python -m train.measure.loader',
-        description='Measure the data loader against what a training job needs.',
+        description='Measure the data loader, and compare it with the rate that a training job needs.',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add('--needs', type=float, metavar='N', help='samples per second of the whole job (default: only measure)')
-    add('--hosts', type=int, default=1, metavar='N', help='processes that read them together (default: 1)')
+    add('--hosts', type=int, default=1, metavar='N', help='processes that share the reading (default: 1)')
     add('--batch', type=int, default=32, metavar='N', help='samples in a batch of one process (default: 32)')
-    add('--steps', type=int, default=4, metavar='N', help='steps that are watched for waiting (default: 4)')
+    add('--steps', type=int, default=4, metavar='N', help='steps whose waiting time is measured (default: 4)')
     add('--data', metavar='DIR', help='dataset to read (default: a temporary one)')
-    add('--samples', type=int, default=512, metavar='N', help='of the temporary dataset, 1 MB each (default: 512)')
-    add('--folder', metavar='DIR', help='where the temporary dataset goes (default: where temporary files go)')
+    add(
+        '--samples',
+        type=int,
+        default=512,
+        metavar='N',
+        help='samples of the temporary dataset, 1 MB each (default: 512)',
+    )
+    add(
+        '--folder',
+        metavar='DIR',
+        help="parent folder of the temporary dataset (default: the system's folder for temporary files)",
+    )
     return parser.parse_args(argv)
 
 
@@ -154,7 +164,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> bool:
     needs, enough = args.needs / args.hosts, True
     for name, rate in rates.items():
         enough &= rate >= needs
-        print(f'{name}: {rate / needs:.1f} times the {needs:.2f} samples per second that one of {args.hosts} needs')
+        print(f'{name}: {rate / needs:.1f} times the {needs:.2f} samples per second that each of {args.hosts} needs')
     evict(folder)
     step_s = args.batch / needs
     waited = waits(source, args.batch, step_s, args.steps)

@@ -178,6 +178,6 @@ def check_choice(blocks: int, remove: int, candidates: int) -> None:
     """Raise InputError unless a denoiser with that many blocks allows this choice."""
     removable = blocks - 1
     if not 1 <= remove <= removable:
-        raise InputError(f'--remove {remove}: the denoiser has {removable} blocks that may go; give 1 to {removable}.')
+        raise InputError(f'--remove {remove}: the denoiser has {removable} removable blocks; give 1 to {removable}.')
     if not remove <= candidates <= removable:
         raise InputError(f'--candidates {candidates}: give {remove}, as many as go, to {removable}, as many as may.')

@@ -1,6 +1,6 @@
 """Agreement of the processes of a run, checked before the first step.
 
-Without the check, processes with different settings, code or data would train wrongly without an error.
+Without this check, processes with different settings, code or data would silently train a wrong model.
 """
 
 from __future__ import annotations

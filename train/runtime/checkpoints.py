@@ -110,7 +110,7 @@ class Checkpoints:
         except Exception as error:
             raise InputError(
                 f'{self._folder / str(step)}: the metadata of the checkpoint are damaged '
-                f'({type(error).__name__}); delete this folder to go on from the checkpoint before it.'
+                f'({type(error).__name__}); delete this folder to continue from the checkpoint before it.'
             ) from error
         for name in sorted(recorded.keys() | self._metadata.keys()):
             old, new = recorded.get(name), self._metadata.get(name)
@@ -154,7 +154,7 @@ class Checkpoints:
             reason = f'{type(error).__name__}: {error}'.splitlines()[0][:160]
             good = next((step for step in steps[1:] if self._is_good(step, abstract_state)), None)
         bad = [self._folder / str(step) for step in steps if good is None or step > good]
-        then = f'to go on from step {good}' if good is not None else 'to start again: no other checkpoint is good'
+        then = f'to continue from step {good}' if good is not None else 'to start again: no other checkpoint is good'
         raise InputError(f'{bad[0]}: the checkpoint is damaged ({reason}); delete {", ".join(map(str, bad))} {then}.')
 
     def _restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:

@@ -189,7 +189,7 @@ def _open(
 def _stop(parts: _Parts, program: Program, done: int) -> None:
     """Wait until the checkpoint is written, then end the process with status 0."""
     parts.checkpoints.wait()
-    parts.log.print_line(f'{program.name}: stopped and saved at step {done}; run the same command to go on.')
+    parts.log.print_line(f'{program.name}: stopped and saved at step {done}; run the same command to continue.')
     sys.exit(0)
 
 
@@ -231,7 +231,7 @@ def _begin(
         wait_for_processes()
         return compiled(init_key, frozen), root_key
     carry, place = parts.checkpoints.restore(abstract.carry)
-    parts.log.print_line(f'{program.name}: going on from the checkpoint of step {parts.checkpoints.latest()}')
+    parts.log.print_line(f'{program.name}: continuing from the checkpoint of step {parts.checkpoints.latest()}')
     parts.loader.set_state(place['data'])
     # Use the stored key: another version of JAX may derive a different key from the seed.
     stored = put(np.asarray(place['key'], np.uint32), sharding)

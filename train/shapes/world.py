@@ -7,8 +7,8 @@ with any number of frames:
 * Size: shapes of one size have equal areas, that of a circle of the size's radius.
 * Speed: a shape travels the same way in every clip of its speed, however many frames the clip has.
 * Direction: that of the caption from the start on; in a world with turns, until the first one. Turn k of n falls at a
-  random time in the first half of part k of the clip, which is cut in n + 1 equal parts; there the shape goes on, turns
-  left or turns right, with equal probability. Captions omit the turns.
+  random time in the first half of part k of the clip, which is cut in n + 1 equal parts; there the shape keeps its
+  direction, turns left or turns right, with equal probability. Captions omit the turns.
 * Place: the start is uniform over all places that keep the shape inside the picture for the whole path.
 * Held out: the values of each attribute are numbered in the world's order; combinations whose numbers add up to
   m - 1 modulo m, m = `held_out`, are never trained on. Whatever is chosen for all attributes but one (of those that

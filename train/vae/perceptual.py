@@ -157,7 +157,7 @@ def load_lpips(path: PathLike, dtype: Any = None) -> tuple[LPIPS, Params]:
         name = min(missing, key=lambda name: len(missing[name]))
         raise InputError(
             f'{path}: not LPIPS weights ({missing[name][0]} is missing for {name}); save lpips.LPIPS'
-            "(net='vgg').state_dict() with safetensors, as train/vae/perceptual.py tells."
+            "(net='vgg').state_dict() with safetensors; train/vae/perceptual.py has the command."
         )
     params: Params = {}
     for name, (owner, leaf, shape) in layout[kind].items():

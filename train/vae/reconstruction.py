@@ -110,7 +110,7 @@ class Terms:
         names += ['lpips'] if self._module is not None else []
         loss = ' + '.join(f'{getattr(config, name):g} {name}' for name in names if getattr(config, name))
         if self._module is None:
-            return f'loss {loss}; WITHOUT LPIPS: lpips_weights is empty (train/vae/perceptual.py tells how to get them)'
+            return f'loss {loss}; WITHOUT LPIPS: lpips_weights is empty (see train/vae/perceptual.py)'
         return f'loss {loss}; LPIPS by {self._module.network} from {config.lpips_weights}'
 
 

@@ -31,20 +31,20 @@ examples:
   check a bundle and a machine without making a video:
     python -m neodragon_phone bundle --canary video
 
-exit status: 0 done, 2 a bundle, an option or the machine is not as needed
+exit status: 0 done, 2 wrong input: the line on standard error names the bundle, option or machine and the remedy
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a command line asks for.
+    """Options of this command.
 
     Attributes:
       bundle: folder.
       request: the video; None checks the bundle only.
       out: mp4 file.
       backend: of `backends.NAMES`.
-      chipset: whose binaries are run, or that is simulated; None finds it.
+      chipset: chipset of the binaries to run, or to simulate; None detects it.
       canary: of CANARIES.
       report: JSON file of times and ratios; None writes none.
     """
@@ -90,7 +90,7 @@ def detect_chipset() -> str:
     """Return the chipset of this machine.
 
     Raises:
-      BundleError: it cannot be told.
+      BundleError: it cannot be detected.
     """
     if platform.system() == 'Windows' and 'Snapdragon' in platform.processor():
         return 'sc8380xp'
@@ -99,7 +99,7 @@ def detect_chipset() -> str:
     except (OSError, subprocess.CalledProcessError):
         name = ''
     if not name:
-        raise BundleError('--backend htp: the chipset of this machine cannot be told; name it with --chipset.')
+        raise BundleError('--backend htp: the chipset of this machine cannot be detected; name it with --chipset.')
     return name.lower()
 
 

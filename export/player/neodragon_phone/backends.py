@@ -1,4 +1,4 @@
-"""Where graphs run: ONNX Runtime on the CPU, the HTP of this machine, or the HTP simulator."""
+"""Backends that run graphs: ONNX Runtime on the CPU, the HTP of this machine, or the HTP simulator."""
 
 from __future__ import annotations
 

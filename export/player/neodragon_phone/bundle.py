@@ -40,7 +40,7 @@ class Bundle:
         """Read the manifest and check the content of every file that a run needs.
 
         Args:
-          chipset: whose binaries are run; None runs the portable graphs.
+          chipset: chipset of the binaries to run; None runs the portable graphs.
         Raises:
           BundleError: the manifest or a file is missing or damaged, a path leaves the bundle, or the bundle has no
             binaries for the chipset.

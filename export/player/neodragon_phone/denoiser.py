@@ -28,7 +28,7 @@ def generate_latents(
     """Return the normalized latents of a video, [T, h, w, C].
 
     Args:
-      prompts: the prompt, and for guidance what to steer away from.
+      prompts: the prompt, and for guidance the negative prompt.
       first_frame: normalized latent [h, w, C] of a given first frame.
     """
     modulation = _modulate(player, prompts)

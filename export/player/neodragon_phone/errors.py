@@ -2,4 +2,4 @@
 
 
 class BundleError(Exception):
-    """A bundle, an option or the machine is not what a run needs; the message is one line with the remedy."""
+    """Error for an unsuitable bundle, option or machine; the message is one line with the remedy."""

@@ -42,7 +42,7 @@ def generate(player: Player, request: Request) -> Video:
     """Make a video.
 
     Raises:
-      BundleError: the bundle cannot do what is asked, or a graph fails.
+      BundleError: the bundle cannot make such a video, or a graph fails.
     """
     manifest = player.manifest
     prompt = request.prompt + manifest['video']['prompt_modifier']

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: its schema, and the relations between its parts that a run stands on."""
+"""The manifest of a bundle: its schema, and checks of the relations between its parts."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from neodragon_phone.errors import BundleError
 
-# Larger arrays and counts than any video needs are refused before memory is asked for.
+# Arrays and counts larger than any video needs are refused before memory is allocated.
 MOST = 2**31 - 1
 
 

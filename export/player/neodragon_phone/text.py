@@ -1,4 +1,4 @@
-"""Prompts to what the denoiser knows of them: tokenizers, embedding tables, four graphs.
+"""Text conditioning of the denoiser from prompts: tokenizers, embedding tables, four graphs.
 
 Legend: L tokens, D width, P pooled width.
 """
@@ -20,7 +20,7 @@ _PLAIN = {0x2018: "'", 0x2019: "'", 0x201B: "'", 0x201C: '"', 0x201D: '"', 0x201
 
 
 class Prompt(NamedTuple):
-    """What the denoiser knows of a prompt."""
+    """Text conditioning of the denoiser for one prompt."""
 
     text: np.ndarray  # [L, D], states after the context adapter
     mask: np.ndarray  # [L], 1 for tokens, 0 for padding
@@ -28,7 +28,7 @@ class Prompt(NamedTuple):
 
 
 def encode_prompts(player: Player, prompts: list[str]) -> list[Prompt]:
-    """Return what the denoiser knows of prompts, modifier included."""
+    """Return the text conditioning of prompts, modifier included."""
     with player.phase('text') as graphs:
         return [_encode_prompt(player.bundle, graphs, prompt) for prompt in prompts]
 

@@ -166,7 +166,7 @@ def killed_again_and_again(
                 time.sleep(chance.uniform(0, 0.05))
                 job.kill(attempt % 3 - 1)
             if resumed:
-                assert f'going on from the checkpoint of step {resumed}\n' in job.output
+                assert f'continuing from the checkpoint of step {resumed}\n' in job.output
 
 
 def rows_of(workdir: pathlib.Path) -> list[dict]:
@@ -259,7 +259,7 @@ def test_loss_goes_on_with_other_processes(data, unbroken, tmp_path, processes, 
     assert 12 <= resumed <= STEPS - 9
     with Job(command_of(data, tmp_path / 'run', STEPS, mesh), tmp_path / 'log.txt', processes, devices) as job:
         assert job.wait() == 0, job.output
-        assert f'[0] regression: going on from the checkpoint of step {resumed}\n' in job.output
+        assert f'[0] regression: continuing from the checkpoint of step {resumed}\n' in job.output
         assert job.output.count('[0] step ') >= STEPS - resumed
     rows, want = rows_of(tmp_path / 'run'), rows_of(unbroken)
     assert [row.keys() for row in rows] == [row.keys() for row in want]

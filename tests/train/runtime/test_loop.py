@@ -245,7 +245,7 @@ def test_a_damaged_checkpoint_is_named_with_the_newest_good_one(unbroken, tmp_pa
     for path in (tmp_path / 'run' / 'checkpoints' / '12' / 'state').rglob('*'):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r'checkpoints/12: the checkpoint is damaged .*/12 to go on from step 10'):
+    with pytest.raises(InputError, match=r'checkpoints/12: the checkpoint is damaged .*/12 to continue from step 10'):
         run(Toy(), LinearSource(), config_for(tmp_path / 'run', steps=14))
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
     assert int(run(Toy(), LinearSource(), config_for(tmp_path / 'run', steps=14)).step) == 14
