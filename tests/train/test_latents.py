@@ -194,7 +194,7 @@ def test_bfloat16_is_what_training_stores(clips, tmp_path):
         (['--clips', '.'], 'no dataset in it'),
         (['--window', '12'], '--window is 12; give a multiple of 8'),
         (['--batch', '0'], '--batch is 0'),
-        (['--text-encoder', 'X'], '--text-encoder goes with --text t5'),
+        (['--text-encoder', 'X'], '--text-encoder needs --text t5'),
         (['--text', 't5', '--text-encoder', f'{TINY_CHECKPOINT}/context_adapter'], 'holds a ContextAdapter'),
         (['--checkpoint', 'nowhere'], 'nowhere: no such checkpoint folder'),
     ],

@@ -277,7 +277,7 @@ def test_folder_of_videos(tmp_path, capsys):
     assert moving_shapes.main(command) == 0
     assert (tmp_path / '000001.mp4').exists() and (tmp_path / '000000.mp4').stat().st_mtime_ns == before
     assert moving_shapes.main([*command, '--seed', '1']) == 2
-    assert 'other settings than now' in capsys.readouterr().err
+    assert 'was written with other settings' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

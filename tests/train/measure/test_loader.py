@@ -55,7 +55,7 @@ def test_rate_and_waits_follow_the_source(folder):
 def test_a_job_that_eats_more_than_there_is_fails(folder, capsys):
     assert loader_benchmark.main(arguments(folder, '--needs', '10', '--hosts', '2')) == 0
     printed = capsys.readouterr().out
-    assert re.search(r'warm: [\d.]+ times the 5\.00 samples per second that one of 2 needs', printed)
+    assert re.search(r'warm: [\d.]+ times the 5\.00 samples per second that each of 2 needs', printed)
     assert re.search(r'2 steps of 1\.60 s waited [\d.]+ ms each', printed)
     assert loader_benchmark.main(arguments(folder, '--needs', '1e9')) == 1
     assert loader_benchmark.main(arguments(folder, '--needs', '0')) == 2

@@ -108,7 +108,7 @@ def test_select_removes_the_block_that_adds_nothing(full, data, tmp_path, monkey
     [
         (['--prompts', '7'], 'the data have 6 different prompts'),
         (['--check-prompts', '5'], 'give 1 to 4'),
-        (['--remove', '4', '--candidates', '4'], 'has 3 blocks that may go'),
+        (['--remove', '4', '--candidates', '4'], 'has 3 removable blocks'),
         (['--samples', '0'], '--samples is 0'),
     ],
 )
