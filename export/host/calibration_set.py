@@ -19,6 +19,7 @@ from export.host.file_records import damage, file_records, read_json
 from export.host.protocol import KEPT, VIDEOS, Protocol
 from export.host.recording import EVALUATION_CALLS, Call, Recording, Sample, Video, flatten, rotating, spread, unflatten
 from export.measure.resources import Resources, measured
+from neodragon_jax.base import json_file
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Prompt
@@ -79,7 +80,9 @@ class CalibrationSet:
     @property
     def resources(self) -> list[Resources]:
         """Time and memory of recording each video."""
-        return [json.loads((self._folder(*video) / _RECORD).read_text())['resources'] for video in self._videos()]
+        return [
+            json_file.read_json(self._folder(*video) / _RECORD, dict[str, Any])['resources'] for video in self._videos()
+        ]
 
     def calls(self, name: str, count: int) -> Iterator[Any]:
         """Yield up to `count` calibration calls of a graph, as `Call` or `Sample`, read one by one."""

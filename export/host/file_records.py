@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,15 @@ from typing import Any
 from neodragon_jax.base import json_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import file_sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """Size and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
 
 FileRecords = Mapping[str, Mapping[str, Any]]  # file name -> `bytes` and `sha256`
 
@@ -23,17 +33,21 @@ def damage(folder: pathlib.Path, records: Any) -> str | None:
 
     Sizes are compared before any content is read.
     """
-    if not isinstance(records, Mapping) or not records:
+    if not records:
         return 'there is no record of its files'
-    for name, record in records.items():
+    try:
+        stored = json_file.checked(records, dict[str, _Record], '')
+    except InputError:
+        return 'the record of its files is damaged'
+    for name, record in stored.items():
         path = folder / name
         if not path.is_file():
             return f'{name} is missing'
         size = path.stat().st_size
-        if size != record['bytes']:
-            return f'{name} has {size:,} bytes instead of {record["bytes"]:,}'
-    for name, record in records.items():
-        if _record(folder / name) != record:
+        if size != record.bytes:
+            return f'{name} has {size:,} bytes instead of {record.bytes:,}'
+    for name, record in stored.items():
+        if file_sha256(folder / name) != record.sha256:
             return f'the content of {name} has changed'
     return None
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.host.recording import Scenes
+from neodragon_jax.base.json_file import as_json
 from neodragon_jax.pyramid.sampler import Plan
 
 # Increases when the layout of the files changes.
@@ -55,7 +56,7 @@ class Protocol:
             'negative prompt': self.scenes.negative_prompt,
             'images': images.hexdigest() if self.scenes.images else None,
             'seed': self.scenes.seed,
-            'plan': json.loads(json.dumps(dataclasses.asdict(self.plan))),
+            'plan': as_json(dataclasses.asdict(self.plan)),
             KEPT: dict(self.keep),
             VIDEOS: self.videos,
         }

@@ -6,7 +6,6 @@ The runner of export/player/cpp does the work on the phone; it prints one line p
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 import statistics
@@ -21,6 +20,7 @@ from export.host.file_records import damage
 from export.measure.snr import snr_db
 from export.phone.adb import Phone
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import checked, read_json
 
 FOLDER = '/data/local/tmp/neodragon'
 RUNNER = 'neodragon_runner'
@@ -73,12 +73,11 @@ def read_bundle(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
       InputError: the folder is no bundle, or a file is damaged.
     """
-    try:
-        manifest = json.loads((folder / 'manifest.json').read_text())
-        records = manifest['files']
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f'{folder}: not a bundle. Give the folder that holds manifest.json.') from None
-    harm = damage(folder, records)
+    path = folder / 'manifest.json'
+    if not path.is_file():
+        raise InputError(f'{folder}: not a bundle. Give the folder that holds manifest.json.')
+    manifest = read_json(path, dict[str, Any])
+    harm = damage(folder, checked(manifest.get('files'), dict[str, dict[str, Any]], str(path), 'files'))
     if harm is not None:
         raise InputError(f'{folder}: {harm}. Export the bundle again.')
     return manifest
@@ -158,7 +157,7 @@ def _push(phone: Phone, bundle: pathlib.Path, names: list[str], runtime: pathlib
     phone.shell('chmod', '755', f'{FOLDER}/{RUNNER}')
     for name in (*names, 'manifest.json'):
         phone.push(bundle / name, f'{FOLDER}/bundle/{name}')
-    records = json.loads((bundle / 'manifest.json').read_text())['files']
+    records = read_json(bundle / 'manifest.json', dict[str, Any])['files']
     for name in names:
         digest = phone.shell('sha256sum', f'{FOLDER}/bundle/{name}').split()[0]
         if digest != records[name]['sha256']:

@@ -8,7 +8,6 @@ error message.
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
@@ -25,6 +24,7 @@ from typing import Any, Self
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import read_json
 
 ROOT = pathlib.Path(__file__).parents[2]
 _NOT_WRITTEN = re.compile(r'No space left on device|Errno 28|Failed to write context')
@@ -248,7 +248,7 @@ class ContextGraph:
 def _refuse_shared(model: pathlib.Path) -> None:
     """Raise InputError if a file wraps a graph of a shared context, which no simulator session can load."""
     metadata = model.with_name('metadata.json')
-    if metadata.is_file() and len(json.loads(metadata.read_text()).get('graphs', ())) > 1:
+    if metadata.is_file() and len(read_json(metadata, dict[str, Any]).get('graphs', ())) > 1:
         raise InputError(
             f'{model}: the x86 simulator cannot load a binary of several graphs, only a phone can. '
             'Run its graphs in the process that compiles them (HtpContext), or export with --separate-contexts.'

@@ -35,6 +35,7 @@ from export.quantize.adaround import Rounding
 from export.quantize.key_value import HEADROOM_DB, MANY, RECIPE, choose_bits
 from export.quantize.qdq import has_computed_operands, quantize
 from export.rewrite.onnx_graph import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
+from neodragon_jax.base.json_file import read_json
 
 # Runs of the float graph to measure contributions to the error; a run at full size takes up to half a minute.
 RUNS = 16
@@ -194,7 +195,7 @@ def _quantize_doubled(
         model = onnx.load(source, load_external_data=False)
         parts = double_weights(model.graph, doubled, source.parent)
         save(model, path)
-        extended.write_text(json.dumps(_with_parts(json.loads(ranges.read_text()), parts)))
+        extended.write_text(json.dumps(_with_parts(read_json(ranges, dict[str, Any]), parts)))
         quantize(path, destination, extended, rounding, key_value_bits)
     finally:
         for file in path.parent.glob(f'{path.name}*'):

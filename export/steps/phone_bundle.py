@@ -18,7 +18,9 @@ from export.steps.code_identity import made_by
 from export.steps.graph import ExportedGraph
 from export.steps.options import ExportOptions
 from export.steps.shared_binary import BINARY
+from neodragon_jax.base import json_file
 from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.json_file import as_json
 from neodragon_jax.generation import defaults as generation
 
 FOLDER, _RECORD = 'bundle', 'bundle-source.json'
@@ -48,7 +50,7 @@ def write(
         {target.chipset: _numbers(target) for target in options.graphs.targets},
         tool_versions(),
     )
-    files = json.loads((out / FOLDER / 'manifest.json').read_text())['files']
+    files = json_file.read_json(out / FOLDER / 'manifest.json', dict[str, Any])['files']
     with atomic_file(out / _RECORD) as draft:
         draft.write_text(json.dumps({'source': source, 'files': files}, indent=1) + '\n')
 
@@ -67,7 +69,7 @@ def _source(exported: Sequence[ExportedGraph], options: ExportOptions, calibrati
         'whole_video': options.whole_video,
         **made_by(__name__),
     }
-    return json.loads(json.dumps(source))
+    return as_json(source)
 
 
 def _model(

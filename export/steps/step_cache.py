@@ -17,6 +17,7 @@ import tqdm
 from export.host.file_records import damage, file_records, read_json
 from export.measure.resources import measured
 from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.json_file import as_json, parse_json
 
 METADATA = 'metadata.json'
 
@@ -33,7 +34,7 @@ def finished(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, Any] | N
     metadata = read_json(folder / METADATA)
     if metadata is None:
         return _remade(folder, f'{METADATA} is missing or damaged')
-    if metadata.get('source') != json.loads(json.dumps(source)):
+    if metadata.get('source') != as_json(source):
         return None
     harm = damage(folder, metadata.get('model_files', metadata.get('files')))
     return metadata if harm is None else _remade(folder, harm)
@@ -57,7 +58,7 @@ def finished_or_made(
             metadata |= {'resources': resources, 'source': source, 'files': file_records(draft)}
             text = json.dumps(metadata, indent=2, default=_plain)
             (draft / METADATA).write_text(text + '\n')
-            metadata = json.loads(text)
+            metadata = parse_json(text, dict[str, Any], METADATA)
     return metadata
 
 

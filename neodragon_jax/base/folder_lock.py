@@ -14,9 +14,11 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 from neodragon_jax.base.atomic import LOCK_PREFIX, PathLike
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import parse_json
 
 # Locks that this process holds: record locks do not exclude each other within one process.
 _HELD: set[pathlib.Path] = set()
@@ -93,10 +95,10 @@ def _owner() -> str:
 def _fields(content: bytes) -> dict[str, str]:
     """Return the fields of a lock file; none if it is damaged."""
     try:
-        fields = json.loads(content)
-    except ValueError:
+        fields = parse_json(content, dict[str, Any], 'lock')
+    except InputError:
         return {}
-    return {key: str(value) for key, value in fields.items()} if isinstance(fields, dict) else {}
+    return {key: str(value) for key, value in fields.items()}
 
 
 def _host(content: bytes) -> str:

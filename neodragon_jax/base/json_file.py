@@ -1,7 +1,11 @@
-"""JSON files and their values, read strictly: every error names file, key, value and remedy in one line."""
+"""JSON files and their values, read strictly: every error names file, key, value and remedy in one line.
+
+All JSON of the project is read here; a test enforces it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -17,6 +21,7 @@ MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 32
 MAX_DIGITS = 100  # of one number
 SHOWN = 60  # characters of a value in a message
+_REMEDY = 'Copy the file again.'
 
 _STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -34,15 +39,40 @@ def read_json(path: PathLike, kind: type[T], max_bytes: int = MAX_BYTES) -> T:
 
     Args:
       path: the file.
-      kind: type of the content, such as `dict[str, Any]`; numbers are not taken for strings or
-        booleans, nor the reverse.
+      kind: type of the content, such as `dict[str, Any]`, or a dataclass with the fields of an object; numbers are not
+        taken for strings or booleans, nor the reverse.
       max_bytes: largest size of the file.
     Raises:
       InputError: the file is missing, too large or not valid JSON; it holds a key twice, a number that is not finite or
         has more than MAX_DIGITS digits, or more than MAX_DEPTH levels; the content is not of the type.
     """
-    value = _parse(pathlib.Path(path), max_bytes)
-    return checked(value, kind, str(path))
+    path = pathlib.Path(path)
+    try:
+        with path.open('rb') as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}). {_REMEDY}') from None
+    return parse_json(data, kind, str(path), max_bytes)
+
+
+def parse_json(data: bytes | str, kind: type[T], source: str, max_bytes: int = MAX_BYTES) -> T:
+    """Return the value of a JSON text, such as a line of a file.
+
+    Args:
+      source: the file, with the line if there are several, for messages.
+    Raises:
+      InputError: as of `read_json`.
+    """
+    if len(data) > max_bytes:
+        raise InputError(f'{source}: larger than {max_bytes:,} bytes. {_REMEDY}')
+    value = _parse(data, source)
+    _check_values(source, value)
+    return checked(value, kind, source)
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as it is after writing and reading it as JSON: tuples become lists, keys become texts."""
+    return json.loads(json.dumps(value))
 
 
 def checked(value: Any, kind: Any, source: str, key: str = '') -> Any:
@@ -57,7 +87,7 @@ def checked(value: Any, kind: Any, source: str, key: str = '') -> Any:
     """
     try:
         # As JSON, which has only one list type. Values without a JSON type become text, which matches no other type.
-        return _adapter(kind).validate_json(json.dumps(value, default=repr))
+        return _adapter(kind).validate_json(json.dumps(value, default=repr), strict=True, extra='forbid')
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
     place, got = _found(value, errors[0]['loc'])
@@ -92,29 +122,22 @@ def shown(value: Any) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(kind, config=_STRICT)
+    # A dataclass takes no configuration here; `checked` is strict in any case.
+    own = dataclasses.is_dataclass(kind)
+    return pydantic.TypeAdapter(kind, config=None if own else _STRICT)
 
 
-def _parse(path: pathlib.Path, max_bytes: int) -> Any:
-    """Return the parsed file with lists as lists."""
-    remedy = 'Copy the file again.'
+def _parse(data: bytes | str, source: str) -> Any:
+    """Return the parsed text with lists as lists."""
     try:
-        with path.open('rb') as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror}). {remedy}') from None
-    if len(data) > max_bytes:
-        raise InputError(f'{path}: larger than {max_bytes:,} bytes. {remedy}')
-    try:
-        value = json.loads(data.decode('utf-8'), object_pairs_hook=_unique, parse_int=_integer, parse_float=_real)
+        text = data if isinstance(data, str) else data.decode('utf-8')
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_float=_real)
     except RecursionError:
-        raise InputError(f'{path}: more than {MAX_DEPTH} levels of lists and objects. {remedy}') from None
+        raise InputError(f'{source}: more than {MAX_DEPTH} levels of lists and objects. {_REMEDY}') from None
     except UnicodeDecodeError as error:
-        raise InputError(f'{path}: not UTF-8 at byte {error.start}. {remedy}') from None
+        raise InputError(f'{source}: not UTF-8 at byte {error.start}. {_REMEDY}') from None
     except ValueError as error:
-        raise InputError(f'{path}: not valid JSON ({" ".join(str(error).split())}). {remedy}') from None
-    _check_values(path, value)
-    return value
+        raise InputError(f'{source}: not valid JSON ({" ".join(str(error).split())}). {_REMEDY}') from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -135,7 +158,7 @@ def _real(text: str) -> float | str:
     return float(text) if len(text) <= MAX_DIGITS else _TooLong(text)
 
 
-def _check_values(path: pathlib.Path, value: Any) -> None:
+def _check_values(source: str, value: Any) -> None:
     """Raise InputError for a value that is nested too deep, a number that no program writes, or half a character."""
     pending: list[tuple[tuple[Any, ...], Any]] = [((), value)]
     while pending:
@@ -158,7 +181,7 @@ def _check_values(path: pathlib.Path, value: Any) -> None:
         elif any('\ud800' <= letter <= '\udfff' for text in strings for letter in text):
             problem = 'has a character that is not valid Unicode'
         if problem:
-            raise InputError(f'{path}: {_place("", place[: MAX_DEPTH // 4])} {problem}. Correct it.')
+            raise InputError(f'{source}: {_place("", place[: MAX_DEPTH // 4])} {problem}. Correct it.')
 
 
 def _place(key: str, path: tuple[Any, ...]) -> str:

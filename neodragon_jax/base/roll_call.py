@@ -14,9 +14,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import parse_json
 
 # Seconds after which a missing process is an error, and seconds between two lines that list the missing processes.
 LONGEST_START_S, NOTICE_EVERY_S = 300.0, 20.0
@@ -85,7 +85,7 @@ def _call(port: int, first: Reporter) -> None:
             with contextlib.suppress(TimeoutError, ValueError, OSError):
                 connection = stack.enter_context(listener.accept()[0])
                 connection.settimeout(5)
-                reporter = Reporter(**json.loads(_line(connection)))
+                reporter = parse_json(_line(connection), Reporter, 'report')
                 connections.append(connection)
                 error = _objection(reporter, present, first)
                 present.setdefault(reporter.index, reporter)
@@ -146,13 +146,13 @@ def _report(host: str, port: int, reporter: Reporter) -> None:
             with socket.create_connection((host, port), timeout=5) as connection:
                 connection.sendall(message)
                 connection.settimeout(max(timer.left(), 1) + 10)
-                answer: Any = json.loads(_line(connection))
+                answer = parse_json(_line(connection), dict[str, str], 'answer')
         except socket.gaierror as error:
             raise InputError(f'{host}: no such host ({error.strerror}); correct JAX_COORDINATOR_ADDRESS.') from None
         except (OSError, ValueError):
             time.sleep(_RETRY_S)
             continue
-        if answer['error']:
+        if answer.get('error'):
             raise InputError(answer['error'])
         return
 

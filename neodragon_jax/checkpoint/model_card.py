@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import parse_json, read_json
 from neodragon_jax.checkpoint import folders
 
 RECORD = 'student.json'  # written by train.dmd beside the student
@@ -42,15 +43,9 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
         if not (folder / name / 'config.json').is_file():
             raise InputError(f'{folder}: no {name} in it. Pass the folder of a student, such as RUN/result.')
     path = folder / RECORD
-    try:
-        record = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise InputError(f'{path}: no such file; train.dmd writes it beside the student. Pass RUN/result.') from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{path}: not valid JSON ({error}). Copy the file from the run again.') from None
-    if not isinstance(record, dict):
-        raise InputError(f'{path}: not a JSON object. Copy the file from the run again.')
-    return record
+    if not path.exists():
+        raise InputError(f'{path}: no such file; train.dmd writes it beside the student. Pass RUN/result.')
+    return read_json(path, dict[str, Any])
 
 
 def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
@@ -61,11 +56,9 @@ def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
     lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
     for line in reversed(lines):
         try:
-            row = json.loads(line)
-        except ValueError:
+            return parse_json(line, dict[str, Any], str(path))
+        except InputError:
             continue  # truncated when the run was killed
-        if isinstance(row, dict):
-            return row
     return {}
 
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 import collections
 import csv
 import io
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import parse_json
 from neodragon_jax.base.paths import user_path
 from neodragon_jax.base.text import BadText, clean
 
@@ -78,28 +78,18 @@ def _read_text(name: str, path: pathlib.Path) -> str:
 def _values(name: str, suffix: str, text: str) -> Iterator[tuple[int, Any]]:
     """Yield the line number and the uncleaned prompt of every entry of a file."""
     if suffix == '.json':
-        rows = _parse(name, text, 1)
+        rows = parse_json(text, Any, name)
         if not isinstance(rows, list):
             raise InputError(f'{name}: not a list of prompts; write ["a cat", ...] or [{{"prompt": "a cat"}}, ...].')
         yield from ((row, _prompt_of(f'{name}, entry {row}', value)) for row, value in enumerate(rows, 1))
     elif suffix == '.jsonl':
         for line, entry in enumerate(text.split('\n'), 1):
             if entry.strip():
-                yield line, _prompt_of(f'{name}, line {line}', _parse(name, entry, line))
+                yield line, _prompt_of(f'{name}, line {line}', parse_json(entry, Any, f'{name}, line {line}'))
     elif suffix in ('.csv', '.tsv'):
         yield from _table_rows(name, text, '\t' if suffix == '.tsv' else ',')
     else:
         yield from enumerate(text.removesuffix('\n').split('\n'), 1)
-
-
-def _parse(name: str, text: str, line: int) -> Any:
-    """Return the value of a JSON text that begins at a line."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f'{name}, line {line + error.lineno - 1}: not valid JSON ({error.msg}). Correct it.') from None
-    except (RecursionError, ValueError):
-        raise InputError(f'{name}, line {line}: JSON nested too deeply, or a number too long. Correct it.') from None
 
 
 def _prompt_of(where: str, value: Any) -> str:

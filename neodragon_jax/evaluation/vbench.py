@@ -5,15 +5,16 @@ Source: Huang et al., VBench, arXiv 2311.17982; command line and prompt list of 
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import read_json
 
 # Its prompts with their dimensions, in the package's folder; and how many videos of each it looks at.
 PROMPTS = 'VBench_full_info.json'
@@ -116,7 +117,7 @@ def _read_score(results: pathlib.Path, dimension: str) -> float | None:
     """Return the score in VBench's result file: [score, details per video] under the dimension."""
     for path in sorted(results.glob('*eval_results.json')):
         try:
-            return float(json.loads(path.read_text())[dimension][0])
+            return float(read_json(path, dict[str, Any])[dimension][0])
         except (ValueError, KeyError, TypeError, IndexError):
             continue
     return None

@@ -20,17 +20,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.json_file import SHOWN, read_json
 from neodragon_jax.checkpoint import shipped
-from neodragon_jax.pyramid.spacings import SPACINGS
+from neodragon_jax.pyramid.spacings import MAX_STEPS, SPACINGS
 
 FILE = 'generation.json'
+MAX_BYTES = 2**20
 MODES = ('hybrid', 'monolithic')
 # Sources of frame 0 without a given picture: the checkpoint's first-frame model, or the denoiser, as for other frames.
 FIRST_FRAMES = ('model', 'denoiser')
@@ -42,6 +45,15 @@ PATCH = 2
 STAGES = 3
 # A side in pixels must be a multiple of this, so that the coarsest stage consists of whole patches.
 SIDE_MULTIPLE = SPATIAL_FACTOR * PATCH * 2 ** (STAGES - 1)
+# Limits far above any use; a mistyped number beyond them would fill the memory or run for days.
+MAX_FRAMES, MAX_SIDE = 2**13 + 1, 2**13
+# Larger scales only saturate, and overflow in bfloat16.
+MAX_GUIDANCE = 1000.0
+
+# Steps of the three stages, as a JSON file has them.
+StepsPerStage = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MAX_STEPS)], ...], Field(min_length=STAGES, max_length=STAGES)
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,26 +131,32 @@ class _Kind:
     remedy: str
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_whole(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
 
 def _is_scale(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+    return value is None or (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_GUIDANCE
+    )
 
 
 _FRAMES = _Kind(
-    lambda value: _is_whole(value) and (value - 1) % TEMPORAL_FACTOR == 0, 'use 8 n + 1, such as 17, 25 or 49.'
+    lambda value: _is_whole(value, MAX_FRAMES) and (value - 1) % TEMPORAL_FACTOR == 0,
+    f'use 8 n + 1, such as 17, 25 or 49, at most {MAX_FRAMES}.',
 )
 _SIDE = _Kind(
-    lambda value: _is_whole(value) and value % SIDE_MULTIPLE == 0, f'use a positive multiple of {SIDE_MULTIPLE}.'
+    lambda value: _is_whole(value, MAX_SIDE) and value % SIDE_MULTIPLE == 0,
+    f'use a positive multiple of {SIDE_MULTIPLE}, at most {MAX_SIDE}.',
 )
 _LINE = _Kind(lambda value: isinstance(value, str) and len(value.splitlines()) < 2, 'give a text of one line.')
 _STEPS = _Kind(
-    lambda value: isinstance(value, list) and len(value) == STAGES and all(map(_is_whole, value)),
-    f'give {STAGES} positive numbers in brackets, one per stage.',
+    lambda value: (
+        isinstance(value, list) and len(value) == STAGES and all(_is_whole(count, MAX_STEPS) for count in value)
+    ),
+    f'give {STAGES} numbers from 1 to {MAX_STEPS} in brackets, one per stage.',
 )
-_SCALE = _Kind(_is_scale, 'give a number, or null for no guidance.')
+_SCALE = _Kind(_is_scale, f'give a number from 0 to {MAX_GUIDANCE:g}, or null for no guidance.')
 _OBJECT = _Kind(lambda value: isinstance(value, dict), 'give an object, {...}.')
 
 _KINDS = {
@@ -168,7 +186,8 @@ def check_size(frames: int, height: int, width: int) -> None:
     for name, side in (('height', height), ('width', width)):
         if not _SIDE.fits(side):
             near = max(SIDE_MULTIPLE, round(side / SIDE_MULTIPLE) * SIDE_MULTIPLE)
-            raise InputError(f'{name} {side} is not a positive multiple of {SIDE_MULTIPLE}; use {near}.')
+            problem = f'is not a positive multiple of {SIDE_MULTIPLE}' if side <= MAX_SIDE else 'is too large'
+            raise InputError(f'{name} {side} {problem}; use {min(near, MAX_SIDE)}.')
 
 
 def choose_first_frame(given: str | None, mode: str, defaults: GenerationDefaults) -> str:
@@ -191,10 +210,7 @@ def read(root: str | os.PathLike[str]) -> GenerationDefaults:
     path = shipped.resolve(root, ()) / FILE
     if not path.exists():
         return RELEASED
-    try:
-        values = json.loads(path.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f'{path}: not valid JSON ({error}). Correct or remove it.') from None
+    values = read_json(path, Any, MAX_BYTES)
     if not isinstance(values, dict):
         raise InputError(f'{path}: not a JSON object. Write {{"frames": 17, ...}}, or remove it.')
     _check(path, '', values, _KINDS)
@@ -214,4 +230,10 @@ def _check(path: pathlib.Path, prefix: str, values: Mapping[str, Any], kinds: Ma
             hint = did_you_mean(key, kinds)
             raise InputError(f'{path}: unknown key "{prefix}{key}".{hint} Known: {", ".join(kinds)}.')
         if not kinds[key].fits(value):
-            raise InputError(f'{path}: "{prefix}{key}" is {json.dumps(value)}; {kinds[key].remedy}')
+            raise InputError(f'{path}: "{prefix}{key}" is {_shown(value)}; {kinds[key].remedy}')
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON, shortened for a message."""
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f'{text[: SHOWN - 3]}...'

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.generation.defaults import MAX_GUIDANCE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +20,6 @@ DTYPES = ('float32', 'bfloat16')
 NOISES = ('jax', 'portable')
 # JAX keeps the low 32 bits of a seed, so a larger seed would repeat the videos of a smaller one.
 MAX_SEED = 2**32 - 1
-# Larger scales only saturate, and overflow in bfloat16.
-MAX_GUIDANCE = 1000.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,15 +8,24 @@ A student is valid only at the levels that it was distilled at.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
+from typing import Any, Literal
 
-from neodragon_jax.base.errors import InputError
-from neodragon_jax.generation.defaults import STAGES, GenerationDefaults
+from neodragon_jax.base.json_file import checked, read_json
+from neodragon_jax.generation.defaults import GenerationDefaults, StepsPerStage
 from neodragon_jax.pyramid.spacings import SPACINGS
 
 FILE = 'student.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Levels:
+    """The entries of the record that generation needs."""
+
+    student_steps: StepsPerStage
+    student_first_steps: StepsPerStage
+    spacing: Literal[SPACINGS]
 
 
 def with_student(defaults: GenerationDefaults, folder: str | os.PathLike[str]) -> GenerationDefaults:
@@ -30,18 +39,9 @@ def with_student(defaults: GenerationDefaults, folder: str | os.PathLike[str]) -
     path = pathlib.Path(folder) / FILE
     if not path.exists():
         return defaults
-    try:
-        record = json.loads(path.read_text(encoding='utf-8'))
-        steps, first_steps = (tuple(record[name]) for name in ('student_steps', 'student_first_steps'))
-        spacing = record['spacing']
-        valid = all(isinstance(count, int) and count > 0 for count in (*steps, *first_steps))
-        valid = valid and len(steps) == len(first_steps) == STAGES and spacing in SPACINGS
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path} is damaged ({error!r}); copy the student again.') from None
-    if not valid:
-        raise InputError(
-            f'{path}: student_steps {list(steps)}, student_first_steps {list(first_steps)} and spacing {spacing!r} are '
-            'no schedule; copy the student again.'
-        )
-    hybrid = dataclasses.replace(defaults.hybrid, steps=steps, first_steps=first_steps, spacing=spacing)
+    record, names = read_json(path, dict[str, Any]), [field.name for field in dataclasses.fields(_Levels)]
+    levels = checked({name: record[name] for name in names if name in record}, _Levels, str(path))
+    hybrid = dataclasses.replace(
+        defaults.hybrid, steps=levels.student_steps, first_steps=levels.student_first_steps, spacing=levels.spacing
+    )
     return dataclasses.replace(defaults, hybrid=hybrid)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.schedule import Schedule, euler_step
+from neodragon_jax.pyramid.spacings import MAX_STEPS
 from neodragon_jax.pyramid.stages import (
     block_noise,
     down_noise,
@@ -146,9 +147,10 @@ class Plan:
             raise InputError(f'{self.frames} latent frames; at least one is needed.')
         for name in ('steps', 'first_steps'):
             count = getattr(self, name)
-            if len(count) != stages or min(count) < 1:
+            if len(count) != stages or not all(1 <= number <= MAX_STEPS for number in count):
                 raise InputError(
-                    f'{name} is {" ".join(map(str, count))}; give {stages} positive numbers, one per stage.'
+                    f'{name} is {" ".join(map(str, count))}; give {stages} numbers from 1 to {MAX_STEPS}, one per '
+                    'stage.'
                 )
         factor = 2 ** (stages - 1)
         if self.height % factor or self.width % factor:

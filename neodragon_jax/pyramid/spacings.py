@@ -1,5 +1,7 @@
-"""Names of the spacings of a stage's timesteps; not in `schedule`, so that parsing options does not import JAX."""
+"""Limits of a stage's timesteps; not in `schedule`, so that parsing options does not import JAX."""
 
 from __future__ import annotations
 
 SPACINGS = ('released', 'even')
+# The noise levels of the training; more steps than levels are a mistyped number.
+MAX_STEPS = 1000

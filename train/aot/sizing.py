@@ -30,6 +30,7 @@ from ml_collections import config_flags
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import read_json
 from train.aot import report as aot_report
 from train.aot.jobs import ALL, LARGEST, Job, Options, Settings, make_jobs, sections
 from train.aot.report import Case, Facts
@@ -72,8 +73,7 @@ def compile_job(job: Job, options: Options) -> Facts:
                 raise InputError(file.read())
         if done.returncode:
             raise RuntimeError(f'the compiler failed with status {done.returncode}:\n{done.stderr[-3000:]}')
-        with open(result) as file:
-            return Facts(**json.load(file))
+        return read_json(result, Facts)
 
 
 def _environment(log_folder: str) -> dict[str, str]:

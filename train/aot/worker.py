@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import parse_json, read_json
 from neodragon_jax.base.memory import peak_memory_bytes
 from train.aot import chips as aot_chips
 from train.aot.cost import analyze
@@ -42,7 +43,7 @@ PACKAGES = ('jax', 'jaxlib', 'libtpu')
 def answer(request: Request) -> Facts:
     """Return the facts, from the cache if present."""
     slice_ = aot_chips.topology(request.topology)
-    program = runner.size(request.program, ConfigDict(json.loads(request.settings)))
+    program = runner.size(request.program, ConfigDict(parse_json(request.settings, dict[str, Any], 'settings')))
     start = time.perf_counter()
     lowered, mesh = lower(program, request.variant, slice_)
     lower_s = time.perf_counter() - start
@@ -50,7 +51,7 @@ def answer(request: Request) -> Facts:
     record, program_text = folder / f'{key}.json', folder / f'{key}.hlo.gz'
     if not record.is_file():
         _compile(lowered, request.flags, record, program_text, lower_s)
-    facts = Facts(**json.loads(record.read_text()))
+    facts = read_json(record, Facts)
     return _analyzed(facts, program_text, mesh, slice_) if facts.fits else facts
 
 
@@ -147,7 +148,7 @@ def main() -> int:
     """Answer the request on standard input; write the facts, or a one-line error message, to a file."""
     result = pathlib.Path(sys.argv[1])
     try:
-        facts = answer(Request(**json.load(sys.stdin)))
+        facts = answer(parse_json(sys.stdin.read(), Request, 'request'))
     except InputError as error:
         result.write_text(str(error))
         return INPUT_ERROR

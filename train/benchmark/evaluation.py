@@ -22,6 +22,7 @@ from PIL import Image
 
 from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.json_file import read_json
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
 from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
@@ -166,7 +167,7 @@ def evaluate(chain: Chain) -> dict[str, Any]:
     """
     judge, folder = Judge(chain.tier), chain.folder / 'evaluation'
     record = chain.folder / 'evaluation.json'
-    results: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+    results: dict[str, Any] = read_json(record, dict[str, Any]) if record.is_file() else {}
 
     def keep(name: str, videos: Videos, **more: Any) -> None:
         clips = judge.read(videos)

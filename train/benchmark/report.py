@@ -15,9 +15,11 @@ import matplotlib.figure
 from markdown_it import MarkdownIt
 
 from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.json_file import read_json
 from train.benchmark.chain import Chain
 from train.benchmark.statistics import Estimator
 from train.benchmark.targets import GIVEN_TOO, Evidence, Target, gather, targets
+from train.runtime.metrics import read_metrics
 from train.shapes.attributes import NUMBERS, Estimate
 from train.shapes.world import Traits
 
@@ -168,7 +170,7 @@ def pictures(chain: Chain) -> list[str]:
 def seconds(chains: Sequence[Chain]) -> list[str]:
     """Return the duration of every step."""
     times: list[Mapping[str, float]] = [
-        json.loads((chain.folder / 'times.json').read_text()) if (chain.folder / 'times.json').is_file() else {}
+        read_json(chain.folder / 'times.json', dict[str, float]) if (chain.folder / 'times.json').is_file() else {}
         for chain in chains
     ]
     titles = [f'seed {chain.seed}' for chain in chains]
@@ -181,7 +183,7 @@ def seconds(chains: Sequence[Chain]) -> list[str]:
 
 def draw_curves(metrics: pathlib.Path, out: pathlib.Path) -> None:
     """Draw a program's logged metrics over its steps."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = read_metrics(metrics.parent)
     curves = {name: [(row['step'], row[name]) for row in rows if row.get(name) is not None] for name in CURVES}
     shown = {name: points for name, points in curves.items() if points}
     if not shown:

@@ -19,6 +19,7 @@ import tqdm
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock
+from neodragon_jax.base.json_file import read_json
 from train.benchmark import schedule
 from train.benchmark.chain import Chain, Step
 from train.benchmark.tiers import TIERS, Tier
@@ -132,7 +133,7 @@ def write_prompts(path: pathlib.Path, tier: Tier) -> None:
 
 def note_time(path: pathlib.Path, name: str, seconds: float) -> None:
     """Add the seconds of a step to those of earlier attempts."""
-    times: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    times = read_json(path, dict[str, float]) if path.is_file() else {}
     times[name] = times.get(name, 0.0) + seconds
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(times, indent=1) + '\n')

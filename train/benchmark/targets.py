@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
 
+from neodragon_jax.base.json_file import read_json
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
 from train.benchmark.chain import VAE, Chain
 from train.benchmark.evaluation import GENERATED, GIVEN
+from train.runtime.metrics import read_metrics
 from train.shapes.world import Traits
 
 # Name of a system and first frame -> attribute -> (mean, standard error); some entries are plain numbers.
@@ -79,15 +80,14 @@ class Target:
 
 def gather(chain: Chain) -> Evidence:
     """Read the results of a seed."""
-    results = json.loads((chain.folder / 'evaluation.json').read_text())
+    results = read_json(chain.folder / 'evaluation.json', dict[str, Any])
     cosine = {name: 1 - _last_metric(chain, name, 'eval/cosine_distance') for name in ('text', 'text_without_cosine')}
-    importance = json.loads((chain.folder / 'choice' / 'importance.json').read_text())
+    importance = read_json(chain.folder / 'choice' / 'importance.json', dict[str, Any])
     return Evidence(results, cosine, _number(importance['correlation']['spearman']), _encoder_kept(chain))
 
 
 def _last_metric(chain: Chain, run: str, name: str) -> float:
-    lines = (chain.folder / run / 'metrics.jsonl').read_text().splitlines()
-    return next((row[name] for row in map(json.loads, reversed(lines)) if name in row), float('nan'))
+    return next((row[name] for row in reversed(read_metrics(chain.folder / run)) if name in row), float('nan'))
 
 
 def _number(value: float | None) -> float:

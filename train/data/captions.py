@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import os
 import pathlib
 import posixpath
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import parse_json
 from neodragon_jax.base.text import BadText, clean
 
 # Column names in any case, best first.
@@ -102,7 +102,7 @@ def read_table(path: str | os.PathLike[str], folder: pathlib.Path) -> Captions:
     for line, row in readers[path.suffix.lower()](text, path):
         file, caption = (_pick(row, keys) for keys in (FILE_KEYS, CAPTION_KEYS))
         if not isinstance(file, str) or not file or '\0' in file:
-            captions.problems[f'{path.name}:{line}'] = 'line has no file or no caption'
+            captions.problems[f'{path.name}:{line}'] = row.get(FIELDS) or 'line has no file or no caption'
         elif isinstance(row.get(FIELDS), str):
             captions.problems[file_key(_relative(file, folder))] = f'{path.name}, line {line}: {row[FIELDS]}'
         elif caption is None:
@@ -130,7 +130,7 @@ def sidecars(name: str) -> tuple[str, str]:
     return f'{os.path.splitext(name)[0]}.txt', f'{name}.txt'
 
 
-# Key of a row whose number of fields differs from the header's; its value is the message.
+# Key of a row that cannot be read, or whose number of fields differs from the header's; its value is the message.
 FIELDS = ''
 
 
@@ -175,10 +175,10 @@ def _jsonl_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[st
     for number, line in enumerate(text.split('\n'), 1):
         if line.strip():
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            yield number, {str(key).lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
+                row = parse_json(line, dict[str, Any], f'line {number}')
+            except InputError as error:
+                row = {FIELDS: str(error)}
+            yield number, {key.lower(): value for key, value in row.items()}
 
 
 def _printable(text: str) -> str:

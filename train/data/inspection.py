@@ -11,6 +11,7 @@ from typing import Any
 import tqdm
 
 from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.json_file import as_json, parse_json
 from train.data.parallel import ordered_map
 from train.data.video_files import Unusable, choose_size, cut, inspect
 
@@ -77,7 +78,7 @@ def inspect_files(
 
     A file whose size or modification time has changed is inspected again.
     """
-    log, settings = out / LOG, json.loads(json.dumps(dataclasses.asdict(criteria)))
+    log, settings = out / LOG, as_json(dataclasses.asdict(criteria))
     known = _read_log(log, settings)
     marks = {name: _mark(folder / name) for name in names}
     is_known = lambda name: name in known and (known[name].bytes, known[name].changed_ns) == marks[name]
@@ -115,21 +116,12 @@ def _read_log(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Verdict
     with path.open(errors='replace') as file:
         for number, line in enumerate(file):
             try:
-                row = json.loads(line)
                 if number == 0:
-                    if row != settings:
+                    if parse_json(line, dict[str, Any], str(path)) != settings:
                         break
                     continue
-                verdict = _from_json(row)
-            except (ValueError, TypeError, KeyError, RecursionError):
+                verdict = parse_json(line, Verdict, str(path))
+            except InputError:
                 break
             known[verdict.file] = verdict
     return known
-
-
-def _from_json(row: dict[str, Any]) -> Verdict:
-    """Invert `_to_json`; raise KeyError, TypeError or ValueError where a value is missing or wrong."""
-    size = tuple(map(int, row['size'])) if row['size'] else None
-    clips = tuple(tuple(map(int, clip)) for clip in row['clips'])
-    row |= {'size': size, 'clips': clips, 'starts': tuple(map(float, row['starts']))}
-    return Verdict(**row)

@@ -8,10 +8,13 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import file_sha256
+from neodragon_jax.base.json_file import as_json, checked, read_json
 from train.data.record_spec import RecordSpec
 from train.data.shard_layout import ShardLayout
 
@@ -20,33 +23,37 @@ FORMAT = 3
 READABLE = (2, FORMAT)
 MANIFEST = 'manifest.json'
 CHECKSUM = 'checksum'
-# Far more than a manifest of a hundred thousand shards.
-MOST_BYTES = 2**26
+
+Positive = Annotated[int, Field(ge=1, le=2**48)]
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardRecord:
     """A shard's file name, number of samples, size and SHA-256."""
 
-    file: str
-    count: int
-    bytes: int
+    file: Annotated[str, Field(pattern=r'^[^/\\]+$')]
+    count: Positive
+    bytes: Positive
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as a manifest stores it."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_json(cls, value: Any) -> ShardRecord:
-        """Invert `to_json`; raise TypeError or ValueError where the value is not such a record."""
-        record = cls(**value)
-        for field, kind in {'file': str, 'count': int, 'bytes': int, 'sha256': str}.items():
-            if type(getattr(record, field)) is not kind:
-                raise TypeError(field)
-        if record.file != os.path.basename(record.file) or record.count < 1 or record.bytes < 1:
-            raise ValueError('file, count or bytes')
-        return record
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """The content of a manifest's file, without its checksum."""
+
+    format: int
+    name: Annotated[str, Field(pattern=r'^[^/\\]+$')]
+    count: Positive
+    samples_per_shard: Positive
+    spec: dict[str, Any]
+    protocol: dict[str, Any]
+    complete: bool
+    shards: list[ShardRecord]
+    conditioning: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Manifest:
 def make_plan(name: str, count: int, samples_per_shard: int, spec: RecordSpec, protocol: Mapping[str, Any]) -> dict:
     """Return the settings that every writer of a set must share, as JSON reads them back."""
     plan = {'format': FORMAT, 'name': name, 'count': count, 'samples_per_shard': samples_per_shard}
-    return json.loads(json.dumps(plan | {'spec': spec.to_json(), 'protocol': dict(protocol)}))
+    return as_json(plan | {'spec': spec.to_json(), 'protocol': dict(protocol)})
 
 
 def is_sample_set(folder: pathlib.Path) -> bool:
@@ -93,45 +100,37 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         if inside:
             raise InputError(f'{folder}: holds several sample sets; pass one of them: {", ".join(inside)}.')
         raise InputError(f'{folder}: no {MANIFEST} in it. Pass a folder that SampleWriter made, or copy it again.')
-    if path.stat().st_size > MOST_BYTES:
-        raise InputError(f'{path}: {path.stat().st_size} bytes, not a manifest. Copy the folder again.')
-    try:
-        manifest = json.loads(path.read_text())
-        version = manifest['format']
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f'{path}: not a manifest. Copy the folder again.') from None
+    manifest = read_json(path, dict[str, Any])
+    version = manifest.get('format')
     if version not in READABLE:
         raise InputError(
             f'{path}: format {str(version)[:20]}, this program reads format {FORMAT}. Write the samples again.'
         )
     if (CHECKSUM in manifest or version == FORMAT) and manifest.pop(CHECKSUM, None) != _checksum(manifest):
         raise InputError(f'{path}: its content is not as it was written. Copy the folder again.')
-    try:
-        return _parse(folder, manifest)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f'{path}: not a manifest ({type(error).__name__}: {error}). Copy the folder again.') from None
+    return _parse(folder, manifest)
 
 
 def _parse(folder: pathlib.Path, manifest: dict[str, Any]) -> Manifest:
-    """Return a manifest from JSON; raise KeyError, TypeError or ValueError where a value is missing or wrong."""
-    complete, shards, conditioning = manifest['complete'], manifest['shards'], manifest.get('conditioning', {})
+    """Return a manifest from JSON.
+
+    Raises:
+      InputError: a value is missing or wrong.
+    """
+    path = folder / MANIFEST
+    content = checked(manifest, _Content, str(path))
     plan = {key: manifest[key] for key in ('format', 'name', 'count', 'samples_per_shard', 'spec', 'protocol')}
-    kinds = {'name': str, 'count': int, 'samples_per_shard': int, 'protocol': dict}
-    for key, kind in kinds.items():
-        if type(plan[key]) is not kind:
-            raise TypeError(f'{key} is a {type(plan[key]).__name__}')
-    if plan['count'] < 1 or plan['samples_per_shard'] < 1 or plan['name'] != os.path.basename(plan['name']):
-        raise ValueError('name, count or samples_per_shard')
-    if type(complete) is not bool or not isinstance(shards, list) or not isinstance(conditioning, dict):
-        raise TypeError('complete, shards or conditioning')
-    layout = ShardLayout(folder, plan['name'], plan['count'], plan['samples_per_shard'])
-    records = tuple(ShardRecord.from_json(shard) for shard in shards)
+    layout = ShardLayout(folder, content.name, content.count, content.samples_per_shard)
     # The lengths first: a damaged count may ask for any number of shards.
-    if complete and len(records) != len(layout.shards):
-        raise ValueError(f'{len(records)} shards')
-    if complete and [record.count for record in records] != [len(layout.samples(shard)) for shard in layout.shards]:
-        raise ValueError('samples of the shards')
-    return Manifest(layout, plan, RecordSpec.from_json(plan['spec']), plan['protocol'], records, conditioning, complete)
+    if content.complete and (
+        len(content.shards) != len(layout.shards)
+        or [record.count for record in content.shards] != [len(layout.samples(shard)) for shard in layout.shards]
+    ):
+        raise InputError(
+            f'{path}: its shards do not hold the {content.count} samples of its plan. Copy the folder again.'
+        )
+    spec = RecordSpec.from_json(content.spec, f'{path}: spec')
+    return Manifest(layout, plan, spec, content.protocol, tuple(content.shards), content.conditioning, content.complete)
 
 
 def write_manifest(

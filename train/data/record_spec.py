@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
+from pydantic import Field
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import checked, shown
 
 DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 FLOATS = DTYPES | {name: np.dtype(name) for name in ('float16', 'float64')}
@@ -133,26 +135,39 @@ class RecordSpec:
         return {'arrays': arrays, 'texts': list(self.texts), 'blobs': list(self.blobs)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RecordSpec:
-        """Invert `to_json`; raise KeyError, TypeError or ValueError where the value is not such a spec."""
-        arrays = {name: ArraySpec(_shape(array['shape']), array['dtype']) for name, array in value['arrays'].items()}
-        return cls(arrays, _names(value['texts']), _names(value['blobs']))
+    def from_json(cls, value: Mapping[str, Any], source: str) -> RecordSpec:
+        """Invert `to_json`.
+
+        Args:
+          source: the file, for messages.
+        Raises:
+          InputError: a value is missing or wrong.
+        """
+        stored = checked(value, _StoredSpec, source)
+        for name, array in stored.arrays.items():
+            if array.dtype not in ARRAY_DTYPES:
+                raise InputError(f'{source}: arrays.{name}.dtype is {shown(array.dtype)}. Copy the folder again.')
+            if math.prod(array.shape) > MOST_NUMBERS:
+                raise InputError(f'{source}: arrays.{name}.shape is {array.shape}, too large. Copy the folder again.')
+        arrays = {name: ArraySpec(array.shape, array.dtype) for name, array in stored.arrays.items()}
+        return cls(arrays, stored.texts, stored.blobs)
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    """Return a shape from JSON."""
-    if not isinstance(value, list) or not all(type(size) is int for size in value):
-        raise TypeError('shape is no list of integers')
-    if len(value) > MOST_AXES or not all(size > 0 for size in value) or math.prod(value) > MOST_NUMBERS:
-        raise ValueError(f'shape is {value}')
-    return tuple(value)
+@dataclasses.dataclass(frozen=True)
+class _StoredArray:
+    """An array's spec as a manifest stores it."""
+
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=MOST_AXES)]
+    dtype: str
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    """Return the names of texts or byte strings from JSON."""
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise TypeError('texts or blobs are no list of names')
-    return tuple(value)
+@dataclasses.dataclass(frozen=True)
+class _StoredSpec:
+    """A record's spec as a manifest stores it."""
+
+    arrays: dict[str, _StoredArray]
+    texts: tuple[str, ...]
+    blobs: tuple[str, ...]
 
 
 class SampleSpec(RecordSpec):

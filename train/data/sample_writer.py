@@ -6,7 +6,6 @@ process killed at any moment loses only the sample that it was writing.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import read_json
 from train.data.journal import Journal
 from train.data.manifest import MANIFEST, ShardRecord, make_plan, read_manifest, write_manifest
 from train.data.record_spec import INDEX, RecordSpec
@@ -162,8 +162,8 @@ class SampleWriter:
 def _read_record(path: pathlib.Path) -> ShardRecord:
     """Return the recorded size and hash of a complete shard."""
     try:
-        return ShardRecord.from_json(json.loads(path.read_text()))
-    except (ValueError, TypeError, RecursionError):
+        return read_json(path, ShardRecord)
+    except InputError:
         raise InputError(f'{path}: damaged. Delete it and run the writer again: it writes this shard anew.') from None
 
 

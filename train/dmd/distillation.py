@@ -21,6 +21,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import as_json
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
 from neodragon_jax.pyramid.sampler import Prompt
@@ -240,4 +241,4 @@ class DMD:
             del config[name]
         record = config | {'spacing': self.schedule.spacing, 'frames': self.frames}
         record |= {'teacher': self.fingerprint, 'samples': self.samples}
-        return json.loads(json.dumps(record))  # tuples become lists, as they are after a restart
+        return as_json(record)

@@ -9,7 +9,6 @@ Source: Neodragon, arXiv 2511.06055, section on block pruning (24 -> 18 blocks).
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import checked, read_json
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 
@@ -37,15 +37,11 @@ def read_keep(text: str) -> tuple[int, ...]:
     path = pathlib.Path(text)
     try:
         if path.suffix == '.json':
-            blocks = json.loads(path.read_text())[KEEP]
+            blocks = checked(read_json(path, dict[str, Any]).get(KEEP), list[int], str(path), KEEP)
         else:
             blocks = [int(word) for word in text.split(',')]
-        if not all(type(block) is int for block in blocks):
-            raise ValueError('not all of it are numbers')
-    except FileNotFoundError:
-        raise InputError(f'keep list {text}: no such file; {remedy}') from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'keep list {text!r}: {type(error).__name__}: {error}; {remedy}') from None
+    except ValueError as error:  # including InputError
+        raise InputError(f'keep list {text!r}: {error}; {remedy}') from None
     return tuple(blocks)
 
 

@@ -22,6 +22,7 @@ import tqdm
 from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import checked, read_json
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation.devices import Spread
@@ -153,7 +154,7 @@ class Record:
         self._path = path
         self._content: dict[str, Any] = {'settings': settings, 'values': {}}
         if path.exists():
-            self._content = json.loads(path.read_text())
+            self._content = checked(read_json(path, dict[str, Any]), dict[str, dict[str, Any]], str(path))
             for name, value in settings.items():
                 before = self._content['settings'].get(name)
                 if before != value:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import as_json
 from train.runtime.processes import of_first_process
 
 PACKAGES = ('neodragon_jax', 'train', 'configs')
@@ -38,7 +39,7 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    given = json.loads(json.dumps(facts))
+    given = as_json(facts)
     table = np.asarray([_digest(given[name]) for name in sorted(given)])
     rows = np.asarray(multihost_utils.process_allgather(table))
     first = of_first_process(given)

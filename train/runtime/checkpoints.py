@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import as_json
 
 # File that lists the best checkpoints and their metric, beside the checkpoints' folder.
 BEST = 'best.json'
@@ -80,7 +81,7 @@ class Checkpoints:
           InputError: the newest checkpoint there belongs to another kind of run.
         """
         self._folder, self._keep = folder.absolute(), keep
-        self._metadata = json.loads(json.dumps(metadata))
+        self._metadata = as_json(metadata)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep,  # pyright: ignore[reportArgumentType]
             # Orbax stores metrics only if this is set; `keep` ranks them.

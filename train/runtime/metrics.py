@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import parse_json
 from train.runtime.goodput import Goodput, speed
 from train.runtime.peaks import peak_flops
 from train.runtime.program import EVALUATION
@@ -193,12 +194,12 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     lines, rows = path.read_bytes().splitlines(), []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse_json(line, dict[str, Any], str(path))
+        except InputError:
             if number == len(lines):
                 break
             row = None
-        if not isinstance(row, dict) or not isinstance(row.get('step'), int):
+        if row is None or type(row.get('step')) is not int:
             raise InputError(f'{path}: line {number} is damaged; delete that line, or the file, and run again.')
         rows.append(row)
     return rows

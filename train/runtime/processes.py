@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from neodragon_jax.base.json_file import parse_json
+
 # Largest difference in seconds between processes in loading and compiling.
 LONGEST_WAIT_S = 3600
 # Every barrier needs a unique name; all processes reach the barriers in the same order.
@@ -49,4 +51,4 @@ def of_first_process(value: Any) -> Any:
     text = np.frombuffer(json.dumps(value).encode(), np.uint8) if jax.process_index() == 0 else np.zeros(0, np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
     received = multihost_utils.broadcast_one_to_all(text if text.size == size else np.zeros(size, np.uint8))
-    return json.loads(np.asarray(received, np.uint8).tobytes())
+    return parse_json(np.asarray(received, np.uint8).tobytes(), Any, 'process 0')

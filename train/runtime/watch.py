@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.json_file import read_json
 from train.runtime.goodput import STEP
 
 FOLDER = '.processes'
@@ -100,8 +101,8 @@ class Watch:
         places = []
         for path in self._folder.glob('[0-9]*.json'):
             try:
-                place = Place(**json.loads(path.read_text()))
-            except (OSError, ValueError, TypeError):
+                place = read_json(path, Place)
+            except InputError:
                 continue
             if place.process != self._place.process:
                 places.append(place)

@@ -35,6 +35,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import as_json
 from neodragon_jax.base.lists import comma_list
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.abstract import example_inputs
@@ -238,7 +239,7 @@ class TeacherTraining:
         names = ('stages', 'stage_weights', 'unit_weights', 'caption_dropout', 'corruption', 'ema_decay', 'seed')
         sizes = {'class': class_name(self.module)} | self.module.config.to_json()
         record = {name: getattr(self.config, name) for name in names} | {'sizes': sizes, 'data': self.data}
-        return json.loads(json.dumps(record))  # tuples become lists, as after a restart
+        return as_json(record)
 
 
 AnyTeacher = TypeVar('AnyTeacher', bound=TeacherTraining)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
 from typing import Annotated, Any
 
 import pytest
@@ -74,3 +76,23 @@ def test_types_and_ranges(value, kind, message):
 )
 def test_accepted_values(value, kind):
     assert checked(value, kind, 'f', 'x') == value
+
+
+# Texts that this process, or a library in it, has just made.
+OWN = {
+    'neodragon_jax/base/json_file.py',
+    'train/shapes/text_encoders.py',  # the tokenizers library
+    'export/qnn/static_view.py',  # the QNN library
+    'export/quantize/adaround_worker.py',  # runs in another environment, which does not have this package
+}
+
+
+def test_all_json_is_read_here():
+    """No module reads JSON on its own, so that limits, types and messages are the same for every file."""
+    root, found = pathlib.Path(__file__).parents[3], set()
+    for package in ('neodragon_jax', 'train', 'export'):
+        for path in (root / package).rglob('*.py'):
+            name = path.relative_to(root).as_posix()
+            if re.search(r'\bjson\.loads?\(', path.read_text()) and not name.startswith('export/player/'):
+                found.add(name)
+    assert found == OWN

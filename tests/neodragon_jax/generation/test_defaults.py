@@ -88,7 +88,10 @@ def test_every_key_is_read(tmp_path):
         ({'example': 'two\nlines'}, '"example" is "two\\nlines"'),
         ({'modes': {'monolithic': {'steps': [1, 1]}}}, '"modes.monolithic.steps" is [1, 1]'),
         ({'modes': {'monolithic': {'guidance': 'high'}}}, '"modes.monolithic.guidance" is "high"'),
-        ('{"modes": {"monolithic": {"guidance": NaN}}}', '"modes.monolithic.guidance" is NaN'),
+        (
+            '{"modes": {"monolithic": {"guidance": NaN}}}',
+            'modes.monolithic.guidance is nan; it must be a finite number',
+        ),
         ({'modes': {'hybrid': {'first_frame': 'picture'}}}, '"modes.hybrid.first_frame" is "picture"'),
         ({'modes': {'monolithic': {'first_frame': 'model'}}}, '"modes.monolithic.first_frame" is "model"'),
     ],

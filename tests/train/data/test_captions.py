@@ -44,11 +44,12 @@ def test_tables(tmp_path):
     captions = read_table(tmp_path / 'c.jsonl', tmp_path)
     assert captions.by_file == {'a.mp4': '🐉', 'd.mp4': 'd'}
     assert captions.repeated == ['a.mp4']
-    line = 'line has no file or no caption'
     assert captions.problems == {
-        'c.jsonl:2': line, 'c.jsonl:3': line, 'c.jsonl:7': line, 'b': 'caption is not valid Unicode (not UTF-8?)'
-    }  # fmt: skip
-    assert captions.problem_of('b.mp4').startswith('caption is not valid')
+        'c.jsonl:2': 'line 2: not valid JSON (Expecting value: line 1 column 1 (char 0)). Copy the file again.',
+        'c.jsonl:3': 'line 3: the content is [1]; it must be an object. Correct it, or copy the file again.',
+        'c.jsonl:5': 'line 5: text has a character that is not valid Unicode. Correct it.',
+        'c.jsonl:7': 'line has no file or no caption',
+    }
     (tmp_path / 'c.csv').write_text('name,words\na,b\n')
     with pytest.raises(InputError, match=r'its first line names the columns name, words; name one of them file'):
         read_table(tmp_path / 'c.csv', tmp_path)

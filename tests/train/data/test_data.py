@@ -194,7 +194,7 @@ def damage(path, kind: str) -> None:
         ('teacher_samples-train.array_record-00001-of-00003', 'truncated', 'bytes, its manifest says'),
         ('teacher_samples-train.array_record-00001-of-00003', 'flipped', 'its content is not what its manifest'),
         ('manifest.json', 'missing', r'no manifest\.json in it'),
-        ('manifest.json', 'truncated', r'manifest\.json: not a manifest'),
+        ('manifest.json', 'truncated', r'manifest\.json: not valid JSON'),
         ('features.json', 'missing', r'features\.json is missing'),
         ('dataset_info.json', 'missing', r'dataset_info\.json is missing'),
     ],
