@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 
 help:
 	@echo "make demo        generate, distill, export with the shipped model; results in out/demo/"
-	@echo "make benchmark   train the whole system on moving shapes, judge its videos; results in out/benchmark/"
+	@echo "make benchmark   train the whole system on moving shapes, evaluate its videos; results in out/benchmark/"
 	@echo "make test        the default test suite"
 	@echo "make test-slow   the tests that take minutes each"
 	@echo "make lint        ruff and pyright"

@@ -123,7 +123,7 @@ def head(chains: Sequence[Chain]) -> list[str]:
 
 def target_table(rows: Sequence[Row]) -> list[str]:
     """Return a row per target: the mean over seeds with its standard error, the extremes, and the verdict."""
-    lines = ['| what | asked | mean of the seeds | least to most | reached |', '|---|---|---:|---:|---|']
+    lines = ['| quantity | target | mean over seeds | lowest to highest | reached |', '|---|---|---:|---:|---|']
     for row in rows:
         spread = f'{min(row.seeds):.3f} to {max(row.seeds):.3f}' if len(row.seeds) > 1 else ''
         lines.append(f'| {row.target.what} | {row.target.asked} | {row.estimate} | {spread} | {row.verdict} |')
@@ -134,7 +134,7 @@ def verdict_table(rows: Sequence[Row]) -> list[str]:
     """Return the table of docs/benchmark.md: generated and given first frames side by side."""
     by_name = {row.target.what: row for row in rows}
     lines = [
-        '| what | asked | from nothing | reached | first frame given | reached |', '|---|---|---:|---|---:|---|'
+        '| quantity | target | first frame generated | reached | first frame given | reached |', '|---|---|---:|---|---:|---|'
     ]  # fmt: skip
     for name, row in by_name.items():
         if name.endswith(GIVEN_TOO):
