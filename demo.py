@@ -122,7 +122,10 @@ def training_table(out: pathlib.Path) -> list[str]:
 
 def videos(out: pathlib.Path) -> list[str]:
     """Return a Markdown table of the attributes that each video shows, and the contact sheets."""
-    lines = [f'| who | {" | ".join(Traits._fields)} | motion, 1 as asked |', f'|---{"|---" * len(Traits._fields)}|---|']
+    lines = [
+        f'| video | {" | ".join(Traits._fields)} | motion, 1 as captioned |',
+        f'|---{"|---" * len(Traits._fields)}|---|',
+    ]
     sheets = []
     for who in ('student', 'teacher', 'new_student'):
         seen = measure(read_mp4(out / who / f'{PROMPT}-0.mp4'), parse(PROMPT), CPU)

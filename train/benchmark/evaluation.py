@@ -88,8 +88,8 @@ def systems(chain: Chain) -> dict[str, System]:
     return found
 
 
-class Judge:
-    """Comparison of videos with the held-out captions of a tier."""
+class HeldOutCaptions:
+    """Held-out captions of a tier, and the comparison of videos with them."""
 
     def __init__(self, tier: Tier) -> None:
         """Draw the scenes."""
@@ -97,18 +97,18 @@ class Judge:
         size = (tier.height, tier.width)
         source = MovingShapesSource(self.world, tier.frames, size, SCENES_SEED, tier.captions, 'held_out', True)
         self.captions = [source.caption(index) for index in range(len(source))]
-        self.asked: list[Traits] = [source.scene(index).traits for index in range(len(source))]
+        self.expected: list[Traits] = [source.scene(index).traits for index in range(len(source))]
         self.drawn: Videos = np.stack([source[index]['video'] for index in range(len(source))])
 
     @property
     def combinations(self) -> list[int]:
         """The number of each caption's combination of attributes, by which clips are clustered."""
         every = self.world.combinations('all')
-        return [every.index(asked) for asked in self.asked]
+        return [every.index(expected) for expected in self.expected]
 
     def read(self, videos: Videos) -> list[Attributes]:
         """Return the attributes of the video of each caption."""
-        return [measure(clip, asked, self.world) for clip, asked in zip(videos, self.asked, strict=True)]
+        return [measure(clip, expected, self.world) for clip, expected in zip(videos, self.expected, strict=True)]
 
     def __call__(self, videos: Videos) -> dict[str, Estimate]:
         """Return the accuracy of every attribute, and the means of the numbers."""
@@ -161,31 +161,31 @@ def _floats(clips: UInt8[np.ndarray, '*S 3']) -> Float[np.ndarray, '*S 3']:
 
 
 def evaluate(chain: Chain) -> dict[str, Any]:
-    """Judge every system of a seed; return and store the results and contact sheets.
+    """Evaluate every system of a seed; return and store the results and contact sheets.
 
-    Systems that are in the seed's evaluation.json are not judged again.
+    Systems that are in the seed's evaluation.json are not evaluated again.
     """
-    judge, folder = Judge(chain.tier), chain.folder / 'evaluation'
+    held_out, folder = HeldOutCaptions(chain.tier), chain.folder / 'evaluation'
     record = chain.folder / 'evaluation.json'
     results: dict[str, Any] = read_json(record, dict[str, Any]) if record.is_file() else {}
 
     def keep(name: str, videos: Videos, **more: Any) -> None:
-        clips = judge.read(videos)
-        summary = summarize(clips, judge.combinations)
+        clips = held_out.read(videos)
+        summary = summarize(clips, held_out.combinations)
         results[name] = {attribute: list(value) for attribute, value in summary.items()} | more
-        results[name] |= {CLIPS: columns(clips), COMBINATIONS: judge.combinations}
+        results[name] |= {CLIPS: columns(clips), COMBINATIONS: held_out.combinations}
         folder.mkdir(parents=True, exist_ok=True)
         show(folder / f'{name}.png', videos)
         with atomic_file(record) as path:
             path.write_text(json.dumps(results, indent=1) + '\n')
 
     if 'drawn' not in results:
-        keep('drawn', judge.drawn)
+        keep('drawn', held_out.drawn)
     decoder = chain.out / 'decoder' / 'result' / VAE
     for name, vae in {'native': chain.out / 'autoencoder' / 'result' / AUTOENCODER, 'small': decoder}.items():
         if name not in results:
-            videos = judge.reconstruct(vae)
-            keep(name, videos, psnr_db=psnr_db(videos, judge.drawn), decoder_parameters=_decoder_parameters(vae))
+            videos = held_out.reconstruct(vae)
+            keep(name, videos, psnr_db=psnr_db(videos, held_out.drawn), decoder_parameters=_decoder_parameters(vae))
     todo = [
         (f'{name}/{first}', system, first)
         for name, system in systems(chain).items()
@@ -194,7 +194,7 @@ def evaluate(chain: Chain) -> dict[str, Any]:
     ]
     for name, system, first in tqdm.tqdm(todo, desc='evaluation', unit='system', disable=None):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        keep(name, judge.generate(system, first, chain.seed))
+        keep(name, held_out.generate(system, first, chain.seed))
     return results
 
 

@@ -95,8 +95,8 @@ def write(chains: Sequence[Chain]) -> int:
 def _to_json(rows: Sequence[Row], seen: Sequence[Evidence]) -> dict[str, Any]:
     """Return the report's numbers."""
     numbers = {
-        row.target.what: {
-            'asked': row.target.asked,
+        row.target.name: {
+            'target': row.target.bounds,
             'seeds': list(row.seeds),
             'mean': row.estimate.mean,
             'error': row.estimate.error,
@@ -126,22 +126,23 @@ def target_table(rows: Sequence[Row]) -> list[str]:
     lines = ['| quantity | target | mean over seeds | lowest to highest | reached |', '|---|---|---:|---:|---|']
     for row in rows:
         spread = f'{min(row.seeds):.3f} to {max(row.seeds):.3f}' if len(row.seeds) > 1 else ''
-        lines.append(f'| {row.target.what} | {row.target.asked} | {row.estimate} | {spread} | {row.verdict} |')
+        lines.append(f'| {row.target.name} | {row.target.bounds} | {row.estimate} | {spread} | {row.verdict} |')
     return lines
 
 
 def verdict_table(rows: Sequence[Row]) -> list[str]:
     """Return the table of docs/benchmark.md: generated and given first frames side by side."""
-    by_name = {row.target.what: row for row in rows}
+    by_name = {row.target.name: row for row in rows}
     lines = [
-        '| quantity | target | first frame generated | reached | first frame given | reached |', '|---|---|---:|---|---:|---|'
-    ]  # fmt: skip
+        '| quantity | target | first frame generated | reached | first frame given | reached |',
+        '|---|---|---:|---|---:|---|',
+    ]
     for name, row in by_name.items():
         if name.endswith(GIVEN_TOO):
             continue
         given = by_name.get(name + GIVEN_TOO)
         cells = f'{given.estimate} | {given.verdict}' if given else ' | '
-        lines.append(f'| {name} | {row.target.asked} | {row.estimate} | {row.verdict} | {cells} |')
+        lines.append(f'| {name} | {row.target.bounds} | {row.estimate} | {row.verdict} | {cells} |')
     return lines
 
 

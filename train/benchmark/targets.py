@@ -26,7 +26,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 class Evidence(NamedTuple):
-    """The results of a seed: judged videos, and records of the programs.
+    """The results of a seed: evaluated videos, and records of the programs.
 
     Attributes:
       text_cosine: cosine of the distilled text states with the teacher's, on held-out captions, for training with and
@@ -57,13 +57,13 @@ class Target:
       least, most: None for a number that is reported only.
     """
 
-    what: str
+    name: str
     value: Callable[[Evidence], float]
     least: float | None = None
     most: float | None = None
 
     @property
-    def asked(self) -> str:
+    def bounds(self) -> str:
         """The bounds as text."""
         if self.least is not None and self.most is not None:
             return f'{self.least:g} to {self.most:g}'
@@ -134,11 +134,11 @@ def _motion_error(seen: Evidence, system: str, first: str) -> float:
     return abs(seen.mean(system, 'motion', first) - seen.results['drawn']['motion'][0])
 
 
-def _of_videos(what: str, value: Value, least: float | None = None, most: float | None = None) -> tuple[Target, ...]:
+def _of_videos(name: str, value: Value, least: float | None = None, most: float | None = None) -> tuple[Target, ...]:
     """Return a target twice: for generated and for given first frames."""
     return (
-        Target(what, lambda seen: value(seen, GENERATED), least, most),
-        Target(what + GIVEN_TOO, lambda seen: value(seen, GIVEN), least, most),
+        Target(name, lambda seen: value(seen, GENERATED), least, most),
+        Target(name + GIVEN_TOO, lambda seen: value(seen, GIVEN), least, most),
     )
 
 

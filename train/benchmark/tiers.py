@@ -30,7 +30,7 @@ class Tier:
       world: name of a world of `train.shapes.world`.
       clips: number of clips to train denoisers on.
       samples: number of teacher samples for distillation.
-      captions: held-out captions whose videos are judged.
+      captions: held-out captions for evaluation.
       steps: sampling steps per stage of the teacher.
       guidance: guidance scale of the teacher, in sampling and in distillation.
       training: steps of each program; programs not listed use their presets.

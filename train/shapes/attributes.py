@@ -9,14 +9,14 @@ The rules, with b(t) the median color of frame t's border and lengths in sides (
   noise is ignored.
 * Size: the named size whose radius is nearest to that of a circle with the mask's area.
 * Shape: the one whose drawn template of the mask's area, laid over the mask where it fits best, differs least from it.
-* Mismatch: the area by which mask and template of the asked shape and size differ, over the template's; 1 for an empty
-  picture. Drawn clips have about 0.02.
+* Mismatch: area by which mask and template of the expected shape and size differ, over that of the template; 1 for a
+  blank picture. Drawn clips have about 0.02.
 * Track: the center of mass in each frame, of the shares at most 3 pixels from the mask's core: squares of 3x3 pixels in
   it, which specks lack. If a frame has no core, there is no track, and nothing of the following is read.
 * Direction: that of the displacement, if it is within 27 degrees of one, while the caption's direction surely holds
   (all of the clip in a world without turns).
 * Speed: that whose displacement in this time is nearest.
-* Motion: the displacement along the asked direction in this time, over the true one: 1 as drawn, 0 for a still,
+* Motion: the displacement along the expected direction in this time, over the true one: 1 as drawn, 0 for a still,
   negative for the opposite direction.
 * Path: the length of the whole way of the center, sideways moves and turns included, over the true one.
 
@@ -53,13 +53,13 @@ class Attributes(NamedTuple):
     """The attributes that a clip shows, compared to its caption; None where one cannot be read.
 
     Attributes:
-      asked: the caption's attributes.
+      expected: the caption's attributes.
       size ... background: the attributes read from the clip.
       mismatch, motion, path: see the module's docstring; 1, 0 and 0 without a shape.
       flicker, saturation: see `neodragon_jax.evaluation.clip_metrics`.
     """
 
-    asked: Traits
+    expected: Traits
     size: str | None
     color: str | None
     shape: str | None
@@ -74,7 +74,7 @@ class Attributes(NamedTuple):
 
     def right(self) -> dict[str, bool]:
         """Return whether each attribute is the caption's."""
-        return {name: getattr(self, name) == getattr(self.asked, name) for name in Traits._fields}
+        return {name: getattr(self, name) == getattr(self.expected, name) for name in Traits._fields}
 
 
 class Estimate(NamedTuple):
@@ -91,11 +91,11 @@ class Estimate(NamedTuple):
 NUMBERS = ('mismatch', 'motion', 'path', 'flicker', 'saturation')
 
 
-def measure(video: UInt8[np.ndarray, 'T H W 3'], asked: Traits, world: World) -> Attributes:
+def measure(video: UInt8[np.ndarray, 'T H W 3'], expected: Traits, world: World) -> Attributes:
     """Read the attributes of a clip.
 
     Args:
-      asked: the caption's attributes, see `train.shapes.world.parse`.
+      expected: the caption's attributes, see `train.shapes.world.parse`.
       world: the world of the clip, which defines the possible values and turns.
     Raises:
       InputError: the clip is not RGB bytes, or too short or too small, or its caption is not of this world.
@@ -107,11 +107,11 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], asked: Traits, world: World) ->
     least = max(metrics.MIN_FRAMES, world.turns + 2)
     if frames < least or min(height, width) < metrics.BLOCK:
         raise InputError(f'video: {frames} frames of {height}x{width}; give at least {least} of 16x16 pixels.')
-    world.numbers(asked)
+    world.numbers(expected)
     pixels = video.astype(np.float32)
     backgrounds = _border_colors(pixels)
     common = {
-        'asked': asked,
+        'expected': expected,
         'background': _nearest_color(np.median(backgrounds, axis=0)),
         'flicker': metrics.flicker(pixels.mean(axis=-1)),
         'saturation': metrics.saturation(video),
@@ -127,11 +127,11 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], asked: Traits, world: World) ->
     best = min(mismatches, key=mismatches.__getitem__)
     return Attributes(
         **common,  # pyright: ignore[reportArgumentType]
-        **_movement(share, mask, asked, world),
+        **_movement(share, mask, expected, world),
         size=_nearest(radius, {word: SIZES[word] for word in world.sizes}),
         color=_nearest_color(color),
         shape=best if mismatches[best] <= WORST_MISMATCH else None,
-        mismatch=_mismatch(mask, asked.shape, SIZES[asked.size] * side),
+        mismatch=_mismatch(mask, expected.shape, SIZES[expected.size] * side),
     )
 
 
@@ -165,7 +165,7 @@ def _stretched(share: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
     return np.clip(2 * share - 0.5, 0, 1)
 
 
-def _movement(share: Mask, mask: Mask, asked: Traits, world: World) -> dict[str, Any]:
+def _movement(share: Mask, mask: Mask, expected: Traits, world: World) -> dict[str, Any]:
     """Return direction, speed, motion and path, read from the track of the shape."""
     here = _around_core(mask)
     if not here.any(axis=(1, 2)).all():
@@ -179,8 +179,8 @@ def _movement(share: Mask, mask: Mask, asked: Traits, world: World) -> dict[str,
     return {
         'direction': direction,
         'speed': _nearest(float(np.abs(displacement).max()), speeds) if direction else None,
-        'motion': float(displacement @ DIRECTIONS[asked.direction]) / speeds[asked.speed],
-        'path': _path(centers) / SPEEDS[asked.speed],
+        'motion': float(displacement @ DIRECTIONS[expected.direction]) / speeds[expected.speed],
+        'path': _path(centers) / SPEEDS[expected.speed],
     }
 
 

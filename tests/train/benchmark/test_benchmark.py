@@ -1,4 +1,4 @@
-"""The benchmark on moving shapes: commands are valid, drawn videos are judged right, targets have errors."""
+"""The benchmark on moving shapes: commands are valid, drawn attributes are read correctly, targets have errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from train.benchmark import run as benchmark
 from train.benchmark import schedule
 from train.benchmark import targets as benchmark_targets
 from train.benchmark.chain import Chain, Step
-from train.benchmark.evaluation import CLIPS, COMBINATIONS, GENERATED, GIVEN, Judge, psnr_db, show, systems
+from train.benchmark.evaluation import CLIPS, COMBINATIONS, GENERATED, GIVEN, HeldOutCaptions, psnr_db, show, systems
 from train.benchmark.statistics import Estimator
 from train.benchmark.targets import Evidence, Target
 from train.benchmark.tiers import TIERS
@@ -149,30 +149,30 @@ def test_prompts_are_trained_ones_in_many_words(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def judge() -> Judge:
-    return Judge(dataclasses.replace(TIERS['cpu'], captions=12))
+def held_out() -> HeldOutCaptions:
+    return HeldOutCaptions(dataclasses.replace(TIERS['cpu'], captions=12))
 
 
-def test_drawn_videos_are_what_they_should_be(judge):
-    found = judge(judge.drawn)
+def test_drawn_videos_are_what_they_should_be(held_out):
+    found = held_out(held_out.drawn)
     assert (
         found['all'].mean == 1 and found['mismatch'].mean < 0.05 and found['motion'].mean == pytest.approx(1, abs=0.03)
     )
-    assert all(WORLDS['cpu'].is_held_out(traits) for traits in judge.asked)
-    assert [parse(text) for text in judge.captions] == judge.asked
-    assert psnr_db(judge.drawn, judge.drawn) > 70
+    assert all(WORLDS['cpu'].is_held_out(traits) for traits in held_out.expected)
+    assert [parse(text) for text in held_out.captions] == held_out.expected
+    assert psnr_db(held_out.drawn, held_out.drawn) > 70
 
 
-def test_still_and_mistaken_videos_are_found_out(judge):
-    still = np.repeat(judge.drawn[:, :1], judge.drawn.shape[1], axis=1)
-    assert judge(still)['motion'].mean == pytest.approx(0, abs=0.02) and judge(still)['direction'].mean == 0
-    shifted = np.roll(judge.drawn, 1, axis=0)
-    assert judge(shifted)['all'].mean < 0.5
+def test_still_and_mistaken_videos_are_found_out(held_out):
+    still = np.repeat(held_out.drawn[:, :1], held_out.drawn.shape[1], axis=1)
+    assert held_out(still)['motion'].mean == pytest.approx(0, abs=0.02) and held_out(still)['direction'].mean == 0
+    shifted = np.roll(held_out.drawn, 1, axis=0)
+    assert held_out(shifted)['all'].mean < 0.5
 
 
-def evidence(judge, teacher=1.0, student=1.0) -> Evidence:
+def evidence(held_out, teacher=1.0, student=1.0) -> Evidence:
     """Return results in which every system is perfect, but for its shape mismatch."""
-    perfect = {name: list(value) for name, value in judge(judge.drawn).items()}
+    perfect = {name: list(value) for name, value in held_out(held_out.drawn).items()}
     results = {'drawn': perfect}
     for name in NAMES:
         mismatch = {'student': student, 'teacher_1': 1.0, 'text': teacher}.get(name, 0.1)
@@ -192,30 +192,30 @@ NAMES = (
 BAD = ('student: mismatch over its teacher', 'pruning, stage 2 alone: points lost beyond')
 
 
-def test_targets(judge, tmp_path):
+def test_targets(held_out, tmp_path):
     assert set(systems(chain(tmp_path))) == set(NAMES)
     assert set(systems(chain(tmp_path, 'gpu'))) == {*NAMES, 'own_history'}
-    seen = evidence(judge, teacher=0.2, student=0.5)
+    seen = evidence(held_out, teacher=0.2, student=0.5)
     verdicts = {
-        target.what: target.reached(target.value(seen)) for target in benchmark_targets.targets(chain(tmp_path))
+        target.name: target.reached(target.value(seen)) for target in benchmark_targets.targets(chain(tmp_path))
     }
-    missed = {what for what, reached in verdicts.items() if reached is False}
+    missed = {name for name, reached in verdicts.items() if reached is False}
     # 0.5 / 0.2; at 1-1-1 it is 0.5 / 1. A perfect stage 2 alone is no worse than both stages.
-    assert missed == {what + first for what in BAD for first in ('', ', first frame given')}
+    assert missed == {name + first for name in BAD for first in ('', ', first frame given')}
     assert verdicts["paper's clean prediction: mismatch over the exact one"] is None
-    assert Target('', lambda seen: 0.0, least=1, most=2).asked == '1 to 2'
+    assert Target('', lambda seen: 0.0, least=1, most=2).bounds == '1 to 2'
     assert Target('', lambda seen: 0.0, most=2).reached(3) is False
 
 
-def test_report(judge, tmp_path, monkeypatch):
+def test_report(held_out, tmp_path, monkeypatch):
     run = chain(tmp_path)
     (run.folder / 'teacher').mkdir(parents=True)
     rows = [{'step': step, 'loss': 1 / step} for step in (1, 2, 3)]
     (run.folder / 'teacher' / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    show(run.folder / 'evaluation' / 'drawn.png', judge.drawn)
+    show(run.folder / 'evaluation' / 'drawn.png', held_out.drawn)
     benchmark.note_time(run.folder / 'times.json', 'teacher', 60.0)
     benchmark.note_time(run.folder / 'times.json', 'teacher', 1.0)
-    monkeypatch.setattr(benchmark_report, 'gather', lambda chain: evidence(judge, teacher=0.2, student=0.5))
+    monkeypatch.setattr(benchmark_report, 'gather', lambda chain: evidence(held_out, teacher=0.2, student=0.5))
     assert benchmark_report.write([run]) == 2 * len(BAD)
     text = (tmp_path / 'report.md').read_text()
     assert '| student: mismatch over its teacher | at most 1.1 | 2.500 |  | **no** |' in text
@@ -255,13 +255,13 @@ def test_the_whole_chain_runs(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
 
 
-def recorded(judge, seeds: int, system: str = 'student') -> list[Evidence]:
+def recorded(held_out, seeds: int, system: str = 'student') -> list[Evidence]:
     """Return evidence in which a system is wrong in single combinations, with the clips of every system."""
-    combinations = judge.combinations
-    perfect = columns(judge.read(judge.drawn))
+    combinations = held_out.combinations
+    perfect = columns(held_out.read(held_out.drawn))
     seen = []
     for seed in range(seeds):
-        results: dict[str, Any] = dict(evidence(judge, teacher=0.2, student=0.2).results)
+        results: dict[str, Any] = dict(evidence(held_out, teacher=0.2, student=0.2).results)
         for name, old in results.items():
             found = perfect
             if name.startswith(f'{system}/'):
@@ -273,11 +273,11 @@ def recorded(judge, seeds: int, system: str = 'student') -> list[Evidence]:
     return seen
 
 
-def test_errors_of_a_mean_are_those_of_its_clusters(judge):
-    one, *_ = seen = recorded(judge, 1)
+def test_errors_of_a_mean_are_those_of_its_clusters(held_out):
+    one, *_ = seen = recorded(held_out, 1)
     shape = lambda found: found.mean('student', 'shape')
     values = np.array(one.results['student/generated'][CLIPS]['shape'])
-    combinations = np.array(judge.combinations)
+    combinations = np.array(held_out.combinations)
     assert len(set(combinations)) < len(combinations)
     left_out: Any = [values[combinations != group].mean() for group in set(combinations)]
     count = len(left_out)
@@ -286,26 +286,26 @@ def test_errors_of_a_mean_are_those_of_its_clusters(judge):
     assert estimate.mean == pytest.approx(values.mean())
     assert estimate.error == pytest.approx(want) and want > 0.05
     # Near the cluster-robust error, which holds for equal clusters.
-    assert estimate.error == pytest.approx(attributes.estimate(values, judge.combinations).error, rel=0.25)
+    assert estimate.error == pytest.approx(attributes.estimate(values, held_out.combinations).error, rel=0.25)
     # A difference of two systems that are wrong together has no error.
     assert Estimator(seen)(lambda found: shape(found) - found.mean('student', 'all')).error == pytest.approx(
         0, abs=1e-12
     )
 
 
-def test_errors_count_seeds_as_random(judge):
-    seen = recorded(judge, 3)
+def test_errors_count_seeds_as_random(held_out):
+    seen = recorded(held_out, 3)
     shape = lambda found: found.mean('student', 'shape')
     by_seed = [shape(found) for found in seen]
     estimate = Estimator(seen)(shape)
     assert estimate.mean == pytest.approx(np.mean(by_seed))
     assert estimate.error >= np.std(by_seed, ddof=1) / np.sqrt(3)
-    assert np.isnan(Estimator([evidence(judge)])(shape).error)  # results of older versions have no clips
+    assert np.isnan(Estimator([evidence(held_out)])(shape).error)  # results of older versions have no clips
 
 
-def test_verdicts_tell_what_is_within_the_error(judge, tmp_path, monkeypatch):
+def test_verdicts_tell_what_is_within_the_error(held_out, tmp_path, monkeypatch):
     run = chain(tmp_path)
-    (seen,) = recorded(judge, 1)
+    (seen,) = recorded(held_out, 1)
     monkeypatch.setattr(benchmark_report, 'gather', lambda chain: seen)
     assert benchmark_report.write([run]) > 0
     verdicts = (tmp_path / 'verdicts.md').read_text()
