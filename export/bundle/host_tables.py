@@ -22,8 +22,8 @@ from export.host.graph_program import TextHost
 from neodragon_jax.generation.tokens import CLIP_LENGTH
 from neodragon_jax.models.t5 import MASKED
 from neodragon_jax.models.vae import LOG_VARIANCE_RANGE, NEODRAGON
+from neodragon_jax.pyramid.history import history_stage
 from neodragon_jax.pyramid.sampler import Plan, Prompt
-from neodragon_jax.pyramid.stages import history_stage
 
 # Number of random text masks that the rule for padded text is checked on.
 _CHECKED_MASKS = 4

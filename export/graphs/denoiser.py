@@ -30,8 +30,8 @@ from neodragon_jax.models.attention import strategy
 from neodragon_jax.models.joint_block import JointBlock
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.rotary import make_rotary
+from neodragon_jax.pyramid.history import envelope
 from neodragon_jax.pyramid.layout import Layout, position_ids
-from neodragon_jax.pyramid.stages import envelope
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,9 @@ from export.graphs.table import FORBIDDEN, Feeds, Params
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.layers import timestep_sinusoid
 from neodragon_jax.models.mmdit import TIMESTEP_WIDTH, PyramidMMDiT
+from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.layout import layout_of, patchify, unpatchify
 from neodragon_jax.pyramid.sampler import Prompt, Unit
-from neodragon_jax.pyramid.stages import envelope_frame_ids
 
 # Maximum number of cached modulations; a video needs one per stage and step.
 _REMEMBERED = 32

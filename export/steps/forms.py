@@ -32,8 +32,9 @@ from export.quantize.stitch import export_chain, quantize_chain
 from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT
+from neodragon_jax.pyramid.history import envelope_history
 from neodragon_jax.pyramid.sampler import Prompt
-from neodragon_jax.pyramid.stages import envelope_history, levels
+from neodragon_jax.pyramid.stages import levels
 
 BASELINE = 'straightforward'
 

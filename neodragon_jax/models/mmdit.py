@@ -80,7 +80,7 @@ class PyramidMMDiT(nn.Module):
         sampling) instead of one after the other (for export). `stack_blocks` and `unstack_blocks` convert parameters.
       remat: rematerialization of a block in the backward pass: 'none', 'full', or 'dots' (all but matrix products).
       attention: how the mask is applied, see models/attention.py; all but 'masked' take frames in the order of their
-        ids, as `pyramid.envelope` has them.
+        ids, as `pyramid.history.envelope` has them.
       rotary: form of the rotary embedding, see `rotary.make_rotary`.
     """
 

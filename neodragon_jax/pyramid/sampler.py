@@ -19,16 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.pyramid.history import envelope_frame_ids, envelope_history
 from neodragon_jax.pyramid.schedule import Schedule, euler_step
 from neodragon_jax.pyramid.spacings import MAX_STEPS
-from neodragon_jax.pyramid.stages import (
-    block_noise,
-    down_noise,
-    enter_stage,
-    envelope_frame_ids,
-    envelope_history,
-    levels,
-)
+from neodragon_jax.pyramid.stages import block_noise, down_noise, enter_stage, levels
 
 # Number of the posterior's noise among a sample's draws; units and stages count from 1.
 POSTERIOR = 2**30

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from neodragon_jax.pyramid.history import envelope_history
 from neodragon_jax.pyramid.sampler import Denoiser, Prompt, Unit
 from neodragon_jax.pyramid.schedule import Schedule
-from neodragon_jax.pyramid.stages import envelope_history, levels, stage_pair
+from neodragon_jax.pyramid.stages import levels, stage_pair
 from train.flow import flow_matching, losses
 
 Draws = dict[str, Array]

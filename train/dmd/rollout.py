@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from neodragon_jax.pyramid.history import envelope_history
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Latents, NoiseSource, Prompt, Unit, euler_steps
 from neodragon_jax.pyramid.schedule import Schedule
-from neodragon_jax.pyramid.stages import down_noise, enter_stage, envelope_history, levels
+from neodragon_jax.pyramid.stages import down_noise, enter_stage, levels
 
 
 class RolledOut(NamedTuple):

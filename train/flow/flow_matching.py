@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.pyramid.history import envelope_history, history_stage
 from neodragon_jax.pyramid.schedule import Schedule
-from neodragon_jax.pyramid.stages import down_noise, envelope_history, history_stage, levels, stage_pair
+from neodragon_jax.pyramid.stages import down_noise, levels, stage_pair
 from train.flow import losses
 
 # Largest amount of noise in a history frame.

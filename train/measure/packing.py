@@ -27,8 +27,9 @@ from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import Condition, FinalModulation, PyramidMMDiT
 from neodragon_jax.models.modulation import BlockModulation, Modulation
 from neodragon_jax.models.rotary import Rotary
+from neodragon_jax.pyramid.history import envelope_frame_ids, envelope_history
 from neodragon_jax.pyramid.layout import FORBIDDEN, layout_of, patchify, unpatchify
-from neodragon_jax.pyramid.stages import envelope_frame_ids, envelope_history, levels
+from neodragon_jax.pyramid.stages import levels
 
 STAGES, FRAMES, GRID, TEXT_TOKENS = 3, 7, (40, 64), 128
 

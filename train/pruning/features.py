@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int
 from neodragon_jax.models.joint_block import STREAMS
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
+from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.layout import layout_of, position_ids
 from neodragon_jax.pyramid.sampler import Prompt
-from neodragon_jax.pyramid.stages import envelope_frame_ids
 
 
 class Streams(NamedTuple):

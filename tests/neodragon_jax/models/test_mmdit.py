@@ -18,8 +18,8 @@ from neodragon_jax.config.neodragon import FULL, MMDiTConfig
 from neodragon_jax.models.layers import sincos_table, timestep_sinusoid
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks, unstack_blocks
 from neodragon_jax.models.rotary import rotary_table
+from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.layout import attention_mask, layout_of, patchify, position_ids
-from neodragon_jax.pyramid.stages import envelope_frame_ids
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error
 from support.mmdit import inputs, model_and_params
 

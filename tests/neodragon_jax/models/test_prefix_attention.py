@@ -15,8 +15,8 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.attention import STRATEGIES, Groups
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.models.rotary import make_rotary, rotate
+from neodragon_jax.pyramid.history import envelope, envelope_frame_ids
 from neodragon_jax.pyramid.layout import Layout, query_groups
-from neodragon_jax.pyramid.stages import envelope, envelope_frame_ids
 from support.goldens import channels_last, load_golden, relative_error
 from support.mmdit import inputs, model_and_params
 

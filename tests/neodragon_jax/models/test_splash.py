@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from neodragon_jax.models import attention, splash
+from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.layout import Layout, position_ids
-from neodragon_jax.pyramid.stages import envelope_frame_ids
 from support.goldens import relative_error
 
 HEADS, WIDTH, TEXT = 2, 16, 24

@@ -11,22 +11,10 @@ import numpy as np
 import pytest
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.pyramid.history import envelope, envelope_frame_ids, envelope_history, history
 from neodragon_jax.pyramid.layout import attention_mask, layout_of, patchify, position_ids, unpatchify
 from neodragon_jax.pyramid.schedule import Schedule
-from neodragon_jax.pyramid.stages import (
-    block_noise,
-    color_noise,
-    down,
-    down_noise,
-    enter_stage,
-    envelope,
-    envelope_frame_ids,
-    envelope_history,
-    history,
-    levels,
-    stage_pair,
-    up,
-)
+from neodragon_jax.pyramid.stages import block_noise, color_noise, down, down_noise, enter_stage, levels, stage_pair, up
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error
 
 

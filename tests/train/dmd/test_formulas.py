@@ -16,6 +16,7 @@ from neodragon_jax.checkpoint.names.mmdit import mmdit_names
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.pyramid import stages as pyramid
+from neodragon_jax.pyramid.history import history
 from neodragon_jax.pyramid.schedule import Schedule
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error
 from support.point_world import BATCH, PointMass, make_batch, point, point_program
@@ -109,7 +110,7 @@ def test_draws_cover_every_unit(protocol, units):
         for row, unit in enumerate(np.asarray(example.unit)):
             latents = batch['latents'][row : row + 1]
             assert relative_error(example.clean[row], pyramid.down(latents, 1)[0, unit : unit + 1]) < 1e-6
-            want = pyramid.history(latents[:, :unit], 1, 3)
+            want = history(latents[:, :unit], 1, 3)
             for clip, frame in zip(reversed(want), reversed(example.history), strict=False):
                 assert relative_error(frame[row, -1:], clip[0, -1:]) < 1e-6
     assert seen == units

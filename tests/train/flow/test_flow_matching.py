@@ -11,6 +11,7 @@ import pytest
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid import stages as pyramid
+from neodragon_jax.pyramid.history import envelope
 from neodragon_jax.pyramid.schedule import Schedule
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error
 from train.flow import flow_matching
@@ -85,7 +86,7 @@ def test_draws(stage):
     assert len(set(grid.round())) > 500 and abs(grid.mean() - 500) < 40
     amount = np.asarray(draws.amount)
     assert 0 <= amount.min() < 0.02 and 0.31 < amount.max() < 1 / 3 and abs(amount.mean() - 1 / 6) < 0.01
-    want = [pyramid.envelope(stage, 2, 3, (8, 8), 0).grids[i] for i in range(2)]
+    want = [envelope(stage, 2, 3, (8, 8), 0).grids[i] for i in range(2)]
     assert [noise.shape[2:4] for noise in draws.history_noise] == want
     noises = [pyramid.down_noise(draws.noise, 2 - stage), *draws.history_noise]
     assert all(abs(float(noise.std()) - 1) < 0.05 for noise in noises)

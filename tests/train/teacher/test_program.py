@@ -22,6 +22,7 @@ from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.pyramid import stages as pyramid
+from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.sampler import Prompt
 from neodragon_jax.pyramid.schedule import Schedule
 from support.goldens import relative_error
@@ -278,7 +279,7 @@ def test_evaluation(unbroken, data):
     key = jax.random.fold_in(jax.random.key(0), 0)
     draws = flow_matching.draw(key, stage, held_out['latents'].shape, units + 1, SCHEDULE)._replace(unit=units)
     example = flow_matching.build(stage, jnp.asarray(held_out['latents']), draws, SCHEDULE)
-    ids = pyramid.envelope_frame_ids(units, FRAMES - 1)
+    ids = envelope_frame_ids(units, FRAMES - 1)
     clips = [*example.history, example.x]
     flow = jax.jit(module.apply)({'params': params}, clips, *prompt, example.timestep, ids)
     errors = np.asarray(losses.squared_error(flow, example.flow))[held_out['units'] == 2]
