@@ -44,7 +44,7 @@ lint: $(STAMP)
 
 lock: $(STAMP)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra train --extra export --extra test --extra docs --generate-hashes setup.cfg --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra train --extra export --extra gcs --extra test --extra docs --generate-hashes setup.cfg --output-file requirements.lock
 
 clean:
 	rm -rf .venv out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 # Before JAX is imported: one CPU stands for eight devices, and nothing asks a hub for files.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -21,10 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
+from neodragon_jax.base.bucket import filesystem
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.models.super_resolution import QuickSRNet
+from support.bucket_server import bucket_server
 from support.goldens import ROOT
 
 jax.config.update('jax_compilation_cache_dir', str(ROOT / 'out' / 'jax_cache'))
@@ -46,3 +51,19 @@ def upscaler(tmp_path_factory) -> pathlib.Path:
 def tiny_checkpoint() -> pathlib.Path:
     """The miniature checkpoint in the released layout."""
     return TINY_CHECKPOINT
+
+
+@pytest.fixture(scope='session')
+def bucket_store() -> Iterator[Any]:
+    """The file system of an emulator of Google Cloud Storage."""
+    with bucket_server():
+        yield filesystem()
+
+
+@pytest.fixture
+def bucket(bucket_store, request, tmp_path, monkeypatch) -> epath.Path:
+    """An empty bucket of the emulator; copies of its files go to a folder of this test."""
+    name = f'bucket-{abs(hash(request.node.nodeid))}'
+    bucket_store.mkdir(name)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return epath.Path(f'gs://{name}')

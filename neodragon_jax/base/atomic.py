@@ -1,6 +1,7 @@
 """Files and folders that appear under their final name only when they are complete.
 
-A writer works under a hidden draft name in the same folder; the rename at the end is one step of the file system.
+A writer works under a hidden draft name in the same folder; the rename at the end is one step of the file system. For a
+path in a bucket the draft is on local disk and is uploaded at the end.
 A reader finds either the old or the new content, never a part of it, even if the writer is killed. Drafts of killed
 processes are removed by the next process that writes into the folder.
 """
@@ -18,6 +19,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 
+from neodragon_jax.base import bucket
 from neodragon_jax.base.errors import InputError
 
 PathLike = str | os.PathLike[str]
@@ -45,6 +47,10 @@ def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
     Raises:
       InputError: `path` is a folder, or one of its parents is a file.
     """
+    if bucket.is_bucket(path):
+        with bucket.uploaded_file(path) as draft:
+            yield draft
+        return
     path = pathlib.Path(path)
     if path.is_dir():
         raise InputError(f'{path} is a folder; give the name of a file.')
@@ -68,6 +74,10 @@ def atomic_folder(path: PathLike, replace: bool = False) -> Iterator[pathlib.Pat
     Raises:
       InputError: `path` is a file, or a folder with content and not `replace`; the temporary folder is then not made.
     """
+    if bucket.is_bucket(path):
+        with bucket.uploaded_folder(path, replace) as draft:
+            yield draft
+        return
     path = pathlib.Path(path)
     _check_folder(path, replace)
     temporary = _temporary(path)
@@ -88,6 +98,9 @@ def check_writable(folder: PathLike) -> None:
       InputError: a part of the path is a file.
       OSError: the disk or the permissions do not allow it.
     """
+    if bucket.is_bucket(folder):
+        bucket.check_bucket(folder, 'output folder', write=True)
+        return
     probe = _temporary(pathlib.Path(folder) / 'probe')
     try:
         probe.write_bytes(b'\0')
@@ -120,7 +133,7 @@ def sweep(folder: PathLike) -> None:
     """
     for path in sorted(pathlib.Path(folder).iterdir()):
         hidden = _HIDDEN.fullmatch(path.name)
-        if hidden is None or hidden['host'] != _host() or _is_alive(int(hidden['pid'])):
+        if hidden is None or hidden['host'] != _host() or is_alive(int(hidden['pid'])):
             continue
         target = path.with_name(hidden['stem'] + (hidden['suffix'] or ''))
         with contextlib.suppress(OSError):
@@ -140,7 +153,7 @@ def _host() -> str:
     return hashlib.sha256(f'{socket.gethostname()} {numbers}'.encode()).hexdigest()[:8]
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Return whether a process of this host exists."""
     try:
         os.kill(pid, 0)

@@ -13,10 +13,13 @@ import json
 import os
 import pathlib
 import socket
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from neodragon_jax.base.atomic import LOCK_PREFIX, PathLike
+from neodragon_jax.base import bucket
+from neodragon_jax.base.atomic import LOCK_PREFIX, PathLike, is_alive
+from neodragon_jax.base.bucket_lock import EXPIRES_S, BucketLock
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json
 
@@ -35,11 +38,16 @@ def folder_lock(folder: PathLike, part: str = '') -> Iterator[None]:
     Raises:
       InputError: another process has the lock, or a process of another host left one.
     """
+    name = f'{LOCK_PREFIX}-{part}' if part else LOCK_PREFIX
+    if bucket.is_bucket(folder):
+        with _bucket_lock(os.fspath(folder), name):
+            yield
+        return
     folder = pathlib.Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file; give the name of a folder.')
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (f'{LOCK_PREFIX}-{part}' if part else LOCK_PREFIX)
+    path = folder / name
     if path in _HELD:
         raise InputError(f'{folder}: this process writes into it already; give another folder.')
     descriptor = _acquire(folder, path)
@@ -50,6 +58,25 @@ def folder_lock(folder: PathLike, part: str = '') -> Iterator[None]:
         _HELD.discard(path)
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _bucket_lock(folder: str, name: str) -> Iterator[None]:
+    """Hold the lock of a folder of a bucket."""
+    lock = BucketLock(f'{folder}/{name}', json.loads(_owner()) | {'life': uuid.uuid4().hex})
+    owner = lock.acquire(
+        lambda owner: owner.get('host') == socket.gethostname() and not is_alive(int(owner.get('pid') or 0))
+    )
+    if owner is not None:
+        text = _shown(json.dumps(owner).encode())
+        raise InputError(
+            f'{folder}: {text} is writing into it. Wait for it, stop it, or give another folder; the lock of a machine '
+            f'that has vanished expires after {EXPIRES_S:.0f} s.'
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _acquire(folder: pathlib.Path, path: pathlib.Path) -> int:

@@ -5,7 +5,8 @@
 | `dir/x`, `/dir/x`, `my dir/x` | as typed; relative to the current folder |
 | `~/x`, `~name/x` | in a home folder |
 | `file:///dir/x`, `FILE:///dir/x` | `/dir/x` |
-| `gs://x`, `gs:/x`, `s3://x`, `hf://x`, `https://x`, `word://x` | refused, with the remedy |
+| `gs://bucket/x`, `GS://bucket/x` | in a bucket, for `storage_path` and `input_path`; refused by `user_path` |
+| `gs:/x`, `s3://x`, `hf://x`, `https://x`, `word://x` | refused, with the remedy |
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ import os
 import pathlib
 import re
 import urllib.parse
+from collections.abc import Sequence
 
+from etils import epath
+
+from neodragon_jax.base.bucket import SCHEME, StoragePath, staged
 from neodragon_jax.base.errors import InputError
 
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):(/+)(.*)', re.DOTALL)
+# Bucket and object of gs://BUCKET/OBJECT.
+_BUCKET = re.compile(r'([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*))?', re.DOTALL)
 _REMEDIES = {
     'gs': 'mount the bucket (Cloud Storage FUSE) and give its folder, or copy it here: gcloud storage cp -r {text} .',
     's3': 'copy it to this machine first: aws s3 cp --recursive {text} .',
@@ -25,6 +32,39 @@ _REMEDIES = {
     'http': 'download it first, and give the path of the file.',
     'https': 'download it first, and give the path of the file.',
 }
+
+
+def storage_path(text: str | os.PathLike[str], option: str) -> StoragePath:
+    """Return the path that a user typed, on a local disk or in a bucket, gs://BUCKET/PATH.
+
+    Args:
+      option: the option that the text is from, for error messages.
+    Raises:
+      InputError: as of `user_path`, or a bucket or an object cannot have this name.
+    """
+    _check_text(os.fspath(text), option)
+    match = _SCHEME.fullmatch(os.fspath(text))
+    if match is None or match[1].lower() != 'gs' or len(match[2]) < 2:
+        return user_path(text, option)
+    named = _BUCKET.fullmatch(match[3]) if len(match[2]) == 2 else None
+    if named is None:
+        raise InputError(f'{option} {text}: no bucket can have this name; write gs://BUCKET/PATH in lower case.')
+    parts = [part for part in (named[2] or '').split('/') if part]
+    if {'.', '..'} & set(parts):
+        raise InputError(f'{option} {text}: a bucket has no . or .. in its paths; write the whole path.')
+    return epath.Path(SCHEME + '/'.join([named[1], *parts]))
+
+
+def input_path(text: str | os.PathLike[str], option: str, parts: Sequence[str] | None = None) -> pathlib.Path:
+    """Return the local path of an input that a user typed, after copying it from its bucket if it is in one.
+
+    Args:
+      option: the option that the text is from, for error messages.
+      parts: subfolders to copy from a bucket, besides the files of the folder itself; None copies everything.
+    Raises:
+      InputError: as of `storage_path` and `neodragon_jax.base.bucket.staged`.
+    """
+    return staged(storage_path(text, option), option, parts)
 
 
 def user_path(text: str | os.PathLike[str], option: str) -> pathlib.Path:
@@ -36,10 +76,7 @@ def user_path(text: str | os.PathLike[str], option: str) -> pathlib.Path:
       InputError: the text is empty, of a scheme that is not a local path, or cannot be a path.
     """
     text = os.fspath(text)
-    if not text:
-        raise InputError(f'{option} is empty; give a path (is a shell variable unset?).')
-    if any(ord(character) < 32 for character in text):
-        raise InputError(f'{option} {text!r} has control characters; correct the path.')
+    _check_text(text, option)
     match = _SCHEME.fullmatch(text)
     if match is not None and _is_scheme(match):
         return _of_scheme(text, option, match)
@@ -47,6 +84,14 @@ def user_path(text: str | os.PathLike[str], option: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         raise InputError(f'{option} {text}: no such user on this machine; give the whole path.') from None
+
+
+def _check_text(text: str, option: str) -> None:
+    """Raise InputError if a text cannot be a path."""
+    if not text:
+        raise InputError(f'{option} is empty; give a path (is a shell variable unset?).')
+    if any(ord(character) < 32 for character in text):
+        raise InputError(f'{option} {text!r} has control characters; correct the path.')
 
 
 def _is_scheme(match: re.Match[str]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.paths import input_path
 from train.data.manifest import check_shard, read_manifest
 from train.data.record_spec import INDEX
 from train.data.shards import read_record
@@ -37,12 +37,13 @@ class SampleSource:
         """Open and check a folder.
 
         Args:
+          folder: local, or in a bucket, from where it is copied to the user's cache first.
           verify: compare the SHA-256 of every shard also of a large set, which reads all of it. Sizes are compared
             always, and so is the place of every sample that is read.
         Raises:
           InputError: the folder, its manifest or a shard is missing, incomplete or damaged.
         """
-        folder = user_path(folder, 'sample set')
+        folder = input_path(folder, 'sample set')
         self._folder = folder.absolute()
         self._manifest = manifest = read_manifest(folder)
         if not manifest.complete:

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.bucket import StoragePath, filesystem, is_bucket
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import as_json
 
@@ -71,7 +71,7 @@ class Keep:
 class Checkpoints:
     """Checkpoints of a run, written in the background; each appears when complete."""
 
-    def __init__(self, folder: pathlib.Path, *, keep: Keep, metadata: dict[str, Any]) -> None:
+    def __init__(self, folder: StoragePath, *, keep: Keep, metadata: dict[str, Any]) -> None:
         """Open the folder.
 
         Args:
@@ -80,7 +80,9 @@ class Checkpoints:
         Raises:
           InputError: the newest checkpoint there belongs to another kind of run.
         """
-        self._folder, self._keep = folder.absolute(), keep
+        if is_bucket(folder):
+            filesystem()  # configures the libraries that Orbax uses
+        self._folder, self._keep = folder if is_bucket(folder) else folder.absolute(), keep
         self._metadata = as_json(metadata)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep,  # pyright: ignore[reportArgumentType]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import shutil
 from typing import Any
 
@@ -31,7 +30,6 @@ class Evaluator:
                 f'evaluate_every is {config.evaluate_every}, but program {program.name} has no evaluation; set it to 0.'
             )
         self._program, self._config = program, config
-        self._folder = pathlib.Path(config.workdir) / SAMPLES
 
     def due(self, done: int) -> bool:
         """Return whether an evaluation follows after `done` steps."""
@@ -44,13 +42,14 @@ class Evaluator:
         Raises:
           InputError: the metric that ranks the checkpoints is missing.
         """
-        folder = self._folder / f'step_{done:06d}'
+        samples = self._config.folder / SAMPLES
+        folder = samples / f'step_{done:06d}'
         if jax.process_index() == 0:
-            for abandoned in self._folder.glob('.step_*'):  # left by a killed process
+            for abandoned in samples.glob('.step_*'):  # left by a killed process
                 shutil.rmtree(abandoned)
             with atomic_folder(folder, replace=True) as partial:
                 numbers = self._program.evaluate(state, frozen, partial)
-            if not any(folder.iterdir()):
+            if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         else:
             numbers = self._program.evaluate(state, frozen, folder.with_name(f'.not_of_process_{jax.process_index()}'))

@@ -24,6 +24,8 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.bucket import StoragePath, check_bucket, is_bucket
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.processes import start_processes
@@ -128,11 +130,12 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
             if last or stopped or done % config.checkpoint_every == 0 or (scores and config.keep_best):
                 with goodput.spending(CHECKPOINT):
+                    parts.log.sync()
                     parts.checkpoints.save(done, carry, _place(parts.loader, root_key), scores)
             if stopped and not last:
                 _stop(parts, program, done)
         parts.checkpoints.wait()
-        program.finish(carry.state, pathlib.Path(config.workdir) / RESULT)
+        _finish(program, carry.state, config.folder / RESULT)
         parts.log.print_line(f'{program.name}: {goodput.describe()}')
     return carry.state
 
@@ -164,7 +167,9 @@ def _open(
       InputError: another process trains in this folder, or the checkpoints belong to another run or are beyond the last
         step.
     """
-    workdir = pathlib.Path(config.workdir)
+    workdir = config.folder
+    if is_bucket(workdir):
+        check_bucket(workdir, 'config.workdir', write=True)
     if jax.process_count() == 1:
         # No lock on a pod: process 0 may restart on another host, where it cannot recognize a stale lock.
         stack.enter_context(folder_lock(workdir))
@@ -186,6 +191,15 @@ def _open(
     )
 
 
+def _finish(program: Program, state: Any, folder: StoragePath) -> None:
+    """Write the result; for a bucket on local disk first."""
+    if not is_bucket(folder):
+        program.finish(state, pathlib.Path(folder))
+        return
+    with atomic_folder(folder, replace=True) as local:
+        program.finish(state, local)
+
+
 def _stop(parts: _Parts, program: Program, done: int) -> None:
     """Wait until the checkpoint is written, then end the process with status 0."""
     parts.checkpoints.wait()
@@ -198,6 +212,7 @@ def _end_diverged(
 ) -> None:
     """Save the state before the non-finite steps, and raise DivergedError."""
     parts.log.write(done, values)
+    parts.log.sync()
     parts.checkpoints.save(done, _without_skips(carry), _place(parts.loader, root_key), {})
     parts.checkpoints.wait()
     raise DivergedError(_divergence(done, values, workdir))

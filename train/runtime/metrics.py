@@ -16,9 +16,11 @@ import tensorboardX
 from tqdm import tqdm
 
 from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json
 from train.runtime.goodput import Goodput, speed
+from train.runtime.mirror import Mirror
 from train.runtime.peaks import peak_flops
 from train.runtime.program import EVALUATION
 from train.runtime.step import GUARDED
@@ -38,7 +40,7 @@ class MetricsLog:
     """Logs of a run's metrics in its folder. A resumed run first drops the lines after its checkpoint."""
 
     def __init__(
-        self, folder: pathlib.Path, *, start: int, steps: int, progress: bool = True, shown: Sequence[str] = ()
+        self, folder: StoragePath, *, start: int, steps: int, progress: bool = True, shown: Sequence[str] = ()
     ) -> None:
         """Open the logs.
 
@@ -54,11 +56,11 @@ class MetricsLog:
         self._primary = jax.process_index() == 0
         if not self._primary:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / JSON_LINES
+        self._mirror = Mirror(folder, resumed=(JSON_LINES,))
+        path = self._mirror.local / JSON_LINES
         _keep_lines(path, start)
         self._file = path.open('a')
-        self._board = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=start + 1)
+        self._board = tensorboardX.SummaryWriter(str(self._mirror.local / 'tensorboard'), purge_step=start + 1)
         self._shown, self._steps, self._start = tuple(shown), steps, start
         self._lines = progress and not sys.stderr.isatty()
         self._began = self._told = time.monotonic()
@@ -105,12 +107,19 @@ class MetricsLog:
         names = [name for name in dict.fromkeys([*first, 'steps_per_second', 'mfu', *finite]) if name in finite]
         return {name: values[name] for name in names[:CONSOLE_METRICS]}
 
+    def sync(self) -> None:
+        """Copy the logs to the bucket of the run's folder, if it is in one."""
+        if self._primary:
+            self._board.flush()
+            self._mirror.sync()
+
     def close(self) -> None:
         """Flush and close everything."""
         if self._primary:
             self._bar.close()
             self._board.close()
             self._file.close()
+            self._mirror.close()
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +175,7 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return means
 
 
-def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(folder: StoragePath) -> list[dict[str, Any]]:
     """Return the rows that a run has logged so far.
 
     Raises:
@@ -185,7 +194,7 @@ def _keep_lines(path: pathlib.Path, last: int) -> None:
         partial.write_text(''.join(kept))
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+def _rows(path: StoragePath) -> list[dict[str, Any]]:
     """Return the rows of a file, without an unfinished last one.
 
     Raises:

@@ -7,7 +7,6 @@ advance. A trace appears in workdir/profile when complete; view it with `tensorb
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import signal
 import threading
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any, Self
 import jax
 
 from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.bucket import StoragePath
 
 # Steps of a trace started by a signal: the first shows the host's dispatch, the others the steady state.
 STEPS_ON_SIGNAL = 3
@@ -24,7 +24,7 @@ STEPS_ON_SIGNAL = 3
 class Profiler:
     """Profiler of selected steps of a run; call `before` and `after` around each step."""
 
-    def __init__(self, folder: pathlib.Path, steps: tuple[int, ...], print_line: Callable[[str], None]) -> None:
+    def __init__(self, folder: StoragePath, steps: tuple[int, ...], print_line: Callable[[str], None]) -> None:
         """Store the arguments.
 
         Args:

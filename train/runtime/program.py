@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, PRNGKeyArray
 
+from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.paths import storage_path
 from train.runtime.settings import check_range, top_level
 from train.runtime.sharding import MeshConfig
 
@@ -94,7 +95,7 @@ class LoopConfig:
     """The settings of a run, besides its program and its data.
 
     Attributes:
-      workdir: folder for checkpoints, logs, samples and the result, shared by all processes.
+      workdir: folder for checkpoints, logs, samples and the result, shared by all processes; local, or gs://BUCKET/PATH.
       steps: length of the run.
       batch_size: samples in a batch, over all devices and processes.
       updates: None for batches [batch, ...]; n for [n, batch, ...], different samples for each update in a step.
@@ -135,9 +136,14 @@ class LoopConfig:
     compile_cache: str = 'auto'
     distributed: bool = False
 
+    @property
+    def folder(self) -> StoragePath:
+        """Return `workdir` as a path."""
+        return storage_path(self.workdir, 'config.workdir')
+
     def __post_init__(self) -> None:
         if self.workdir:
-            object.__setattr__(self, 'workdir', str(user_path(self.workdir, 'config.workdir')))
+            object.__setattr__(self, 'workdir', str(self.folder))
         check_range(self, 'steps', 'batch_size', 'checkpoint_every', 'keep', 'log_every', 'max_skips', least=1)
         if self.updates is not None:
             check_range(self, 'updates', least=1)

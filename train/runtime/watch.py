@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import socket
 import threading
 import time
@@ -18,7 +17,8 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.json_file import read_json
+from neodragon_jax.base.bucket import StoragePath
+from neodragon_jax.base.json_file import parse_json
 from train.runtime.goodput import STEP
 
 FOLDER = '.processes'
@@ -46,7 +46,7 @@ class Place(NamedTuple):
 class Watch:
     """Publisher of this process's progress that reports slow processes; a single process needs none."""
 
-    def __init__(self, workdir: pathlib.Path, activity: Callable[[], str], print_line: Callable[[str], object]) -> None:
+    def __init__(self, workdir: StoragePath, activity: Callable[[], str], print_line: Callable[[str], object]) -> None:
         """Store the arguments.
 
         Args:
@@ -101,8 +101,8 @@ class Watch:
         places = []
         for path in self._folder.glob('[0-9]*.json'):
             try:
-                place = read_json(path, Place)
-            except InputError:
+                place = parse_json(path.read_text(), Place, str(path))
+            except (OSError, InputError):
                 continue
             if place.process != self._place.process:
                 places.append(place)

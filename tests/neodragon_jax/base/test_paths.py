@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.paths import storage_path, user_path
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,44 @@ from neodragon_jax.base.paths import user_path
 def test_local_paths(text, path, monkeypatch):
     monkeypatch.setenv('HOME', '/home/someone')
     assert user_path(text, '--out') == pathlib.Path(path)
+    assert storage_path(text, '--out') == pathlib.Path(path)
+
+
+@pytest.mark.parametrize(
+    ('text', 'path'),
+    [
+        ('gs://bucket/x', 'gs://bucket/x'),
+        ('GS://bucket/Dir/x', 'gs://bucket/Dir/x'),
+        ('gs://bucket', 'gs://bucket'),
+        ('gs://bucket/', 'gs://bucket'),
+        ('gs://bucket//my dir/x/', 'gs://bucket/my dir/x'),
+        ('gs://my.bucket_1/a~b/%20', 'gs://my.bucket_1/a~b/%20'),
+    ],
+)
+def test_buckets(text, path):
+    assert str(storage_path(text, '--out')) == path
+    assert str(storage_path(storage_path(text, '--out'), '--out')) == path
+
+
+@pytest.mark.parametrize(
+    ('text', 'remedy'),
+    [
+        ('gs:/bucket/x', 'write gs://bucket/x'),
+        ('gs:///bucket/x', 'write gs://BUCKET/PATH'),
+        ('gs://', 'write gs://BUCKET/PATH'),
+        ('gs://Bucket/x', 'in lower case'),
+        ('gs://bucket/../x', 'no . or ..'),
+        ('gs://bucket/a\nb', 'control characters'),
+        ('s3://bucket/x', 'aws s3 cp'),
+        ('hf://org/name', 'only --checkpoint'),
+        ('', 'is empty'),
+    ],
+)
+def test_other_texts_of_buckets_are_refused_with_the_remedy(text, remedy):
+    with pytest.raises(InputError) as error:
+        storage_path(text, '--out')
+    message = str(error.value)
+    assert message.startswith('--out') and remedy in message and '\n' not in message
 
 
 @pytest.mark.parametrize(

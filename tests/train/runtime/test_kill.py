@@ -22,6 +22,8 @@ import numpy as np
 import optax
 import pytest
 
+from neodragon_jax.base.bucket import StoragePath
+from neodragon_jax.base.paths import input_path
 from neodragon_jax.base.processes import start_processes
 from support import goldens
 from support.jobs import Job
@@ -134,7 +136,7 @@ def train(data: str, workdir: str, steps: int, mesh: tuple[int, int, int], secon
 # --- Kills ------------------------------------------------------------------------------------------------------------
 
 
-def last_checkpoint(workdir: pathlib.Path) -> int:
+def last_checkpoint(workdir: StoragePath) -> int:
     steps = [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
     return max(steps, default=0)
 
@@ -145,7 +147,7 @@ def last_step(job: Job) -> int:
 
 
 def killed_again_and_again(
-    command: list[str], workdir: pathlib.Path, steps: int, kills: int, logs: pathlib.Path, **options
+    command: list[str], workdir: StoragePath, steps: int, kills: int, logs: pathlib.Path, **options
 ) -> None:
     """Run a job to its end, killing it `kills` times: one by one its workers and its launcher, once as it starts."""
     chance = random.Random(steps)
@@ -223,6 +225,12 @@ def test_killed_job_ends_where_an_unbroken_one_does(data, unbroken, tmp_path):
     assert_same_run(tmp_path / 'run', unbroken)
 
 
+def test_killed_job_whose_folder_is_in_a_bucket_ends_where_an_unbroken_one_does(data, unbroken, bucket, tmp_path):
+    killed_again_and_again(command_of(data, bucket / 'run', STEPS), bucket / 'run', STEPS, 2, tmp_path)
+    assert_same_run(input_path(bucket / 'run', 'run'), unbroken)
+    assert list((bucket / 'run' / 'tensorboard').iterdir()) and (bucket / 'run' / 'samples' / 'step_000012').is_dir()
+
+
 @pytest.mark.slow
 def test_job_killed_ten_times_ends_where_an_unbroken_one_does(data, tmp_path):
     steps = 165
@@ -269,7 +277,8 @@ def test_loss_goes_on_with_other_processes(data, unbroken, tmp_path, processes, 
 
 
 @pytest.mark.slow
-def test_step_distillation_killed_ten_times_ends_where_an_unbroken_one_does(tmp_path):
+@pytest.mark.parametrize('place', ['disk', 'bucket'])
+def test_step_distillation_killed_ten_times_ends_where_an_unbroken_one_does(place, bucket, tmp_path):
     """The same with the real program: configs/dmd.py:tiny on samples of the miniature teacher.
 
     All but the first process compile again after each kill, so the seed is one whose steps are all at stage 0.
@@ -284,7 +293,9 @@ def test_step_distillation_killed_ten_times_ends_where_an_unbroken_one_does(tmp_
     run = {'steps': steps, 'log_every': 1, 'checkpoint_every': 1, 'mesh.data': 2, 'mesh.fsdp': 4}
     settings = [f'--config.seed={seed}', *(f'--config.loop.{name}={value}' for name, value in run.items())]
 
-    def command(workdir: pathlib.Path) -> list[str]:
+    killed = tmp_path / 'killed' if place == 'disk' else bucket / 'killed'
+
+    def command(workdir: StoragePath) -> list[str]:
         folders = [f'--config.data={tmp_path / "samples"}', f'--config.workdir={workdir}']
         return ['train.dmd', '--config=configs/dmd.py:tiny', *folders, *settings]
 
@@ -292,15 +303,16 @@ def test_step_distillation_killed_ten_times_ends_where_an_unbroken_one_does(tmp_
         assert job.wait() == 0, job.output
     (tmp_path / 'logs').mkdir()
     logs = tmp_path / 'logs'
-    killed_again_and_again(command(tmp_path / 'killed'), tmp_path / 'killed', steps, 10, logs, patience=1800)
+    killed_again_and_again(command(killed), killed, steps, 10, logs, patience=1800)
+    killed = input_path(killed, 'run')
     files = lambda folder: {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()
     }
-    results = [files(tmp_path / name / 'result') for name in ('killed', 'unbroken')]
+    results = [files(folder / 'result') for folder in (killed, tmp_path / 'unbroken')]
     assert any(name.endswith('.safetensors') for name in results[1])
     assert results[0] == results[1]
     # Not every unit is in every batch: what its metrics have then is not a number, which is logged as null.
-    assert rows_of(tmp_path / 'killed') == rows_of(tmp_path / 'unbroken')
+    assert rows_of(killed) == rows_of(tmp_path / 'unbroken')
 
 
 if __name__ == '__main__':

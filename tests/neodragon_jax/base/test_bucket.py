@@ -1,0 +1,187 @@
+"""Tests of buckets (issue 18) on an emulator of Google Cloud Storage: uploads, copies on local disk, and locks."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+
+import pytest
+
+from neodragon_jax.base import bucket as buckets
+from neodragon_jax.base import bucket_lock
+from neodragon_jax.base.atomic import atomic_file, atomic_folder, check_writable
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.folder_lock import folder_lock
+from neodragon_jax.base.paths import input_path
+
+# --- Uploads ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_uploaded_when_it_is_complete(bucket):
+    with pytest.raises(ValueError), atomic_file(bucket / 'a b.txt') as draft:
+        draft.write_text('half')
+        raise ValueError
+    assert not (bucket / 'a b.txt').exists()
+    with atomic_file(bucket / 'a b.txt') as draft:
+        assert draft.suffix == '.txt'
+        draft.write_text('whole')
+    assert (bucket / 'a b.txt').read_text() == 'whole'
+
+
+def write(folder: pathlib.Path, **files: str) -> None:
+    for name, text in files.items():
+        path = folder / name.replace('__', '/')
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.glob('*'))
+
+
+def test_a_folder_replaces_the_files_of_an_older_one(bucket):
+    with atomic_folder(bucket / 'out') as draft:
+        write(draft, old='1', sub__kept='1')
+    with pytest.raises(InputError, match='not empty'), atomic_folder(bucket / 'out'):
+        pass
+    with atomic_folder(bucket / 'out', replace=True) as draft:
+        write(draft, sub__kept='2')
+    assert names(bucket / 'out') == ['sub'] and (bucket / 'out' / 'sub' / 'kept').read_text() == '2'
+
+
+def test_a_folder_whose_upload_was_interrupted_is_refused_until_it_is_written_again(bucket, monkeypatch):
+    def fail(files):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets, 'upload', fail)
+        with pytest.raises(KeyboardInterrupt), atomic_folder(bucket / 'out') as draft:
+            write(draft, x='1')
+    with pytest.raises(InputError, match='upload is unfinished'):
+        input_path(bucket / 'out', '--checkpoint')
+    with atomic_folder(bucket / 'out', replace=True) as draft:
+        write(draft, x='2')
+    assert (input_path(bucket / 'out', '--checkpoint') / 'x').read_text() == '2'
+
+
+def test_a_bucket_that_does_not_exist_is_refused_before_work(bucket):
+    check_writable(bucket / 'out')
+    assert not names(bucket)
+    with pytest.raises(InputError, match='there is no bucket not-made'):
+        check_writable('gs://not-made/out')
+
+
+# --- Copies on local disk ---------------------------------------------------------------------------------------------
+
+
+def test_only_new_and_changed_files_of_the_needed_parts_are_copied(bucket, bucket_store, monkeypatch):
+    fetched = []
+    get_file = bucket_store.get_file
+    monkeypatch.setattr(bucket_store, 'get_file', lambda name, *rest: fetched.append(name) or get_file(name, *rest))
+    for name in ('root.json', 'unet/a', 'unet/b', 'vae/a'):
+        (bucket / 'model' / name).write_text(name)
+    folder = input_path(bucket / 'model', '--checkpoint', ['unet'])
+    assert (folder / 'unet' / 'b').read_text() == 'unet/b' and not (folder / 'vae').exists()
+    assert len(fetched) == 3
+    (bucket / 'model' / 'unet' / 'a').write_text('UNET/A')
+    again = input_path(bucket / 'model', '--checkpoint')
+    assert again == folder and (folder / 'unet' / 'a').read_text() == 'UNET/A'
+    assert sorted(fetched[3:]) == [f'{bucket.name}/model/{name}' for name in ('unet/a', 'vae/a')]
+
+
+def test_an_interrupted_copy_keeps_its_complete_files(bucket, bucket_store, monkeypatch):
+    for name in 'abc':
+        (bucket / 'data' / name).write_text(name)
+    get_file, fetched = bucket_store.get_file, []
+
+    def get(name, local):
+        fetched.append(name.rpartition('/')[2])
+        if fetched.count('c') == 1 and name.endswith('/c'):
+            pathlib.Path(local).write_text('par')
+            raise OSError('connection lost')
+        get_file(name, local)
+
+    monkeypatch.setattr(bucket_store, 'get_file', get)
+    with pytest.raises(OSError, match='connection lost'):
+        input_path(bucket / 'data', 'data')
+    folder = input_path(bucket / 'data', 'data')
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {name: name for name in 'abc'}
+    assert sorted(fetched) == ['a', 'b', 'c', 'c']
+
+
+def test_a_copy_larger_than_the_disk_is_refused(bucket, monkeypatch):
+    (bucket / 'data' / 'a').write_text('abc')
+    monkeypatch.setattr(buckets.shutil, 'disk_usage', lambda folder: _Usage(2))
+    with pytest.raises(InputError, match='mount the bucket with Cloud Storage FUSE'):
+        input_path(bucket / 'data', 'config.data')
+
+
+class _Usage:
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+
+def test_a_missing_folder_is_refused(bucket):
+    with pytest.raises(InputError, match=r'config.data gs://.*: no such file or folder'):
+        input_path(bucket / 'data', 'config.data')
+
+
+# --- Locks ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_at_a_time_has_the_lock(bucket):
+    with folder_lock(bucket / 'run'):
+        with (
+            pytest.raises(InputError, match=f'process {os.getpid()} on .* is writing into it'),
+            folder_lock(bucket / 'run'),
+        ):
+            pass
+        with folder_lock(bucket / 'run', 'part'):
+            pass
+    with folder_lock(bucket / 'run'):
+        pass
+    assert not names(bucket / 'run')
+
+
+@pytest.mark.parametrize(
+    ('owner', 'age_s', 'taken'),
+    [
+        ({'host': 'another', 'pid': 1}, 0, False),
+        ({'host': 'another', 'pid': 1}, bucket_lock.EXPIRES_S + 1, True),
+        ({'host': os.uname().nodename, 'pid': 2**22 + 1}, 0, True),
+    ],
+    ids=['of another machine', 'expired', 'of a killed process of this machine'],
+)
+def test_the_lock_of_a_process_that_has_ended_is_taken_over(bucket, monkeypatch, owner, age_s, taken):
+    (bucket / 'run' / '.lock').write_text(json.dumps(owner | {'started': 'then'}))
+    now = time.time() + age_s
+    monkeypatch.setattr(bucket_lock.time, 'time', lambda: now)
+    if taken:
+        with folder_lock(bucket / 'run'):
+            assert json.loads((bucket / 'run' / '.lock').read_text())['pid'] == os.getpid()
+    else:
+        with pytest.raises(InputError, match='expires after 90 s'), folder_lock(bucket / 'run'):
+            pass
+
+
+def test_of_two_processes_that_find_an_expired_lock_one_gets_it(bucket, monkeypatch):
+    path = bucket / 'run' / '.lock'
+    path.write_text(json.dumps({'host': 'another'}))
+    first, second = (bucket_lock.BucketLock(os.fspath(path), {'life': life}) for life in 'ab')
+    found = second._read()
+    assert first.acquire(lambda owner: True) is None
+    monkeypatch.setattr(second, '_read', lambda: found)
+    assert second.acquire(lambda owner: True) is not None
+    first.release()
+
+
+def test_the_owner_renews_its_lock(bucket, monkeypatch):
+    monkeypatch.setattr(bucket_lock, 'RENEW_S', 0.05)
+    with folder_lock(bucket / 'run'):
+        path, written = bucket / 'run' / '.lock', set()
+        deadline = time.monotonic() + 10
+        while len(written) < 3 and time.monotonic() < deadline:
+            written.add(buckets.filesystem().info(os.fspath(path))['generation'])
+        assert len(written) == 3
