@@ -54,7 +54,7 @@ def filesystem() -> Any:
         os.environ.setdefault('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'emulator')
         os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
     try:
-        import fsspec
+        import fsspec.config
         import gcsfs  # noqa: F401  (registers gs://)
     except ImportError:
         raise InputError("paths on gs:// need gcsfs: pip install 'neodragon-jax[gcs]'.") from None

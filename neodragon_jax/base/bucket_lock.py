@@ -14,8 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from neodragon_jax.base.bucket import SCHEME, filesystem
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import parse_json
 
 # Seconds between two renewals, and seconds without one after which the owner has ended.
 RENEW_S, EXPIRES_S = 20.0, 90.0
@@ -27,7 +30,7 @@ _BOUNDARY = 'part-of-the-upload'
 class BucketLock:
     """The lock of a folder of a bucket, held from `acquire` to `release`."""
 
-    def __init__(self, path: str, owner: Mapping[str, str]) -> None:
+    def __init__(self, path: str, owner: Mapping[str, Any]) -> None:
         """Store the arguments.
 
         Args:
@@ -35,7 +38,7 @@ class BucketLock:
           owner: JSON that describes this process, different from that of any other.
         """
         self._bucket, _, self._name = path.removeprefix(SCHEME).partition('/')
-        self._path, self._owner = path, dict(owner)
+        self._path, self._owner = path, {name: str(value) for name, value in owner.items()}
         self._generation, self._end = ABSENT, threading.Event()
         self._thread = threading.Thread(target=self._renew, name='bucket lock', daemon=True)
 
@@ -64,11 +67,9 @@ class BucketLock:
         """Return the generation of the object, its owner, and the seconds since it was written."""
         try:
             info = filesystem().info(self._path)
-            owner = json.loads(filesystem().cat_file(self._path))
+            owner = lock_fields(filesystem().cat_file(self._path))
         except FileNotFoundError:
             return ABSENT, {}, 0.0
-        except ValueError:
-            owner = {}
         return str(info['generation']), owner, time.time() - info['mtime'].timestamp()
 
     def _write(self, over: str) -> bool:
@@ -107,3 +108,12 @@ class BucketLock:
                 continue
             print(f'error: {self._path}: another process has taken over the folder; stopping.', file=sys.stderr)
             os._exit(1)
+
+
+def lock_fields(content: bytes) -> dict[str, str]:
+    """Return the fields of a lock; none if it is damaged."""
+    try:
+        fields = parse_json(content, dict[str, Any], 'lock')
+    except InputError:
+        return {}
+    return {key: str(value) for key, value in fields.items()}

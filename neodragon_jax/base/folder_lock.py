@@ -14,14 +14,13 @@ import os
 import pathlib
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from neodragon_jax.base import bucket
 from neodragon_jax.base.atomic import LOCK_PREFIX, PathLike, is_alive
-from neodragon_jax.base.bucket_lock import EXPIRES_S, BucketLock
+from neodragon_jax.base.bucket_lock import EXPIRES_S, BucketLock, lock_fields
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.json_file import parse_json
 
 # Locks that this process holds: record locks do not exclude each other within one process.
 _HELD: set[pathlib.Path] = set()
@@ -63,15 +62,12 @@ def folder_lock(folder: PathLike, part: str = '') -> Iterator[None]:
 @contextlib.contextmanager
 def _bucket_lock(folder: str, name: str) -> Iterator[None]:
     """Hold the lock of a folder of a bucket."""
-    lock = BucketLock(f'{folder}/{name}', json.loads(_owner()) | {'life': uuid.uuid4().hex})
-    owner = lock.acquire(
-        lambda owner: owner.get('host') == socket.gethostname() and not is_alive(int(owner.get('pid') or 0))
-    )
+    lock = BucketLock(f'{folder}/{name}', _owner() | {'life': uuid.uuid4().hex})
+    owner = lock.acquire(_has_ended)
     if owner is not None:
-        text = _shown(json.dumps(owner).encode())
         raise InputError(
-            f'{folder}: {text} is writing into it. Wait for it, stop it, or give another folder; the lock of a machine '
-            f'that has vanished expires after {EXPIRES_S:.0f} s.'
+            f'{folder}: {_shown(owner)} is writing into it. Wait for it, stop it, or give another folder; the '
+            f'lock of a machine that has vanished expires after {EXPIRES_S:.0f} s.'
         )
     try:
         yield
@@ -88,7 +84,7 @@ def _acquire(folder: pathlib.Path, path: pathlib.Path) -> int:
             # The last owner may have removed the file after it was opened here and before it was locked.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.truncate(descriptor, 0)
-                os.pwrite(descriptor, _owner().encode(), 0)
+                os.pwrite(descriptor, json.dumps(_owner()).encode(), 0)
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -101,40 +97,31 @@ def _lock(descriptor: int, folder: pathlib.Path, path: pathlib.Path) -> None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        text = _shown(os.pread(descriptor, 4096, 0))
+        text = _shown(lock_fields(os.pread(descriptor, 4096, 0)))
         raise InputError(
             f'{folder}: {text} is writing into it. Wait for it, stop it, or give another folder.'
         ) from None
     content = os.pread(descriptor, 4096, 0)
     # File systems of several hosts do not all share record locks, so an owner elsewhere may be alive.
-    if content and _host(content) not in ('', socket.gethostname()):
-        raise InputError(
-            f'{folder}: {_shown(content)} left its lock. If that process has ended, remove {path} and start again.'
-        )
+    if content and lock_fields(content).get('host', '') not in ('', socket.gethostname()):
+        owner = _shown(lock_fields(content))
+        raise InputError(f'{folder}: {owner} left its lock. If that process has ended, remove {path} and start again.')
 
 
-def _owner() -> str:
-    """Return the description of this process in a lock file."""
+def _owner() -> dict[str, Any]:
+    """Return the description of this process in a lock."""
     started = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
-    return json.dumps({'host': socket.gethostname(), 'pid': os.getpid(), 'started': started})
+    return {'host': socket.gethostname(), 'pid': os.getpid(), 'started': started}
 
 
-def _fields(content: bytes) -> dict[str, str]:
-    """Return the fields of a lock file; none if it is damaged."""
-    try:
-        fields = parse_json(content, dict[str, Any], 'lock')
-    except InputError:
-        return {}
-    return {key: str(value) for key, value in fields.items()}
+def _has_ended(owner: Mapping[str, str]) -> bool:
+    """Return whether the owner of a lock was a process of this machine that has ended."""
+    pid = owner.get('pid', '')
+    return owner.get('host') == socket.gethostname() and pid.isdigit() and not is_alive(int(pid))
 
 
-def _host(content: bytes) -> str:
-    return _fields(content).get('host', '')
-
-
-def _shown(content: bytes) -> str:
+def _shown(fields: Mapping[str, str]) -> str:
     """Return the owner of a lock in words."""
-    fields = _fields(content)
     if not {'host', 'pid', 'started'} <= set(fields):
         return 'another process'
     return f'process {fields["pid"]} on {fields["host"]}, since {fields["started"]},'

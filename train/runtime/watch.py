@@ -18,6 +18,7 @@ import jax
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json
 from train.runtime.goodput import STEP
 

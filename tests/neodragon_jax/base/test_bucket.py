@@ -160,7 +160,7 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over(bucket, monkeypatch,
     monkeypatch.setattr(bucket_lock.time, 'time', lambda: now)
     if taken:
         with folder_lock(bucket / 'run'):
-            assert json.loads((bucket / 'run' / '.lock').read_text())['pid'] == os.getpid()
+            assert json.loads((bucket / 'run' / '.lock').read_text())['pid'] == str(os.getpid())
     else:
         with pytest.raises(InputError, match='expires after 90 s'), folder_lock(bucket / 'run'):
             pass

@@ -89,10 +89,11 @@ def test_required_settings_may_be_in_a_section():
 
 
 def test_work_folders_are_paths_as_typed(monkeypatch):
-    """A bucket is refused instead of becoming a local folder named `gs:`; `~` is the home folder."""
+    """A bucket never becomes a local folder named `gs:`; `~` is the home folder."""
     monkeypatch.setenv('HOME', '/home/someone')
     assert LoopConfig(steps=1, batch_size=1, workdir='~/run').workdir == '/home/someone/run'
-    with pytest.raises(InputError, match=r'config\.workdir gs://bucket/run: mount the bucket'):
-        LoopConfig(steps=1, batch_size=1, workdir='gs://bucket/run')
-    with pytest.raises(InputError, match='sample set gs://bucket/samples'):
-        SampleSource('gs://bucket/samples')
+    assert LoopConfig(steps=1, batch_size=1, workdir='GS://bucket/run/').workdir == 'gs://bucket/run'
+    with pytest.raises(InputError, match=r'config\.workdir gs:/bucket/run: one slash is missing'):
+        LoopConfig(steps=1, batch_size=1, workdir='gs:/bucket/run')
+    with pytest.raises(InputError, match='sample set s3://bucket/samples'):
+        SampleSource('s3://bucket/samples')
