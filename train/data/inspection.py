@@ -11,6 +11,7 @@ from typing import Any
 import tqdm
 
 from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import as_json, parse_json
 from train.data.parallel import ordered_map
 from train.data.video_files import Unusable, choose_size, cut, inspect
