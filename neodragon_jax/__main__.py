@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from neodragon_jax.base.atomic import atomic_file, check_writable
+from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.command_line import EXIT_CODES, exit_status
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.paths import storage_path
 from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
@@ -78,7 +78,7 @@ class GenerateOptions:
     prompts: tuple[str, ...]
     prompts_file: str | None
     vbench: str | None
-    out: pathlib.Path
+    out: StoragePath
     seed: int
     num_samples: int | None
     distributed: bool
@@ -105,7 +105,7 @@ def parse_options(argv: Sequence[str] | None = None) -> GenerateOptions:
     args = vars(_parser().parse_args(argv))
     take = lambda kind: kind(**{field.name: args.pop(field.name) for field in dataclasses.fields(kind)})
     model, video = take(ModelOptions), take(VideoOptions)
-    prompts, out = tuple(args.pop('prompt')), user_path(args.pop('out'), '--out')
+    prompts, out = tuple(args.pop('prompt')), storage_path(args.pop('out'), '--out')
     return GenerateOptions(model=model, video=video, prompts=prompts, out=out, **args)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import tqdm
 
 from neodragon_jax.base.command_line import exit_status
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.paths import input_path, storage_path
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation.tokens import Tokenizers
 from train.data import ArraySpec, RecordSpec, SampleWriter
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
       InputError: an argument, the checkpoint or the folder is not usable.
     """
     left_out = collections.Counter[str]()
-    file, out = (user_path(getattr(args, name), f'--{name}') for name in ('file', 'out'))
+    file, out = input_path(args.file, '--file'), storage_path(args.out, '--out')
     prompts = read_prompts(file, '--file', left_out)
     tokenizers = Tokenizers.load(args.checkpoint)
     example = token_ids(tokenizers, prompts[:PROMPTS_AT_ONCE])

@@ -21,6 +21,7 @@ from flax import traverse_util
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json, shown
+from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.abstract import tensor_shapes
 from neodragon_jax.checkpoint.classes import COMPONENTS, class_name, class_names
@@ -49,7 +50,7 @@ def load_module(folder: Path, *kinds: type[Any]) -> Any:
     Raises:
       InputError: the folder or its config are missing or damaged, or it holds another class.
     """
-    folder = pathlib.Path(folder)
+    folder = input_path(folder, 'component folder')
     name, config = _read_config(folder)
     module = COMPONENTS[name].build(config)
     if kinds and not isinstance(module, kinds):
@@ -78,7 +79,7 @@ def load(folder: Path, *kinds: type[Any]) -> tuple[Any, Params]:
     Raises:
       InputError: the folder, its config or its weights are missing or damaged, or it holds another class.
     """
-    folder = pathlib.Path(folder)
+    folder = input_path(folder, 'component folder')
     module = load_module(folder, *kinds)
     entries = {entry.torch_name: entry for entry in COMPONENTS[class_name(module)].entries(module.config)}
     weights = open_weights(folder, module)
@@ -92,7 +93,7 @@ def open_weights(folder: Path, module: nn.Module) -> Weights:
     Raises:
       InputError: a file is missing or damaged, or its tensors are not those of the module.
     """
-    folder = pathlib.Path(folder)
+    folder = input_path(folder, 'component folder')
     weights, component = Weights(folder), COMPONENTS[class_name(module)]
     config: Any = module.config  # pyright: ignore[reportAttributeAccessIssue]
     # Names first: the shapes require tracing all layers that the config declares.

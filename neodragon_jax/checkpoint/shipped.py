@@ -6,8 +6,9 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from neodragon_jax.base.bucket import is_bucket
 from neodragon_jax.base.errors import InputError, did_you_mean
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.paths import input_path, storage_path, user_path
 from neodragon_jax.checkpoint import hub
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'assets'
@@ -23,8 +24,8 @@ def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = No
     """Return the root folder of a checkpoint.
 
     Args:
-      given: a folder, else the name of a shipped checkpoint, else one of the hub (`hf://ORG/NAME@REVISION`, or
-        `ORG/NAME`); None is the shipped DEFAULT.
+      given: a folder, also of a bucket, else the name of a shipped checkpoint, else one of the hub
+        (`hf://ORG/NAME@REVISION`, or `ORG/NAME`); None is the shipped DEFAULT.
       needed: component folders to download from the hub; None downloads all.
     Raises:
       InputError: neither a folder nor a name matches, or the files cannot be downloaded from the hub.
@@ -39,7 +40,7 @@ def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = No
         return FOLDER / DEFAULT
     given = os.fspath(given)
     name = hub.parse(given)
-    if hub.is_explicit(given):
+    if hub.is_explicit(given) or (given and is_bucket(storage_path(given, '--checkpoint'))):
         return resolve(given, needed)
     # An empty name comes from an unset variable and must not mean the current folder.
     if given and user_path(given, '--checkpoint').is_dir():
@@ -60,7 +61,7 @@ def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = No
 
 
 def resolve(given: str | os.PathLike[str], needed: Sequence[str] | None = None) -> pathlib.Path:
-    """Return the folder that a user typed, after downloading it if it is a name of the hub, hf://ORG/NAME@REVISION.
+    """Return the folder that a user typed; one of the hub, hf://ORG/NAME@REVISION, or of a bucket is downloaded first.
 
     Args:
       given: a path, which need not exist, or a name.
@@ -70,7 +71,7 @@ def resolve(given: str | os.PathLike[str], needed: Sequence[str] | None = None) 
     """
     text = os.fspath(given)
     if not hub.is_explicit(text):
-        return user_path(text, '--checkpoint')
+        return input_path(text, '--checkpoint', needed)
     name = hub.parse(text)
     if name is None:
         raise InputError(f'--checkpoint {text}: not a name of the hub; write hf://ORG/NAME@REVISION.')

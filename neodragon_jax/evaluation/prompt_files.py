@@ -24,7 +24,7 @@ from typing import Any
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.paths import input_path
 from neodragon_jax.base.text import BadText, clean
 
 COLUMNS = ('prompt', 'prompt_en', 'caption', 'text')
@@ -43,7 +43,7 @@ def read_prompts(
     Raises:
       InputError: the file does not exist, is damaged, or has no prompt.
     """
-    path = user_path(path, option)
+    path = input_path(path, option)
     name = f'{option} {path}'
     if not path.is_file():
         raise InputError(f'{name}: no such file. Give a text file with one prompt per line.')

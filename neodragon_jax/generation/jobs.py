@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pathlib
 import re
 from collections.abc import Sequence
+
+from neodragon_jax.base.bucket import StoragePath
 
 MAX_NAME_BYTES = 200
 # Characters that file names cannot hold, or that a terminal or another file system would not show.
@@ -19,7 +20,7 @@ class Job:
 
     prompt: str
     number: int
-    path: pathlib.Path
+    path: StoragePath
 
 
 def video_name(prompt: str, number: int) -> str:
@@ -42,7 +43,7 @@ def share(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
 
 
 def make_jobs(
-    prompts: Sequence[str], samples: int, out: pathlib.Path, index: int = 0, count: int = 1
+    prompts: Sequence[str], samples: int, out: StoragePath, index: int = 0, count: int = 1
 ) -> tuple[list[Job], int]:
     """Return the jobs of process `index` of `count` whose videos do not exist, and the number of those that do.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.checkpoint.params import read_params
@@ -115,18 +115,18 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
 
 
 def _find_student(given: str) -> pathlib.Path:
-    """Return the folder of a student: a local one, or one of the hub, hf://ORG/NAME@REVISION."""
+    """Return the folder of a student: a local one, or one of a bucket or of the hub, hf://ORG/NAME@REVISION."""
     name = hub.parse(given)
     if hub.is_explicit(given) and name is not None:
         return hub.fetch(name, (folders.STUDENT, folders.STUDENT_ADAPTER))
-    return user_path(given, '--student')
+    return input_path(given, '--student', (folders.STUDENT, folders.STUDENT_ADAPTER))
 
 
 def _upscaler(
     folder: str | os.PathLike[str], dtype: Any, store: Store, profile: Profile | None
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return a compiled super-resolution network as a function of frames."""
-    folder = user_path(folder, '--upscale')
+    folder = input_path(folder, '--upscale')
     module = checkpoint.load_module(folder, QuickSRNet)
     # The network is tiny and runs between two batches of the decoder, so it stays loaded on one device.
     own_store = Store(lambda leaf: jax.device_put(leaf, jax.local_devices()[0]))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from neodragon_jax.base import video
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.paths import input_path
 from neodragon_jax.generation.defaults import (
     RELEASED,
     SPATIAL_FACTOR,
@@ -68,7 +68,7 @@ def video_settings(options: VideoOptions, mode: str, defaults: GenerationDefault
     plan = make_plan(mode, *size, *steps, *guidance, defaults.of(mode))
     image = options.image
     if isinstance(image, str | os.PathLike):
-        image = video.read_image(user_path(image, '--image'))
+        image = video.read_image(input_path(image, '--image'))
     return VideoSettings(
         plan=plan,
         picture=None if image is None else video.image_to_frame(video.crop_center(image, *size[1:]), *size[1:]),

@@ -15,6 +15,8 @@ from PIL import Image
 
 from neodragon_jax.base import video
 from neodragon_jax.base.atomic import PathLike
+from neodragon_jax.base.bucket import StoragePath
+from neodragon_jax.base.paths import storage_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,13 +39,13 @@ class Video:
     refused: bool = False
     fps: int = video.FPS
 
-    def save(self, path: PathLike) -> pathlib.Path:
-        """Write the video as H.264 in mp4; return the path. The file appears when it is complete.
+    def save(self, path: PathLike) -> StoragePath:
+        """Write the video as H.264 in mp4, also into a bucket; return the path. The file appears when it is complete.
 
         Raises:
           InputError: the path is a folder, or one of its parents is a file.
         """
-        path = pathlib.Path(path)
+        path = storage_path(path, 'path')
         video.write_mp4(path, self.frames, fps=self.fps)
         return path
 

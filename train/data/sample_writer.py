@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 
 from neodragon_jax.base.atomic import PathLike
+from neodragon_jax.base.bucket import is_bucket
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json
+from neodragon_jax.base.paths import storage_path
+from train.data.bucket_set import BucketSet
 from train.data.journal import Journal
 from train.data.manifest import MANIFEST, ShardRecord, make_plan, read_manifest, write_manifest
 from train.data.record_spec import INDEX, RecordSpec
 from train.data.shard_layout import ShardLayout
 from train.data.shards import complete, recover
-from train.data.stored_conditioning import NEGATIVE, conditioning_hashes, write_conditioning
-from train.data.tfds_metadata import write_metadata
+from train.data.stored_conditioning import NEGATIVE, conditioning_hashes, conditioning_path, write_conditioning
+from train.data.tfds_metadata import METADATA, write_metadata
 
 
 class SampleWriter:
@@ -50,7 +53,7 @@ class SampleWriter:
         """Begin or continue a sample set.
 
         Args:
-          folder: made if absent.
+          folder: made if absent; in a bucket, complete shards are uploaded from the user's cache folder.
           count: samples in the whole set.
           protocol: JSON with the settings that the samples depend on, the same for every writer.
           part, parts: this writer's share of the shards.
@@ -63,12 +66,18 @@ class SampleWriter:
                 f'SampleWriter: count={count}, samples_per_shard={samples_per_shard}, part={part} of {parts}; '
                 'the first two are positive and part is in 0..parts-1.'
             )
-        self._layout = ShardLayout(pathlib.Path(folder), name, count, samples_per_shard)
+        given = storage_path(folder, '--out')
+        self._bucket = BucketSet(given) if is_bucket(given) else None
+        local = pathlib.Path(given) if self._bucket is None else self._bucket.local
+        self._layout = ShardLayout(local, name, count, samples_per_shard)
         self._spec, self._part = spec, part
         self._plan = make_plan(name, count, samples_per_shard, spec, protocol)
         self._features = spec.features()
         self._begin()
         shards = self._layout.shards[part::parts]
+        for shard in shards:
+            recover(self._layout, shard, part)
+        self._push_shards()
         self._todo = [index for shard in shards for index in recover(self._layout, shard, part)]
         self._position = 0
         self._journal: Journal | None = None
@@ -82,6 +91,7 @@ class SampleWriter:
             raise InputError(f'{folder} is or lies under a file; choose another folder.') from None
         if not (folder / MANIFEST).exists():
             write_manifest(folder, self._plan, self._part)
+            self._push(folder / MANIFEST)
             return
         begun = read_manifest(folder).plan | {'format': self._plan['format']}
         for key, value in self._plan.items():
@@ -117,6 +127,7 @@ class SampleWriter:
         if index == self._layout.samples(shard)[-1]:
             complete(self._layout, shard, self._journal, self._part)
             self._journal = None
+            self._push_shards()
 
     def _open(self, shard: int, index: int) -> Journal:
         """Return the journal of a shard, ready for a sample."""
@@ -138,6 +149,17 @@ class SampleWriter:
           kind: NEGATIVE or NULL.
         """
         write_conditioning(self._layout.folder, kind, arrays, self._spec)
+        self._push(conditioning_path(self._layout.folder, kind))
+
+    def _push(self, *paths: pathlib.Path) -> None:
+        """Upload files of a set in a bucket."""
+        if self._bucket is not None:
+            self._bucket.push(*paths)
+
+    def _push_shards(self) -> None:
+        """Upload the complete shards of a set in a bucket."""
+        if self._bucket is not None:
+            self._bucket.push_shards(self._layout)
 
     def close(self) -> bool:
         """Keep the written samples; return whether the whole set is complete, which makes it readable."""
@@ -145,11 +167,15 @@ class SampleWriter:
             self._journal.close()
             self._journal = None
         layout = self._layout
+        if self._bucket is not None:
+            self._bucket.pull()
         if not all(layout.record_path(shard).exists() for shard in layout.shards):
             return False
         shards = [_read_record(layout.record_path(shard)) for shard in layout.shards]
         write_metadata(layout, self._spec, shards, self._part)
         write_manifest(layout.folder, self._plan, self._part, shards, conditioning_hashes(layout.folder))
+        self._push(*(layout.folder / name for name in METADATA))
+        self._push(layout.folder / MANIFEST)
         return True
 
     def __enter__(self) -> SampleWriter:

@@ -7,6 +7,8 @@ import math
 import pathlib
 
 SPLIT = 'train'
+# Folder of the records of complete shards.
+RECORDS = 'shards'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ShardLayout:
 
     def record_path(self, shard: int) -> pathlib.Path:
         """Return the file with a complete shard's size and hash; it exists once the shard is complete."""
-        return self.folder / 'shards' / f'{shard:05d}.json'
+        return self.folder / RECORDS / f'{shard:05d}.json'
 
     def journal_path(self, shard: int) -> pathlib.Path:
         """Return the journal of a shard that is being written."""

@@ -287,7 +287,7 @@ def test_step_distillation_killed_ten_times_ends_where_an_unbroken_one_does(plac
     assert {stage_of_step(seed, step, 3) for step in range(steps)} == {0}
     (tmp_path / 'prompts.txt').write_text('a red ball rolls down a hill\na ship in a storm\na dog on a beach')
     size = ['--count', '16', '--samples-per-shard', '8', '--frames', '17', '--height', '64', '--width', '64']
-    steps_of_samples = ['--steps', '1', '1', '1', '--first-steps', '1', '1', '1', '--dtype', 'float32']
+    steps_of_samples = ['--steps', '2', '2', '2', '--first-steps', '2', '2', '2', '--dtype', 'float32']
     given = ['--checkpoint', str(goldens.TINY_CHECKPOINT), '--prompts-file', str(tmp_path / 'prompts.txt')]
     assert teacher_samples.main([*given, '--out', str(tmp_path / 'samples'), *size, *steps_of_samples]) == 0
     run = {'steps': steps, 'log_every': 1, 'checkpoint_every': 1, 'mesh.data': 2, 'mesh.fsdp': 4}

@@ -1,0 +1,61 @@
+"""Sample sets that are written into a bucket: journals on local disk, complete shards in the bucket.
+
+A shard grows by small appends, which a bucket does not allow. It is therefore written in the user's cache folder and
+uploaded when complete, followed by its record. A process that starts again on the same machine continues its journal;
+on another machine it begins the unfinished shard anew.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.bucket import SCHEME, StoragePath, check_bucket, filesystem, stage_folder, upload
+from train.data.manifest import MANIFEST
+from train.data.shard_layout import RECORDS, ShardLayout
+
+
+class BucketSet:
+    """Local folder of a sample set, and its complete files in a bucket.
+
+    Attributes:
+      local: folder that the set is written in.
+    """
+
+    def __init__(self, folder: StoragePath) -> None:
+        """Begin with the manifest and the records that are in the bucket.
+
+        Raises:
+          InputError: the bucket does not exist, or may not be written.
+        """
+        check_bucket(folder, '--out', write=True)
+        self._folder = folder
+        self.local = stage_folder().with_name('written') / os.fspath(folder).removeprefix(SCHEME)
+        self.local.mkdir(parents=True, exist_ok=True)
+        self.pull()
+
+    def pull(self) -> None:
+        """Copy what is small: the manifest, and the records of the shards that other processes have completed."""
+        for name in (MANIFEST, RECORDS):
+            for path in filesystem().find(os.fspath(self._folder / name)):
+                target = self.local / path.removeprefix(os.fspath(self._folder).removeprefix(SCHEME) + '/')
+                with atomic_file(target) as draft:
+                    filesystem().get_file(path, str(draft))
+
+    def push_shards(self, layout: ShardLayout) -> None:
+        """Upload the complete shards that are still on local disk, each before its record, and delete them here."""
+        for shard in layout.shards:
+            if not layout.record_path(shard).exists():
+                continue
+            if layout.shard_path(shard).exists():
+                self.push(layout.shard_path(shard))
+                self.push(layout.record_path(shard))
+                layout.shard_path(shard).unlink()
+            elif not (self._folder / RECORDS / layout.record_path(shard).name).exists():
+                # The set was deleted from the bucket: its samples are gone.
+                layout.record_path(shard).unlink()
+
+    def push(self, *paths: pathlib.Path) -> None:
+        """Upload files of the local folder."""
+        upload({os.fspath(self._folder / path.relative_to(self.local).as_posix()): path for path in paths})
