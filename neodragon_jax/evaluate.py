@@ -5,7 +5,6 @@ The folder has VBench's layout, `{prompt}-{i}.mp4`, as `python -m neodragon_jax`
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import user_path
 from neodragon_jax.evaluation.clip_metrics import ClipMetrics, markdown_table, mean_metrics, measure
@@ -67,22 +66,19 @@ class Evaluation(NamedTuple):
 
 def parse_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
     """Return the options of a command line."""
-    parser = argparse.ArgumentParser(
-        'python -m neodragon_jax.evaluate',
-        description='Print motion, flicker, sharpness and saturation of the videos in a folder.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = 'Print motion, flicker, sharpness and saturation of the videos in a folder.'
+    parser = command_parser('python -m neodragon_jax.evaluate', description, EXAMPLES)
     add = parser.add_argument
     add('videos', metavar='VIDEOS_DIR', help='folder with {prompt}-{i}.mp4')
-    add('--json', metavar='FILE', help='also write the numbers here')
+    add('--json', metavar='FILE', help='also write the numbers to this file')
+    add = parser.add_argument_group('VBench').add_argument
     add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
         help='also run VBench; COMMAND is the program of its environment (default: vbench)')  # fmt: skip
     add(
         '--vbench-out',
         default='vbench_results',
         metavar='DIR',
-        help='its results (default: %(default)s)',
+        help='folder of its results (default: %(default)s)',
     )
     add('--vbench-mode', choices=MODES, default='vbench_standard',
         help="vbench_standard for VBench's own prompts, custom_input for others (default: %(default)s)")  # fmt: skip

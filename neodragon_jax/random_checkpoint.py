@@ -9,7 +9,6 @@ a time is in memory, and complete ones are not made again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
 import shutil
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import tqdm
 
 from neodragon_jax.base.atomic import atomic_folder
-from neodragon_jax.base.command_line import EXIT_CODES, exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import components as checkpoint
@@ -90,13 +89,11 @@ def write(
 
 def parse_options(argv: Sequence[str] | None = None) -> RandomCheckpointOptions:
     """Return the options of a command line."""
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
         'python -m neodragon_jax.random_checkpoint',
-        description='Write a checkpoint of random weights in the released layout, to measure the system without the '
-        'released weights. Complete components are kept, so an interrupted run continues.',
-        epilog='example:\n  python -m neodragon_jax.random_checkpoint --tokenizers CKPT --out out/random\n\n'
-        + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        'Write a checkpoint of random weights in the released layout, to measure the system without the released\n'
+        'weights. Complete components are kept, so an interrupted run continues.',
+        'example:\n  python -m neodragon_jax.random_checkpoint --tokenizers CKPT --out out/random',
     )
     add = parser.add_argument
     add('--out', required=True, metavar='DIR', help='root of the new checkpoint')
@@ -109,7 +106,7 @@ def parse_options(argv: Sequence[str] | None = None) -> RandomCheckpointOptions:
     add('--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help='stored type (default: %(default)s)')
     add('--seed', type=int, default=0, help='seed of the weights, 0 to 4294967295 (default: %(default)s)')
     add('--like-trained', action='store_true',
-        help='add heavy tails, a few large channels and small residual branches, to try quantization on')  # fmt: skip
+        help='add heavy tails, a few large channels and small residual branches, to test quantization')  # fmt: skip
     args: dict[str, Any] = vars(parser.parse_args(argv))
     paths = {name: user_path(args[name], f'--{name}') for name in ('out', 'tokenizers')}
     args.update(paths)

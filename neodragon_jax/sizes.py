@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import NamedTuple
 
+from neodragon_jax.base.command_line import command_parser
 from neodragon_jax.checkpoint.abstract import tensor_shapes
 from neodragon_jax.config.neodragon import FULL, TINY, ComponentConfig, SystemConfig
 
@@ -42,8 +42,14 @@ def component_sizes(system: SystemConfig) -> list[Size]:
 
 def main() -> None:
     """Print the table of a preset."""
-    parser = argparse.ArgumentParser('python -m neodragon_jax.sizes', description=__doc__)
-    parser.add_argument('preset', nargs='?', choices=PRESETS, default='full', help='default: %(default)s')
+    parser = command_parser(
+        'python -m neodragon_jax.sizes',
+        'Print the number of parameters of every component; nothing is allocated.',
+        'example:\n  python -m neodragon_jax.sizes tiny',
+    )
+    parser.add_argument(
+        'preset', nargs='?', choices=PRESETS, default='full', help='sizes of the components (default: %(default)s)'
+    )
     sizes = component_sizes(PRESETS[parser.parse_args().preset])
     for size in [*sizes, Size('all', sum(s.tensors for s in sizes), sum(s.parameters for s in sizes))]:
         print(f'{size.name:16} {size.tensors:5} tensors {size.parameters:14,} parameters')

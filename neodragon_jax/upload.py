@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.command_line import EXIT_CODES, exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import hub, model_card
 
-EXAMPLES = f"""
+EXAMPLES = """
 examples:
   look at the card first:
     python -m neodragon_jax.upload RUN/result --to ORG/NAME --dry-run
   then upload (log in once with: hf auth login):
     python -m neodragon_jax.upload RUN/result --to ORG/NAME --private
-
-{EXIT_CODES}
 """
 
 
@@ -41,12 +38,10 @@ def parse_options(argv: Sequence[str] | None = None) -> UploadOptions:
     Raises:
       InputError: the name is not one of the hub, or the path is not local.
     """
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
         'python -m neodragon_jax.upload',
-        description='Upload the result of train.dmd to the Hugging Face hub, with a model card: protocol, teacher, '
-        'recipe and metrics.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        'Upload the result of train.dmd to the Hugging Face hub, with a model card of protocol, recipe and metrics.',
+        EXAMPLES,
     )
     add = parser.add_argument
     add('student', metavar='STUDENT_DIR', help='result of a distillation, such as RUN/result')

@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 
 from neodragon_jax.base.atomic import PathLike
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.paths import user_path
@@ -56,16 +56,13 @@ examples:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
-        'python -m train.captioned_clips',
-        description='Cut validated clips of one length, at 24 frames per second, out of a folder of captioned videos.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    description = 'Cut validated clips of one length, at 24 frames per second, out of a folder of captioned videos.'
+    parser = command_parser('python -m train.captioned_clips', description, EXAMPLES)
+    add = parser.add_argument_group('files').add_argument
     add('--videos', required=True, metavar='DIR', help='folder of videos and pictures, searched at any depth')
     add('--captions', metavar='FILE', help='.csv or .jsonl (default: text files beside the videos)')
     add('--out', required=True, metavar='DIR', help=f'folder for one dataset per size, and {REPORT}')
+    add = parser.add_argument_group('clips').add_argument
     add('--frames', type=int, default=49, metavar='N', help='frames of a clip, 8 n + 1; 1: pictures (default: 49)')
     add('--sizes', nargs='+', default=['320x512'], metavar='HxW',
         help='sizes of the clips; each video is cropped to the one that keeps most of it without enlarging it '
@@ -77,7 +74,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='lowest frame rate; slower videos are left out, because frames would repeat (default: 23)')  # fmt: skip
     add('--quality', type=int, default=12, metavar='CRF',
         help="x264's quality of the stored clips, from 0 (largest files) to 51 (default: %(default)s)")  # fmt: skip
-    add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')
+    add = parser.add_argument_group('computation').add_argument
+    add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
     add(
         '--workers',
         type=int,

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.processes import start_processes
 from neodragon_jax.checkpoint import components as checkpoint
@@ -68,16 +68,13 @@ examples:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
-        'python -m train.latents',
-        description='Encode captioned clips: VAE latents and text states.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    description = 'Encode captioned clips into VAE latents and text conditioning, the training data of denoisers.'
+    parser = command_parser('python -m train.latents', description, EXAMPLES)
+    add = parser.add_argument_group('files').add_argument
     add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
     add('--clips', required=True, metavar='DIR', help='folder of train.captioned_clips: all sizes, or one of them')
     add('--out', required=True, metavar='DIR', help='folder of the latents')
+    add = parser.add_argument_group('content of the samples').add_argument
     add('--text', choices=CONTENTS, default='states',
         help='text conditioning to store: states, the output of the context adapter; t5, the states before it; or ids, '
         'the tokens (default: states)')  # fmt: skip
@@ -85,20 +82,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='context adapter of the states: of the multi-step model, with which training begins (monolithic, the '
         'default), or of the few-step model (hybrid)')  # fmt: skip
     add('--text-encoder', metavar='DIR', help="T5 folder in place of the checkpoint's; with --text t5")
-    add('--prompt-modifier', default='', metavar='TEXT', help='appended to every caption (default: nothing)')
+    add('--prompt-modifier', default='', metavar='TEXT', help='text appended to every caption (default: none)')
     add('--negative-prompt', metavar='TEXT',
         help="text that guidance steers away from (default: that of the checkpoint's generation.json)")  # fmt: skip
     add('--posterior', choices=('sample', 'mean'), default='sample',
         help="sample of the VAE's posterior, or its mean (default: %(default)s)")  # fmt: skip
     add('--seed', type=int, default=0, help="seed of the posterior's samples (default: %(default)s)")
+    add = parser.add_argument_group('computation').add_argument
     add('--batch', type=int, default=1, metavar='N', help='clips at a time on each device (default: %(default)s)')
     add('--window', type=int, default=16, metavar='N',
         help='frames encoded at a time, a multiple of 8; fewer take less memory (default: 16)')  # fmt: skip
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help='compute type (default: %(default)s)')
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
-    add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')
+    add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
     add('--readers', type=int, default=4, metavar='N', help='threads that decode clips (default: %(default)s)')
-    add('--distributed', action='store_true', help='one of several processes that JAX recognizes')
+    add(
+        '--distributed',
+        action='store_true',
+        help='this is one of several processes on a TPU pod, under Slurm or Open MPI',
+    )
     return parser.parse_args(argv)
 
 

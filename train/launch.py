@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--processes', type=int, default=2, metavar='N', help='default: %(default)s')
+    parser.add_argument('--processes', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
     parser.add_argument(
         '--devices', type=int, default=4, metavar='N', help='virtual CPU devices of each process (default: %(default)s)'
     )

@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from neodragon_jax.base.atomic import PathLike, atomic_file
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.paths import user_path
@@ -122,15 +122,11 @@ def preview(path: PathLike, clips: Sequence[UInt8[np.ndarray, 'T H W 3']], label
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
-        'python -m train.moving_shapes',
-        description='Write captioned clips of moving shapes, with exact attributes.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    description = 'Write captioned clips of moving shapes, with exact attributes.'
+    parser = command_parser('python -m train.moving_shapes', description, EXAMPLES)
+    add = parser.add_argument_group('files').add_argument
     add('--out', required=True, metavar='DIR', help='folder of the dataset')
-    add('--count', type=int, default=4096, metavar='N', help='clips (default: %(default)s)')
+    add('--count', type=int, default=4096, metavar='N', help='number of clips (default: %(default)s)')
     add('--world', choices=tuple(WORLDS), default='cpu', help='world of the scenes (default: %(default)s)')
     add(
         '--split',
@@ -138,14 +134,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='train',
         help='split of the combinations of attributes (default: %(default)s)',
     )
-    add('--frames', type=int, default=17, metavar='N', help='8 n + 1 (default: %(default)s)')
-    add('--height', type=int, default=64, metavar='PX', help='a multiple of 32 (default: %(default)s)')
-    add('--width', type=int, default=64, metavar='PX', help='a multiple of 32 (default: %(default)s)')
-    add('--seed', type=int, default=0, help='default: %(default)s')
+    add('--frames', type=int, default=17, metavar='N', help='frames of a clip, 8 n + 1 (default: %(default)s)')
+    add('--height', type=int, default=64, metavar='PX', help='height, a multiple of 32 (default: %(default)s)')
+    add('--width', type=int, default=64, metavar='PX', help='width, a multiple of 32 (default: %(default)s)')
+    add('--seed', type=int, default=0, help='seed of the scenes (default: %(default)s)')
     add('--paraphrase', action='store_true', help='write captions in random wordings instead of the canonical one')
     add('--videos', action='store_true', help=f'write mp4 files and {CAPTIONS} instead of a TFDS dataset')
     add('--preview', metavar='FILE', help='also write a PNG: frames of the first clips, with captions')
-    add('--samples-per-shard', type=int, default=256, metavar='N', help='default: %(default)s')
+    add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
     return parser.parse_args(argv)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import tqdm
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.paths import input_path, storage_path
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation.tokens import Tokenizers
@@ -33,18 +33,18 @@ PROMPTS_AT_ONCE = 256
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
         'python -m train.prompts',
-        description='Tokenize a file of prompts with the three tokenizers of a checkpoint.',
-        epilog='example: python -m train.prompts --checkpoint CKPT --file prompts.txt --out PROMPTS',
+        'Tokenize prompts with the three tokenizers of a checkpoint: the training data of train.text.',
+        'example:\n  python -m train.prompts --checkpoint CKPT --file prompts.txt --out PROMPTS',
     )
     add = parser.add_argument
     add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
     add('--file', required=True, metavar='FILE',
         help='prompts as text, JSON, JSONL or CSV; empty, unreadable and repeated ones are left out')  # fmt: skip
     add('--out', required=True, metavar='DIR', help='folder of the tokens')
-    add('--prompt-modifier', default='', metavar='TEXT', help='appended to every prompt (default: nothing)')
-    add('--samples-per-shard', type=int, default=65536, metavar='N', help='default: %(default)s')
+    add('--prompt-modifier', default='', metavar='TEXT', help='text appended to every prompt (default: none)')
+    add('--samples-per-shard', type=int, default=65536, metavar='N', help='samples per file (default: %(default)s)')
     return parser.parse_args(argv)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from train.data import DTYPES
@@ -45,11 +45,8 @@ examples:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
-        'python -m train.prune',
-        description='Choose blocks of a denoiser to remove, and remove them.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        'python -m train.prune', 'Choose blocks of a denoiser to remove, and remove them.', EXAMPLES
     )
     commands = parser.add_subparsers(dest='command', required=True)
     score = commands.add_parser('score', help='measure the importance of every block')
@@ -64,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for command in (score, select):
         _add_sampling(command)
     add = select.add_argument
-    add('--remove', required=True, type=int, metavar='N', help='blocks to remove')
+    add('--remove', required=True, type=int, metavar='N', help='number of blocks to remove')
     add('--candidates', type=int, metavar='N', help='least important blocks to choose from (default: N + 4, or all)')
     add(
         '--check-prompts',
@@ -85,14 +82,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add the options that `score` and `select` share."""
     add = parser.add_argument
-    add('--data', required=True, metavar='DIR', help='folder of train.latents or train.teacher_samples: its prompts')
-    add('--prompts', type=int, default=100, metavar='N', help='different prompts (default: %(default)s)')
+    add(
+        '--data', required=True, metavar='DIR', help='folder of train.latents or train.teacher_samples, for its prompts'
+    )
+    add('--prompts', type=int, default=100, metavar='N', help='number of different prompts (default: %(default)s)')
     add('--samples', type=int, default=5, metavar='N', help='videos of each prompt (default: %(default)s)')
     add('--steps', type=int, nargs=3, default=(10, 10, 10), metavar='N', help='steps per stage (default: 10 10 10)')
-    add('--first-steps', type=int, nargs=3, default=(20, 20, 20), metavar='N', help='of unit 0 (default: 20 20 20)')
-    add('--guidance', type=float, default=5.0, metavar='G', help='default: %(default)s')
-    add('--first-guidance', type=float, default=7.0, metavar='G', help='of unit 0 (default: %(default)s)')
-    add('--seed', type=int, default=0, help='of the noise (default: %(default)s)')
+    add(
+        '--first-steps',
+        type=int,
+        nargs=3,
+        default=(20, 20, 20),
+        metavar='N',
+        help='steps per stage of unit 0 (default: 20 20 20)',
+    )
+    add('--guidance', type=float, default=5.0, metavar='G', help='guidance scale (default: %(default)s)')
+    add(
+        '--first-guidance', type=float, default=7.0, metavar='G', help='guidance scale of unit 0 (default: %(default)s)'
+    )
+    add('--seed', type=int, default=0, help='seed of the noise (default: %(default)s)')
     add('--batch', type=int, default=1, metavar='N', help='videos at a time on each device (default: %(default)s)')
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help='compute type (default: %(default)s)')
 

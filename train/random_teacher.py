@@ -7,12 +7,11 @@ Writes a T5 encoder and Pyramid-Flow's denoiser in their released layouts, with 
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW
@@ -59,9 +58,15 @@ def write(out: pathlib.Path, seed: int = 0) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser('python -m train.random_teacher', description=__doc__.splitlines()[0])  # pyright: ignore[reportOptionalMemberAccess]
-    parser.add_argument('--out', default='out/random_teacher', metavar='DIR', help='default: %(default)s')
-    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    parser = command_parser(
+        'python -m train.random_teacher',
+        'Write a miniature text teacher with random weights, to try train.text without the released weights.',
+        'example:\n  python -m train.random_teacher --out out/random_teacher',
+    )
+    parser.add_argument(
+        '--out', default='out/random_teacher', metavar='DIR', help='folder of both components (default: %(default)s)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the weights (default: %(default)s)')
     args = parser.parse_args(argv)
     return exit_status(lambda: write(pathlib.Path(args.out), args.seed))
 

@@ -12,7 +12,6 @@ Source: Neodragon, arXiv 2511.06055, section on step distillation (350K teacher 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import os
@@ -29,7 +28,7 @@ import tqdm
 from jaxtyping import Array, Float
 
 from neodragon_jax.base import video
-from neodragon_jax.base.command_line import EXIT_CODES, exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.processes import start_processes
 from neodragon_jax.checkpoint import components as checkpoint
@@ -48,7 +47,7 @@ GENERATED = 'generated'
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 
 
-_EXAMPLES = f"""
+_EXAMPLES = """
 examples:
   the data of the paper's distillation; the first frame of every video is a picture:
     python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --first-frame PICTURES \\
@@ -59,8 +58,6 @@ examples:
         --out SAMPLES --count 350000 --distributed --batch 4
 
 The same command resumes an interrupted run.
-
-{EXIT_CODES}
 """
 
 
@@ -100,12 +97,8 @@ def parse_options(argv: Sequence[str] | None = None) -> TeacherSamplesOptions:
     Raises:
       InputError: an option is out of range.
     """
-    parser = argparse.ArgumentParser(
-        'python -m train.teacher_samples',
-        description='Write latents of videos that the multi-step teacher samples: the training data of train.dmd.',
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = 'Write latents of videos that the multi-step teacher samples: the training data of train.dmd.'
+    parser = command_parser('python -m train.teacher_samples', description, _EXAMPLES)
     _add_files(parser.add_argument_group('checkpoint, prompts and samples').add_argument)
     _add_sampling(parser.add_argument_group('videos').add_argument)
     _add_computation(parser.add_argument_group('computation').add_argument)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tqdm
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.processes import start_processes
 from neodragon_jax.checkpoint import components as checkpoint
@@ -34,10 +34,10 @@ from train.text.program import IDS, MASK, T5_STATES
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
         'python -m train.text_states',
-        description="Store T5-XXL's states of prompts.",
-        epilog='example: python -m train.text_states --data PROMPTS --teacher T5XXL --out STATES',
+        'Compute and store the states of T5-XXL for prompts, so that train.text runs without T5-XXL.',
+        'example:\n  python -m train.text_states --data PROMPTS --teacher T5XXL --out STATES',
     )
     add = parser.add_argument
     add('--data', required=True, metavar='DIR', help='folder of train.prompts')
@@ -46,8 +46,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--batch', type=int, default=16, metavar='N', help='prompts at a time on each device (default: %(default)s)')
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help='compute type (default: %(default)s)')
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
-    add('--samples-per-shard', type=int, default=1024, metavar='N', help='default: %(default)s')
-    add('--distributed', action='store_true', help='one of several processes that JAX recognizes')
+    add('--samples-per-shard', type=int, default=1024, metavar='N', help='samples per file (default: %(default)s)')
+    add(
+        '--distributed',
+        action='store_true',
+        help='this is one of several processes on a TPU pod, under Slurm or Open MPI',
+    )
     return parser.parse_args(argv)
 
 

@@ -5,11 +5,16 @@ export LIBTPU_INIT_ARGS="$(python -m train.tpu_flags)"
 
 from __future__ import annotations
 
+import argparse
+
 from train.aot.xla_flags import FLAGS
 
 
 def main() -> None:
     """Print the flags for LIBTPU_INIT_ARGS."""
+    argparse.ArgumentParser(
+        'python -m train.tpu_flags', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(' '.join(f'--{name}={value}' for name, value in FLAGS.items()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import sys
 from collections.abc import Callable
@@ -30,6 +31,22 @@ _REMEDIES = {
     errno.ENOTEMPTY: 'the folder is not empty; choose another one.',
     errno.EIO: 'the disk cannot be read or written; check it.',
 }
+
+
+def command_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Return the parser of a command; its --help ends with the examples and the exit status.
+
+    Args:
+      command: the command as typed, such as 'python -m train.latents'.
+      description: one sentence on the result of the command.
+      examples: text below the options, with line breaks: a purpose and a command line each, and any notes.
+    """
+    return argparse.ArgumentParser(
+        command,
+        description=description,
+        epilog=f'{examples.strip()}\n\n{EXIT_CODES}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def exit_status(program: Callable[[], object]) -> int:

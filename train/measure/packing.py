@@ -185,12 +185,18 @@ def measure(flows: Callable[..., list[Array]], params: Any, calls: Sequence[Call
 def main() -> None:
     """Measure both forms and print the results."""
     parser = argparse.ArgumentParser(
-        'python -m train.measure.packing', description=__doc__.splitlines()[0] if __doc__ else ''
+        'python -m train.measure.packing',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--width', type=int, default=128, help='D, a multiple of 64 (default: %(default)s)')
-    parser.add_argument('--blocks', type=int, default=4, help='default: %(default)s')
+    parser.add_argument(
+        '--width', type=int, default=128, help='width of the denoiser, a multiple of 64 (default: %(default)s)'
+    )
+    parser.add_argument('--blocks', type=int, default=4, help='blocks of the denoiser (default: %(default)s)')
     parser.add_argument('--batch', type=int, default=1, help='samples per stage (default: %(default)s)')
-    parser.add_argument('--repeats', type=int, default=3, help='default: %(default)s')
+    parser.add_argument(
+        '--repeats', type=int, default=3, help='measured passes, of which the fastest counts (default: %(default)s)'
+    )
     args = parser.parse_args()
     # With a cached program, compilation would not be measured.
     jax.config.update('jax_enable_compilation_cache', False)

@@ -7,23 +7,23 @@ See `train.shapes.text_encoders` for the files and sizes.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from train.shapes.text_encoders import write
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
         'python -m train.shapes.language',
-        description='Write tokenizers and random text encoders for captions of moving shapes.',
+        'Write tokenizers and random text encoders for captions of moving shapes.',
+        'example:\n  python -m train.shapes.language --out out/language',
     )
     parser.add_argument('--out', required=True, metavar='DIR', help='root of the checkpoint')
-    parser.add_argument('--seed', type=int, default=0, help='of the random weights (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the weights (default: %(default)s)')
     args = parser.parse_args(argv)
     return exit_status(lambda: write(pathlib.Path(args.out), args.seed))
 
