@@ -180,7 +180,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         'demo.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--out', default='out/demo', metavar='DIR', help='default: %(default)s; made new each time')
+    parser.add_argument(
+        '--out',
+        default='out/demo',
+        metavar='DIR',
+        help='folder of all results, made new each time (default: %(default)s)',
+    )
     args = parser.parse_args()
     out = pathlib.Path(args.out)
     if out.exists():

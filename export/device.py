@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -11,10 +10,13 @@ from collections.abc import Sequence
 from export.phone.adb import Phone
 from export.phone.session import measure
 from export.phone.table import write
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 
-EPILOG = """
+EXAMPLES = """
+example:
+  python -m export.device phone/bundle --serial R5CX10ABCDE --runtime RUNTIME
+
 RUNTIME holds neodragon_runner, built from export/player/cpp with the Android NDK, and the libraries that it loads:
 libonnxruntime.so with QNN, libQnnHtp.so, libQnnSystem.so and the stub and skel of the phone's HTP.
 """
@@ -43,12 +45,8 @@ class DeviceOptions:
 
 def parse_options(argv: Sequence[str] | None = None) -> DeviceOptions:
     """Return the options of a command line."""
-    parser = argparse.ArgumentParser(
-        'python -m export.device',
-        description='Copy a bundle to a phone with adb, check its recorded calls, and measure ratios and latencies.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = 'Copy a bundle to a phone with adb, check its recorded calls, and measure ratios and latencies.'
+    parser = command_parser('python -m export.device', description, EXAMPLES)
     add = parser.add_argument
     add('bundle', type=pathlib.Path, help='OUT/bundle of an export')
     add('--serial', required=True, metavar='SERIAL', help='phone, as `adb devices` lists it')
@@ -60,7 +58,7 @@ def parse_options(argv: Sequence[str] | None = None) -> DeviceOptions:
     )
     add('--runs', type=int, default=10, metavar='N', help='runs of each recorded call (default: %(default)s)')
     add('--out', type=pathlib.Path, metavar='DIR', help='folder of device-CHIPSET.md (default: beside the bundle)')
-    add('--adb', default='adb', metavar='PROGRAM', help='default: %(default)s')
+    add('--adb', default='adb', metavar='PROGRAM', help='adb program (default: %(default)s)')
     given = parser.parse_args(argv)
     if given.runs < 1:
         raise InputError(f'--runs is {given.runs}; give at least 1.')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import pathlib
@@ -54,8 +55,9 @@ def options(words: list[str]) -> set[str]:
     return {word.partition('=')[0] for word in words[1:] if word.startswith('--')}
 
 
-def shown_options(module: str, *arguments: str) -> set[str]:
-    """Return the options that `python -m module --help` shows."""
+@functools.cache
+def shown_help(module: str, *arguments: str) -> str:
+    """Return the output of `python -m module --help`."""
     shown = io.StringIO()
     before = sys.argv
     sys.argv = [module, *arguments, '--help']
@@ -64,7 +66,28 @@ def shown_options(module: str, *arguments: str) -> set[str]:
             runpy.run_module(module, run_name='__main__', alter_sys=True)
     finally:
         sys.argv = before
-    return set(re.findall(r'--[a-z][a-z0-9-]*', shown.getvalue()))
+    return shown.getvalue()
+
+
+def shown_options(module: str, *arguments: str) -> set[str]:
+    """Return the options that `python -m module --help` shows."""
+    return set(re.findall(r'--[a-z][a-z0-9-]*', shown_help(module, *arguments)))
+
+
+def parser_commands() -> list[str]:
+    """Return the commands that parse their options with argparse; programs with settings files are not among them."""
+    paths = (path for package in ('neodragon_jax', 'train', 'export') for path in (ROOT / package).rglob('*.py'))
+    found = (path for path in paths if 'add_argument' in path.read_text() and '__main__' in path.read_text())
+    names = ('.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in found if 'player' not in path.parts)
+    return sorted(name.removesuffix('.__main__') for name in names)
+
+
+@pytest.mark.parametrize('module', parser_commands())
+def test_help_teaches(module):
+    """It has an example, and every option has an explanation besides its default."""
+    text = shown_help(module)
+    assert re.search(rf'(?m)^(?!usage:).*python -m {module}', text)
+    assert not re.findall(r'(?m)^\s+(?:--?\S.*  )?default: .*', text)
 
 
 def test_documents_are_found():
@@ -131,6 +154,17 @@ def test_links_lead_somewhere(document: pathlib.Path):
     for target in re.findall(r'\]\(([^)#\s]+)', document.read_text()):
         if not target.startswith(('http://', 'https://')):
             assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize('package', ['neodragon_jax', 'train', 'export', 'configs', 'tests'])
+def test_every_room_is_in_one_row(package):
+    """The tables of a folder's README name each of its files and folders once."""
+    folder = ROOT / package
+    rows = '\n'.join(line for line in (folder / 'README.md').read_text().splitlines() if line.startswith('|'))
+    for path in folder.iterdir():
+        if path.name[0] not in '._' and path.name != 'README.md':
+            names = (f'`{path.name}/`',) if path.is_dir() else (f'`{path.name}`', f'{package}.{path.stem}`')
+            assert sum(rows.count(name) for name in names) == 1, path.name
 
 
 def test_readme_is_short():

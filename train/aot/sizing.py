@@ -129,15 +129,15 @@ def main(settings: Settings, dry_run: bool = False) -> None:
 def define_flags() -> None:
     """Add the flags of this command to those of the program."""
     command_flags.DEFINE_list('topology', [], 'slices, such as v5e:4x4; an unknown name prints all known ones')
-    command_flags.DEFINE_string('variant', LARGEST, f'of the step: a variant of the program, {LARGEST} or {ALL}')
+    command_flags.DEFINE_string('variant', LARGEST, f'variant of the step: one of the program, {LARGEST} or {ALL}')
     command_flags.DEFINE_bool('sweep', False, 'try meshes, batches and choices; print a table with the best in bold')
     command_flags.DEFINE_list('meshes', [], 'data x fsdp x tensor, such as 1x16x1,4x4x1; a sweep tries two by default')
     command_flags.DEFINE_list('batches', [], 'samples per device; a sweep tries 1,4,8 by default')
-    command_flags.DEFINE_list('remats', [], 'remat settings; a sweep tries full,dots by default')
-    command_flags.DEFINE_list('attentions', [], 'attention settings')
-    command_flags.DEFINE_list('flags', [], 'NAME=VALUE of the compiler, besides those of train/aot/xla_flags.py')
-    command_flags.DEFINE_string('cache', 'out/aot', 'folder of results')
-    command_flags.DEFINE_string('json', '', 'file to write all numbers to')
+    command_flags.DEFINE_list('remats', [], 'values of the setting remat; a sweep tries full,dots by default')
+    command_flags.DEFINE_list('attentions', [], 'values of the setting attention')
+    command_flags.DEFINE_list('flags', [], 'compiler flags, NAME=VALUE, in addition to those of train/aot/xla_flags.py')
+    command_flags.DEFINE_string('cache', 'out/aot', 'folder in which results are cached')
+    command_flags.DEFINE_string('json', '', 'also write all numbers to this file')
 
 
 def _options(given: Any, settings: Settings) -> Options:

@@ -20,23 +20,37 @@ import os
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.lists import comma_list
 from neodragon_jax.base.paths import user_path
 from train.benchmark.run import Options, run
 from train.benchmark.tiers import TIERS
 
+EXAMPLES = """
+tiers:
+  cpu   about two hours on two cores
+  gpu   longer clips of a richer world, for an accelerator
+
+examples:
+  one seed:
+    python -m train.benchmark --out out/benchmark
+
+  three seeds, two programs at a time:
+    python -m train.benchmark --out out/benchmark --seeds 0,1,2 --jobs 2
+
+The same command continues a stopped run. With --gate, the exit status is 1 if a target is missed.
+"""
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
-        'python -m train.benchmark',
-        description='Train the whole system on moving shapes, and measure its videos from their pixels.',
-        epilog='tiers: cpu, about two hours on two cores; gpu, longer clips of a richer world, for an accelerator',
-    )
+    description = 'Train the whole system on moving shapes, and measure its videos from their pixels.'
+    parser = command_parser('python -m train.benchmark', description, EXAMPLES)
     add = parser.add_argument
-    add('--out', default='out/benchmark', metavar='DIR', help='default: %(default)s')
-    add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu', help='default: %(default)s')
+    add('--out', default='out/benchmark', metavar='DIR', help='folder of all results (default: %(default)s)')
+    add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu',
+        help='size of the benchmark, see below (default: %(default)s)')  # fmt: skip
     add('--fast', action='store_true', help='run every command once with almost no training, as a test')
     add('--seeds', default='0', metavar='N,N', help='seeds of the teacher and all later steps (default: %(default)s)')
     add('--only', choices=('train', 'evaluate', 'report'), help='run only this part')
@@ -56,10 +70,10 @@ def read_options(args: argparse.Namespace) -> Options:
       InputError: an option is wrong.
     """
     try:
-        seeds = tuple(int(seed) for seed in args.seeds.split(','))
+        seeds = tuple(map(int, comma_list(args.seeds)))
     except ValueError:
         raise InputError(f'--seeds {args.seeds}: give numbers, such as 0,1,2.') from None
-    if not all(0 <= seed < 2**32 for seed in seeds):
+    if not seeds or not all(0 <= seed < 2**32 for seed in seeds):
         raise InputError(f'--seeds {args.seeds}: give numbers from 0 to 4294967295.')
     if args.jobs < 1 or args.devices < args.jobs:
         raise InputError(f'--jobs {args.jobs}, --devices {args.devices}: give at least 1, and a device for each job.')

@@ -128,6 +128,12 @@ def size(name: str, settings: ConfigDict) -> Training:
     return recipe_of(name).size(settings)
 
 
+_CONFIG_HELP = (
+    'settings file and preset, FILE:PRESET; --config.KEY=VALUE changes one setting. The docstring of the file has '
+    'commands, hardware and expected results, the file has all settings.'
+)
+
+
 def program_name(config_file: str) -> str:
     """Return NAME of configs/NAME.py:PRESET."""
     return pathlib.Path(config_file.partition(':')[0]).stem
@@ -144,8 +150,9 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
       main: function of the settings, and of whether to print the plan only.
       default: the program's settings file.
     """
-    settings = config_flags.DEFINE_config_file('config', default, 'settings file, and :preset')
+    settings = config_flags.DEFINE_config_file('config', default, _CONFIG_HELP)
     dry_run = flags.DEFINE_bool('dry-run', False, 'print mesh, shapes, bytes and arithmetic, then stop')
+    _list_flags_in_help()
 
     def parse(argv: Sequence[str]) -> list[str]:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
@@ -160,6 +167,14 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
         exit_on_errors(lambda: main(settings.value, dry_run.value))
 
     app.run(run, flags_parser=parse)
+
+
+def _list_flags_in_help() -> None:
+    """List the flags of this package's modules in --help; absl lists only those of the main module."""
+    for module, found in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith('train.'):
+            for flag in found:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def exit_on_errors(work: Callable[[], object]) -> None:

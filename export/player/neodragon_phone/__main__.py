@@ -69,7 +69,8 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     add = parser.add_argument
     add('bundle', type=pathlib.Path, help='folder that holds manifest.json')
     add('--prompt', metavar='TEXT', help='content of the video; without it, the bundle is only checked')
-    add('--out', type=pathlib.Path, default=pathlib.Path('video.mp4'), metavar='FILE', help='default: %(default)s')
+    add('--out', type=pathlib.Path, default=pathlib.Path('video.mp4'), metavar='FILE',
+        help='mp4 file of the video (default: %(default)s)')  # fmt: skip
     add('--image', type=pathlib.Path, metavar='FILE', help='first frame, PNG or JPEG, resized to the video')
     add('--seed', type=int, default=0, metavar='N', help='from 0 to 2^64 - 1 (default: %(default)s)')
     add('--backend', choices=NAMES, default='cpu',
