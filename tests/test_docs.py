@@ -1,4 +1,4 @@
-"""Commands in documents exist, and take the options and settings shown; links lead somewhere."""
+"""Documents are true: commands exist and take the options and settings shown, links have targets, help has examples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def commands(text: str) -> Iterator[list[str]]:
         for line in re.sub(r'\\\n\s*', ' ', block).splitlines():
             for command in re.findall(r"python3? -m ([^|&>;'`()]*)", line.partition('  #')[0]):
                 words = command.split()
-                # What follows the launcher's `--` is a command of its own.
+                # The words after the launcher's `--` are a separate command.
                 if '--' in words:
                     yield words[words.index('--') + 1 :]
                     words = words[: words.index('--')]

@@ -1,4 +1,4 @@
-"""Rules of the house that no tool checks: which module may import which, what a command is, how long things are."""
+"""Rules of the project that no tool checks: allowed imports, commands, and sizes of files, functions and classes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def folder(name: str) -> str:
 
 
 def is_command(name: str) -> bool:
-    """Tell whether a module is what `python -m` runs."""
+    """Return whether a module is a command for `python -m`."""
     return name.endswith('.__main__') or "if __name__ == '__main__'" in modules()[name].read_text()
 
 

@@ -137,7 +137,7 @@ def test_finished_steps_are_kept_and_lost_ones_made_again(picture, tmp_path, mon
     before = files_of(tmp_path)
     monkeypatch.setattr(PhoneProgram, 'open_recording', lambda self: pytest.fail('the calibration set is complete'))
     assert main(command) == 0
-    assert files_of(tmp_path) == before, 'what the simulator said of shared binaries is kept, too'
+    assert files_of(tmp_path) == before, 'the simulator results of shared binaries are kept, too'
     lost = ('denoiser-qnn-w8a16-sm8750', 'denoiser_modulation-qnn-fp16-sm8750', 'denoiser_stage1-onnx-w8a16')
     (binary,) = (tmp_path / lost[0]).glob('*.bin')
     binary.unlink()
@@ -168,7 +168,7 @@ def test_recording_goes_only_as_far_as_the_graphs_need(graphs, drawn, tmp_path, 
     assert main(command) == 0
     report = json.loads((tmp_path / 'report.json').read_text())
     assert [row['graph'] for row in report['graphs']] == [name for name in GRAPH_SPECS if name in graphs.split(',')]
-    assert len(pictures) == drawn, 'one to calibrate with, two to judge by'
+    assert len(pictures) == drawn, 'one for calibration, two for evaluation'
 
 
 @pytest.mark.qnn

@@ -1,7 +1,7 @@
 """Damaged checkpoints: every one is refused in one line that names the file, before its weights are read.
 
 The tables have one case for each kind of damage; the seeded tests mix kinds and places. A case fails if anything but
-InputError is raised, if it takes longer than LONGEST_S, or if damage that the headers tell is accepted.
+InputError is raised, if it takes longer than LONGEST_S, or if damage that the headers show is accepted.
 """
 
 from __future__ import annotations

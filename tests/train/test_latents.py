@@ -112,7 +112,7 @@ def test_posterior_samples_depend_on_clip_index_and_seed_alone(clips, means, tmp
     whole = SampleSource(tmp_path / 'a')
     spread = relative_error(whole[0]['latents'], SampleSource(means / '64x64')[0]['latents'])
     assert spread > 1e-3
-    # A killed run, gone on with: one shard there, the others not; other clips share the batch.
+    # A killed run is continued: one shard exists, the others do not, and other clips share the batch.
     shutil.copytree(tmp_path / 'a', tmp_path / 'b')
     for number in (1, 2):
         (tmp_path / 'b' / f'latents-train.array_record-{number:05d}-of-00003').unlink()
@@ -125,7 +125,7 @@ def test_posterior_samples_depend_on_clip_index_and_seed_alone(clips, means, tmp
 
 
 def test_the_encoder_may_be_that_of_a_native_autoencoder(clips, means, tmp_path):
-    """Latents do not wait for the small decoder."""
+    """Latents can be written before the small decoder is trained."""
     root = tmp_path / 'checkpoint'
     root.mkdir()
     for folder in TINY_CHECKPOINT.iterdir():

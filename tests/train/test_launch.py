@@ -12,7 +12,7 @@ from neodragon_jax.base.processes import PROCESS_VARIABLES, start_processes
 from support.jobs import Job
 from train import launch
 
-# In which a job, or the part of it that a test waits for, must get on, on a machine that does much else.
+# Seconds within which a job, or the part of it that a test waits for, must make progress on a busy machine.
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_help_shows_an_example(capsys):
 
 
 def test_error_of_one_process_ends_the_job_at_once(tmp_path):
-    """Otherwise the process would wait at its exit for minutes, for processes that wait for it."""
+    """Without this, the failed process would wait for minutes at its exit, for processes that wait for it."""
     path = tmp_path / 'script.py'
     path.write_text(
         'import time\n'

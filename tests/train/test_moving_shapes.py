@@ -160,7 +160,7 @@ def test_way_is_that_of_the_speed_at_any_length_and_size(world):
         scene = world.scene(2, index)
         for frames, side in ((9, 32), (49, 320)):
             steps = np.diff(track(scene, frames, side, side), axis=0)
-            # A turn inside a step cuts no corner of a way measured along the axes.
+            # The path length is measured along the axes, so that a turn within a step does not shorten it.
             assert np.abs(steps).sum() == pytest.approx(SPEEDS[scene.traits.speed] * side, rel=1e-4)
             first = steps[: math.floor((frames - 1) * world.steady)]
             np.testing.assert_allclose(
@@ -180,7 +180,7 @@ def test_a_larger_picture_is_the_same_picture():
 
 @pytest.mark.parametrize('split', ['train', 'held_out'])
 def test_wording_tells_nothing_of_the_scene(split):
-    """Otherwise a model learns to see the color in "little"."""
+    """Otherwise a model would learn to read the color from a wording such as "little"."""
     source = MovingShapesSource(CPU, 1, (16, 16), seed=1, count=2000, split=split, paraphrase=True)
     captions = [source.caption(index) for index in range(len(source))]
     numbers = np.array([CPU.numbers(source.scene(index).traits) for index in range(len(source))])
@@ -271,7 +271,7 @@ def test_folder_of_videos(tmp_path, capsys):
         clip = read_mp4(tmp_path / row['file'])
         assert clip.shape == (9, 32, 32, 3)
         assert np.abs(clip.astype(int) - source[index]['video']).mean() < 6  # what the codec loses
-    # A second run makes what is missing, and nothing else.
+    # A second run writes only the missing files.
     (tmp_path / '000001.mp4').unlink()
     before = (tmp_path / '000000.mp4').stat().st_mtime_ns
     assert moving_shapes.main(command) == 0

@@ -244,7 +244,7 @@ def test_decode(golden, latents):
 
 
 def stream(latents: jax.Array, step: int = 1) -> jax.Array:
-    """Decode `step` latents at a time, and drop what precedes the first frame."""
+    """Decode `step` latents at a time, and drop the frames before the first one."""
     batch, length, height, width, _ = latents.shape
     memories, frames = loaded()[0].init_memories(batch, height, width), []
     for start in range(0, length, step):

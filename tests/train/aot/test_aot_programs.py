@@ -218,7 +218,7 @@ def test_miniature_has_the_shapes_of_the_real_program_and_its_steps_trace(name, 
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     assert shapes(got.carry) == shapes(want.carry)
     assert shapes(got.frozen) == shapes(want.frozen)
-    # Stored samples have, besides, their place in the data.
+    # Stored samples also hold their index.
     places = {key: leaf for key, leaf in want.batch.items() if key not in ('index', 'source')}
     assert shapes({key: got.batch[key] for key in places}) == shapes(places) and set(got.batch) <= set(want.batch)
     frozen = jax.tree.leaves({key: tree for key, tree in abstract.program.frozen().items() if key != 'negative'})

@@ -159,11 +159,11 @@ def test_folding_moves_latents_and_keeps_reconstructions():
     assert miss(measured) < miss(record.before)
 
 
-# --- Clips and judgment ----------------------------------------------------------------------------------------------
+# --- Clips and evaluation --------------------------------------------------------------------------------------------
 
 
 def test_random_cuts_are_parts_of_the_clips():
-    """Every pixel tells where it was: cuts are contiguous, and their places vary from clip to clip and key to key."""
+    """Every pixel encodes its position: cuts are contiguous, and their places vary with the clip and the key."""
     cut = ClipsConfig(9, 16, 24)
     places = np.stack(np.meshgrid(np.arange(17), np.arange(20), np.arange(32), indexing='ij'), axis=-1)
     videos = jnp.asarray(np.stack([places] * 8).astype(np.uint8))
@@ -258,11 +258,11 @@ def unbroken(tmp_path_factory):
 def test_it_learns(unbroken):
     rows = read_metrics(unbroken)
     first, last = (np.mean([row['loss'] for row in part]) for part in (rows[:3], rows[-3:]))
-    judged = [row['eval/psnr'] for row in rows if 'eval/psnr' in row]
-    print(f'loss {first:.3f} -> {last:.3f}, held-out PSNR {judged}')
+    evaluated = [row['eval/psnr'] for row in rows if 'eval/psnr' in row]
+    print(f'loss {first:.3f} -> {last:.3f}, held-out PSNR {evaluated}')
     assert last < 0.6 * first
-    # Much is there before the first step.
-    assert len(judged) == 2 and judged[1] > judged[0]
+    # The initialization alone gives much of the quality.
+    assert len(evaluated) == 2 and evaluated[1] > evaluated[0]
 
 
 def test_result_is_in_the_released_layout_with_latents_as_expected(unbroken):

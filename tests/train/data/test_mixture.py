@@ -66,7 +66,7 @@ def test_pictures_are_padded_to_the_length_of_videos():
     assert (int(picture['source']), picture['index'], picture['prompt']) == (1, 6, '2')
     assert mixture.spec.latents == (3, 2, 2, 4)
     assert set(mixture.spec.arrays) == {'latents', 'text', 'units', 'source'}
-    # A source that knows its own units keeps them.
+    # The units of a source that has them are kept.
     assert int(Mixture([Numbers(4, 3, 1, units=np.int32(2))], [1])[0]['units']) == 2
 
 

@@ -40,7 +40,7 @@ def sample(index: int) -> dict:
 
 
 def write(folder: pathlib.Path, count: int, per_shard: int, pause_s: float = 0.0) -> None:
-    """Write what is missing, and note every sample when it has been made."""
+    """Write the missing samples, and record every sample when it is finished."""
     with (
         SampleWriter(folder / 'set', SPEC, count, protocol={}, samples_per_shard=per_shard) as writer,
         (folder / 'made.txt').open('a') as made,
@@ -120,7 +120,7 @@ def die_at(event: int) -> None:
 
 
 def kill_everywhere(folder: pathlib.Path) -> int:
-    """Kill writers at every event in turn, each on a folder of its own, and complete the folders; return how many."""
+    """Kill writers at every event in turn, each on a separate folder; complete the folders; return their number."""
     event = 0
     while True:
         place = folder / str(event)

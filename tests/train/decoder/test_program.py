@@ -90,15 +90,15 @@ def digests(workdir) -> dict[str, str]:
 def test_it_learns(unbroken):
     rows = read_metrics(unbroken)
     first, last = (np.mean([row['loss'] for row in part]) for part in (rows[:3], rows[-3:]))
-    judged = [row for row in rows if 'eval/psnr' in row]
-    print(f'loss {first:.3f} -> {last:.3f}, held-out PSNR {[row["eval/psnr"] for row in judged]}')
-    # The easy part, the mean color, is there before the first step.
+    evaluated = [row for row in rows if 'eval/psnr' in row]
+    print(f'loss {first:.3f} -> {last:.3f}, held-out PSNR {[row["eval/psnr"] for row in evaluated]}')
+    # The mean color, the easy part, is right before the first step.
     assert last < 0.95 * first
-    assert judged[-1]['eval/psnr'] > judged[0]['eval/psnr'] + 0.2
+    assert evaluated[-1]['eval/psnr'] > evaluated[0]['eval/psnr'] + 0.2
     # The native decoder is random, and does not change.
-    assert judged[-1]['eval/native_psnr'] == pytest.approx(judged[0]['eval/native_psnr'], abs=1e-3)
-    assert judged[-1]['eval/psnr'] > judged[-1]['eval/native_psnr']
-    assert {'eval/ssim', 'eval/psnr_worst', 'eval/psnr_to_native', 'eval/ssim_to_native'} <= judged[-1].keys()
+    assert evaluated[-1]['eval/native_psnr'] == pytest.approx(evaluated[0]['eval/native_psnr'], abs=1e-3)
+    assert evaluated[-1]['eval/psnr'] > evaluated[-1]['eval/native_psnr']
+    assert {'eval/ssim', 'eval/psnr_worst', 'eval/psnr_to_native', 'eval/ssim_to_native'} <= evaluated[-1].keys()
     sample = unbroken / 'samples' / f'step_{STEPS:06d}'
     assert sorted(path.name for path in sample.iterdir()) == ['000.mp4', '000.png', 'clips.json']
 

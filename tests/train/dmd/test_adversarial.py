@@ -59,7 +59,7 @@ def pull_of(z_theta):
     example, part = examples.build(STAGE, batch, batch), Adversarial(CONFIG)
     draws = part.draw(jax.random.key(5), z_theta.shape)
     logit = functools.partial(critic.logit, fake, params)
-    nobody = lambda *args: pytest.fail('the adversarial objective asks the critic alone')
+    nobody = lambda *args: pytest.fail('the adversarial objective uses only the critic')
     models = Models(student=nobody, fake=nobody, teacher=nobody, critic=logit)
 
     @jax.jit

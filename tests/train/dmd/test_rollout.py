@@ -134,7 +134,7 @@ class Follower:
 
 @pytest.mark.parametrize('arrive', [False, True])
 def test_own_history_changes_the_step(arrive):
-    """Where the student follows its history, its predictions depend on whose history that is."""
+    """The predictions of a student that follows its history depend on the source of that history."""
     own = OwnHistoryConfig(first=1.0, last=1.0, arrive=arrive)
     (_, without), (_, metrics) = after_a_step(Follower()), after_a_step(Follower(), own_history=own)
     assert metrics['own_history'] == 1
@@ -181,7 +181,7 @@ def test_a_few_roll_outs_serve_many_positions_of_all_updates():
 
 
 class Counting:
-    """A flow that counts the samples it is asked for."""
+    """A flow that counts the predicted samples."""
 
     def __init__(self):
         self.samples = 0
@@ -219,7 +219,7 @@ class Proportional:
 
 
 def test_no_gradient_passes_through_the_rollout():
-    """The slope is that of one call at the input where the student arrived."""
+    """The slope is that of one call at the student's own state."""
     program = point_program(own_history=ALWAYS)
     student = {'factor': jnp.float32(0.3)}
 
@@ -244,7 +244,7 @@ def without(*names, **changes) -> ObjectivesConfig:
 
 @pytest.mark.parametrize(('dropped', 'other'), [('matching', 'teacher'), ('regression', 'clean')])
 def test_either_objective_alone(dropped, other):
-    """Without one of the two terms its target does not matter, and the other one's does."""
+    """Without one of the two terms, the result depends on the target of the other term only."""
     program, key, batch = point_program(objectives=without(dropped)), jax.random.key(5), make_batch()
 
     def gradient(frozen, program):

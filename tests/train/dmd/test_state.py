@@ -59,7 +59,7 @@ def test_without_an_average_the_student_is_the_result():
 def test_parts_of_a_batch_make_the_step_of_the_whole():
     """All random numbers travel with their rows."""
     (whole,), (parts,) = steps(1), steps(1, accumulate=4)
-    # Of the updates, which are small beside the parameters.
+    # The tolerance is relative to the updates, which are small compared with the parameters.
     for name, start in (('student', point(1)), ('fake', point(2))):
         moved = [np.asarray(getattr(state, name)['point'] - start['point']) for state in (whole, parts)]
         assert np.any(moved[0])

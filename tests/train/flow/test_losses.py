@@ -183,7 +183,7 @@ def test_surrogate_gives_no_gradient_to_either_model():
 
 
 def test_descending_the_surrogate_moves_towards_the_teacher():
-    # For a point mass at m the flow at z_tau implies the clean latent m; the fake model believes the student's own.
+    # For a point mass at m the flow at z_tau implies the clean latent m, the fake model's flow the student's own.
     clean, noise = stage_latents()
     target = clean + 1
     weight = losses.probe_weight(noise - target, noise - clean)

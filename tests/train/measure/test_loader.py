@@ -23,7 +23,7 @@ def arguments(folder, *more: str) -> list[str]:
 
 
 class Slow:
-    """A source that takes its time."""
+    """A source with slow reads."""
 
     def __init__(self, source: SampleSource, pause_s: float) -> None:
         self._source, self._pause_s = source, pause_s

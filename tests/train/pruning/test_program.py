@@ -93,7 +93,7 @@ def test_select_removes_the_block_that_adds_nothing(full, data, tmp_path, monkey
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(files) == {'importance.json', 'importance.txt', 'importance.svg', 'keep.json', 'record.json'}
 
-    # Started again, it measures nothing but what it cannot have stored: the full denoiser's videos.
+    # A second run measures only the full denoiser's videos, which are not stored.
     monkeypatch.setattr(measurement, 'difference', lambda *videos: pytest.fail('measured again'))
     monkeypatch.setattr(measurement.Subject, 'cosines', lambda *tasks: pytest.fail('measured again'))
     monkeypatch.setattr(measurement.Subject, 'videos', lambda self, keep, tasks: np.zeros((len(tasks), 1)))
@@ -187,7 +187,7 @@ def test_meshes_agree(full, data):
 
 
 def test_it_learns(full, data):
-    """On one batch and draw, after a disturbance: a pruned block that added nothing left nothing to learn."""
+    """The pruned block added nothing, so the loss starts at 0; after a perturbation, training on one batch reduces it."""
     step, begin, frozen, batch, key = placed_step(full, data, (1, 1, 1))
     carry = begin()
     assert to_host(step(begin(), frozen, batch, key)[1])['image'] < 1e-8
@@ -198,7 +198,7 @@ def test_it_learns(full, data):
     for _ in range(40):
         carry, metrics = step(carry, frozen, batch, key)
         history.append(to_host(metrics))
-        again = put(np.int32(0), carry.state.step.sharding)  # the step tells what is drawn
+        again = put(np.int32(0), carry.state.step.sharding)  # the random numbers depend on the step
         carry = carry.replace(state=carry.state.replace(step=again))
     mean = lambda name, rows: np.mean([row[name] for row in rows])
     assert history[0]['image'] > 1e-3
@@ -208,7 +208,7 @@ def test_it_learns(full, data):
 
 @pytest.mark.parametrize('mapping', MAPPINGS)
 def test_an_unpruned_copy_has_nothing_to_match(full, data, mapping):
-    """Of all blocks, both mappings match each with itself; with a block missing the next one's input is another."""
+    """With all blocks, both mappings match each block with itself; they differ before a removed block."""
     weights = {'stage': 2, 'mapping': mapping, 'data_weight': 0.0}
     for keep, matches in ((ALL, True), ('0,1,3', False)):
         program, _, _ = program_of(settings(full, data, keep=keep, pruning=weights))
@@ -218,7 +218,7 @@ def test_an_unpruned_copy_has_nothing_to_match(full, data, mapping):
         loss_of = jax.jit(functools.partial(program.matching, (0,)))
         loss, (parts, _) = loss_of(params['teacher'], params['start'], batch, jax.random.key(0))
         assert (float(loss) < 1e-6) == matches
-        # Before the missing block all is as in the teacher.
+        # Before the removed block, everything equals the teacher.
         assert float(parts['image'][0]) < 1e-8 < float(parts['data'])
         if not matches:
             assert (float(parts['image'][1]) < 1e-8) == (mapping == 'simple')

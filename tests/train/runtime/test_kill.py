@@ -162,7 +162,7 @@ def killed_again_and_again(
                 job.kill(chance.randrange(-1, 2))
                 continue
             else:
-                # Somewhere in its own part of the run, so that every attempt has something left to do.
+                # At a random step within its own part of the run, so that work remains for every attempt.
                 step = max(resumed + 1, round((attempt + chance.random()) * steps / (kills + 1)))
                 job.until(lambda job=job, step=step: last_step(job) >= step)
                 time.sleep(chance.uniform(0, 0.05))
@@ -311,7 +311,7 @@ def test_step_distillation_killed_ten_times_ends_where_an_unbroken_one_does(plac
     results = [files(folder / 'result') for folder in (killed, tmp_path / 'unbroken')]
     assert any(name.endswith('.safetensors') for name in results[1])
     assert results[0] == results[1]
-    # Not every unit is in every batch: what its metrics have then is not a number, which is logged as null.
+    # A unit may be absent from a batch; its metrics are then NaN, which is logged as null.
     assert rows_of(killed) == rows_of(tmp_path / 'unbroken')
 
 

@@ -22,8 +22,8 @@ from train.runtime.sharding import MeshConfig, to_host
 
 
 @dataclasses.dataclass
-class Judged(Toy):
-    """A toy whose evaluations are given, by step; without one it is the distance that the bias went."""
+class WithEvaluations(Toy):
+    """A toy with given evaluations by step; without them, the evaluation is the distance covered by the bias."""
 
     scores: dict[int, float] = dataclasses.field(default_factory=dict)
     silent: bool = False
@@ -40,7 +40,7 @@ def best_steps(folder) -> list[int]:
 
 
 def test_evaluations_write_samples_and_are_logged(tmp_path, capsys):
-    state = run(Judged(), LinearSource(), config_for(tmp_path, steps=8, evaluate_every=3))
+    state = run(WithEvaluations(), LinearSource(), config_for(tmp_path, steps=8, evaluate_every=3))
     rows = {row['step']: row for row in read_metrics(tmp_path)}
     assert [step for step, row in rows.items() if 'eval/distance' in row] == [3, 6, 8]
     assert [step for step, row in rows.items() if 'loss' in row] == [4, 8]
@@ -54,15 +54,15 @@ def test_evaluations_write_samples_and_are_logged(tmp_path, capsys):
     assert rows[8]['eval/distance'] == pytest.approx(np.linalg.norm(bias), rel=1e-6)
     assert f'step 8  eval/distance {rows[8]["eval/distance"]:.4g}\n' in capsys.readouterr().out
     # No empty folders, and no evaluations unless requested.
-    run(Judged(silent=True), LinearSource(), config_for(tmp_path / 'silent', steps=1, evaluate_every=1))
+    run(WithEvaluations(silent=True), LinearSource(), config_for(tmp_path / 'silent', steps=1, evaluate_every=1))
     assert not any((tmp_path / 'silent' / 'samples').iterdir())
-    run(Judged(), LinearSource(), config_for(tmp_path / 'never', steps=1))
+    run(WithEvaluations(), LinearSource(), config_for(tmp_path / 'never', steps=1))
     assert not (tmp_path / 'never' / 'samples').exists()
 
 
 @pytest.mark.parametrize(('mode', 'best'), [('min', [4, 2]), ('max', [1, 6])])
 def test_newest_and_best_checkpoints_stay(tmp_path, mode, best):
-    program = Judged(scores={1: 5.0, 2: 1.0, 3: 4.0, 4: 0.5, 5: float('nan'), 6: 4.5, 7: 4.0, 8: 4.0})
+    program = WithEvaluations(scores={1: 5.0, 2: 1.0, 3: 4.0, 4: 0.5, 5: float('nan'), 6: 4.5, 7: 4.0, 8: 4.0})
     settings = {'evaluate_every': 1, 'keep_best': 2, 'best_metric': 'eval/distance', 'best_mode': mode, 'keep': 2}
     run(program, LinearSource(), config_for(tmp_path, steps=5, **settings))
     run(program, LinearSource(), config_for(tmp_path, steps=8, **settings))
@@ -77,7 +77,7 @@ def test_evaluation_that_killed_processes_left_is_cleared_away(tmp_path):
     abandoned.mkdir(parents=True)
     (tmp_path / 'samples' / 'step_000002').mkdir()
     (tmp_path / 'samples' / 'step_000002' / 'older.npy').touch()
-    run(Judged(), LinearSource(), config_for(tmp_path, steps=2, evaluate_every=2))
+    run(WithEvaluations(), LinearSource(), config_for(tmp_path, steps=2, evaluate_every=2))
     assert [path.name for path in (tmp_path / 'samples').iterdir()] == ['step_000002']
     assert [path.name for path in (tmp_path / 'samples' / 'step_000002').iterdir()] == ['bias.npy']
 
@@ -87,7 +87,7 @@ def test_evaluations_that_do_not_fit_are_refused(tmp_path):
         run(Toy(), LinearSource(), config_for(tmp_path, evaluate_every=2))
     keep = {'keep_best': 1, 'evaluate_every': 1, 'steps': 1}
     with pytest.raises(InputError, match=r'eval/distanse.*Did you mean "eval/distance"'):
-        run(Judged(), LinearSource(), config_for(tmp_path, best_metric='eval/distanse', **keep))
+        run(WithEvaluations(), LinearSource(), config_for(tmp_path, best_metric='eval/distanse', **keep))
     with pytest.raises(InputError, match="best_metric is 'loss', but keep_best is 1"):
         config_for(tmp_path, best_metric='loss', **keep)
     with pytest.raises(InputError, match='keep_best is 1, but evaluate_every is 0'):

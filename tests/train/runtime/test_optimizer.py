@@ -195,7 +195,7 @@ def test_what_is_no_number_in_one_part_stays_none(problem):
 
 
 def test_parts_leave_rows_on_their_devices(problem):
-    """Parts of consecutive rows would be gathered, and then each computed by a few of the devices."""
+    """Parts of consecutive rows would be gathered first, and each would then occupy only a few devices."""
     params, batch = problem
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     place = jax.tree.map(lambda _: replicated(mesh), params), jax.tree.map(lambda _: batch_sharding(mesh), batch)
@@ -238,7 +238,7 @@ def test_products_are_counted():
     assert counted(jnp.matmul, X, W).total == PRODUCT
     batched = jnp.ones((3, 5, 4)), jnp.ones((3, 4, 7))
     assert counted(lambda a, b: jnp.einsum('nij,njk->nik', a, b), *batched).total == 2 * 3 * 5 * 4 * 7
-    # Of a product the gradient takes two; XLA's own count of the same function agrees where there is no loop.
+    # The gradient of a product takes two products; XLA's own count of the same function agrees without loops.
     square = jax.grad(lambda w, x: jnp.square(x @ w).sum(), argnums=(0, 1))
     assert counted(square, W, X).total == 3 * PRODUCT
     assert xla_count(jnp.matmul, X, W) == pytest.approx(PRODUCT, rel=0.01)

@@ -18,7 +18,7 @@ OTHER = Traits('large', 'yellow', 'circle', 'left', 'quickly', 'black')
 
 
 def measured(world, frames, size, spoil=lambda clip, rng: clip) -> list[Attributes]:
-    """Return the attributes of spoilt clips of a world."""
+    """Return the attributes of degraded clips of a world."""
     rng = np.random.default_rng(0)
     scenes = [world.scene(4, index, 'all') for index in range(COUNT)]
     return [measure(spoil(draw(scene, frames, *size), rng), scene.traits, world) for scene in scenes]
@@ -29,7 +29,7 @@ def noisy(clip, rng, sigma=20):
 
 
 def blurred(clip, rng=None, radius=1):
-    """Average over squares, twice."""
+    """Blur a picture: average over squares, twice."""
     clip, side = clip.astype(float), 2 * radius + 1
     for _ in range(2):
         for axis in (1, 2):
@@ -136,7 +136,7 @@ def test_garbage_is_wrong_and_does_not_crash():
             assert result.direction is None and result.motion == 0, name
     black = measure(clips['black'], ASKED, CPU)
     assert black.background == 'black' and black.color is None and black.mismatch == 1
-    # What is there is still read.
+    # The visible attributes are still read.
     assert measure(vanishing, ASKED, CPU).color == 'red'
 
 

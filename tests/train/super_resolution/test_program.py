@@ -96,7 +96,7 @@ def by_definition(tensors: dict[str, np.ndarray], config: SuperResolutionConfig,
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_published_state_dict(tmp_path, name):
-    """A file with the published names computes what the definition says, and comes back byte for byte."""
+    """A file with the published names gives the output of the definition, and is written back byte for byte."""
     config = VARIANTS[name]
     rng, tensors = np.random.default_rng(1), {}
     width, last = config.num_channels, 12
@@ -221,7 +221,7 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize(('filter', 'factor'), [('lanczos', 2), ('bicubic', 3)])
 def test_crops_show_the_same_place(tmp_path, filter, factor):
-    """On an even gradient, a small pixel is the mean of the large ones that it covers, and tells where it lies."""
+    """On an even gradient, a small pixel is the mean of the large ones that it covers, and shows its position."""
     rows, columns = np.indices((61, 97))
     Image.fromarray(np.stack([4 * rows, 2 * columns, rows + columns], axis=-1).astype(np.uint8)).save(
         tmp_path / 'a.png'

@@ -57,7 +57,7 @@ EVALUATION = {'examples': 8, 'batch': 8, 'samples': 2}
 
 
 def record(rng: np.random.Generator, kind: int, image: bool) -> dict[str, Any]:
-    """Return a sample whose caption tells its pattern; the second frame is the first one turned over."""
+    """Return a sample whose caption names its pattern; the second frame is the first one flipped."""
     pattern = np.random.default_rng(kind).standard_normal((2, 2, CHANNELS))
     first = np.repeat(np.repeat(pattern, GRID // 2, 0), GRID // 2, 1) + 0.1 * rng.standard_normal(
         (GRID, GRID, CHANNELS)
@@ -208,7 +208,7 @@ def test_meshes_agree(data):
 
 
 def test_it_learns_and_leaves_the_positions(data):
-    """On samples of four kinds, told by their captions, at the stage where both units are one token."""
+    """On samples of four kinds, identified by their captions, at the stage where both units are one token."""
     step, begin, batch, key = placed_step(data, (1, 1, 1), (0,))
     carry, history = begin(), []
     positions = np.asarray(carry.state.params['positions'])
@@ -219,7 +219,7 @@ def test_it_learns_and_leaves_the_positions(data):
     for name in ('loss', 'stage0/unit0', 'stage0/unit1'):
         assert mean(name, history[-40:]) < 0.5 * mean(name, history[:10]), name
     assert np.array_equal(carry.state.params['positions'], positions)
-    # The average follows the parameters, behind them.
+    # The average lags behind the parameters.
     average = carry.state.ema.params['head']['kernel']
     assert 0.001 < relative_error(average, carry.state.params['head']['kernel']) < 0.5
 
@@ -253,7 +253,7 @@ def test_results_are_in_both_layouts(unbroken, data):
     assert type(denoiser) is PyramidMMDiT and isinstance(denoiser.config, MMDiTConfig)
     adapter, adapter_params = checkpoint.load(result / folders.TEACHER_ADAPTER)
     assert isinstance(adapter, ContextAdapter)
-    # Adapter and denoiser do together what the whole does.
+    # Adapter and denoiser in sequence equal the whole model.
     batch = example_batch(data)
     rest = (batch['text_mask'], batch['pooled'], np.linspace(0, 1000, BATCH, dtype=np.float32))
     clips = [batch['latents'][:, :1], batch['latents'][:, 1:]]

@@ -106,7 +106,7 @@ def example_batch(folders) -> dict[str, jax.Array]:
     return {name: jnp.stack([jnp.asarray(row[name]) for row in rows]) for name in (text.IDS, text.MASK)}
 
 
-# --- What is learned and what is deployed -----------------------------------------------------------------------------
+# --- Learned and deployed models --------------------------------------------------------------------------------------
 
 MODES = [('replace', 'frozen'), ('extend', 'frozen'), ('none', 'lora'), ('replace', 'trained'), ('extend', 'lora')]
 
@@ -192,7 +192,7 @@ def test_low_rank_updates():
     params = {'a': {'query': {'kernel': draw(6, 5)}, 'out': {'kernel': draw(5, 6)}}, 'norm': {'scale': draw(6)}}
     updates = init_lora(jax.random.key(0), params, 2, '(query)')
     assert jax.tree.map(jnp.shape, updates) == {'a': {'query': {'lora_down': (6, 2), 'lora_up': (2, 5)}}}
-    # At first nothing changes; the gradient reaches `up` alone, and from there on both.
+    # At the start nothing changes and only `up` has a gradient; later both have one.
     assert np.array_equal(merge_lora(params, updates, 3.0)['a']['query']['kernel'], params['a']['query']['kernel'])
     total = lambda updates: jnp.sum(jnp.sin(merge_lora(params, updates, 3.0)['a']['query']['kernel']))
     gradient = jax.grad(total)(updates)['a']['query']
