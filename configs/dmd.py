@@ -95,7 +95,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
                 'evaluation': defaults(EvaluationConfig, videos=8),  # videos 0 and loop.evaluate_every 0 for none
                 'accumulate': 1,  # parts of a batch, for less memory
                 'dtype': 'bfloat16',
-                'remat': 'full',  # or 'dots', 'none': what the backward pass recomputes
+                'remat': 'full',  # or 'dots', 'none': the part that the backward pass recomputes
                 'attention': 'auto',  # 'splash', the TPU kernel, on TPUs, else 'masked'; or 'prefix', with fewer scores
                 'student': defaults(OptimizerConfig),
                 'fake': defaults(OptimizerConfig),

@@ -72,7 +72,7 @@ def to_onnx(graph: PhoneGraph, path: pathlib.Path) -> collections.Counter[str]:
     forbidden = sorted(set(counts) - ALLOWED)
     if forbidden:
         raise InputError(
-            f'{graph.name}: the exported graph contains {", ".join(forbidden)}. Move what depends on shapes or '
+            f'{graph.name}: the exported graph contains {", ".join(forbidden)}. Move computations on shapes or '
             'positions to the host, or write the operation in another way.'
         )
     return counts

@@ -36,7 +36,7 @@ class BucketSet:
         self.pull()
 
     def pull(self) -> None:
-        """Copy what is small: the manifest, and the records of the shards that other processes have completed."""
+        """Copy the small files: the manifest, and the records of the shards that other processes have completed."""
         for name in (MANIFEST, RECORDS):
             for path in filesystem().find(os.fspath(self._folder / name)):
                 target = self.local / path.removeprefix(os.fspath(self._folder).removeprefix(SCHEME) + '/')

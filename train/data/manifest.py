@@ -159,7 +159,7 @@ def check_shard(path: pathlib.Path, record: ShardRecord, verify: bool) -> None:
     if size != record.bytes:
         raise InputError(f'{path}: {size} bytes, its manifest says {record.bytes}. Copy the file again.')
     if verify and file_sha256(path) != record.sha256:
-        raise InputError(f'{path}: its content is not what its manifest recorded. Copy the file again.')
+        raise InputError(f'{path}: its content differs from its manifest. Copy the file again.')
 
 
 def write_json(path: pathlib.Path, value: Any, part: int) -> None:

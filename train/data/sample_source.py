@@ -72,8 +72,7 @@ class SampleSource:
             sample = dict(decoded) | {name: decoded[name].decode() for name in self.spec.texts}
         except Exception as error:  # TFDS documents no exception type for bytes of another spec
             raise InputError(
-                f'{path}: sample {index} is not what the manifest describes ({type(error).__name__}). Copy the folder '
-                'again.'
+                f'{path}: sample {index} does not match the manifest ({type(error).__name__}). Copy the folder again.'
             ) from None
         if sample[INDEX] != index:
             raise InputError(f'{path}: holds sample {sample[INDEX]} in the place of {index}. Copy the files again.')

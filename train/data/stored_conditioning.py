@@ -52,7 +52,7 @@ def read_conditioning(manifest: Manifest, kind: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f'{folder}: no {path.name} in it; write it with SampleWriter.write_conditioning.')
     if kind in manifest.conditioning and file_sha256(path) != manifest.conditioning[kind]:
-        raise InputError(f'{path}: its content is not what its manifest recorded. Copy the file again.')
+        raise InputError(f'{path}: its content differs from its manifest. Copy the file again.')
     try:
         with np.load(path) as arrays:
             stored = {name: arrays[name] for name in arrays.files}

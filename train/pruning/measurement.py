@@ -204,12 +204,12 @@ def select(
     reference = draw(everything)
     assert selection.candidates is not None
     trials = sum(selection.candidates - done for done in range(selection.remove))
-    what = f'{selection.decoder or "latents"} of {selection.check_prompts} prompts without blocks '
+    prefix = f'{selection.decoder or "latents"} of {selection.check_prompts} prompts without blocks '
     with tqdm.tqdm(total=trials, desc='selection', unit='trial', disable=None) as bar:
 
         def distance(keep: tuple[int, ...]) -> float:
             gone = ','.join(str(block) for block in everything if block not in keep)
-            value = record.get(what + gone, lambda: difference(draw(keep), reference))
+            value = record.get(prefix + gone, lambda: difference(draw(keep), reference))
             bar.update()
             return value
 

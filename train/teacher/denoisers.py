@@ -52,13 +52,13 @@ def check_widths(module: PyramidMMDiT | TeacherMMDiT, null: Mapping[str, np.ndar
     """Raise InputError unless the text states and pooled vectors of the samples fit the denoiser."""
     config = module.config
     expected = config.joint_attention_dim if isinstance(module, TeacherMMDiT) else config.width
-    for what, got, want in (
+    for name, got, want in (
         ('text states', null['text'].shape[-1], expected),
         ('pooled vectors', null['pooled'].shape[-1], config.pooled_projection_dim),
     ):
         if got != want:
             raise InputError(
-                f"the samples' {what} are {got} wide, the denoiser takes {want}: set its sizes accordingly, or make "
+                f"the samples' {name} are {got} wide, the denoiser takes {want}: set its sizes accordingly, or make "
                 'the samples with other text encoders.'
             )
 

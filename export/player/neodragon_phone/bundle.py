@@ -135,5 +135,5 @@ def _verify(folder: pathlib.Path, manifest: Manifest, name: str) -> None:
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Return the numbers of a dotted version for comparison; what follows them is ignored."""
+    """Return the numbers of a dotted version for comparison, without any suffix."""
     return tuple(int(part) for part in re.findall(r'\d{1,9}', version.split('+')[0])[:4])

@@ -34,7 +34,7 @@ def test_tpu_program_counts_every_round_of_its_loops():
     product = 2 * 8192 * 4096 * 4096
     assert module.devices == 16
     assert cost.flops == 6 * 4 * product  # forward, forward again, two gradients
-    # Matrix units do 131,072 FLOPs per cycle; what is not a product takes the rest of the cycles.
+    # Matrix units do 131,072 FLOPs per cycle; the other operations take the rest of the cycles.
     assert 1.0 < cost.cycles / (cost.flops / 131072) < 1.3
     weights = 4096 * 4096 * 2
     assert aot_cost.collective_bytes(cost, {'data': 1, 'fsdp': 16}) == {

@@ -91,7 +91,7 @@ def test_swapped_shards_are_refused(copied, monkeypatch):
     first, second, _ = shard_paths(copied)
     assert first.stat().st_size == second.stat().st_size
     swap(first, second)
-    with pytest.raises(InputError, match=r'its content is not what its manifest recorded\. Copy the file again'):
+    with pytest.raises(InputError, match=r'its content differs from its manifest\. Copy the file again'):
         SampleSource(copied)
     monkeypatch.setattr(sample_source, 'VERIFIED_BYTES', 0)  # as of a set that is too large to verify when it is opened
     source = SampleSource(copied)
@@ -125,7 +125,7 @@ def test_a_damaged_conditioning_is_named(copied, original, kind):
     rng = np.random.default_rng(1)
     for damaged in (content[:-20], b'', b'PK', bytes(rng.bytes(300)), (copied / 'manifest.json').read_bytes()):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=f'{kind}.npz: its content is not what its manifest recorded'):
+        with pytest.raises(InputError, match=f'{kind}.npz: its content differs from its manifest'):
             getattr(SampleSource(copied), kind)()
     swap(path, copied / ('null.npz' if kind == 'negative' else 'negative.npz'))
     with pytest.raises(InputError, match='Copy the file again'):

@@ -192,7 +192,7 @@ def damage(path, kind: str) -> None:
     [
         ('teacher_samples-train.array_record-00001-of-00003', 'missing', '00001-of-00003: missing'),
         ('teacher_samples-train.array_record-00001-of-00003', 'truncated', 'bytes, its manifest says'),
-        ('teacher_samples-train.array_record-00001-of-00003', 'flipped', 'its content is not what its manifest'),
+        ('teacher_samples-train.array_record-00001-of-00003', 'flipped', 'its content differs from its manifest'),
         ('manifest.json', 'missing', r'no manifest\.json in it'),
         ('manifest.json', 'truncated', r'manifest\.json: not valid JSON'),
         ('features.json', 'missing', r'features\.json is missing'),

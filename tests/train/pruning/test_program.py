@@ -187,7 +187,7 @@ def test_meshes_agree(full, data):
 
 
 def test_it_learns(full, data):
-    """The pruned block added nothing, so the loss starts at 0; after a perturbation, training on one batch reduces it."""
+    """The pruned block added nothing, so the loss starts at 0; after a perturbation, training reduces it."""
     step, begin, frozen, batch, key = placed_step(full, data, (1, 1, 1))
     carry = begin()
     assert to_host(step(begin(), frozen, batch, key)[1])['image'] < 1e-8
