@@ -3,7 +3,7 @@
 The times are estimates that have not been calibrated against a TPU.
 
   compute        the compiler's cycles / clock; includes memory traffic, excludes collectives and custom kernels
-  kernels        FLOPs of custom kernels / (efficiency x peak). The assumed efficiency of attention is half of the share of a
+  kernels        FLOPs of custom kernels / (efficiency x peak). Assumed efficiency of attention: half the share of a
                  matrix unit that the head dimension fills: 64 of 128 or 256 rows give 25% or 12.5%
   communication  for each collective, bytes that a device receives / rate of the links of its group
   optimistic     max(compute + kernels, communication): all communication overlaps with compute
