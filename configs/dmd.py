@@ -53,95 +53,81 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from neodragon_jax.base.errors import InputError
 from train.dmd.evaluation import EvaluationConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
 from train.runtime.optimizer import OptimizerConfig
 from train.runtime.program import LoopConfig
-from train.runtime.settings import defaults
+from train.runtime.settings import defaults, preset_of
 
+FULL = {
+    'checkpoint': '',  # root of the released layout, with the multi-step denoiser and its adapter
+    'data': '',  # folder of train.teacher_samples
+    'workdir': '',
+    'seed': 0,
+    'dmd': {
+        'input': 'samples',  # or 'prompts': first frames only; the student's roll-outs replace videos
+        'frames': 7,  # latent frames of the roll-outs, with 'prompts'
+        'protocol': '18',  # '18': external first frame, units 1..6; '21': all units
+        'clean_prediction': 'exact',  # or 'paper'
+        'student_steps': (1, 1, 1),  # per stage, coarsest first
+        'student_first_steps': (1, 1, 1),  # of unit 0
+        'fake_updates': 2,
+        # How the samples were made; compared with their record.
+        'guidance': 5.0,
+        'first_guidance': 7.0,
+        'teacher_steps': (10, 10, 10),
+        'teacher_first_steps': (20, 20, 20),
+        'objectives': defaults(ObjectivesConfig),  # weight 0 leaves one out
+        # Share of the examples whose history is the student's own frames, from `first` to `last`; paper: 0, 0.
+        'own_history': defaults(OwnHistoryConfig),
+        'stage_weights': (),  # relative frequency of the stages; () for equal ones
+        'unit_weights': (),
+        'levels': 'student',  # or 'uniform', for the consistency objective
+        'average': {'decay': 0.99, 'start': 50},  # of the student; decay 0 for none
+        'evaluation': defaults(EvaluationConfig, videos=8),  # videos 0 and loop.evaluate_every 0 for none
+        'accumulate': 1,  # parts of a batch, for less memory
+        'dtype': 'bfloat16',
+        'remat': 'full',  # or 'dots', 'none': the part that the backward pass recomputes
+        'attention': 'auto',  # 'splash', the TPU kernel, on TPUs, else 'masked'; or 'prefix', with fewer scores
+        'student': defaults(OptimizerConfig),
+        'fake': defaults(OptimizerConfig),
+    },
+    # Data shape for --dry-run and train.aot without data: latents of 49 frames of 320x512.
+    'blank_sample': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
+    'loop': defaults(
+        LoopConfig,
+        steps=5000,
+        batch_size=8,
+        mesh={'data': 1, 'fsdp': -1},
+        checkpoint_every=250,
+        evaluate_every=250,
+        keep_best=1,
+        best_metric='eval/distance',
+        log_every=20,
+    ),
+}
 
-def get_config(preset: str = 'full') -> ConfigDict:
-    """Return the settings of a preset: full, tiny or shapes."""
-    if preset not in ('', 'full', 'tiny', 'shapes'):
-        raise InputError(f'configs/dmd.py:{preset}: no such preset; use full, tiny or shapes.')
-    config = ConfigDict(
-        {
-            'checkpoint': '',  # root of the released layout, with the multi-step denoiser and its adapter
-            'data': '',  # folder of train.teacher_samples
-            'workdir': '',
-            'seed': 0,
-            'dmd': {
-                'input': 'samples',  # or 'prompts': first frames only; the student's roll-outs replace videos
-                'frames': 7,  # latent frames of the roll-outs, with 'prompts'
-                'protocol': '18',  # '18': external first frame, units 1..6; '21': all units
-                'clean_prediction': 'exact',  # or 'paper'
-                'student_steps': (1, 1, 1),  # per stage, coarsest first
-                'student_first_steps': (1, 1, 1),  # of unit 0
-                'fake_updates': 2,
-                # How the samples were made; compared with their record.
-                'guidance': 5.0,
-                'first_guidance': 7.0,
-                'teacher_steps': (10, 10, 10),
-                'teacher_first_steps': (20, 20, 20),
-                'objectives': defaults(ObjectivesConfig),  # weight 0 leaves one out
-                # Share of the examples whose history is the student's own frames, from `first` to `last`; paper: 0, 0.
-                'own_history': defaults(OwnHistoryConfig),
-                'stage_weights': (),  # relative frequency of the stages; () for equal ones
-                'unit_weights': (),
-                'levels': 'student',  # or 'uniform', for the consistency objective
-                'average': {'decay': 0.99, 'start': 50},  # of the student; decay 0 for none
-                'evaluation': defaults(EvaluationConfig, videos=8),  # videos 0 and loop.evaluate_every 0 for none
-                'accumulate': 1,  # parts of a batch, for less memory
-                'dtype': 'bfloat16',
-                'remat': 'full',  # or 'dots', 'none': the part that the backward pass recomputes
-                'attention': 'auto',  # 'splash', the TPU kernel, on TPUs, else 'masked'; or 'prefix', with fewer scores
-                'student': defaults(OptimizerConfig),
-                'fake': defaults(OptimizerConfig),
-            },
-            # Data shape for --dry-run and train.aot without data: latents of 49 frames of 320x512.
-            'blank_sample': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
-            'loop': defaults(
-                LoopConfig,
-                steps=5000,
-                batch_size=8,
-                mesh={'data': 1, 'fsdp': -1},
-                checkpoint_every=250,
-                evaluate_every=250,
-                keep_best=1,
-                best_metric='eval/distance',
-                log_every=20,
-            ),
-        }
-    )
-    if preset == 'tiny':
-        rates = {'student': {'learning_rate': 1e-3}, 'fake': {'learning_rate': 1e-3}}
-        config.update(
-            {
-                'checkpoint': 'tests/goldens/tiny_checkpoint',
-                'dmd': {
-                    'evaluation': {'videos': 0},
-                    'teacher_steps': (2, 2, 2),
-                    'dtype': 'float32',
-                    'remat': 'none',
-                    **rates,
-                },
-                'blank_sample': {'frames': 3, 'height': 8, 'width': 8},
-                'loop': {
-                    'steps': 60,
-                    'log_every': 5,
-                    'checkpoint_every': 30,
-                    'evaluate_every': 0,
-                    'keep_best': 0,
-                    'mesh': {'data': -1, 'fsdp': 1},
-                },
-            }
-        )
-    elif preset == 'shapes':
-        config.update(SHAPES)
-    return config
-
+TINY = {
+    'checkpoint': 'tests/goldens/tiny_checkpoint',
+    'dmd': {
+        'evaluation': {'videos': 0},
+        'teacher_steps': (2, 2, 2),
+        'dtype': 'float32',
+        'remat': 'none',
+        'student': {'learning_rate': 1e-3},
+        'fake': {'learning_rate': 1e-3},
+    },
+    'blank_sample': {'frames': 3, 'height': 8, 'width': 8},
+    'loop': {
+        'steps': 60,
+        'log_every': 5,
+        'checkpoint_every': 30,
+        'evaluate_every': 0,
+        'keep_best': 0,
+        'mesh': {'data': -1, 'fsdp': 1},
+    },
+}
 
 SHAPES = {
     'dmd': {
@@ -173,3 +159,8 @@ SHAPES = {
         'log_every': 30,
     },
 }
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+    """Return the settings of a preset: full, tiny or shapes."""
+    return preset_of('configs/dmd.py', FULL, {'tiny': (TINY,), 'shapes': (SHAPES,)}, preset)
