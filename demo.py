@@ -60,7 +60,7 @@ def steps(out: pathlib.Path) -> list[Step]:
     samples += ['--steps', *counts, '--first-steps', *counts, '--guidance', guidance, '--first-guidance', guidance]
     samples += ['--prompt-modifier', '', '--negative-prompt', '', '--count', '64', '--batch', '4']
     run = [f'--config.checkpoint={checkpoint}', f'--config.data={data}', f'--config.workdir={out / "dmd"}']
-    parts = ['--denoiser', str(result / 'diffusion_transformer_320p'), '--adapter', str(result / 'context_adapter')]
+    parts = ['--student', str(result)]
     options = ['--graphs', 'denoiser', '--precision', 'w8a16,fp16', '--calibration-samples', '24', '--simulate-video']
     return [
         Step('Generate with the few-step student', [*generate, '--out', str(out / 'student')]),

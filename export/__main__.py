@@ -19,6 +19,7 @@ from neodragon_jax.generation.defaults import RELEASED
 from neodragon_jax.generation.plan import make_plan
 
 if TYPE_CHECKING:
+    from export.host.denoiser_choice import DenoiserChoice
     from export.host.modules import ProgramOptions
     from export.report.report import Report
     from export.steps.options import ExportOptions, GraphOptions
@@ -37,10 +38,9 @@ examples:
   the whole released system for two chipsets, calibrated on 50 generated videos:
     python -m export --checkpoint CKPT --soc sm8750,sc8380xp --prompts 50 --out phone/
 
-  a distilled student's denoiser from its training run, in two precisions, calibrated on a first frame of your own:
-    python -m export --checkpoint CKPT --denoiser RUN/result/diffusion_transformer_320p \\
-        --adapter RUN/result/context_adapter --graphs denoiser --precision w8a16,fp16 --image dog.jpg \\
-        --no-simulate --out phone/
+  the denoiser of a distilled student, in two precisions, calibrated on a first frame of your own:
+    python -m export --checkpoint CKPT --student RUN/result --graphs denoiser --precision w8a16,fp16 \\
+        --image dog.jpg --no-simulate --out phone/
 
   the video decoder alone, with three rules for activation ranges compared:
     python -m export --checkpoint CKPT --graphs video_decoder --ranges minmax,percentile,mse --out phone/
@@ -75,7 +75,12 @@ def _add_program(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add('--graphs', metavar='LIST',
         help='comma-separated graphs, or groups such as "denoiser" and "first_frame" (default: all)')  # fmt: skip
-    add('--denoiser', metavar='DIR', help="denoiser folder to export instead of the checkpoint's")
+    add('--student', metavar='DIR',
+        help='distilled student, such as RUN/result of train.dmd or hf://ORG/NAME@REVISION: its denoiser and context '
+        'adapter are exported with the schedule of its student.json')  # fmt: skip
+    add('--denoiser', metavar='DIR',
+        help="denoiser folder to export instead of the checkpoint's; a student.json beside the folder sets the "
+        'schedule')  # fmt: skip
     add('--adapter', metavar='DIR', help="context adapter folder to use instead of the checkpoint's")
     add('--upscale', metavar='DIR', help='folder of a QuickSRNet; super_resolution is exported, too')
     add('--mode', choices=generation.MODES,
@@ -86,7 +91,8 @@ def _add_program(group: argparse._ArgumentGroup) -> None:
     add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 {_DEFAULT % RELEASED.frames}')
     add('--height', type=int, metavar='PX', help=f'height of the video {_DEFAULT % RELEASED.height}')
     add('--width', type=int, metavar='PX', help=f'width of the video {_DEFAULT % RELEASED.width}')
-    add('--steps', type=int, nargs=3, metavar='N', help="denoiser steps per stage (default: the mode's)")
+    add('--steps', type=int, nargs=3, metavar='N',
+        help="denoiser steps per stage (default: the student's, or else the mode's)")  # fmt: skip
 
 
 def _add_calibration(group: argparse._ArgumentGroup) -> None:
@@ -97,6 +103,9 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
     add('--prompts-file', metavar='FILE',
         help="calibration prompts, one per line (default: the checkpoint's calibration_prompts.txt, or else a built-in "
         'list)')  # fmt: skip
+    add('--validation-prompts', type=int, default=8, metavar='N',
+        help='calibration prompts held out to choose quantization settings on, at most a third of the list; one video '
+        'each is recorded (default: %(default)s)')  # fmt: skip
     add('--evaluation-prompts', type=int, default=8, metavar='N',
         help='prompts that graphs are evaluated on; one video each is recorded (default: %(default)s)')  # fmt: skip
     add('--evaluation-prompts-file', metavar='FILE',
@@ -150,15 +159,6 @@ def _add_measurements(group: argparse._ArgumentGroup) -> None:
     add('--allow-below-target', action='store_true', help='exit with 0 even if a graph misses its target')
 
 
-def read_list(option: str, text: str, known: Sequence[str]) -> list[str]:
-    """Return the entries of a comma-separated list, each once.
-
-    Raises:
-      InputError: an entry is unknown, or the list is empty.
-    """
-    return known_entries(option, text.lower(), known)
-
-
 def run(args: argparse.Namespace) -> Report:
     """Export everything that a command line asks for; return the report, which is also written.
 
@@ -190,6 +190,7 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     _check_out(args.out)
     root = shipped.find(args.checkpoint)
     defaults = generation.read(root)
+    from export.host.denoiser_choice import choose_denoiser
     from export.host.denoiser_graphs import check_denoiser
     from export.host.modules import select
     from export.host.phone_program import available
@@ -198,20 +199,24 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     from export.steps.options import ExportOptions
     from neodragon_jax.base import video
 
-    prompts = choose_prompts(root, args.prompts_file, args.evaluation_prompts_file, args.evaluation_prompts)
-    program, denoiser = _program(args, root, defaults)
-    check_denoiser(denoiser)
+    counts = (args.validation_prompts, args.evaluation_prompts)
+    prompts = choose_prompts(root, args.prompts_file, args.evaluation_prompts_file, *counts)
+    mode = args.mode or defaults.mode
+    chosen = choose_denoiser(root, mode, defaults, args.student, args.denoiser, args.adapter)
+    program = _program(args, root, mode, chosen)
+    check_denoiser(chosen.denoiser)
     names = select(args.graphs, available(program))
     pictures = [video.read_image(user_path(path, '--image')) for path in args.image]
     images = [video.image_to_frame(picture, *program.size) for picture in pictures]
     texts = (defaults.prompt_modifier, defaults.negative_prompt, images, args.seed)
     return ExportOptions(
         program=program,
-        denoiser=denoiser,
+        denoiser=chosen.denoiser,
         names=names,
         graphs=_graph_options(args, names),
         calibration=args.calibration or args.out / 'calibration',
         scenes=Scenes(prompts.calibration, *texts),
+        validation=Scenes(prompts.validation, *texts),
         evaluation=Scenes(prompts.evaluation, *texts),
         videos=args.prompts,
         whole_videos=args.whole_videos or args.evaluation_prompts,
@@ -220,21 +225,15 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     )
 
 
-def _program(
-    args: argparse.Namespace, root: pathlib.Path, defaults: generation.GenerationDefaults
-) -> tuple[ProgramOptions, pathlib.Path]:
-    """Return the program to export, and its denoiser's folder."""
+def _program(args: argparse.Namespace, root: pathlib.Path, mode: str, chosen: DenoiserChoice) -> ProgramOptions:
+    """Return the program to export."""
     from export.host.modules import ProgramOptions
-    from neodragon_jax.checkpoint import components as checkpoint
-    from neodragon_jax.checkpoint import folders
 
-    mode, frames = args.mode or defaults.mode, args.frames or defaults.frames
+    defaults, frames = chosen.defaults, args.frames or chosen.defaults.frames
     height, width = args.height or defaults.height, args.width or defaults.width
     plan = make_plan(mode, frames, height, width, args.steps, defaults=defaults.of(mode))
     first_frame = generation.choose_first_frame(args.first_frame, mode, defaults)
-    denoiser = args.denoiser or checkpoint.component_folder(root, folders.DENOISER_FOLDERS[mode])
-    program = ProgramOptions(root, mode, plan, args.adapter, args.upscale, first_frame, images=bool(args.image))
-    return program, pathlib.Path(denoiser)
+    return ProgramOptions(root, mode, plan, chosen.adapter, args.upscale, first_frame, images=bool(args.image))
 
 
 def _graph_options(args: argparse.Namespace, names: Sequence[str]) -> GraphOptions:
@@ -260,8 +259,8 @@ def _graph_options(args: argparse.Namespace, names: Sequence[str]) -> GraphOptio
     return GraphOptions(
         out=args.out,
         targets=find_targets(args.soc),
-        precisions=args.precision and read_list('--precision', args.precision, PRECISIONS),
-        ranges=read_list('--ranges', args.ranges, METHODS),
+        precisions=args.precision and known_entries('--precision', args.precision.lower(), PRECISIONS),
+        ranges=known_entries('--ranges', args.ranges.lower(), METHODS),
         adaround=args.adaround and adaround.find(args.adaround, args.adaround_iterations),
         two_parts=args.two_parts,
         calibration_samples=args.calibration_samples,
@@ -276,7 +275,7 @@ def _graph_options(args: argparse.Namespace, names: Sequence[str]) -> GraphOptio
 def _check_numbers(args: argparse.Namespace) -> None:
     """Raise InputError if a number is out of range."""
     counts = ('calibration_samples', 'evaluation_samples', 'simulated_samples', 'prompts', 'evaluation_prompts')
-    for option in (*counts, 'whole_videos', 'adaround_iterations', 'frames', 'height', 'width'):
+    for option in (*counts, 'validation_prompts', 'whole_videos', 'adaround_iterations', 'frames', 'height', 'width'):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise InputError(f'--{option.replace("_", "-")} is {value}; give at least 1.')

@@ -51,7 +51,8 @@ $graphs
 
 ## Memory
 
-Phases run one after the other. Load the graphs of a phase, run them, release them.
+Phases run one after the other. Load the graphs of a phase, run them, release them. A phase takes the bytes of its
+files and of the inputs and outputs of its graphs. $memory
 
 $phases
 
@@ -86,6 +87,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
         last_unit=video['latent_frames'] - 1,
         last_stage=len(denoiser['stages']) - 1,
         graphs=_graphs(manifest),
+        memory=memory_line(manifest['memory']),
         phases=_phases(manifest),
         chipsets=', '.join(f'{name}: {entry["product"]}' for name, entry in manifest['chipsets'].items()),
         runtime=', '.join(f'{name} {version}' for name, version in manifest['minimum_runtime'].items()),
@@ -128,6 +130,16 @@ def _tensors(tensors: Mapping[str, Any]) -> str:
     """Return names and shapes of the first three tensors, and the number of further ones."""
     shown = [f'`{name}` {"x".join(map(str, entry["shape"]))}' for name, entry in tensors.items()]
     return ', '.join(shown[:3]) + (f' and {len(shown) - 3} more' if len(shown) > 3 else '')
+
+
+def memory_line(memory: Mapping[str, Any]) -> str:
+    """Return a sentence on the largest phase of each place; a phase above the budget is named so."""
+    parts = [
+        f'on {place} "{entry["phase"]}" with {entry["bytes"] / 1e6:,.0f} MB'
+        + ' (ABOVE the budget)' * (entry['bytes'] > memory['budget'])
+        for place, entry in memory['largest'].items()
+    ]
+    return f'The budget of a phase is {memory["budget"] / 1e6:,.0f} MB. The largest is {", ".join(parts)}.'
 
 
 def _phases(manifest: Mapping[str, Any]) -> str:

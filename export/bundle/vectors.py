@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from export.bundle.contents import Draft, GraphFiles
 from export.graphs.runners import Call, OnnxSession
+from export.graphs.table import VIDEO_TARGET_DB
 from export.host.recording import Program
 from export.measure.snr import snr_db
 from neodragon_jax.generation import first_frame, pipeline
@@ -20,8 +21,6 @@ from neodragon_jax.pyramid.sampler import Prompt, sample
 
 # The minimum ratio on a device is the ratio on the CPU minus this margin, or the target if that is lower.
 MARGIN_DB = 3.0
-# Target for the last latent frame of a video, in which all errors accumulate.
-VIDEO_TARGET_DB = 25.0
 
 
 def write_call(draft: Draft, name: str, graph: GraphFiles, call: Call) -> dict[str, Any]:

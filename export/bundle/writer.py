@@ -14,7 +14,8 @@ import onnx
 from export.bundle.contents import BinaryFiles, Draft, GraphFiles
 from export.bundle.first_frame_tables import first_frame_entry
 from export.bundle.host_tables import denoiser_entry, normalization_entry, text_entries
-from export.bundle.meanings import PHASES, input_meaning, output_meaning
+from export.bundle.meanings import input_meaning, output_meaning
+from export.bundle.memory import memory, phases
 from export.bundle.readme import readme
 from export.bundle.vectors import Request, write_call, write_video
 from export.graphs.runners import Call
@@ -81,34 +82,18 @@ def write_bundle(
         options, host = model.options, TextHost.load(model.options)
         widths = _widths(graphs, options.text_tokens)
         first_unit = 1 if options.has_model or options.images else 0
-        request = Request(
-            model.defaults.example or 'a red fox trots through fresh snow between birch trees',
-            model.defaults.prompt_modifier,
-            model.defaults.negative_prompt,
-            model.image,
-        )
-        manifest: dict[str, Any] = {
-            'schema': SCHEMA,
-            'version': VERSION,
-            'name': pathlib.Path(options.root).name,
-            'checkpoint': {
-                'mode': options.mode,
-                'weights_sha256': dict(sorted(model.weights.items())),
-                'calibration': dict(model.protocol),
-            },
-            'tool_versions': dict(tools),
-            'minimum_runtime': {name: tools[name] for name in ('onnxruntime', 'onnxruntime-qnn') if name in tools},
-            'license': _license_notes(),
+        manifest = _identity(model, tools) | {
             'video': _video_entry(model),
             'text': text_entries(draft, host, options.text_tokens),
             'first_frame': first_frame_entry(draft, options) if options.has_model else None,
             'denoiser': denoiser_entry(draft, model.denoiser, options.plan, widths, first_unit),
             'graphs': {name: _graph_entry(draft, name, graph, calls[name]) for name, graph in graphs.items()},
-            'vectors': {'video': write_video(draft, model.program, model.exported, request)},
+            'vectors': {'video': write_video(draft, model.program, model.exported, _request(model))},
             'chipsets': {name: dict(chipset) for name, chipset in chipsets.items()},
             'binaries': [_binary_entry(draft, binary) for binary in binaries],
         }
-        manifest['phases'] = _phases(manifest, draft.files)
+        manifest['phases'] = phases(manifest, draft.files)
+        manifest['memory'] = memory(manifest['phases'])
         draft.copy(_LICENSE, 'LICENSE')
         draft.write(readme(manifest).encode(), 'README.md')
         manifest |= {'tables': draft.tables, 'files': dict(sorted(draft.files.items()))}
@@ -116,6 +101,36 @@ def write_bundle(
         (target / 'manifest.json').write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         (target / 'manifest.json.sha256').write_text(f'{digest}  manifest.json\n')
+
+
+def _identity(model: Model, tools: Mapping[str, str]) -> dict[str, Any]:
+    """Return the entries that tell one bundle from another."""
+    plan = model.options.plan
+    return {
+        'schema': SCHEMA,
+        'version': VERSION,
+        'name': pathlib.Path(model.options.root).name,
+        'checkpoint': {
+            'mode': model.options.mode,
+            'schedule': {
+                'steps': list(plan.steps),
+                'first_steps': list(plan.first_steps),
+                'spacing': plan.schedule.spacing,
+            },
+            'weights_sha256': dict(sorted(model.weights.items())),
+            'calibration': dict(model.protocol),
+        },
+        'tool_versions': dict(tools),
+        'minimum_runtime': {name: tools[name] for name in ('onnxruntime', 'onnxruntime-qnn') if name in tools},
+        'license': _license_notes(),
+    }
+
+
+def _request(model: Model) -> Request:
+    """Return the video that is recorded."""
+    defaults = model.defaults
+    prompt = defaults.example or 'a red fox trots through fresh snow between birch trees'
+    return Request(prompt, defaults.prompt_modifier, defaults.negative_prompt, model.image)
 
 
 def _widths(graphs: Mapping[str, GraphFiles], text_tokens: int) -> dict[str, int]:
@@ -210,39 +225,6 @@ def _binary_entry(draft: Draft, binary: BinaryFiles) -> dict[str, Any]:
         'provider_options': dict(binary.provider_options),
         'session_options': {'session.disable_cpu_ep_fallback': '1'} | ({'ep.share_ep_contexts': '1'} if shared else {}),
     }
-
-
-def _phases(manifest: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the phases with the memory of their graphs, inputs and outputs in bytes, by runtime target."""
-    graphs, phases = manifest['graphs'], []
-    for phase, names in PHASES:
-        present = [name for name in names if name in graphs]
-        if not present:
-            continue
-        tensors = sum(_tensor_bytes(graphs[name]) for name in present)
-        held = {
-            'portable': tensors + sum(files[path]['bytes'] for name in present for path in graphs[name]['portable'])
-        }
-        for chipset in manifest['chipsets']:
-            used = [
-                entry
-                for entry in manifest['binaries']
-                if entry['chipset'] == chipset and set(entry['graphs']) & set(present)
-            ]
-            held[chipset] = tensors + sum(files[entry['file']]['bytes'] for entry in used)
-        phases.append({'name': phase, 'graphs': present, 'bytes': held})
-    return phases
-
-
-def _tensor_bytes(graph: Mapping[str, Any]) -> int:
-    """Return the bytes of a graph's inputs and outputs."""
-    total = 0
-    for spec in (*graph['inputs'].values(), *graph['outputs'].values()):
-        count = 4
-        for size in spec['shape']:
-            count *= size
-        total += count
-    return total
 
 
 def _license_notes() -> dict[str, str]:

@@ -21,6 +21,9 @@ Feeds = dict[str, np.ndarray]
 # Prefix of the names of the denoiser's graphs; the number of the stage follows.
 DENOISER = 'denoiser_stage'
 
+# Lowest acceptable ratio of the last latent frame of a video, in which the errors of all calls accumulate.
+VIDEO_TARGET_DB = 25.0
+
 # Bias of masked attention scores on the phone: masked weights are about exp(-100), and the 16-bit range stays small.
 FORBIDDEN = -100.0
 

@@ -18,7 +18,7 @@ import onnx
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from export.graphs.table import PhoneGraph
-from export.rewrite.onnx_graph import write_shapes
+from export.rewrite.onnx_graph import check, write_shapes
 from export.rewrite.tidy import clamp_gelu, tidy
 from neodragon_jax.base.errors import InputError
 
@@ -66,6 +66,7 @@ def to_onnx(graph: PhoneGraph, path: pathlib.Path) -> collections.Counter[str]:
     if graph.gelu_floor is not None:
         clamp_gelu(model.graph, graph.gelu_floor)
     write_shapes(model.graph)
+    check(model, path.parent)
     add_pre_process_metadata(model)  # marks the graph as preprocessed for ONNX Runtime's quantizer
     save(model, path)
     counts = collections.Counter(node.op_type for node in model.graph.node)

@@ -1,5 +1,7 @@
 """The calibration set on disk: one folder per generated video, and the protocol of the recording.
 
+There are three kinds of videos, of disjoint prompts: calibration, validation and evaluation.
+
 The folder of a video is created when the video is complete, so that an interrupted recording resumes. Its `record.json`
 holds the sizes and hashes of its files; a damaged video is recorded again. A set is reused for the same protocol and
 rejected for any other.
@@ -17,7 +19,18 @@ import numpy as np
 
 from export.host.file_records import damage, file_records, read_json
 from export.host.protocol import KEPT, VIDEOS, Protocol
-from export.host.recording import EVALUATION_CALLS, Call, Recording, Sample, Video, flatten, rotating, spread, unflatten
+from export.host.recording import (
+    EVALUATION_CALLS,
+    Call,
+    Recording,
+    Sample,
+    Scenes,
+    Video,
+    flatten,
+    rotating,
+    spread,
+    unflatten,
+)
 from export.measure.resources import Resources, measured
 from neodragon_jax.base import json_file
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
@@ -25,11 +38,12 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Prompt
 
 _PROTOCOL, _RECORD = 'protocol.json', 'record.json'
+_CALIBRATION, _VALIDATION, _EVALUATION = 'calibration', 'validation', 'evaluation'
 
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationSet:
-    """A recorded calibration set, with the evaluation videos.
+    """A recorded calibration set, with the validation and evaluation videos.
 
     Attributes:
       folder: where the set is stored.
@@ -66,8 +80,7 @@ class CalibrationSet:
                 continue
             with measured() as resources:
                 recording = recording or open_recording()
-                scenes = protocol.scenes if kind == 'calibration' else protocol.evaluation
-                video, calls = recording.generate(scenes, number)
+                video, calls = recording.generate(found._scenes(kind), number)
             found._write(kind, number, video, calls, resources)
             on_video(f'{name}: recorded' + (f' again, because {harm}' if harm else ''))
         return found
@@ -88,20 +101,34 @@ class CalibrationSet:
         """Yield up to `count` calibration calls of a graph, as `Call` or `Sample`, read one by one."""
         entries = [(number, i) for number in range(self.protocol.videos) for i in range(self.protocol.keep[name])]
         for number, index in spread(entries, count):
-            yield self._read('calibration', number, name, index)
+            yield self._read(_CALIBRATION, number, name, index)
+
+    def validation(self, name: str, count: int) -> dict[str, list[Any]]:
+        """Return up to `count` calls of a graph for each validation prompt."""
+        return self._held_out(_VALIDATION, name, count)
 
     def evaluation(self, name: str, count: int) -> dict[str, list[Any]]:
         """Return up to `count` calls of a graph for each evaluation prompt."""
+        return self._held_out(_EVALUATION, name, count)
+
+    def _held_out(self, kind: str, name: str, count: int) -> dict[str, list[Any]]:
         calls = {}
-        for number, prompt in enumerate(self.protocol.evaluation.prompts):
-            with np.load(self._folder('evaluation', number) / f'{name}.npz') as arrays:
+        for number, prompt in enumerate(self._scenes(kind).prompts):
+            with np.load(self._folder(kind, number) / f'{name}.npz') as arrays:
                 kept = len({key.partition('|')[0] for key in arrays})
-            calls[prompt] = [self._read('evaluation', number, name, index) for index in spread(range(kept), count)]
+            calls[prompt] = [self._read(kind, number, name, index) for index in spread(range(kept), count)]
         return calls
 
     def video(self, number: int) -> Video:
         """Return the video of an evaluation prompt."""
-        with np.load(self._folder('evaluation', number) / 'video.npz') as arrays:
+        return self._read_video(_EVALUATION, number)
+
+    def validation_video(self, number: int) -> Video:
+        """Return the video of a validation prompt."""
+        return self._read_video(_VALIDATION, number)
+
+    def _read_video(self, kind: str, number: int) -> Video:
+        with np.load(self._folder(kind, number) / 'video.npz') as arrays:
             prompts = [
                 Prompt(*(arrays[f'{kind}.{field}'] for field in Prompt._fields)) if f'{kind}.text' in arrays else None
                 for kind in ('prompt', 'negative')
@@ -110,11 +137,19 @@ class CalibrationSet:
         return Video(*prompts, *others)  # pyright: ignore[reportArgumentType]
 
     def _videos(self) -> list[tuple[str, int]]:
-        kinds = ('evaluation', 'calibration')
+        kinds = (_EVALUATION, _VALIDATION, _CALIBRATION)
         return [(kind, number) for kind in kinds for number in range(self._count(kind))]
 
     def _count(self, kind: str) -> int:
-        return self.protocol.videos if kind == 'calibration' else len(self.protocol.evaluation.prompts)
+        return self.protocol.videos if kind == _CALIBRATION else len(self._scenes(kind).prompts)
+
+    def _scenes(self, kind: str) -> Scenes:
+        scenes = {
+            _CALIBRATION: self.protocol.scenes,
+            _VALIDATION: self.protocol.validation,
+            _EVALUATION: self.protocol.evaluation,
+        }
+        return scenes[kind]
 
     def _folder(self, kind: str, number: int) -> pathlib.Path:
         return self.folder / f'{kind}-{number:05d}'
@@ -137,16 +172,16 @@ class CalibrationSet:
     def _write(
         self, kind: str, number: int, video: Video, calls: Mapping[str, Sequence[Any]], resources: Resources
     ) -> None:
-        """Write the kept calls of a video; for an evaluation video, also its latents and frames."""
+        """Write the kept calls of a video; for a validation or evaluation video, also its latents and frames."""
         # Shift by one per pass over the prompts, so that every prompt covers all units and steps.
         turn = number + number // len(self.protocol.scenes.prompts)
         with atomic_folder(self._folder(kind, number), replace=True) as draft:
             for name, keep in self.protocol.keep.items():
-                evaluates = kind == 'evaluation'
-                kept = spread(calls[name], EVALUATION_CALLS) if evaluates else rotating(calls[name], keep, turn)
+                calibrates = kind == _CALIBRATION
+                kept = rotating(calls[name], keep, turn) if calibrates else spread(calls[name], EVALUATION_CALLS)
                 arrays = {f'{i}|{path}': array for i, call in enumerate(kept) for path, array in flatten(call).items()}
                 np.savez(draft / f'{name}.npz', **arrays)  # pyright: ignore[reportArgumentType]
-            if kind == 'evaluation':
+            if kind != _CALIBRATION:
                 np.savez(draft / 'video.npz', **flatten(video))  # pyright: ignore[reportArgumentType]
             record = {'resources': resources, 'files': file_records(draft)}
             (draft / _RECORD).write_text(json.dumps(record, indent=2) + '\n')
@@ -184,4 +219,4 @@ class CalibrationSet:
             return False
         calls = {name: count * videos for name, count in found[KEPT].items()}
         enough = all(count * self.protocol.videos <= calls.get(name, -1) for name, count in wanted)
-        return enough and all(self._folder('calibration', number).is_dir() for number in range(videos))
+        return enough and all(self._folder(_CALIBRATION, number).is_dir() for number in range(videos))

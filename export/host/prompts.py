@@ -1,4 +1,7 @@
-"""Disjoint calibration and evaluation prompts from the user, the checkpoint, or the built-in lists.
+"""Disjoint calibration, validation and evaluation prompts from the user, the checkpoint, or the built-in lists.
+
+Activation ranges are measured on calibration prompts. Quantization settings are chosen on validation prompts. Ratios
+are reported on evaluation prompts.
 
 A checkpoint that was trained on a different prompt distribution than the released system has
 `calibration_prompts.txt` and `evaluation_prompts.txt` in its root folder.
@@ -10,11 +13,13 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+from export.host.recording import spread
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.evaluation.prompt_files import read_prompts
 
 # Below these numbers the report warns that its ratios may not hold for other prompts.
 FEWEST_CALIBRATION_PROMPTS = 12
+FEWEST_VALIDATION_PROMPTS = 4
 FEWEST_EVALUATION_PROMPTS = 8
 _CALIBRATION, _EVALUATION = 'calibration_prompts.txt', 'evaluation_prompts.txt'
 _BUILT_IN = pathlib.Path(__file__).parent
@@ -22,14 +27,21 @@ _BUILT_IN = pathlib.Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class PromptLists:
-    """Distinct prompts for calibration and for evaluation, disjoint up to letter case and spaces."""
+    """Distinct prompts, disjoint up to letter case and spaces.
+
+    Attributes:
+      calibration: for activation ranges.
+      validation: for the choice of settings.
+      evaluation: for the reported ratios.
+    """
 
     calibration: Sequence[str]
+    validation: Sequence[str]
     evaluation: Sequence[str]
 
 
 def choose_prompts(
-    checkpoint: pathlib.Path, calibration: str | None, evaluation: str | None, count: int
+    checkpoint: pathlib.Path, calibration: str | None, evaluation: str | None, validated: int, count: int
 ) -> PromptLists:
     """Return the prompts of an export.
 
@@ -37,12 +49,19 @@ def choose_prompts(
       checkpoint: root folder; its lists, if present, are the defaults.
       calibration: file of the user's calibration prompts.
       evaluation: file of the user's evaluation prompts.
+      validated: number of calibration prompts to hold out for validation; a list of fewer than three times as many
+        gives a third of its prompts, at least one.
       count: number of evaluation prompts.
     Raises:
-      InputError: a file has no prompts, the user's lists have a prompt in common, or fewer than `count` evaluation
-        prompts remain after calibration prompts are excluded.
+      InputError: a file has no prompts, the calibration prompts are all the same, the user's lists have a prompt in
+        common, or fewer than `count` evaluation prompts remain after calibration prompts are excluded.
     """
-    calibrated = read_prompts(calibration or _default(checkpoint, _CALIBRATION))
+    listed = calibration or _default(checkpoint, _CALIBRATION)
+    calibrated = list({_normal(prompt): prompt for prompt in reversed(read_prompts(listed))}.values())[::-1]
+    if len(calibrated) < 2:
+        raise InputError(
+            f'{listed}: one distinct calibration prompt. List at least two: one of them is held out for validation.'
+        )
     seen = {_normal(prompt) for prompt in calibrated}
     source = evaluation or _default(checkpoint, _EVALUATION)
     candidates = read_prompts(source, '--evaluation-prompts-file')
@@ -55,7 +74,8 @@ def choose_prompts(
             f'{source}: {len(unseen)} prompts that calibration does not use, but --evaluation-prompts is {count}. '
             'Add prompts with --evaluation-prompts-file, or ask for fewer.'
         )
-    return PromptLists(calibrated, unseen[:count])
+    held_out = spread(calibrated, max(1, min(validated, len(calibrated) // 3)))
+    return PromptLists([prompt for prompt in calibrated if prompt not in held_out], held_out, unseen[:count])
 
 
 def _default(checkpoint: pathlib.Path, name: str) -> pathlib.Path:

@@ -15,7 +15,7 @@ from neodragon_jax.base.json_file import as_json
 from neodragon_jax.pyramid.sampler import Plan
 
 # Increases when the layout of the files changes.
-FORMAT = 3
+FORMAT = 4
 KEPT, VIDEOS = 'calls kept per video', 'videos'
 
 
@@ -26,7 +26,8 @@ class Protocol:
     Attributes:
       components: fingerprint of every component, by name.
       scenes: calibration prompts, images and seed.
-      evaluation: held-out prompts, excluded from calibration; one video each.
+      validation: held-out prompts that settings are chosen on; one video each.
+      evaluation: held-out prompts that ratios are reported on; one video each.
       plan: latent size, steps and guidance.
       keep: number of calls of each graph kept per calibration video.
       videos: number of calibration videos.
@@ -34,6 +35,7 @@ class Protocol:
 
     components: Mapping[str, str]
     scenes: Scenes
+    validation: Scenes
     evaluation: Scenes
     plan: Plan
     keep: Mapping[str, int]
@@ -51,6 +53,7 @@ class Protocol:
             'format': FORMAT,
             **{f'weights of {name}': digest for name, digest in self.components.items()},
             'prompts': list(self.scenes.prompts),
+            'validation prompts': list(self.validation.prompts),
             'evaluation prompts': list(self.evaluation.prompts),
             'modifier': self.scenes.modifier,
             'negative prompt': self.scenes.negative_prompt,

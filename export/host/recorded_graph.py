@@ -14,8 +14,8 @@ from export.host.calibration_set import CalibrationSet
 from export.host.phone_program import PhoneProgram
 from export.host.recording import Sample
 
-# Maximum number of calibration calls that quantization settings are chosen on.
-SELECTION_CALLS = 4
+# Calls of each validation video that settings are chosen on. The first sees the shortest history, the last the longest.
+VALIDATION_CALLS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,9 @@ class RecordedGraph:
       made_from: hashes and sizes that determine the result of `make`.
       calibration_sha256: hash of the calibration set.
       calibration: yields the inputs that activation ranges are measured on.
-      selection_calls: returns a few calibration calls with JAX outputs, on which quantization settings are chosen.
-      evaluation: returns the calls of each evaluation prompt; these are excluded from calibration.
+      validation: returns the calls that quantization settings are chosen on, with their JAX outputs; their prompts are
+        neither calibration nor evaluation prompts. Empty if no graph is quantized.
+      evaluation: returns the calls of each evaluation prompt; these are excluded from calibration and validation.
     """
 
     name: str
@@ -39,7 +40,7 @@ class RecordedGraph:
     made_from: dict[str, Any]
     calibration_sha256: str
     calibration: Callable[[], Iterator[Feeds]]
-    selection_calls: Callable[[], Sequence[Call]]
+    validation: Callable[[], Sequence[Call]]
     evaluation: Callable[[], Mapping[str, Sequence[Call]]]
 
     @property
@@ -76,7 +77,7 @@ def recorded_graphs(
             made_from=made_from,
             calibration_sha256=calibration.sha256,
             calibration=functools.partial(calls.inputs, counts[name]),
-            selection_calls=functools.partial(calls.selection_calls, min(counts[name], SELECTION_CALLS)),
+            validation=functools.partial(calls.validation, VALIDATION_CALLS),
             evaluation=functools.partial(calls.evaluation, evaluation),
         )
 
@@ -97,8 +98,9 @@ class _Calls:
     def inputs(self, count: int) -> Iterator[Feeds]:
         return (self._call(recorded).inputs for recorded in self.calibration.calls(self.recorded, count))
 
-    def selection_calls(self, count: int) -> list[Call]:
-        return [self._call(recorded) for recorded in self.calibration.calls(self.recorded, count)]
+    def validation(self, count: int) -> list[Call]:
+        calls = self.calibration.validation(self.recorded, count).values()
+        return [self._call(recorded) for found in calls for recorded in found]
 
     def evaluation(self, count: int) -> dict[str, Sequence[Call]]:
         calls = self.calibration.evaluation(self.recorded, count)

@@ -25,7 +25,7 @@ from neodragon_jax.generation import consistency_sampler, first_frame, pipeline
 from neodragon_jax.models.super_resolution import upscale
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, NoiseSource, Plan, Prompt, Unit, sample
 
-# Maximum number of calls of each graph kept per evaluation video.
+# Maximum number of calls of each graph kept per validation or evaluation video.
 EVALUATION_CALLS = 8
 
 

@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from export.rewrite.joins import check_joins
 from neodragon_jax.base.errors import InputError
 
 # Provider option for the folder that QNN dumps the graph into.
@@ -96,11 +97,13 @@ def read_view(folder: pathlib.Path, half: bool = False) -> StaticView:
     Args:
       half: whether the HTP computes the float32 values of the graph in FP16.
     Raises:
-      InputError: there is no graph, or more than one, which means that parts of the model ran elsewhere.
+      InputError: there is no graph, or more than one, which means that parts of the model ran elsewhere; or it has a
+        concatenation whose order a device does not keep.
     """
     graphs = [content['graph'] for path in sorted(folder.glob('*.json')) if 'graph' in (content := _load(path))]
     if len(graphs) != 1:
         raise InputError(f'{folder}: {len(graphs)} QNN graphs, not one. Check the pinned version of onnxruntime-qnn.')
+    check_joins(graphs[0]['nodes'], graphs[0]['tensors'])
     return _view(graphs[0]['nodes'], graphs[0]['tensors'], half)
 
 

@@ -11,23 +11,18 @@ read is also quantized once.
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from export.graphs.runners import Call, OnnxSession
+from export.graphs.runners import OnnxSession
 from export.graphs.table import Feeds, PhoneGraph
 from export.graphs.to_onnx import to_onnx
-from export.measure.snr import lowest_db
-from export.quantize.key_value import RECIPE, STAGE_HEADROOM_DB, KeyValueBits, choose_bits
-from export.quantize.qdq import to_w8a16
 from export.rewrite.for_htp import convert_before_cutting, fuse_gains, remove_vector_reshapes, shrink_transposes
 from export.rewrite.onnx_graph import drop_unused
 from neodragon_jax.base.errors import InputError
@@ -85,34 +80,6 @@ def quantize_chain(
                 del session
                 spool.keep({name for later in graph.pieces[number:] for name in later.inputs})
             on_piece(piece.name)
-
-
-def quantize_chain_to_target(
-    graph: PhoneGraph,
-    path: pathlib.Path,
-    feeds: Callable[[], Iterable[Feeds]],
-    calls: Sequence[Call],
-    target_db: float,
-    on_piece: Callable[[str], object] = _NOTHING,
-) -> KeyValueBits:
-    """Write the W8A16 graph of a chain with as few bits for keys and values as the target allows, and its recipe.
-
-    Args:
-      feeds: returns the calibration inputs.
-      calls: calibration calls with their float outputs, to measure the ratio on.
-      target_db: lowest acceptable ratio; the search aims STAGE_HEADROOM_DB above it.
-    """
-
-    def write(bits: int) -> float:
-        for old in path.parent.glob(f'{path.name}*'):
-            old.unlink()
-        quantize_chain(graph, path, feeds(), partial(to_w8a16, key_value_bits=bits), on_piece)
-        return lowest_db(OnnxSession(path), calls, graph.compared)
-
-    chosen = choose_bits(write, target_db + STAGE_HEADROOM_DB)
-    recipe = {'target_db': target_db, 'reached_db': chosen.db} | chosen.recipe()
-    path.with_name(RECIPE).write_text(json.dumps(recipe, indent=2) + '\n')
-    return chosen
 
 
 def export_piece(piece: PhoneGraph, path: pathlib.Path, fused: bool) -> onnx.ModelProto:

@@ -4,59 +4,34 @@ Most of the error comes from rounding weights to 8 bits. A layer can instead run
 8 bits, and once with the residual of that rounding, also in 8 bits. The sum has almost 16 bits. Native 16-bit weights
 are no substitute: convolutions with them were 20 to 40 dB worse than expected on the HTP simulator.
 
-The contribution of a weight to the error is measured on the float graph by rounding that weight alone. A small graph is
-measured weight by weight. A large graph, whose runs take long, is measured in groups of neighboring weights; the worst
-groups are halved until `RUNS` runs are used. Groups are then doubled in the order of error per byte until the remaining
-error fits the target. `recipe.json`, beside the graph, lists the weights in two parts with the measured reasons.
+The contribution of each weight to the error is measured by rounding it alone, see rounding_noise.py. Groups of weights
+are then doubled in the order of error per byte until the remaining error fits the target. `recipe.json`, beside the
+graph, lists the weights in two parts with the measured reasons.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
 from export.graphs.runners import Call, OnnxSession
-from export.graphs.table import Feeds
 from export.graphs.to_onnx import save
-from export.measure.resources import inner_bar
 from export.measure.snr import call_db, join_outputs, lowest_db
 from export.quantize.adaround import Rounding
-from export.quantize.key_value import HEADROOM_DB, MANY, RECIPE, choose_bits
+from export.quantize.key_value import MANY, MARGIN_DB, RECIPE, choose_bits
 from export.quantize.qdq import has_computed_operands, quantize
+from export.quantize.rounding_noise import LAYER_AXES, Group, rounded, rounding_noise
 from export.rewrite.onnx_graph import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
 from neodragon_jax.base.json_file import read_json
-
-# Runs of the float graph to measure contributions to the error; a run at full size takes up to half a minute.
-RUNS = 16
-_INT8 = 127
-# Kind of layer -> axis of the output channels in its weight.
-_AXES = {'Conv': 0, 'Gemm': 1}
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Neighboring weights of a graph and the error of rounding them.
-
-    Attributes:
-      names: names of the constants.
-      size: number of values; equals the bytes at 8 bits and the cost of second parts in bytes.
-      noise: squared error of the compared outputs when these weights alone are rounded.
-    """
-
-    names: tuple[str, ...]
-    size: int
-    noise: float
 
 
 def quantize_to_target(
@@ -73,7 +48,7 @@ def quantize_to_target(
 
     Args:
       ranges: file with the ranges of the activations.
-      calls: calibration calls with their float outputs, to measure the ratio on. Contributions of the layers to the
+      calls: validation calls with their float outputs, to measure the ratio on. Contributions of the layers to the
         error are measured on the call with the lowest ratio.
       compared: names of the outputs that are compared.
       rounding: rounding of the weights that stay in one part; None rounds to nearest.
@@ -82,7 +57,7 @@ def quantize_to_target(
       The names of the weights in two parts, and the lowest ratio on `calls` in dB; it is below the target if no
       selection reaches the target.
     """
-    aim = target_db + HEADROOM_DB
+    aim = target_db + MARGIN_DB
     found: dict[int, _Doubling] = {}
 
     def write(bits: int) -> float:
@@ -228,12 +203,12 @@ def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathl
     """
     constants, nodes, results = constants_of(graph), [], []
     for node in graph.node:
-        if node.op_type not in _AXES or node.input[1] not in names:
+        if node.op_type not in LAYER_AXES or node.input[1] not in names:
             nodes.append(node)
             continue
         weight, result = node.input[1], node.output[0]
         array = numpy_helper.to_array(constants[weight], str(folder))
-        coarse = rounded(array, _AXES[node.op_type])
+        coarse = rounded(array, LAYER_AXES[node.op_type])
         parts = [onnx.NodeProto.FromString(node.SerializeToString()) for _ in range(2)]
         for part, kind, values in zip(parts, ('coarse', 'fine'), (coarse, array - coarse), strict=True):
             part.name, part.output[0] = f'{node.name}_{kind}', f'{result}_{kind}'
@@ -246,89 +221,3 @@ def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathl
     drop_unused(graph)
     write_shapes(graph)
     return results
-
-
-def rounding_noise(
-    source: pathlib.Path, call: Call, compared: Sequence[str], rounding: Rounding | None = None, runs: int = RUNS
-) -> list[Group]:
-    """Return all weights of a float graph in groups, each with the error of rounding it to 8 bits.
-
-    Args:
-      runs: maximum number of runs of the graph; if it is at least the number of weights, each weight is a group.
-    """
-    model = onnx.load(source, load_external_data=False)
-    constants = constants_of(model.graph)
-    axes = {
-        node.input[1]: _AXES[node.op_type]
-        for node in model.graph.node
-        if node.op_type in _AXES and node.input[1] in constants
-    }
-    session = _replaceable(source, model, axes)
-
-    def run(feeds: Feeds) -> np.ndarray:
-        outputs = (np.asarray(array) for array in session.run(list(compared), feeds))
-        return join_outputs(dict(zip(compared, outputs, strict=True)), compared).astype(np.float64)
-
-    def stored(name: str) -> np.ndarray:
-        if rounding is not None and name in rounding.levels:
-            return rounding.value(name)
-        return rounded(numpy_helper.to_array(constants[name], str(source.parent)), axes[name])
-
-    exact = run(call.inputs)
-
-    with inner_bar('shares of the error', min(runs, len(axes))) as on_run:
-
-        def measure(names: Sequence[str]) -> Group:
-            got = run(call.inputs | {name: stored(name) for name in names})
-            size = sum(math.prod(constants[name].dims) for name in names)
-            on_run()
-            return Group(tuple(names), size, float(np.square(got - exact).sum()))
-
-        return _worst_apart(list(axes), measure, runs)
-
-
-def _worst_apart(names: Sequence[str], measure: Callable[[Sequence[str]], Group], runs: int) -> list[Group]:
-    """Return groups of neighbors; the noisiest are halved as long as runs remain to measure the halves."""
-    first = len(names) if len(names) <= runs else max(1, runs // 2)
-    groups = [measure(part) for part in _cut(names, first)]
-    for _ in range((runs - first) // 2):
-        several = [group for group in groups if len(group.names) > 1]
-        if not several:
-            break
-        worst = max(several, key=lambda group: group.noise)
-        index = groups.index(worst)
-        groups[index : index + 1] = [measure(half) for half in _cut(worst.names, 2)]
-    return groups
-
-
-def _cut(names: Sequence[str], parts: int) -> list[Sequence[str]]:
-    """Split names into contiguous parts of nearly equal length."""
-    ends = [len(names) * part // parts for part in range(parts + 1)]
-    return [names[start:end] for start, end in itertools.pairwise(ends)]
-
-
-def _replaceable(
-    source: pathlib.Path, model: onnx.ModelProto, names: Mapping[str, int]
-) -> onnxruntime.InferenceSession:
-    """Return a session in which constants can be replaced in every run: they become inputs with a default value."""
-    constants = constants_of(model.graph)
-    model.graph.input.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, constants[name].dims) for name in names
-    )
-    path = source.with_name(f'.{source.stem}.replaceable.onnx')
-    try:
-        save(model, path)
-        quiet = onnxruntime.SessionOptions()
-        quiet.log_severity_level = 3  # ONNX Runtime warns about every such constant
-        return onnxruntime.InferenceSession(path, quiet, providers=['CPUExecutionProvider'])
-    finally:
-        for file in path.parent.glob(f'{path.name}*'):
-            file.unlink()
-
-
-def rounded(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Round a weight to 8 bits with one scale per output channel; return it dequantized, in float32."""
-    others = tuple(index for index in range(weight.ndim) if index != axis)
-    scale = np.abs(weight).max(axis=others, keepdims=True) / _INT8
-    scale = np.where(scale == 0, 1, scale)
-    return (np.round(weight / scale) * scale).astype(np.float32)

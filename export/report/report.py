@@ -11,6 +11,7 @@ from typing import Any
 from export.measure.resources import Resources
 from export.report import tables
 from export.report.chart import draw_ratios
+from export.report.latency_chart import draw_latencies
 from export.report.rows import STEPS, Row, SharedBinary, VideoRow
 from neodragon_jax.base.atomic import atomic_file
 
@@ -68,7 +69,7 @@ class Report:
         return list(dict.fromkeys(row.graph for row in self.rows if row.graph not in measured))
 
     def write(self, folder: pathlib.Path) -> None:
-        """Write report.md, report.json and report.png."""
+        """Write report.md, report.json and the pictures report.png and latency.png."""
         measured = ('lowest_db', 'median_db', 'deploy_db', 'met')
         rows = [dataclasses.asdict(row) | {name: getattr(row, name) for name in measured} for row in self.rows]
         values = {
@@ -86,6 +87,8 @@ class Report:
             path.write_text(self.markdown())
         with atomic_file(folder / 'report.png') as path:
             draw_ratios(self.rows).save(path)
+        with atomic_file(folder / 'latency.png') as path:
+            draw_latencies(self.rows).save(path)
 
     def markdown(self) -> str:
         """Return the report as tables."""
@@ -94,6 +97,7 @@ class Report:
         lines += [*tables.INTRODUCTION, '', *tables.table(tables.FIDELITY, self.rows), '']
         lines += ['![ratio of every graph for every evaluation prompt](report.png)', '']
         lines += ['## Compiled graphs', '', *tables.STATIC, '', *tables.table(tables.COST, self.rows)]
+        lines += ['', '![estimated latency of every graph, and the measured graphs behind it](latency.png)']
         lines += ['', '## Time and memory', '', *tables.RESOURCES, '', *tables.table(tables.TIMES, self.rows)]
         lines += ['', self._total()]
         if self.shared:

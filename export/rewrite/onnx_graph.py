@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,15 +32,16 @@ def shapes_of(graph: onnx.GraphProto) -> dict[str, list[int]]:
         # ONNX has no shape inference for GroupNormalization; its output has the shape of its input.
         same = node.op_type == 'GroupNormalization'
         bare.node.append(helper.make_node('Identity', node.input[:1], node.output) if same else node)
-    for tensor in graph.initializer:  # without the weights, which may exceed the size limit of a protobuf message
+    for tensor in graph.initializer:  # without the weights: copies of them would take gigabytes
         if tensor.data_type == onnx.TensorProto.INT64 or math.prod(tensor.dims) <= _SMALL:
             bare.initializer.append(tensor)
         else:
             bare.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    model = helper.make_model(bare, opset_imports=[helper.make_opsetid('', OPSET)])
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = [*inferred.input, *inferred.value_info, *inferred.output]
-    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    model = ir.serde.deserialize_model(helper.make_model(bare, opset_imports=[helper.make_opsetid('', OPSET)]))
+    passes.ShapeInferencePass(strict_mode=False)(model)
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values += [value for node in model.graph for value in node.outputs]
+    return {value.name: list(value.shape.numpy()) for value in values if value.name and value.shape is not None}
 
 
 def write_shapes(graph: onnx.GraphProto) -> None:
@@ -104,9 +106,51 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
     _apply(graph, passes.TopologicalSortPass())
 
 
-def _apply(graph: onnx.GraphProto, change: ir.passes.InPlacePass) -> None:
+def drop_identities(graph: onnx.GraphProto) -> None:
+    """Connect the readers of an Identity to its input, and remove it."""
+    _apply(graph, passes.IdentityEliminationPass())
+
+
+def share_weights(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
+    """Deduplicate equal weights: a layer that is applied eight times stores its weights once.
+
+    Biases are not shared: the scale of a quantized bias depends on the input of its layer, which differs.
+
+    Args:
+      folder: location of external weights.
+    """
+    _apply(graph, _ShareWeights(), folder)
+
+
+class _ShareWeights(ir.passes.InPlacePass):
+    """Deduplication of all constants but vectors and scalars, which the pass of onnx-ir cannot leave out."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        constants = model.graph.initializers
+        kept = {name: value for name, value in constants.items() if value.shape is None or len(value.shape) < 2}
+        for name in kept:
+            del constants[name]
+        result = passes.DeduplicateHashedInitializersPass()(model)
+        constants.update(kept)
+        return result
+
+
+def check(model: onnx.ModelProto, folder: pathlib.Path) -> None:
+    """Raise ValueError unless a model is valid ONNX; its weights are not read.
+
+    Args:
+      folder: location of external weights.
+    """
+    checked = ir.serde.deserialize_model(model)
+    ir.external_data.set_base_dir(checked.graph, folder)
+    passes.CheckerPass()(checked)
+
+
+def _apply(graph: onnx.GraphProto, change: ir.passes.InPlacePass, folder: pathlib.Path | None = None) -> None:
     """Run an onnx-ir pass on a graph, in place; references to its nodes and constants become invalid.
 
+    Args:
+      folder: location of external weights, for a pass that reads them.
     Raises:
       ValueError: a rewrite left a node that reads a value which nothing defines; onnx-ir would only log that.
     """
@@ -116,6 +160,8 @@ def _apply(graph: onnx.GraphProto, change: ir.passes.InPlacePass) -> None:
     if missing:
         raise ValueError(f'{graph.name}: nothing defines {", ".join(missing)}, which a node reads')
     model = ir.Model(ir.serde.deserialize_graph(graph), ir_version=onnx.IR_VERSION)
+    if folder is not None:
+        ir.external_data.set_base_dir(model.graph, folder)
     change(model)
     graph.CopyFrom(ir.serde.serialize_graph(model.graph))
 

@@ -9,10 +9,7 @@ Legend: B pictures, H W grid, C channels, s upscaling factor.
 
 from __future__ import annotations
 
-import collections
-import hashlib
 import pathlib
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,16 +18,19 @@ from onnx import helper, numpy_helper
 
 from export.rewrite.channels_first import channels_first
 from export.rewrite.fold_scales import fold_query_scales, fold_scales
+from export.rewrite.joins import join_at_rank_three
 from export.rewrite.onnx_graph import (
     attribute,
     constants_of,
     consumers_of,
+    drop_identities,
     drop_unused,
     new_constant,
     producers_of,
     rename_inputs,
     replace_nodes,
     shapes_of,
+    share_weights,
 )
 
 # Operations on shapes: they are removed once their results are constants.
@@ -53,6 +53,7 @@ def tidy(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
     depth_to_space(graph)
     replace_by_reshapes(graph)
     channels_first(graph)
+    join_at_rank_three(graph)
     merge_transposes(graph)
     merge_reshapes(graph)
     drop_unused(graph)  # an unused reader would hide that a value has only one used reader
@@ -180,20 +181,17 @@ def depth_to_space(graph: onnx.GraphProto) -> None:
 def replace_by_reshapes(graph: onnx.GraphProto) -> None:
     """Replace Squeeze, Unsqueeze and Flatten by Reshape; remove Identity and Dropout."""
     shapes, constants = shapes_of(graph), constants_of(graph)
-    outputs = {value.name for value in graph.output}
-    nodes, renamed = [], {}
+    nodes = []
     for node in graph.node:
-        # Dropout is an identity at inference.
-        if node.op_type in ('Identity', 'Dropout') and node.output[0] not in outputs:
-            renamed[node.output[0]] = node.input[0]
-            continue
         nodes.append(node)
+        if node.op_type == 'Dropout':  # an identity at inference
+            nodes[-1] = helper.make_node('Identity', node.input[:1], node.output[:1], name=node.name)
         if node.op_type in ('Squeeze', 'Unsqueeze', 'Flatten') and node.output[0] in shapes:
             shape = np.array(shapes[node.output[0]], np.int64)
             name = new_constant(graph, constants, f'{node.output[0]}_shape', shape)
             nodes[-1] = helper.make_node('Reshape', [node.input[0], name], node.output, name=node.name)
     replace_nodes(graph, nodes)
-    rename_inputs(graph, renamed)
+    drop_identities(graph)
 
 
 def merge_reshapes(graph: onnx.GraphProto) -> None:
@@ -242,25 +240,3 @@ def clamp_gelu(graph: onnx.GraphProto, floor: float) -> None:
             node.input[0] = clamped
         nodes.append(node)
     replace_nodes(graph, nodes)
-
-
-def share_weights(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
-    """Deduplicate equal weights: a layer that is applied eight times stores its weights once.
-
-    Biases are not shared: the scale of a quantized bias depends on the input of its layer, which differs.
-
-    Args:
-      folder: location of external weights.
-    """
-    alike: dict[Any, list[onnx.TensorProto]] = collections.defaultdict(list)
-    for tensor in graph.initializer:
-        if len(tensor.dims) > 1:
-            alike[tensor.data_type, tuple(tensor.dims)].append(tensor)
-    renamed = {}
-    for tensors in alike.values():
-        first: dict[bytes, str] = {}
-        for tensor in tensors if len(tensors) > 1 else ():
-            array = np.ascontiguousarray(numpy_helper.to_array(tensor, str(folder)))
-            kept = first.setdefault(hashlib.sha256(array.data).digest(), tensor.name)
-            renamed |= {tensor.name: kept} if kept != tensor.name else {}
-    rename_inputs(graph, renamed)

@@ -13,6 +13,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -119,24 +120,41 @@ def form_row(name: str, built: Callable[[int], CompiledForm], blocks: int) -> Fo
 
 def build(config: MMDiTConfig, form: Form, stage: int, target: Target, sizes: StageSizes) -> CompiledForm:
     """Quantize a stage with random weights on one random call, compile it, and count operations and bytes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        quantized = quantize_stage(config, form, stage, sizes, folder)
+        (folder / 'dump').mkdir()
+        options = provider_options(target, 'w8a16') | dump_options(folder / 'dump')
+        with HtpSession(quantized.path, options) as session:
+            opened = session.opened
+        view = read_view(folder / 'dump')
+    return CompiledForm(view, quantized.db, quantized.seconds, opened.seconds, opened.peak_gb)
+
+
+class QuantizedStage(NamedTuple):
+    """A W8A16 graph: its file, ratio on the call it was calibrated on, and the time it took."""
+
+    path: pathlib.Path
+    db: float
+    seconds: float
+
+
+def quantize_stage(
+    config: MMDiTConfig, form: Form, stage: int, sizes: StageSizes, folder: pathlib.Path
+) -> QuantizedStage:
+    """Write the W8A16 graph of a stage with random weights, calibrated on one random call, into a folder."""
     model, params = PyramidMMDiT(config), random_params('PyramidMMDiT', config, seed=0)
     graph = denoiser_graphs(model, params, sizes.units, sizes.grid, sizes.text_tokens, sizes.stages, form)[stage]
     call = random_call(DenoiserHost(model, params, form), config, stage, sizes)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch)
-        export_chain(graph, folder / 'float.onnx')
-        want = OnnxSession(folder / 'float.onnx').run(call)['flow']
-        (folder / 'float.onnx.data').unlink()
-        start = time.monotonic()
-        quantize_chain(graph, folder / 'quantized.onnx', [call], to_w8a16)
-        quantize_s = time.monotonic() - start
-        got = OnnxSession(folder / 'quantized.onnx').run(call)['flow']
-        (folder / 'dump').mkdir()
-        options = provider_options(target, 'w8a16') | dump_options(folder / 'dump')
-        with HtpSession(folder / 'quantized.onnx', options) as session:
-            opened = session.opened
-        view = read_view(folder / 'dump')
-    return CompiledForm(view, snr_db(want, got), quantize_s, opened.seconds, opened.peak_gb)
+    plain, path = folder / 'float.onnx', folder / f'{graph.name}.onnx'
+    export_chain(graph, plain)
+    want = OnnxSession(plain).run(call)['flow']
+    for file in folder.glob(f'{plain.name}*'):
+        file.unlink()
+    start = time.monotonic()
+    quantize_chain(graph, path, [call], to_w8a16)
+    seconds = time.monotonic() - start
+    return QuantizedStage(path, snr_db(want, OnnxSession(path).run(call)['flow']), seconds)
 
 
 def random_call(host: DenoiserHost, config: MMDiTConfig, stage: int, sizes: StageSizes) -> Feeds:

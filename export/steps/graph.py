@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from export.graphs.table import DENOISER
 from export.host.recorded_graph import RecordedGraph
 from export.measure.resources import Resources
 from export.qnn.chipsets import Target
@@ -66,10 +67,13 @@ def steps_of(name: str, options: GraphOptions, shared: bool) -> int:
     return 2 + len(options.precisions_of(name)) * (2 + compiled)
 
 
-def export_graph(recorded: RecordedGraph, options: GraphOptions, on_step: OnStep) -> ExportedGraph:
+def export_graph(
+    recorded: RecordedGraph, options: GraphOptions, key_value_bits: int | None, on_step: OnStep
+) -> ExportedGraph:
     """Write a graph in float32 and in its precisions; skip every finished step.
 
     Args:
+      key_value_bits: bits of keys and values of a stage of the denoiser.
       on_step: called with one line per finished step.
     Raises:
       InputError: the graph cannot be exported.
@@ -83,20 +87,24 @@ def export_graph(recorded: RecordedGraph, options: GraphOptions, on_step: OnStep
     on_step(f'{name}: ONNX, {sum(exported.operations.values())} operations')
     for precision in options.precisions_of(name):
         folder = options.out / f'{name}-onnx-{precision}'
-        source = {'float': made['files']} | _precise_source(recorded, precision, options)
-        write = functools.partial(write_precise, recorded, exported.onnx, precision, options)
+        source = {'float': made['files']} | _precise_source(recorded, precision, options, key_value_bits)
+        write = functools.partial(write_precise, recorded, exported.onnx, precision, options, key_value_bits)
         details = finished_or_made(folder, source, write)
         exported.precise[precision], exported.details[precision] = folder / f'{name}.onnx', details
         on_step(f'{name}: {precision}{_doubled_note(details)}')
     return exported
 
 
-def _precise_source(recorded: RecordedGraph, precision: str, options: GraphOptions) -> dict[str, Any]:
+def _precise_source(
+    recorded: RecordedGraph, precision: str, options: GraphOptions, key_value_bits: int | None
+) -> dict[str, Any]:
     """Return the inputs that determine a graph at a precision, besides the float graph."""
     source: dict[str, Any] = {'precision': precision} | made_by(_PRECISE_CODE)
     if precision != 'w8a16':
         return source
     adaround = options.adaround_of(recorded.name)
+    if recorded.name.startswith(DENOISER):
+        source['key_value_bits'] = key_value_bits
     return source | {
         'calibration_sha256': recorded.calibration_sha256,
         'calibration_samples': options.samples_of(recorded.name),

@@ -83,7 +83,8 @@ class ExportOptions:
       graphs: options for the quantization, compilation and measurement of each graph.
       calibration: folder of the calibration set.
       scenes: calibration prompts, images and seed.
-      evaluation: evaluation prompts, disjoint from the calibration prompts.
+      validation: prompts that quantization settings are chosen on, disjoint from the calibration prompts.
+      evaluation: prompts that ratios are reported on, disjoint from both.
       videos: number of calibration videos; None records as many as the calibration samples require.
       whole_video, simulate_video: whether whole videos are generated with the exported graphs, on the CPU and on the
         simulator.
@@ -96,6 +97,7 @@ class ExportOptions:
     graphs: GraphOptions
     calibration: pathlib.Path
     scenes: Scenes
+    validation: Scenes
     evaluation: Scenes
     videos: int | None = None
     whole_videos: int = 8

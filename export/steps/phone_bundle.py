@@ -91,6 +91,7 @@ def _model(
             'sha256': calibration.sha256,
             'videos': calibration.protocol.videos,
             'prompts': list(scenes.prompts),
+            'validation_prompts': list(calibration.protocol.validation.prompts),
             'evaluation_prompts': list(calibration.protocol.evaluation.prompts),
         },
         image=scenes.images[0] if scenes.images and not options.program.has_model else None,

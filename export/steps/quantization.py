@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 from export.graphs.runners import OnnxSession
+from export.graphs.table import DENOISER
 from export.measure.resources import inner_bar
 from export.measure.snr import lowest_db
 from export.quantize.adaround import AdaRound, Rounding, round_weights
 from export.quantize.fp16_range import check_fp16_range
-from export.quantize.qdq import quantize, quantized_operations, to_fp16
+from export.quantize.qdq import quantize, quantized_operations, to_fp16, to_w8a16
 from export.quantize.ranges import measure_ranges
-from export.quantize.stitch import quantize_chain_to_target
+from export.quantize.stitch import quantize_chain
 from export.quantize.two_parts import quantize_to_target
 
 if TYPE_CHECKING:
@@ -21,12 +23,18 @@ if TYPE_CHECKING:
 
 
 def write_precise(
-    graph: RecordedGraph, source: pathlib.Path, precision: str, options: GraphOptions, draft: pathlib.Path
+    graph: RecordedGraph,
+    source: pathlib.Path,
+    precision: str,
+    options: GraphOptions,
+    key_value_bits: int | None,
+    draft: pathlib.Path,
 ) -> dict[str, Any]:
     """Write a graph at a precision.
 
     Args:
       source: float ONNX file.
+      key_value_bits: bits of keys and values of a stage of the denoiser; other graphs choose their own.
       draft: folder to write {graph}.onnx into.
     Returns:
       Metadata: the precision, and for W8A16 a summary of the recipe.
@@ -34,30 +42,30 @@ def write_precise(
     path = draft / f'{graph.name}.onnx'
     if precision == 'fp16':
         to_fp16(source, path)
-        # Without quantized graphs no calibration calls are recorded.
-        calls = graph.selection_calls() or [calls[0] for calls in graph.evaluation().values()]
+        # Without quantized graphs no validation videos are recorded.
+        calls = graph.validation() or [calls[0] for calls in graph.evaluation().values()]
         peak = check_fp16_range(path, (call.inputs for call in calls))
         return {'precision': precision, 'fp16_peak': peak._asdict()}
-    chain = graph.make() if graph.name.startswith('denoiser') else None
-    if chain is not None and chain.pieces:
+    if key_value_bits is not None and graph.name.startswith(DENOISER):
+        chain = graph.make()
         with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
-            chosen = quantize_chain_to_target(
-                chain, path, graph.calibration, graph.selection_calls(), graph.spec.target_db, on_piece
-            )
-        return {'precision': precision, 'ranges': 'minmax', 'key_value_bits': chosen.bits, 'selection_db': chosen.db}
+            quantize = functools.partial(to_w8a16, key_value_bits=key_value_bits)
+            quantize_chain(chain, path, graph.calibration(), quantize, on_piece)
+        reached = lowest_db(OnnxSession(path), graph.validation(), graph.compared)
+        return {'precision': precision, 'ranges': 'minmax', 'key_value_bits': key_value_bits, 'validation_db': reached}
     return {'precision': precision} | _quantize(graph, source, path, options)
 
 
 def _quantize(graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, options: GraphOptions) -> dict[str, Any]:
     """Write the W8A16 form with the best ranges and as few weights in two parts as the target allows."""
-    selection_calls = graph.selection_calls()
+    validation = graph.validation()
     reached = {}
     for method in options.ranges:
         ranges = _ranges_path(path, method)
         measure_ranges(source, ranges, graph.calibration, quantized_operations(source), method)
         if len(options.ranges) > 1:
             quantize(source, path, ranges)
-            reached[method] = lowest_db(OnnxSession(path), selection_calls, graph.compared)
+            reached[method] = lowest_db(OnnxSession(path), validation, graph.compared)
     best = max(options.ranges, key=lambda method: reached.get(method, 0))
     ranges = _ranges_path(path, best)
     rounding, rounding_db = None, {}
@@ -65,22 +73,22 @@ def _quantize(graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, op
     if adaround is not None:
         rounding, rounding_db = _learn_rounding(graph, source, path, ranges, adaround)
     target_db = graph.spec.target_db
-    doubled, selection_db = quantize_to_target(
-        source, path, ranges, selection_calls, graph.compared, target_db, rounding, options.two_parts
+    doubled, validation_db = quantize_to_target(
+        source, path, ranges, validation, graph.compared, target_db, rounding, options.two_parts
     )
     details = {'ranges': best, 'ranges_db': reached, 'rounding_db': rounding_db}
-    return details | {'doubled_weights': doubled, 'selection_db': selection_db}
+    return details | {'doubled_weights': doubled, 'validation_db': validation_db}
 
 
 def _learn_rounding(
     graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, ranges: pathlib.Path, adaround: AdaRound
 ) -> tuple[Rounding | None, dict[str, float]]:
     """Return AdaRound's rounding (None if rounding to nearest is at least as good) and the ratios of both in dB."""
-    selection_calls, learned = graph.selection_calls(), round_weights(adaround, source, graph.calibration())
+    validation, learned = graph.validation(), round_weights(adaround, source, graph.calibration())
     reached = {}
     for name, candidate in (('nearest', None), ('adaround', learned)):
         quantize(source, path, ranges, candidate)
-        reached[name] = lowest_db(OnnxSession(path), selection_calls, graph.compared)
+        reached[name] = lowest_db(OnnxSession(path), validation, graph.compared)
     return learned if reached['adaround'] > reached['nearest'] else None, reached
 
 

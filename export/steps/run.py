@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 
 from export.host.calibration_set import CalibrationSet
 from export.host.phone_program import PhoneProgram
-from export.host.prompts import FEWEST_CALIBRATION_PROMPTS, FEWEST_EVALUATION_PROMPTS
+from export.host.prompts import (
+    FEWEST_CALIBRATION_PROMPTS,
+    FEWEST_EVALUATION_PROMPTS,
+    FEWEST_VALIDATION_PROMPTS,
+)
 from export.host.protocol import Protocol
 from export.host.recorded_graph import RecordedGraph, recorded_graphs
-from export.host.recording import videos_needed
+from export.host.recording import Scenes, videos_needed
 from export.report.report import Report
 from export.report.rows import Row, SharedBinary, VideoRow
-from export.steps import comparison, graph, phone_bundle, shared_binary, whole_video
+from export.steps import comparison, graph, key_value_bits, phone_bundle, shared_binary, whole_video
 from export.steps.code_identity import made_by
 from export.steps.evaluation import check_float, measure
 from export.steps.graph import ExportedGraph, OnStep
@@ -57,7 +62,8 @@ def _make(
     calibration = CalibrationSet.record(options.calibration, protocol, program.open_recording, progress)
     counts = {name: options.graphs.samples_of(name) for name in options.names}
     graphs = list(recorded_graphs(program, calibration, counts, options.graphs.evaluation_samples))
-    exported, rows, binaries = _export(graphs, options, progress)
+    choice = key_value_bits.choose(graphs, program, options, calibration, progress)
+    exported, rows, binaries = _export(graphs, options, choice and choice.bits, progress)
     compared = [] if subject is None else comparison.compare(subject, options.graphs, progress)
     videos = list[VideoRow]()
     for replay in replays:
@@ -68,6 +74,7 @@ def _make(
         progress(f'whole videos, {replay.graphs} on the {replay.runner}: {lowest:.1f} dB')
     progress.close()
     made_from, warnings = _made_from(options, program, calibration), warnings_of(calibration.protocol)
+    made_from['keys_and_values'] = None if choice is None else dataclasses.asdict(choice)
     report = Report(rows, videos, made_from, binaries, compared, calibration.resources, warnings)
     report.write(options.graphs.out)
     if phone_bundle.is_complete(program):
@@ -76,13 +83,17 @@ def _make(
 
 
 def _export(
-    graphs: Sequence[RecordedGraph], options: ExportOptions, on_step: OnStep
+    graphs: Sequence[RecordedGraph], options: ExportOptions, bits: int | None, on_step: OnStep
 ) -> tuple[list[ExportedGraph], list[Row], list[SharedBinary]]:
-    """Export, compile and measure graphs; those of the shared binary are compiled together after the last one."""
+    """Export, compile and measure graphs; those of the shared binary are compiled together after the last one.
+
+    Args:
+      bits: bits of the denoiser's keys and values; None if no stage is quantized.
+    """
     shared, waiting = options.graphs.shared(options.names), list[tuple[ExportedGraph, float]]()
     exported, rows, binaries = list[ExportedGraph](), list[Row](), list[SharedBinary]()
     for recorded in graphs:
-        exported.append(graph.export_graph(recorded, options.graphs, on_step))
+        exported.append(graph.export_graph(recorded, options.graphs, bits, on_step))
         ready = [(exported[-1], check_float(exported[-1], options.graphs, on_step))]
         if recorded.name in shared:
             waiting += ready
@@ -102,14 +113,20 @@ def _protocol(options: ExportOptions, program: PhoneProgram) -> Protocol:
     recorded = {name: options.graphs.samples_of(name) if name in options.names else 0 for name in program.calls}
     videos = options.videos or videos_needed(program.calls, recorded)
     keep = {name: min(program.calls[name], -(-count // max(videos, 1))) for name, count in recorded.items()}
-    videos = videos if any(keep.values()) else 0
-    return Protocol(program.weights, options.scenes, options.evaluation, options.program.plan, keep, videos)
+    videos, validation = (videos, options.validation) if any(keep.values()) else (0, Scenes(()))
+    plan = options.program.plan
+    return Protocol(program.weights, options.scenes, validation, options.evaluation, plan, keep, videos)
 
 
 def _steps(options: ExportOptions, protocol: Protocol) -> int:
     """Return the number of reported steps, without whole videos."""
     shared = options.graphs.shared(options.names)
-    steps = protocol.videos + len(protocol.evaluation.prompts)
+    steps = (
+        key_value_bits.steps_of(options)
+        + protocol.videos
+        + len(protocol.validation.prompts)
+        + len(protocol.evaluation.prompts)
+    )
     steps += sum(graph.steps_of(name, options.graphs, name in shared) for name in options.names)
     return steps + shared_binary.steps_of(shared, options.graphs) + comparison.GRAPHS * options.graphs.compare
 
@@ -122,6 +139,11 @@ def warnings_of(protocol: Protocol) -> list[str]:
         warnings.append(
             f'Calibrated on {prompts} prompt(s) only: the ranges may not hold for others. Calibrate on at least '
             f'{FEWEST_CALIBRATION_PROMPTS} (--prompts, --prompts-file).'
+        )
+    if prompts and (validated := len(protocol.validation.prompts)) < FEWEST_VALIDATION_PROMPTS:
+        warnings.append(
+            f'Settings are chosen on {validated} prompt(s) only: others may reach lower ratios. Hold out at least '
+            f'{FEWEST_VALIDATION_PROMPTS} (--validation-prompts) of at least {3 * FEWEST_VALIDATION_PROMPTS}.'
         )
     if evaluated < FEWEST_EVALUATION_PROMPTS:
         warnings.append(
@@ -145,6 +167,7 @@ def _made_from(options: ExportOptions, program: PhoneProgram, calibration: Calib
         'calibration_sha256': calibration.sha256,
         'calibration_videos': calibration.protocol.videos,
         'calibration_samples': {name: options.graphs.samples_of(name) for name in options.names},
+        'validation_prompts': list(calibration.protocol.validation.prompts),
         'evaluation_prompts': list(calibration.protocol.evaluation.prompts),
         'evaluation_samples': options.graphs.evaluation_samples,
         'simulated_samples': options.graphs.simulated_samples,

@@ -22,7 +22,7 @@ from neodragon_jax.generation.devices import Spread
 from neodragon_jax.generation.options import ModelOptions
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.generation.profile import UPSCALER, Profile
-from neodragon_jax.generation.student import with_student
+from neodragon_jax.generation.student import find_student, with_student
 from neodragon_jax.models.super_resolution import QuickSRNet, upscale
 
 # The released first-frame model draws at twice the video's size.
@@ -90,7 +90,7 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
     spread, dtype = Spread(devices), jnp.dtype(options.dtype)
     store = Store(spread.replicate, one_at_a_time=options.low_memory)
     profile = Profile() if options.profile else None
-    student = None if options.student is None else _find_student(os.fspath(options.student))
+    student = None if options.student is None else find_student(options.student)
     values = with_student(values, student) if student else values
     components = pipeline.load(
         root,
@@ -112,14 +112,6 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
         checker=_checker(root, spread, store, profile) if options.safety_checker else None,
         profile=profile,
     )
-
-
-def _find_student(given: str) -> pathlib.Path:
-    """Return the folder of a student: a local one, or one of a bucket or of the hub, hf://ORG/NAME@REVISION."""
-    name = hub.parse(given)
-    if hub.is_explicit(given) and name is not None:
-        return hub.fetch(name, (folders.STUDENT, folders.STUDENT_ADAPTER))
-    return input_path(given, '--student', (folders.STUDENT, folders.STUDENT_ADAPTER))
 
 
 def _upscaler(

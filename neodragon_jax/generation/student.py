@@ -1,4 +1,4 @@
-"""The schedule of a distilled student, from the record beside it: `student.json`, as `train.dmd` writes it.
+"""A distilled student: its folder, and its schedule in the record `student.json`, as `train.dmd` writes it.
 
     {"student_steps": [2, 2, 1], "student_first_steps": [2, 2, 2], "spacing": "even", ...}
 
@@ -13,6 +13,8 @@ import pathlib
 from typing import Any, Literal
 
 from neodragon_jax.base.json_file import checked, read_json
+from neodragon_jax.base.paths import input_path
+from neodragon_jax.checkpoint import folders, hub
 from neodragon_jax.generation.defaults import GenerationDefaults, StepsPerStage
 from neodragon_jax.pyramid.spacings import SPACINGS
 
@@ -26,6 +28,15 @@ class _Levels:
     student_steps: StepsPerStage
     student_first_steps: StepsPerStage
     spacing: Literal[SPACINGS]
+
+
+def find_student(given: str | os.PathLike[str]) -> pathlib.Path:
+    """Return the folder of a student: a local one, or one of a bucket or of the hub, hf://ORG/NAME@REVISION."""
+    given = os.fspath(given)
+    name = hub.parse(given)
+    if hub.is_explicit(given) and name is not None:
+        return hub.fetch(name, (folders.STUDENT, folders.STUDENT_ADAPTER))
+    return input_path(given, '--student', (folders.STUDENT, folders.STUDENT_ADAPTER))
 
 
 def with_student(defaults: GenerationDefaults, folder: str | os.PathLike[str]) -> GenerationDefaults:

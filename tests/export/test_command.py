@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import export.__main__ as command
-from export.__main__ import main
+from export.__main__ import main, make_options, parse_args
 from export.graphs.table import GRAPH_SPECS
 from export.qnn.chipsets import TARGETS
 from export.report.report import Report
@@ -26,7 +26,7 @@ from support.goldens import ROOT, TINY_CHECKPOINT
 SIZE = ['--height', '64', '--width', '64', '--frames', '9']
 SIMULATED = 'sm8750'
 COUNTS = ['--calibration-samples', '12', '--evaluation-prompts', '2', '--evaluation-samples', '1']
-COUNTS += ['--simulated-samples', '1']
+COUNTS += ['--validation-prompts', '2', '--simulated-samples', '1']
 # The oldest and the newest architecture: test_chipsets compiles for all.
 SOCS = f'{SIMULATED},sm8550,sm8850'
 EXACT_DB = 100.0
@@ -86,6 +86,20 @@ def test_pictures_stay_channels_last(rows):
         assert rows[name]['transposes'] <= most, name
     assert rows['video_decoder']['float_operations'] == rows['super_resolution']['float_operations'] == 0
     assert rows['first_frame_unet']['transposed_mb'] < 0.06 * rows['first_frame_unet']['moved_mb']
+
+
+@pytest.mark.qnn
+def test_bits_of_keys_and_values_have_a_measured_reason(exported):
+    """The choice is made on validation prompts, calls and whole videos, and holds for all stages."""
+    recipe = json.loads((exported / 'denoiser-key-values' / 'recipe.json').read_text())
+    stages = [name for name in GRAPH_SPECS if name.startswith('denoiser_stage')]
+    assert list(recipe['calls_db']) == stages[: len(recipe['calls_db'])] and recipe['reason']
+    if recipe['bits'] == 8:
+        assert all(recipe['calls_db'][name] >= GRAPH_SPECS[name].target_db + 3 for name in stages)
+        assert recipe['video_db'] >= 28
+    for name in stages:
+        metadata = json.loads((exported / f'{name}-onnx-w8a16' / 'metadata.json').read_text())
+        assert metadata['key_value_bits'] == recipe['bits'] and metadata['validation_db'] > GRAPH_SPECS[name].target_db
 
 
 @pytest.mark.qnn
@@ -233,6 +247,18 @@ def test_missing_provider_is_one_line(monkeypatch, tmp_path, capsys):
     assert 'no_such_provider: not installed' in line and 'pip install' in line
 
 
+def test_a_student_brings_its_schedule(student_folder, tmp_path):
+    """With --student, and with --denoiser alone: the denoiser is valid only at the levels of the record beside it."""
+    whole = make_options(parse_args(['--checkpoint', str(TINY_CHECKPOINT), '--student', str(student_folder),
+                                     '--out', str(tmp_path)]))  # fmt: skip
+    assert whole.denoiser == student_folder / 'diffusion_transformer_320p'
+    assert whole.program.adapter == student_folder / 'context_adapter'
+    part = make_options(parse_args(['--checkpoint', str(TINY_CHECKPOINT), '--denoiser', str(whole.denoiser),
+                                    '--out', str(tmp_path)]))  # fmt: skip
+    for plan in (whole.program.plan, part.program.plan):
+        assert (plan.steps, plan.first_steps, plan.schedule.spacing) == ((1, 2, 1), (2, 1, 1), 'even')
+
+
 @pytest.mark.parametrize(
     ('arguments', 'complaint'),
     [
@@ -252,6 +278,9 @@ def test_missing_provider_is_one_line(monkeypatch, tmp_path, capsys):
         (['--frames', '20'], 'use 8 n + 1'),
         (['--out', str(ROOT / 'export' / 'phone')], 'a folder of the source code'),
         (['--denoiser', 'missing'], 'missing: no such folder'),
+        (['--student', 'missing'], 'missing: no such checkpoint folder'),
+        (['--student', 'missing', '--denoiser', 'other'], 'leave --denoiser and --adapter out'),
+        (['--student', 'missing', '--mode', 'monolithic'], '--student is for hybrid mode'),
         (['--denoiser', str(TINY_CHECKPOINT / 'context_adapter')], 'holds a ContextAdapter'),
         (['--upscale', str(TINY_CHECKPOINT / 'context_adapter')], 'holds a ContextAdapter'),
     ],

@@ -10,6 +10,8 @@ import pytest
 from export.__main__ import main
 from export.bundle.host_tables import choose_rows
 from export.bundle.meanings import input_meaning, output_meaning
+from export.bundle.memory import memory
+from export.bundle.readme import memory_line
 from export.graphs.table import GRAPH_SPECS
 from support.goldens import ROOT
 
@@ -48,6 +50,29 @@ def test_phases_hold_every_graph_once(manifest):
     assert set(manifest['graphs']) <= set(GRAPH_SPECS)
 
 
+def test_the_memory_plan_counts_the_files_on_disk(bundle_folder, manifest):
+    """A phase takes its files and its tensors; the binary that the denoiser's stages share counts once."""
+    tensors = {
+        name: sum(4 * int(np.prod(entry['shape'])) for kind in ('inputs', 'outputs') for entry in graph[kind].values())
+        for name, graph in manifest['graphs'].items()
+    }
+    size = lambda name: (bundle_folder / name).stat().st_size
+    for phase in manifest['phases']:
+        fixed = sum(tensors[name] for name in phase['graphs'])
+        portable = sum(size(path) for name in phase['graphs'] for path in manifest['graphs'][name]['portable'])
+        binaries = {entry['file'] for entry in manifest['binaries'] if {*entry['graphs']} & {*phase['graphs']}}
+        assert phase['bytes'] == {'portable': fixed + portable, 'sm8750': fixed + sum(map(size, binaries))}
+    largest = max(phase['bytes']['sm8750'] for phase in manifest['phases'])
+    assert manifest['memory']['largest']['sm8750']['bytes'] == largest < manifest['memory']['budget'] == 3.5e9
+
+
+def test_a_phase_above_the_budget_is_named():
+    plan = [{'name': name, 'bytes': {'sm8750': size}} for name, size in (('text', 10**9), ('denoising', 4 * 10**9))]
+    found = memory(plan)
+    assert found['largest'] == {'sm8750': {'phase': 'denoising', 'bytes': 4 * 10**9}}
+    assert 'on sm8750 "denoising" with 4,000 MB (ABOVE the budget)' in memory_line(found)
+
+
 def test_stages_of_the_denoiser_share_a_binary(manifest):
     (shared,) = [binary for binary in manifest['binaries'] if len(binary['graphs']) > 1]
     assert list(shared['graphs']) == ['denoiser_stage0', 'denoiser_stage1', 'denoiser_stage2']
@@ -68,12 +93,16 @@ def test_padded_rows_replace_those_of_padding_tokens_only():
 
 
 @pytest.mark.slow
-def test_the_same_inputs_give_the_same_bytes(bundle_folder, manifest):
-    """All earlier steps are finished; only the bundle is written again."""
-    out = bundle_folder.parent
-    (out / 'bundle-source.json').unlink()
-    before = (bundle_folder / 'manifest.json').stat().st_mtime_ns
-    options = ['--precision', 'fp16', '--frames', '9', '--evaluation-samples', '1', '--no-simulate', '--no-whole-video']
-    assert main(['--checkpoint', 'moving_shapes', *options, '--out', str(out)]) == 0
-    assert (bundle_folder / 'manifest.json').stat().st_mtime_ns > before
-    assert json.loads((bundle_folder / 'manifest.json').read_text()) == manifest
+def test_two_exports_give_the_same_bytes(bundle_folder, bundle_arguments, tmp_path):
+    """Everything is made twice, binaries included, in folders of different depth."""
+    other = tmp_path / 'a longer' / 'path of another export'
+    assert main([*bundle_arguments, '--out', str(other)]) == 0
+    names = sorted(str(path.relative_to(bundle_folder)) for path in bundle_folder.rglob('*') if path.is_file())
+    assert names == sorted(
+        str(path.relative_to(other / 'bundle')) for path in (other / 'bundle').rglob('*') if path.is_file()
+    )
+    assert any(name.endswith('.bin') and name.startswith('binaries') for name in names)
+    different = [
+        name for name in names if (bundle_folder / name).read_bytes() != (other / 'bundle' / name).read_bytes()
+    ]
+    assert not different

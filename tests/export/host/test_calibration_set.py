@@ -20,12 +20,13 @@ from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.pyramid.sampler import Prompt
 
 CALLS, KEEP, VIDEOS = 5, 2, 4
-PROMPTS, EVALUATION = ('one', 'two'), ('three', 'four')
+PROMPTS, EVALUATION, VALIDATION = ('one', 'two'), ('three', 'four'), ('five',)
 
 
 def make_protocol(**changes: Any) -> Protocol:
     plan = make_plan('hybrid', 9, 64, 64)
-    protocol = Protocol({'vae': 'abc'}, Scenes(PROMPTS), Scenes(EVALUATION), plan, {'video_decoder': KEEP}, VIDEOS)
+    scenes = (Scenes(PROMPTS), Scenes(VALIDATION), Scenes(EVALUATION))
+    protocol = Protocol({'vae': 'abc'}, *scenes, plan, {'video_decoder': KEEP}, VIDEOS)
     return dataclasses.replace(protocol, **changes)
 
 
@@ -52,13 +53,15 @@ def record(folder: pathlib.Path, protocol: Protocol | None = None) -> tuple[Cali
 
 def test_prompts_take_turns_and_evaluation_has_its_own(tmp_path):
     found, program, _ = record(tmp_path)
-    assert program.generated == [*EVALUATION, 'one', 'two', 'one', 'two']
-    evaluation = found.evaluation('video_decoder', 3)
+    assert program.generated == [*EVALUATION, *VALIDATION, 'one', 'two', 'one', 'two']
+    evaluation, validation = found.evaluation('video_decoder', 3), found.validation('video_decoder', 2)
     assert list(evaluation) == list(EVALUATION) and all(len(calls) == 3 for calls in evaluation.values())
+    assert list(validation) == list(VALIDATION) and all(len(calls) == 2 for calls in validation.values())
     calibration = list(found.calls('video_decoder', 100))
     assert len(calibration) == VIDEOS * KEEP
     seen = {call.outputs['frames'].tobytes() for call in calibration}
-    assert not [call for calls in evaluation.values() for call in calls if call.outputs['frames'].tobytes() in seen]
+    for held_out in (evaluation, validation):
+        assert not [call for calls in held_out.values() for call in calls if call.outputs['frames'].tobytes() in seen]
 
 
 def test_every_prompt_meets_all_steps(tmp_path):
@@ -81,7 +84,7 @@ def test_a_killed_recording_resumes(tmp_path):
     np.testing.assert_array_equal([call.outputs['frames'] for call in again.calls('video_decoder', 100)], before)
 
 
-@pytest.mark.parametrize('video', ['evaluation-00001', 'calibration-00002'])
+@pytest.mark.parametrize('video', ['evaluation-00001', 'validation-00000', 'calibration-00002'])
 @pytest.mark.parametrize('name', ['video_decoder.npz', 'record.json'])
 @pytest.mark.parametrize('cut', [0, 40])
 def test_damaged_videos_are_recorded_again(video, name, cut, tmp_path):

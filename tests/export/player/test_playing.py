@@ -34,6 +34,16 @@ def test_the_recorded_video_is_jaxs(player):
     assert check_video(player) > EXACT_DB
 
 
+def test_the_bundle_has_the_schedule_of_the_student(player):
+    manifest = player.manifest
+    assert manifest['checkpoint']['schedule'] == {'steps': [1, 2, 1], 'first_steps': [2, 1, 1], 'spacing': 'even'}
+    levels = lambda steps: [(step['level'], step['next_level']) for step in steps]
+    for stage, (steps, first_steps) in enumerate(((1, 2), (2, 1), (1, 1))):
+        entry = manifest['denoiser']['stages'][stage]
+        even = {1: [(1, 0)], 2: [(1, 0.5), (0.5, 0)]}
+        assert levels(entry['steps']) == even[steps] and levels(entry['first_unit_steps']) == even[first_steps]
+
+
 def test_seeds_and_prompts_matter(player):
     videos = [
         generate(player, Request(*request)).latents for request in ((PROMPT, 1), (PROMPT, 2), ('a red circle', 1))
@@ -62,7 +72,7 @@ def test_the_command_writes_a_video_and_a_report(bundle_folder, tmp_path, capsys
         frames = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
     assert len(frames) == 9 and frames[0].shape == (64, 64, 3)
     graphs = json.loads(report.read_text())['graphs']
-    assert graphs['denoiser_stage2']['canary_db'] > EXACT_DB and len(graphs['denoiser_stage2']['run_s']) == 2
+    assert graphs['denoiser_stage1']['canary_db'] > EXACT_DB and len(graphs['denoiser_stage1']['run_s']) == 3
     assert 'median ms' in capsys.readouterr().out
 
 
@@ -82,6 +92,12 @@ def test_an_older_runtime_is_one_line(player):
     with pytest.raises(BundleError, match=r'onnxruntime 1\.20\.1 is older than the bundle, made with 1\.\d+'):
         check_runtime(player.bundle, ['onnxruntime'], lambda package: '1.20.1')
     check_runtime(player.bundle, ['onnxruntime'], lambda package: '1.100.0')
+
+
+def test_the_command_refuses_an_older_runtime_in_one_line(bundle_folder, monkeypatch, capsys):
+    monkeypatch.setattr('importlib.metadata.version', lambda package: '1.20.1')
+    assert command.main([str(bundle_folder), '--prompt', PROMPT]) == 2
+    assert 'onnxruntime 1.20.1 is older than the bundle' in _one_line(capsys)
 
 
 def test_a_wrong_chipset_is_one_line(bundle_folder, capsys):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
+from export.qnn.latency import MEASURED
 from export.report.chart import LINE, MARGIN, MET, MISSED, PROMPT, draw_ratios
+from export.report.latency_chart import BAND, BARS, ESTIMATE, MEASUREMENT, draw_latencies
 from export.report.report import Report
 from export.report.rows import SharedBinary, VideoRow
 from support.export_rows import make_row
@@ -61,6 +63,24 @@ def test_report_shows_costs_and_comparisons(tmp_path):
     want = {'recording': 114.0, 'float graph': 1.0, 'quantize': 2.0, 'compile': 3.0, 'simulate': 0}
     assert values['step_seconds'] == want
     assert values['shared_binaries'][0]['separate_mb'] == 2.2 and values['graphs'][0]['met'] is True
+
+
+def test_latencies_are_drawn_with_their_band_and_the_measured_graphs():
+    """A measurement is within the band of its own estimate; precisions of a graph have a line each, chipsets do not."""
+    one, other = make_row(None), dataclasses.replace(make_row(None, 'fp16'), estimated_ms={
+        'ms': 10.0, 'low_ms': 1.0, 'high_ms': 100.0, 'flat_ms': 9.0, 'by_operation_ms': 8.0})  # fmt: skip
+    pictures = [np.asarray(draw_latencies(rows)) for rows in ([one], [one, one, other])]
+    assert len(pictures[1]) == len(pictures[0]) + LINE
+    is_color = lambda picture, color: (picture == ImageColor.getrgb(color)).all(-1)
+    band = is_color(pictures[1], BAND)[MARGIN + 2 * LINE + 3].nonzero()[0]
+    assert band[-1] - band[0] == pytest.approx(BARS / 3, abs=2), 'two of the six decades of the axis'
+    dots = is_color(pictures[0], MEASUREMENT)
+    assert not dots[: MARGIN + 2 * LINE].any()
+    for number in range(len(MEASURED)):
+        line = slice(2 * MARGIN + (3 + number) * LINE, 2 * MARGIN + (4 + number) * LINE - 4)
+        drawn = (is_color(pictures[0], BAND) | is_color(pictures[0], ESTIMATE))[line].any(0).nonzero()[0]
+        dot = dots[line].any(0).nonzero()[0]
+        assert drawn[0] - 6 <= dot.mean() <= drawn[-1] + 6
 
 
 def test_chart_tells_met_from_missed():

@@ -20,7 +20,8 @@ from export.graphs.table import PhoneGraph
 from export.graphs.to_onnx import to_onnx
 from export.measure.snr import snr_db
 from export.quantize.qdq import to_w8a16
-from export.quantize.two_parts import Group, _worst_apart, double_weights, rounded
+from export.quantize.rounding_noise import Group, _worst_apart, rounded
+from export.quantize.two_parts import double_weights
 from export.rewrite import tidy as rewrites
 from neodragon_jax.models.super_resolution import depth_to_space
 from neodragon_jax.models.vae_decoder import double_space

@@ -46,18 +46,24 @@ def test_without_ratios_it_runs_calls_of_different_prompts(exported):
 
 
 @pytest.mark.parametrize(
-    ('prompts', 'videos', 'evaluated', 'words'),
+    ('prompts', 'videos', 'validated', 'evaluated', 'words'),
     [
-        (12, 12, 8, []),
-        (12, 11, 8, ['Calibrated on 11 prompt(s) only']),
-        (1, 100, 8, ['Calibrated on 1 prompt(s) only']),
-        (48, 100, 7, ['Evaluated on 7 prompt(s) only']),
-        (48, 0, 8, []),
-        (2, 2, 1, ['Calibrated on 2 prompt(s) only', 'Evaluated on 1 prompt(s) only']),
+        (12, 12, 4, 8, []),
+        (12, 11, 4, 8, ['Calibrated on 11 prompt(s) only']),
+        (1, 100, 4, 8, ['Calibrated on 1 prompt(s) only']),
+        (48, 100, 3, 8, ['Settings are chosen on 3 prompt(s) only']),
+        (48, 100, 4, 7, ['Evaluated on 7 prompt(s) only']),
+        (48, 0, 0, 8, []),
+        (
+            2,
+            2,
+            1,
+            1,
+            ['Calibrated on 2 prompt(s) only', 'Settings are chosen on 1 prompt(s)', 'Evaluated on 1 prompt(s) only'],
+        ),
     ],
 )
-def test_few_prompts_are_said_loudly(prompts, videos, evaluated, words):
-    scenes, evaluation = (Scenes([f'{kind} {i}' for i in range(n)]) for kind, n in (('c', prompts), ('e', evaluated)))
-    plan = make_plan('hybrid', 9, 64, 64)
-    found = warnings_of(Protocol({}, scenes, evaluation, plan, {}, videos))
+def test_few_prompts_are_said_loudly(prompts, videos, validated, evaluated, words):
+    scenes = (Scenes([str(number) for number in range(count)]) for count in (prompts, validated, evaluated))
+    found = warnings_of(Protocol({}, *scenes, make_plan('hybrid', 9, 64, 64), {}, videos))
     assert len(found) == len(words) and all(line.startswith(word) for line, word in zip(found, words, strict=True))

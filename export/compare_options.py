@@ -1,0 +1,111 @@
+"""Comparison of the compiler's options on exported graphs: size, time and counts of each binary. See `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.lists import known_entries
+from neodragon_jax.base.paths import user_path
+
+if TYPE_CHECKING:
+    from export.qnn.chipsets import Target
+
+EXAMPLES = """
+examples:
+  all options on two graphs of an export:
+    python -m export.compare_options phone/denoiser_stage2-onnx-w8a16/denoiser_stage2.onnx \\
+        phone/clip_g-onnx-fp16/clip_g.onnx --out out/options
+
+  two blocks of the last denoiser stage at its released size, with random weights:
+    python -m export.compare_options --full-size-stage 2 --out out/options
+
+Nothing runs here but the compiler: the latencies are estimates from counts, which most options do not change.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionsToCompare:
+    """What a command line asks for.
+
+    Attributes:
+      graphs: ONNX files in the layout of an export, {graph}-onnx-{precision}/{graph}.onnx.
+      target: chipset.
+      variants: names of sets of options, from `option_table.VARIANTS`.
+      full_size_stage: stage of the denoiser to build at its released size, with two blocks; None builds none.
+      out: folder for options.md and options.json.
+    """
+
+    graphs: Sequence[pathlib.Path]
+    target: Target
+    variants: Sequence[str]
+    full_size_stage: int | None
+    out: pathlib.Path
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        'python -m export.compare_options',
+        description="Compile exported graphs with several sets of the compiler's options and compare the binaries.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('graphs', nargs='*', metavar='ONNX', help='graphs of an export: OUT/{graph}-onnx-{precision}/{graph}.onnx')
+    add('--full-size-stage', type=int, choices=range(3), metavar='N',
+        help='also build two blocks of this denoiser stage at its released size, with random weights; takes '
+        'minutes')  # fmt: skip
+    add('--out', required=True, metavar='DIR', help='folder for options.md and options.json')
+    add('--soc', default='sm8750', metavar='NAME', help='chipset (default: %(default)s)')
+    add('--options', metavar='LIST', help='comma-separated sets of options (default: all)')
+    return parser.parse_args(argv)
+
+
+def make_options(args: argparse.Namespace) -> OptionsToCompare:
+    """Return the options of a command line.
+
+    Raises:
+      InputError: an option is wrong.
+    """
+    if not args.graphs and args.full_size_stage is None:
+        raise InputError('nothing to compile: give graphs of an export, or --full-size-stage.')
+    from export.qnn.chipsets import find_target
+    from export.steps.option_table import VARIANTS, precision_of
+
+    graphs = [user_path(path, 'ONNX') for path in args.graphs]
+    for path in graphs:
+        precision_of(path)
+    names = list(VARIANTS) if args.options is None else known_entries('--options', args.options.lower(), VARIANTS)
+    out = user_path(args.out, '--out')
+    return OptionsToCompare(graphs, find_target(args.soc), names, args.full_size_stage, out)
+
+
+def run(options: OptionsToCompare) -> None:
+    """Compile every graph with every set of options; print a line for each and write the table."""
+    from export.steps.option_table import compile_variants, table_line, write_full_size_stage, write_table
+
+    rows, graphs = [], list(options.graphs)
+    if options.full_size_stage is not None:
+        graphs.append(write_full_size_stage(options.full_size_stage, options.out))
+    for row in compile_variants(graphs, options.target, options.variants):
+        rows.append(row)
+        print(table_line(row), flush=True)
+    write_table(options.out, rows, options.target)
+    print(options.out / 'options.md')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args = parse_args(argv)
+    return exit_status(lambda: run(make_options(args)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
