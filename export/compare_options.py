@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import known_entries
 from neodragon_jax.base.paths import user_path
@@ -32,7 +31,7 @@ Nothing runs here but the compiler: the latencies are estimates from counts, whi
 
 @dataclasses.dataclass(frozen=True)
 class OptionsToCompare:
-    """What a command line asks for.
+    """Options of this command.
 
     Attributes:
       graphs: ONNX files in the layout of an export, {graph}-onnx-{precision}/{graph}.onnx.
@@ -49,31 +48,27 @@ class OptionsToCompare:
     out: pathlib.Path
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
-        'python -m export.compare_options',
-        description="Compile exported graphs with several sets of the compiler's options and compare the binaries.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add('graphs', nargs='*', metavar='ONNX', help='graphs of an export: OUT/{graph}-onnx-{precision}/{graph}.onnx')
-    add('--full-size-stage', type=int, choices=range(3), metavar='N',
-        help='also build two blocks of this denoiser stage at its released size, with random weights; takes '
-        'minutes')  # fmt: skip
-    add('--out', required=True, metavar='DIR', help='folder for options.md and options.json')
-    add('--soc', default='sm8750', metavar='NAME', help='chipset (default: %(default)s)')
-    add('--options', metavar='LIST', help='comma-separated sets of options (default: all)')
-    return parser.parse_args(argv)
-
-
-def make_options(args: argparse.Namespace) -> OptionsToCompare:
+def parse_options(argv: Sequence[str] | None = None) -> OptionsToCompare:
     """Return the options of a command line.
 
     Raises:
       InputError: an option is wrong.
     """
+    description = "Compile exported graphs with several sets of the compiler's options and compare the binaries."
+    parser = command_parser('python -m export.compare_options', description, EXAMPLES)
+    add = parser.add_argument
+    add('graphs', nargs='*', metavar='ONNX', help='graphs of an export: OUT/{graph}-onnx-{precision}/{graph}.onnx')
+    add(
+        '--full-size-stage',
+        type=int,
+        choices=range(3),
+        metavar='N',
+        help='build two blocks of this denoiser stage at its released size with random weights, too; takes minutes',
+    )
+    add('--out', required=True, metavar='DIR', help='folder of options.md and options.json')
+    add('--soc', default='sm8750', metavar='NAME', help='chipset (default: %(default)s)')
+    add('--options', metavar='LIST', help='comma-separated sets of options (default: all)')
+    args = parser.parse_args(argv)
     if not args.graphs and args.full_size_stage is None:
         raise InputError('nothing to compile: give graphs of an export, or --full-size-stage.')
     from export.qnn.chipsets import find_target
@@ -103,8 +98,7 @@ def run(options: OptionsToCompare) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = parse_args(argv)
-    return exit_status(lambda: run(make_options(args)))
+    return exit_status(lambda: run(parse_options(argv)))
 
 
 if __name__ == '__main__':

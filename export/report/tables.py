@@ -16,8 +16,8 @@ INTRODUCTION = (
     'median of the lowest ratio per prompt. HTP: context binary on the x86 simulator, the lowest over the calls with',
     'the lowest ratios on the CPU. The lowest ratio is compared with the target. * marks the precision that ships.',
     'Weights are stored in two parts of 8 bits each only where the target needs it.',
-    'Settings were chosen on validation prompts, which are neither calibration nor evaluation prompts. All are listed at',
-    'the end, with the bits of keys and values.',
+    'Settings were chosen on validation prompts, which are neither calibration nor evaluation prompts. All are listed',
+    'at the end, with the bits of keys and values.',
 )
 STATIC = (
     'Counted in the graph that QNN compiles: bytes that operations write, transposes, and operations that leave fixed',
