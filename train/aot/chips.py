@@ -26,6 +26,7 @@ class Chip:
       matrix_unit: rows and columns of one matrix unit.
       hbm_gib: GiB that a program may use on a device.
       link_bytes: bytes per second, one way, of one link of a device.
+      dcn_bytes: bytes per second, one way, of a device's share of its host's network cards, which join slices.
       grid_axes: dimensions of the interconnect grid: 2 or 3.
       wrap: an axis of the slice closes to a ring when its length is a multiple of this (3 axes: when all are).
       topologies: shapes that Google Cloud offers.
@@ -38,6 +39,7 @@ class Chip:
     matrix_unit: int
     hbm_gib: float
     link_bytes: float
+    dcn_bytes: float
     grid_axes: int
     wrap: int
     topologies: tuple[str, ...]
@@ -56,25 +58,36 @@ _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'
 # The matrix units of v6e and tpu7x are 256 x 256; the compiler's estimates for them exceed what two units could do in a
 # cycle, so four of them are assumed, which puts the clocks at 1.75 and 2.2 GHz.
 CHIPS = {
-    'v4': Chip(PEAK_FLOPS['v4'], 8 * 2 * 128**2, 128, 30.75, 50e9, 3, 4, _CUBES, (('chip_config_name', 'megacore'),)),
-    'v5e': Chip(PEAK_FLOPS['v5e'], 4 * 2 * 128**2, 128, 15.75, 50e9, 2, 16, _FLAT),
-    'v5p': Chip(PEAK_FLOPS['v5p'], 8 * 2 * 128**2, 128, 95.74, 100e9, 3, 4, _CUBES),
-    'v6e': Chip(PEAK_FLOPS['v6e'], 4 * 2 * 256**2, 256, 31.25, 100e9, 2, 16, _FLAT),
-    'tpu7x': Chip(PEAK_FLOPS['tpu7x'], 4 * 2 * 256**2, 256, 94.75, 50e9, 3, 4, _CUBES, devices=2),
+    'v4': Chip(
+        PEAK_FLOPS['v4'], 8 * 2 * 128**2, 128, 30.75, 50e9, 6.25e9, 3, 4, _CUBES, (('chip_config_name', 'megacore'),)
+    ),
+    'v5e': Chip(PEAK_FLOPS['v5e'], 4 * 2 * 128**2, 128, 15.75, 50e9, 3.125e9, 2, 16, _FLAT),
+    'v5p': Chip(PEAK_FLOPS['v5p'], 8 * 2 * 128**2, 128, 95.74, 100e9, 6.25e9, 3, 4, _CUBES),
+    'v6e': Chip(PEAK_FLOPS['v6e'], 4 * 2 * 256**2, 256, 31.25, 100e9, 12.5e9, 2, 16, _FLAT),
+    'tpu7x': Chip(PEAK_FLOPS['tpu7x'], 4 * 2 * 256**2, 256, 94.75, 50e9, 6.25e9, 3, 4, _CUBES, devices=2),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A named slice, such as v5e:4x4."""
+    """One or several slices of a name such as v5e:4x4, joined by the data center's network.
+
+    Attributes:
+      shape: chips of one slice along each axis.
+      slices: number of slices.
+    """
 
     name: str
     chip: Chip
     shape: tuple[int, ...]
+    slices: int = 1
+
+    def __str__(self) -> str:
+        return self.name if self.slices == 1 else f'{self.slices} x {self.name}'
 
     @property
     def chips(self) -> int:
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
@@ -82,8 +95,9 @@ class Topology:
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of `jax.experimental.topologies.get_topology_desc`."""
-        single = {'chips_per_host_bounds': (1, 1, 1)} if self.chips == 1 else {}
-        return dict(self.chip.options) | single
+        single = {'chips_per_host_bounds': (1, 1, 1)} if math.prod(self.shape) == 1 else {}
+        several = {'num_slices': self.slices} if self.slices > 1 else {}
+        return dict(self.chip.options) | single | several
 
     def bandwidth(self, places: Sequence[Sequence[int]]) -> float:
         """Return the bytes per second that the worst-placed device of a group can receive from the others.
@@ -92,7 +106,7 @@ class Topology:
         the group fills. Otherwise it has one, like a device at an end.
 
         Args:
-          places: grid coordinates of the group's devices.
+          places: grid coordinates of the group's devices, all in one slice.
         """
         rings = [length % self.chip.wrap == 0 for length in self.shape]
         if self.chip.grid_axes == 3:
@@ -111,8 +125,8 @@ def known_topologies() -> list[str]:
     return [f'{name}:{shape}' for name, chip in CHIPS.items() for shape in chip.topologies]
 
 
-def topology(name: str) -> Topology:
-    """Return a slice by its name.
+def topology(name: str, slices: int = 1) -> Topology:
+    """Return slices by their name.
 
     Raises:
       InputError: there is no such slice.
@@ -123,5 +137,7 @@ def topology(name: str) -> Topology:
         raise InputError(
             f'--topology={name}: no such slice.{did_you_mean(name, known)} Write CHIP:SHAPE with one of {listed}.'
         )
+    if slices < 1:
+        raise InputError(f'--num-slices={slices}: give 1 or more.')
     kind, _, shape = name.partition(':')
-    return Topology(name, CHIPS[kind], tuple(map(int, shape.split('x'))))
+    return Topology(name, CHIPS[kind], tuple(map(int, shape.split('x'))), slices)

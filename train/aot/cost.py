@@ -6,7 +6,8 @@ multiplied by its trip count. All numbers are per device and per call of the pro
   FLOPs         two per multiply-accumulate of matrix products and convolutions; products with padding and element-wise
                 operations are not counted
   cycles        the TPU compiler's estimates, which exclude collectives and custom kernels
-  collectives   bytes that a device must receive with the best algorithm, by kind and group
+  collectives   bytes that a device must receive with the best algorithm, by kind and group, inside a slice
+  transfers     the same between slices, with the cycles of the operations that run meanwhile
   kernels       calls of custom (Pallas) kernels, and their FLOPs where the arithmetic is known
 """
 
@@ -18,6 +19,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,12 +42,29 @@ COLLECTIVES = {
 ATTENTION_KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5, 'splash_mha_dq': 3}
 
 
+class Transfer(NamedTuple):
+    """A transfer between slices, which the TPU compiler splits from the collective inside each slice.
+
+    Attributes:
+      kind: kind of the collective.
+      slices: slices that take part.
+      bytes: bytes that a device receives.
+      cycles: cycles of the operations scheduled between its start and its end, which can hide it.
+    """
+
+    kind: str
+    slices: int
+    bytes: float
+    cycles: float
+
+
 @dataclasses.dataclass
 class Cost:
     """Cost of one execution of a computation.
 
     Attributes:
       collectives: (kind, ids of the devices of one group) -> bytes received by a device.
+      transfers: transfer between slices -> number of times.
       kernels: name of a custom kernel -> (calls, FLOPs).
       unknown_kernels: calls of kernels whose arithmetic is not known.
       unknown_loops: names of loops whose trip count could not be read; each body counts once.
@@ -54,6 +73,7 @@ class Cost:
     flops: float = 0.0
     cycles: float = 0.0
     collectives: Counter[tuple[str, tuple[int, ...]]] = dataclasses.field(default_factory=Counter)
+    transfers: Counter[Transfer] = dataclasses.field(default_factory=Counter)
     kernels: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     unknown_kernels: Counter[str] = dataclasses.field(default_factory=Counter)
     unknown_loops: set[str] = dataclasses.field(default_factory=set)
@@ -64,6 +84,8 @@ class Cost:
         self.cycles += times * other.cycles
         for key, value in other.collectives.items():
             self.collectives[key] += times * value  # pyright: ignore[reportArgumentType]
+        for transfer, count in other.transfers.items():
+            self.transfers[transfer] += times * count  # pyright: ignore[reportArgumentType]
         for name, (calls, flops) in other.kernels.items():
             have = self.kernels.get(name, (0.0, 0.0))
             self.kernels[name] = have[0] + times * calls, have[1] + times * flops
@@ -89,7 +111,9 @@ class _CallGraph:
         if name not in self._costs:
             total, computation = Cost(), self._module.computations[name]
             channels: set[tuple[str, str]] = set()
+            begun: dict[str, tuple[float, Instruction]] = {}
             for instruction in computation.values():
+                _follow_transfer(total, instruction, computation, begun)
                 self._add(total, instruction, computation, channels)
             self._costs[name] = total
         return self._costs[name]
@@ -150,6 +174,39 @@ class _CallGraph:
                 sent = sum(shape.bytes for name in instruction.operands for shape in computation[name].shapes)
                 size = len(group)
                 total.collectives[kind, group] += COLLECTIVES[kind](size) * sent  # pyright: ignore[reportArgumentType]
+
+
+def _follow_transfer(
+    total: Cost, instruction: Instruction, computation: Computation, begun: dict[str, tuple[float, Instruction]]
+) -> None:
+    """Note the start of a transfer between slices, and add it at its end; instructions come in the compiled order.
+
+    Raises:
+      ValueError: the kind of the transfer is unknown.
+    """
+    meeting = re.search(r'_xla_host_transfer_rendezvous="([^"]+)"', instruction.attributes)
+    if meeting and instruction.opcode == 'send' and '_xla_megascale_transfer_type' in instruction.attributes:
+        begun[meeting.group(1)] = total.cycles, instruction
+    elif instruction.opcode == 'recv-done':
+        (start,) = instruction.operands
+        meeting = re.search(r'_xla_host_transfer_rendezvous="([^"]+)"', computation[start].attributes)
+        if meeting is None or meeting.group(1) not in begun:
+            return
+        cycles, send = begun.pop(meeting.group(1))
+        kind, slices = _transfer_kind(send.attributes)
+        sent = computation[send.operands[0]].shapes[0].bytes
+        total.transfers[Transfer(kind, slices, COLLECTIVES[kind](slices) * sent, total.cycles - cycles)] += 1
+
+
+def _transfer_kind(attributes: str) -> tuple[str, int]:
+    """Return the kind of a transfer between slices, and the number of slices that exchange data."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
+    target = re.search(r'_xla_megascale_target="\{([^}]*)\}', attributes)
+    name = kind.group(1).lower().replace('_', '-') if kind else ''
+    if name not in COLLECTIVES or target is None:
+        raise ValueError(f'unknown transfer between slices: {attributes[:300]}')
+    ends = [integers(part.replace(':', ',')) for part in target.group(1).split(',')]
+    return name, sum(end[-1] - end[0] + 1 for end in ends)
 
 
 def product_flops(instruction: Instruction, computation: Computation) -> float:

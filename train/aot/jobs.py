@@ -39,6 +39,7 @@ class Options:
 
     Attributes:
       topologies: names of slices.
+      slices: number of slices of each.
       variant: variant of the step: one of the program's, LARGEST (by FLOPs) or ALL.
       meshes: [data, fsdp, tensor]; empty for the mesh of the settings.
       batches: batch sizes per device; empty for the batch of the settings.
@@ -54,6 +55,7 @@ class Options:
     choices: tuple[tuple[str, tuple[str, ...]], ...] = ()
     flags: tuple[tuple[str, str], ...] = tuple(FLAGS.items())
     cache: str = 'out/aot'
+    slices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
     Raises:
       InputError: a slice, mesh, variant or setting does not exist or fit.
     """
-    slices = [aot_chips.topology(name) for name in options.topologies]
+    slices = [aot_chips.topology(name, options.slices) for name in options.topologies]
     settings = _on_tpu(settings)
     per_sample = model_flops(program, settings)
     made = []
@@ -153,7 +155,7 @@ def _mesh_on(slice_: aot_chips.Topology, mesh: Sequence[int]) -> tuple[int, ...]
     if len(mesh) != 3 or math.prod(sizes) != slice_.devices:
         raise InputError(
             f'mesh {"x".join(map(str, mesh))} (data x fsdp x tensor) is not one over the {slice_.devices} devices of '
-            f'{slice_.name}; choose three sizes with that product, or -1 for one of them.'
+            f'{slice_}; choose three sizes with that product, or -1 for one of them.'
         )
     return sizes
 

@@ -5,8 +5,11 @@ The times are estimates that have not been calibrated against a TPU.
   compute        the compiler's cycles / clock; includes memory traffic, excludes collectives and custom kernels
   kernels        FLOPs of custom kernels / (efficiency x peak). Assumed efficiency of attention: half the share of a
                  matrix unit that the head dimension fills: 64 of 128 or 256 rows give 25% or 12.5%
-  communication  for each collective, bytes that a device receives / rate of the links of its group
-  optimistic     max(compute + kernels, communication): all communication overlaps with compute
+  communication  for each collective, bytes that a device receives / rate of the links of its group; between slices, /
+                 its share of the network cards of its host
+  exposed        the time between slices that the operations scheduled meanwhile do not hide; more is exposed if
+                 transfers queue
+  optimistic     max(compute + kernels, communication inside a slice) + exposed: all other communication is hidden
   pessimistic    compute + kernels + communication: no overlap
   MFU            model FLOPs / (step time x peak); model FLOPs exclude recomputation and padding
 """
@@ -35,6 +38,7 @@ class Facts:
       flops: executed FLOPs of matrix products, without custom kernels.
       xla_flops: FLOPs of XLA's own cost analysis, which counts loop bodies once; for comparison.
       collectives: [kind, mesh axes, bytes received, seconds].
+      between_slices: [kind, slices, bytes received, seconds, exposed seconds].
       kernels: custom kernel -> [calls, FLOPs].
       unknown: loops and kernels whose cost is unknown.
     """
@@ -50,6 +54,7 @@ class Facts:
     xla_flops: float = 0.0
     cycles: float = 0.0
     collectives: list[tuple[str, str, float, float]] = dataclasses.field(default_factory=list)
+    between_slices: list[tuple[str, int, float, float, float]] = dataclasses.field(default_factory=list)
     kernels: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     unknown: list[str] = dataclasses.field(default_factory=list)
     message: str = ''
@@ -93,6 +98,8 @@ class Estimate:
     compute_s: float
     kernels_s: float
     communication_s: float
+    between_slices_s: float
+    exposed_s: float
     efficiency: float
     step_s: tuple[float, float]
     mfu: tuple[float, float]
@@ -106,12 +113,16 @@ def estimate(case: Case, facts: Facts) -> Estimate:
     compute = facts.cycles / chip.clock
     kernels = sum(flops for _, flops in facts.kernels.values()) / (efficiency * chip.peak_flops)
     communication = sum(seconds for *_, seconds in facts.collectives)
-    step = max(compute + kernels, communication), compute + kernels + communication
+    between = sum(seconds for *_, seconds, _ in facts.between_slices)
+    exposed = sum(seconds for *_, seconds in facts.between_slices)
+    step = max(compute + kernels, communication) + exposed, compute + kernels + communication + between
     peak = case.devices * chip.peak_flops
     return Estimate(
         compute_s=compute,
         kernels_s=kernels,
         communication_s=communication,
+        between_slices_s=between,
+        exposed_s=exposed,
         efficiency=efficiency,
         step_s=step,
         mfu=(case.model_flops / (step[0] * peak), case.model_flops / (step[1] * peak)),
@@ -140,7 +151,7 @@ def text(case: Case, facts: Facts) -> str:
     chip = case.topology.chip
     settings = ''.join(f', {name} {value}' for name, value in case.options.items())
     head = (
-        f'{case.program}, variant {case.variant} ({case.share:.0%} of the steps), on {case.topology.name}: '
+        f'{case.program}, variant {case.variant} ({case.share:.0%} of the steps), on {case.topology}: '
         f'{case.devices} devices, mesh {"x".join(map(str, case.mesh))} (data x fsdp x tensor)\n'
         f'batch {case.batch_size} ({case.per_device:g} per device), {case.samples} samples per step{settings}'
     )
@@ -154,6 +165,11 @@ def text(case: Case, facts: Facts) -> str:
     lines = [head, _memory_line(facts, chip.hbm_gib), *_work_lines(case, facts, times)]
     for kind, axes, size, seconds in sorted(facts.collectives, key=lambda row: -row[2]):
         lines.append(f'           {kind:18} over {axes or "-":16} {size / 1e9:10.3f} GB {seconds * 1e3:10.2f} ms')
+    for kind, slices, size, seconds, exposed in facts.between_slices:
+        lines.append(
+            f'           {kind:18} over {f"{slices} slices":16} {size / 1e9:10.3f} GB {seconds * 1e3:10.2f} ms, '
+            f'{exposed * 1e3:.2f} ms exposed'
+        )
     lines += [*_time_lines(times), host]
     lines += [f'not counted: {name}' for name in facts.unknown]
     return '\n'.join(lines)
@@ -186,7 +202,9 @@ def _work_lines(case: Case, facts: Facts, times: Estimate) -> list[str]:
             f'kernel     {name}: {calls:.0f} calls, {flops / 1e12:.3f} TFLOP; assumed efficiency {times.efficiency:.1%}'
         )
     total = sum(size for _, _, size, _ in facts.collectives)
-    return [*lines, f'network    {total / 1e9:.3f} GB received per device and step']
+    between = sum(size for _, _, size, _, _ in facts.between_slices)
+    apart = f', and {between / 1e9:.3f} GB from other slices' if case.topology.slices > 1 else ''
+    return [*lines, f'network    {total / 1e9:.3f} GB received per device and step{apart}']
 
 
 def _time_lines(times: Estimate) -> list[str]:
@@ -194,7 +212,8 @@ def _time_lines(times: Estimate) -> list[str]:
     per_day = ' to '.join(f'{value * DAY:,.0f}' for value in reversed(times.samples_per_s))
     return [
         f'time       compute {times.compute_s:.3f} s, kernels {times.kernels_s:.3f} s, '
-        f'communication {times.communication_s:.3f} s',
+        f'communication {times.communication_s:.3f} s'
+        + (f', between slices {times.between_slices_s:.3f} s' if times.between_slices_s else ''),
         f'step       {times.step_s[0]:.3f} s if communication hides, {times.step_s[1]:.3f} s if it does not',
         f'MFU        at most {times.mfu[0]:.1%}, {times.mfu[1]:.1%} if nothing hides',
         f'rate       {rate} samples/s, {per_day} samples/day',
@@ -211,7 +230,7 @@ def row(case: Case, facts: Facts) -> list[str]:
     """Return the cells of a table's row, see COLUMNS."""
     chip = case.topology.chip
     cells = [
-        case.topology.name,
+        str(case.topology),
         'x'.join(map(str, case.mesh)),
         case.variant,
         f'{case.per_device:g}',
@@ -225,7 +244,7 @@ def row(case: Case, facts: Facts) -> list[str]:
         *cells,
         f'{facts.needed_bytes / GIB:.1f} of {chip.hbm_gib:.1f}',
         f'{executed / 1e12:.1f} / {case.model_flops / case.devices / 1e12:.1f}',
-        f'{sum(size for _, _, size, _ in facts.collectives) / 1e9:.1f}',
+        f'{sum(row[2] for row in (*facts.collectives, *facts.between_slices)) / 1e9:.1f}',
         f'{times.step_s[0]:.2f}-{times.step_s[1]:.2f}',
         f'{100 * times.mfu[0]:.0f}-{100 * times.mfu[1]:.0f}',
         f'{times.samples_per_s[1]:.1f}-{times.samples_per_s[0]:.1f}',
@@ -240,7 +259,7 @@ def best(cases: list[tuple[Case, Facts]]) -> set[int]:
     for place, (case, facts) in enumerate(cases):
         if facts.fits:
             rate = estimate(case, facts).samples_per_s[1]
-            chosen[case.topology.name] = max(chosen.get(case.topology.name, (0.0, 0)), (rate, place))
+            chosen[str(case.topology)] = max(chosen.get(str(case.topology), (0.0, 0)), (rate, place))
     return {place for _, place in chosen.values()}
 
 
@@ -256,6 +275,6 @@ def table(cases: list[tuple[Case, Facts]]) -> str:
 
 def to_json(case: Case, facts: Facts) -> dict[str, Any]:
     """Return a case, its facts and its estimate as JSON."""
-    described = dataclasses.asdict(case) | {'topology': case.topology.name}
+    described = dataclasses.asdict(case) | {'topology': str(case.topology)}
     times = dataclasses.asdict(estimate(case, facts)) if facts.fits else None
     return {'case': described, 'facts': dataclasses.asdict(facts), 'estimate': times}

@@ -25,6 +25,7 @@ class Request:
 
     Attributes:
       settings: settings of the program, as JSON.
+      slices: number of slices of the topology.
       variant: text of one of the program's variants.
       flags: compiler flags.
       cache: folder of results.
@@ -33,6 +34,7 @@ class Request:
     program: str
     settings: str
     topology: str
+    slices: int
     variant: str
     flags: dict[str, str]
     cache: str

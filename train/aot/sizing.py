@@ -54,6 +54,7 @@ def compile_job(job: Job, options: Options) -> Facts:
         program=job.case.program,
         settings=job.settings.to_json(),
         topology=job.case.topology.name,
+        slices=job.case.topology.slices,
         variant=job.case.variant,
         flags=dict(options.flags),
         cache=os.path.abspath(options.cache),
@@ -129,6 +130,7 @@ def main(settings: Settings, dry_run: bool = False) -> None:
 def define_flags() -> None:
     """Add the flags of this command to those of the program."""
     command_flags.DEFINE_list('topology', [], 'slices, such as v5e:4x4; an unknown name prints all known ones')
+    command_flags.DEFINE_integer('num-slices', 1, 'slices joined by the network of the data center; `data` crosses it')
     command_flags.DEFINE_string('variant', LARGEST, f'variant of the step: one of the program, {LARGEST} or {ALL}')
     command_flags.DEFINE_bool('sweep', False, 'try meshes, batches and choices; print a table with the best in bold')
     command_flags.DEFINE_list('meshes', [], 'data x fsdp x tensor, such as 1x16x1,4x4x1; a sweep tries two by default')
@@ -159,6 +161,7 @@ def _options(given: Any, settings: Settings) -> Options:
         choices=tuple((name, values) for name, values in choices.items() if values),
         flags=tuple((FLAGS | dict(_pair(text) for text in given.flags)).items()),
         cache=given.cache,
+        slices=given['num-slices'].value,
     )
 
 

@@ -29,7 +29,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json, read_json
 from neodragon_jax.base.memory import peak_memory_bytes
 from train.aot import chips as aot_chips
-from train.aot.cost import analyze
+from train.aot.cost import Cost, analyze
 from train.aot.hlo import group_axes, parse
 from train.aot.report import Facts, needed_bytes
 from train.aot.request import INPUT_ERROR, Request
@@ -42,7 +42,7 @@ PACKAGES = ('jax', 'jaxlib', 'libtpu')
 
 def answer(request: Request) -> Facts:
     """Return the facts, from the cache if present."""
-    slice_ = aot_chips.topology(request.topology)
+    slice_ = aot_chips.topology(request.topology, request.slices)
     program = runner.size(request.program, ConfigDict(parse_json(request.settings, dict[str, Any], 'settings')))
     start = time.perf_counter()
     lowered, mesh = lower(program, request.variant, slice_)
@@ -68,7 +68,8 @@ def lower(program: runner.Training, variant: str, slice_: aot_chips.Topology) ->
 def _key(request: Request, lowered_text: str) -> str:
     """Return a short hash of all inputs of a compilation."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    parts = [lowered_text, request.topology, json.dumps(request.flags, sort_keys=True), json.dumps(versions)]
+    topology = aot_chips.topology(request.topology, request.slices)
+    parts = [lowered_text, str(topology), json.dumps(request.flags, sort_keys=True), json.dumps(versions)]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:24]
 
 
@@ -139,9 +140,22 @@ def _analyzed(facts: Facts, program_text: pathlib.Path, mesh: Any, slice_: aot_c
         flops=cost.flops,
         cycles=cost.cycles,
         collectives=[(kind, axes, *values) for (kind, axes), values in collectives.items()],  # pyright: ignore[reportArgumentType]
+        between_slices=_between_slices(cost, slice_.chip),
         kernels=cost.kernels,
         unknown=unknown,
     )
+
+
+def _between_slices(cost: Cost, chip: aot_chips.Chip) -> list[tuple[str, int, float, float, float]]:
+    """Return the rows of `Facts.between_slices`."""
+    rows: dict[tuple[str, int], list[float]] = {}
+    for transfer, times in cost.transfers.items():
+        seconds = transfer.bytes / chip.dcn_bytes
+        exposed = max(0.0, seconds - transfer.cycles / chip.clock)
+        row = rows.setdefault((transfer.kind, transfer.slices), [0.0, 0.0, 0.0])
+        for place, value in enumerate((transfer.bytes, seconds, exposed)):
+            row[place] += times * value
+    return [(*key, *values) for key, values in rows.items()]  # pyright: ignore[reportReturnType]
 
 
 def main() -> int:

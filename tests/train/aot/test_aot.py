@@ -15,19 +15,17 @@ from ml_collections import ConfigDict
 from configs import dmd as dmd_config
 from neodragon_jax.base.errors import InputError
 from support.goldens import TINY_CHECKPOINT
+from support.sizing_cases import FITS, GIB, case, tiny_settings
 from train import tpu_flags
 from train.aot import chips as aot_chips
 from train.aot import jobs
 from train.aot import report as aot_report
 from train.aot import sizing as aot
 from train.aot.jobs import traced_flops
-from train.aot.report import Case, Facts
+from train.aot.report import Facts
 from train.dmd import teacher as dmd_teacher
 from train.runtime import runner
 from train.runtime.step import variants
-
-GIB = 2**30
-
 
 # Slices.
 
@@ -118,13 +116,6 @@ def test_denoiser_as_traced_is_the_denoiser_on_paper():
 
 
 # Abstract programs.
-
-
-def tiny_settings(**changes) -> ConfigDict:
-    settings = dmd_config.get_config('tiny')
-    settings.checkpoint = str(TINY_CHECKPOINT)
-    settings.loop.update(changes)
-    return settings
 
 
 def test_abstract_program_has_the_shapes_of_the_real_one():
@@ -218,24 +209,6 @@ def test_model_flops_know_no_recomputation():
 
 
 # Estimates.
-
-
-def case(**changes) -> Case:
-    base = Case('p', '0', 1.0, aot_chips.topology('v5e:4x4'), (1, 16, 1), 32, 96, {'remat': 'full'}, 16 * 100e12)
-    return dataclasses.replace(base, **changes)
-
-
-FITS = Facts(
-    fits=True,
-    needed_bytes=4 * GIB,
-    lower_s=10,
-    compile_s=100,
-    memory={'arguments': 3 * GIB, 'output': 3 * GIB, 'alias': 3 * GIB, 'temporaries': GIB, 'code': 0},
-    flops=110e12,
-    cycles=1.5e9,
-    collectives=[('all-gather', 'fsdp', 30e9, 0.3), ('all-reduce', 'fsdp', 10e9, 0.1)],
-    kernels={'splash_mha_fwd': (18, 0.25 * 197e12 / 2)},
-)
 
 
 def test_estimate():

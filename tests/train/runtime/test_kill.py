@@ -25,7 +25,7 @@ import pytest
 from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.paths import input_path
 from neodragon_jax.base.processes import start_processes
-from support import goldens
+from support.dmd_runs import PROMPTS, sample_arguments, write_pictures
 from support.jobs import Job
 from train import teacher_samples
 from train.data import SampleSource, SampleSpec, SampleWriter
@@ -285,11 +285,9 @@ def test_step_distillation_killed_ten_times_ends_where_an_unbroken_one_does(plac
     """
     steps, seed = 14, 2613373
     assert {stage_of_step(seed, step, 3) for step in range(steps)} == {0}
-    (tmp_path / 'prompts.txt').write_text('a red ball rolls down a hill\na ship in a storm\na dog on a beach')
-    size = ['--count', '16', '--samples-per-shard', '8', '--frames', '17', '--height', '64', '--width', '64']
-    steps_of_samples = ['--steps', '2', '2', '2', '--first-steps', '2', '2', '2', '--dtype', 'float32']
-    given = ['--checkpoint', str(goldens.TINY_CHECKPOINT), '--prompts-file', str(tmp_path / 'prompts.txt')]
-    assert teacher_samples.main([*given, '--out', str(tmp_path / 'samples'), *size, *steps_of_samples]) == 0
+    (tmp_path / 'prompts.txt').write_text('\n'.join(PROMPTS))
+    write_pictures(tmp_path / 'pictures')
+    assert teacher_samples.main([*sample_arguments(tmp_path), '--steps', '2', '2', '2']) == 0
     run = {'steps': steps, 'log_every': 1, 'checkpoint_every': 1, 'mesh.data': 2, 'mesh.fsdp': 4}
     settings = [f'--config.seed={seed}', *(f'--config.loop.{name}={value}' for name, value in run.items())]
 
