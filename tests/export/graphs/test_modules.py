@@ -16,19 +16,15 @@ import onnx
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, create_calibrator
 
-from export import __main__ as command
 from export.graphs import text as text_graphs
 from export.graphs.runners import Call, JaxRunner, OnnxPool, OnnxSession
 from export.graphs.table import GRAPH_SPECS, PhoneGraph
 from export.graphs.to_onnx import to_onnx
 from export.host import graph_program, modules
-from export.host.phone_program import PhoneProgram
-from export.host.recording import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
 from export.measure.snr import lowest_db, snr_db
 from export.quantize.qdq import quantized_operations, to_w8a16
 from export.quantize.ranges import METHODS, measure_ranges
 from export.quantize.two_parts import RECIPE, quantize_to_target
-from export.steps import whole_video
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.params import cast
@@ -108,51 +104,6 @@ def test_table_has_a_row_for_every_module(graphs):
         deployment = GRAPH_SPECS[name]
         assert deployment.precision in ('fp16', 'w8a16') and deployment.target_db > 0
         assert bool(deployment.calibration_samples) == (deployment.precision == 'w8a16')
-
-
-@pytest.fixture(scope='module')
-def without_model(tmp_path_factory) -> pathlib.Path:
-    """A checkpoint without a first-frame model; its denoiser generates the first frame."""
-    root = tmp_path_factory.mktemp('without_model')
-    for folder in TINY_CHECKPOINT.iterdir():
-        if not folder.name.startswith('ssd_1b'):
-            (root / folder.name).symlink_to(folder)
-    modes = {'hybrid': {'first_frame': 'denoiser', 'steps': [2, 1, 1]}}
-    values = {'frames': 17, 'height': 64, 'width': 128, 'prompt_modifier': '', 'example': 'a circle', 'modes': modes}
-    (root / 'generation.json').write_text(json.dumps(values))
-    return root
-
-
-def test_a_checkpoint_without_a_first_frame_model(without_model, graphs, options):
-    given = dataclasses.replace(options, root=without_model, first_frame='denoiser')
-    first = {*modules.FIRST_FRAME, 'video_encoder'}
-    assert set(modules.phone_modules(given)) == set(graphs) - first
-    with_image = dataclasses.replace(given, images=True)
-    assert set(modules.phone_modules(with_image)) == set(graphs) - set(modules.FIRST_FRAME)
-    with pytest.raises(InputError, match='ssd_1b_vae'):
-        modules.phone_modules(dataclasses.replace(given, first_frame='model'))
-
-
-def test_generation_json_sets_the_options_that_the_command_line_leaves_open(without_model):
-    make = lambda *options: command.make_options(command.parse_args(['--out', 'x', '--checkpoint', *options]))
-    options = make(str(without_model))
-    program = PhoneProgram(options.program, options.denoiser, options.names)
-    plan = options.program.plan
-    assert (plan.frames, plan.height, plan.width, plan.steps) == (3, 8, 16, (2, 1, 1))
-    replays = [(replay.graphs, replay.runner) for replay in whole_video.planned(program, True, False)]
-    assert replays == [('the denoiser', 'CPU'), ('all graphs', 'CPU')]
-    assert whole_video.planned(program, on_cpu=False, simulated=False) == []
-    assert not program.starts_from_picture and not program.draws and program.denoiser.form.supports_frame_zero
-    assert 'video_encoder' not in program.names and 'denoiser_stage2' in program.names
-    assert options.scenes.text(0) == options.scenes.prompts[0], 'the modifier is empty'
-    changed = make(str(without_model), '--frames', '9', '--steps', '1', '1', '1')
-    assert changed.program.plan.frames == 2
-    released = make(str(TINY_CHECKPOINT)).program
-    assert (released.mode, released.frames, released.size, released.first_frame) == ('hybrid', 49, (320, 512), 'model')
-    with pytest.raises(InputError, match='no such checkpoint'):
-        make('nowhere')
-    with pytest.raises(InputError, match='--first-frame model is for --mode hybrid'):
-        make(str(without_model), '--mode', 'monolithic', '--first-frame', 'model')
 
 
 def test_onnx_computes_what_jax_computes(graphs, runners, float_graphs):
@@ -261,7 +212,6 @@ def test_scaled_residual_is_exact(graphs):
 
 
 def _dt5_states(model: Any, params: Any, x: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
-    import dataclasses
 
     from neodragon_jax.models.t5 import key_bias
 
@@ -273,39 +223,6 @@ def _dt5_states(model: Any, params: Any, x: jax.Array, mask: jax.Array, scale: f
         return bound.project(bound.encoder.transform(x / scale, bias))
 
     return model.clone(config=config).apply({'params': scaled}, method=encode)
-
-
-def test_unknown_graphs_are_refused():
-    names = list(GRAPH_SPECS)
-    assert modules.select('first_frame,dt5', names) == ['dt5', *modules.FIRST_FRAME]
-    assert modules.select(None, names) == names
-    for wrong in ('denoizer', ','):
-        with pytest.raises(InputError, match='--graphs'):
-            modules.select(wrong, names)
-
-
-def test_calls_survive_the_disk():
-    call = Call({'latent': normal(1, 2, 2), 'memory_0': normal(2, 3)}, {'frames': normal(3, 2)})
-    back = unflatten({path: array.copy() for path, array in flatten(call).items()})
-    assert isinstance(back, Call) and set(back.inputs) == {'latent', 'memory_0'}
-    np.testing.assert_array_equal(back.inputs['memory_0'], call.inputs['memory_0'])
-    np.testing.assert_array_equal(back.outputs['frames'], call.outputs['frames'])
-
-
-def test_every_step_of_a_recurrent_graph_is_met():
-    met = [rotating(range(7), 1, video)[0] for video in range(1, 8)]
-    assert sorted(met) == list(range(7)), 'zero memories are one in seven'
-    assert rotating(range(6), 3, 0) == [0, 2, 4] and rotating(range(2), 5, 1) == [0, 1]
-    assert spread(list(range(10)), 3) == [0, 4, 9] and spread([0, 1], 3) == [0, 1]
-
-
-def test_videos_that_the_table_takes():
-    hybrid = calls_per_video(make_plan('hybrid', 49, 64, 128), first_frame_given=True)
-    assert (hybrid['video_decoder'], hybrid['super_resolution'], hybrid['denoiser_stage1']) == (7, 49, 6)
-    counts = {name: GRAPH_SPECS[name].calibration_samples for name in hybrid}
-    assert videos_needed(hybrid, counts) == 500, 'one picture of the first-frame decoder per video'
-    guided = calls_per_video(make_plan('monolithic', 17, 64, 128, steps=(2, 1, 1)), first_frame_given=False)
-    assert (guided['dt5'], guided['denoiser_stage0']) == (2, 12)
 
 
 def test_rules_for_ranges(graphs, runners, float_graphs, tmp_path):

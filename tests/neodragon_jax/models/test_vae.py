@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.numpy import load_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import to_uint8
 from neodragon_jax.checkpoint.names.vae import video_vae_names
-from neodragon_jax.config.neodragon import FULL, TINY, VideoVAEConfig
+from neodragon_jax.config.neodragon import VideoVAEConfig
 from neodragon_jax.models.vae import (
     PYRAMID_FLOW,
     VideoVAE,
@@ -305,35 +304,6 @@ def test_decode_from_normalized_latents_to_bytes(golden, latents):
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 
-@pytest.mark.parametrize(
-    ('time', 'space'), [((False, True, True), (True, False, True)), ((False, False, False), (True, True, True))]
-)
-def test_decoder_flags(time, space):
-    """Other growth factors give consistent shapes and streaming."""
-    # A configuration is accepted only if encoder and decoder agree.
-    config = dataclasses.replace(
-        TINY.video_vae,
-        decoder_time_upscale=time,
-        decoder_space_upscale=space,
-        encoder_temporal_down_sample=(*time, False),
-        encoder_spatial_down_sample=(*space, False),
-        temporal_downsample_scale=2 ** sum(time),
-        spatial_downsample_scale=2 ** sum(space),
-    )
-    model = VideoVAE(config)
-    latents = random((1, 3, 2, 3, 16))
-    shapes = jax.eval_shape(functools.partial(model.init, method='decode'), jax.random.key(0), latents)
-    draw = np.random.default_rng(0).standard_normal
-    variables = jax.tree.map(lambda x: draw(x.shape, np.float32) / np.sqrt(np.prod(x.shape[:-1]) or 1), shapes)
-    growth, scale = 2 ** sum(time), 2 ** sum(space)
-    frames = jax.jit(functools.partial(model.apply, method='decode'))(variables, latents)
-    assert frames.shape == (1, 2 * growth + 1, 2 * scale, 3 * scale, 3)
-    decode_step = jax.jit(functools.partial(model.apply, method='decode_step'))
-    first, memories = decode_step(variables, latents[:, :1], model.init_memories(1, 2, 3))
-    rest, _ = decode_step(variables, latents[:, 1:], memories)
-    np.testing.assert_allclose(jnp.concatenate([first, rest], axis=1)[:, growth - 1 :], frames, atol=1e-5)
-
-
 @pytest.mark.parametrize(('method', 'shape'), [('encode', (1, 9, 16, 16, 3)), ('decode', (1, 2, 2, 2, 16))])
 def test_compute_type(method, shape):
     """bfloat16 compute keeps its type throughout and stays near float32."""
@@ -342,37 +312,3 @@ def test_compute_type(method, shape):
     assert got.dtype == jnp.bfloat16
     assert relative_error(got, compiled(method)(random(shape))) < 0.05
     assert {memory.dtype for memory in model.init_memories(1, 2, 2)} == {jnp.dtype(jnp.bfloat16)}
-
-
-# --- names -------------------------------------------------------------------------------------------------------
-
-
-def abstract_params(config: VideoVAEConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return the shape of every parameter by its path, without computing any; nothing else is initialized."""
-    variables = jax.eval_shape(VideoVAE(config).init, jax.random.key(0), jnp.zeros((1, 9, 64, 64, 3)))
-    assert set(variables) == {'params'}
-    flat: dict[Any, Any] = flax.traverse_util.flatten_dict(variables['params'])
-    return {path: x.shape for path, x in flat.items()}
-
-
-@pytest.mark.parametrize('name', FOLDERS)
-def test_names_of_a_checkpoint(name):
-    config, tensors = read(name)
-    entries = video_vae_names(config)
-    assert len({entry.path for entry in entries}) == len(entries)
-    assert sorted(entry.torch_name for entry in entries) == sorted(tensors)
-    converted = {entry.path: entry.convert.to_flax(tensors[entry.torch_name]) for entry in entries}
-    assert {path: x.shape for path, x in converted.items()} == abstract_params(config)
-    for entry in entries:
-        assert np.array_equal(entry.convert.to_torch(converted[entry.path]), tensors[entry.torch_name])
-
-
-def test_names_at_full_size():
-    wanted = json.loads((GOLDENS / 'manifest_full.json').read_text())['causal_video_vae']['keys']
-    shapes = abstract_params(FULL.video_vae)
-    entries = video_vae_names(FULL.video_vae)
-    assert {entry.path for entry in entries} == set(shapes)
-    for entry in entries:
-        arrays = jax.eval_shape(entry.convert.to_torch, jax.ShapeDtypeStruct(shapes[entry.path], jnp.float32))
-        assert list(arrays.shape) == wanted.pop(entry.torch_name), entry.torch_name
-    assert not wanted

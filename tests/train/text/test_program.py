@@ -1,4 +1,4 @@
-"""The text-encoder distillation: where the adapter stands, low-rank updates, retrieval, and the program."""
+"""The text-encoder distillation: the deployed models, and the program."""
 
 from __future__ import annotations
 
@@ -18,23 +18,20 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.random_params import random_params
-from neodragon_jax.config.neodragon import ContextAdapterConfig, T5Config, T5EncoderConfig
+from neodragon_jax.config.neodragon import T5Config, T5EncoderConfig
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5EncoderWithProjection
 from support.goldens import relative_error
-from train import random_teacher, text_states
+from train import text_states
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.data.record_spec import T5_STATES
 from train.runtime.metrics import read_metrics
-from train.runtime.settings import freeze
 from train.runtime.sharding import AXES, make_mesh, put, to_host
 from train.runtime.step import abstract_arguments, initial, jit_step
 from train.text import losses
 from train.text import program as text
-from train.text.lora import init_lora, merge_lora
 from train.text.parts import TextParts, deployed_adapter
-from train.text.retrieval import ranks, retrieval
 
 VOCABULARY, TOKENS, STATES, WIDTH, PROMPTS, BATCH = 24, 6, 20, 16, 40, 8
 SMALL = {'vocab_size': VOCABULARY, 'd_kv': 4, 'd_ff': 12, 'num_layers': 1, 'num_heads': 2}
@@ -183,47 +180,6 @@ def test_dropout_is_for_trained_encoders(folders):
     assert np.array_equal(embed(None), program_for(folders).embed(params, program.frozen(), batch))
 
 
-# --- Low-rank updates -------------------------------------------------------------------------------------------------
-
-
-def test_low_rank_updates():
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-    params = {'a': {'query': {'kernel': draw(6, 5)}, 'out': {'kernel': draw(5, 6)}}, 'norm': {'scale': draw(6)}}
-    updates = init_lora(jax.random.key(0), params, 2, '(query)')
-    assert jax.tree.map(jnp.shape, updates) == {'a': {'query': {'lora_down': (6, 2), 'lora_up': (2, 5)}}}
-    # At the start nothing changes and only `up` has a gradient; later both have one.
-    assert np.array_equal(merge_lora(params, updates, 3.0)['a']['query']['kernel'], params['a']['query']['kernel'])
-    total = lambda updates: jnp.sum(jnp.sin(merge_lora(params, updates, 3.0)['a']['query']['kernel']))
-    gradient = jax.grad(total)(updates)['a']['query']
-    assert np.any(gradient['lora_up']) and not np.any(gradient['lora_down'])
-    updates = perturbed(updates)
-    merged, layer = merge_lora(params, updates, 3.0), updates['a']['query']
-    want = params['a']['query']['kernel'] + 3 * layer['lora_down'] @ layer['lora_up']
-    assert relative_error(merged['a']['query']['kernel'], want) < 1e-6
-    assert merged['a']['out'] is not None and np.array_equal(merged['a']['out']['kernel'], params['a']['out']['kernel'])
-    with pytest.raises(InputError, match="no linear layer is named '\\(querry\\)'; the encoder has out, query"):
-        init_lora(jax.random.key(0), params, 2, '(querry)')
-    with pytest.raises(InputError, match=r'rank 5 does not suit a/query/kernel \[6, 5\]'):
-        init_lora(jax.random.key(0), params, 5, 'query')
-
-
-# --- Retrieval --------------------------------------------------------------------------------------------------------
-
-
-def test_retrieval():
-    teacher = np.asarray([[0.0, 0], [1, 0], [0, 1], [5, 5]])
-    student = np.asarray([[0.1, 0], [0.2, 0], [0, 3], [9, 9]])
-    assert ranks(student, teacher).tolist() == [0, 1, 0, 0]
-    assert retrieval(student, teacher) == {'retrieval/top1': 0.75, 'retrieval/mean_rank': 1.25}
-    # A repeated prompt cannot be distinguished from its copy.
-    assert ranks(teacher[[0, 0, 1]], teacher[[0, 0, 1]]).tolist() == [0, 0, 0]
-    rng = np.random.default_rng(0)
-    random = rng.standard_normal((2, 300, 8))
-    assert 0 <= retrieval(*random)['retrieval/top1'] < 0.03
-    assert retrieval(random[0] + 0.01, random[0])['retrieval/top1'] == 1
-
-
 # --- The program ------------------------------------------------------------------------------------------------------
 
 
@@ -312,28 +268,6 @@ def test_resumed_run_ends_where_an_unbroken_one_does(folders, unbroken, tmp_path
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_full_settings_are_the_papers():
-    values = text_settings.get_config('').to_dict()
-    assert freeze(text.TextConfig, values['text']) == text.TextConfig()
-    assert (text.TextConfig().mse_weight, text.TextConfig().cosine_weight) == (1.0, 0.1)
-    program = text.TextDistillation(text.TextConfig(), text.abstract_parts(False, 'bfloat16'))
-    assert program.adapter is not None and program.adapter.config == ContextAdapterConfig()
-    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    frozen = program.frozen()
-    assert round(count(frozen['teacher']) / 1e9, 3) == 4.762 and round(count(frozen['encoder']) / 1e9, 3) == 0.130
-    with pytest.raises(InputError, match='tinny'):
-        text_settings.get_config('tinny')
-
-
-def test_the_random_teacher_suits_the_tiny_settings(tmp_path, monkeypatch, tiny_checkpoint):
-    monkeypatch.chdir(tmp_path)
-    assert random_teacher.main([]) == 0
-    config = text_settings.get_config('tiny')
-    encoder = tiny_checkpoint / 'text_encoder_3'
-    parts = text.read_parts(str(encoder), config.embedder, config.teacher, '', 'float32')
-    assert parts.embedder_params['kernel'].shape == (40, 64)
-
-
 def test_parts_that_do_not_fit_are_refused(folders):
     program = program_for(folders)
     with pytest.raises(InputError, match=r'the distilled encoder gives states of width 20, .* embedder takes 21'):
@@ -342,20 +276,6 @@ def test_parts_that_do_not_fit_are_refused(folders):
         text.read_parts(folders['teacher'], folders['embedder'], '', '', 'float32')
     with pytest.raises(InputError, match=r'config\.embedder is empty'):
         text.RECIPE.run(settings(folders | {'embedder': ''}))
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'adapter': 'extends'}, "adapter is 'extends'; use one of replace, extend, none"),
-        ({'encoder': 'big'}, "encoder is 'big'; use one of frozen, lora, trained"),
-        ({'adapter': 'none'}, 'leaves nothing to train'),
-        ({'held_out': 10, 'held_out_batch': 4}, 'held_out is 10 and held_out_batch 4'),
-    ],
-)
-def test_wrong_settings_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        freeze(text.TextConfig, changes)
 
 
 def test_an_adapter_without_layers_is_the_embedder():
