@@ -62,6 +62,7 @@ from train.runtime.settings import defaults, preset_of
 
 FULL = {
     'checkpoint': '',  # root of the released layout, with the multi-step denoiser and its adapter
+    'teacher': '',  # RUN/result of train.teacher or train.pruning in place of the checkpoint's denoiser
     'data': '',  # folder of train.teacher_samples
     'workdir': '',
     'seed': 0,

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.atomic import check_writable
+from neodragon_jax.base.command_line import PathOption, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import known_entries
-from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import RELEASED
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from export.steps.options import ExportOptions, GraphOptions
 
 PACKAGES = ('jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime_qnn')
-# Options that hold local paths.
-_PATHS = ('out', 'denoiser', 'adapter', 'upscale', 'calibration')
 _SOURCE = pathlib.Path(__file__).resolve().parents[1]
 _DEFAULT = "(default: the checkpoint's generation.json, or else %s)"
 
@@ -60,9 +58,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--checkpoint', required=True, metavar='DIR|NAME',
+    parser.add_argument('--checkpoint', action=PathOption, names=('hf',), required=True, metavar='DIR|NAME',
         help='root folder of a checkpoint in the released layout, or the name of a shipped one')  # fmt: skip
-    parser.add_argument('--out', required=True, metavar='DIR',
+    parser.add_argument('--out', action=PathOption, required=True, metavar='DIR',
         help='output folder: {graph}-{runtime}-{precision}-{chipset}/, calibration/, report.*')  # fmt: skip
     _add_program(parser.add_argument_group('program'))
     _add_calibration(parser.add_argument_group('calibration and evaluation'))
@@ -75,14 +73,14 @@ def _add_program(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add('--graphs', metavar='LIST',
         help='comma-separated graphs, or groups such as "denoiser" and "first_frame" (default: all)')  # fmt: skip
-    add('--student', metavar='DIR',
+    add('--student', action=PathOption, bucket=True, names=('hf',), metavar='DIR',
         help='distilled student, such as RUN/result of train.dmd or hf://ORG/NAME@REVISION: its denoiser and context '
         'adapter are exported with the schedule of its student.json')  # fmt: skip
-    add('--denoiser', metavar='DIR',
+    add('--denoiser', action=PathOption, metavar='DIR',
         help="denoiser folder to export instead of the checkpoint's; a student.json beside the folder sets the "
         'schedule')  # fmt: skip
-    add('--adapter', metavar='DIR', help="context adapter folder to use instead of the checkpoint's")
-    add('--upscale', metavar='DIR', help='folder of a QuickSRNet; super_resolution is exported, too')
+    add('--adapter', action=PathOption, metavar='DIR', help="context adapter folder to use instead of the checkpoint's")
+    add('--upscale', action=PathOption, metavar='DIR', help='folder of a QuickSRNet; super_resolution is exported, too')
     add('--mode', choices=generation.MODES,
         help=f'mode, which selects the denoiser {_DEFAULT % RELEASED.mode}')  # fmt: skip
     add('--first-frame', choices=generation.FIRST_FRAMES,
@@ -97,10 +95,15 @@ def _add_program(group: argparse._ArgumentGroup) -> None:
 
 def _add_calibration(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add('--calibration', metavar='DIR', help='calibration set to record or to reuse (default: OUT/calibration)')
+    add(
+        '--calibration',
+        action=PathOption,
+        metavar='DIR',
+        help='calibration set to record or to reuse (default: OUT/calibration)',
+    )
     add('--prompts', type=int, metavar='N',
         help='videos to record for calibration, one prompt each (default: as many as the samples need)')  # fmt: skip
-    add('--prompts-file', metavar='FILE',
+    add('--prompts-file', action=PathOption, metavar='FILE',
         help="calibration prompts, one per line (default: the checkpoint's calibration_prompts.txt, or else a built-in "
         'list)')  # fmt: skip
     add('--validation-prompts', type=int, default=8, metavar='N',
@@ -108,10 +111,10 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         'each is recorded (default: %(default)s)')  # fmt: skip
     add('--evaluation-prompts', type=int, default=8, metavar='N',
         help='prompts that graphs are evaluated on; one video each is recorded (default: %(default)s)')  # fmt: skip
-    add('--evaluation-prompts-file', metavar='FILE',
+    add('--evaluation-prompts-file', action=PathOption, metavar='FILE',
         help="evaluation prompts, one per line, none of them a calibration prompt (default: the checkpoint's "
         'evaluation_prompts.txt, or else a built-in list)')  # fmt: skip
-    add('--image', action='append', default=[], metavar='FILE',
+    add('--image', action=PathOption, append=True, default=[], metavar='FILE',
         help='first frame of recorded videos; may be repeated (default: generated from the prompt)')  # fmt: skip
     add('--calibration-samples', type=int, metavar='N',
         help='calls per quantized graph (default: 50 to 500, as in the paper)')  # fmt: skip
@@ -185,9 +188,8 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     from export.qnn.chipsets import find_targets
 
     find_targets(args.soc)  # before anything slow
-    paths = {name: user_path(getattr(args, name), f'--{name}') for name in _PATHS if getattr(args, name) is not None}
-    args = argparse.Namespace(**vars(args) | paths)
     _check_out(args.out)
+    check_writable(args.out)
     root = shipped.find(args.checkpoint)
     defaults = generation.read(root)
     from export.host.denoiser_choice import choose_denoiser
@@ -206,8 +208,7 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     program = _program(args, root, mode, chosen)
     check_denoiser(chosen.denoiser)
     names = select(args.graphs, available(program))
-    pictures = [video.read_image(user_path(path, '--image')) for path in args.image]
-    images = [video.image_to_frame(picture, *program.size) for picture in pictures]
+    images = [video.picture_to_frame(video.read_image(path), *program.size) for path in args.image]
     texts = (defaults.prompt_modifier, defaults.negative_prompt, images, args.seed)
     return ExportOptions(
         program=program,
@@ -292,13 +293,13 @@ def _check_out(out: pathlib.Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = parse_args(argv)
-    reports: list[Report] = []
-    status = exit_status(lambda: reports.append(run(args)))
-    if status:
-        return status
-    (report,) = reports
-    print(user_path(args.out, '--out') / 'report.md')
+    return exit_status(lambda: _status(parse_args(argv)))
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Export and print the warnings; return 1 if a graph misses its target, else 0."""
+    report = run(args)
+    print(args.out / 'report.md')
     for line in report.warnings:
         print(f'warning: {line}', file=sys.stderr)
     if report.not_measured:

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.atomic import check_writable
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import known_entries
-from neodragon_jax.base.paths import user_path
 
 if TYPE_CHECKING:
     from export.qnn.chipsets import Target
@@ -57,7 +57,13 @@ def parse_options(argv: Sequence[str] | None = None) -> OptionsToCompare:
     description = "Compile exported graphs with several sets of the compiler's options and compare the binaries."
     parser = command_parser('python -m export.compare_options', description, EXAMPLES)
     add = parser.add_argument
-    add('graphs', nargs='*', metavar='ONNX', help='graphs of an export: OUT/{graph}-onnx-{precision}/{graph}.onnx')
+    add(
+        'graphs',
+        nargs='*',
+        action=PathOption,
+        metavar='ONNX',
+        help='graphs of an export: OUT/{graph}-onnx-{precision}/{graph}.onnx',
+    )
     add(
         '--full-size-stage',
         type=int,
@@ -65,7 +71,7 @@ def parse_options(argv: Sequence[str] | None = None) -> OptionsToCompare:
         metavar='N',
         help='build two blocks of this denoiser stage at its released size with random weights, too; takes minutes',
     )
-    add('--out', required=True, metavar='DIR', help='folder of options.md and options.json')
+    add('--out', action=PathOption, required=True, metavar='DIR', help='folder of options.md and options.json')
     add('--soc', default='sm8750', metavar='NAME', help='chipset (default: %(default)s)')
     add('--options', metavar='LIST', help='comma-separated sets of options (default: all)')
     args = parser.parse_args(argv)
@@ -74,18 +80,17 @@ def parse_options(argv: Sequence[str] | None = None) -> OptionsToCompare:
     from export.qnn.chipsets import find_target
     from export.steps.option_table import VARIANTS, precision_of
 
-    graphs = [user_path(path, 'ONNX') for path in args.graphs]
-    for path in graphs:
+    for path in args.graphs:
         precision_of(path)
     names = list(VARIANTS) if args.options is None else known_entries('--options', args.options.lower(), VARIANTS)
-    out = user_path(args.out, '--out')
-    return OptionsToCompare(graphs, find_target(args.soc), names, args.full_size_stage, out)
+    return OptionsToCompare(args.graphs, find_target(args.soc), names, args.full_size_stage, args.out)
 
 
 def run(options: OptionsToCompare) -> None:
     """Compile every graph with every set of options; print a line for each and write the table."""
     from export.steps.option_table import compile_variants, table_line, write_full_size_stage, write_table
 
+    check_writable(options.out)
     rows, graphs = [], list(options.graphs)
     if options.full_size_stage is not None:
         graphs.append(write_full_size_stage(options.full_size_stage, options.out))

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.atomic import check_writable
+from neodragon_jax.base.command_line import PathOption, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import known_entries
-from neodragon_jax.base.paths import user_path
 
 if TYPE_CHECKING:
     from export.graphs.denoiser import Form
@@ -74,7 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('--out', required=True, metavar='DIR', help='folder for compare.md and compare.json')
+    add('--out', action=PathOption, required=True, metavar='DIR', help='folder for compare.md and compare.json')
     add('--stage', type=int, default=2, choices=range(STAGES), help='pyramid stage (default: %(default)s)')
     add('--soc', default='sm8750', metavar='NAME', help='chipset (default: %(default)s)')
     add('--forms', metavar='LIST', help='comma-separated forms (default: all)')
@@ -99,9 +99,7 @@ def make_options(args: argparse.Namespace) -> CompareOptions:
         raise InputError(f'--blocks {args.blocks} --heads {args.heads}: give at least two blocks and one head.')
     draws = not args.first_frame_given
     forms = {name: dataclasses.replace(FORMS[name], supports_frame_zero=draws) for name in read_forms(args.forms)}
-    return CompareOptions(
-        user_path(args.out, '--out'), args.stage, find_target(args.soc), forms, args.blocks, args.heads
-    )
+    return CompareOptions(args.out, args.stage, find_target(args.soc), forms, args.blocks, args.heads)
 
 
 def read_forms(text: str | None) -> list[str]:
@@ -131,6 +129,7 @@ def run(options: CompareOptions) -> list[FormRow]:
         bar.update()
 
     rows = []
+    check_writable(options.out)
     about = (config, options.forms, options.stage, options.target, options.blocks, RELEASED)
     for row in compare_forms(*about, on_graph):
         rows.append(row)
@@ -143,15 +142,16 @@ def run(options: CompareOptions) -> list[FormRow]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = parse_args(argv)
-    rows: list[FormRow] = []
-    status = exit_status(lambda: rows.extend(run(make_options(args))))
-    if status:
-        return status
+    return exit_status(lambda: _status(make_options(parse_args(argv))))
+
+
+def _status(options: CompareOptions) -> int:
+    """Compare the forms and print the verdict; return 1 if a form misses its target, else 0."""
+    rows = run(options)
     from export.steps.form_table import verdict
 
-    print(user_path(args.out, '--out') / 'compare.md')
-    lines = verdict(rows, args.stage)
+    print(options.out / 'compare.md')
+    lines = verdict(rows, options.stage)
     print('\n'.join(lines))
     return int(any('MISSED' in line for line in lines))
 

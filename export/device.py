@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from export.phone.adb import Phone
 from export.phone.session import measure
 from export.phone.table import write
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.atomic import check_writable
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 
 EXAMPLES = """
@@ -48,16 +49,16 @@ def parse_options(argv: Sequence[str] | None = None) -> DeviceOptions:
     description = 'Copy a bundle to a phone with adb, check its recorded calls, and measure ratios and latencies.'
     parser = command_parser('python -m export.device', description, EXAMPLES)
     add = parser.add_argument
-    add('bundle', type=pathlib.Path, help='OUT/bundle of an export')
+    add('bundle', action=PathOption, metavar='BUNDLE_DIR', help='OUT/bundle of an export')
     add('--serial', required=True, metavar='SERIAL', help='phone, as `adb devices` lists it')
-    add('--runtime', required=True, type=pathlib.Path, metavar='DIR', help='runner and libraries for the phone')
+    add('--runtime', action=PathOption, required=True, metavar='DIR', help='runner and libraries for the phone')
     add(
         '--chipset',
         metavar='NAME',
         help="chipset of the binaries to run, or cpu for the portable graphs (default: the phone's)",
     )
     add('--runs', type=int, default=10, metavar='N', help='runs of each recorded call (default: %(default)s)')
-    add('--out', type=pathlib.Path, metavar='DIR', help='folder of device-CHIPSET.md (default: beside the bundle)')
+    add('--out', action=PathOption, metavar='DIR', help='folder of device-CHIPSET.md (default: beside the bundle)')
     add('--adb', default='adb', metavar='PROGRAM', help='adb program (default: %(default)s)')
     given = parser.parse_args(argv)
     if given.runs < 1:
@@ -69,6 +70,7 @@ def parse_options(argv: Sequence[str] | None = None) -> DeviceOptions:
 
 def run(options: DeviceOptions) -> None:
     """Measure, and write the table."""
+    check_writable(options.out)
     measured = measure(options.phone, options.bundle, options.runtime, options.chipset, options.runs)
     path = write(options.out, measured)
     print(path.read_text(encoding='utf-8'), end='')

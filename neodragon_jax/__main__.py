@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from neodragon_jax.base.atomic import atomic_file, check_writable
+from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath
-from neodragon_jax.base.command_line import EXIT_CODES, exit_status
+from neodragon_jax.base.command_line import EXIT_CODES, PathOption, exit_status
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import storage_path
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
@@ -76,7 +76,7 @@ class GenerateOptions:
     model: ModelOptions
     video: VideoOptions
     prompts: tuple[str, ...]
-    prompts_file: str | None
+    prompts_file: StoragePath | None
     vbench: str | None
     out: StoragePath
     seed: int
@@ -105,8 +105,7 @@ def parse_options(argv: Sequence[str] | None = None) -> GenerateOptions:
     args = vars(_parser().parse_args(argv))
     take = lambda kind: kind(**{field.name: args.pop(field.name) for field in dataclasses.fields(kind)})
     model, video = take(ModelOptions), take(VideoOptions)
-    prompts, out = tuple(args.pop('prompt')), storage_path(args.pop('out'), '--out')
-    return GenerateOptions(model=model, video=video, prompts=prompts, out=out, **args)
+    return GenerateOptions(model=model, video=video, prompts=tuple(args.pop('prompt')), **args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,12 +127,12 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     """Add the options of inputs and outputs."""
     add = parser.add_argument_group('prompts and files').add_argument
     add('--prompt', action='append', default=[], metavar='TEXT', help='text to show as a video; may be repeated')
-    add('--prompts-file', metavar='FILE',
+    add('--prompts-file', action=PathOption, bucket=True, metavar='FILE',
         help="prompts: text with one per line, JSON, JSONL or CSV, also VBench's VBench_full_info.json")  # fmt: skip
     add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
         help="make VBench's own prompts, five samples each; COMMAND is the program of its environment (default: "
         'vbench)')  # fmt: skip
-    add('--out', default='out/videos', metavar='DIR',
+    add('--out', action=PathOption, bucket=True, default='out/videos', metavar='DIR',
         help='folder for {prompt}-{i}.mp4 and {prompt}-{i}.png (default: %(default)s)')  # fmt: skip
     add('--num-samples', type=int, metavar='N', help='videos per prompt (default: 1, or 5 with --vbench)')
     add('--seed', type=int, default=0, help='seed of all videos, 0 to 4294967295 (default: %(default)s)')
@@ -148,7 +147,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options of the checkpoint and of its place in memory."""
     add = parser.add_argument_group('model').add_argument
-    add('--checkpoint', metavar='DIR|NAME',
+    add('--checkpoint', action=PathOption, names=('hf',), bucket=True, metavar='DIR|NAME',
         help='root of a checkpoint in the released layout, the name of one that is installed with this package, or one '
         'of the Hugging Face hub, hf://ORG/NAME@REVISION, of which the folders that the mode needs are downloaded '
         f'(default: {shipped.DEFAULT}, where it is installed)')  # fmt: skip
@@ -157,10 +156,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         f'({released(RELEASED.mode)})')  # fmt: skip
     add(
         '--student',
+        action=PathOption,
+        names=('hf',),
+        bucket=True,
         metavar='DIR',
         help='folder, or hf://ORG/NAME@REVISION, of a distilled denoiser and context adapter',
     )
-    add('--upscale', metavar='DIR', help='folder of a super-resolution network, see train.super_resolution')
+    add('--upscale', action=PathOption, bucket=True, metavar='DIR',
+        help='folder of a super-resolution network, see train.super_resolution')  # fmt: skip
     add('--dtype', choices=DTYPES, default='float32',
         help='compute type; bfloat16 halves the memory of parameters (norms, biases, positions and timestep embeddings '
         'stay float32; default: %(default)s)')  # fmt: skip
@@ -233,9 +236,13 @@ def run(options: GenerateOptions) -> None:
     if existing:
         print(f'{existing} of {existing + len(jobs)} videos exist already in {options.out}; delete them to make them '
               'again.')  # fmt: skip
-    if not jobs:
-        return
-    check_writable(options.out)
+    if jobs:
+        with output_folder(options.out, index, count):
+            make_videos(options, jobs, index, count)
+
+
+def make_videos(options: GenerateOptions, jobs: Sequence[Job], index: int, count: int) -> None:
+    """Load the checkpoint and make the videos of some jobs, those of process `index` of `count`."""
     if options.compile_cache:
         from neodragon_jax.base.compile_cache import use_compile_cache
 
@@ -281,11 +288,12 @@ def write_videos(system: System, options: GenerateOptions, jobs: Sequence[Job]) 
 
 def _warn_of_cut_prompts(system: System, modifier: str, jobs: Sequence[Job]) -> None:
     """Print the number of prompts that exceed the text encoder's limit."""
+    from neodragon_jax.generation.tokens import cut_notice
+
+    tokenizers = system.loaded.components.tokenizers
     prompts = list(dict.fromkeys(job.prompt for job in jobs))
-    limit, cut = system.cut_prompts(prompts, modifier)
-    if cut:
-        print(f'{len(cut)} of {len(prompts)} prompts have more than {limit} tokens and are cut, such as '
-              f'"{cut[0][:60]}". Shorten them.')  # fmt: skip
+    notice = cut_notice(tokenizers.t5, prompts, modifier) if tokenizers else ''
+    print(notice, end='\n' if notice else '')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.atomic import atomic_file, check_writable
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import user_path
 from neodragon_jax.evaluation.clip_metrics import ClipMetrics, markdown_table, mean_metrics, measure
 from neodragon_jax.evaluation.vbench import MODES, find_vbench, run_vbench
 
@@ -34,8 +33,6 @@ Some of its dimensions also need detectron2; see its own instructions. The video
   python -m neodragon_jax --vbench ~/vbench/bin/vbench --checkpoint CKPT --no-safety-checker --out out/
 """
 
-# Options that are paths, and their names in messages.
-_PATHS = {'videos': 'VIDEOS_DIR', 'json': '--json', 'vbench_out': '--vbench-out'}
 _NAME = re.compile(r'.+-\d+')
 
 
@@ -69,13 +66,14 @@ def parse_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
     description = 'Print motion, flicker, sharpness and saturation of the videos in a folder.'
     parser = command_parser('python -m neodragon_jax.evaluate', description, EXAMPLES)
     add = parser.add_argument
-    add('videos', metavar='VIDEOS_DIR', help='folder with {prompt}-{i}.mp4')
-    add('--json', metavar='FILE', help='also write the numbers to this file')
+    add('videos', action=PathOption, metavar='VIDEOS_DIR', help='folder with {prompt}-{i}.mp4')
+    add('--json', action=PathOption, metavar='FILE', help='also write the numbers to this file')
     add = parser.add_argument_group('VBench').add_argument
     add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
         help='also run VBench; COMMAND is the program of its environment (default: vbench)')  # fmt: skip
     add(
         '--vbench-out',
+        action=PathOption,
         default='vbench_results',
         metavar='DIR',
         help='folder of its results (default: %(default)s)',
@@ -83,10 +81,7 @@ def parse_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
     add('--vbench-mode', choices=MODES, default='vbench_standard',
         help="vbench_standard for VBench's own prompts, custom_input for others (default: %(default)s)")  # fmt: skip
     add('--vbench-dimensions', nargs='+', metavar='NAME', help='dimensions to measure (default: all of the mode)')
-    args: dict[str, Any] = vars(parser.parse_args(argv))
-    paths = {name: user_path(args.pop(name), option) for name, option in _PATHS.items() if args[name] is not None}
-    args.update(paths)
-    return EvaluateOptions(**args)
+    return EvaluateOptions(**vars(parser.parse_args(argv)))
 
 
 def evaluate(folder: pathlib.Path) -> Evaluation:
@@ -121,6 +116,10 @@ def run(options: EvaluateOptions) -> None:
     mode, folder = options.vbench_mode, options.videos
     dimensions = options.vbench_dimensions or MODES[mode]
     program = None if options.vbench is None else find_vbench(options.vbench, mode, dimensions)
+    if options.json is not None:
+        check_writable(options.json.parent)
+    if program is not None:
+        check_writable(options.vbench_out)
     evaluation = evaluate(folder)
     if evaluation.clips:
         print(markdown_table(evaluation.clips))

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import tqdm
 
 from neodragon_jax.base.atomic import atomic_folder
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError, did_you_mean
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.classes import COMPONENTS
@@ -96,21 +96,18 @@ def parse_options(argv: Sequence[str] | None = None) -> RandomCheckpointOptions:
         'example:\n  python -m neodragon_jax.random_checkpoint --tokenizers CKPT --out out/random',
     )
     add = parser.add_argument
-    add('--out', required=True, metavar='DIR', help='root of the new checkpoint')
+    add('--out', action=PathOption, required=True, metavar='DIR', help='root of the new checkpoint')
     add('--size', choices=PRESETS, default='full',
         help='full: the released sizes, 12 GB in bfloat16 (default: %(default)s)')  # fmt: skip
-    add('--tokenizers', required=True, metavar='DIR',
+    add('--tokenizers', action=PathOption, required=True, metavar='DIR',
         help='checkpoint to copy the tokenizers from; its vocabulary may be smaller than that of the text '
         'encoders')  # fmt: skip
     add('--components', nargs='+', metavar='NAME', help='components to make (default: those of --mode hybrid)')
     add('--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help='stored type (default: %(default)s)')
     add('--seed', type=int, default=0, help='seed of the weights, 0 to 4294967295 (default: %(default)s)')
     add('--like-trained', action='store_true',
-        help='add heavy tails, a few large channels and small residual branches, to test quantization')  # fmt: skip
-    args: dict[str, Any] = vars(parser.parse_args(argv))
-    paths = {name: user_path(args[name], f'--{name}') for name in ('out', 'tokenizers')}
-    args.update(paths)
-    return RandomCheckpointOptions(**args)
+        help='add heavy tails, a few large channels and small residual branches, to try quantization on')  # fmt: skip
+    return RandomCheckpointOptions(**vars(parser.parse_args(argv)))
 
 
 def run(options: RandomCheckpointOptions) -> None:
@@ -123,7 +120,9 @@ def run(options: RandomCheckpointOptions) -> None:
                 f'--components {name}: no such component.{did_you_mean(name, parts)} Known: {", ".join(parts)}.'
             )
     chosen = {name: parts[name] for name in names}
-    made = write(options.out, chosen, options.tokenizers, jnp.dtype(options.dtype), options.seed, options.like_trained)
+    with output_folder(options.out):
+        dtype = jnp.dtype(options.dtype)
+        made = write(options.out, chosen, options.tokenizers, dtype, options.seed, options.like_trained)
     size = sum(path.stat().st_size for path in options.out.rglob('*') if path.is_file())
     print(f'{options.out}: {len(made)} components made, {len(chosen) - len(made)} kept; {size / 1e9:.2f} GB')
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
-from neodragon_jax.base.command_line import command_parser
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.checkpoint.abstract import tensor_shapes
 from neodragon_jax.config.neodragon import FULL, TINY, ComponentConfig, SystemConfig
 
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(exit_status(main))

@@ -7,9 +7,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import user_path
 from neodragon_jax.checkpoint import hub, model_card
 
 EXAMPLES = """
@@ -44,7 +43,7 @@ def parse_options(argv: Sequence[str] | None = None) -> UploadOptions:
         EXAMPLES,
     )
     add = parser.add_argument
-    add('student', metavar='STUDENT_DIR', help='result of a distillation, such as RUN/result')
+    add('student', action=PathOption, metavar='STUDENT_DIR', help='result of a distillation, such as RUN/result')
     add('--to', required=True, metavar='ORG/NAME', help='repository; it is made if it does not exist')
     add('--license', default='other', metavar='NAME', help='license, as the hub names it (default: %(default)s)')
     add('--private', action='store_true', help='make a new repository private')
@@ -53,7 +52,7 @@ def parse_options(argv: Sequence[str] | None = None) -> UploadOptions:
     name = hub.parse(args.to)
     if name is None or name.revision:
         raise InputError(f'--to {args.to}: not a repository of the hub; write ORG/NAME.')
-    return UploadOptions(user_path(args.student, 'STUDENT_DIR'), name, args.license, args.private, args.dry_run)
+    return UploadOptions(args.student, name, args.license, args.private, args.dry_run)
 
 
 def run(options: UploadOptions) -> None:

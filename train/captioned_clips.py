@@ -28,10 +28,9 @@ import sys
 from collections.abc import Sequence
 
 from neodragon_jax.base.atomic import PathLike
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.folder_lock import folder_lock
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.generation.plan import make_plan
 from train.data.captions import Captions, file_key, read_sidecars, read_table, sidecars
 from train.data.clip_report import REPORT, print_summary, write_report
@@ -59,9 +58,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     description = 'Cut validated clips of one length, at 24 frames per second, out of a folder of captioned videos.'
     parser = command_parser('python -m train.captioned_clips', description, EXAMPLES)
     add = parser.add_argument_group('files').add_argument
-    add('--videos', required=True, metavar='DIR', help='folder of videos and pictures, searched at any depth')
-    add('--captions', metavar='FILE', help='.csv or .jsonl (default: text files beside the videos)')
-    add('--out', required=True, metavar='DIR', help=f'folder for one dataset per size, and {REPORT}')
+    add(
+        '--videos',
+        action=PathOption,
+        required=True,
+        metavar='DIR',
+        help='folder of videos and pictures, searched at any depth',
+    )
+    add('--captions', action=PathOption, metavar='FILE', help='.csv or .jsonl (default: text files beside the videos)')
+    add('--out', action=PathOption, required=True, metavar='DIR', help=f'folder for one dataset per size, and {REPORT}')
     add = parser.add_argument_group('clips').add_argument
     add('--frames', type=int, default=49, metavar='N', help='frames of a clip, 8 n + 1; 1: pictures (default: 49)')
     add('--sizes', nargs='+', default=['320x512'], metavar='HxW',
@@ -157,9 +162,8 @@ def read_options(args: argparse.Namespace) -> ClipOptions:
     if not 0 <= args.min_fps < math.inf:
         raise InputError(f'--min-fps is {args.min_fps}; give frames per second, such as 23.')
     sizes = read_sizes(args.sizes, args.frames)
-    folders = user_path(args.videos, '--videos'), user_path(args.out, '--out')
     criteria = Criteria(args.frames, args.clips_per_video, args.min_fps, tuple(sizes))
-    return ClipOptions(*folders, criteria, args.quality, args.samples_per_shard, args.workers)
+    return ClipOptions(args.videos, args.out, criteria, args.quality, args.samples_per_shard, args.workers)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -169,8 +173,8 @@ def run(args: argparse.Namespace) -> None:
       InputError: an argument is wrong, or no file is usable.
     """
     options = read_options(args)
-    with folder_lock(options.out):
-        cut_clips(options, None if args.captions is None else user_path(args.captions, '--captions'))
+    with output_folder(options.out):
+        cut_clips(options, args.captions)
 
 
 def cut_clips(options: ClipOptions, table: pathlib.Path | None) -> None:

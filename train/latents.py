@@ -33,8 +33,10 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.bucket import StoragePath
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
@@ -71,9 +73,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     description = 'Encode captioned clips into VAE latents and text conditioning, the training data of denoisers.'
     parser = command_parser('python -m train.latents', description, EXAMPLES)
     add = parser.add_argument_group('files').add_argument
-    add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
-    add('--clips', required=True, metavar='DIR', help='folder of train.captioned_clips: all sizes, or one of them')
-    add('--out', required=True, metavar='DIR', help='folder of the latents')
+    add(
+        '--checkpoint',
+        action=PathOption,
+        names=('hf',),
+        bucket=True,
+        required=True,
+        metavar='DIR',
+        help='root of a checkpoint in the released layout',
+    )
+    add(
+        '--clips',
+        action=PathOption,
+        required=True,
+        metavar='DIR',
+        help='folder of train.captioned_clips: all sizes, or one of them',
+    )
+    add('--out', action=PathOption, bucket=True, required=True, metavar='DIR', help='folder of the latents')
     add = parser.add_argument_group('content of the samples').add_argument
     add('--text', choices=CONTENTS, default='states',
         help='text conditioning to store: states, the output of the context adapter; t5, the states before it; or ids, '
@@ -81,7 +97,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--mode', choices=tuple(ADAPTER_FOLDERS), default='monolithic',
         help='context adapter of the states: of the multi-step model, with which training begins (monolithic, the '
         'default), or of the few-step model (hybrid)')  # fmt: skip
-    add('--text-encoder', metavar='DIR', help="T5 folder in place of the checkpoint's; with --text t5")
+    add(
+        '--text-encoder',
+        action=PathOption,
+        bucket=True,
+        metavar='DIR',
+        help="T5 folder in place of the checkpoint's; with --text t5",
+    )
     add('--prompt-modifier', default='', metavar='TEXT', help='text appended to every caption (default: none)')
     add('--negative-prompt', metavar='TEXT',
         help="text that guidance steers away from (default: that of the checkpoint's generation.json)")  # fmt: skip
@@ -108,12 +130,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 class Options:
     """Options of the command line; see --help for each."""
 
-    checkpoint: pathlib.Path
+    checkpoint: StoragePath | str
     clips: pathlib.Path
-    out: pathlib.Path
+    out: StoragePath
     text: str
     mode: str
-    text_encoder: str | None
+    text_encoder: StoragePath | None
     prompt_modifier: str
     negative_prompt: str
     posterior: str
@@ -248,9 +270,7 @@ def read_options(args: argparse.Namespace) -> Options:
         raise InputError(
             f'--text-encoder needs --text t5, not --text {args.text}; set --text t5, or leave --text-encoder out.'
         )
-    given: dict[str, Any] = vars(args) | {
-        name: pathlib.Path(getattr(args, name)) for name in ('checkpoint', 'clips', 'out')
-    }
+    given: dict[str, Any] = dict(vars(args))
     if args.negative_prompt is None:
         given['negative_prompt'] = generation.read(given['checkpoint']).negative_prompt
     return Options(**given)
@@ -264,6 +284,12 @@ def run(options: Options) -> None:
     """
     sets = find_sets(options.clips, options.out)
     start_processes(options.distributed)
+    with output_folder(options.out, jax.process_index(), jax.process_count()):
+        write_sets(sets, options)
+
+
+def write_sets(sets: Sequence[tuple[pathlib.Path, pathlib.Path]], options: Options) -> None:
+    """Load the encoders, and write the missing latents of sets of clips, each to its folder."""
     spread = Spread(jax.local_devices())
     encoder = load_encoder(options, spread)
     conditioner = load_conditioner(

@@ -186,14 +186,12 @@ def _free_port() -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; return the exit status."""
-    status = 0
 
-    def work() -> None:
-        nonlocal status
+    def status() -> int:
         args = parse_args(argv)
-        status = launch(args.command, args.processes, args.devices)
+        return launch(args.command, args.processes, args.devices)
 
-    return exit_status(work) or status
+    return exit_status(status)
 
 
 if __name__ == '__main__':

@@ -22,11 +22,10 @@ import tqdm
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from neodragon_jax.base.atomic import PathLike, atomic_file
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.atomic import PathLike, atomic_file, check_writable
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.folder_lock import folder_lock
-from neodragon_jax.base.paths import user_path
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.video import write_mp4
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.shapes.source import MovingShapesSource
@@ -125,7 +124,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     description = 'Write captioned clips of moving shapes, with exact attributes.'
     parser = command_parser('python -m train.moving_shapes', description, EXAMPLES)
     add = parser.add_argument_group('files').add_argument
-    add('--out', required=True, metavar='DIR', help='folder of the dataset')
+    add('--out', action=PathOption, required=True, metavar='DIR', help='folder of the dataset')
     add('--count', type=int, default=4096, metavar='N', help='number of clips (default: %(default)s)')
     add('--world', choices=tuple(WORLDS), default='cpu', help='world of the scenes (default: %(default)s)')
     add(
@@ -140,7 +139,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--seed', type=int, default=0, help='seed of the scenes (default: %(default)s)')
     add('--paraphrase', action='store_true', help='write captions in random wordings instead of the canonical one')
     add('--videos', action='store_true', help=f'write mp4 files and {CAPTIONS} instead of a TFDS dataset')
-    add('--preview', metavar='FILE', help='also write a PNG: frames of the first clips, with captions')
+    add(
+        '--preview',
+        action=PathOption,
+        metavar='FILE',
+        help='also write a PNG: frames of the first clips, with captions',
+    )
     add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
     return parser.parse_args(argv)
 
@@ -166,17 +170,18 @@ def run(args: argparse.Namespace) -> None:
     source = MovingShapesSource(
         WORLDS[args.world], args.frames, size, args.seed, args.count, args.split, args.paraphrase
     )
-    out = user_path(args.out, '--out')
-    with folder_lock(out):
+    if args.preview:
+        check_writable(args.preview.parent)
+    with output_folder(args.out):
         if args.videos:
-            write_videos(source, out)
+            write_videos(source, args.out)
         else:
-            write_samples(source, out, args.samples_per_shard)
+            write_samples(source, args.out, args.samples_per_shard)
     if args.preview:
         samples = [source[index] for index in range(min(PREVIEW_CLIPS, len(source)))]
         clips, captions = ([sample[name] for sample in samples] for name in ('video', 'prompt'))
-        preview(user_path(args.preview, '--preview'), clips, captions)
-    print(f'{out}: {len(source)} clips of {args.frames} frames, {args.height}x{args.width}')
+        preview(args.preview, clips, captions)
+    print(f'{args.out}: {len(source)} clips of {args.frames} frames, {args.height}x{args.width}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

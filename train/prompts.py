@@ -20,10 +20,10 @@ from typing import Any
 
 import tqdm
 
-from neodragon_jax.base.command_line import command_parser, exit_status
-from neodragon_jax.base.paths import input_path, storage_path
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.evaluation.prompt_files import read_prompts
-from neodragon_jax.generation.tokens import Tokenizers
+from neodragon_jax.generation.tokens import Tokenizers, cut_notice
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.data.conditioning import token_ids
 
@@ -39,10 +39,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'example:\n  python -m train.prompts --checkpoint CKPT --file prompts.txt --out PROMPTS',
     )
     add = parser.add_argument
-    add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
-    add('--file', required=True, metavar='FILE',
+    add(
+        '--checkpoint',
+        action=PathOption,
+        names=('hf',),
+        bucket=True,
+        required=True,
+        metavar='DIR',
+        help='root of a checkpoint in the released layout',
+    )
+    add('--file', action=PathOption, bucket=True, required=True, metavar='FILE',
         help='prompts as text, JSON, JSONL or CSV; empty, unreadable and repeated ones are left out')  # fmt: skip
-    add('--out', required=True, metavar='DIR', help='folder of the tokens')
+    add('--out', action=PathOption, bucket=True, required=True, metavar='DIR', help='folder of the tokens')
     add('--prompt-modifier', default='', metavar='TEXT', help='text appended to every prompt (default: none)')
     add('--samples-per-shard', type=int, default=65536, metavar='N', help='samples per file (default: %(default)s)')
     return parser.parse_args(argv)
@@ -66,9 +74,19 @@ def run(args: argparse.Namespace) -> None:
       InputError: an argument, the checkpoint or the folder is not usable.
     """
     left_out = collections.Counter[str]()
-    file, out = input_path(args.file, '--file'), storage_path(args.out, '--out')
+    file, out = args.file, args.out
     prompts = read_prompts(file, '--file', left_out)
-    tokenizers = Tokenizers.load(args.checkpoint)
+    with output_folder(out):
+        write_tokens(args, prompts)
+    for reason, count in left_out.most_common():
+        print(f'{count:8} lines left out: {reason}')
+
+
+def write_tokens(args: argparse.Namespace, prompts: Sequence[str]) -> None:
+    """Write the missing tokens of some prompts."""
+    out, tokenizers = args.out, Tokenizers.load(args.checkpoint)
+    notice = cut_notice(tokenizers.t5, prompts, args.prompt_modifier)
+    print(notice, end='\n' if notice else '')
     example = token_ids(tokenizers, prompts[:PROMPTS_AT_ONCE])
     protocol = {
         'prompt_modifier': args.prompt_modifier,
@@ -84,8 +102,6 @@ def run(args: argparse.Namespace) -> None:
         for record in tqdm.tqdm(made, total=len(missing), unit='prompt', disable=None):
             writer.append(record)
     print(f'{out}: {len(prompts)} prompts, {len(missing)} of them written now')
-    for reason, count in left_out.most_common():
-        print(f'{count:8} lines left out: {reason}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from train.data import DTYPES
@@ -53,8 +54,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     select = commands.add_parser('select', help='measure the importance, then choose the blocks to remove')
     apply = commands.add_parser('apply', help='write the denoiser with only the kept blocks')
     for command in (score, select, apply):
-        command.add_argument('--denoiser', required=True, metavar='DIR', help='component folder of the full denoiser')
-        command.add_argument('--out', required=True, metavar='DIR', help='folder of the result')
+        command.add_argument(
+            '--denoiser', action=PathOption, required=True, metavar='DIR', help='component folder of the full denoiser'
+        )
+        command.add_argument('--out', action=PathOption, required=True, metavar='DIR', help='folder of the result')
     apply.add_argument(
         '--keep', required=True, metavar='LIST', help='blocks to keep, as 0,1,2,4, or a keep.json of select'
     )
@@ -72,7 +75,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add(
         '--decoder',
-        default='',
+        action=PathOption,
         metavar='DIR',
         help='component folder of a video VAE, to compare frames instead of latents',
     )
@@ -105,7 +108,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help='compute type (default: %(default)s)')
 
 
-def apply(denoiser: str, keep_list: str, out: pathlib.Path) -> None:
+def apply(denoiser: pathlib.Path, keep_list: str, out: pathlib.Path) -> None:
     """Write a denoiser with only the kept blocks; `pruning.json` beside its weights lists them.
 
     Raises:
@@ -129,13 +132,18 @@ def run(args: argparse.Namespace) -> None:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()
     }
-    values['out'] = pathlib.Path(args.out)
-    if args.command == 'apply':
-        apply(args.denoiser, args.keep, values['out'])
+    with output_folder(args.out):
+        _run(args.command, values)
+
+
+def _run(command: str, values: dict[str, Any]) -> None:
+    """Run one of the commands in its output folder."""
+    if command == 'apply':
+        apply(values['denoiser'], values['keep'], values['out'])
         return
     sampling = Sampling(**{field.name: values[field.name] for field in dataclasses.fields(Sampling)})
     chosen = {field.name: values[field.name] for field in dataclasses.fields(Selection) if field.name in values}
-    measure(sampling, Selection(**chosen) if args.command == 'select' else None)
+    measure(sampling, Selection(**chosen) if command == 'select' else None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,13 +11,15 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW
 from neodragon_jax.checkpoint.random_params import random_params
 from neodragon_jax.config.neodragon import TINY, ComponentConfig, T5EncoderConfig
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
+from neodragon_jax.generation.options import check_seed
 
 TEXT_ENCODER, DENOISER = 'text_encoder', PYRAMID_FLOW
 
@@ -56,19 +58,25 @@ def write(out: pathlib.Path, seed: int = 0) -> None:
         checkpoint.save(out / name, COMPONENTS[kind].build(config), params)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+def run(argv: Sequence[str] | None = None) -> None:
+    """Write the components of a command line."""
     parser = command_parser(
         'python -m train.random_teacher',
         'Write a miniature text teacher with random weights, to try train.text without the released weights.',
         'example:\n  python -m train.random_teacher --out out/random_teacher',
     )
-    parser.add_argument(
-        '--out', default='out/random_teacher', metavar='DIR', help='folder of both components (default: %(default)s)'
-    )
-    parser.add_argument('--seed', type=int, default=0, help='seed of the weights (default: %(default)s)')
+    add = parser.add_argument
+    add('--out', action=PathOption, default='out/random_teacher', metavar='DIR',
+        help='folder of both components (default: %(default)s)')  # fmt: skip
+    add('--seed', type=int, default=0, help='seed of the weights (default: %(default)s)')
     args = parser.parse_args(argv)
-    return exit_status(lambda: write(pathlib.Path(args.out), args.seed))
+    with output_folder(args.out):
+        write(args.out, check_seed(args.seed))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: run(argv))
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 import sys
 import time
@@ -28,23 +27,34 @@ import tqdm
 from jaxtyping import Array, Float
 
 from neodragon_jax.base import video
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.bucket import StoragePath
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import file_sha256
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
-from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
-from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
+from neodragon_jax.checkpoint.results import DenoiserFolders, find_teacher
 from neodragon_jax.evaluation.prompt_files import read_prompts
+from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.arguments import released
 from neodragon_jax.generation.devices import Spread
-from neodragon_jax.generation.plan import make_plan
-from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, DEFAULT_NEGATIVE_PROMPT
+from neodragon_jax.generation.options import VideoOptions, check_seed
+from neodragon_jax.generation.plan import VideoSettings, video_settings
+from neodragon_jax.generation.tokens import cut_notice
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
 from train.data import DTYPES, SampleSpec, SampleWriter
+from train.data.first_frames import describe_pairs, pair_pictures
 from train.flow.guidance import scale_by_unit
 
 GENERATED = 'generated'
-PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
+MODE = 'monolithic'  # of generation.json
+# Options that override generation.json.
+_CHOICES = (
+    *('frames', 'height', 'width', 'steps', 'first_steps', 'guidance', 'first_guidance'),
+    *('prompt_modifier', 'negative_prompt'),
+)
 
 
 _EXAMPLES = """
@@ -63,22 +73,21 @@ The same command resumes an interrupted run.
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSamplesOptions:
-    """Options of this command; see --help for each."""
+    """Options of this command; see --help for each.
 
-    checkpoint: str
-    prompts_file: str
-    out: str
+    Attributes:
+      teacher: result of a training run; None takes the checkpoint's multi-step denoiser.
+      first_frame: pictures of unit 0; None lets the teacher generate it.
+      video: choices that override generation.json.
+    """
+
+    checkpoint: StoragePath | str
+    teacher: StoragePath | None
+    prompts_file: StoragePath
+    out: StoragePath
     count: int
-    first_frame: str
-    frames: int
-    height: int
-    width: int
-    steps: Sequence[int]
-    first_steps: Sequence[int]
-    guidance: float
-    first_guidance: float
-    prompt_modifier: str
-    negative_prompt: str
+    first_frame: pathlib.Path | None
+    video: VideoOptions
     seed: int
     batch: int
     samples_per_shard: int
@@ -87,29 +96,39 @@ class TeacherSamplesOptions:
     distributed: bool
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise InputError(f'--batch is {self.batch}; give at least 1.')
+        check_seed(self.seed)
+        for name in ('count', 'batch', 'samples_per_shard'):
+            if getattr(self, name) < 1:
+                raise InputError(f'--{name.replace("_", "-")} is {getattr(self, name)}; give at least 1.')
 
 
 def parse_options(argv: Sequence[str] | None = None) -> TeacherSamplesOptions:
     """Return the options of a command line.
 
     Raises:
-      InputError: an option is out of range.
+      InputError: an option is out of range, or a path is not local.
     """
     description = 'Write latents of videos that the multi-step teacher samples: the training data of train.dmd.'
     parser = command_parser('python -m train.teacher_samples', description, _EXAMPLES)
     _add_files(parser.add_argument_group('checkpoint, prompts and samples').add_argument)
     _add_sampling(parser.add_argument_group('videos').add_argument)
     _add_computation(parser.add_argument_group('computation').add_argument)
-    return TeacherSamplesOptions(**vars(parser.parse_args(argv)))
+    args = vars(parser.parse_args(argv))
+    if args['first_frame'] == pathlib.Path(GENERATED):
+        args['first_frame'] = None
+    return TeacherSamplesOptions(video=VideoOptions(**{name: args.pop(name) for name in _CHOICES}), **args)
 
 
 def _add_files(add: Callable[..., Any]) -> None:
     """Add the options of inputs and outputs."""
-    add('--checkpoint', required=True, metavar='DIR', help='root of a checkpoint in the released layout')
-    add('--prompts-file', required=True, metavar='FILE', help='prompts: text with one per line, JSON, JSONL or CSV')
-    add('--out', required=True, metavar='DIR', help='folder of the sample set')
+    add('--checkpoint', action=PathOption, names=('hf',), bucket=True, required=True, metavar='DIR',
+        help='root of a checkpoint in the released layout')  # fmt: skip
+    add('--teacher', action=PathOption, bucket=True, metavar='DIR',
+        help="RUN/result of train.teacher or train.pruning, sampled in place of the checkpoint's multi-step "
+        'denoiser')  # fmt: skip
+    add('--prompts-file', action=PathOption, bucket=True, required=True, metavar='FILE',
+        help='prompts: text with one per line, JSON, JSONL or CSV')  # fmt: skip
+    add('--out', action=PathOption, bucket=True, required=True, metavar='DIR', help='folder of the samples')
     add('--count', required=True, type=int, metavar='N',
         help='number of samples; the prompts are used in turn, repeatedly')  # fmt: skip
     add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
@@ -117,24 +136,26 @@ def _add_files(add: Callable[..., Any]) -> None:
 
 
 def _add_sampling(add: Callable[..., Any]) -> None:
-    """Add the options of the videos and of their sampling."""
-    add('--first-frame', default=GENERATED, metavar=f'{GENERATED}|DIR',
-        help='source of unit 0: the teacher, or a folder with one picture per prompt, in the order of their names '
-        '(default: %(default)s)')  # fmt: skip
-    add('--frames', type=int, default=49, metavar='N', help='video frames, 8 n + 1 (default: %(default)s)')
-    add('--height', type=int, default=320, metavar='PX', help='height of the videos (default: %(default)s)')
-    add('--width', type=int, default=512, metavar='PX', help='width of the videos (default: %(default)s)')
-    add('--steps', type=int, nargs=3, default=(10, 10, 10), metavar='N', help='steps per stage (default: 10 10 10)')
-    add('--first-steps', type=int, nargs=3, default=(20, 20, 20), metavar='N',
-        help='steps per stage of unit 0 (default: 20 20 20)')  # fmt: skip
-    add('--guidance', type=float, default=5.0, metavar='G', help='guidance scale (default: %(default)s)')
-    add('--first-guidance', type=float, default=7.0, metavar='G',
-        help='guidance scale of unit 0 (default: %(default)s)')  # fmt: skip
-    add('--prompt-modifier', default=DEFAULT_MODIFIER, metavar='TEXT',
-        help='text appended to every prompt (default: the released one)')  # fmt: skip
-    add('--negative-prompt', default=DEFAULT_NEGATIVE_PROMPT, metavar='TEXT',
-        help='text that guidance steers away from (default: the released one)')  # fmt: skip
-    add('--seed', type=int, default=0, help='seed of all samples (default: %(default)s)')
+    """Add the options of the videos; those that are left out take the values of generation.json."""
+    values = generation.RELEASED
+    many = values.monolithic
+    steps, first_steps = (' '.join(map(str, counts)) for counts in (many.steps, many.first_steps))
+    add('--first-frame', action=PathOption, default=GENERATED, metavar=f'{GENERATED}|DIR|FILE',
+        help='source of unit 0: the teacher; a folder of pictures that are numbered like the prompts, from 0 or 1; or '
+        'a table with the columns file and caption, whose captions are the prompts. Pictures are cropped at the '
+        "center to the video's shape (default: %(default)s)")  # fmt: skip
+    add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 ({released(values.frames)})')
+    add('--height', type=int, metavar='PX', help=f'height of the videos ({released(values.height)})')
+    add('--width', type=int, metavar='PX', help=f'width of the videos ({released(values.width)})')
+    add('--steps', type=int, nargs=3, metavar='N', help=f'steps per stage ({released(steps)})')
+    add('--first-steps', type=int, nargs=3, metavar='N', help=f'steps per stage of unit 0 ({released(first_steps)})')
+    add('--guidance', type=float, metavar='G', help=f'guidance scale ({released(f"{many.guidance:g}")})')
+    add('--first-guidance', type=float, metavar='G', 
+        help=f'guidance scale of unit 0 ({released(f"{many.first_guidance:g}")})')  # fmt: skip
+    add('--prompt-modifier', metavar='TEXT', help=f'text appended to every prompt ({released("the released one")})')
+    add('--negative-prompt', metavar='TEXT',
+        help=f'text that guidance steers away from ({released("the released one")})')  # fmt: skip
+    add('--seed', type=int, default=0, help='seed of all samples, 0 to 4294967295 (default: %(default)s)')
 
 
 def _add_computation(add: Callable[..., Any]) -> None:
@@ -146,6 +167,65 @@ def _add_computation(add: Callable[..., Any]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Request:
+    """The samples that a command line asks for, before any weights are read.
+
+    Attributes:
+      settings: with the choices of generation.json.
+      pictures: first frames, one per prompt; None if the teacher samples them.
+      folders: the denoiser and its adapter.
+    """
+
+    options: TeacherSamplesOptions
+    settings: VideoSettings
+    prompts: list[str]
+    pictures: list[pathlib.Path] | None
+    folders: DenoiserFolders
+
+    @property
+    def guidance(self) -> tuple[float, float]:
+        """Guidance scales of units > 0 and of unit 0; 1 is no guidance."""
+        plan = self.settings.plan
+        scales = (plan.guidance, plan.first_guidance)
+        return tuple(1.0 if scale is None else scale for scale in scales)  # pyright: ignore[reportReturnType]
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings of the samples; a resumed run and any training on the samples must have the same."""
+        settings, options = self.settings, self.options
+        frames, height, width = settings.size
+        guidance, first_guidance = self.guidance
+        record = {'frames': frames, 'height': height, 'width': width}
+        record |= {'steps': settings.plan.steps, 'first_steps': settings.plan.first_steps}
+        record |= {'guidance': guidance, 'first_guidance': first_guidance}
+        record |= {'prompt_modifier': settings.modifier, 'negative_prompt': settings.negative}
+        record |= {'seed': options.seed, 'dtype': options.dtype}
+        record |= {'first_frame': GENERATED if self.pictures is None else 'pictures'}
+        if self.pictures is not None:
+            digests = ''.join(file_sha256(path) for path in self.pictures)
+            record |= {'pictures': hashlib.sha256(digests.encode()).hexdigest()[:16]}
+        return record | {
+            'prompts': hashlib.sha256('\n'.join(self.prompts).encode()).hexdigest()[:16],
+            'teacher': fingerprint(self.folders.denoiser),
+            'adapter': fingerprint(self.folders.adapter),
+        }
+
+
+def make_request(options: TeacherSamplesOptions) -> Request:
+    """Read the small inputs of a command line.
+
+    Raises:
+      InputError: the prompts, the pictures, generation.json or a choice is not usable.
+    """
+    prompts = read_prompts(options.prompts_file)
+    pictures = None
+    if options.first_frame is not None:
+        pictures = pair_pictures(options.first_frame, prompts, '--first-frame')
+    settings = video_settings(options.video, MODE, generation.read(options.checkpoint))
+    folders = find_teacher(options.checkpoint, options.teacher, '--teacher')
+    return Request(options, settings, prompts, pictures, folders)
+
+
+@dataclasses.dataclass(frozen=True)
 class TeacherSampler:
     """The multi-step system on all devices of this process.
 
@@ -153,7 +233,6 @@ class TeacherSampler:
       denoise: the denoiser with guidance.
       plan: sampling plan, without guidance.
       negative: conditioning of the negative prompt: text [L, D], mask [L], pooled [p].
-      pictures: first frames, one per prompt; None if the teacher samples them.
     """
 
     components: pipeline.Components
@@ -161,73 +240,46 @@ class TeacherSampler:
     plan: Plan
     negative: Prompt
     spread: Spread
-    options: TeacherSamplesOptions
-    prompts: list[str]
-    pictures: list[pathlib.Path] | None
+    request: Request
 
     def draw(self, indices: Sequence[int]) -> tuple[Prompt, Float[Array, 'B T H W C']]:
         """Return the conditioning and the latents of some samples, which depend on their indices and the seed only."""
-        options, prompts = self.options, [self.prompts[index % len(self.prompts)] for index in indices]
-        numbers = [index // len(self.prompts) for index in indices]
-        prompt = self.spread.shard(self.components.encode_prompt([text + options.prompt_modifier for text in prompts]))
-        noise = DrawnNoise(self.spread.shard(pipeline.sample_keys(options.seed, prompts, numbers)))
+        request, count = self.request, len(self.request.prompts)
+        prompts, numbers = [request.prompts[index % count] for index in indices], [index // count for index in indices]
+        texts = [text + request.settings.modifier for text in prompts]
+        prompt = self.spread.shard(self.components.encode_prompt(texts))
+        noise = DrawnNoise(self.spread.shard(pipeline.sample_keys(request.options.seed, prompts, numbers)))
         first = None
-        if self.pictures is not None:
-            frames = [self._frame(self.pictures[index % len(self.prompts)]) for index in indices]
+        if request.pictures is not None:
+            frames = [self._frame(request.pictures[index % count]) for index in indices]
             first = pipeline.encode_first_frame(self.components, self.spread.shard(jnp.asarray(frames)[:, None]), noise)
         return prompt, sample(self.denoise, self.plan, prompt, noise, first_frame=first)
 
     def _frame(self, path: pathlib.Path) -> np.ndarray:
-        return video.image_to_frame(video.read_image(path), self.options.height, self.options.width)
+        return video.picture_to_frame(video.read_image(path), *self.request.settings.size[1:])
 
 
-def load_teacher(options: TeacherSamplesOptions) -> TeacherSampler:
-    """Return the teacher that the options describe.
+def load_teacher(request: Request) -> TeacherSampler:
+    """Load the teacher.
 
     Raises:
-      InputError: an option or the checkpoint is not usable.
+      InputError: the checkpoint is damaged, or the size does not fit it.
     """
-    prompts = read_prompts(options.prompts_file)
-    pictures = None if options.first_frame == GENERATED else find_pictures(options.first_frame, len(prompts))
-    plan = make_plan('monolithic', options.frames, options.height, options.width, options.steps, options.first_steps)
-    plan = dataclasses.replace(plan, guidance=None, first_guidance=None)
+    options, settings = request.options, request.settings
+    plan = dataclasses.replace(settings.plan, guidance=None, first_guidance=None)
     spread = Spread(jax.local_devices())
-    components = pipeline.load(options.checkpoint, 'monolithic', dtype=jnp.dtype(options.dtype), place=spread.replicate)
-    negative = jax.tree.map(lambda leaf: leaf[0], components.encode_prompt([options.negative_prompt]))
-    denoise = guided(components.denoise, negative, scale_by_unit(options.guidance, options.first_guidance))
-    return TeacherSampler(components, denoise, components.check(plan), negative, spread, options, prompts, pictures)
-
-
-def find_pictures(folder: str | os.PathLike[str], count: int) -> list[pathlib.Path]:
-    """Return the pictures in a folder, by name.
-
-    Raises:
-      InputError: the folder is absent, or does not hold `count` pictures.
-    """
-    if not pathlib.Path(folder).is_dir():
-        raise InputError(f'--first-frame {folder}: no such folder. Give a folder of pictures, or "{GENERATED}".')
-    found = sorted(path for path in pathlib.Path(folder).iterdir() if path.suffix.lower() in PICTURES)
-    if len(found) != count:
-        raise InputError(f'--first-frame {folder}: {len(found)} pictures for {count} prompts; give one per prompt.')
-    return found
-
-
-def protocol(options: TeacherSamplesOptions, prompts: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of the samples; a resumed run and any training on the samples must have the same."""
-    names = ('frames', 'height', 'width', 'steps', 'first_steps', 'guidance', 'first_guidance', 'prompt_modifier')
-    given = {name: getattr(options, name) for name in (*names, 'negative_prompt', 'seed', 'dtype')}
-    first = GENERATED if options.first_frame == GENERATED else 'pictures'
-    return given | {
-        'first_frame': first,
-        'prompts': hashlib.sha256('\n'.join(prompts).encode()).hexdigest()[:16],
-        'teacher': fingerprint(checkpoint.component_folder(options.checkpoint, TEACHER)),
-        'adapter': fingerprint(checkpoint.component_folder(options.checkpoint, TEACHER_ADAPTER)),
-    }
+    components = pipeline.load(
+        options.checkpoint, MODE, *request.folders, dtype=jnp.dtype(options.dtype), place=spread.replicate
+    )
+    negative = jax.tree.map(lambda leaf: leaf[0], components.encode_prompt([settings.negative]))
+    denoise = guided(components.denoise, negative, scale_by_unit(*request.guidance))
+    return TeacherSampler(components, denoise, components.check(plan), negative, spread, request)
 
 
 def records(teacher: TeacherSampler, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the samples of some indices, in order; each batch fills all devices."""
-    size = teacher.options.batch * len(teacher.spread.devices)
+    prompts = teacher.request.prompts
+    size = teacher.request.options.batch * len(teacher.spread.devices)
     for start in range(0, len(indices), size):
         batch = list(indices[start : start + size])
         padded = batch + [batch[-1]] * (size - len(batch))
@@ -235,7 +287,7 @@ def records(teacher: TeacherSampler, indices: Sequence[int]) -> Iterator[dict[st
         for row, index in enumerate(batch):
             yield {
                 'index': index,
-                'prompt': teacher.prompts[index % len(teacher.prompts)],
+                'prompt': prompts[index % len(prompts)],
                 'latents': latents[row],
                 'text': prompt.text[row],
                 'text_mask': prompt.mask[row],
@@ -247,12 +299,23 @@ def run(options: TeacherSamplesOptions) -> None:
     """Write all samples that are missing.
 
     Raises:
-      InputError: an option, the checkpoint or the folder is not usable.
+      InputError: an argument, the checkpoint or the folder is not usable.
     """
+    request = make_request(options)
     start_processes(options.distributed)
-    teacher = load_teacher(options)
-    plan = teacher.plan
-    negative = jax.device_get(teacher.negative)
+    with output_folder(options.out, jax.process_index(), jax.process_count()):
+        if jax.process_index() == 0 and request.pictures is not None:
+            print(describe_pairs(request.pictures, request.prompts))
+        write_samples(load_teacher(request))
+
+
+def write_samples(teacher: TeacherSampler) -> None:
+    """Write the missing samples of this process."""
+    request, plan, first = teacher.request, teacher.plan, jax.process_index() == 0
+    options, negative = request.options, jax.device_get(teacher.negative)
+    tokenizers = teacher.components.tokenizers
+    notice = cut_notice(tokenizers.t5, request.prompts, request.settings.modifier) if first and tokenizers else ''
+    print(notice, end='\n' if notice else '')
     spec = SampleSpec(
         latents=(plan.frames, plan.height, plan.width, plan.channels),
         text=negative.text.shape,
@@ -264,17 +327,18 @@ def run(options: TeacherSamplesOptions) -> None:
         options.out,
         spec,
         options.count,
-        protocol=protocol(options, teacher.prompts),
+        protocol=request.protocol(),
         samples_per_shard=options.samples_per_shard,
         part=jax.process_index(),
         parts=jax.process_count(),
     )
     with writer:
-        if jax.process_index() == 0:
+        if first:
             writer.write_negative(*negative)
         missing, start = writer.missing(), time.monotonic()
-        hidden = None if jax.process_index() == 0 else True
-        for record in tqdm.tqdm(records(teacher, missing), total=len(missing), unit='sample', disable=hidden):
+        for record in tqdm.tqdm(
+            records(teacher, missing), total=len(missing), unit='sample', disable=None if first else True
+        ):
             writer.append(record)
     seconds = time.monotonic() - start
     print(f'{options.out}: {len(missing)} samples written by process {jax.process_index()} in {seconds:.1f} s, '

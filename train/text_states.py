@@ -20,8 +20,9 @@ import jax
 import numpy as np
 import tqdm
 
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
@@ -41,8 +42,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('--data', required=True, metavar='DIR', help='folder of train.prompts')
-    add('--teacher', required=True, metavar='DIR', help='component folder of a T5 encoder')
-    add('--out', required=True, metavar='DIR', help='folder of the states')
+    add(
+        '--teacher',
+        action=PathOption,
+        bucket=True,
+        required=True,
+        metavar='DIR',
+        help='component folder of a T5 encoder',
+    )
+    add('--out', action=PathOption, bucket=True, required=True, metavar='DIR', help='folder of the states')
     add('--batch', type=int, default=16, metavar='N', help='prompts at a time on each device (default: %(default)s)')
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help='compute type (default: %(default)s)')
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
@@ -80,6 +88,12 @@ def run(args: argparse.Namespace) -> None:
     if args.batch < 1:
         raise InputError(f'--batch is {args.batch}; give at least 1.')
     start_processes(args.distributed)
+    with output_folder(args.out, jax.process_index(), jax.process_count()):
+        write_states(args)
+
+
+def write_states(args: argparse.Namespace) -> None:
+    """Load the encoder and write the states that are missing."""
     source = SampleSource(args.data)
     if not {IDS, MASK} <= set(source.spec.arrays):
         raise InputError(f'{args.data}: its samples have no {IDS}; pass a folder of train.prompts.')

@@ -6,7 +6,9 @@ export LIBTPU_INIT_ARGS="$(python -m train.tpu_flags)"
 from __future__ import annotations
 
 import argparse
+import sys
 
+from neodragon_jax.base.command_line import exit_status
 from train.aot.xla_flags import FLAGS
 
 
@@ -19,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(exit_status(main))

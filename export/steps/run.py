@@ -26,7 +26,7 @@ from export.steps.evaluation import check_float, measure
 from export.steps.graph import ExportedGraph, OnStep
 from export.steps.options import ExportOptions
 from export.steps.progress import Progress
-from neodragon_jax.base.folder_lock import folder_lock
+from neodragon_jax.base.output import output_folder
 
 
 def run(options: ExportOptions) -> Report:
@@ -49,7 +49,7 @@ def _run(options: ExportOptions) -> Report:
     protocol = _protocol(options, program)
     with contextlib.ExitStack() as locks:
         for folder in dict.fromkeys((options.graphs.out, options.calibration)):
-            locks.enter_context(folder_lock(folder))
+            locks.enter_context(output_folder(folder))
         return _make(options, program, protocol, subject)
 
 

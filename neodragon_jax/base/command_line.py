@@ -1,13 +1,16 @@
-"""Error boundary of every command: a failure that the user can fix prints one line and has a documented status."""
+"""Command lines: options that are paths, and the boundary at which failures become one line and an exit status."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import has_scheme, storage_path, user_path
 
 SUCCESS, WRONG_INPUT, FAILED_FILE, INTERRUPTED = 0, 2, 3, 130
 EXIT_CODES = """exit status:
@@ -33,6 +36,38 @@ _REMEDIES = {
 }
 
 
+class PathOption(argparse.Action):
+    """Option that is a path: its value is the `pathlib.Path` of `user_path`, also that of a default.
+
+    With `bucket` it may be in a bucket, and its value is that of `storage_path`. With `append` it may be repeated, and
+    its value is a list. Addresses of the schemes in `names`, such as 'hf', stay
+    text for the program to look up.
+    """
+
+    def __init__(
+        self, *args: Any, append: bool = False, bucket: bool = False, names: tuple[str, ...] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._append, self._bucket, self._names = append, bucket, names
+        if isinstance(self.default, str):
+            self.default = pathlib.Path(self.default)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store the path.
+
+        Raises:
+          InputError: the text is not a local path.
+        """
+        name = option_string or str(self.metavar or self.dest)
+        value = [self._path(text, name) for text in values] if isinstance(values, list) else self._path(values, name)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), value] if self._append else value)
+
+    def _path(self, text: str, name: str) -> Any:
+        """Return the path of one text, or the text if it is a name that is looked up later."""
+        read = storage_path if self._bucket else user_path
+        return text if has_scheme(text, self._names) else read(text, name)
+
+
 def command_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Return the parser of a command; its --help ends with the examples and the exit status.
 
@@ -50,9 +85,13 @@ def command_parser(command: str, description: str, examples: str) -> argparse.Ar
 
 
 def exit_status(program: Callable[[], object]) -> int:
-    """Run a command; return its exit status, see EXIT_CODES. A failure that the user can fix prints one line."""
+    """Run a command; return its exit status, see EXIT_CODES. A failure that the user can fix prints one line.
+
+    Args:
+      program: returns the exit status as an int, or anything else for success.
+    """
     try:
-        program()
+        status = program()
     except InputError as error:
         return _fail(str(error), WRONG_INPUT)
     except BrokenPipeError:
@@ -66,7 +105,7 @@ def exit_status(program: Callable[[], object]) -> int:
         return _fail(f'{where}{_REMEDIES[error.errno]}', FAILED_FILE)
     except KeyboardInterrupt:
         return _fail('interrupted; finished files are complete. The same command continues from them.', INTERRUPTED)
-    return SUCCESS
+    return status if type(status) is int else SUCCESS
 
 
 def _fail(message: str, status: int) -> int:

@@ -94,6 +94,12 @@ def _check_text(text: str, option: str) -> None:
         raise InputError(f'{option} {text!r} has control characters; correct the path.')
 
 
+def has_scheme(text: str | os.PathLike[str], schemes: Sequence[str]) -> bool:
+    """Return whether a text is an address of one of some schemes, such as 'hf', with one or two slashes."""
+    match = _SCHEME.fullmatch(os.fspath(text))
+    return match is not None and match[1].lower() in schemes
+
+
 def _is_scheme(match: re.Match[str]) -> bool:
     """Return whether 'word:/rest' names a scheme; 'word:/rest' of an unknown word may be a local file."""
     return len(match[2]) > 1 or match[1].lower() in (*_REMEDIES, 'file')

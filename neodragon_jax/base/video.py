@@ -175,6 +175,15 @@ def crop_center(image: UInt8[np.ndarray, 'h w 3'], height: int, width: int) -> U
     return image[top : top + tall, left : left + wide]
 
 
+def picture_to_frame(picture: UInt8[np.ndarray, 'h w 3'], height: int, width: int) -> Float[np.ndarray, 'H W 3']:
+    """Return a user's picture as a first frame: cropped at the center to the video's shape, resized, in [-1, 1].
+
+    Raises:
+      InputError: the picture is not RGB bytes.
+    """
+    return image_to_frame(crop_center(picture, height, width), height, width)
+
+
 def image_to_frame(image: UInt8[np.ndarray, 'h w 3'], height: int, width: int) -> Float[np.ndarray, 'H W 3']:
     """Resize a picture with a Lanczos filter, in bytes, and scale it to [-1, 1].
 

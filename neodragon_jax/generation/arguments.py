@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from neodragon_jax.base.command_line import PathOption
 from neodragon_jax.generation import defaults
 from neodragon_jax.generation.defaults import RELEASED
 
@@ -11,7 +12,7 @@ from neodragon_jax.generation.defaults import RELEASED
 def add_video_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the first frame, the size and the texts."""
     add = parser.add_argument_group('video').add_argument
-    add('--image', metavar='FILE',
+    add('--image', action=PathOption, bucket=True, metavar='FILE',
         help="picture of the first frame, cropped at the center to the video's shape; transparent areas become "
         'white')  # fmt: skip
     add('--first-frame', choices=defaults.FIRST_FRAMES,

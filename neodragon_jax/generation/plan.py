@@ -71,7 +71,7 @@ def video_settings(options: VideoOptions, mode: str, defaults: GenerationDefault
         image = video.read_image(input_path(image, '--image'))
     return VideoSettings(
         plan=plan,
-        picture=None if image is None else video.image_to_frame(video.crop_center(image, *size[1:]), *size[1:]),
+        picture=None if image is None else video.picture_to_frame(image, *size[1:]),
         first_frame=first_frame,
         modifier=chosen['prompt_modifier'],
         negative=chosen['negative_prompt'],

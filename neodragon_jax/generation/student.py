@@ -13,8 +13,8 @@ import pathlib
 from typing import Any, Literal
 
 from neodragon_jax.base.json_file import checked, read_json
-from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import folders, hub
+from neodragon_jax.checkpoint.results import find_result
 from neodragon_jax.generation.defaults import GenerationDefaults, StepsPerStage
 from neodragon_jax.pyramid.spacings import SPACINGS
 
@@ -31,12 +31,12 @@ class _Levels:
 
 
 def find_student(given: str | os.PathLike[str]) -> pathlib.Path:
-    """Return the folder of a student: a local one, or one of a bucket or of the hub, hf://ORG/NAME@REVISION."""
+    """Return the folder of a student: RUN/result or RUN, local or in a bucket, or hf://ORG/NAME@REVISION."""
     given = os.fspath(given)
     name = hub.parse(given)
     if hub.is_explicit(given) and name is not None:
         return hub.fetch(name, (folders.STUDENT, folders.STUDENT_ADAPTER))
-    return input_path(given, '--student', (folders.STUDENT, folders.STUDENT_ADAPTER))
+    return find_result(given, (folders.STUDENT, folders.STUDENT_ADAPTER), '--student')
 
 
 def with_student(defaults: GenerationDefaults, folder: str | os.PathLike[str]) -> GenerationDefaults:

@@ -123,6 +123,17 @@ def cut_prompts(tokenizer: T5Tokenizer, prompts: Sequence[str], modifier: str = 
     return [prompt for prompt, row in zip(prompts, ids, strict=True) if len(row) > tokenizer.length]
 
 
+def cut_notice(tokenizer: T5Tokenizer, prompts: Sequence[str], modifier: str = '') -> str:
+    """Return a line that says how many prompts T5 does not see whole, with an example; '' if it sees all."""
+    cut = cut_prompts(tokenizer, prompts, modifier)
+    if not cut:
+        return ''
+    return (
+        f'{len(cut)} of {len(prompts)} prompts have more than {tokenizer.length} tokens and are cut, such as '
+        f'"{cut[0][:60]}". Shorten them.'
+    )
+
+
 def _checked(prompts: Sequence[str]) -> list[str]:
     """Return the prompts as a list, or raise InputError."""
     # A single string is also a sequence of strings, one per character.

@@ -31,6 +31,7 @@ from ml_collections import config_flags
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json
+from neodragon_jax.base.paths import user_path
 from train.aot import report as aot_report
 from train.aot.jobs import ALL, LARGEST, Job, Options, Settings, make_jobs, sections
 from train.aot.report import Case, Facts
@@ -123,7 +124,7 @@ def main(settings: Settings, dry_run: bool = False) -> None:
             for name in options.topologies:
                 print(mean_of_variants([pair for pair in sized if pair[0].topology.name == name]))
     if given.json:
-        with atomic_file(given.json) as path:
+        with atomic_file(user_path(given.json, '--json')) as path:
             path.write_text(json.dumps([aot_report.to_json(*pair) for pair in sized], indent=1) + '\n')
 
 
@@ -160,7 +161,7 @@ def _options(given: Any, settings: Settings) -> Options:
         batches=tuple(_integers(str(text), '--batches')[0] for text in batches),
         choices=tuple((name, values) for name, values in choices.items() if values),
         flags=tuple((FLAGS | dict(_pair(text) for text in given.flags)).items()),
-        cache=given.cache,
+        cache=str(user_path(given.cache, '--cache')),
         slices=given['num-slices'].value,
     )
 

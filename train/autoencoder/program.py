@@ -39,7 +39,7 @@ from train.data.sources import Repeated
 from train.runtime.optimizer import AveragedState, masters
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
-from train.runtime.settings import check_range
+from train.runtime.settings import PathText, check_range
 from train.runtime.sharding import count_parameters, to_host
 from train.vae.clips import Clips, ClipsConfig, blank_clips, middle_cut, open_clips, to_float
 from train.vae.flat_convolutions import flat_convolutions
@@ -64,7 +64,7 @@ class AutoencoderConfig(VAETrainingConfig):
     """
 
     sizes: PyramidFlowVAEConfig = dataclasses.field(default_factory=PyramidFlowVAEConfig)
-    start: str = ''
+    start: PathText = ''
     terms: TermsConfig = dataclasses.field(default_factory=lambda: TermsConfig(absolute=1.0, lpips=1.0))
     kl: float = 1e-4
     statistics: int = 64

@@ -20,10 +20,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.command_line import command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import comma_list
-from neodragon_jax.base.paths import user_path
 from train.benchmark.run import Options, run
 from train.benchmark.tiers import TIERS
 
@@ -48,7 +47,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     description = 'Train the whole system on moving shapes, and measure its videos from their pixels.'
     parser = command_parser('python -m train.benchmark', description, EXAMPLES)
     add = parser.add_argument
-    add('--out', default='out/benchmark', metavar='DIR', help='folder of all results (default: %(default)s)')
+    add(
+        '--out',
+        action=PathOption,
+        default='out/benchmark',
+        metavar='DIR',
+        help='folder of all results (default: %(default)s)',
+    )
     add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu',
         help='size of the benchmark, see below (default: %(default)s)')  # fmt: skip
     add('--fast', action='store_true', help='run every command once with almost no training, as a test')
@@ -78,13 +83,18 @@ def read_options(args: argparse.Namespace) -> Options:
     if args.jobs < 1 or args.devices < args.jobs:
         raise InputError(f'--jobs {args.jobs}, --devices {args.devices}: give at least 1, and a device for each job.')
     tier = 'fast' if args.fast else args.tier
-    return Options(user_path(args.out, '--out'), tier, seeds, args.only, args.until, args.jobs, args.devices)
+    return Options(args.out, tier, seeds, args.only, args.until, args.jobs, args.devices)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args, missed = parse_args(argv), []
-    return exit_status(lambda: missed.append(run(read_options(args)))) or int(args.gate and any(missed))
+
+    def status() -> int:
+        args = parse_args(argv)
+        missed = run(read_options(args))
+        return int(args.gate and missed > 0)
+
+    return exit_status(status)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from neodragon_jax.config.neodragon import CausalEncoderConfig, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import CausalVAE, VideoVAE
-from train.runtime.settings import check_range
+from train.runtime.settings import PathText, check_range
 from train.vae.reconstruction import TermsConfig
 from train.vae.training import VAETrainingConfig, abstract
 
@@ -40,9 +40,9 @@ class DecoderConfig(VAETrainingConfig):
       native_weight: weight of the squared difference from the output of the native decoder.
     """
 
-    start: str = ''
+    start: PathText = ''
     features: tuple[int, ...] = (256, 128, 64, 64)
-    native: str = ''
+    native: PathText = ''
     native_weight: float = 0.0
     terms: TermsConfig = dataclasses.field(default_factory=lambda: TermsConfig(square=1.0, lpips=1.0))
 

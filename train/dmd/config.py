@@ -17,7 +17,7 @@ from train.flow import losses
 from train.flow.flow_matching import check_weights
 from train.runtime.optimizer import OptimizerConfig
 from train.runtime.platform import AUTO
-from train.runtime.settings import top_level
+from train.runtime.settings import CheckpointText, PathText, top_level
 
 INPUTS, LEVELS = ('samples', 'prompts'), ('student', 'uniform')
 # Denoiser calls of a 1-1-1 video of seven units -> the first unit that the student generates itself.
@@ -54,7 +54,8 @@ class DMDConfig:
       seed: of the order of the stages.
     """
 
-    checkpoint: str = top_level()
+    checkpoint: CheckpointText = top_level()
+    teacher: PathText = top_level('')
     input: str = 'samples'
     frames: int = 7
     protocol: str = '18'

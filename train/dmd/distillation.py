@@ -81,7 +81,7 @@ class DMD:
         Raises:
           InputError: the checkpoint cannot be read, or does not fit the samples.
         """
-        teacher = read_teacher(config.checkpoint) if teacher is None else teacher
+        teacher = read_teacher(config.checkpoint, config.teacher) if teacher is None else teacher
         if negative['text'].shape[-1] != teacher.module.config.width:
             raise InputError(
                 f'the text states of the samples are {negative["text"].shape[-1]} wide, the denoiser takes '

@@ -38,6 +38,7 @@ from train.dmd.teacher import abstract_teacher, read_teacher
 from train.flow.blank_sample import BlankSample
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
+from train.runtime.settings import CheckpointText, PathText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Settings:
 
     Attributes:
       checkpoint: root of the released layout, with the multi-step denoiser and its adapter.
+      teacher: RUN/result of train.teacher or train.pruning in place of the checkpoint's denoiser; '' for none.
       data: folder written by train.teacher_samples.
       blank_sample: the sample assumed when a run is planned without data.
     """
 
-    checkpoint: str
+    checkpoint: CheckpointText
+    teacher: PathText
     data: str
     workdir: str
     seed: int
@@ -90,7 +93,7 @@ def load_program(config: DMDConfig, source: SampleSource, held_out: Mapping[str,
       InputError: the samples do not suit the checkpoint or the settings.
     """
     check_samples(config, source.protocol)
-    teacher = read_teacher(config.checkpoint)
+    teacher = read_teacher(config.checkpoint, config.teacher)
     frames = source.spec.latents[0] if config.input == 'samples' else config.frames
     return DMD(config, source.negative(), frames, teacher, source.protocol, held_out)
 

@@ -10,7 +10,8 @@ import numpy as np
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.checkpoint.fingerprint import fingerprint
-from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
+from neodragon_jax.checkpoint.folders import TEACHER
+from neodragon_jax.checkpoint.results import find_teacher
 from neodragon_jax.config.neodragon import FULL
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
@@ -25,17 +26,19 @@ class MultiStepTeacher(NamedTuple):
     fingerprint: str
 
 
-def read_teacher(root: str) -> MultiStepTeacher:
-    """Read the teacher of a checkpoint in the released layout.
+def read_teacher(root: str, result: str = '') -> MultiStepTeacher:
+    """Read the teacher of a checkpoint in the released layout, or of a training run.
 
+    Args:
+      result: see `find_teacher`; '' takes the checkpoint's own.
     Raises:
       InputError: the checkpoint cannot be read or holds something else.
     """
-    folder = checkpoint.component_folder(root, TEACHER)
-    module, params = checkpoint.load(folder, PyramidMMDiT)
-    adapter, adapter_params = checkpoint.load(checkpoint.component_folder(root, TEACHER_ADAPTER), ContextAdapter)
+    folders = find_teacher(root, result or None, 'config.teacher')
+    module, params = checkpoint.load(folders.denoiser, PyramidMMDiT)
+    adapter, adapter_params = checkpoint.load(folders.adapter, ContextAdapter)
     stacked = jax.tree.map(lambda a: np.asarray(a, np.float32), stack_blocks(params, module.config.num_layers))
-    return MultiStepTeacher(module, stacked, (adapter, adapter_params), fingerprint(folder))
+    return MultiStepTeacher(module, stacked, (adapter, adapter_params), fingerprint(folders.denoiser))
 
 
 def abstract_teacher(root: str) -> MultiStepTeacher:

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import tqdm
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import PathOption, exit_status
 from neodragon_jax.base.errors import InputError
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, Source
 from train.data.record_spec import ARRAY_DTYPES
@@ -71,6 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add(
         '--folder',
+        action=PathOption,
         metavar='DIR',
         help="parent folder of the temporary dataset (default: the system's folder for temporary files)",
     )
@@ -185,8 +186,8 @@ def run(args: argparse.Namespace) -> bool:
     if args.needs is not None and args.needs <= 0:
         raise InputError(f'--needs is {args.needs}; give samples per second, such as 36.')
     if args.data is not None:
-        return measure(pathlib.Path(args.data), args)
-    if args.folder is not None and not pathlib.Path(args.folder).is_dir():
+        return measure(args.data, args)
+    if args.folder is not None and not args.folder.is_dir():
         raise InputError(f'--folder {args.folder}: no such folder. Make it, or leave --folder out.')
     with tempfile.TemporaryDirectory(prefix='loader_benchmark-', dir=args.folder) as folder:
         write_samples(pathlib.Path(folder), args.samples)
@@ -195,9 +196,7 @@ def run(args: argparse.Namespace) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    enough: list[bool] = []
-    status = exit_status(lambda: enough.append(run(parse_args(argv))))
-    return status or int(enough == [False])
+    return exit_status(lambda: int(not run(parse_args(argv))))
 
 
 if __name__ == '__main__':

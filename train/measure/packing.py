@@ -13,6 +13,7 @@ Legend: B batch, S tokens of a sequence, D width.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import Condition, FinalModulation, PyramidMMDiT
 from neodragon_jax.models.modulation import BlockModulation, Modulation
@@ -233,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(exit_status(main))

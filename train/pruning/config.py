@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from neodragon_jax.base.errors import InputError
-from train.runtime.settings import check_range, top_level
+from train.runtime.settings import PathText, check_range, top_level
 
 MAPPINGS = ('simple', 'next')
 WEIGHTS = ('image_weight', 'text_weight', 'output_weight', 'data_weight')
@@ -23,9 +23,9 @@ class PruningConfig:
       mapping: 'simple' or 'next', see `train.pruning.program`.
     """
 
-    denoiser: str = top_level('')
+    denoiser: PathText = top_level('')
     keep: str = top_level('')
-    start: str = top_level('')
+    start: PathText = top_level('')
     stage: int = 1
     mapping: str = 'simple'
     image_weight: float = 1.0

@@ -9,7 +9,6 @@ Source: Neodragon, arXiv 2511.06055, section on block pruning (24 -> 18 blocks).
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import checked, read_json
+from neodragon_jax.base.paths import user_path
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 
@@ -34,9 +34,9 @@ def read_keep(text: str) -> tuple[int, ...]:
       InputError: the text is neither.
     """
     remedy = 'give numbers of blocks such as 0,1,2,4, or the keep.json of train.prune select.'
-    path = pathlib.Path(text)
     try:
-        if path.suffix == '.json':
+        if text.lower().endswith('.json'):
+            path = user_path(text, 'keep list')
             blocks = checked(read_json(path, dict[str, Any]).get(KEEP), list[int], str(path), KEEP)
         else:
             blocks = [int(word) for word in text.split(',')]

@@ -54,7 +54,7 @@ class Sampling:
       dtype: compute type.
     """
 
-    denoiser: str
+    denoiser: pathlib.Path
     data: str
     out: pathlib.Path
     prompts: int = 100
@@ -81,13 +81,13 @@ class Selection:
       remove: number of blocks to remove.
       candidates: number of least important blocks to choose from; None for `remove` + 4, or all.
       check_prompts: number of videos to compare, one per prompt.
-      decoder: component folder of a video VAE, to compare frames; '' compares latents.
+      decoder: component folder of a video VAE, to compare frames; None compares latents.
     """
 
     remove: int
     candidates: int | None = None
     check_prompts: int = 8
-    decoder: str = ''
+    decoder: pathlib.Path | None = None
 
 
 def load_subject(sampling: Sampling) -> Subject:
@@ -243,7 +243,7 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
     return settings | source | {'steps': list(sampling.steps), 'first_steps': list(sampling.first_steps)}
 
 
-def _decoder(folder: str) -> Any:
+def _decoder(folder: pathlib.Path | None) -> Any:
     """Return the function from latents to frames, or without a folder the identity."""
     if not folder:
         return lambda latents: latents

@@ -44,6 +44,7 @@ from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
+from train.runtime.settings import PathText
 from train.teacher.denoisers import (
     AnyDenoiser,
     abstract_denoiser,
@@ -242,9 +243,9 @@ class Settings:
       blank_sample: sizes of a sample in a plan without data.
     """
 
-    denoiser: str
+    denoiser: PathText
     keep: str
-    start: str
+    start: PathText
     data: str
     weights: tuple[float, ...]
     workdir: str

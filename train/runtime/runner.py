@@ -19,6 +19,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from neodragon_jax.base.atomic import check_writable
 from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.processes import start_processes
@@ -97,6 +98,8 @@ class Recipe(Generic[Settings]):
         if not dry_run:
             require(settings, self.required)
         start_processes(given.loop.distributed)
+        if not dry_run and jax.process_index() == 0:
+            check_writable(given.loop.folder)
         training = self.abstract(given) if as_shapes else self.load(given)
         if dry_run:
             print(plan(*training))

@@ -13,15 +13,22 @@ import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.paths import has_scheme, storage_path
 
 T = TypeVar('T')
 
 _TOP_LEVEL = 'top_level'
+_LOCAL, _CHECKPOINT = 'local', 'checkpoint'
+
+# Text settings that are paths: `freeze` stores the path of `storage_path`, and refuses others. '' is none.
+PathText = Annotated[str, _LOCAL]
+# A path, or the name of a checkpoint on the Hugging Face hub, hf://ORG/NAME.
+CheckpointText = Annotated[str, _CHECKPOINT]
 
 
 def top_level(default: Any = dataclasses.MISSING) -> Any:
@@ -52,7 +59,7 @@ def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config', top: 
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise InputError(f'{where}.{name} is missing; set it.')
-    types = typing.get_type_hints(cls)
+    types = typing.get_type_hints(cls, include_extras=True)
     return cls(**{name: _converted(types[name], value, f'{where}.{name}', top) for name, value in values.items()})
 
 
@@ -69,6 +76,12 @@ def _converted(kind: Any, value: Any, where: str, top: Mapping[str, Any]) -> Any
             raise InputError(f'{where} is {value!r}; it is a section, set its settings one by one.')
         return freeze(typing.cast(type, kind), value, where, top)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        if arguments[1] not in (_LOCAL, _CHECKPOINT):
+            return _converted(arguments[0], value, where, top)
+        _check_type(arguments[0], value, where)
+        named = not value or (arguments[1] == _CHECKPOINT and has_scheme(value, ('hf',)))
+        return value if named else str(storage_path(value, where))
     if origin is types.UnionType or origin is typing.Union:
         if value is None and type(None) in arguments:
             return None

@@ -10,7 +10,7 @@ from neodragon_jax.models.mmdit import REMAT_POLICIES
 from train.data.record_spec import DTYPES
 from train.flow.flow_matching import CORRUPTION, check_weights
 from train.runtime.optimizer import OptimizerConfig
-from train.runtime.settings import top_level
+from train.runtime.settings import PathText, top_level
 from train.teacher.evaluation import EvaluationConfig
 
 STAGES_PER_STEP = ('one', 'all')
@@ -40,7 +40,7 @@ class TeacherConfig:
 
     sizes: MMDiTConfig = dataclasses.field(default_factory=lambda: MMDiTConfig(num_layers=24))
     context_embedder: bool = True
-    start: str = ''
+    start: PathText = ''
     stages: str = 'one'
     caption_dropout: float = 0.1
     corruption: float = CORRUPTION

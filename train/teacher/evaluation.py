@@ -28,6 +28,7 @@ from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, gu
 from neodragon_jax.pyramid.schedule import Schedule
 from train.flow import flow_matching, losses
 from train.flow.guidance import scale_by_unit
+from train.runtime.settings import PathText
 from train.runtime.sharding import place, to_host
 
 Batch = Mapping[str, Any]
@@ -54,7 +55,7 @@ class EvaluationConfig:
     first_steps: tuple[int, ...] = (20, 20, 20)
     guidance: float = 5.0
     first_guidance: float = 7.0
-    decoder: str = ''
+    decoder: PathText = ''
 
     def __post_init__(self) -> None:
         if self.examples < 1 or self.batch < 1 or self.examples % self.batch:

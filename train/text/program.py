@@ -41,6 +41,7 @@ from train.data.sources import Repeated, hold_out, stacked
 from train.runtime.optimizer import AveragedState, make_optimizer
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
+from train.runtime.settings import PathText
 from train.runtime.sharding import place, to_host
 from train.text import losses
 from train.text.config import TextConfig
@@ -250,10 +251,10 @@ class Settings:
 
     data: str
     workdir: str
-    encoder: str
-    embedder: str
-    teacher: str
-    start: str
+    encoder: PathText
+    embedder: PathText
+    teacher: PathText
+    start: PathText
     seed: int
     text: TextConfig
     loop: LoopConfig

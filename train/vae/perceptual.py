@@ -35,6 +35,7 @@ from jaxtyping import Array, Float
 
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import input_path
 
 # Normalization of pictures in [-1, 1] to the statistics of the networks' training data.
 SHIFT, SCALE = np.array(((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)), np.float32)
@@ -149,7 +150,7 @@ def load_lpips(path: PathLike, dtype: Any = None) -> tuple[LPIPS, Params]:
     Raises:
       InputError: the file is missing, damaged, or not LPIPS by VGG16 or AlexNet.
     """
-    tensors = _read(pathlib.Path(path))
+    tensors = _read(input_path(path, 'lpips_weights'))
     layout = {name: _layout(network) for name, network in NETWORKS.items()}
     kind = next((name for name in layout if not layout[name].keys() - tensors.keys()), None)
     if kind is None:

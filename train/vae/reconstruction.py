@@ -21,6 +21,7 @@ from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.vae import Video
+from train.runtime.settings import PathText
 from train.runtime.sharding import place, to_host
 from train.vae.clips import Clips
 from train.vae.perceptual import edge_error, load_lpips
@@ -47,7 +48,7 @@ class TermsConfig:
     square: float = 0.0
     edges: float = 0.0
     lpips: float = 0.0
-    lpips_weights: str = ''
+    lpips_weights: PathText = ''
 
     def __post_init__(self) -> None:
         names = ('absolute', 'square', 'edges', 'lpips')

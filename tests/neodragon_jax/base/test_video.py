@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.video import image_to_frame, read_image, read_mp4, to_uint8, write_contact_sheet, write_mp4
+from neodragon_jax.base.video import (
+    image_to_frame,
+    picture_to_frame,
+    read_image,
+    read_mp4,
+    to_uint8,
+    write_contact_sheet,
+    write_mp4,
+)
 from support.goldens import load_golden
 
 COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200]], np.uint8)
@@ -230,3 +238,14 @@ def test_pixels_are_counted_before_decoding(tmp_path):
     assert (tmp_path / 'large.png').stat().st_size < 100_000
     with pytest.raises(InputError, match=r'large\.png has .*pixels'):
         read_image(tmp_path / 'large.png')
+
+
+def test_a_picture_of_another_shape_is_cropped_and_not_squashed():
+    """A disc stays a disc in the first frame, as in the clips of train.captioned_clips."""
+    rows, columns = np.mgrid[:200, :120]
+    disc = ((rows - 99.5) ** 2 + (columns - 59.5) ** 2 < 40**2)[..., None] * np.full(3, 255, np.uint8)
+    inside = picture_to_frame(disc.astype(np.uint8), 64, 128)[..., 0] > 0
+    height, width = inside.any(axis=1).sum(), inside.any(axis=0).sum()
+    assert height == 64 and abs(width - 80 * 128 / 120) < 2  # the crop of 120 x 60 pixels, enlarged
+    square = picture_to_frame(disc.astype(np.uint8), 64, 64)[..., 0] > 0
+    assert abs(int(square.any(axis=1).sum()) - int(square.any(axis=0).sum())) <= 1

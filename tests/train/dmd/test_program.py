@@ -69,7 +69,7 @@ def test_teacher_samples_start_from_pictures(tmp_path):
     from PIL import Image
 
     (tmp_path / 'frames').mkdir()
-    for name, color in (('a.png', 'red'), ('b.png', 'blue')):
+    for name, color in (('1.png', 'red'), ('2.png', 'blue')):
         Image.new('RGB', (80, 60), color).save(tmp_path / 'frames' / name)
     (tmp_path / 'prompts.txt').write_text('a red wall\na blue wall')
     given = [*sample_arguments(tmp_path), '--first-frame', str(tmp_path / 'frames'), '--count', '8', '--frames', '9']
@@ -77,7 +77,7 @@ def test_teacher_samples_start_from_pictures(tmp_path):
     first = [SampleSource(tmp_path / 'samples')[index]['latents'][0].astype(np.float32) for index in range(4)]
     # Samples of one picture differ by the posterior's noise only, those of two pictures by more.
     assert relative_error(first[2], first[0]) < relative_error(first[1], first[0])
-    (tmp_path / 'frames' / 'b.png').unlink()
+    (tmp_path / 'frames' / '2.png').unlink()
     assert teacher_samples.main(given) == 2
 
 

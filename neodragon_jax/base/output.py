@@ -1,0 +1,26 @@
+"""Output folders: held by one process, free of the drafts of killed ones, and known to be writable."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from neodragon_jax.base.atomic import PathLike, check_writable
+from neodragon_jax.base.folder_lock import folder_lock
+
+
+@contextlib.contextmanager
+def output_folder(folder: PathLike, process: int = 0, processes: int = 1) -> Iterator[None]:
+    """Hold the output folder of a program while the block runs; call it before any long work.
+
+    It is made if absent. Drafts that killed processes have left in it are removed.
+
+    Args:
+      process, processes: index of this process, and number of the processes that write into the folder together.
+    Raises:
+      InputError: the folder is a file, or another process has it.
+      OSError: the disk or the permissions do not allow writing.
+    """
+    with folder_lock(folder, str(process) if processes > 1 else ''):
+        check_writable(folder)
+        yield
