@@ -9,7 +9,6 @@ import dataclasses
 import importlib.metadata
 import json
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from export.qnn.htp import ContextGraph, HtpContext, HtpSession, SharedGraph
 from export.qnn.latency import estimate
 from export.qnn.static_view import dump_options, read_view
 from export.quantize.qdq import quantization_parameters
-from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.atomic import atomic_folder, scratch_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import file_sha256
 
@@ -50,16 +49,16 @@ def compile_graph(
     Raises:
       InputError: the graph does not compile; the folder is left unchanged.
     """
-    with atomic_folder(folder, replace=True) as draft, tempfile.TemporaryDirectory(dir=draft.parent) as dump:
+    with atomic_folder(folder, replace=True) as draft, scratch_folder(draft.parent) as dump:
         wrapper = draft / f'{name}.onnx'
-        options = provider_options(target, precision) | dump_options(pathlib.Path(dump))
+        options = provider_options(target, precision) | dump_options(dump)
         with HtpSession(model, options, context=wrapper) as session:
             opened = session.opened
         metadata = {
             'name': name,
             **_binary_entry(draft, target, precision),
             **_tensor_specs(model),
-            'static_view': _static_view(pathlib.Path(dump), precision),
+            'static_view': _static_view(dump, precision),
             'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
             'source': source,
         }
@@ -91,8 +90,8 @@ def compile_together(
     Raises:
       InputError: a graph does not compile; the folder is left unchanged.
     """
-    with atomic_folder(folder, replace=True) as draft, tempfile.TemporaryDirectory(dir=draft.parent) as scratch:
-        dumps = {graph: pathlib.Path(scratch) / graph for graph in models}
+    with atomic_folder(folder, replace=True) as draft, scratch_folder(draft.parent) as scratch:
+        dumps = {graph: scratch / graph for graph in models}
         for dump in dumps.values():
             dump.mkdir()
         options = provider_options(target, precision)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +29,7 @@ from export.steps.code_identity import made_by
 from export.steps.graph import OnStep
 from export.steps.options import ExportOptions
 from export.steps.step_cache import finished_or_made
+from neodragon_jax.base.atomic import scratch_folder
 from neodragon_jax.pyramid.sampler import DrawnNoise
 
 FOLDER = 'denoiser-key-values'
@@ -84,8 +84,8 @@ def choose(
     }
 
     def write(draft: pathlib.Path) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(dir=draft.parent) as scratch:
-            choice = _choose(stages, program if videos else None, calibration, pathlib.Path(scratch))
+        with scratch_folder(draft.parent) as scratch:
+            choice = _choose(stages, program if videos else None, calibration, scratch)
         entry = dataclasses.asdict(choice)
         (draft / RECIPE).write_text(json.dumps(entry, indent=2) + '\n')
         return entry

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 
 from export.graphs.runners import GraphRunner, OnnxPool
@@ -18,6 +16,7 @@ from export.qnn.htp import HtpContext, HtpSession, SharedGraph
 from export.report.rows import VideoRow
 from export.steps.graph import ExportedGraph
 from export.steps.options import GraphOptions
+from neodragon_jax.base.atomic import scratch_folder
 from neodragon_jax.pyramid.sampler import DrawnNoise
 
 # Prefix of the names of the denoiser's graphs, including the modulation graph.
@@ -123,11 +122,11 @@ def _cpu_runners(exported: Sequence[ExportedGraph], options: GraphOptions) -> di
 def _shared_runners(stages: Sequence[ExportedGraph], options: GraphOptions) -> Iterator[dict[str, GraphRunner]]:
     """Yield runners of the shared binary's graphs, recompiled because the simulator runs them only in that process."""
     target, precision = options.targets[0], options.precisions_of(stages[0].name)[0]
-    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+    with scratch_folder(options.out) as folder:
         jobs = {
             stage.name: SharedGraph(
                 stage.precise[precision],
-                pathlib.Path(folder) / f'{stage.name}.onnx',
+                folder / f'{stage.name}.onnx',
                 provider_options(target, precision),
             )
             for stage in stages

@@ -91,6 +91,17 @@ def atomic_folder(path: PathLike, replace: bool = False) -> Iterator[pathlib.Pat
         raise
 
 
+@contextlib.contextmanager
+def scratch_folder(parent: PathLike) -> Iterator[pathlib.Path]:
+    """Yield a new hidden folder in `parent` and remove it at the end; if this process is killed, the next one does."""
+    temporary = _temporary(pathlib.Path(parent) / 'scratch')
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def check_writable(folder: PathLike) -> None:
     """Make a folder and try to write into it, so that a long run does not fail at its end.
 

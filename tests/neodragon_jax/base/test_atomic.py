@@ -10,12 +10,13 @@ import sys
 import pytest
 
 from neodragon_jax.base import atomic
-from neodragon_jax.base.atomic import atomic_file, atomic_folder, sweep
+from neodragon_jax.base.atomic import atomic_file, atomic_folder, scratch_folder, sweep
 from support.goldens import ROOT
 
 WRITERS = {
     'file': 'with atomic_file(sys.argv[1]) as path: path.write_text("half"); wait()',
     'folder': 'with atomic_folder(sys.argv[1]) as path: (path / "x").write_text("half"); wait()',
+    'scratch': 'with scratch_folder(sys.argv[1]) as path: (path / "x").write_text("half"); wait()',
     # Killed between the two renames that swap an old and a new folder.
     'swap': """
 with atomic_folder(sys.argv[1], replace=True) as path:
@@ -29,7 +30,7 @@ with atomic_folder(sys.argv[1], replace=True) as path:
 }
 HEADER = """
 import os, sys, time
-from neodragon_jax.base.atomic import atomic_file, atomic_folder
+from neodragon_jax.base.atomic import atomic_file, atomic_folder, scratch_folder
 def wait():
     print('writing', flush=True)
     time.sleep(600)
@@ -49,6 +50,17 @@ def killed(kind, target):
 def fresh_process(monkeypatch):
     """Reset the record of the folders that this process has swept."""
     monkeypatch.setattr(atomic, '_SWEPT', set())
+
+
+def test_scratch_folders_are_removed_at_the_end_or_by_the_next_process(tmp_path):
+    with scratch_folder(tmp_path) as path:
+        (path / 'x').write_text('half')
+    assert not list(tmp_path.iterdir())
+    killed('scratch', tmp_path)
+    assert [path.name.startswith('.scratch.draft-') for path in tmp_path.iterdir()] == [True]
+    atomic._SWEPT.clear()
+    with scratch_folder(tmp_path) as path:
+        assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize('kind', ['file', 'folder'])
