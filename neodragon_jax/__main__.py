@@ -229,9 +229,9 @@ def run(options: GenerateOptions) -> None:
     """Make all videos of a command line."""
     prompts, (index, count) = find_prompts(options), (0, 1)
     if options.distributed:
-        from neodragon_jax.generation.processes import start_processes
+        from neodragon_jax.generation.processes import join_processes
 
-        index, count = start_processes()
+        index, count = join_processes()
     jobs, existing = make_jobs(prompts, options.samples, options.out, index, count)
     if existing:
         print(f'{existing} of {existing + len(jobs)} videos exist already in {options.out}; delete them to make them '

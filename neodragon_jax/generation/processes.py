@@ -10,7 +10,7 @@ from neodragon_jax.base import processes
 SHUTDOWN_TIMEOUT = 24 * 3600
 
 
-def start_processes() -> tuple[int, int]:
+def join_processes() -> tuple[int, int]:
     """Join the other processes of this run; return this one's index and their number.
 
     Raises:

@@ -66,12 +66,12 @@ class Chain:
         return self.out / f'seed-{self.seed}'
 
     @property
-    def big(self) -> pathlib.Path:
+    def teacher_text(self) -> pathlib.Path:
         """The checkpoint with the teacher's own text encoder."""
         return self.folder / 'teacher_checkpoint'
 
     @property
-    def small(self) -> pathlib.Path:
+    def distilled_text(self) -> pathlib.Path:
         """The checkpoint with the distilled text encoder."""
         return self.folder / 'checkpoint'
 
@@ -143,20 +143,22 @@ class Chain:
     def _students(self) -> Iterator[Step]:
         samples, base = self.folder / 'teacher_samples', self.out / 'base_checkpoint'
         teacher, text = self.result('teacher'), self.result('text')
-        parts = {self.small / name: base / name for name in LANGUAGE} | {self.small / VAE: self._small_vae}
-        parts |= {self.small / DENOISER: teacher / DENOISER, self.small / ADAPTER: text / ADAPTER}
-        parts[self.small / TEXT_ENCODER] = text / TEXT_ENCODER
-        for root in (self.big, self.without_cosine):
+        parts = {self.distilled_text / name: base / name for name in LANGUAGE} | {
+            self.distilled_text / VAE: self._small_vae
+        }
+        parts |= {self.distilled_text / DENOISER: teacher / DENOISER, self.distilled_text / ADAPTER: text / ADAPTER}
+        parts[self.distilled_text / TEXT_ENCODER] = text / TEXT_ENCODER
+        for root in (self.teacher_text, self.without_cosine):
             parts |= {root / name: base / name for name in LANGUAGE} | {root / VAE: self._small_vae}
         parts[self.without_cosine / TEXT_ENCODER] = self.result('text_without_cosine') / TEXT_ENCODER
-        parts |= {self.big / DENOISER: teacher / DENOISER, self.big / ADAPTER: teacher / ADAPTER}
-        parts[self.big / TEXT_ENCODER] = self.out / 'language' / TEACHER_ENCODER
-        arguments = ['--checkpoint', str(self.small), '--prompts-file', str(self.out / 'prompts.txt')]
+        parts |= {self.teacher_text / DENOISER: teacher / DENOISER, self.teacher_text / ADAPTER: teacher / ADAPTER}
+        parts[self.teacher_text / TEXT_ENCODER] = self.out / 'language' / TEACHER_ENCODER
+        arguments = ['--checkpoint', str(self.distilled_text), '--prompts-file', str(self.out / 'prompts.txt')]
         arguments += ['--out', str(samples), '--count', str(self.tier.samples), *self.tier.size, *self._sampling]
         arguments += ['--prompt-modifier', '', '--negative-prompt', '', '--seed', str(self.seed), '--batch', '32']
         arguments += ['--dtype', 'float32', '--store-dtype', 'float32']
         yield Step('samples', samples / 'dataset_info.json', 'train.teacher_samples', arguments, parts)
-        common = [f'--config.data={samples}', f'--config.checkpoint={self.small}']
+        common = [f'--config.data={samples}', f'--config.checkpoint={self.distilled_text}']
         common += [f'--config.dmd.{name}={self.tier.guidance}' for name in ('guidance', 'first_guidance')]
         common += [f'--config.dmd.{name}={self.tier.steps}' for name in ('teacher_steps', 'teacher_first_steps')]
         for name in self.tier.students:

@@ -68,23 +68,25 @@ class System:
 
 def systems(chain: Chain) -> dict[str, System]:
     """Return every system of a seed by name."""
-    tier, big, small = chain.tier, chain.big, chain.small
+    tier, teacher_text, distilled_text = chain.tier, chain.teacher_text, chain.distilled_text
     full = {'steps': tier.steps, 'guidance': tier.guidance}
     of = lambda name: chain.result(name) / DENOISER
     found = {
-        'teacher': System(big, big / DENOISER, big / ADAPTER, **full),
-        'text': System(small, small / DENOISER, small / ADAPTER, **full),
+        'teacher': System(teacher_text, teacher_text / DENOISER, teacher_text / ADAPTER, **full),
+        'text': System(distilled_text, distilled_text / DENOISER, distilled_text / ADAPTER, **full),
         'text_without_cosine': System(
-            chain.without_cosine, big / DENOISER, chain.result('text_without_cosine') / ADAPTER, **full
+            chain.without_cosine, teacher_text / DENOISER, chain.result('text_without_cosine') / ADAPTER, **full
         ),
-        'pruned_stage1': System(big, of('stage1'), big / ADAPTER, **full),
-        'pruned': System(big, of('stage2'), big / ADAPTER, **full),
-        'pruned_stage2_alone': System(big, of('stage2_alone'), big / ADAPTER, **full),
-        'teacher_1': System(small, small / DENOISER, small / ADAPTER, (1, 1, 1), tier.guidance),
+        'pruned_stage1': System(teacher_text, of('stage1'), teacher_text / ADAPTER, **full),
+        'pruned': System(teacher_text, of('stage2'), teacher_text / ADAPTER, **full),
+        'pruned_stage2_alone': System(teacher_text, of('stage2_alone'), teacher_text / ADAPTER, **full),
+        'teacher_1': System(
+            distilled_text, distilled_text / DENOISER, distilled_text / ADAPTER, (1, 1, 1), tier.guidance
+        ),
     }
     for name in tier.students:
         result = chain.result(name)
-        found[name] = System(small, result / STUDENT, result / STUDENT_ADAPTER, (1, 1, 1), None)
+        found[name] = System(distilled_text, result / STUDENT, result / STUDENT_ADAPTER, (1, 1, 1), None)
     return found
 
 

@@ -23,11 +23,11 @@ ENCODERS = (CLIP_L, CLIP_G, TEXT_ENCODER)
 def write(chain: Chain) -> pathlib.Path:
     """Write teacher, student and their components to a folder of the seed, replacing it; return the folder."""
     out, student = chain.shipped, chain.result('student')
-    parts = {name: chain.small / name for name in (*ENCODERS, VAE, DENOISER, ADAPTER)}
+    parts = {name: chain.distilled_text / name for name in (*ENCODERS, VAE, DENOISER, ADAPTER)}
     parts |= {STUDENT: student / STUDENT, STUDENT_ADAPTER: student / STUDENT_ADAPTER}
     with atomic_folder(out, replace=True) as partial:
         for name in TOKENIZERS:
-            shutil.copytree(chain.small / name, partial / name)
+            shutil.copytree(chain.distilled_text / name, partial / name)
         for name, source in parts.items():
             module, params = checkpoint.load(source)
             checkpoint.save(partial / name, module, cast(params, jnp.bfloat16))

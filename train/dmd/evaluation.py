@@ -200,8 +200,6 @@ def checkpoint_decoder(root: str) -> Decode:
     Raises:
       InputError: the checkpoint has none.
     """
-    module, params = checkpoint.load(checkpoint.component_folder(root, VIDEO_VAE))
-    if not isinstance(module, CausalVAE):
-        raise InputError(f'{root}: {VIDEO_VAE} holds a {type(module).__name__}; copy the folder again.')
+    module, params = checkpoint.load(checkpoint.component_folder(root, VIDEO_VAE), CausalVAE)
     decode = jax.jit(lambda params, z: module.apply({'params': params}, denormalize(z), method='decode'))
     return lambda latents: video.to_uint8(np.asarray(decode(params, latents))[0])

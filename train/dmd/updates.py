@@ -24,7 +24,7 @@ from train.dmd.examples import Draws, Examples
 from train.dmd.metrics import Sums, unit_sums
 from train.dmd.objectives import weighted
 from train.dmd.objectives.adversarial import critic_loss
-from train.dmd.objectives.part import Models, Part
+from train.dmd.objectives.objective import Models, Objective
 from train.flow import losses
 from train.flow.guidance import scale_by_unit
 
@@ -44,7 +44,7 @@ class Updates:
 
     apply: Callable[..., Any]
     examples: Examples
-    parts: Sequence[Part]
+    parts: Sequence[Objective]
     guidance: float
     first_guidance: float
     critic: FeatureCritic | None = None
@@ -128,5 +128,5 @@ class Updates:
             teacher=guided(self.denoiser(detached(frozen['teacher'])), frozen['negative'], scale),
             critic=None if self.critic is None else functools.partial(self.critic.logit, fake, critic),
         )
-        slope, values = weighted.pull(self.parts, self.examples, stage, step, example, z_theta, models, batch)
+        slope, values = weighted.gradient(self.parts, self.examples, stage, step, example, z_theta, models, batch)
         return losses.surrogate(z_theta, slope), unit_sums(values, example.unit, self.examples.frames)

@@ -67,7 +67,11 @@ def test_generation_json_sets_the_options_that_the_command_line_leaves_open(with
     replays = [(replay.graphs, replay.runner) for replay in whole_video.planned(program, True, False)]
     assert replays == [('the denoiser', 'CPU'), ('all graphs', 'CPU')]
     assert whole_video.planned(program, on_cpu=False, simulated=False) == []
-    assert not program.starts_from_picture and not program.draws and program.denoiser.form.supports_frame_zero
+    assert (
+        not program.starts_from_picture
+        and not program.runs_first_frame_model
+        and program.denoiser.form.supports_frame_zero
+    )
     assert 'video_encoder' not in program.names and 'denoiser_stage2' in program.names
     assert options.scenes.text(0) == options.scenes.prompts[0], 'the modifier is empty'
     changed = make(str(without_model), '--frames', '9', '--steps', '1', '1', '1')

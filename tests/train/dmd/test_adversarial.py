@@ -17,7 +17,7 @@ from support.point_world import CHANNELS, FRAMES, make_batch
 from train.dmd.critic import FeatureCritic
 from train.dmd.examples import Examples
 from train.dmd.objectives.adversarial import Adversarial, AdversarialConfig, Critic, critic_loss
-from train.dmd.objectives.part import Models
+from train.dmd.objectives.objective import Models
 from train.dmd.updates import Updates
 
 ONE, STAGE = (1, 1, 1), 1
@@ -54,7 +54,7 @@ def world():
 
 
 def pull_of(z_theta):
-    """Return the student's pull, and the loss that it is the gradient of."""
+    """Return the student's gradient, and the loss that it is the gradient of."""
     critic, examples, batch, fake, params = world()
     example, part = examples.build(STAGE, batch, batch), Adversarial(CONFIG)
     draws = part.draw(jax.random.key(5), z_theta.shape)
@@ -67,7 +67,7 @@ def pull_of(z_theta):
         seen = logit(example, STAGE, examples.probe(z, STAGE, draws['tau'], draws['noise']))
         return jnp.sum(jnp.log1p(jnp.exp(-seen)))
 
-    return part.pull(examples, STAGE, example, z_theta, models, draws), loss
+    return part.gradient(examples, STAGE, example, z_theta, models, draws), loss
 
 
 def test_the_pull_is_the_slope_of_the_loss():

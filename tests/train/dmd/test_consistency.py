@@ -12,7 +12,7 @@ from support.goldens import relative_error
 from support.point_world import BATCH, make_batch, point, point_program
 from train.dmd.objectives.consistency import Consistency, ConsistencyConfig, mean_flow_target
 from train.dmd.objectives.matching import MatchingConfig
-from train.dmd.objectives.part import Models
+from train.dmd.objectives.objective import Models
 from train.dmd.objectives.regression import RegressionConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
@@ -55,17 +55,17 @@ def test_pull_of_a_student_that_is_or_is_not_the_teacher(stage):
     assert len(set(np.asarray(draws['level']).tolist())) == BATCH
     example = program.examples.build(stage, batch, draws)
     part, denoiser = Consistency(OBJECTIVES.consistency), program.updates.denoiser
-    pulls = []
+    gradients = []
     # The flow to another point would meet its own target at the last stage: it is consistent, but not the teacher's.
     curved = lambda stage, history, x, unit, prompt, timestep: jnp.sin(x)
     for student in (denoiser(point(0)), curved):
         models = Models(student=student, fake=denoiser(point(5)), teacher=denoiser(point(0)))
         z_theta = program.examples.predict(models.student, stage, example)
-        pulls.append(part.pull(program.examples, stage, example, z_theta, models, {}))
+        gradients.append(part.gradient(program.examples, stage, example, z_theta, models, {}))
     # The flow of one point is straight: the teacher is its own mean.
-    assert float(jnp.max(pulls[0][1]['consistency_mse'])) < 1e-6
-    assert float(jnp.min(pulls[1][1]['consistency_mse'])) > 1e-2
-    assert np.all(np.isfinite(pulls[1][0])) and np.any(pulls[1][0])
+    assert float(jnp.max(gradients[0][1]['consistency_mse'])) < 1e-6
+    assert float(jnp.min(gradients[1][1]['consistency_mse'])) > 1e-2
+    assert np.all(np.isfinite(gradients[1][0])) and np.any(gradients[1][0])
 
 
 def test_it_takes_part_in_a_step():

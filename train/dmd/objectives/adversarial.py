@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Unit
 from train.dmd.examples import Draws, Example, Examples
-from train.dmd.objectives.part import Models, Values
+from train.dmd.objectives.objective import Models, Values
 from train.dmd.ramp import Weight
 from train.pruning.features import Features
 
@@ -100,7 +100,7 @@ class Adversarial:
         tau_key, noise_key = jax.random.split(jax.random.fold_in(key, 1))
         return {'tau': jax.random.uniform(tau_key, shape[:1]), 'noise': jax.random.normal(noise_key, shape)}
 
-    def pull(
+    def gradient(
         self, examples: Examples, stage: int, example: Example, z_theta: Unit, models: Models, draws: Any
     ) -> tuple[Unit, Values]:
         """Return the gradient of softplus(-C), through the fake model's features, and the logit."""

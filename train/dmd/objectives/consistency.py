@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from neodragon_jax.pyramid.sampler import Unit
 from train.dmd.examples import Draws, Example, Examples
-from train.dmd.objectives.part import Models, Values
+from train.dmd.objectives.objective import Models, Values
 from train.dmd.ramp import Weight
 from train.flow import losses
 
@@ -59,7 +59,7 @@ class Consistency:
         del key, shape
         return {}
 
-    def pull(
+    def gradient(
         self, examples: Examples, stage: int, example: Example, z_theta: Unit, models: Models, draws: Any
     ) -> tuple[Unit, Values]:
         """Return the gradient of log(1 + ||z_theta - target||^2), and the squared error."""

@@ -1,6 +1,6 @@
 """Distribution matching: the student's predictions move to where the teacher's density exceeds the fake model's.
 
-    pull = w (D(z_tau) - D_phi(z_tau)), w = 1 / ||D(z_tau) - (y0 - y1)||_1
+    gradient = w (D(z_tau) - D_phi(z_tau)), w = 1 / ||D(z_tau) - (y0 - y1)||_1
 
 Source: Neodragon, arXiv 2511.06055, section on step distillation; DMD, arXiv 2311.18828.
 """
@@ -16,7 +16,7 @@ from jaxtyping import PRNGKeyArray
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Unit
 from train.dmd.examples import Draws, Example, Examples
-from train.dmd.objectives.part import Models, Values
+from train.dmd.objectives.objective import Models, Values
 from train.dmd.ramp import Weight
 from train.flow import losses
 
@@ -53,7 +53,7 @@ class Matching:
         tau = jax.random.choice(tau_key, jnp.asarray(self.config.taus, jnp.float32), shape[:1])
         return {'tau': tau, 'noise': jax.random.normal(noise_key, shape)}
 
-    def pull(
+    def gradient(
         self, examples: Examples, stage: int, example: Example, z_theta: Unit, models: Models, draws: Draws
     ) -> tuple[Unit, Values]:
         """Return w (D - D_phi), and the probe's values to log."""

@@ -17,7 +17,7 @@ from jaxtyping import PRNGKeyArray
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Unit
 from train.dmd.examples import Draws, Example, Examples
-from train.dmd.objectives.part import Models, Values
+from train.dmd.objectives.objective import Models, Values
 from train.dmd.ramp import Weight
 from train.flow import losses
 
@@ -51,7 +51,7 @@ class Regression:
         del key, shape
         return {}
 
-    def pull(
+    def gradient(
         self, examples: Examples, stage: int, example: Example, z_theta: Unit, models: Models, draws: Draws
     ) -> tuple[Unit, Values]:
         """Return the gradient of the Cauchy loss, and the loss."""

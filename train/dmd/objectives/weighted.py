@@ -17,7 +17,7 @@ from train.dmd.metrics import cosine, norm
 from train.dmd.objectives.adversarial import Adversarial, AdversarialConfig
 from train.dmd.objectives.consistency import Consistency, ConsistencyConfig
 from train.dmd.objectives.matching import Matching, MatchingConfig
-from train.dmd.objectives.part import Models, Part, Values
+from train.dmd.objectives.objective import Models, Objective, Values
 from train.dmd.objectives.regression import Regression, RegressionConfig
 from train.flow import losses
 
@@ -37,9 +37,9 @@ class ObjectivesConfig:
             weights = ' and '.join(f'{field.name}.weight' for field in dataclasses.fields(self))
             raise InputError(f'{weights} are all 0: there is no objective; raise one.')
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Objective]:
         """Return the objectives that are active in the run."""
-        parts: list[Part] = [
+        parts: list[Objective] = [
             Matching(self.matching),
             Regression(self.regression),
             Adversarial(self.adversarial),
@@ -48,13 +48,13 @@ class ObjectivesConfig:
         return [part for part in parts if part.config.used]
 
 
-def draw(parts: Sequence[Part], key: PRNGKeyArray, shape: tuple[int, ...]) -> Draws:
+def draw(parts: Sequence[Objective], key: PRNGKeyArray, shape: tuple[int, ...]) -> Draws:
     """Draw the random numbers of all objectives, as PART/NAME."""
     return {f'{part.name}/{name}': value for part in parts for name, value in part.draw(key, shape).items()}
 
 
-def pull(
-    parts: Sequence[Part],
+def gradient(
+    parts: Sequence[Objective],
     examples: Examples,
     stage: int,
     step: Int[Array, ''] | int,
@@ -65,20 +65,20 @@ def pull(
 ) -> tuple[Unit, Values]:
     """Return the weighted sum of the objectives' gradients by `z_theta`, and the values to log per sample.
 
-    With several objectives these include pull/PART, the norm of each weighted gradient, and cosine/PART, its cosine
+    With several objectives these include gradient/PART, the norm of each weighted gradient, and cosine/PART, its cosine
     with that of the first objective.
     """
     z_theta = jax.lax.stop_gradient(z_theta)
     values: Values = {'endpoint_mse': losses.squared_error(z_theta, example.clean)} if examples.with_data else {}
-    pulls: dict[str, Any] = {}
+    gradients: dict[str, Any] = {}
     for part in parts:
         prefix = f'{part.name}/'
         own_draws = {name.removeprefix(prefix): value for name, value in draws.items() if name.startswith(prefix)}
-        slope, logged = part.pull(examples, stage, example, z_theta, models, own_draws)
-        pulls[part.name] = part.config.at(stage, step) * slope
+        slope, logged = part.gradient(examples, stage, example, z_theta, models, own_draws)
+        gradients[part.name] = part.config.at(stage, step) * slope
         values |= logged
     if len(parts) > 1:
-        first = pulls[parts[0].name]
-        values |= {f'pull/{name}': norm(slope) for name, slope in pulls.items()}
-        values |= {f'cosine/{name}': cosine(first, pulls[name]) for name in list(pulls)[1:]}
-    return sum(pulls.values(), start=jnp.zeros_like(z_theta)), values
+        first = gradients[parts[0].name]
+        values |= {f'gradient/{name}': norm(slope) for name, slope in gradients.items()}
+        values |= {f'cosine/{name}': cosine(first, gradients[name]) for name in list(gradients)[1:]}
+    return sum(gradients.values(), start=jnp.zeros_like(z_theta)), values

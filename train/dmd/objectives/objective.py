@@ -26,7 +26,7 @@ class Models(NamedTuple):
     critic: CriticLogit | None = None  # for the adversarial objective
 
 
-class Part(Protocol):
+class Objective(Protocol):
     """One objective of the student."""
 
     @property
@@ -44,7 +44,7 @@ class Part(Protocol):
         """
         ...
 
-    def pull(
+    def gradient(
         self, examples: Examples, stage: int, example: Example, z_theta: Unit, models: Models, draws: Any
     ) -> tuple[Unit, Values]:
         """Return the gradient of each sample's loss by its `z_theta`, and values to log per sample.
