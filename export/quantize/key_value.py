@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FEW, MANY = 8, 16
-# Ratios are judged on validation prompts, which ranges were not measured on. Other prompts may reach lower ones: a
+NATIVE_BITS, WIDE_BITS = 8, 16
+# Ratios are measured on validation prompts, which did not determine the ranges. Other prompts may reach lower ones: a
 # search aims this far above the target.
 MARGIN_DB = 3.0
 RECIPE = 'recipe.json'
@@ -24,7 +24,7 @@ class KeyValueBits:
     """The chosen bits of keys and values in a graph, with the measured reasons.
 
     Attributes:
-      bits: FEW or MANY.
+      bits: NATIVE_BITS or WIDE_BITS.
       reached_db: lowest ratio over the calls, by number of bits tried.
       aim_db: requested ratio.
     """
@@ -41,10 +41,11 @@ class KeyValueBits:
     def recipe(self) -> dict[str, Any]:
         """Return the entry of recipe.json."""
         if len(self.reached_db) == 1:
-            reason = f'{FEW} bits reach {self.db:.1f} dB; {self.aim_db:.1f} are asked for'
+            reason = f'{NATIVE_BITS} bits reach {self.db:.1f} dB; {self.aim_db:.1f} are asked for'
         else:
-            gain = self.reached_db[MANY] - self.reached_db[FEW]
-            reason = f'{FEW} bits reach {self.reached_db[FEW]:.1f} dB of {self.aim_db:.1f}; {MANY} gain {gain:.1f} dB'
+            native_db = self.reached_db[NATIVE_BITS]
+            gain = self.reached_db[WIDE_BITS] - native_db
+            reason = f'{NATIVE_BITS} bits reach {native_db:.1f} dB of {self.aim_db:.1f}; {WIDE_BITS} gain {gain:.1f} dB'
         reached = {str(bits): ratio for bits, ratio in self.reached_db.items()}
         return {'key_value_bits': self.bits, 'key_value_db': reached, 'key_value_reason': reason}
 
@@ -56,11 +57,11 @@ def choose_bits(write: Callable[[int], float], aim_db: float) -> KeyValueBits:
       write: writes the graph with a number of bits and returns its lowest ratio in dB; the last call is the result.
       aim_db: requested ratio.
     """
-    reached = {FEW: write(FEW)}
-    if reached[FEW] >= aim_db:
-        return KeyValueBits(FEW, reached, aim_db)
-    reached[MANY] = write(MANY)
-    if reached[MANY] - reached[FEW] >= GAIN_DB:
-        return KeyValueBits(MANY, reached, aim_db)
-    write(FEW)
-    return KeyValueBits(FEW, reached, aim_db)
+    reached = {NATIVE_BITS: write(NATIVE_BITS)}
+    if reached[NATIVE_BITS] >= aim_db:
+        return KeyValueBits(NATIVE_BITS, reached, aim_db)
+    reached[WIDE_BITS] = write(WIDE_BITS)
+    if reached[WIDE_BITS] - reached[NATIVE_BITS] >= GAIN_DB:
+        return KeyValueBits(WIDE_BITS, reached, aim_db)
+    write(NATIVE_BITS)
+    return KeyValueBits(NATIVE_BITS, reached, aim_db)

@@ -27,7 +27,7 @@ from export.graphs.runners import Call, OnnxSession
 from export.graphs.to_onnx import save
 from export.measure.snr import call_db, join_outputs, lowest_db
 from export.quantize.adaround import Rounding
-from export.quantize.key_value import MANY, MARGIN_DB, RECIPE, choose_bits
+from export.quantize.key_value import MARGIN_DB, RECIPE, WIDE_BITS, choose_bits
 from export.quantize.qdq import has_computed_operands, quantize
 from export.quantize.rounding_noise import LAYER_AXES, Group, rounded, rounding_noise
 from export.rewrite.onnx_graph import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
@@ -73,8 +73,8 @@ def quantize_to_target(
         chosen = choose_bits(write, aim)
         result, recipe = found[chosen.bits], chosen.recipe()
     else:
-        write(MANY)
-        result, recipe = found[MANY], {}
+        write(WIDE_BITS)
+        result, recipe = found[WIDE_BITS], {}
     recipe |= {'target_db': target_db, 'plain_db': result.plain_db, 'reached_db': result.reached_db}
     destination.with_name(RECIPE).write_text(json.dumps(result.recipe() | recipe, indent=2) + '\n')
     return result.names, result.reached_db

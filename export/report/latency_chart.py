@@ -12,7 +12,7 @@ from export.qnn.latency import MEASURED, Estimate
 from export.report.rows import Row
 
 LABELS, BARS, LINE, MARGIN, TEXT = 330, 480, 22, 12, 13
-# Ends of the logarithmic axis in milliseconds; what lies beyond is drawn at the end.
+# Ends of the logarithmic axis in milliseconds; values beyond an end are drawn there.
 LOWEST, HIGHEST = 0.01, 10_000.0
 BAND, ESTIMATE, MEASUREMENT, INK = '#9ecae1', '#2a7f9e', '#c0392b', '#202020'
 _LEGENDS = (

@@ -1,8 +1,8 @@
 """Rewrites that adapt the denoiser's graph to the HTP without changing its function.
 
 Before quantization:
-  remove_vector_reshapes     Sums and products read a modulation vector directly, not a reshape of it.
-  shrink_transposes         Keys are transposed over three axes; ONNX Runtime would move a transpose over four.
+  remove_vector_reshapes  Sums and products read a modulation vector directly, not a reshape of it.
+  shrink_transposes       Keys are transposed over three axes; ONNX Runtime would move a transpose over four.
 After quantization:
   fuse_gains              The gain of an adaptive layer norm becomes the norm's own gain, in 16 bits. This saves a pass.
   convert_before_cutting  Keys and values are converted to the type of a second operand once, not once for every prefix

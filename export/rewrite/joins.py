@@ -17,7 +17,7 @@ from onnx import helper
 from export.rewrite.onnx_graph import attribute, constants_of, new_constant, replace_nodes, shapes_of
 from neodragon_jax.base.errors import InputError
 
-# Most rows of a concatenation of rank 2. Below the 320 at which the order was lost, for want of an exact limit.
+# Most rows of a concatenation of rank 2: below the 320 at which the order was lost, because the exact limit is unknown.
 MOST_ROWS = 256
 
 

@@ -22,7 +22,7 @@ from export.host.calibration_set import CalibrationSet
 from export.host.phone_program import PhoneProgram
 from export.host.recorded_graph import RecordedGraph
 from export.measure.snr import lowest_db, snr_db
-from export.quantize.key_value import FEW, MANY, MARGIN_DB, RECIPE
+from export.quantize.key_value import MARGIN_DB, NATIVE_BITS, RECIPE, WIDE_BITS
 from export.quantize.qdq import to_w8a16
 from export.quantize.stitch import quantize_chain
 from export.steps.code_identity import made_by
@@ -108,22 +108,25 @@ def _choose(
     calls_db, sessions = dict[str, float](), dict[str, OnnxSession]()
     for graph in stages:
         path = folder / f'{graph.name}.onnx'
-        quantize_chain(graph.make(), path, graph.calibration(), partial(to_w8a16, key_value_bits=FEW))
+        quantize_chain(graph.make(), path, graph.calibration(), partial(to_w8a16, key_value_bits=NATIVE_BITS))
         sessions[graph.name] = OnnxSession(path)
         reached = calls_db[graph.name] = lowest_db(sessions[graph.name], graph.validation(), graph.compared)
         aim = graph.spec.target_db + MARGIN_DB
         if reached < aim:
             return Choice(
-                MANY, calls_db, None, f'{graph.name} reaches {reached:.1f} dB with {FEW}, of {aim:.1f} asked for'
+                WIDE_BITS,
+                calls_db,
+                None,
+                f'{graph.name} reaches {reached:.1f} dB with {NATIVE_BITS}, of {aim:.1f} asked for',
             )
     if program is None:
-        return Choice(FEW, calls_db, None, 'every stage reaches its target; no video was generated')
+        return Choice(NATIVE_BITS, calls_db, None, 'every stage reaches its target; no video was generated')
     video_db = _last_frame_db(program, sessions, calibration)
     aim = VIDEO_TARGET_DB + MARGIN_DB
     if video_db < aim:
-        reason = f'the last latent frame reaches {video_db:.1f} dB with {FEW}, of {aim:.1f} asked for'
-        return Choice(MANY, calls_db, video_db, reason)
-    return Choice(FEW, calls_db, video_db, f'the last latent frame reaches {video_db:.1f} dB')
+        reason = f'the last latent frame reaches {video_db:.1f} dB with {NATIVE_BITS}, of {aim:.1f} asked for'
+        return Choice(WIDE_BITS, calls_db, video_db, reason)
+    return Choice(NATIVE_BITS, calls_db, video_db, f'the last latent frame reaches {video_db:.1f} dB')
 
 
 def _last_frame_db(program: PhoneProgram, stages: Mapping[str, OnnxSession], calibration: CalibrationSet) -> float:

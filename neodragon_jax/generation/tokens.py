@@ -124,7 +124,7 @@ def cut_prompts(tokenizer: T5Tokenizer, prompts: Sequence[str], modifier: str = 
 
 
 def cut_notice(tokenizer: T5Tokenizer, prompts: Sequence[str], modifier: str = '') -> str:
-    """Return a line that says how many prompts T5 does not see whole, with an example; '' if it sees all."""
+    """Return a line on the prompts that exceed T5's limit, with their number and an example; '' if there are none."""
     cut = cut_prompts(tokenizer, prompts, modifier)
     if not cut:
         return ''
