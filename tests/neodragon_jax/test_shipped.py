@@ -34,7 +34,7 @@ def test_its_videos_show_what_is_asked(prompts, mode, tmp_path):
     seen = [measure(read_mp4(tmp_path / f'{prompt}-0.mp4'), parse(prompt), CPU) for prompt in prompts]
     means = {name: value.mean for name, value in summarize(seen).items()}
     print({name: round(value, 3) for name, value in means.items()})
-    right = seen[0].right()
+    right = seen[0].correct()
     assert right['color'] and right['direction'] and right['background']
     assert means['background'] == 1 and means['color'] >= 0.9 and means['direction'] >= 0.9
     assert means['shape'] >= 0.5  # one of three by chance

@@ -105,7 +105,7 @@ class DMDConfig:
             shares, objectives = (self.own_history.first, self.own_history.last), self.objectives
             used = objectives.regression.used, objectives.adversarial.used
             check_prompt_only(self.protocol, shares, *used, self.evaluation.videos)
-        if self.levels == 'uniform' and self.own_history.ever and self.own_history.arrive:
+        if self.levels == 'uniform' and self.own_history.enabled and self.own_history.arrive:
             raise InputError(
                 "levels is 'uniform', but own histories arrive at the student's steps; set own_history.arrive to False."
             )

@@ -203,7 +203,7 @@ class DMD:
         given = {name: batch[name] for name in ('latents', 'text', 'text_mask', 'pooled')}
         draw = lambda key: self.examples.draw(jax.random.split(key, 3)[0], stage, batch['latents'].shape[1:])
         draws = jax.vmap(draw)(keys)
-        if not self.config.own_history.ever:
+        if not self.config.own_history.enabled:
             return given | draws, {}
         student = self.updates.denoiser(state.student)
         given = self.own_histories.attach(student, state.step, stage, given, draws['unit'], draws['index'], own_key)

@@ -54,7 +54,7 @@ class OwnHistoryConfig:
                 raise InputError(f'own_history.{name} is {getattr(self, name)}; it must be at least 0.')
 
     @property
-    def ever(self) -> bool:
+    def enabled(self) -> bool:
         """Whether any step may use own history."""
         return bool(self.first or self.last)
 

@@ -195,7 +195,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
-        # Closing waits for all processes. After an error of this process the others never reach it; see `leave`.
+        # Closing waits for all processes. After an error of this process the others never reach it; see `exit_process`.
         alone = kind is not None and issubclass(kind, Exception) and jax.process_count() > 1
         if not alone:
             self._manager.close()

@@ -32,7 +32,7 @@ def wait_for_processes() -> None:
         multihost.sync_global_processes(f'barrier {next(_BARRIERS)}', processes=everyone, timeout=LONGEST_WAIT_S)
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End this process after an error that the other processes of the run do not share.
 
     A normal exit would wait minutes for the others. This exit status makes a launcher or cluster end them immediately.

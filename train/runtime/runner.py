@@ -26,7 +26,7 @@ from neodragon_jax.base.processes import start_processes
 from train.data import Source
 from train.runtime import loop
 from train.runtime.plan import plan
-from train.runtime.processes import leave
+from train.runtime.processes import exit_process
 from train.runtime.program import DivergedError, LoopConfig, Program
 from train.runtime.settings import freeze, missing, require
 
@@ -194,9 +194,9 @@ def exit_on_errors(work: Callable[[], object]) -> None:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exception(error)
-        leave(1)
+        exit_process(1)
     if status:
-        leave(status)
+        exit_process(status)
 
 
 def _last_line(error: BaseException) -> str:
@@ -209,4 +209,4 @@ def _last_line(error: BaseException) -> str:
 
 def _refuse(reason: str, status: int = 2) -> NoReturn:
     print(f'error: {reason}', file=sys.stderr)
-    leave(status)
+    exit_process(status)

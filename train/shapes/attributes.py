@@ -72,7 +72,7 @@ class Attributes(NamedTuple):
     flicker: float
     saturation: float
 
-    def right(self) -> dict[str, bool]:
+    def correct(self) -> dict[str, bool]:
         """Return whether each attribute is the caption's."""
         return {name: getattr(self, name) == getattr(self.expected, name) for name in Traits._fields}
 
@@ -272,7 +272,7 @@ def columns(clips: Sequence[Attributes]) -> dict[str, list[float]]:
     """
     if not clips:
         raise InputError('there are no clips to summarize; measure at least one.')
-    right = [clip.right() for clip in clips]
+    right = [clip.correct() for clip in clips]
     found = {name: [float(row[name]) for row in right] for name in Traits._fields}
     found['all'] = [float(all(row.values())) for row in right]
     return found | {name: [float(getattr(clip, name)) for clip in clips] for name in NUMBERS}

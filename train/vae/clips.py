@@ -125,7 +125,7 @@ def _read_attributes(scenes: MovingShapesSource, index: int, video: UInt8[np.nda
     if min(video.shape[1:3]) < SMALLEST_READ:
         return {}
     found = attributes.measure(video, scenes.scene(index).traits, scenes.world)
-    return {f'{name}_right': float(right) for name, right in found.right().items()} | {'mismatch': found.mismatch}
+    return {f'{name}_right': float(right) for name, right in found.correct().items()} | {'mismatch': found.mismatch}
 
 
 def blank_clips(config: ClipsConfig) -> Clips:

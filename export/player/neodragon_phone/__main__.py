@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from neodragon_phone.backends import NAMES, leave, open_backend
+from neodragon_phone.backends import NAMES, exit_process, open_backend
 from neodragon_phone.bundle import Bundle
 from neodragon_phone.errors import BundleError
 from neodragon_phone.frames import write_mp4
@@ -150,4 +150,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    leave(main())
+    exit_process(main())

@@ -168,7 +168,7 @@ class HtpBackend:
         return sessions
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
     """End the process; with QNN loaded at once, because the clean-up of its simulator can crash."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -91,7 +91,7 @@ def test_share_by_step():
     assert [float(ramp.share(step)) for step in (0, 100, 200, 300, 999)] == pytest.approx([0.2, 0.2, 0.6, 1.0, 1.0])
     jump = OwnHistoryConfig(last=0.5, ramp_start=3)
     assert [float(jump.share(step)) for step in (0, 2, 3, 4)] == [0, 0, 0.5, 0.5]
-    assert jump.ever and not OwnHistoryConfig().ever
+    assert jump.enabled and not OwnHistoryConfig().enabled
 
 
 @pytest.mark.parametrize(

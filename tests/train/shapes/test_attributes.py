@@ -72,7 +72,7 @@ def test_mismatch_grows_with_blur():
 @pytest.mark.parametrize('name', Traits._fields)
 def test_one_wrong_attribute_is_the_only_one(name):
     shown = ASKED._replace(**{name: getattr(OTHER, name)})
-    right = measure(draw(Scene(shown), 17, 64, 64), ASKED, GPU).right()
+    right = measure(draw(Scene(shown), 17, 64, 64), ASKED, GPU).correct()
     wrong = [key for key, value in right.items() if not value]
     assert wrong == [name]
 
@@ -105,7 +105,7 @@ def test_motion_is_measured_against_the_caption():
 def test_path_follows_turns_and_motion_looks_at_the_time_before():
     turned = Scene(ASKED, (0.5, 0.5), ((0.4, 'down'), (0.7, 'left')))
     clip = measure(draw(turned, 49, 64, 64), ASKED, GPU)
-    assert all(clip.right().values())
+    assert all(clip.correct().values())
     assert clip.motion == pytest.approx(1, abs=0.01) and clip.path == pytest.approx(1, abs=0.02)
     # A shape that stops after a third keeps its motion, not its path.
     frozen = draw(Scene(ASKED), 49, 64, 64)
@@ -130,7 +130,7 @@ def test_garbage_is_wrong_and_does_not_crash():
     }
     for name, clip in clips.items():
         result = measure(clip, ASKED, CPU)
-        assert not all(result.right().values()), name
+        assert not all(result.correct().values()), name
         assert all(math.isfinite(value) for value in result[-5:]), name
         if name != 'frames in disorder':
             assert result.direction is None and result.motion == 0, name

@@ -1,4 +1,4 @@
-// A bundle on disk. Its files are trusted: whoever copied them has compared them with the hashes of the manifest.
+// A bundle on disk. Its files are trusted: the copying program compares them with the hashes of the manifest.
 #pragma once
 
 #include <string>

@@ -116,7 +116,7 @@ class Generation {
     return x;
   }
 
-  // A frame of the history at the size that a stage sees it in; zeros before the video.
+  // A frame of the history at its size for a stage; zeros before the video.
   Tensor past_frame(const std::vector<Tensor>& latents, size_t unit, const Json& entry) const {
     const size_t distance = static_cast<size_t>(entry["distance"].whole());
     Tensor frame = distance <= unit ? latents[unit - distance] : Tensor::zeros(latents[0].shape);

@@ -8,7 +8,7 @@
 
 namespace neodragon {
 
-// What the denoiser knows of a prompt.
+// Text conditioning of the denoiser for one prompt.
 struct Prompt {
   Tensor text;    // [L, D], states after the context adapter
   Tensor mask;    // [L], 1 for tokens, 0 for padding

@@ -1,6 +1,6 @@
 // neodragon_runner BUNDLE OUT [CHIPSET [RUNS]]: check the recorded calls of denoiser and decoder, RUNS times each, then
-// make the recorded video from its encoded prompt; OUT/latents.bin (float32) and OUT/frames.bin (bytes) are what
-// vectors/video.* hold. CHIPSET runs its context binaries on the HTP; without it, or with "cpu", the portable graphs
+// make the recorded video from its encoded prompt; OUT/latents.bin (float32) and OUT/frames.bin (bytes) have the
+// layout of vectors/video.*. CHIPSET runs its context binaries on the HTP; without it, or with "cpu", the portable graphs
 // run on the CPU. Output lines: "canary GRAPH DB", "load GRAPH MS", "run GRAPH MS".
 
 #include <algorithm>
