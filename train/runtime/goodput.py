@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-# START is the creation or restoration of the state; STEP is everything without another purpose.
+# START is loading, and the creation or restoration of the state; STEP is everything without another purpose.
 START, COMPILE, CHECKPOINT, EVALUATION, DATA = 'start', 'compile', 'checkpoint', 'evaluation', 'data wait'
 STEP = 'step'
 

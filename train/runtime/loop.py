@@ -92,22 +92,25 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
     """
     start_processes(config.distributed)
     use_compile_cache(config.compile_cache)
-    mesh, goodput, host_frozen = make_mesh(config.mesh), Goodput(), program.frozen()
-    abstract = abstract_arguments(program, host_frozen, source, config, mesh)
-    metadata = _metadata(program, source, config)
+    mesh, goodput, metadata = make_mesh(config.mesh), Goodput(), _metadata(program, source, config)
     evaluator = Evaluator(program, config)
-    wait_for_processes()
-    require_agreement({'settings': _shared(config), 'data or objective': metadata, 'code': code_version()})
+    if is_bucket(config.folder):
+        check_bucket(config.folder, 'config.workdir', write=True)
     with contextlib.ExitStack() as stack:
-        parts = _open(stack, program, source, config, mesh, metadata, goodput)
+        watch = stack.enter_context(Watch(config.folder, lambda: goodput.activity, print))
         with goodput.spending(START):
+            host_frozen = program.frozen()
+            abstract = abstract_arguments(program, host_frozen, source, config, mesh)
+            wait_for_processes()
+            require_agreement({'settings': _shared(config), 'data or objective': metadata, 'code': code_version()})
+            parts = _open(stack, program, source, config, mesh, metadata)
             frozen = put(host_frozen, shardings_of(abstract.frozen))
             del host_frozen
             carry, root_key = _begin(program, config, abstract, frozen, parts)
         compiled, window = CompiledSteps(program, abstract, parts.log.print_line), Window(goodput, mesh, COUNTERS)
 
         for done in range((parts.checkpoints.latest() or 0) + 1, config.steps + 1):
-            parts.watch.at(done)
+            watch.at(done)
             with goodput.spending(COMPILE):
                 step = compiled.step(program.variant(done - 1))
             with goodput.spending(DATA):
@@ -149,7 +152,6 @@ class _Parts:
     profiler: Profiler
     stop: threading.Event
     loader: Loader
-    watch: Watch
 
 
 def _open(
@@ -159,7 +161,6 @@ def _open(
     config: LoopConfig,
     mesh: jax.sharding.Mesh,
     metadata: dict[str, Any],
-    goodput: Goodput,
 ) -> _Parts:
     """Open checkpoints, logs and data.
 
@@ -168,8 +169,6 @@ def _open(
         step.
     """
     workdir = config.folder
-    if is_bucket(workdir):
-        check_bucket(workdir, 'config.workdir', write=True)
     if jax.process_count() == 1:
         # No lock on a pod: process 0 may restart on another host, where it cannot recognize a stale lock.
         stack.enter_context(folder_lock(workdir))
@@ -187,7 +186,6 @@ def _open(
         profiler=stack.enter_context(Profiler(workdir / PROFILE, config.profile_steps, log.print_line)),
         stop=stack.enter_context(stop_on_signals()),
         loader=stack.enter_context(contextlib.closing(_loader(source, config, mesh))),
-        watch=stack.enter_context(Watch(workdir, lambda: goodput.activity, print)),
     )
 
 
