@@ -26,7 +26,8 @@ from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation import defaults as generation
 from train.shapes.attributes import measure
-from train.shapes.world import CPU, Traits, caption, parse
+from train.shapes.captions import caption, parse
+from train.shapes.world import CPU, Traits
 
 ROOT = pathlib.Path(__file__).parent
 CHECKPOINT = shipped.find(shipped.DEFAULT)

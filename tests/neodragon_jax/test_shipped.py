@@ -8,7 +8,8 @@ from neodragon_jax.__main__ import main
 from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import shipped
 from train.shapes.attributes import measure, summarize
-from train.shapes.world import CPU, caption, parse
+from train.shapes.captions import caption, parse
+from train.shapes.world import CPU
 
 MEGABYTES = 10
 PROMPT = 'a small red circle moves right on a blue background'

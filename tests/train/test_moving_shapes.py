@@ -23,22 +23,9 @@ from train.data import SampleSource
 from train.moving_shapes import write_samples
 from train.runtime.loader import Loader
 from train.runtime.sharding import MeshConfig, batch_sharding, make_mesh
+from train.shapes.captions import caption, parse
 from train.shapes.source import MovingShapesSource
-from train.shapes.world import (
-    COLORS,
-    CPU,
-    DIRECTIONS,
-    GPU,
-    REACHES,
-    SIZES,
-    SPEEDS,
-    Scene,
-    Traits,
-    caption,
-    draw,
-    parse,
-    track,
-)
+from train.shapes.world import COLORS, CPU, DIRECTIONS, GPU, REACHES, SIZES, SPEEDS, Scene, Traits, draw, track
 
 BOTH = pytest.mark.parametrize('world', [CPU, GPU], ids=['cpu', 'gpu'])
 RED_CIRCLE = Traits('small', 'red', 'circle', 'right', '', 'blue')

@@ -27,26 +27,23 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.evaluation import clip_metrics as metrics
+from train.shapes.masks import Mask, border_colors, centers_of_mass, find_shape, stretched, track_of_mask
 from train.shapes.world import COLORS, DIRECTIONS, REACHES, SIZES, SPEEDS, Traits, World, coverage
 
-# Levels, of 0..255 per channel, by which a shape must differ from the background.
-CONTRAST = 40.0
 # A value is read only if the clip is at most this factor away from it, in radius or displacement.
 TOLERANCE = 1.5
 # A shape is read only if its template differs from the mask by at most this.
 WORST_MISMATCH = 0.75
 # Frames whose shape is compared, and knots between which a path is measured, evenly spaced.
 COMPARED, KNOTS = 9, 13
-
-Mask = Float[np.ndarray, 'T H W']
 
 
 class Attributes(NamedTuple):
@@ -109,25 +106,25 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], expected: Traits, world: World)
         raise InputError(f'video: {frames} frames of {height}x{width}; give at least {least} of 16x16 pixels.')
     world.numbers(expected)
     pixels = video.astype(np.float32)
-    backgrounds = _border_colors(pixels)
+    backgrounds = border_colors(pixels)
     common = {
         'expected': expected,
         'background': _nearest_color(np.median(backgrounds, axis=0)),
         'flicker': metrics.flicker(pixels.mean(axis=-1)),
         'saturation': metrics.saturation(video),
     }
-    found = _find_shape(pixels, backgrounds)
+    found = find_shape(pixels, backgrounds)
     if found is None:
         nothing = dict.fromkeys(('size', 'color', 'shape', 'direction', 'speed'))
         return Attributes(**common, **nothing, mismatch=1.0, motion=0.0, path=0.0)  # pyright: ignore[reportArgumentType]
     share, color = found
-    side, mask = min(height, width), _stretched(share)
+    side, mask = min(height, width), stretched(share)
     radius = math.sqrt(float(np.median(mask.sum(axis=(1, 2)))) / math.pi) / side
     mismatches = {shape: _mismatch(mask, shape, radius * side) for shape in world.shapes}
     best = min(mismatches, key=mismatches.__getitem__)
     return Attributes(
         **common,  # pyright: ignore[reportArgumentType]
-        **_movement(share, mask, expected, world),
+        **_movement(share, expected, world),
         size=_nearest(radius, {word: SIZES[word] for word in world.sizes}),
         color=_nearest_color(color),
         shape=best if mismatches[best] <= WORST_MISMATCH else None,
@@ -135,44 +132,17 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], expected: Traits, world: World)
     )
 
 
-def _border_colors(pixels: Float[np.ndarray, 'T H W 3']) -> Float[np.ndarray, 'T 3']:
-    """Return the median color of each frame's outermost pixels, of which a shape covers few."""
-    edges = (pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1])
-    return np.median(np.concatenate(edges, axis=1), axis=1)
-
-
 def _nearest_color(color: Float[np.ndarray, ' 3']) -> str:
     return min(COLORS, key=lambda name: float(np.square(color - np.array(COLORS[name])).sum()))
 
 
-def _find_shape(
-    pixels: Float[np.ndarray, 'T H W 3'], backgrounds: Float[np.ndarray, 'T 3']
-) -> tuple[Mask, Float[np.ndarray, ' 3']] | None:
-    """Return the share of the shape's color in each pixel, and the color itself; None if there is no shape."""
-    contrast = pixels - backgrounds[:, None, None]
-    distance = np.sqrt(np.square(contrast).sum(axis=-1))
-    # Shapes cover 5 % of a wide picture and more; the hundredth part that differs most is surely inside.
-    most = float(np.quantile(distance, 0.99))
-    if most < CONTRAST:
-        return None
-    color = np.median(pixels[distance > 0.75 * most], axis=0)
-    ray = color - backgrounds  # T 3
-    return np.einsum('thwc,tc->thw', contrast, ray) / np.maximum(np.square(ray).sum(axis=-1), 1)[:, None, None], color
-
-
-def _stretched(share: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
-    """Return clip(2 m - 1/2, 0, 1) of a mask m, which keeps its edges in place."""
-    return np.clip(2 * share - 0.5, 0, 1)
-
-
-def _movement(share: Mask, mask: Mask, expected: Traits, world: World) -> dict[str, Any]:
+def _movement(share: Mask, expected: Traits, world: World) -> dict[str, Any]:
     """Return direction, speed, motion and path, read from the track of the shape."""
-    here = _around_core(mask)
-    if not here.any(axis=(1, 2)).all():
+    centers = track_of_mask(share)
+    if centers is None:
         return {'direction': None, 'speed': None, 'motion': 0.0, 'path': 0.0}
-    centers = _centers(np.clip(share, 0, 1) * here) / min(mask.shape[1:])
-    steady = centers[: 1 + (len(mask) - 1) // (world.turns + 1)]
-    time = (len(steady) - 1) / (len(mask) - 1)
+    steady = centers[: 1 + (len(share) - 1) // (world.turns + 1)]
+    time = (len(steady) - 1) / (len(share) - 1)
     displacement = _displacement(steady)
     direction = _direction(displacement, min(SPEEDS[word] for word in world.speeds) * time)
     speeds = {word: SPEEDS[word] * time for word in world.speeds}
@@ -182,30 +152,6 @@ def _movement(share: Mask, mask: Mask, expected: Traits, world: World) -> dict[s
         'motion': float(displacement @ DIRECTIONS[expected.direction]) / speeds[expected.speed],
         'path': _path(centers) / SPEEDS[expected.speed],
     }
-
-
-def _around_core(mask: Mask) -> Bool[np.ndarray, 'T H W']:
-    """Return a mask of the pixels at most 3 away from the core: the 3x3 squares that lie wholly in the given mask."""
-    return _squares(_squares(mask > 0.5, 1, np.all), 3, np.any)
-
-
-def _squares(
-    pixels: Bool[np.ndarray, 'T H W'], reach: int, join: Callable[..., np.ndarray]
-) -> Bool[np.ndarray, 'T H W']:
-    """Return for each pixel whether all, or any, in the square around it are true; outside the picture is false."""
-    for axis in (1, 2):
-        margin = [(0, 0)] * 3
-        margin[axis] = (reach, reach)
-        windows = np.lib.stride_tricks.sliding_window_view(np.pad(pixels, margin), 2 * reach + 1, axis)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        pixels = join(windows, axis=-1)
-    return pixels
-
-
-def _centers(mask: Mask) -> Float[np.ndarray, 'T 2']:
-    """Return each frame's center of mass, x and y in pixels."""
-    _, height, width = mask.shape
-    x, y = mask.sum(axis=1) @ (np.arange(width) + 0.5), mask.sum(axis=2) @ (np.arange(height) + 0.5)
-    return np.stack([x, y], axis=1) / np.maximum(mask.sum(axis=(1, 2)), 1e-6)[:, None]
 
 
 def _displacement(centers: Float[np.ndarray, 'T 2']) -> Float[np.ndarray, ' 2']:
@@ -242,7 +188,7 @@ def _mismatch(mask: Mask, shape: str, radius: float) -> float:
     shown = np.linspace(0, len(mask) - 1, min(COMPARED, len(mask))).round().astype(int)
 
     def template(center: Sequence[float]) -> Float[np.ndarray, 'H W']:
-        return _stretched(coverage(shape, radius, (x - center[0])[None, :], (y - center[1])[:, None]))
+        return stretched(coverage(shape, radius, (x - center[0])[None, :], (y - center[1])[:, None]))
 
     # Where the correlation of mask and template is largest, to whole pixels; other blobs do not disturb it.
     origin = (width // 2 + 0.5, height // 2 + 0.5)
@@ -255,7 +201,7 @@ def _mismatch(mask: Mask, shape: str, radius: float) -> float:
         coarse = (float(column) + 0.5, float(row) + 0.5)
         # Then align the centers of mass around that position, at subpixel precision.
         near = frame * (np.abs(x - coarse[0]) <= reach)[None, :] * (np.abs(y - coarse[1]) <= reach)[:, None]
-        fine = _centers(near[None])[0]
+        fine = centers_of_mass(near[None])[0]
         results.append(min(_difference(frame, template(center)) for center in (coarse, fine)))
     return float(np.mean(results))
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
-from train.shapes.world import Scene, World, caption, draw, track
+from train.shapes.captions import caption
+from train.shapes.world import Scene, World, draw, track
 
 # fold_in tag of the wording: its random numbers are not those of the scene.
 WORDING = 1
@@ -73,7 +74,9 @@ class MovingShapesSource:
     def caption(self, index: int) -> str:
         """Return the caption of a sample."""
         # Independent of the scene's random numbers, or a wording such as "little" would reveal the color.
-        return caption(self.scene(index).traits, (self._seed, index, WORDING) if self._paraphrase else None)
+        return caption(
+            self.world.told(self.scene(index).traits), (self._seed, index, WORDING) if self._paraphrase else None
+        )
 
     def metadata(self) -> dict[str, Any]:
         """Return JSON that is equal for sources of the same samples."""

@@ -25,7 +25,8 @@ from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.random_params import SMALL, random_params
 from neodragon_jax.config.neodragon import CLIPTextConfig, ComponentConfig, T5Config, T5EncoderConfig
-from train.shapes.world import SYNONYMS, WORLDS, World, caption
+from train.shapes.captions import SYNONYMS, caption
+from train.shapes.world import WORLDS, World
 
 # The longest caption has fourteen words, a comma and the end token; attention cost grows with every token.
 LENGTH = 16
@@ -43,7 +44,7 @@ END_OF_WORD = '</w>'
 
 def captions(world: World) -> Iterator[str]:
     """Yield some wordings of every combination."""
-    for row, traits in enumerate(world.combinations('all')):
+    for row, traits in enumerate(map(world.told, world.combinations('all'))):
         yield caption(traits)
         yield from (caption(traits, (row, wording)) for wording in range(WORDINGS))
 

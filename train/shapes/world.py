@@ -23,8 +23,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import re
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,20 +52,6 @@ REACHES = {
     'circle': (1.0, 1.0, 1.0),
     'square': (_SQUARE, _SQUARE, _SQUARE),
     'triangle': (math.sqrt(3) * _INNER, 2 * _INNER, _INNER),
-}
-
-# Other words for the same, the canonical one first.
-SYNONYMS = {
-    'small': ('small', 'little'),
-    'large': ('large', 'big'),
-    'circle': ('circle', 'disc'),
-    'square': ('square', 'box'),
-    'moves': ('moves', 'goes'),
-    'right': ('right', 'to the right'),
-    'left': ('left', 'to the left'),
-    'up': ('up', 'upwards'),
-    'down': ('down', 'downwards'),
-    'on': ('on', 'against'),
 }
 
 SPLITS = ('train', 'held_out', 'all')
@@ -105,6 +89,7 @@ class World:
     Attributes:
       sizes ... backgrounds: words of the values that occur.
       turns: how often a shape may turn in a clip.
+      untold: attributes that captions leave out, 'direction' or 'speed'.
       held_out: m, of which one combination in m is held out; see the module.
     """
 
@@ -116,6 +101,7 @@ class World:
     backgrounds: tuple[str, ...]
     turns: int = 0
     held_out: int = 2
+    untold: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = (SIZES, COLORS, REACHES, DIRECTIONS, SPEEDS, COLORS)
@@ -130,6 +116,9 @@ class World:
             raise InputError(f'World: {min(both)} is a color of shapes and of backgrounds; choose one.')
         if self.turns < 0 or self.held_out < 2:
             raise InputError(f'World: turns is {self.turns}, held_out {self.held_out}; give at least 0 and 2.')
+        for name in self.untold:
+            if name not in ('direction', 'speed'):
+                raise InputError(f'World: untold has {name!r}; captions can leave out direction and speed.')
 
     @property
     def values(self) -> tuple[tuple[str, ...], ...]:
@@ -140,6 +129,10 @@ class World:
     def steady(self) -> float:
         """The share of the clip for which the direction is surely the caption's."""
         return 1 / (self.turns + 1)
+
+    def told(self, traits: Traits) -> Traits:
+        """Return the attributes as a caption tells them: those that are left out are ''."""
+        return traits._replace(**dict.fromkeys(self.untold, ''))
 
     def numbers(self, traits: Traits) -> tuple[int, ...]:
         """Return the number of each value among the world's.
@@ -202,56 +195,9 @@ GPU = World(
     turns=2,
     held_out=6,
 )
-WORLDS = {'cpu': CPU, 'gpu': GPU}
-
-
-def caption(traits: Traits, seed: int | Sequence[int] | None = None) -> str:
-    """Return the canonical caption, or with a seed one of several wordings that mean the same."""
-    rng = None if seed is None else np.random.default_rng(seed)
-
-    def worded(word: str) -> str:
-        words = SYNONYMS.get(word, (word,))
-        return words[0 if rng is None else rng.integers(len(words))]
-
-    adverb = f'{traits.speed} ' if traits.speed else ''
-    shape = f'a {worded(traits.size)} {traits.color} {worded(traits.shape)}'
-    move = f'{adverb}{worded("moves")} {worded(traits.direction)}'
-    background = f'{worded("on")} a {traits.background} background'
-    if rng is not None and rng.integers(2):
-        return f'{background}, {shape} {move}'
-    return f'{shape} {move} {background}'
-
-
-def parse(text: str) -> Traits:
-    """Return the attributes of a caption in any wording.
-
-    Raises:
-      InputError: it is not a caption of this kind.
-    """
-    plain = ' '.join(text.lower().split()).rstrip('.')
-    for pattern in _patterns():
-        if found := pattern.fullmatch(plain):
-            return Traits(*(_canonical(found[name] or '') for name in Traits._fields))
-    example = caption(Traits('small', 'red', 'circle', 'right', '', 'blue'))
-    raise InputError(f'{text!r} is no caption of moving shapes; write one like "{example}".')
-
-
-@functools.cache
-def _patterns() -> tuple[re.Pattern[str], ...]:
-    """Return one pattern per order of the parts, with a group per attribute."""
-
-    def among(words: Iterable[str]) -> str:
-        return '|'.join(synonym for word in words for synonym in SYNONYMS.get(word, (word,)))
-
-    shape = f'a (?P<size>{among(SIZES)}) (?P<color>{among(COLORS)}) (?P<shape>{among(REACHES)})'
-    speed = f'(?:(?P<speed>{among(filter(None, SPEEDS))}) )?'
-    move = f'{speed}(?:{among(["moves"])}) (?P<direction>{among(DIRECTIONS)})'
-    background = f'(?:{among(["on"])}) a (?P<background>{among(COLORS)}) background'
-    return re.compile(f'{shape} {move} {background}'), re.compile(f'{background},? {shape} {move}')
-
-
-def _canonical(word: str) -> str:
-    return next((canonical for canonical, synonyms in SYNONYMS.items() if word in synonyms), word)
+# Direction and speed are not told and there is a turn: a student that forgets its history loses the motion.
+COLLAPSE = dataclasses.replace(CPU, speeds=('slowly', 'quickly'), turns=1, untold=('direction', 'speed'))
+WORLDS = {'cpu': CPU, 'gpu': GPU, 'collapse': COLLAPSE}
 
 
 def coverage(

@@ -8,7 +8,8 @@ import pytest
 from neodragon_jax.generation.tokens import ClipTokenizer, T5Tokenizer
 from train.data.conditioning import load_conditioner
 from train.shapes import language, text_encoders
-from train.shapes.world import CPU, GPU, Traits, caption
+from train.shapes.captions import caption
+from train.shapes.world import CPU, GPU, Traits
 
 
 @pytest.fixture(scope='module')
