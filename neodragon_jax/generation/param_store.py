@@ -41,14 +41,14 @@ class Store:
             if name not in self._held:
                 if self.one_at_a_time:
                     self._held.clear()
-                self._held[name] = self._read(name, read)
+                self._held[name] = self.read_module(name, read)
             return self._held[name]
 
         if not self.one_at_a_time:
             params()
         return params
 
-    def _read(self, name: str, read: Callable[[], dict[str, Any]]) -> Any:
+    def read_module(self, name: str, read: Callable[[], dict[str, Any]]) -> Any:
         """Read a module; each host array is freed as soon as it has been copied to the devices."""
         leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(read()))
         self.sizes[name] = sum(leaf.nbytes for leaf in leaves.values())

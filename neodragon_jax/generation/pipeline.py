@@ -126,17 +126,14 @@ def load(
         raise InputError(f'mode {mode!r} is unknown; use one of {", ".join(folders.DENOISER_FOLDERS)}.')
     find = lambda name: checkpoint.component_folder(root, name)
     store = store or Store(place)
-    folder = pathlib.Path(denoiser or find(folders.DENOISER_FOLDERS[mode]))
-    model = checkpoint.load_module(folder, PyramidMMDiT)
-    layers = model.config.num_layers
-    params = store.hold(DENOISER, lambda: stack_blocks(read_params(folder, dtype), layers))
+    model, params = load_denoiser(denoiser or find(folders.DENOISER_FOLDERS[mode]), dtype, store)
     vae = checkpoint.load_module(find(folders.VIDEO_VAE), VideoVAE).clone(dtype=dtype)
     encode_image, decode_step = _vae_functions(vae, find(folders.VIDEO_VAE), dtype, store)
     tokenizers = Tokenizers.load(root)
     return Components(
         encode_prompt=_prompt_encoder(root, tokenizers, adapter or find(folders.ADAPTER_FOLDERS[mode]), dtype, store),
         encode_image=encode_image,
-        denoise=jax_denoiser(model.clone(scan=True, dtype=dtype).apply, params),
+        denoise=jax_denoiser(model.apply, params),
         decode_step=decode_step,
         init_memories=vae.init_memories,
         channels=model.config.in_channels,
@@ -145,6 +142,22 @@ def load(
         max_frames=model.config.max_num_frames,
         tokenizers=tokenizers,
     )
+
+
+def load_denoiser(folder: str | os.PathLike[str], dtype: Any, store: Store) -> tuple[PyramidMMDiT, Callable[[], Any]]:
+    """Return a stored denoiser with scanned blocks, and the function that returns its parameters.
+
+    Args:
+      dtype: compute type, as in `load`.
+      store: holds the parameters; it reads them once.
+    Raises:
+      InputError: the component is missing or damaged.
+    """
+    folder = pathlib.Path(folder)
+    model = checkpoint.load_module(folder, PyramidMMDiT)
+    layers = model.config.num_layers
+    params = store.hold(DENOISER, lambda: stack_blocks(read_params(folder, dtype), layers))
+    return model.clone(scan=True, dtype=dtype), params
 
 
 def _vae_functions(

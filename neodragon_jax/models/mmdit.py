@@ -27,6 +27,7 @@ from neodragon_jax.models.attention import strategy
 from neodragon_jax.models.joint_block import STREAMS, JointBlock
 from neodragon_jax.models.layers import sincos_table, timestep_sinusoid
 from neodragon_jax.models.modulation import (
+    EXACT,
     TWO_PARTS,
     BlockModulation,
     BlockModulator,
@@ -82,6 +83,8 @@ class PyramidMMDiT(nn.Module):
       attention: how the mask is applied, see models/attention.py; all but 'masked' take frames in the order of their
         ids, as `pyramid.history.envelope` has them.
       rotary: form of the rotary embedding, see `rotary.make_rotary`.
+      residual_dtype: type of both token streams between the layers, and of the head; None for the compute type. In
+        float32, rounding does not add up over the blocks; the matrix products of the blocks keep the compute type.
     """
 
     config: MMDiTConfig
@@ -90,6 +93,7 @@ class PyramidMMDiT(nn.Module):
     remat: str = 'none'
     attention: str = 'masked'
     rotary: str = 'halves'
+    residual_dtype: Any = None
 
     def setup(self) -> None:
         config, repeated = self.config, self.config.num_layers - 1
@@ -97,7 +101,7 @@ class PyramidMMDiT(nn.Module):
         self.pooled_embed = ConditioningMLP(config.width)
         self.positions = self.param('positions', _positions_init, config)
         self.patch_embed = nn.Dense(config.width, dtype=self.dtype, kernel_init=_XAVIER)
-        block = self._block_class()
+        block = _block_class(self.remat, self.scan)
         self.modulators: Any
         self.blocks: Any
         if self.scan and repeated:
@@ -116,16 +120,8 @@ class PyramidMMDiT(nn.Module):
         self.last_modulator = BlockModulator(last=True)
         self.last_block = block(config, self.dtype, last=True, attention=self.attention)
         self.head_modulator = ModulationLinear(TWO_PARTS)
-        self.head = nn.Dense(config.patch_dim, dtype=self.dtype, kernel_init=_ZEROS)
-
-    def _block_class(self) -> Any:
-        if self.remat == 'none':
-            return JointBlock
-        if self.remat not in REMAT_POLICIES:
-            raise InputError(f'remat is {self.remat!r}; use one of none, {", ".join(REMAT_POLICIES)}.')
-        # Argument 5 is `keep` (self is 0). A scan already keeps XLA from undoing the recomputation.
-        policy = REMAT_POLICIES[self.remat]
-        return nn.remat(JointBlock, policy=policy, prevent_cse=not self.scan, static_argnums=(5,))
+        head_dtype, head_precision = self.residual_dtype or self.dtype, EXACT if self.residual_dtype else None
+        self.head = nn.Dense(config.patch_dim, dtype=head_dtype, precision=head_precision, kernel_init=_ZEROS)
 
     def __call__(
         self,
@@ -149,11 +145,23 @@ class PyramidMMDiT(nn.Module):
         Raises:
           InputError: there is no clip or a clip cannot be cut into patches.
         """
+        modulation = self.modulate(timestep_sinusoid(timestep, TIMESTEP_WIDTH), pooled)
+        return self.modulated(clips, text, text_mask, modulation, frame_ids)
+
+    def modulated(
+        self,
+        clips: Sequence[Float[Array, 'B _ _ _ C']],
+        text: Float[Array, 'B L D'],
+        text_mask: Int[Array, 'B L'],
+        modulation: tuple[Any, BlockModulation, FinalModulation],
+        frame_ids: Int[Array, 'B F'] | None = None,
+    ) -> Float[Array, 'B _ _ _ C']:
+        """Return the flow of the last clip with given AdaLN vectors, a result of `modulate`."""
         patch = self.config.patch_size
         layout = layout_of(clips, patch, text.shape[1])
         if frame_ids is None:
             frame_ids = jnp.broadcast_to(jnp.arange(len(layout.grids)), (text.shape[0], len(layout.grids)))
-        condition = self.condition(layout, frame_ids, text_mask, pooled, timestep)
+        condition = self._condition(layout, frame_ids, text_mask, modulation)
         patches = jnp.concatenate([patchify(clip, patch) for clip in clips], axis=1)
         flow = self.denoise(patches, text, condition, layout.current_tokens)
         return unpatchify(flow, patch, layout.grids[-1])
@@ -167,17 +175,14 @@ class PyramidMMDiT(nn.Module):
         timestep: Float[Array, ' B'],
     ) -> Condition:
         """Compute the inputs of `denoise` that do not depend on the latents or the text states."""
-        config = self.config
-        ids = position_ids(layout, frame_ids)
-        blocks, last_block, head = self.modulate(timestep_sinusoid(timestep, TIMESTEP_WIDTH), pooled)
-        return Condition(
-            positions=self.position_rows(layout),
-            rotary=make_rotary(self.rotary, layout, ids, config.max_num_frames, config.attention_head_dim),
-            bias=strategy(self.attention).bias(layout, ids, text_mask, config.num_attention_heads),
-            blocks=blocks,
-            last_block=last_block,
-            head=head,
-        )
+        modulation = self.modulate(timestep_sinusoid(timestep, TIMESTEP_WIDTH), pooled)
+        return self._condition(layout, frame_ids, text_mask, modulation)
+
+    def _condition(self, layout: Layout, frame_ids: Array, text_mask: Array, modulation: Any) -> Condition:
+        config, ids = self.config, position_ids(layout, frame_ids)
+        rotary = make_rotary(self.rotary, layout, ids, config.max_num_frames, config.attention_head_dim)
+        bias = strategy(self.attention).bias(layout, ids, text_mask, config.num_attention_heads)
+        return Condition(self.position_rows(layout), rotary, bias, *modulation)
 
     def modulate(
         self, sinusoid: Float[Array, 'B t'], pooled: Float[Array, 'B p']
@@ -189,7 +194,8 @@ class PyramidMMDiT(nn.Module):
           pooled: pooled prompt vector.
         """
         embedding = self.embed_conditioning(sinusoid, pooled)
-        blocks = self.modulators(embedding) if self.scan else [modulator(embedding) for modulator in self.modulators]
+        stacked = self.scan and self.config.num_layers > 1
+        blocks = self.modulators(embedding) if stacked else [modulator(embedding) for modulator in self.modulators]
         return blocks, *self.modulate_end(embedding)
 
     def embed_conditioning(self, sinusoid: Float[Array, 'B t'], pooled: Float[Array, 'B p']) -> Float[Array, 'B D']:
@@ -226,6 +232,8 @@ class PyramidMMDiT(nn.Module):
     def embed(self, patches: Float[Array, '... I P'], positions: Float[Array, 'I D']) -> Float[Array, '... I D']:
         """Return the image stream before the first block."""
         image = self.patch_embed(patches)
+        if self.residual_dtype is not None:
+            image = image.astype(self.residual_dtype)
         return image + positions.astype(image.dtype)
 
     def finish(
@@ -260,6 +268,16 @@ class PyramidMMDiT(nn.Module):
             for grid in dict.fromkeys(layout.grids)
         }
         return jnp.concatenate([resized[grid].reshape(-1, crop.shape[-1]) for grid in layout.grids])
+
+
+def _block_class(remat: str, scan: bool) -> Any:
+    """Return the block, with its rematerialization."""
+    if remat == 'none':
+        return JointBlock
+    if remat not in REMAT_POLICIES:
+        raise InputError(f'remat is {remat!r}; use one of none, {", ".join(REMAT_POLICIES)}.')
+    # Argument 5 is `keep` (self is 0). A scan already keeps XLA from undoing the recomputation.
+    return nn.remat(JointBlock, policy=REMAT_POLICIES[remat], prevent_cse=not scan, static_argnums=(5,))
 
 
 def _positions_init(key: Array, config: MMDiTConfig) -> Float[Array, 'M M D']:

@@ -9,9 +9,11 @@ Source: arXiv 2212.09748 (AdaLN-zero); arXiv 2403.03206 (SD3) for the two stream
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -20,6 +22,9 @@ from neodragon_jax.models.layers import layer_norm
 
 _SMALL = nn.initializers.normal(0.02)
 _ZEROS = nn.initializers.zeros_init()
+
+# Precision of the matrix products that promise float32: a TPU computes them from bfloat16 parts by default.
+EXACT = jax.lax.Precision.HIGHEST
 
 # Offsets of the released vectors, in their order: a gain is 1 + the released scale.
 SIX_PARTS = (0.0, 1.0, 0.0, 0.0, 1.0, 0.0)  # shift, scale, gate for attention, then for the MLP
@@ -58,8 +63,8 @@ class ConditioningMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'B p']) -> Float[Array, 'B D']:
-        x = nn.Dense(self.width, dtype=jnp.float32, kernel_init=_SMALL, name='linear_1')(x)
-        return nn.Dense(self.width, dtype=jnp.float32, kernel_init=_SMALL, name='linear_2')(nn.silu(x))
+        dense = functools.partial(nn.Dense, self.width, dtype=jnp.float32, precision=EXACT, kernel_init=_SMALL)
+        return dense(name='linear_2')(nn.silu(dense(name='linear_1')(x)))
 
 
 class OffsetLinear(nn.Module):
@@ -74,7 +79,8 @@ class OffsetLinear(nn.Module):
         bias = self.param('bias', _ZEROS, (parts, width)) + np.array(self.offsets, np.float32)[:, None]
         # Flax's layer rather than its formula: exporters turn it into one native node.
         params = {'kernel': kernel.reshape(width, -1), 'bias': bias.reshape(-1)}
-        flat: Any = nn.Dense(parts * width, dtype=jnp.float32, parent=None).apply({'params': params}, x)
+        dense = nn.Dense(parts * width, dtype=jnp.float32, precision=EXACT, parent=None)
+        flat: Any = dense.apply({'params': params}, x)
         return flat.reshape(-1, parts, width)
 
 

@@ -204,17 +204,33 @@ def guided(denoise: Denoiser, negative: Prompt, scale: Scale) -> Denoiser:
 
     def both(stage: int, history: History, x: Unit, unit: Array, prompt: Prompt, timestep: Array) -> Unit:
         null = jax.tree.map(lambda n, p: jnp.broadcast_to(n, p.shape), negative, prompt)
-        doubled = jax.tree.map(
-            lambda n, p: jnp.stack([n, p], axis=1).reshape(-1, *p.shape[1:]),
-            (list(history), x, unit, null, timestep),
-            (list(history), x, unit, prompt, timestep),
-        )
-        flow = denoise(stage, *doubled)
-        flow = flow.reshape(-1, 2, *flow.shape[1:]).astype(jnp.float32)
-        factor = jnp.asarray(scale(unit) if callable(scale) else scale, jnp.float32).reshape(-1, 1, 1, 1, 1)
-        return flow[:, 0] + factor * (flow[:, 1] - flow[:, 0])
+        given = list(history), x, unit
+        doubled = neighbors((*given, null, timestep), (*given, prompt, timestep))
+        return guide(denoise(stage, *doubled), scale(unit) if callable(scale) else scale)
 
     return both
+
+
+def neighbors(first: Any, second: Any, axis: int = 0) -> Any:
+    """Return two trees of arrays as one of the doubled batch, in which each sample's two rows are neighbors."""
+
+    def join(one: Array, other: Array) -> Array:
+        shape = other.shape
+        return jnp.stack([one, other], axis=axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+
+    return jax.tree.map(join, first, second)
+
+
+def guide(flow: Float[Array, 'N 1 h w C'], scale: float | Array) -> Float[Array, 'B 1 h w C']:
+    """Return negative + scale (positive - negative) of the flows of a doubled batch, in float32.
+
+    Args:
+      flow: N = 2 B; a sample's flow with the negative prompt is followed by that with the positive prompt.
+      scale: a number, or one per sample.
+    """
+    flow = flow.reshape(-1, 2, *flow.shape[1:]).astype(jnp.float32)
+    factor = jnp.asarray(scale, jnp.float32).reshape(-1, 1, 1, 1, 1)
+    return flow[:, 0] + factor * (flow[:, 1] - flow[:, 0])
 
 
 def euler_steps(

@@ -110,7 +110,7 @@ def test_low_memory_makes_the_same_videos_and_loads_each_module_once():
     read: list[str] = []
     worker = open_session('--low-memory')
     assert not worker.loaded.store.sizes, 'loaded before it was needed'
-    original = Store._read
+    original = Store.read_module
 
     def spy(self: Store, name: str, reader: Any) -> Any:
         assert not self._held, 'another module is still in memory'
