@@ -12,8 +12,6 @@ Source: Neodragon, arXiv 2511.06055, section on step distillation (350K teacher 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import pathlib
 import sys
 import time
@@ -21,35 +19,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tqdm
-from jaxtyping import Array, Float
 
-from neodragon_jax.base import video
-from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
-from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.files import file_sha256
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
-from neodragon_jax.checkpoint.fingerprint import fingerprint
-from neodragon_jax.checkpoint.results import DenoiserFolders, find_teacher
-from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import defaults as generation
-from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.arguments import released
-from neodragon_jax.generation.devices import Spread
-from neodragon_jax.generation.options import VideoOptions, check_seed
-from neodragon_jax.generation.plan import VideoSettings, video_settings
+from neodragon_jax.generation.options import VideoOptions
 from neodragon_jax.generation.tokens import cut_notice
-from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, sample
+from neodragon_jax.models.attention import STRATEGIES
 from train.data import DTYPES, SampleSpec, SampleWriter
-from train.data.first_frames import describe_pairs, pair_pictures
-from train.flow.guidance import scale_by_unit
+from train.data.first_frames import describe_pairs
+from train.flow.stage_starts import start_shapes
+from train.flow.teacher_sampler import GENERATED, TeacherSampler, TeacherSamplesOptions, load_teacher, make_request
+from train.runtime.platform import AUTO
 
-GENERATED = 'generated'
-MODE = 'monolithic'  # of generation.json
 # Options that override generation.json.
 _CHOICES = (
     *('frames', 'height', 'width', 'steps', 'first_steps', 'guidance', 'first_guidance'),
@@ -69,37 +54,6 @@ examples:
 
 The same command resumes an interrupted run.
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherSamplesOptions:
-    """Options of this command; see --help for each.
-
-    Attributes:
-      teacher: result of a training run; None takes the checkpoint's multi-step denoiser.
-      first_frame: pictures of unit 0; None lets the teacher generate it.
-      video: choices that override generation.json.
-    """
-
-    checkpoint: StoragePath | str
-    teacher: StoragePath | None
-    prompts_file: StoragePath
-    out: StoragePath
-    count: int
-    first_frame: pathlib.Path | None
-    video: VideoOptions
-    seed: int
-    batch: int
-    samples_per_shard: int
-    dtype: str
-    store_dtype: str
-    distributed: bool
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        for name in ('count', 'batch', 'samples_per_shard'):
-            if getattr(self, name) < 1:
-                raise InputError(f'--{name.replace("_", "-")} is {getattr(self, name)}; give at least 1.')
 
 
 def parse_options(argv: Sequence[str] | None = None) -> TeacherSamplesOptions:
@@ -133,6 +87,8 @@ def _add_files(add: Callable[..., Any]) -> None:
         help='number of samples; the prompts are used in turn, repeatedly')  # fmt: skip
     add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
+    add('--store-starts', action='store_true',
+        help='also store the starts of all stages, for config.dmd.pairs; a third more space')  # fmt: skip
 
 
 def _add_sampling(add: Callable[..., Any]) -> None:
@@ -162,128 +118,22 @@ def _add_computation(add: Callable[..., Any]) -> None:
     """Add the options of devices and types."""
     add('--batch', type=int, default=1, metavar='N', help='samples at a time on each device (default: %(default)s)')
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help="the denoiser's compute type (default: %(default)s)")
+    add('--attention', choices=(AUTO, *STRATEGIES), default=AUTO, help='form of the attention (default: %(default)s)')
+    add('--fsdp', type=int, default=1, metavar='N',
+        help='devices over which the denoiser is split, for one that is too large (default: %(default)s)')  # fmt: skip
+    add('--tensor', type=int, default=1, metavar='N', help='devices that share its heads (default: %(default)s)')
     add('--distributed', action='store_true',
         help='this is one of several processes on a TPU pod, under Slurm or Open MPI')  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """The samples that a command line asks for, before any weights are read.
-
-    Attributes:
-      settings: with the choices of generation.json.
-      pictures: first frames, one per prompt; None if the teacher samples them.
-      folders: the denoiser and its adapter.
-    """
-
-    options: TeacherSamplesOptions
-    settings: VideoSettings
-    prompts: list[str]
-    pictures: list[pathlib.Path] | None
-    folders: DenoiserFolders
-
-    @property
-    def guidance(self) -> tuple[float, float]:
-        """Guidance scales of units > 0 and of unit 0; 1 is no guidance."""
-        plan = self.settings.plan
-        scales = (plan.guidance, plan.first_guidance)
-        return tuple(1.0 if scale is None else scale for scale in scales)  # pyright: ignore[reportReturnType]
-
-    def protocol(self) -> dict[str, Any]:
-        """Return the settings of the samples; a resumed run and any training on the samples must have the same."""
-        settings, options = self.settings, self.options
-        frames, height, width = settings.size
-        guidance, first_guidance = self.guidance
-        record = {'frames': frames, 'height': height, 'width': width}
-        record |= {'steps': settings.plan.steps, 'first_steps': settings.plan.first_steps}
-        record |= {'guidance': guidance, 'first_guidance': first_guidance}
-        record |= {'prompt_modifier': settings.modifier, 'negative_prompt': settings.negative}
-        record |= {'seed': options.seed, 'dtype': options.dtype}
-        record |= {'first_frame': GENERATED if self.pictures is None else 'pictures'}
-        if self.pictures is not None:
-            digests = ''.join(file_sha256(path) for path in self.pictures)
-            record |= {'pictures': hashlib.sha256(digests.encode()).hexdigest()[:16]}
-        return record | {
-            'prompts': hashlib.sha256('\n'.join(self.prompts).encode()).hexdigest()[:16],
-            'teacher': fingerprint(self.folders.denoiser),
-            'adapter': fingerprint(self.folders.adapter),
-        }
-
-
-def make_request(options: TeacherSamplesOptions) -> Request:
-    """Read the small inputs of a command line.
-
-    Raises:
-      InputError: the prompts, the pictures, generation.json or a choice is not usable.
-    """
-    prompts = read_prompts(options.prompts_file)
-    pictures = None
-    if options.first_frame is not None:
-        pictures = pair_pictures(options.first_frame, prompts, '--first-frame')
-    settings = video_settings(options.video, MODE, generation.read(options.checkpoint))
-    folders = find_teacher(options.checkpoint, options.teacher, '--teacher')
-    return Request(options, settings, prompts, pictures, folders)
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherSampler:
-    """The multi-step system on all devices of this process.
-
-    Attributes:
-      denoise: the denoiser with guidance.
-      plan: sampling plan, without guidance.
-      negative: conditioning of the negative prompt: text [L, D], mask [L], pooled [p].
-    """
-
-    components: pipeline.Components
-    denoise: Denoiser
-    plan: Plan
-    negative: Prompt
-    spread: Spread
-    request: Request
-
-    def draw(self, indices: Sequence[int]) -> tuple[Prompt, Float[Array, 'B T H W C']]:
-        """Return the conditioning and the latents of some samples, which depend on their indices and the seed only."""
-        request, count = self.request, len(self.request.prompts)
-        prompts, numbers = [request.prompts[index % count] for index in indices], [index // count for index in indices]
-        texts = [text + request.settings.modifier for text in prompts]
-        prompt = self.spread.shard(self.components.encode_prompt(texts))
-        noise = DrawnNoise(self.spread.shard(pipeline.sample_keys(request.options.seed, prompts, numbers)))
-        first = None
-        if request.pictures is not None:
-            frames = [self._frame(request.pictures[index % count]) for index in indices]
-            first = pipeline.encode_first_frame(self.components, self.spread.shard(jnp.asarray(frames)[:, None]), noise)
-        return prompt, sample(self.denoise, self.plan, prompt, noise, first_frame=first)
-
-    def _frame(self, path: pathlib.Path) -> np.ndarray:
-        return video.picture_to_frame(video.read_image(path), *self.request.settings.size[1:])
-
-
-def load_teacher(request: Request) -> TeacherSampler:
-    """Load the teacher.
-
-    Raises:
-      InputError: the checkpoint is damaged, or the size does not fit it.
-    """
-    options, settings = request.options, request.settings
-    plan = dataclasses.replace(settings.plan, guidance=None, first_guidance=None)
-    spread = Spread(jax.local_devices())
-    components = pipeline.load(
-        options.checkpoint, MODE, *request.folders, dtype=jnp.dtype(options.dtype), place=spread.replicate
-    )
-    negative = jax.tree.map(lambda leaf: leaf[0], components.encode_prompt([settings.negative]))
-    denoise = guided(components.denoise, negative, scale_by_unit(*request.guidance))
-    return TeacherSampler(components, denoise, components.check(plan), negative, spread, request)
 
 
 def records(teacher: TeacherSampler, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the samples of some indices, in order; each batch fills all devices."""
     prompts = teacher.request.prompts
-    size = teacher.request.options.batch * len(teacher.spread.devices)
+    size = teacher.request.options.batch * teacher.groups
     for start in range(0, len(indices), size):
         batch = list(indices[start : start + size])
         padded = batch + [batch[-1]] * (size - len(batch))
-        prompt, latents = jax.device_get(teacher.draw(padded))
+        prompt, latents, starts = jax.device_get(teacher.draw(padded))
         for row, index in enumerate(batch):
             yield {
                 'index': index,
@@ -292,7 +142,7 @@ def records(teacher: TeacherSampler, indices: Sequence[int]) -> Iterator[dict[st
                 'text': prompt.text[row],
                 'text_mask': prompt.mask[row],
                 'pooled': prompt.pooled[row],
-            }
+            } | {name: array[row] for name, array in starts.items()}
 
 
 def run(options: TeacherSamplesOptions) -> None:
@@ -316,12 +166,14 @@ def write_samples(teacher: TeacherSampler) -> None:
     tokenizers = teacher.components.tokenizers
     notice = cut_notice(tokenizers.t5, request.prompts, request.settings.modifier) if first and tokenizers else ''
     print(notice, end='\n' if notice else '')
+    shape = (plan.frames, plan.height, plan.width, plan.channels)
     spec = SampleSpec(
-        latents=(plan.frames, plan.height, plan.width, plan.channels),
+        latents=shape,
         text=negative.text.shape,
         pooled=negative.pooled.shape[0],
         latents_dtype=options.store_dtype,
         text_dtype=options.store_dtype,
+        starts=start_shapes(shape, plan.schedule.stages) if options.store_starts else {},
     )
     writer = SampleWriter(
         options.out,

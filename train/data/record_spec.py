@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import ml_dtypes
@@ -180,6 +181,7 @@ class SampleSpec(RecordSpec):
         pooled: int,
         latents_dtype: str = 'bfloat16',
         text_dtype: str = 'float32',
+        starts: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
         """Build the spec of a teacher sample.
 
@@ -188,6 +190,7 @@ class SampleSpec(RecordSpec):
           text: [L, D] of the prompt states; the mask has L numbers.
           pooled: P.
           latents_dtype, text_dtype: 'float32' or 'bfloat16'; `text_dtype` also applies to the pooled vector.
+          starts: shapes of the starts of the teacher's stages by name, in the type of the latents.
         """
         for name, dtype in (('latents_dtype', latents_dtype), ('text_dtype', text_dtype)):
             if dtype not in DTYPES:
@@ -199,6 +202,7 @@ class SampleSpec(RecordSpec):
                 'text_mask': ArraySpec(tuple(text[:1]), 'int32'),
                 'pooled': ArraySpec((pooled,), text_dtype),
             }
+            | {name: ArraySpec(tuple(shape), latents_dtype) for name, shape in starts.items()}
         )
 
     @property

@@ -1,0 +1,205 @@
+"""The multi-step teacher on all devices of a process, which samples videos of prompts as latents.
+
+Legend: B batch, T latent frames, H W latent grid, C channels, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from neodragon_jax.base import video
+from neodragon_jax.base.bucket import StoragePath
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import file_sha256
+from neodragon_jax.checkpoint.fingerprint import fingerprint
+from neodragon_jax.checkpoint.results import DenoiserFolders, find_teacher
+from neodragon_jax.evaluation.prompt_files import read_prompts
+from neodragon_jax.generation import defaults as generation
+from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.options import VideoOptions, check_seed
+from neodragon_jax.generation.plan import VideoSettings, video_settings
+from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, sample
+from train.data.first_frames import pair_pictures
+from train.flow.guidance import scale_by_unit
+from train.flow.guided_teacher import GuidedTeacher
+from train.flow.stage_starts import StartRecorder, Starts
+from train.runtime.platform import attention_on_platform
+from train.runtime.sharded_store import ShardedStore
+from train.runtime.sharding import BATCH_AXES, MeshConfig, batch_sharding, make_mesh, replicated
+
+GENERATED = 'generated'
+MODE = 'monolithic'  # of generation.json
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSamplesOptions:
+    """Options of `train.teacher_samples`; see its --help for each.
+
+    Attributes:
+      teacher: result of a training run; None takes the checkpoint's multi-step denoiser.
+      first_frame: pictures of unit 0; None lets the teacher generate it.
+      video: choices that override generation.json.
+    """
+
+    checkpoint: StoragePath | str
+    teacher: StoragePath | None
+    prompts_file: StoragePath
+    out: StoragePath
+    count: int
+    first_frame: pathlib.Path | None
+    video: VideoOptions
+    seed: int
+    batch: int
+    samples_per_shard: int
+    dtype: str
+    store_dtype: str
+    store_starts: bool
+    attention: str
+    fsdp: int
+    tensor: int
+    distributed: bool
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name in ('count', 'batch', 'samples_per_shard'):
+            if getattr(self, name) < 1:
+                raise InputError(f'--{name.replace("_", "-")} is {getattr(self, name)}; give at least 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The samples that a command line asks for, before any weights are read.
+
+    Attributes:
+      settings: with the choices of generation.json.
+      pictures: first frames, one per prompt; None if the teacher samples them.
+      folders: the denoiser and its adapter.
+    """
+
+    options: TeacherSamplesOptions
+    settings: VideoSettings
+    prompts: list[str]
+    pictures: list[pathlib.Path] | None
+    folders: DenoiserFolders
+
+    @property
+    def guidance(self) -> tuple[float, float]:
+        """Guidance scales of units > 0 and of unit 0; 1 is no guidance."""
+        plan = self.settings.plan
+        scales = (plan.guidance, plan.first_guidance)
+        return tuple(1.0 if scale is None else scale for scale in scales)  # pyright: ignore[reportReturnType]
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings of the samples; a resumed run and any training on the samples must have the same."""
+        settings, options = self.settings, self.options
+        frames, height, width = settings.size
+        guidance, first_guidance = self.guidance
+        record = {'frames': frames, 'height': height, 'width': width}
+        record |= {'steps': settings.plan.steps, 'first_steps': settings.plan.first_steps}
+        record |= {'guidance': guidance, 'first_guidance': first_guidance}
+        record |= {'prompt_modifier': settings.modifier, 'negative_prompt': settings.negative}
+        record |= {'seed': options.seed, 'dtype': options.dtype}
+        record |= {'first_frame': GENERATED if self.pictures is None else 'pictures'}
+        if self.pictures is not None:
+            digests = ''.join(file_sha256(path) for path in self.pictures)
+            record |= {'pictures': hashlib.sha256(digests.encode()).hexdigest()[:16]}
+        return record | {
+            'prompts': hashlib.sha256('\n'.join(self.prompts).encode()).hexdigest()[:16],
+            'teacher': fingerprint(self.folders.denoiser),
+            'adapter': fingerprint(self.folders.adapter),
+        }
+
+
+def make_request(options: TeacherSamplesOptions) -> Request:
+    """Read the small inputs of a command line.
+
+    Raises:
+      InputError: the prompts, the pictures, generation.json or a choice is not usable.
+    """
+    prompts = read_prompts(options.prompts_file)
+    pictures = None
+    if options.first_frame is not None:
+        pictures = pair_pictures(options.first_frame, prompts, '--first-frame')
+    settings = video_settings(options.video, MODE, generation.read(options.checkpoint))
+    folders = find_teacher(options.checkpoint, options.teacher, '--teacher')
+    return Request(options, settings, prompts, pictures, folders)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSampler:
+    """The multi-step system on all devices of this process.
+
+    Attributes:
+      teacher: the denoiser with guidance.
+      plan: sampling plan, without guidance.
+      negative: conditioning of the negative prompt: text [L, D], mask [L], pooled [p].
+    """
+
+    components: pipeline.Components
+    teacher: GuidedTeacher
+    plan: Plan
+    negative: Prompt
+    mesh: Mesh
+    request: Request
+
+    def draw(self, indices: Sequence[int]) -> tuple[Prompt, Float[Array, 'B T H W C'], Starts]:
+        """Return conditioning, latents and starts of some samples, which depend on their indices and the seed only.
+
+        The starts are {} unless they are stored.
+        """
+        request, count = self.request, len(self.request.prompts)
+        prompts, numbers = [request.prompts[index % count] for index in indices], [index // count for index in indices]
+        texts = [text + request.settings.modifier for text in prompts]
+        prompt = self.shard(self.components.encode_prompt(texts))
+        noise = DrawnNoise(self.shard(pipeline.sample_keys(request.options.seed, prompts, numbers)))
+        first = None
+        if request.pictures is not None:
+            frames = [self._frame(request.pictures[index % count]) for index in indices]
+            first = pipeline.encode_first_frame(self.components, self.shard(jnp.asarray(frames)[:, None]), noise)
+        denoise = StartRecorder(self.teacher.denoiser(0 if first is None else 1))
+        latents = sample(denoise, self.plan, prompt, noise, first_frame=first)
+        return prompt, latents, denoise.starts(self.plan.frames) if request.options.store_starts else {}
+
+    def shard(self, tree: Any) -> Any:
+        """Split a tree along its leading axis, whose length is a multiple of `groups`."""
+        return jax.device_put(tree, batch_sharding(self.mesh))
+
+    @property
+    def groups(self) -> int:
+        """Parts of a batch."""
+        return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+
+    def _frame(self, path: pathlib.Path) -> np.ndarray:
+        return video.picture_to_frame(video.read_image(path), *self.request.settings.size[1:])
+
+
+def load_teacher(request: Request) -> TeacherSampler:
+    """Load the teacher.
+
+    Raises:
+      InputError: the checkpoint is damaged, or the size does not fit it.
+    """
+    options, settings = request.options, request.settings
+    plan = dataclasses.replace(settings.plan, guidance=None, first_guidance=None)
+    mesh = make_mesh(MeshConfig(-1, options.fsdp, options.tensor), jax.local_devices())
+    copy, dtype = functools.partial(jax.device_put, device=replicated(mesh)), jnp.dtype(options.dtype)
+    store = ShardedStore(copy, mesh=mesh, split=pipeline.DENOISER)
+    components = pipeline.load(options.checkpoint, MODE, *request.folders, dtype=dtype, place=copy, store=store)
+    plan = components.check(plan)
+    negative = jax.tree.map(lambda leaf: leaf[0], components.encode_prompt([settings.negative]))
+    module, params = pipeline.load_denoiser(request.folders.denoiser, dtype, store)
+    module = module.clone(attention=attention_on_platform(options.attention))
+    teacher = GuidedTeacher(module, params, negative, scale_by_unit(*request.guidance), plan, mesh)
+    return TeacherSampler(components, teacher, plan, negative, mesh, request)
