@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,9 +38,17 @@ class Evaluator:
         every = self._config.evaluate_every
         return bool(every) and (done % every == 0 or done == self._config.steps)
 
-    def run(self, state: Any, frozen: Any, done: int) -> dict[str, float]:
+    def run(
+        self,
+        state: Any,
+        frozen: Any,
+        done: int,
+        show: Callable[[int, pathlib.Path], object] = lambda step, folder: None,
+    ) -> dict[str, float]:
         """Evaluate a state; return the metrics of process 0 under their names in the logs.
 
+        Args:
+          show: called by process 0 with the step and the folder of the samples, on the local disk.
         Raises:
           InputError: the metric that ranks the checkpoints is missing.
         """
@@ -49,6 +59,7 @@ class Evaluator:
                 shutil.rmtree(abandoned)
             with atomic_folder(folder, replace=True) as partial:
                 numbers = self._program.evaluate(state, frozen, partial)
+                show(done, partial)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         else:

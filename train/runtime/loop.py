@@ -126,7 +126,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             if values and values['skipped_in_a_row'] >= config.max_skips:
                 _end_diverged(parts, carry, root_key, done, values, config.workdir)
             with goodput.spending(EVALUATION):
-                scores = evaluator.run(carry.state, frozen, done) if evaluator.due(done) else {}
+                scores = evaluator.run(carry.state, frozen, done, parts.log.show) if evaluator.due(done) else {}
             if values or scores:
                 parts.log.write(done, values | scores)
             # Called every step: the processes of a pod agree on the step at which they stop.

@@ -19,6 +19,7 @@ from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json
+from train.runtime.board_pictures import summary_of
 from train.runtime.goodput import Goodput, speed
 from train.runtime.mirror import Mirror
 from train.runtime.peaks import peak_flops
@@ -99,6 +100,13 @@ class MetricsLog:
             shown = self._to_show({name: plain[name] for name in plain if name.startswith(EVALUATION) == evaluated})
             if shown:
                 self.print_line('  '.join([f'step {step}', *(f'{name} {value:.4g}' for name, value in shown.items())]))
+
+    def show(self, step: int, folder: pathlib.Path) -> None:
+        """Log the samples of an evaluation as TensorBoard's images."""
+        summary = summary_of(folder) if self._primary else None
+        if summary is not None:
+            assert self._board.file_writer is not None
+            self._board.file_writer.add_summary(summary, step)
 
     def _to_show(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return the metrics of a console line: the program's choice, guards, speed, then others with a value."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
+import struct
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
+from neodragon_jax.base import video
 from neodragon_jax.base.errors import InputError
 from train.runtime import metrics
 from train.runtime.goodput import COMPILE, DATA, Goodput, speed
@@ -74,3 +81,30 @@ def test_a_damaged_log_is_named_and_an_unfinished_line_is_dropped(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r'metrics\.jsonl: line \d is damaged; delete that line'):
             MetricsLog(tmp_path, start=1, steps=3)
+
+
+def test_samples_of_an_evaluation_reach_the_board(tmp_path):
+    """Both kinds are images that any viewer opens; a moving one has every second frame."""
+    frames = np.random.default_rng(0).integers(0, 255, (9, 64, 96, 3), np.uint8)
+    (tmp_path / 'samples').mkdir()
+    video.write_mp4(tmp_path / 'samples' / '000.mp4', frames)
+    video.write_contact_sheet(tmp_path / 'samples' / '000.png', frames)
+    with MetricsLog(tmp_path, start=0, steps=10, progress=False) as log:
+        log.show(7, tmp_path / 'samples')
+        log.show(8, tmp_path / 'nothing')
+    (path,) = (tmp_path / 'tensorboard').glob('events*')
+    events = [Event.FromString(bytes(record)) for record in records(path.read_bytes())]
+    shown = {value.tag: value.image for event in events for value in event.summary.value}
+    assert shown.keys() == {'samples/000', 'videos/000'}
+    assert {event.step for event in events if event.summary.value} == {7}
+    moving, still = (Image.open(io.BytesIO(shown[name].encoded_image_string)) for name in ('videos/000', 'samples/000'))
+    assert (moving.format, moving.n_frames, moving.size) == ('GIF', 5, (96, 64))
+    assert (still.format, still.size) == ('PNG', (shown['samples/000'].width, shown['samples/000'].height))
+
+
+def records(content: bytes) -> Iterator[bytes]:
+    """Yield the records of an event file: length, checksum, bytes, checksum."""
+    while content:
+        (length,) = struct.unpack('<Q', content[:8])
+        yield content[12 : 12 + length]
+        content = content[16 + length :]
