@@ -34,15 +34,23 @@ To train without videos of the teacher, from prompts and first frames alone (tra
         --config.dmd.own_history.first=1.0 --config.dmd.own_history.last=1.0 --config.loop.evaluate_every=0 \
         --config.loop.keep_best=0
 
-A consistency start (pyramidal mean flow), before a run with the default objectives:
+Recipes are presets too, alone or after a size, as in shapes-adversarial:
 
-    --config.dmd.levels=uniform --config.dmd.objectives.consistency.weight=1.0 \
-        --config.dmd.objectives.matching.weight=0.0 --config.dmd.objectives.regression.weight=0.0
+paper (default): matching, and half the regression; bit for bit the objective of the paper.
+adversarial: the paper's with the adversarial term, for sharper single steps; five updates of fake model and critic per
+    update of the student, at the rates and Adam betas of One-Forcing (arXiv 2605.23458).
+decayed: the regression fades out between steps 1,000 and 2,000 of 5,000, at the coarsest stage from the start.
+even: two steps at the two coarse stages, one at full resolution.
+consistency: pyramidal mean flow, a start for the others: `--config.dmd.start=RUN1/result/diffusion_transformer_320p`.
+pairs: regression on the teacher's own paths from noise to data, of samples made with --store-starts; also a start.
+progressive: one step covers two of the teacher's. From 4-4-4 to 1-1-1 in three runs: the first with student_steps and
+    student_first_steps (4, 4, 4), each later one with half as many, `--config.dmd.start` of the run before, and
+    `--config.dmd.objectives.progressive.finer=start`.
+matching, regression: one of the paper's two terms alone, as controls.
 
-Sharper single steps: `--config.dmd.objectives.adversarial.weight=0.03`.
-
-Ablations: `--config.dmd.objectives.matching.weight=0.0` trains on the regression only,
-`--config.dmd.objectives.regression.weight=0.0` on the matching only.
+A student of another depth than the teacher: `--config.dmd.start` with a pruned denoiser of train.pruning, or
+`--config.dmd.keep=CHOICE/keep.json`. Low-rank updates, for less memory: `--config.dmd.student_lora.rank=64` and
+`--config.dmd.fake_lora.rank=64`.
 
 `--dry-run` prints shapes, shardings and bytes per device. `python -m train.aot --config=configs/dmd.py
 --topology=v5e:4x4` estimates memory and step time on a TPU slice (docs/tpu_sizing.md). Override any setting:
@@ -56,6 +64,7 @@ from ml_collections import ConfigDict
 from train.dmd.evaluation import EvaluationConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
+from train.dmd.trained import LoraConfig
 from train.runtime.optimizer import OptimizerConfig
 from train.runtime.program import LoopConfig
 from train.runtime.settings import defaults, preset_of
@@ -69,6 +78,10 @@ FULL = {
     'dmd': {
         'input': 'samples',  # or 'prompts': first frames only; the student's roll-outs replace videos
         'frames': 7,  # latent frames of the roll-outs, with 'prompts'
+        'start': '',  # denoiser folder of the student's and the fake model's start; '' for the teacher
+        'keep': '',  # blocks of the teacher that they start with, as 0,1,2 or the keep.json of train.prune; '' for all
+        'student_lora': defaults(LoraConfig),  # rank 0 trains all parameters
+        'fake_lora': defaults(LoraConfig),
         'protocol': '18',  # '18': external first frame, units 1..6; '21': all units
         'clean_prediction': 'exact',  # or 'paper'
         'student_steps': (1, 1, 1),  # per stage, coarsest first
@@ -84,11 +97,13 @@ FULL = {
         'own_history': defaults(OwnHistoryConfig),
         'stage_weights': (),  # relative frequency of the stages; () for equal ones
         'unit_weights': (),
+        'pairs': False,  # inputs and targets from the teacher's own paths, of samples made with --store-starts
         'levels': 'student',  # or 'uniform', for the consistency objective
         'average': {'decay': 0.99, 'start': 50},  # of the student; decay 0 for none
         'evaluation': defaults(EvaluationConfig, videos=8),  # videos 0 and loop.evaluate_every 0 for none
         'accumulate': 1,  # parts of a batch, for less memory
         'dtype': 'bfloat16',
+        'float32_probes': False,  # float32 token streams where teacher and fake model are compared
         'remat': 'full',  # or 'dots', 'none': the part that the backward pass recomputes
         'attention': 'auto',  # 'splash', the TPU kernel, on TPUs, else 'masked'; or 'prefix', with fewer scores
         'student': defaults(OptimizerConfig),
@@ -161,7 +176,50 @@ SHAPES = {
     },
 }
 
+# One-Forcing's optimizer, for the student and for the fake model with the critic.
+_ADVERSARIAL_RATES = {'learning_rate': 1e-5, 'betas': (0.0, 0.999), 'weight_decay': 0.01, 'clip_norm': 10.0}
+RECIPES = {
+    'adversarial': {
+        'fake_updates': 5,
+        'objectives': {'adversarial': {'weight': 0.03}},
+        'student': _ADVERSARIAL_RATES,
+        'fake': _ADVERSARIAL_RATES,
+    },
+    'decayed': {
+        'objectives': {
+            'regression': {'stages': (0.0, 1.0, 1.0), 'decayed': 0.0, 'ramp_start': 1000, 'ramp_steps': 1000}
+        }
+    },
+    'even': {'student_steps': (2, 2, 1), 'student_first_steps': (2, 2, 1)},
+    'consistency': {
+        'levels': 'uniform',
+        'objectives': {'consistency': {'weight': 1.0}, 'matching': {'weight': 0.0}, 'regression': {'weight': 0.0}},
+    },
+    'pairs': {'pairs': True, 'objectives': {'matching': {'weight': 0.0}, 'regression': {'weight': 1.0}}},
+    'progressive': {
+        'objectives': {'progressive': {'weight': 1.0}, 'matching': {'weight': 0.0}, 'regression': {'weight': 0.0}}
+    },
+    'matching': {'objectives': {'regression': {'weight': 0.0}}},
+    'regression': {'objectives': {'matching': {'weight': 0.0}}},
+    'paper': {},
+}
+# Small models learn at the rates of their size.
+_SIZES = {
+    'full': ((), {}),
+    'tiny': ((TINY,), {'dmd': {name: TINY['dmd'][name] for name in ('student', 'fake')}}),
+    'shapes': ((SHAPES,), {'dmd': {name: SHAPES['dmd'][name] for name in ('student', 'fake')}}),
+}
+PRESETS = {
+    **{size: changes for size, (changes, _) in _SIZES.items()},
+    **{recipe: ({'dmd': changes},) for recipe, changes in RECIPES.items()},
+    **{
+        f'{size}-{recipe}': (*before, {'dmd': changes}, rates)
+        for size, (before, rates) in _SIZES.items()
+        for recipe, changes in RECIPES.items()
+    },
+}
+
 
 def get_config(preset: str = 'full') -> ConfigDict:
-    """Return the settings of a preset: full, tiny or shapes."""
-    return preset_of('configs/dmd.py', FULL, {'tiny': (TINY,), 'shapes': (SHAPES,)}, preset)
+    """Return the settings of a preset: one of PRESETS."""
+    return preset_of('configs/dmd.py', FULL, PRESETS, preset)

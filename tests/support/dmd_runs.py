@@ -62,21 +62,39 @@ OBJECTIVE = {
 }
 
 
+# Everything at once: a critic, an average from the first step on, own histories, and batches in parts. The default
+# recipe is the paper's.
+WHOLE = {
+    'objectives': {'regression': {'weight': 10.0}, 'adversarial': {'weight': 0.03}},
+    'own_history': {'first': 0.5, 'last': 0.5, 'videos': 4},
+    'average': {'decay': 0.9, 'start': 0},
+    'accumulate': 2,
+}
+RECIPES = {'paper': {}, 'whole': WHOLE}
+
+
 SEED = 39
 
 
-def settings(samples: str, workdir='unused', steps: int = 1, mesh: tuple[int, int, int] = (8, 1, 1), **changes):
+def settings(
+    samples: str,
+    workdir='unused',
+    steps: int = 1,
+    mesh: tuple[int, int, int] = (8, 1, 1),
+    recipe: str = 'paper',
+    **changes,
+):
     config = dmd_settings.get_config('tiny')
     given = {'checkpoint': str(TINY_CHECKPOINT), 'data': samples, 'workdir': str(workdir), 'seed': SEED}
     run = {'steps': steps, 'log_every': 1, 'checkpoint_every': 2, 'mesh': dict(zip(AXES, mesh, strict=True))}
-    config.update(given | {'dmd': OBJECTIVE, 'loop': run} | changes)
+    config.update(given | {'dmd': OBJECTIVE | RECIPES[recipe], 'loop': run} | changes)
     return config
 
 
 @functools.cache
-def placed_step(samples: str, mesh_sizes: tuple[int, int, int]):
+def placed_step(samples: str, mesh_sizes: tuple[int, int, int], recipe: str = 'paper'):
     """Return (step, function to the first carry, frozen, batch, key) of stage 2 on a mesh."""
-    program, source, run = dmd.load(dmd.RECIPE.read(settings(samples, mesh=mesh_sizes)))
+    program, source, run = dmd.load(dmd.RECIPE.read(settings(samples, mesh=mesh_sizes, recipe=recipe)))
     mesh = make_mesh(run.mesh)
     abstract = loop.abstract_arguments(program, program.frozen(), source, run, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)

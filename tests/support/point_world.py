@@ -59,7 +59,7 @@ def point_program(monkeypatch=None, **options) -> dmd.DMD:
         'pooled': np.ones(6, np.float32),
     }
     program = dmd.DMD(config, negative, FRAMES)
-    program.module = PointMass()  # pyright: ignore[reportAttributeAccessIssue]
+    program.module = program.teacher_module = PointMass()  # pyright: ignore[reportAttributeAccessIssue]
     program.negative = program.negative._replace(text=np.zeros((4, 8), np.float32))  # pyright: ignore[reportArgumentType]
     program.teacher = point(0)
     return program

@@ -13,6 +13,7 @@ from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
 from train.dmd.prompt_source import check_prompt_only
 from train.dmd.state import AverageConfig
+from train.dmd.trained import LoraConfig
 from train.flow import losses
 from train.flow.flow_matching import check_weights
 from train.runtime.optimizer import OptimizerConfig
@@ -33,6 +34,10 @@ class DMDConfig:
       input: 'samples', videos of the teacher; or 'prompts', only prompts and first frames, with the student's own
         roll-outs in place of videos. That costs the student's 18 calls per video instead of the teacher's.
       frames: T, latent frames of the roll-outs, where the input is 'prompts'.
+      start: folder of the denoiser from which student and fake model start, such as a pruned denoiser or the result of
+        another distillation; '' for the teacher.
+      keep: blocks of the teacher with which they start, as '0,1,2' or keep.json of `train.prune`; '' for all.
+      student_lora, fake_lora: low-rank updates in place of all parameters, for less memory.
       protocol: denoiser calls of a 1-1-1 video of seven units: '18' starts from an external first frame, '21' does not.
       clean_prediction: 'exact' or 'paper', see `losses.clean_prediction`.
       student_steps, student_first_steps: the student's steps per stage, coarsest first, for units > 0 and for unit 0.
@@ -44,12 +49,16 @@ class DMDConfig:
       own_history: the share of examples whose history the student generated; none by default.
       stage_weights: relative frequency of the stages, coarsest first; () for equal ones (Pyramid-Flow: 1, 2, 1).
       unit_weights: relative frequency of the units, from the first that the student generates; () for equal ones.
+      pairs: take the student's inputs and the regression's targets from the teacher's own paths, which the samples hold
+        if they were made with --store-starts.
       levels: 'student', examples at the levels of the student's own steps; or 'uniform', in 0..1, for the consistency
         objective.
       average: of the student; evaluated, and written as the result.
       evaluation: evaluation of the student during the run, every `loop.evaluate_every` steps.
       accumulate: number of parts of a batch; their gradients are computed one after the other, in less memory.
       dtype: compute type of the denoisers, 'float32' or 'bfloat16'; masters stay float32.
+      float32_probes: where teacher and fake model are compared, keep the token streams between their layers, and their
+        heads, in float32; with 'bfloat16' the rounding of both is several percent of their difference.
       remat, attention: see `PyramidMMDiT`; attention 'auto' is 'splash' on TPUs and 'masked' elsewhere.
       seed: of the order of the stages.
     """
@@ -58,6 +67,10 @@ class DMDConfig:
     teacher: PathText = top_level('')
     input: str = 'samples'
     frames: int = 7
+    start: str = ''
+    keep: str = ''
+    student_lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    fake_lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     protocol: str = '18'
     clean_prediction: str = 'exact'
     student_steps: tuple[int, ...] = (1, 1, 1)
@@ -71,11 +84,13 @@ class DMDConfig:
     own_history: OwnHistoryConfig = dataclasses.field(default_factory=OwnHistoryConfig)
     stage_weights: tuple[float, ...] = ()
     unit_weights: tuple[float, ...] = ()
+    pairs: bool = False
     levels: str = 'student'
     average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     accumulate: int = 1
     dtype: str = 'bfloat16'
+    float32_probes: bool = False
     remat: str = 'full'
     attention: str = AUTO
     seed: int = top_level(0)
@@ -105,14 +120,30 @@ class DMDConfig:
             shares, objectives = (self.own_history.first, self.own_history.last), self.objectives
             used = objectives.regression.used, objectives.adversarial.used
             check_prompt_only(self.protocol, shares, *used, self.evaluation.videos)
-        if self.levels == 'uniform' and self.own_history.enabled and self.own_history.arrive:
-            raise InputError(
-                "levels is 'uniform', but own histories arrive at the student's steps; set own_history.arrive to False."
-            )
+        self._check_levels()
         if self.accumulate < 1:
             raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
         check_weights('stage_weights', self.stage_weights, count=3)
         check_weights('unit_weights', self.unit_weights)
+
+    def _check_levels(self) -> None:
+        """Raise InputError unless the examples suit the objectives."""
+        objectives = self.objectives
+        if self.levels == 'uniform' and self.own_history.enabled and self.own_history.arrive:
+            raise InputError(
+                "levels is 'uniform', but own histories arrive at the student's steps; set own_history.arrive to False."
+            )
+        if self.levels == 'uniform' and objectives.progressive.used:
+            raise InputError(
+                "levels is 'uniform', but objectives.progressive covers the student's own steps; set levels to "
+                "'student'."
+            )
+        if objectives.progressive.needs_start and not self.start:
+            raise InputError(
+                "objectives.progressive.finer is 'start', but start is ''; name the folder of the finer student."
+            )
+        if self.pairs and self.input == 'prompts':
+            raise InputError("pairs is True, but input is 'prompts', without stored paths; set one of them back.")
 
     @property
     def updates(self) -> int:

@@ -6,15 +6,24 @@ Legend: B batch.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.sampler import Unit
 from train.dmd.examples import Example, Probe
-from train.dmd.objectives.adversarial import AdversarialConfig, Critic, critic_layers
+from train.dmd.objectives.adversarial import (
+    AdversarialConfig,
+    Critic,
+    critic_layers,
+    critic_loss,
+    squared_slope,
+)
+from train.dmd.objectives.objective import Values
 from train.pruning.features import observer, with_features
 
 
@@ -52,3 +61,36 @@ class FeatureCritic:
     def logit(self, fake: Any, critic: Any, example: Example, stage: int, probe: Probe) -> Float[Array, ' B']:
         """Return the critic's logits at a probe."""
         return self.judge(fake, critic, example, stage, probe)[1]
+
+    def losses(
+        self,
+        trained: tuple[Any, Any],
+        example: Example,
+        stage: int,
+        generated: Probe,
+        real: Probe,
+        slope_noise: Mapping[str, Array],
+    ) -> tuple[Unit, Float[Array, ' B'], Values]:
+        """Return the fake model's flow at the generated probe, the critic's loss of every sample, and values to log.
+
+        Args:
+          trained: parameters of the fake model and of the critic.
+          generated, real: the student's predictions and the data, with the same level and noise.
+          slope_noise: white noise for 'r1' and 'r2', where their weights are not 0.
+        """
+        flow, logit = self.judge(*trained, example, stage, generated)
+        _, real_logit = self.judge(*trained, example, stage, real)
+        loss = critic_loss(real_logit, logit)
+        values = {'critic': loss, 'real_logit': real_logit, 'fake_logit': logit}
+        step = self.config.slope_step
+        for name, probe, here in (('r1', real, real_logit), ('r2', generated, logit)):
+            if name in slope_noise:
+                there = self.logit(*trained, example, stage, probe._replace(x=probe.x + step * slope_noise[name]))
+                values[f'{name}_slope'] = squared_slope(there, here, step)
+                loss = loss + getattr(self.config, name) * values[f'{name}_slope']
+        return flow, loss, values
+
+    def draw(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Draw the noise of the slope terms that are in use; `shape` is that of a probe."""
+        keys = zip(('r1', 'r2'), jax.random.split(key), strict=True)
+        return {name: jax.random.normal(key, shape) for name, key in keys if getattr(self.config, name)}

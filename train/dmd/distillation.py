@@ -1,5 +1,10 @@
 """Pyramidal distribution matching as a program of the loop.
 
+One step is compiled per stage; it holds every unit (the envelope). The alternative, a packed sequence of all three
+stages, gives the same numbers in 1.9 (width 768, 2 blocks) to 2.3 times (width 128, 4 blocks) the time per sample and
+with 2.2 times the attention scores, most of them masked (`python -m train.measure.packing --width 128 --blocks 4`, on a
+CPU with two cores).
+
 Legend: B batch, T latent frames (= units), H W full-size latent grid, h w the stage's, C channels, L text tokens,
 D width, N updates in an iteration.
 Source: Neodragon, arXiv 2511.06055, section on step distillation.
@@ -9,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,11 +23,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import as_json
-from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
 from neodragon_jax.pyramid.sampler import Prompt
 from neodragon_jax.pyramid.schedule import Schedule
 from train.data import DTYPES
@@ -33,11 +34,14 @@ from train.dmd.evaluation import StudentEvaluation, checkpoint_decoder
 from train.dmd.examples import Examples
 from train.dmd.metrics import Sums, gradient_metrics, means
 from train.dmd.own_history import OwnHistories
+from train.dmd.result import NOT_AVERAGED, write_student
 from train.dmd.rollout import Rollout
 from train.dmd.state import DMDState, follow
 from train.dmd.teacher import MultiStepTeacher, read_teacher
+from train.dmd.trained import Start, Trained
 from train.dmd.updates import Updates
 from train.flow import flow_matching
+from train.flow.stage_starts import start_name
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import make_optimizer
 from train.runtime.platform import attention_on_platform
@@ -45,18 +49,47 @@ from train.runtime.sharding import to_host
 
 # Folded into a step's key for the random numbers of roll-outs.
 OWN_HISTORY = 2**30
-# Subfolder of the result with the student without averaging.
-NOT_AVERAGED = 'not_averaged'
+# Options that a resumed run may change: paths, precision, memory, evaluation and learning rates.
+NOT_IN_IDENTITY = (
+    'checkpoint',
+    'dtype',
+    'float32_probes',
+    'remat',
+    'attention',
+    'accumulate',
+    'evaluation',
+    'student',
+    'fake',
+)
+
+
+def check_width(given: int, taken: int) -> None:
+    """Raise InputError unless the samples' text states are as wide as the denoiser takes them."""
+    if given != taken:
+        raise InputError(
+            f'the text states of the samples are {given} wide, the denoiser takes {taken}: make the samples with the '
+            'checkpoint that is distilled.'
+        )
+
+
+def examples_of(config: DMDConfig, frames: int, schedule: Schedule) -> Examples:
+    """Return the distribution of the student's inputs; `frames` is T of the samples."""
+    return Examples(
+        frames,
+        PROTOCOLS[config.protocol],
+        config.student_steps,
+        config.student_first_steps,
+        schedule,
+        clean_prediction=config.clean_prediction,
+        unit_weights=config.unit_weights,
+        with_data=config.input == 'samples',
+        uniform_levels=config.levels == 'uniform',
+        pairs=config.pairs,
+    )
 
 
 class DMD:
-    """The step distillation as a program of the loop.
-
-    One step is compiled per stage; it holds every unit (the envelope). The alternative, a packed sequence of all three
-    stages, gives the same numbers in 1.9 (width 768, 2 blocks) to 2.3 times (width 128, 4 blocks) the time per sample
-    and with 2.2 times the attention scores, most of them masked (`python -m train.measure.packing --width 128
-    --blocks 4`, on a CPU with two cores).
-    """
+    """The step distillation as a program of the loop."""
 
     name = 'dmd'
 
@@ -68,6 +101,7 @@ class DMD:
         teacher: MultiStepTeacher | None = None,
         samples: Mapping[str, Any] | None = None,
         held_out: Mapping[str, Any] | None = None,
+        start: Start | None = None,
     ) -> None:
         """Make the program.
 
@@ -78,15 +112,12 @@ class DMD:
           teacher: the teacher; by default it is read from `config.checkpoint`.
           samples: JSON that describes the samples; a resumed run must have the same.
           held_out: samples to evaluate on, with a leading axis; None for no evaluation.
+          start: the denoiser from which student and fake model start; None for the teacher.
         Raises:
           InputError: the checkpoint cannot be read, or does not fit the samples.
         """
         teacher = read_teacher(config.checkpoint, config.teacher) if teacher is None else teacher
-        if negative['text'].shape[-1] != teacher.module.config.width:
-            raise InputError(
-                f'the text states of the samples are {negative["text"].shape[-1]} wide, the denoiser takes '
-                f'{teacher.module.config.width}: make the samples with the checkpoint that is distilled.'
-            )
+        check_width(negative['text'].shape[-1], teacher.module.config.width)
         self.config, self.schedule, self.frames = config, Schedule(spacing='even'), frames
         first_unit = PROTOCOLS[config.protocol]
         if frames <= first_unit:
@@ -95,47 +126,43 @@ class DMD:
         self.samples = dict(samples or {})
         attention = attention_on_platform(config.attention)
         options = {'dtype': DTYPES[config.dtype], 'remat': config.remat, 'attention': attention}
-        self.module = teacher.module.clone(scan=True, **options)
+        start = Start(teacher.module) if start is None else start
+        self.trained = Trained(start, teacher.module, config.student_lora, config.fake_lora)
+        self.teacher_module, self.module = (
+            module.clone(scan=True, **options) for module in (teacher.module, start.module)
+        )
         self.negative = Prompt(*(negative[name] for name in ('text', 'text_mask', 'pooled')))  # pyright: ignore[reportArgumentType]
         self.student_tx, self.fake_tx = make_optimizer(config.student), make_optimizer(config.fake)
         self.critic_tx = make_optimizer(config.fake, fixed=())
         adversarial = config.objectives.adversarial
         self.critic = FeatureCritic(adversarial, self.module) if adversarial.used else None
-        steps = config.student_steps, config.student_first_steps
-        self.examples = Examples(
-            frames,
-            first_unit,
-            *steps,
-            self.schedule,
-            clean_prediction=config.clean_prediction,
-            unit_weights=config.unit_weights,
-            with_data=config.input == 'samples',
-            uniform_levels=config.levels == 'uniform',
-        )
-        rollout = Rollout(frames, *steps, self.schedule)
+        self.examples = examples_of(config, frames, self.schedule)
+        rollout = Rollout(frames, config.student_steps, config.student_first_steps, self.schedule)
         self.own_histories = OwnHistories(config.own_history, rollout, first_unit)
-
         self.evaluation = None
         if held_out is not None:
-            apply: Any = self.module.apply
-            decode = checkpoint_decoder(config.checkpoint)
-            self.evaluation = StudentEvaluation(config.evaluation, self.examples, apply, held_out, decode)
+            decode, parts = checkpoint_decoder(config.checkpoint), (rollout, first_unit, self.updates, self.negative)
+            self.evaluation = StudentEvaluation(config.evaluation, *parts, held_out, decode)
 
     @property
     def updates(self) -> Updates:
         """The losses of both models."""
-        config = self.config
-        apply: Any = self.module.apply
+        config, probe, teacher = self.config, self.module, self.teacher_module
+        if config.float32_probes:
+            probe, teacher = (module.clone(residual_dtype=jnp.float32) for module in (probe, teacher))
+        applies: Any = (self.module.apply, probe.apply, teacher.apply)
         guidance = config.guidance, config.first_guidance
-        return Updates(apply, self.examples, config.objectives.parts(), *guidance, self.critic)
+        return Updates(*applies, self.examples, config.objectives.parts(), *guidance, self.critic)
 
     def frozen(self) -> dict[str, Any]:
-        """Return the teacher's parameters and its negative prompt."""
-        return {'teacher': self.teacher, 'negative': self.negative}
+        """Return the teacher's parameters, its negative prompt, and a start that is stored apart."""
+        frozen = {'teacher': self.teacher, 'negative': self.negative}
+        start = self.trained.start.params
+        return frozen if start is None else frozen | {'start': start}
 
     def init_state(self, key: PRNGKeyArray, frozen: Any) -> DMDState:
-        """Return both models as copies of the teacher, with fresh optimizers."""
-        state = DMDState.begin(frozen['teacher'], self.student_tx, self.fake_tx)
+        """Return both models at their start, with fresh optimizers."""
+        state = DMDState.begin(*self.trained.begin(key, frozen), self.student_tx, self.fake_tx)
         critic = {} if self.critic is None else self.critic.init(key)
         average = jax.tree.map(jnp.copy, state.student) if self.config.average.decay else None
         return state.replace(critic=critic, critic_opt=self.critic_tx.init(critic), average=average)  # pyright: ignore[reportAttributeAccessIssue]
@@ -154,15 +181,21 @@ class DMD:
           batch: latents [N, B, T, H, W, C], text [N, B, L, D], text_mask [N, B, L], pooled [N, B, p].
         """
         keys, updates = jax.random.split(key, self.config.updates), self.updates
-        batches, own = self.batches(variant, state, batch, keys, jax.random.fold_in(key, OWN_HISTORY))
+        student_of, fake_of = self.trained.whole(frozen)
+        own_key = jax.random.fold_in(key, OWN_HISTORY)
+        batches, own = self.batches(variant, state.step, student_of(state.student), batch, keys, own_key)
         shape = batch['latents'].shape[1:]
         fake_batches = {name: array[:-1] for name, array in batches.items()}
         fake_batches |= jax.vmap(functools.partial(updates.draw_fake, variant, shape))(keys[:-1])
         student_batch = {name: array[-1] for name, array in batches.items()}
         student_batch |= updates.draw_student(variant, shape, keys[-1])
 
-        state, fake_metrics, sums = self.update_fake(variant, state, fake_batches, key)
-        loss = functools.partial(updates.student_loss, variant, state.step, (state.fake, state.critic), frozen)
+        state, fake_metrics, sums = self.update_fake(variant, state, frozen, fake_batches, key)
+        trained = fake_of(state.fake), state.critic
+
+        def loss(student: Any, rows: Mapping[str, Array], key: PRNGKeyArray) -> tuple[Array, Sums]:
+            return updates.student_loss(variant, state.step, trained, frozen, student_of(student), rows, key)
+
         (_, student_sums), grads = value_and_grad(loss, state.student, student_batch, key, self.config.accumulate)
         changes, student_opt = self.student_tx.update(grads, state.student_opt, state.student)
         student, average = optax.apply_updates(state.student, changes), state.average
@@ -173,10 +206,14 @@ class DMD:
         return state.replace(student=student, student_opt=student_opt, average=average), metrics  # pyright: ignore[reportAttributeAccessIssue]
 
     def update_fake(
-        self, stage: int, state: DMDState, batches: Mapping[str, Array], key: PRNGKeyArray
+        self, stage: int, state: DMDState, frozen: Any, batches: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[DMDState, dict[str, Array], Sums]:
         """Update the fake model and the critic, one batch per update; also return metrics and unit sums."""
-        loss = functools.partial(self.updates.fake_loss, stage, state.step, state.student)
+        student_of, fake_of = self.trained.whole(frozen)
+        student, updates = student_of(state.student), self.updates
+
+        def loss(trained: Any, rows: Mapping[str, Array], key: PRNGKeyArray) -> tuple[Array, Sums]:
+            return updates.fake_loss(stage, state.step, student, (fake_of(trained[0]), trained[1]), rows, key)
 
         def update(carry: tuple[Any, Any], batch: Mapping[str, Array]) -> tuple[Any, Any]:
             trained, (fake_opt, critic_opt) = carry
@@ -193,52 +230,61 @@ class DMD:
         return state, jax.tree.map(jnp.mean, metrics), jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
 
     def batches(
-        self, stage: int, state: DMDState, batch: Mapping[str, Array], keys: PRNGKeyArray, own_key: PRNGKeyArray
+        self,
+        stage: int,
+        step: Array,
+        student: Any,
+        batch: Mapping[str, Array],
+        keys: PRNGKeyArray,
+        own_key: PRNGKeyArray,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return the batches of an iteration with the examples' random numbers and own histories, and metrics.
 
         Args:
+          step: number of earlier iterations.
+          student: the student's parameters.
           keys: of the updates, [N].
         """
-        given = {name: batch[name] for name in ('latents', 'text', 'text_mask', 'pooled')}
+        names = ['latents', 'text', 'text_mask', 'pooled']
+        if self.config.pairs:
+            names += [start_name(stage) for stage in range(self.schedule.stages)]
+        given = {name: batch[name] for name in names}
         draw = lambda key: self.examples.draw(jax.random.split(key, 3)[0], stage, batch['latents'].shape[1:])
         draws = jax.vmap(draw)(keys)
         if not self.config.own_history.enabled:
             return given | draws, {}
-        student = self.updates.denoiser(state.student)
-        given = self.own_histories.attach(student, state.step, stage, given, draws['unit'], draws['index'], own_key)
+        denoise = self.updates.denoiser(student)
+        given = self.own_histories.attach(denoise, step, stage, given, draws['unit'], draws['index'], own_key)
         return given | draws, {'own_history': jnp.mean(given['own'], dtype=jnp.float32)}
 
     def evaluate(self, state: DMDState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
         """Write the averaged student's videos; return their comparison with the teacher's."""
-        del frozen
         if self.evaluation is None:
             raise InputError('config.loop.evaluate_every is set: set config.dmd.evaluation.videos, too.')
-        return self.evaluation(state.result, int(to_host(state.step)), folder)
+        student = jax.jit(self.trained.whole(frozen)[0])(state.result)
+        return self.evaluation(student, frozen['teacher'], int(to_host(state.step)), folder)
 
     def finish(self, state: DMDState, folder: pathlib.Path) -> None:
         """Write the student, its adapter and `student.json` in the released layout.
 
         If averaging is on, the student is the average; the student without it goes to the folder `not_averaged`.
         """
-        students, step = to_host(({'': state.result, NOT_AVERAGED: state.student}, state.step))
+        students = {'': state.result} if state.average is None else {'': state.average, NOT_AVERAGED: state.student}
+        students, step = to_host((students, state.step))
         if jax.process_index() != 0:
             return
         assert self.adapter is not None  # only a program without weights has none
         record = self.metadata() | {'iterations': int(step), 'checkpoint': str(self.config.checkpoint)}
+        student_of, _ = self.trained.whole(self.frozen())
         for name, student in students.items():
-            if name and state.average is None:
-                continue
-            checkpoint.save(folder / name / STUDENT, self.module, student)
-            checkpoint.save(folder / name / STUDENT_ADAPTER, *self.adapter)
-            with atomic_file(folder / name / 'student.json') as path:
-                path.write_text(json.dumps(record | {'averaged': bool(not name and state.average)}, indent=2) + '\n')
+            averaged = {'averaged': not name and state.average is not None}
+            write_student(folder / name, self.module, student_of(student), self.adapter, record | averaged)
 
     def metadata(self) -> dict[str, Any]:
         """Return the identity of the distillation: teacher, protocol and objective, but not learning rates."""
         config = dataclasses.asdict(self.config)
-        for name in ('checkpoint', 'dtype', 'remat', 'attention', 'accumulate', 'evaluation', 'student', 'fake'):
+        for name in NOT_IN_IDENTITY:
             del config[name]
-        record = config | {'spacing': self.schedule.spacing, 'frames': self.frames}
+        record = config | self.trained.start.identity() | {'spacing': self.schedule.spacing, 'frames': self.frames}
         record |= {'teacher': self.fingerprint, 'samples': self.samples}
         return as_json(record)

@@ -14,12 +14,12 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from neodragon_jax.base import video
 from neodragon_jax.base.errors import InputError
@@ -27,8 +27,11 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import VIDEO_VAE
 from neodragon_jax.evaluation.clip_metrics import ClipMetrics, measure
 from neodragon_jax.models.vae import CausalVAE, denormalize
-from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, jax_denoiser, sample
-from train.dmd.examples import Examples
+from neodragon_jax.pyramid.sampler import DrawnNoise, Latents, Plan, Prompt, guided, jax_denoiser, sample
+from train.dmd.closeness import behind_teacher_history, deviation, teacher_error
+from train.dmd.rollout import Rollout
+from train.dmd.updates import Updates
+from train.flow.guidance import scale_by_unit
 from train.runtime.processes import of_first_process
 from train.runtime.program import DivergedError
 from train.runtime.sharding import place, to_host
@@ -67,69 +70,118 @@ class EvaluationConfig:
             raise InputError(f'evaluation.lowest and highest are {self.lowest} and {self.highest}; enclose 1 by them.')
 
 
+class HeldOut(NamedTuple):
+    """Held-out samples on the devices, and the noise of their videos."""
+
+    prompt: Prompt
+    latents: Float[Array, 'V T H W C']
+    noise: DrawnNoise
+
+
 class StudentEvaluation:
     """The evaluation of one student on fixed prompts."""
 
     def __init__(
         self,
         config: EvaluationConfig,
-        examples: Examples,
-        apply: Callable[..., Any],
+        rollout: Rollout,
+        first_unit: int,
+        updates: Updates,
+        negative: Prompt,
         held_out: Mapping[str, Any],
         decode: Decode,
     ) -> None:
         """Prepare.
 
         Args:
-          apply: the denoiser's apply function, see `sampler.jax_denoiser`.
+          rollout: the student's units, stages and steps.
+          first_unit: the first unit that the student generates.
+          updates: the denoisers of student and teacher.
+          negative: conditioning of the negative prompt.
           held_out: latents [V, T, H, W, C], text [V, L, D], text_mask [V, L], pooled [V, p].
           decode: turns the latents of one video into frames.
         """
-        self.config, self.examples, self.held_out, self.decode = config, examples, held_out, decode
-        self._params: Any = None
-        # One compiled function for all evaluations: it asks for the parameters at each call.
-        self._denoise = jax_denoiser(apply, lambda: self._params)
+        self.config, self.rollout, self.first_unit = config, rollout, first_unit
+        self.held_out, self.decode, self._params = held_out, decode, {}
+        # Compiled once for all evaluations: they ask for the parameters at each call.
+        self._student = jax_denoiser(updates.apply, lambda: self._params['student'])
+        teacher = jax_denoiser(updates.teacher_apply, lambda: self._params['teacher'])
+        self._teacher = guided(teacher, negative, scale_by_unit(updates.guidance, updates.first_guidance))
 
-    def __call__(self, params: Any, step: int, folder: pathlib.Path) -> dict[str, float]:
+    def __call__(self, student: Any, teacher: Any, step: int, folder: pathlib.Path) -> dict[str, float]:
         """Write videos and contact sheets of the held-out prompts; return their comparison with the teacher's.
 
+        Args:
+          student, teacher: parameters.
         Returns:
-          METRIC and METRIC/unit{u}, ratios; `distance`, the mean |log ratio| of the BAND_METRICS over the units, by
-          which the best checkpoint may be kept; `outside_band`, the number of those ratios outside the band.
+          METRIC and METRIC/unit{u}, ratios; deviation_own, deviation_teacher and teacher_error, see `closeness`, the
+          last as a ratio, also by unit; `distance`, the mean |log ratio| of the BAND_METRICS over the units, by which
+          the best checkpoint may be kept; `outside_band`, the number of those ratios outside the band.
         Raises:
           DivergedError: a ratio is outside the band and the configuration says to stop.
         """
-        latents = self.sample(params)
-        metrics = {}
+        self._params = {'student': student, 'teacher': teacher}
+        try:
+            latents, metrics = self._sampled(self._placed(student))
+        finally:
+            self._params = {}
         if jax.process_index() == 0:
             videos = [self.decode(video_latents[None]) for video_latents in latents]
             self._write(videos, folder)
-            metrics = compared(videos, self._teacher_videos, self.examples.first_unit)
-            metrics |= band_metrics(metrics, self.config)
+            ratios = compared(videos, self._teacher_videos, self.first_unit)
+            metrics = ratios | metrics | band_metrics(ratios, self.config)
         metrics = of_first_process(metrics)
         if metrics['outside_band']:
             self._warn(metrics, step)
         return metrics
 
-    def sample(self, params: Any) -> Float[np.ndarray, 'V T H W C']:
+    def sample(self, student: Any) -> Float[np.ndarray, 'V T H W C']:
         """Return the student's latents for the held-out prompts, sampled with its own frames as history."""
-        rows, examples = self.held_out, self.examples
-        _, frames, height, width, channels = rows['latents'].shape
-        steps = examples.steps, examples.first_steps
-        plan = Plan(frames, height, width, channels, *steps, schedule=examples.schedule)
+        self._params = {'student': student}
+        try:
+            return np.asarray(to_host(self._own_history(self._placed(student))), np.float32)
+        finally:
+            self._params = {}
+
+    def _placed(self, params: Any) -> HeldOut:
+        """Return the held-out samples on the mesh of the parameters."""
+        rows: Any = self.held_out
         # As numbers, because keys themselves cannot be placed on devices of other processes.
         seeds = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), len(rows['latents']))))
-        held_out: Any = rows  # placed on the devices below
-        host = (Prompt(held_out['text'], held_out['text_mask'], held_out['pooled']), seeds, rows['latents'][:, :1])
-        prompt, seeds, first = place(host, params)
-        noise = DrawnNoise(jax.jit(jax.random.wrap_key_data)(seeds), examples.schedule)
-        self._params = params
-        try:
-            given = jnp.asarray(first) if examples.first_unit else None
-            latents = sample(self._denoise, plan, prompt, noise, first_frame=given)
-        finally:
-            self._params = None
-        return np.asarray(to_host(latents), np.float32)
+        prompt = Prompt(rows['text'], rows['text_mask'], rows['pooled'])
+        prompt, seeds, latents = place((prompt, seeds, rows['latents']), params)
+        noise = DrawnNoise(jax.jit(jax.random.wrap_key_data)(seeds), self.rollout.schedule)
+        return HeldOut(prompt, jnp.asarray(latents, jnp.float32), noise)
+
+    def _own_history(self, given: HeldOut) -> Latents:
+        """Return the student's videos behind its own frames, by the code of generation."""
+        rollout, (_, *sizes) = self.rollout, given.latents.shape
+        plan = Plan(*sizes, rollout.steps, rollout.first_steps, schedule=rollout.schedule)
+        first = given.latents[:, :1] if self.first_unit else None
+        return sample(self._student, plan, given.prompt, given.noise, first_frame=first)
+
+    def _sampled(self, given: HeldOut) -> tuple[Float[np.ndarray, 'V T H W C'], dict[str, float]]:
+        """Return the student's videos behind its own frames, and their closeness to the teacher's."""
+        own = self._own_history(given)
+        common = (given.prompt, given.latents, self.first_unit, given.noise)
+        forced = behind_teacher_history(self.rollout, self._student, *common)
+        errors = [
+            teacher_error(self._teacher, self.rollout, given.prompt, videos, jax.random.key(1))
+            for videos in (own, given.latents)
+        ]
+        latents, forced, teacher = (np.asarray(to_host(videos), np.float32) for videos in (own, forced, given.latents))
+        values = {
+            'deviation_own': deviation(latents, teacher),
+            'deviation_teacher': deviation(forced, teacher),
+            'teacher_error': errors[0] / errors[1],
+        }
+        return latents, self._by_unit(values)
+
+    def _by_unit(self, values: Mapping[str, Float[np.ndarray, ' T']]) -> dict[str, float]:
+        """Return NAME/unit{u} of every generated unit, and NAME, their mean."""
+        units = range(self.first_unit, self.rollout.frames)
+        metrics = {name: float(np.mean(of_unit[self.first_unit :])) for name, of_unit in values.items()}
+        return metrics | {f'{name}/unit{unit}': float(values[name][unit]) for name in values for unit in units}
 
     @functools.cached_property
     def _teacher_videos(self) -> list[UInt8[np.ndarray, 'F h w 3']]:

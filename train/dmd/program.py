@@ -28,6 +28,7 @@ import jax
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.pyramid.schedule import Schedule
 from train.data import DTYPES, SampleSource
 from train.data.sources import Repeated, hold_out, stacked
 from train.dmd.config import DMDConfig
@@ -35,7 +36,9 @@ from train.dmd.distillation import DMD
 from train.dmd.prompt_source import PromptSource
 from train.dmd.provenance import check_samples
 from train.dmd.teacher import abstract_teacher, read_teacher
+from train.dmd.trained import read_start
 from train.flow.blank_sample import BlankSample
+from train.flow.stage_starts import check_stored, start_shapes
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
 from train.runtime.settings import CheckpointText, PathText
@@ -93,9 +96,12 @@ def load_program(config: DMDConfig, source: SampleSource, held_out: Mapping[str,
       InputError: the samples do not suit the checkpoint or the settings.
     """
     check_samples(config, source.protocol)
+    if config.pairs:
+        check_stored(source.spec.arrays, Schedule().stages)
     teacher = read_teacher(config.checkpoint, config.teacher)
     frames = source.spec.latents[0] if config.input == 'samples' else config.frames
-    return DMD(config, source.negative(), frames, teacher, source.protocol, held_out)
+    start = read_start(config.start, config.keep, teacher.module)
+    return DMD(config, source.negative(), frames, teacher, source.protocol, held_out, start)
 
 
 def abstract(settings: Settings) -> Training:
@@ -108,8 +114,13 @@ def abstract(settings: Settings) -> Training:
         'text_mask': np.zeros(shapes.text_tokens, np.int32),
         'pooled': np.zeros(sizes.pooled_projection_dim, stored),
     }
+    if settings.dmd.pairs:
+        starts = start_shapes(sample['latents'].shape, Schedule().stages)
+        sample |= {name: np.zeros(shape, stored) for name, shape in starts.items()}
     shaped = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in sample.items()}
-    return Training(DMD(settings.dmd, shaped, shapes.frames, teacher), Repeated(sample, 2**20), settings.run)
+    start = read_start(settings.dmd.start, settings.dmd.keep, teacher.module, abstract=True)
+    program = DMD(settings.dmd, shaped, shapes.frames, teacher, start=start)
+    return Training(program, Repeated(sample, 2**20), settings.run)
 
 
 RECIPE = Recipe(Settings, load, abstract, required=dict.fromkeys(('checkpoint', 'data', 'workdir'), 'FOLDER'))

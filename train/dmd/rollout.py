@@ -66,17 +66,11 @@ class Rollout:
         Args:
           stage: the stage whose states are returned.
         """
-        stages = self.schedule.stages
-        # The noise of all units, by stage: the loop picks that of its unit.
-        white = [down_noise(noise.initial(latents.shape), stages - 1)]
-        for entered in range(1, stages):
-            shape = self._shape(latents, entered)
-            drawn = [noise.block(unit, entered, shape) for unit in range(self.frames)]
-            white.append(jnp.concatenate(drawn, axis=1))
+        white = self.noise(noise, latents.shape)  # the loop picks that of its unit
 
         def generate(steps: tuple[int, ...], unit: Array, carry: RolledOut) -> RolledOut:
             of_unit = [jax.lax.dynamic_slice_in_dim(drawn, unit, 1, axis=1) for drawn in white]
-            x, seen = self._unit(denoise, prompt, carry.videos, unit, steps, of_unit, stage)
+            x, seen = self.unit(denoise, prompt, carry.videos, unit, steps, of_unit, stage)
             padding = [(0, len(carry.states) - len(seen)), *[(0, 0)] * (x.ndim - 1)]
             seen = jnp.pad(jnp.stack(seen)[:, :, 0], padding)[:, None]
             return RolledOut(
@@ -85,7 +79,7 @@ class Rollout:
             )
 
         count = max(self.steps[stage], self.first_steps[stage])
-        batch, _, *grid = self._shape(latents, stage)
+        batch, _, *grid = self._shape(latents.shape, stage)
         given = (jnp.arange(self.frames) < first_unit)[:, None, None, None]
         carry = RolledOut(jnp.where(given, latents, 0), jnp.zeros((count, self.frames, batch, *grid)))
         if first_unit == 0 and self.first_steps != self.steps:
@@ -94,7 +88,24 @@ class Rollout:
             first_unit, last_unit + 1, lambda unit, carry: generate(self.steps, unit, carry), carry
         )
 
-    def _unit(
+    def noise(self, source: NoiseSource, shape: tuple[int, ...]) -> list[Float[Array, 'R T _ _ C']]:
+        """Return the noise of all units, by stage: of the start, then on entering each later stage.
+
+        Args:
+          shape: of the videos, [R, T, H, W, C].
+        """
+        white = [down_noise(source.initial(shape), self.schedule.stages - 1)]
+        for entered in range(1, self.schedule.stages):
+            of_stage = self._shape(shape, entered)
+            drawn = [source.block(unit, entered, of_stage) for unit in range(self.frames)]
+            white.append(jnp.concatenate(drawn, axis=1))
+        return white
+
+    def unit_steps(self, unit: int) -> tuple[int, ...]:
+        """Return the steps per stage of a unit."""
+        return self.first_steps if unit == 0 else self.steps
+
+    def unit(
         self,
         denoise: Denoiser,
         prompt: Prompt,
@@ -104,7 +115,7 @@ class Rollout:
         noise: list[Unit],
         watched: int,
     ) -> tuple[Unit, list[Unit]]:
-        """Generate one unit; return it and x before each step of the watched stage."""
+        """Generate one unit behind the frames before it; return it and x before each step of the watched stage."""
         units = jnp.full((videos.shape[0],), unit, jnp.int32)
         pyramid, x, seen = levels(videos, self.schedule.stages), noise[0], []
         for stage in range(self.schedule.stages):
@@ -117,9 +128,9 @@ class Rollout:
             seen = row[:-1] if stage == watched else seen
         return x, seen
 
-    def _shape(self, latents: Latents, stage: int) -> tuple[int, ...]:
-        """Return the shape of one unit at a stage."""
-        batch, _, height, width, channels = latents.shape
+    def _shape(self, shape: tuple[int, ...], stage: int) -> tuple[int, ...]:
+        """Return the shape of one unit of videos at a stage."""
+        batch, _, height, width, channels = shape
         halvings = self.schedule.stages - 1 - stage
         return batch, 1, height >> halvings, width >> halvings, channels
 

@@ -39,7 +39,7 @@ class AverageConfig:
 
 @flax.struct.dataclass
 class DMDState:
-    """Both trained models in float32, stacked for the scan, and their optimizers.
+    """Both trained models in float32, stacked for the scan, or their low-rank updates; and their optimizers.
 
     Attributes:
       critic: parameters of the adversarial objective's critic; {} without it.
@@ -57,11 +57,9 @@ class DMDState:
 
     @classmethod
     def begin(
-        cls, teacher: Any, student_tx: optax.GradientTransformation, fake_tx: optax.GradientTransformation
+        cls, student: Any, fake: Any, student_tx: optax.GradientTransformation, fake_tx: optax.GradientTransformation
     ) -> DMDState:
-        """Return both models as copies of the teacher, with fresh optimizers."""
-        # Real copies: the state's buffers are donated to every step, the teacher's must survive.
-        student, fake = (jax.tree.map(jnp.copy, teacher) for _ in range(2))
+        """Return the state of both models with fresh optimizers."""
         return cls(jnp.zeros((), jnp.int32), student, fake, student_tx.init(student), fake_tx.init(fake))
 
     @property

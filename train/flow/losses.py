@@ -126,6 +126,12 @@ def cauchy(z_theta: Latents, clean: Latents) -> PerSample:
     return jnp.log1p(jnp.sum(jnp.square(error), axis=_elements(error)))
 
 
+def cauchy_slope(z_theta: Latents, target: Latents, factor: PerSample | float = 1.0) -> tuple[Latents, PerSample]:
+    """Return the gradient of each sample's Cauchy loss by `z_theta`, times a factor, and the loss."""
+    values, pull_back = jax.vjp(lambda z: cauchy(z, target), z_theta)
+    return pull_back(jnp.broadcast_to(jnp.asarray(factor, values.dtype), values.shape))[0], values
+
+
 def _elements(x: Array) -> tuple[int, ...]:
     """Return all axes but the batch."""
     return tuple(range(1, x.ndim))

@@ -1,13 +1,13 @@
 """Low-rank updates of linear layers: kernel + scale * down @ up, with only `down` and `up` trained.
 
 Source: LoRA, arXiv 2106.09685.
-Legend: I inputs, O outputs, R rank.
+Legend: I inputs, O outputs, R rank, N blocks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -21,29 +21,34 @@ from train.runtime.sharding import path_name
 Params = Mapping[str, Any]
 
 
-def init_lora(key: PRNGKeyArray, params: Params, rank: int, layers: str) -> dict[str, Any]:
+def init_lora(
+    key: PRNGKeyArray, params: Params, rank: int, layers: str, stacked: Collection[str] = ()
+) -> dict[str, Any]:
     """Return updates for the kernels [I, O] that `layers` selects: down [I, R] random, up [R, O] zero.
 
-    The layers are unchanged at the start.
+    The layers are unchanged at the start. Kernels of blocks stacked for a scan, [N, I, O], get updates of every block.
 
     Args:
       params: parameters of a module, arrays or abstract arrays.
       layers: a regular expression for the last parts of a layer's path, such as '(query|value)'.
+      stacked: top-level names of stacked blocks.
     Raises:
       InputError: the expression selects no layer, or the rank is not below the size of a layer.
     """
     pattern = re.compile(f'(^|/){layers}/kernel$')
     flat: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(params)))
-    chosen = [path for path, leaf in flat.items() if pattern.search('/'.join(path)) and len(leaf.shape) == 2]
+    axes = lambda path: 3 if path[0] in stacked else 2
+    named = [path for path in flat if pattern.search('/'.join(path))]
+    chosen = [path for path in named if len(flat[path].shape) == axes(path)]
     if not chosen:
-        raise InputError(f'no linear layer is named {layers!r}; the encoder has {_layer_names(flat)}.')
+        raise InputError(f'no linear layer is named {layers!r}; there are {_layer_names(flat)}.')
     updates: dict[Any, Any] = {}
     for path, path_key in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
-        inputs, outputs = flat[path].shape
+        *blocks, inputs, outputs = flat[path].shape
         if not 1 <= rank < min(inputs, outputs):
             raise InputError(f'rank {rank} does not suit {"/".join(path)} {[inputs, outputs]}; choose a smaller one.')
-        updates[(*path[:-1], 'lora_down')] = jax.random.normal(path_key, (inputs, rank)) * inputs**-0.5
-        updates[(*path[:-1], 'lora_up')] = jnp.zeros((rank, outputs))
+        updates[(*path[:-1], 'lora_down')] = jax.random.normal(path_key, (*blocks, inputs, rank)) * inputs**-0.5
+        updates[(*path[:-1], 'lora_up')] = jnp.zeros((*blocks, rank, outputs))
     return traverse_util.unflatten_dict(updates)
 
 

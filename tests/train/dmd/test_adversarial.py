@@ -83,7 +83,7 @@ def test_the_pull_is_the_slope_of_the_loss():
 
 def test_fake_model_and_critic_learn_together_and_the_student_does_not():
     critic, examples, batch, fake, params = world()
-    updates = Updates(critic.module.apply, examples, [], 1.0, 1.0, critic)
+    updates = Updates(*[critic.module.apply] * 3, examples, [], 1.0, 1.0, critic)
     batch = batch | updates.draw_fake(STAGE, batch['latents'].shape, jax.random.key(6))
     loss = lambda student, trained: updates.fake_loss(STAGE, 0, student, trained, batch)
     (value, sums), (of_student, (of_fake, of_critic)) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,7 +27,8 @@ def decode(latents):
 
 def evaluation(program, held_out, **options) -> StudentEvaluation:
     config = EvaluationConfig(videos=VIDEOS, **options)
-    return StudentEvaluation(config, program.examples, program.module.apply, held_out, decode)
+    parts = (program.own_histories.rollout, program.examples.first_unit, program.updates, program.negative)
+    return StudentEvaluation(config, *parts, held_out, decode)
 
 
 def held_out() -> dict[str, np.ndarray]:
@@ -35,10 +38,15 @@ def held_out() -> dict[str, np.ndarray]:
 def test_a_student_like_its_teacher_has_ratios_of_one(tmp_path):
     program, rows = point_program(), held_out()
     rows['latents'] = evaluation(program, rows).sample(point(1))
-    metrics = evaluation(program, rows)(point(1), 10, tmp_path / 'samples')
-    units = [f'{name}/unit{unit}' for name in ('motion', 'sharpness', 'saturation', 'flicker') for unit in (1, 2)]
-    assert {name for name in metrics if '/' in name} == set(units)
-    assert all(metrics[name] == pytest.approx(1) for name in units)
+    metrics = evaluation(program, rows)(point(1), point(1), 10, tmp_path / 'samples')
+    ratios = ('motion', 'sharpness', 'saturation', 'flicker', 'teacher_error')
+    by_unit = {
+        name: [f'{name}/unit{unit}' for unit in (1, 2)] for name in (*ratios, 'deviation_own', 'deviation_teacher')
+    }
+    assert {name for name in metrics if '/' in name} == set(itertools.chain(*by_unit.values()))
+    assert all(metrics[name] == pytest.approx(1) for ratio in ratios for name in by_unit[ratio])
+    # The units do not depend on their history, so that they are the same behind either.
+    assert max(metrics['deviation_own'], metrics['deviation_teacher']) < 1e-6
     assert (metrics['distance'], metrics['outside_band']) == (pytest.approx(0), 0)
     film = video.read_mp4(tmp_path / 'samples' / '000.mp4')
     assert film.shape == (1 + 8 * (FRAMES - 1), 8 * GRID, 2 * 8 * GRID, 3)
@@ -55,6 +63,35 @@ def test_it_generates_behind_its_own_frames_from_the_given_first_one():
     assert np.abs(latents[:, 1] - want).max() < 1e-2
     both = point_program(protocol='21')
     assert np.abs(evaluation(both, rows).sample(point(1))[:, 0] - want).max() < 1e-2
+
+
+class Drifting:
+    """A flow to the frame before, moved by the student's parameter: errors add up from unit to unit."""
+
+    def apply(self, variables, clips, *rest):
+        del rest
+        return clips[-1] - clips[-2].mean(axis=(2, 3), keepdims=True) - variables['params']['drift']
+
+
+def test_errors_that_add_up_show_behind_own_history_only(tmp_path):
+    program, rows = point_program(), held_out()
+    program.module = program.teacher_module = Drifting()  # pyright: ignore[reportAttributeAccessIssue]
+    rows['latents'] = evaluation(program, rows).sample({'drift': jnp.float32(0.0)})
+    judge = evaluation(program, rows)
+    metrics = judge({'drift': jnp.float32(0.5)}, {'drift': jnp.float32(0.0)}, 1, tmp_path)
+    own, forced = ([metrics[f'deviation_{name}/unit{unit}'] for unit in (1, 2)] for name in ('own', 'teacher'))
+    assert own[0] == pytest.approx(forced[0])
+    assert forced[1] == pytest.approx(forced[0], rel=0.05)
+    assert own[1] == pytest.approx(2 * own[0], rel=0.05)
+
+
+def test_the_teacher_s_error_is_larger_on_what_it_would_not_draw(tmp_path):
+    program, rows = point_program(guidance=1.5), held_out()
+    rows['latents'] = evaluation(program, rows).sample(point(0))
+    like, unlike = (evaluation(program, rows)(point(seed), point(0), 1, tmp_path) for seed in (0, 1))
+    assert like['teacher_error'] == pytest.approx(1)
+    assert unlike['teacher_error'] > 1.5
+    assert min(unlike[f'teacher_error/unit{unit}'] for unit in (1, 2)) > 1.5
 
 
 def clip(amount: float, speed: int) -> np.ndarray:
@@ -80,13 +117,13 @@ def test_outside_the_band_it_warns_or_stops(capsys, tmp_path):
     program, rows = point_program(), held_out()
     still = {'point': 0 * point(1)['point']}
     rows['pooled'] = 0 * rows['pooled']
-    metrics = evaluation(program, rows)(still, 10, tmp_path / 'a')
+    metrics = evaluation(program, rows)(still, point(1), 10, tmp_path / 'a')
     assert metrics['outside_band'] > 0
     assert 'warning: step 10: student over teacher outside 0.5..2.0: ' in capsys.readouterr().out
     stopping = {'stop': True, 'stop_after': 20}
-    evaluation(program, rows, **stopping)(still, 19, tmp_path / 'b')
+    evaluation(program, rows, **stopping)(still, point(1), 19, tmp_path / 'b')
     with pytest.raises(DivergedError, match=r'step 20: .*unit2'):
-        evaluation(program, rows, **stopping)(still, 20, tmp_path / 'c')
+        evaluation(program, rows, **stopping)(still, point(1), 20, tmp_path / 'c')
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from train import teacher_samples
 from train.data import SampleSource
 from train.dmd import program as dmd
 from train.dmd.evaluation import EvaluationConfig
+from train.flow.stage_starts import check_stored, start_name
 from train.runtime import loop
 from train.runtime.metrics import SPEED, read_metrics
 from train.runtime.settings import freeze
@@ -58,6 +59,8 @@ def test_teacher_samples_are_resumable(samples, tmp_path):
     assert [path.read_bytes() for path in shards] == before
     source = SampleSource(tmp_path / 'samples')
     assert source.spec.latents == (3, 8, 8, 16)
+    with pytest.raises(InputError, match=r'hold no start_0, start_1, start_2; make them with .* --store-starts'):
+        check_stored(source.spec.arrays, SCHEDULE.stages)
     assert source.protocol['steps'] == [1, 1, 1]
     assert [source[index]['prompt'] for index in range(4)] == [*PROMPTS, PROMPTS[0]]
     # A repeated prompt gives a different video.
@@ -73,8 +76,15 @@ def test_teacher_samples_start_from_pictures(tmp_path):
         Image.new('RGB', (80, 60), color).save(tmp_path / 'frames' / name)
     (tmp_path / 'prompts.txt').write_text('a red wall\na blue wall')
     given = [*sample_arguments(tmp_path), '--first-frame', str(tmp_path / 'frames'), '--count', '8', '--frames', '9']
-    assert teacher_samples.main(given) == 0
-    first = [SampleSource(tmp_path / 'samples')[index]['latents'][0].astype(np.float32) for index in range(4)]
+    assert teacher_samples.main([*given, '--store-starts']) == 0
+    source = SampleSource(tmp_path / 'samples')
+    first = [source[index]['latents'][0].astype(np.float32) for index in range(4)]
+    # The starts of the stages of unit 1; unit 0 is given.
+    check_stored(source.spec.arrays, SCHEDULE.stages)
+    for stage, side in enumerate((2, 4, 8)):
+        starts = source[0][start_name(stage)].astype(np.float32)
+        assert starts.shape == (2, side, side, 16)
+        assert not np.any(starts[0]) and np.any(starts[1])
     # Samples of one picture differ by the posterior's noise only, those of two pictures by more.
     assert relative_error(first[2], first[0]) < relative_error(first[1], first[0])
     (tmp_path / 'frames' / '2.png').unlink()

@@ -22,7 +22,6 @@ from train.dmd.objectives.regression import RegressionConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
 from train.dmd.rollout import Rollout
-from train.dmd.state import DMDState
 from train.runtime.sharding import to_host
 
 EVEN, ONE = Schedule(spacing='even'), (1, 1, 1)
@@ -149,7 +148,7 @@ def attached(program, stage=1, updates=2, module=None):
     program.module = module or program.module
     state = program.init_state(jax.random.key(0), program.frozen()).replace(student=point(1))
     keys = jax.random.split(jax.random.key(4), updates)
-    return batch, program.batches(stage, state, batch, keys, jax.random.key(1))[0]
+    return batch, program.batches(stage, state.step, state.student, batch, keys, jax.random.key(1))[0]
 
 
 def test_own_histories_continue_the_first_frame():
@@ -226,8 +225,8 @@ def test_no_gradient_passes_through_the_rollout():
     def predicted(student):
         batch = jax.tree.map(lambda leaf: leaf[None], make_batch())
         program.module = Proportional()  # pyright: ignore[reportAttributeAccessIssue]
-        state = DMDState(jnp.int32(0), student, student, None, None)
-        batch = program.batches(2, state, batch, jax.random.split(jax.random.key(3), 1), jax.random.key(1))[0]
+        keys = jax.random.split(jax.random.key(3), 1)
+        batch = program.batches(2, jnp.int32(0), student, batch, keys, jax.random.key(1))[0]
         batch = {name: array[0] for name, array in batch.items()}
         example = program.examples.build(2, batch, batch)
         return jnp.sum(program.examples.predict(program.updates.denoiser(student), 2, example))

@@ -32,7 +32,7 @@ def test_low_rank_updates():
     want = params['a']['query']['kernel'] + 3 * layer['lora_down'] @ layer['lora_up']
     assert relative_error(merged['a']['query']['kernel'], want) < 1e-6
     assert merged['a']['out'] is not None and np.array_equal(merged['a']['out']['kernel'], params['a']['out']['kernel'])
-    with pytest.raises(InputError, match="no linear layer is named '\\(querry\\)'; the encoder has out, query"):
+    with pytest.raises(InputError, match="no linear layer is named '\\(querry\\)'; there are out, query"):
         init_lora(jax.random.key(0), params, 2, '(querry)')
     with pytest.raises(InputError, match=r'rank 5 does not suit a/query/kernel \[6, 5\]'):
         init_lora(jax.random.key(0), params, 5, 'query')

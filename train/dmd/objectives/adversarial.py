@@ -4,10 +4,15 @@
     student:  softplus(-C(z_tau of the student))
 
 The fake model is trained with the critic's loss as well, in its own updates. Matching alone leaves one-step students
-blurred; this term makes them sharp.
+blurred; this term makes them sharp. Two optional terms of the critic's loss keep its slope small, R1 at the data and R2
+at the student's predictions. The expectation of the squared change along white noise e is the squared slope, so that
+they need no second derivative:
+
+    r1 ((C(z_tau + s e) - C(z_tau)) / s)^2 at the data, and r2 times the same at the student's predictions
 
 Legend: B batch, X tokens of the current unit, D width, R registers.
-Source: One-Forcing, arXiv 2605.23458 (both weights 0.03, registers on two late blocks); DMD2, arXiv 2405.14867.
+Source: One-Forcing, arXiv 2605.23458 (both weights 0.03, registers on two late blocks); DMD2, arXiv 2405.14867;
+approximated R1, arXiv 2501.08316.
 """
 
 from __future__ import annotations
@@ -37,10 +42,15 @@ class AdversarialConfig(Weight):
     Attributes:
       depths: blocks whose features the critic sees, as a share of the fake model's depth.
       registers: learned queries per block.
+      r1, r2: weights of the two slope terms; 0 for none. Each costs one more call of the fake model.
+      slope_step: s.
     """
 
     depths: tuple[float, ...] = (2 / 3, 1.0)
     registers: int = 4
+    r1: float = 0.0
+    r2: float = 0.0
+    slope_step: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +58,11 @@ class AdversarialConfig(Weight):
             raise InputError(f'adversarial.depths is {self.depths}; give shares of the depth in 0..1, 0 excluded.')
         if self.registers < 1:
             raise InputError(f'adversarial.registers is {self.registers}; give at least 1.')
+        if not (self.r1 >= 0 and self.r2 >= 0 and self.slope_step > 0):
+            raise InputError(
+                f'adversarial.r1, r2 and slope_step are {self.r1}, {self.r2} and {self.slope_step}; the first two must '
+                'be at least 0, the third greater than 0.'
+            )
 
 
 class Critic(nn.Module):
@@ -86,6 +101,11 @@ def critic_layers(features: Features, depths: Sequence[float], blocks: int) -> l
 def critic_loss(real: Float[Array, ' B'], generated: Float[Array, ' B']) -> Float[Array, ' B']:
     """Return the critic's loss of every sample, from its logits."""
     return jax.nn.softplus(-real) + jax.nn.softplus(generated)
+
+
+def squared_slope(there: Float[Array, ' B'], here: Float[Array, ' B'], step: float) -> Float[Array, ' B']:
+    """Return the squared difference quotient of the critic's logits along noise of deviation `step`."""
+    return jnp.square((there - here) / step)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ class Models(NamedTuple):
     fake: Denoiser
     teacher: Denoiser  # guided
     critic: CriticLogit | None = None  # for the adversarial objective
+    start: Denoiser | None = None  # from which the student starts, for progressive distillation
 
 
 class Objective(Protocol):

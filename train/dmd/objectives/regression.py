@@ -1,7 +1,8 @@
 """Regression of the student's predictions to the data with the Cauchy loss log(1 + ||z_theta - z||^2).
 
 After the student's own history the data's frame is not a valid target: its motion continues another history. Such
-examples are left out by default.
+examples are left out by default. Where the data stores the starts of the teacher's stages (`DMDConfig.pairs`), x and
+target lie on one path of the teacher, and the regression teaches the map from noise to data instead of a mean.
 
 Source: Neodragon, arXiv 2511.06055, section on step distillation (regression loss, weight 0.5).
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
@@ -56,6 +56,6 @@ class Regression:
     ) -> tuple[Unit, Values]:
         """Return the gradient of the Cauchy loss, and the loss."""
         del examples, stage, models, draws
-        values, pull_back = jax.vjp(lambda z: losses.cauchy(z, example.clean), z_theta)
         factor = jnp.where(example.own, self.config.own_history, 1.0)
-        return pull_back(factor)[0], {'cauchy': values}
+        slope, values = losses.cauchy_slope(z_theta, example.target, factor)
+        return slope, {'cauchy': values}

@@ -18,6 +18,7 @@ from train.dmd.objectives.adversarial import Adversarial, AdversarialConfig
 from train.dmd.objectives.consistency import Consistency, ConsistencyConfig
 from train.dmd.objectives.matching import Matching, MatchingConfig
 from train.dmd.objectives.objective import Models, Objective, Values
+from train.dmd.objectives.progressive import Progressive, ProgressiveConfig
 from train.dmd.objectives.regression import Regression, RegressionConfig
 from train.flow import losses
 
@@ -28,9 +29,9 @@ class ObjectivesConfig:
 
     matching: MatchingConfig = dataclasses.field(default_factory=MatchingConfig)
     regression: RegressionConfig = dataclasses.field(default_factory=RegressionConfig)
-
     adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
     consistency: ConsistencyConfig = dataclasses.field(default_factory=ConsistencyConfig)
+    progressive: ProgressiveConfig = dataclasses.field(default_factory=ProgressiveConfig)
 
     def __post_init__(self) -> None:
         if not self.parts():
@@ -44,6 +45,7 @@ class ObjectivesConfig:
             Regression(self.regression),
             Adversarial(self.adversarial),
             Consistency(self.consistency),
+            Progressive(self.progressive),
         ]
         return [part for part in parts if part.config.used]
 
