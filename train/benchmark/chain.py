@@ -20,7 +20,8 @@ from neodragon_jax.checkpoint.folders import TEACHER as DENOISER
 from neodragon_jax.checkpoint.folders import TEACHER_ADAPTER as ADAPTER
 from neodragon_jax.checkpoint.folders import VIDEO_VAE as VAE
 from neodragon_jax.generation import defaults as generation
-from train.benchmark.tiers import STUDENTS, TIERS, Tier
+from train.benchmark.students import STUDENTS
+from train.benchmark.tiers import TIERS, Tier
 from train.shapes.text_encoders import TEACHER_ENCODER
 from train.teacher.program import PYRAMID_FLOW as WITH_EMBEDDER
 
@@ -86,7 +87,8 @@ class Chain:
 
     def steps(self) -> list[Step]:
         """Return all commands in order."""
-        steps = [*self._autoencoder(), *self._teacher(), *self._text(), *self._pruning(), *self._students()]
+        pruning = self._pruning() if self.tier.ablations else ()
+        steps = [*self._autoencoder(), *self._teacher(), *self._text(), *pruning, *self._students()]
         return [*steps, self._evaluation(tuple(step.result for step in steps))]
 
     def _autoencoder(self) -> Iterator[Step]:
@@ -123,7 +125,10 @@ class Chain:
             f'--config.embedder={self.result("teacher") / WITH_EMBEDDER}',
             f'--config.encoder={language / TEXT_ENCODER}',
         ]
-        for name, changes in {'text': [], 'text_without_cosine': ['--config.text.cosine_weight=0.0']}.items():
+        variants = {'text': []}
+        if self.tier.ablations:
+            variants['text_without_cosine'] = ['--config.text.cosine_weight=0.0']
+        for name, changes in variants.items():
             yield self._train('text', self.folder / name, self.result(name) / ADAPTER, [*common, *changes], name)
 
     def _pruning(self) -> Iterator[Step]:
@@ -148,9 +153,10 @@ class Chain:
         }
         parts |= {self.distilled_text / DENOISER: teacher / DENOISER, self.distilled_text / ADAPTER: text / ADAPTER}
         parts[self.distilled_text / TEXT_ENCODER] = text / TEXT_ENCODER
-        for root in (self.teacher_text, self.without_cosine):
+        for root in (self.teacher_text, self.without_cosine) if self.tier.ablations else (self.teacher_text,):
             parts |= {root / name: base / name for name in LANGUAGE} | {root / VAE: self._small_vae}
-        parts[self.without_cosine / TEXT_ENCODER] = self.result('text_without_cosine') / TEXT_ENCODER
+        if self.tier.ablations:
+            parts[self.without_cosine / TEXT_ENCODER] = self.result('text_without_cosine') / TEXT_ENCODER
         parts |= {self.teacher_text / DENOISER: teacher / DENOISER, self.teacher_text / ADAPTER: teacher / ADAPTER}
         parts[self.teacher_text / TEXT_ENCODER] = self.out / 'language' / TEACHER_ENCODER
         arguments = ['--checkpoint', str(self.distilled_text), '--prompts-file', str(self.out / 'prompts.txt')]
@@ -162,8 +168,12 @@ class Chain:
         common += [f'--config.dmd.{name}={self.tier.guidance}' for name in ('guidance', 'first_guidance')]
         common += [f'--config.dmd.{name}={self.tier.steps}' for name in ('teacher_steps', 'teacher_first_steps')]
         for name in self.tier.students:
-            arguments = [*common, *STUDENTS[name]]
-            yield self._train('dmd', self.folder / name, self.result(name) / STUDENT, arguments, name)
+            student = STUDENTS[name]
+            arguments = [*common, *student.settings]
+            if student.start is not None:
+                arguments.append(f'--config.dmd.start={self.result(student.start) / STUDENT}')
+            workdir, result = self.folder / name, self.result(name) / STUDENT
+            yield self._train('dmd', workdir, result, arguments, name, recipe=student.recipe)
 
     def _evaluation(self, after: tuple[pathlib.Path, ...]) -> Step:
         """Return the evaluation of all systems, which also writes the checkpoint to ship."""
@@ -200,9 +210,10 @@ class Chain:
         name: str | None = None,
         preset: str = '',
         seed: int | None = None,
+        recipe: str = '',
     ) -> Step:
         """Return a training program with its preset `shapes` and the tier's changes."""
-        config = f'configs/{program}.py:{preset}-shapes' if preset else f'configs/{program}.py:shapes'
+        config = f'configs/{program}.py:{"-".join(filter(None, (preset, "shapes", recipe)))}'
         key = 'students' if program == 'dmd' else program
         flags = [
             f'--config={config}',

@@ -30,9 +30,13 @@ from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.pyramid.sampler import DrawnNoise
+from neodragon_jax.pyramid.schedule import Schedule
 from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain
+from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, GIVEN
+from train.benchmark.motion import motion_columns
+from train.benchmark.students import STUDENTS
 from train.benchmark.tiers import Tier
-from train.shapes.attributes import Attributes, Estimate, columns, measure, summarize
+from train.shapes.attributes import Attributes, Estimate, columns, estimate, measure, summarize
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import WORLDS, Traits
 from train.vae.clips import to_float
@@ -43,9 +47,6 @@ Videos = UInt8[np.ndarray, 'N F H W 3']
 SCENES_SEED = 1_000_003
 # Number of videos generated at a time, and number of videos on a contact sheet.
 BATCH, SHOWN = 32, 6
-GENERATED, GIVEN = 'generated', 'given'
-# Keys of a system's results: attribute -> value of each clip, and the combination of each clip.
-CLIPS, COMBINATIONS = 'clips', 'combinations'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ class System:
       denoiser, adapter: component folders.
       steps: sampling steps per stage.
       guidance: guidance scale; None for no guidance.
+      spacing: levels of several steps in a stage, see `Schedule`.
     """
 
     root: pathlib.Path
@@ -64,6 +66,7 @@ class System:
     adapter: pathlib.Path
     steps: tuple[int, int, int]
     guidance: float | None
+    spacing: str = 'released'
 
 
 def systems(chain: Chain) -> dict[str, System]:
@@ -74,19 +77,22 @@ def systems(chain: Chain) -> dict[str, System]:
     found = {
         'teacher': System(teacher_text, teacher_text / DENOISER, teacher_text / ADAPTER, **full),
         'text': System(distilled_text, distilled_text / DENOISER, distilled_text / ADAPTER, **full),
-        'text_without_cosine': System(
-            chain.without_cosine, teacher_text / DENOISER, chain.result('text_without_cosine') / ADAPTER, **full
-        ),
-        'pruned_stage1': System(teacher_text, of('stage1'), teacher_text / ADAPTER, **full),
-        'pruned': System(teacher_text, of('stage2'), teacher_text / ADAPTER, **full),
-        'pruned_stage2_alone': System(teacher_text, of('stage2_alone'), teacher_text / ADAPTER, **full),
         'teacher_1': System(
             distilled_text, distilled_text / DENOISER, distilled_text / ADAPTER, (1, 1, 1), tier.guidance
         ),
     }
+    if tier.ablations:
+        found |= {
+            'text_without_cosine': System(
+                chain.without_cosine, teacher_text / DENOISER, chain.result('text_without_cosine') / ADAPTER, **full
+            ),
+            'pruned_stage1': System(teacher_text, of('stage1'), teacher_text / ADAPTER, **full),
+            'pruned': System(teacher_text, of('stage2'), teacher_text / ADAPTER, **full),
+            'pruned_stage2_alone': System(teacher_text, of('stage2_alone'), teacher_text / ADAPTER, **full),
+        }
     for name in tier.students:
-        result = chain.result(name)
-        found[name] = System(distilled_text, result / STUDENT, result / STUDENT_ADAPTER, (1, 1, 1), None)
+        result, steps = chain.result(name), STUDENTS[name].steps
+        found[name] = System(distilled_text, result / STUDENT, result / STUDENT_ADAPTER, steps, None, spacing='even')
     return found
 
 
@@ -127,7 +133,9 @@ class HeldOutCaptions:
         size = (tier.frames, tier.height, tier.width)
         guidance = (system.guidance, system.guidance)
         plan = make_plan('monolithic', *size, system.steps, system.steps, *guidance)
-        plan = components.check(dataclasses.replace(plan, guidance=guidance[0], first_guidance=guidance[1]))
+        schedule = Schedule(spacing=system.spacing)
+        plan = dataclasses.replace(plan, guidance=guidance[0], first_guidance=guidance[1], schedule=schedule)
+        plan = components.check(plan)
         made = []
         for start in range(0, len(self.captions), BATCH):
             rows = slice(start, start + BATCH)
@@ -172,17 +180,18 @@ def evaluate(chain: Chain) -> dict[str, Any]:
     results: dict[str, Any] = read_json(record, dict[str, Any]) if record.is_file() else {}
 
     def keep(name: str, videos: Videos, **more: Any) -> None:
-        clips = held_out.read(videos)
-        summary = summarize(clips, held_out.combinations)
-        results[name] = {attribute: list(value) for attribute, value in summary.items()} | more
-        results[name] |= {CLIPS: columns(clips), COMBINATIONS: held_out.combinations}
+        clips = columns(held_out.read(videos))
+        if held_out.world.untold:
+            clips |= motion_columns(videos, held_out.world)
+        means = {column: list(estimate(np.array(values), held_out.combinations)) for column, values in clips.items()}
+        results[name] = means | more | {CLIPS: clips, COMBINATIONS: held_out.combinations}
         folder.mkdir(parents=True, exist_ok=True)
         show(folder / f'{name}.png', videos)
         with atomic_file(record) as path:
             path.write_text(json.dumps(results, indent=1) + '\n')
 
-    if 'drawn' not in results:
-        keep('drawn', held_out.drawn)
+    if DRAWN not in results:
+        keep(DRAWN, held_out.drawn)
     decoder = chain.out / 'decoder' / 'result' / VAE
     for name, vae in {'native': chain.out / 'autoencoder' / 'result' / AUTOENCODER, 'small': decoder}.items():
         if name not in results:

@@ -17,11 +17,15 @@ from markdown_it import MarkdownIt
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.json_file import read_json
 from train.benchmark.chain import Chain
+from train.benchmark.evidence import Evidence, Target
+from train.benchmark.motion import motion_table
+from train.benchmark.recipes import recipe_table
 from train.benchmark.statistics import Estimator
-from train.benchmark.targets import GIVEN_TOO, Evidence, Target, gather, targets
+from train.benchmark.students import ONE_STEP
+from train.benchmark.targets import GIVEN_TOO, gather, targets
 from train.runtime.metrics import read_metrics
 from train.shapes.attributes import NUMBERS, Estimate
-from train.shapes.world import Traits
+from train.shapes.world import WORLDS, Traits
 
 COLUMNS = (*Traits._fields, 'all', *NUMBERS)
 # Metrics whose curves are drawn: every program's loss and evaluation metrics.
@@ -71,6 +75,7 @@ def write(chains: Sequence[Chain]) -> int:
             '',
             *target_table(rows),
             '',
+            *tier_table(chains[0], seen, estimate),
             '## Every system',
             '',
             *system_table(seen, estimate),
@@ -128,6 +133,14 @@ def target_table(rows: Sequence[Row]) -> list[str]:
         spread = f'{min(row.seeds):.3f} to {max(row.seeds):.3f}' if len(row.seeds) > 1 else ''
         lines.append(f'| {row.target.name} | {row.target.bounds} | {row.estimate} | {spread} | {row.verdict} |')
     return lines
+
+
+def tier_table(chain: Chain, seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
+    """Return the section that belongs to the tier; none for most."""
+    tier, world = chain.tier, WORLDS[chain.tier.world]
+    if world.untold:
+        return motion_table(seen, estimate, world, tier.units)
+    return recipe_table(seen, estimate, tier.students) if set(ONE_STEP) <= set(tier.students) else []
 
 
 def verdict_table(rows: Sequence[Row]) -> list[str]:

@@ -23,7 +23,8 @@ from neodragon_jax.base.json_file import read_json
 from train.benchmark import schedule
 from train.benchmark.chain import Chain, Step
 from train.benchmark.tiers import TIERS, Tier
-from train.shapes.world import WORLDS, caption
+from train.shapes.captions import caption
+from train.shapes.world import WORLDS
 
 # Root of the repository. Programs run from it, because the paths of their settings are relative to it.
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -124,7 +125,8 @@ def write_prompts(path: pathlib.Path, tier: Tier) -> None:
     """Write the trained captions in several wordings, one per line, unless the file exists."""
     if path.is_file():
         return
-    combinations = WORLDS[tier.world].combinations('train')
+    world = WORLDS[tier.world]
+    combinations = [world.told(traits) for traits in world.combinations('train')]
     lines = {caption(traits, (row, wording)) for row, traits in enumerate(combinations) for wording in range(WORDINGS)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:

@@ -15,7 +15,8 @@ from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import defaults as generation
 from train.benchmark.chain import ADAPTER, DENOISER, TEXT_ENCODER, VAE, Chain
 from train.benchmark.tiers import Tier
-from train.shapes.world import WORLDS, caption
+from train.shapes.captions import caption
+from train.shapes.world import WORLDS
 
 ENCODERS = (CLIP_L, CLIP_G, TEXT_ENCODER)
 
@@ -38,7 +39,8 @@ def write(chain: Chain) -> pathlib.Path:
 
 def defaults(tier: Tier) -> dict[str, object]:
     """Return the contents of generation.json: the checkpoint's defaults for `python -m neodragon_jax`."""
-    example = caption(WORLDS[tier.world].combinations('train')[0])
+    world = WORLDS[tier.world]
+    example = caption(world.told(world.combinations('train')[0]))
     return {
         'mode': 'hybrid',
         'frames': tier.frames,

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from train.benchmark.evaluation import CLIPS, COMBINATIONS
-from train.benchmark.targets import Evidence
+from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, Evidence
 from train.shapes.attributes import Estimate
 
 
@@ -29,7 +28,7 @@ class Estimator:
 
     def __init__(self, seen: Sequence[Evidence]) -> None:
         self._seen = seen
-        groups = sorted(set(seen[0].results['drawn'].get(COMBINATIONS, ())))
+        groups = sorted(set(seen[0].results[DRAWN].get(COMBINATIONS, ())))
         self._without = [[_without(evidence, group) for evidence in seen] for group in groups]
 
     def __call__(self, value: Callable[[Evidence], float]) -> Estimate:
@@ -44,10 +43,11 @@ class Estimator:
 
 def _without(evidence: Evidence, combination: int) -> Evidence:
     """Return the evidence without the clips of a combination."""
-    kept = np.array(evidence.results['drawn'][COMBINATIONS]) != combination
+    kept = np.array(evidence.results[DRAWN][COMBINATIONS]) != combination
 
     def reduced(system: Mapping[str, Any]) -> Mapping[str, Any]:
-        means = {name: [float(np.mean(np.array(values)[kept])), 0.0] for name, values in system.get(CLIPS, {}).items()}
-        return {**system, **means}
+        clips = {name: np.array(values)[kept] for name, values in system.get(CLIPS, {}).items()}
+        means = {name: [float(np.mean(values)), 0.0] for name, values in clips.items()}
+        return {**system, **means, CLIPS: clips, COMBINATIONS: np.array(system.get(COMBINATIONS, ()))[kept]}
 
     return evidence._replace(results={name: reduced(system) for name, system in evidence.results.items()})

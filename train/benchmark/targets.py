@@ -6,10 +6,9 @@ videos are set twice: for generated and for given first frames.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -17,73 +16,23 @@ import safetensors.numpy
 from neodragon_jax.base.json_file import read_json
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
 from train.benchmark.chain import VAE, Chain
-from train.benchmark.evaluation import GENERATED, GIVEN
+from train.benchmark.evidence import GENERATED, GIVEN, Evidence, Target, Value
+from train.benchmark.motion import motion_targets
+from train.benchmark.students import ONE_STEP
 from train.runtime.metrics import read_metrics
-from train.shapes.world import Traits
-
-# Name of a system and first frame -> attribute -> (mean, standard error); some entries are plain numbers.
-Results = Mapping[str, Mapping[str, Any]]
-
-
-class Evidence(NamedTuple):
-    """The results of a seed: evaluated videos, and records of the programs.
-
-    Attributes:
-      text_cosine: cosine of the distilled text states with the teacher's, on held-out captions, for training with and
-        without the cosine term.
-      importance_correlation: rank correlation of the two streams' importances over blocks; NaN if one is constant.
-      encoder_kept: whether the small decoder's encoder equals the native one bit for bit.
-    """
-
-    results: Results
-    text_cosine: Mapping[str, float]
-    importance_correlation: float
-    encoder_kept: bool
-
-    def mean(self, system: str, attribute: str, first: str = GENERATED) -> float:
-        """Return a number of a system that generates."""
-        return float(self.results[f'{system}/{first}'][attribute][0])
-
-    def accuracy(self, system: str, first: str = GENERATED) -> float:
-        """Return the mean accuracy over all attributes."""
-        return float(np.mean([self.mean(system, name, first) for name in Traits._fields]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """One number that should lie between two bounds.
-
-    Attributes:
-      least, most: None for a number that is reported only.
-    """
-
-    name: str
-    value: Callable[[Evidence], float]
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def bounds(self) -> str:
-        """The bounds as text."""
-        if self.least is not None and self.most is not None:
-            return f'{self.least:g} to {self.most:g}'
-        if self.least is not None:
-            return f'at least {self.least:g}'
-        return 'reported' if self.most is None else f'at most {self.most:g}'
-
-    def reached(self, value: float) -> bool | None:
-        """Return whether a value meets the target; None if there are no bounds."""
-        if self.least is None and self.most is None:
-            return None
-        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+from train.shapes.world import WORLDS
 
 
 def gather(chain: Chain) -> Evidence:
     """Read the results of a seed."""
     results = read_json(chain.folder / 'evaluation.json', dict[str, Any])
-    cosine = {name: 1 - _last_metric(chain, name, 'eval/cosine_distance') for name in ('text', 'text_without_cosine')}
-    importance = read_json(chain.folder / 'choice' / 'importance.json', dict[str, Any])
-    return Evidence(results, cosine, _number(importance['correlation']['spearman']), _encoder_kept(chain))
+    texts = ('text', 'text_without_cosine') if chain.tier.ablations else ('text',)
+    cosine = {name: 1 - _last_metric(chain, name, 'eval/cosine_distance') for name in texts}
+    correlation = None
+    if chain.tier.ablations:
+        importance = read_json(chain.folder / 'choice' / 'importance.json', dict[str, Any])
+        correlation = importance['correlation']['spearman']
+    return Evidence(results, cosine, _number(correlation), _encoder_kept(chain))
 
 
 def _last_metric(chain: Chain, run: str, name: str) -> float:
@@ -110,8 +59,6 @@ def _encoder_kept(chain: Chain) -> bool:
 
 # Suffix of the names of targets with a given first frame.
 GIVEN_TOO = ', first frame given'
-
-Value = Callable[[Evidence, str], float]
 
 
 def _of_teacher(attribute: str) -> Value:
@@ -151,8 +98,6 @@ TARGETS = (
     *_of_videos('teacher: all attributes right', _of_teacher('all'), least=0.8),
     *_of_videos('text: points of accuracy lost', _points_lost('text'), most=2.0),
     Target('text: cosine of the states', lambda seen: seen.text_cosine['text'], least=0.98),
-    Target('text without the cosine term: cosine', lambda seen: seen.text_cosine['text_without_cosine']),
-    *_of_videos('text without the cosine term: points lost', _points_lost('text_without_cosine')),
     Target(
         'small decoder: dB below the native one',
         lambda seen: seen.results['native']['psnr_db'] - seen.results['small']['psnr_db'],
@@ -164,10 +109,6 @@ TARGETS = (
         least=10.0,
     ),
     Target('small decoder: encoder kept bit for bit', lambda seen: float(seen.encoder_kept), least=1.0),
-    *_of_videos('pruning, stages 1 and 2: points lost', _points_lost('pruned'), most=2.0),
-    *_of_videos('pruning, stages 1 and 2: points of shape lost', _points_of('shape', 'pruned', 'teacher'), most=5.0),
-    *_of_videos('pruning, stage 2 alone: points lost beyond', _points_lost('pruned_stage2_alone', 'pruned'), least=1.0),
-    Target("pruning: rank correlation of the streams' importances", lambda seen: seen.importance_correlation),
     *_of_videos('student: mismatch over its teacher at 1-1-1', _mismatch_over('student', 'teacher_1'), most=0.6),
     # The teacher that the student learns from reads the same distilled text encoder, also at 1-1-1.
     *_of_videos('student: mismatch over its teacher', _mismatch_over('student', 'text'), most=1.1),
@@ -175,6 +116,15 @@ TARGETS = (
     *_of_videos('student: points of shape lost to its teacher', _points_of('shape', 'student', 'text'), most=5.0),
     *_of_videos('student: points of all attributes lost', _points_of('all', 'student', 'text'), most=5.0),
     *_of_videos('student: motion, 1 as drawn', lambda seen, first: seen.mean('student', 'motion', first), 0.9, 1.1),
+)
+# Only for tiers with ablations.
+ABLATIONS = (
+    Target('text without the cosine term: cosine', lambda seen: seen.text_cosine['text_without_cosine']),
+    *_of_videos('text without the cosine term: points lost', _points_lost('text_without_cosine')),
+    *_of_videos('pruning, stages 1 and 2: points lost', _points_lost('pruned'), most=2.0),
+    *_of_videos('pruning, stages 1 and 2: points of shape lost', _points_of('shape', 'pruned', 'teacher'), most=5.0),
+    *_of_videos('pruning, stage 2 alone: points lost beyond', _points_lost('pruned_stage2_alone', 'pruned'), least=1.0),
+    Target("pruning: rank correlation of the streams' importances", lambda seen: seen.importance_correlation),
 )
 # Only for tiers that train the students in the comparison.
 CONTROLS: Mapping[str, tuple[Target, ...]] = {
@@ -188,7 +138,33 @@ CONTROLS: Mapping[str, tuple[Target, ...]] = {
 }
 
 
+def recipe_targets(recipes: Sequence[str]) -> tuple[Target, ...]:
+    """Return the targets of the best recipe: the one that loses the least shape to its teacher."""
+
+    def best(seen: Evidence, first: str) -> str:
+        return max(recipes, key=lambda name: seen.mean(name, 'shape', first))
+
+    return (
+        *_of_videos(
+            'best recipe: points of shape lost to its teacher',
+            lambda seen, first: _points_of('shape', best(seen, first), 'text')(seen, first),
+            most=3.0,
+        ),
+        *_of_videos(
+            'best recipe: mismatch over its teacher',
+            lambda seen, first: _mismatch_over(best(seen, first), 'text')(seen, first),
+            most=1.0,
+        ),
+    )
+
+
 def targets(chain: Chain) -> list[Target]:
     """Return the targets of a tier."""
-    controls = (CONTROLS[name] for name in chain.tier.students if name in CONTROLS)
-    return [*TARGETS, *itertools.chain.from_iterable(controls)]
+    tier, world = chain.tier, WORLDS[chain.tier.world]
+    if world.untold:
+        return motion_targets(world, tier.units, tier.students)
+    found = [*TARGETS, *(ABLATIONS if tier.ablations else ())]
+    if set(ONE_STEP) <= set(tier.students):
+        found += recipe_targets(tier.students)
+    controls = (CONTROLS[name] for name in tier.students if name in CONTROLS)
+    return [*found, *itertools.chain.from_iterable(controls)]

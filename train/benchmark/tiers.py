@@ -6,20 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-# The students: name -> settings that differ from the preset.
-STUDENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        'student': (),
-        'regression': ('--config.dmd.objectives.matching.weight=0.0',),
-        'paper': ('--config.dmd.clean_prediction=paper',),
-        # The ramp starts after a quarter of tier gpu's steps and lasts a quarter.
-        'own_history': (
-            '--config.dmd.own_history.last=1.0',
-            '--config.dmd.own_history.ramp_start=750',
-            '--config.dmd.own_history.ramp_steps=750',
-        ),
-    }
-)
+from train.benchmark.students import HISTORIES, ONE_STEP, STUDENTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +23,7 @@ class Tier:
       training: steps of each program; programs not listed use their presets.
       settings: other settings of each program.
       students: names from STUDENTS.
+      ablations: whether pruning is trained, and the text encoder without the cosine term.
     """
 
     world: str = 'cpu'
@@ -49,7 +37,17 @@ class Tier:
     guidance: float = 2.0
     training: Mapping[str, int] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    students: tuple[str, ...] = tuple(STUDENTS)
+    students: tuple[str, ...] = ('student', 'regression', 'paper', 'own_history')
+    ablations: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = set(self.students) - set(STUDENTS)
+        assert not unknown, f'no such students: {unknown}'
+
+    @property
+    def units(self) -> int:
+        """Units > 0 of a clip."""
+        return (self.frames - 1) // 8
 
     @property
     def size(self) -> list[str]:
@@ -87,6 +85,28 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
                 'text': ('--config.text.optimizer.decay_steps=6000',),
                 'students': ('--config.dmd.student.decay_steps=3000',),
             },
+        ),
+        # Recipes of one-step students, on the teacher of tier cpu.
+        'one_step': Tier(students=ONE_STEP, ablations=False),
+        # Nine latent frames, and neither direction nor speed in the caption: what a student needs its history for. Many
+        # clips of few captions show the variety of direction.
+        'collapse': Tier(
+            world='collapse',
+            frames=65,
+            clips=8192,
+            samples=2048,
+            captions=192,
+            training={'teacher': 12_000, 'students': 1400},
+            settings={
+                'teacher': ('--config.teacher.optimizer.decay_steps=12000',),
+                'students': (
+                    '--config.dmd.student.decay_steps=1400',
+                    '--config.dmd.own_history.ramp_start=350',
+                    '--config.dmd.own_history.ramp_steps=350',
+                ),
+            },
+            students=HISTORIES,
+            ablations=False,
         ),
         # Runs every command of the chain once; the results are noise.
         'fast': Tier(

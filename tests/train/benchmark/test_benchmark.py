@@ -27,7 +27,8 @@ from train.benchmark.targets import Evidence, Target
 from train.benchmark.tiers import TIERS
 from train.shapes import attributes
 from train.shapes.attributes import columns
-from train.shapes.world import WORLDS, parse
+from train.shapes.captions import parse
+from train.shapes.world import WORLDS
 
 
 def chain(tmp_path, tier='cpu') -> Chain:

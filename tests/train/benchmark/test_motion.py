@@ -1,0 +1,120 @@
+"""The tiers `collapse` and `one_step`: chains, targets and report sections, on drawn clips and their distortions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from train.benchmark.chain import Chain
+from train.benchmark.evaluation import systems
+from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, GIVEN, Evidence
+from train.benchmark.motion import late_units, motion_columns, motion_kept, motion_table, motion_targets, variety_of
+from train.benchmark.recipes import recipe_table
+from train.benchmark.statistics import Estimator
+from train.benchmark.students import HISTORIES, ONE_STEP
+from train.benchmark.targets import targets
+from train.benchmark.tiers import TIERS
+from train.shapes.attributes import estimate
+from train.shapes.source import MovingShapesSource
+from train.shapes.world import COLLAPSE
+
+FRAMES, UNITS, CLIPS_DRAWN = 65, 8, 40
+
+
+@pytest.fixture(scope='module')
+def source() -> MovingShapesSource:
+    return MovingShapesSource(COLLAPSE, FRAMES, (64, 64), seed=3, count=CLIPS_DRAWN, split='held_out')
+
+
+def result(source: MovingShapesSource, videos: np.ndarray) -> dict[str, Any]:
+    every = COLLAPSE.combinations('all')
+    combinations = [every.index(source.scene(index).traits) for index in range(len(source))]
+    columns = motion_columns(videos, COLLAPSE)
+    means = {name: list(estimate(np.array(values), combinations)) for name, values in columns.items()}
+    return means | {CLIPS: columns, COMBINATIONS: combinations}
+
+
+@pytest.fixture(scope='module')
+def evidence(source) -> Evidence:
+    """Return results of systems like the drawn clips, of one that stops after unit 6, and of one without variety."""
+    drawn = np.stack([source[index]['video'] for index in range(len(source))])
+    stops = drawn.copy()
+    stops[:, 49:] = stops[:, 48:49]
+    # For every caption, the clip of its first scene.
+    told = [COLLAPSE.told(source.scene(index).traits) for index in range(len(source))]
+    same = drawn[[told.index(one) for one in told]]
+    seen = {'text': drawn, 'own_history': drawn, 'matching': drawn, 'student': stops, 'regression': same}
+    results = {DRAWN: result(source, drawn)}
+    results |= {f'{name}/{GENERATED}': result(source, videos) for name, videos in seen.items()}
+    return Evidence(results, {}, 0.0, True)
+
+
+def test_motion_and_variety_of_distorted_clips(evidence):
+    generated = lambda name: f'{name}/{GENERATED}'
+    assert motion_kept(evidence, generated('own_history'), range(1, UNITS + 1)) == pytest.approx(1)
+    assert motion_kept(evidence, generated('student'), late_units(UNITS)) == pytest.approx(0, abs=0.02)
+    assert motion_kept(evidence, generated('student'), range(1, 7)) == pytest.approx(1, abs=0.02)
+    assert variety_of(evidence, generated('regression'), COLLAPSE) == pytest.approx(0, abs=0.02)
+    assert variety_of(evidence, DRAWN, COLLAPSE) > 0.5
+
+
+def test_targets_find_the_student_that_stops_and_the_mean_one(evidence):
+    verdicts = {
+        target.name: target.reached(target.value(evidence)) for target in motion_targets(COLLAPSE, UNITS, HISTORIES)
+    }
+    assert verdicts['own_history: motion kept in the last units, 1 as drawn'] is True
+    assert verdicts['student: motion kept in the last units, 1 as drawn'] is None
+    assert verdicts["matching: variety of direction over its teacher's"] is True
+    assert verdicts["regression: variety of direction over its teacher's"] is True
+    stopped = evidence._replace(
+        results={**evidence.results, f'own_history/{GENERATED}': evidence.results[f'student/{GENERATED}']}
+    )
+    (target,) = (
+        one for one in motion_targets(COLLAPSE, UNITS, HISTORIES) if one.name.startswith('own_history: motion')
+    )
+    assert target.reached(target.value(stopped)) is False
+
+
+def test_the_table_has_errors_of_clustered_clips(evidence):
+    lines = motion_table([evidence], Estimator([evidence]), COLLAPSE, UNITS)
+    (row,) = (line for line in lines if line.startswith('| student/generated'))
+    cells = row.split('|')[2:-1]
+    assert len(cells) == UNITS + 1
+    assert [cell.strip()[:5] for cell in cells[6:8]] == ['0.000', '0.000']
+    assert cells[0].strip().startswith('1.000')
+    drawn = next(line for line in lines if line.startswith('| drawn'))
+    assert float(drawn.split('|')[-2].partition('±')[2]) > 0
+
+
+def test_chains_of_the_tiers(tmp_path):
+    for name, students in (('collapse', HISTORIES), ('one_step', ONE_STEP)):
+        chain = Chain(TIERS[name], tmp_path, 0)
+        names = [step.name for step in chain.steps()]
+        assert [one for one in names if one in students] == list(students)
+        assert not {'importance', 'stage1', 'text_without_cosine'} & set(names)
+        assert set(systems(chain)) == {'teacher', 'text', 'teacher_1', *students}
+        assert not any('pruning' in target.name for target in targets(chain))
+    steps = {step.name: step for step in Chain(TIERS['one_step'], tmp_path, 0).steps()}
+    start = str(steps['consistency'].result.parent)
+    assert f'--config.dmd.start={start}' in steps['after_consistency'].arguments
+    assert '--config=configs/dmd.py:shapes-adversarial' in steps['adversarial'].arguments
+    assert systems(Chain(TIERS['one_step'], tmp_path, 0))['even'].steps == (2, 2, 1)
+
+
+def test_recipes_are_compared_with_their_teacher():
+    columns = {'shape': 0.9, 'all': 0.8, 'mismatch': 0.2, 'motion': 1.0, 'saturation': 0.5}
+    results = {
+        f'{name}/{first}': {column: [value - 0.05 * (name == 'student'), 0.0] for column, value in columns.items()}
+        for name in ('text', 'teacher_1', *ONE_STEP)
+        for first in (GENERATED, GIVEN)
+    }
+    seen = Evidence(results, {}, 0.0, True)
+    lines = recipe_table([seen], lambda value: f'{value(seen):.2f}', ONE_STEP)
+    assert '| student | generated | 5.00 | 0.85 | 0.75 | 0.15 | 0.95 | 0.45 |' in lines
+    assert '| adversarial | given | 0.00 | 0.90 | 0.80 | 0.20 | 1.00 | 0.50 |' in lines
+    wanted = {
+        target.name: target.value(seen) for target in targets(Chain(TIERS['one_step'], '', 0)) if 'best' in target.name
+    }
+    assert wanted['best recipe: points of shape lost to its teacher'] == pytest.approx(0)

@@ -1,0 +1,77 @@
+"""The results of a seed, and targets as numbers computed from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from train.shapes.world import Traits
+
+# First frames of the videos: from nothing, or that of the drawn scene.
+GENERATED, GIVEN = 'generated', 'given'
+# Results of the drawn clips, and keys of a system's results: attribute -> value of each clip, and the combination of
+# each clip.
+DRAWN, CLIPS, COMBINATIONS = 'drawn', 'clips', 'combinations'
+
+# Name of a system and first frame -> attribute -> (mean, standard error); some entries are plain numbers.
+Results = Mapping[str, Mapping[str, Any]]
+
+
+class Evidence(NamedTuple):
+    """The results of a seed: evaluated videos, and records of the programs.
+
+    Attributes:
+      text_cosine: cosine of the distilled text states with the teacher's, on held-out captions, for training with and
+        without the cosine term.
+      importance_correlation: rank correlation of the two streams' importances over blocks; NaN if one is constant.
+      encoder_kept: whether the small decoder's encoder equals the native one bit for bit.
+    """
+
+    results: Results
+    text_cosine: Mapping[str, float]
+    importance_correlation: float
+    encoder_kept: bool
+
+    def mean(self, system: str, attribute: str, first: str = GENERATED) -> float:
+        """Return a number of a system that generates."""
+        return float(self.results[f'{system}/{first}'][attribute][0])
+
+    def accuracy(self, system: str, first: str = GENERATED) -> float:
+        """Return the mean accuracy over all attributes."""
+        return float(np.mean([self.mean(system, name, first) for name in Traits._fields]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One number that should lie between two bounds.
+
+    Attributes:
+      least, most: None for a number that is reported only.
+    """
+
+    name: str
+    value: Callable[[Evidence], float]
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def bounds(self) -> str:
+        """The bounds as text."""
+        if self.least is not None and self.most is not None:
+            return f'{self.least:g} to {self.most:g}'
+        if self.least is not None:
+            return f'at least {self.least:g}'
+        return 'reported' if self.most is None else f'at most {self.most:g}'
+
+    def reached(self, value: float) -> bool | None:
+        """Return whether a value meets the target; None if there are no bounds."""
+        if self.least is None and self.most is None:
+            return None
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+# A number of the videos with a first frame of that kind.
+Value = Callable[[Evidence, str], float]

@@ -1,0 +1,99 @@
+"""The motion of systems in a world whose captions do not tell it: results of clips, targets, and a table of the report.
+
+Legend: N clips, F frames, H W pixels, U units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, Evidence, Target, Value
+from train.shapes.motion import motion_of, variety
+from train.shapes.world import World
+
+UNIT, HEADINGS = 'unit', ('heading_x', 'heading_y')
+
+
+def motion_columns(videos: UInt8[np.ndarray, 'N F H W 3'], world: World) -> dict[str, list[float]]:
+    """Return the displacement of every unit, as `unit1` and so on, and the heading, of each clip."""
+    seen = [motion_of(video, world.steady) for video in videos]
+    ways, headings = np.stack([one.displacement for one in seen]), np.stack([one.heading for one in seen])
+    columns = {f'{UNIT}{number}': ways[:, number - 1].tolist() for number in range(1, ways.shape[1] + 1)}
+    return columns | {name: headings[:, axis].tolist() for axis, name in enumerate(HEADINGS)}
+
+
+def motion_kept(evidence: Evidence, system: str, units: Sequence[int]) -> float:
+    """Return the mean displacement of a system in some units, over that of the drawn clips."""
+    mean = lambda results: float(np.mean([results[f'{UNIT}{unit}'][0] for unit in units]))
+    return mean(evidence.results[system]) / mean(evidence.results[DRAWN])
+
+
+def variety_of(evidence: Evidence, system: str, world: World) -> float:
+    """Return the variety of direction of a system's clips of one caption, see `shapes.motion`."""
+    results: Any = evidence.results[system]
+    headings = np.stack([results[CLIPS][name] for name in HEADINGS], axis=1)
+    combinations = world.combinations('all')
+    return variety(headings, [world.told(combinations[number]) for number in results[COMBINATIONS]])
+
+
+def late_units(units: int) -> range:
+    """Return the last quarter of the units, which lie after the turn of a world with one."""
+    return range(units - units // 4 + 1, units + 1)
+
+
+def motion_targets(world: World, units: int, students: Sequence[str]) -> list[Target]:
+    """Return the targets of a world whose captions tell no direction.
+
+    Args:
+      units: U, generated units > 0 of a clip.
+    """
+    late = late_units(units)
+
+    def kept(system: str) -> Value:
+        return lambda seen, first: motion_kept(seen, f'{system}/{first}', late)
+
+    def relative_variety(system: str) -> Value:
+        return lambda seen, first: (
+            variety_of(seen, f'{system}/{first}', world) / variety_of(seen, f'text/{first}', world)
+        )
+
+    bounds: dict[str, dict[str, float]] = {'own_history': {'least': 0.9}, 'student': {}, 'text': {}}
+    spread: dict[str, dict[str, float]] = {
+        'matching': {'least': 0.8},
+        'student': {'least': 0.8},
+        'regression': {'most': 0.5},
+    }
+    shown = ('text', *students)
+    made = [
+        Target(f'{name}: motion kept in the last units, 1 as drawn', _generated(kept(name)), **bounds.get(name, {}))
+        for name in shown
+    ]
+    return made + [
+        Target(f"{name}: variety of direction over its teacher's", _generated(relative_variety(name)), **spread[name])
+        for name in spread
+        if name in shown
+    ]
+
+
+def _generated(value: Value) -> Any:
+    """Return the number for videos from nothing."""
+    return lambda seen: value(seen, GENERATED)
+
+
+def motion_table(seen: Sequence[Evidence], estimate: Any, world: World, units: int) -> list[str]:
+    """Return the report's section: displacement by unit over the drawn clips', and the variety of direction.
+
+    Args:
+      estimate: function from a number of the evidence to its mean and error, see `statistics.Estimator`.
+    """
+    lines = ['## Motion by unit, 1 as drawn', '', f'| system | {" | ".join(map(str, range(1, units + 1)))} | variety |']
+    lines.append(f'|---{"|---:" * (units + 1)}|')
+    for system in (name for name in seen[0].results if name == DRAWN or name.endswith(f'/{GENERATED}')):
+        cells = [estimate(lambda one, u=unit, s=system: motion_kept(one, s, [u])) for unit in range(1, units + 1)]
+        cells.append(estimate(lambda one, s=system: variety_of(one, s, world)))
+        lines.append(f'| {system} | {" | ".join(map(str, cells))} |')
+    return [*lines, '']

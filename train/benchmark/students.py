@@ -1,0 +1,55 @@
+"""The students of the benchmark: recipes of `configs/dmd.py` and what they change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """One distillation.
+
+    Attributes:
+      recipe: of configs/dmd.py: the preset is shapes-RECIPE.
+      settings: other settings.
+      start: name of the student from which it starts; None for the teacher.
+      steps: per stage, of every unit.
+    """
+
+    recipe: str = 'paper'
+    settings: tuple[str, ...] = ()
+    start: str | None = None
+    steps: tuple[int, int, int] = (1, 1, 1)
+
+
+def _own_history(first: int, steps: int) -> tuple[str, ...]:
+    """Return the settings of a ramp to own history in all examples."""
+    ramp = {'last': 1.0, 'ramp_start': first, 'ramp_steps': steps}
+    return tuple(f'--config.dmd.own_history.{name}={value}' for name, value in ramp.items())
+
+
+STUDENTS: Mapping[str, Student] = MappingProxyType(
+    {
+        'student': Student(),
+        'regression': Student('regression'),
+        'matching': Student('matching'),
+        'paper': Student(settings=('--config.dmd.clean_prediction=paper',)),
+        # The ramp starts after a quarter of tier gpu's steps and lasts a quarter.
+        'own_history': Student(settings=_own_history(750, 750)),
+        'adversarial': Student('adversarial'),
+        'consistency': Student('consistency'),
+        'after_consistency': Student(start='consistency'),
+        # Within the 700 steps of the preset.
+        'decayed': Student(
+            'decayed',
+            tuple(f'--config.dmd.objectives.regression.{name}=140' for name in ('ramp_start', 'ramp_steps')),
+        ),
+        'even': Student('even', steps=(2, 2, 1)),
+    }
+)
+# Of the tier `one_step`: each recipe and the paper's, which comes first.
+ONE_STEP = ('student', 'adversarial', 'consistency', 'after_consistency', 'decayed', 'even')
+# Of the tier `collapse`.
+HISTORIES = ('student', 'own_history', 'regression', 'matching')
