@@ -67,7 +67,7 @@ class DMDConfig:
     teacher: PathText = top_level('')
     input: str = 'samples'
     frames: int = 7
-    start: str = ''
+    start: PathText = ''
     keep: str = ''
     student_lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     fake_lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
