@@ -22,7 +22,8 @@ from export.__main__ import main, make_options, parse_args
 from export.bundle import vectors
 from export.host.phone_program import PhoneProgram
 from train.shapes.attributes import Attributes, measure, summarize
-from train.shapes.world import CPU, caption, parse
+from train.shapes.captions import caption, parse
+from train.shapes.world import CPU
 
 CAPTIONS = 48
 # Allowed difference between the shares of right attributes.
