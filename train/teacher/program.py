@@ -8,10 +8,8 @@
 `flow_matching.py` makes these examples. The result is the multi-step denoiser, the teacher of train.dmd.
 
 A step trains one stage, with all units in one shape (the envelope), or every stage, each in separate sequences. The
-alternative, one packed sequence of all three stages with segment masks, gives the same flows, but takes 1.9 (width
-768, 2 blocks) to 2.9 times (width 128, 4 blocks) the time per sample, forward and backward: attention has 2.2 times the
-scores, most of them masked. It compiles in 0.4 times the time
-(`python -m train.measure.packing --width 128 --blocks 4`, on a CPU with two cores).
+alternative, one packed sequence of all three stages with segment masks, gives the same flows but takes more than twice
+the time per sample (docs/results.md): attention has 2.2 times the scores, most of them masked.
 
 Source: Pyramid-Flow, arXiv 2410.05954, section 3 and appendix (recipe).
 Legend: B batch, T latent frames (= units), H W latent grid, C channels, L text tokens, E width of the text states,
