@@ -71,6 +71,7 @@ class MMDiTConfig(ComponentConfig):
             interp_condition_pos=(True,),
             use_t5_mask=(True,),
             use_temporal_causal=(True,),
+            caption_projection_dim=(self.width,),
         )
         if self.attention_head_dim % 2:
             raise InputError(

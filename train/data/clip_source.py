@@ -41,6 +41,11 @@ class ClipSource:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def identity(self) -> str:
+        """Hash of the content of all clips, see `train.data.sources.identity`."""
+        return self._records.identity
+
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         sample = self._records[index]
         if not self._encoded:

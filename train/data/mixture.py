@@ -24,7 +24,7 @@ from jaxtyping import Array, PRNGKeyArray
 from neodragon_jax.base.errors import InputError
 from train.data.record_spec import INDEX, ArraySpec, RecordSpec
 from train.data.sample_source import SampleSource
-from train.data.sources import Source
+from train.data.sources import Source, identity, joint_identity
 
 LATENTS, UNITS, ORIGIN = 'latents', 'units', 'source'
 
@@ -137,6 +137,12 @@ class Mixture:
                     'same settings.'
                 )
         return first
+
+    @property
+    def identity(self) -> str:
+        """Hash of the content of all sources, see `train.data.sources.identity`; '' if one has none."""
+        inner = [identity(source) for source in self._sources]
+        return joint_identity(inner, self._weights, self._seed) if all(inner) else ''
 
     def metadata(self) -> dict[str, Any]:
         """Return JSON that is equal for mixtures of the same samples."""

@@ -13,6 +13,7 @@ from neodragon_jax.base.paths import input_path
 from train.data.manifest import check_shard, read_manifest
 from train.data.record_spec import INDEX
 from train.data.shards import read_record
+from train.data.sources import joint_identity
 from train.data.stored_conditioning import NEGATIVE, NULL, read_conditioning
 from train.data.tfds_metadata import METADATA
 
@@ -59,6 +60,11 @@ class SampleSource:
 
     def __len__(self) -> int:
         return self._manifest.layout.count
+
+    @property
+    def identity(self) -> str:
+        """Hash of the content of all samples, see `train.data.sources.identity`."""
+        return joint_identity(*(shard.sha256 for shard in self._manifest.shards))
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         if not 0 <= index < len(self):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -18,11 +20,30 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
+def identity(source: Source) -> str:
+    """Return a hash of the content of stored samples, '' for samples that are drawn from settings.
+
+    A run and a resumed run must agree on it; copying or moving a sample set keeps it.
+    """
+    return getattr(source, 'identity', '')
+
+
+def joint_identity(*parts: object) -> str:
+    """Return the hash of a source that is made of others, from their identities and its own settings."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
 class Part:
     """The samples of a source from `start` to before `stop`, as a `Source`."""
 
     def __init__(self, source: Source, start: int, stop: int) -> None:
         self._source, self._range = source, range(len(source))[start:stop]
+
+    @property
+    def identity(self) -> str:
+        """See `identity`."""
+        inner = identity(self._source)
+        return inner and joint_identity(inner, self._range.start, self._range.stop)
 
     def __len__(self) -> int:
         return len(self._range)

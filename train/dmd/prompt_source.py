@@ -12,6 +12,7 @@ import numpy as np
 
 from neodragon_jax.base.errors import InputError
 from train.data import Source
+from train.data.sources import identity
 
 
 class PromptSource:
@@ -27,6 +28,11 @@ class PromptSource:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def identity(self) -> str:
+        """See `train.data.sources.identity`."""
+        return identity(self._source)
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
         sample = dict(self._source[index])

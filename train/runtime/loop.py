@@ -30,6 +30,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.processes import start_processes
 from train.data import Source
+from train.data.sources import identity
 from train.runtime.agreement import code_version, require_agreement
 from train.runtime.checkpoints import Checkpoints, Keep, stop_on_signals
 from train.runtime.compiled_steps import CompiledSteps, use_compile_cache
@@ -37,6 +38,7 @@ from train.runtime.evaluator import Evaluator
 from train.runtime.goodput import CHECKPOINT, COMPILE, DATA, EVALUATION, START, Goodput
 from train.runtime.loader import Loader
 from train.runtime.metrics import MetricsLog, Window
+from train.runtime.optimizer import optimizer_kinds
 from train.runtime.plan import plan
 from train.runtime.processes import wait_for_processes
 from train.runtime.profiler import Profiler
@@ -270,8 +272,9 @@ def _shared(config: LoopConfig) -> dict[str, Any]:
 
 def _metadata(program: Program, source: Source, config: LoopConfig) -> dict[str, Any]:
     """Return the facts that a checkpoint and a resuming run must share; the mesh and the number of steps may change."""
-    order = {'seed': config.seed, 'batch_size': config.batch_size, 'updates': config.updates, 'samples': len(source)}
-    return program.metadata() | {'program': program.name} | order
+    order = {'seed': config.seed, 'batch_size': config.batch_size, 'updates': config.updates}
+    order |= {'number of samples': len(source), 'content of the samples': identity(source)}
+    return program.metadata() | {'program': program.name, 'optimizers': optimizer_kinds(program)} | order
 
 
 def _divergence(done: int, values: Mapping[str, float], workdir: str) -> str:

@@ -212,3 +212,11 @@ class AveragedState:
 def masters(params: Any) -> Any:
     """Return copies of the parameters in float32; copies are needed because a state's buffers are donated."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
+
+
+def optimizer_kinds(program: object) -> dict[str, str]:
+    """Return the kind of each optimizer in the settings of a program, `program.config`; their states differ."""
+    config = getattr(program, 'config', None)
+    fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+    values = {field.name: getattr(config, field.name) for field in fields}
+    return {name: value.kind for name, value in values.items() if isinstance(value, OptimizerConfig)}

@@ -13,6 +13,7 @@ import pytest
 from neodragon_jax.base.errors import InputError
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.data.mixture import Mixture, drop_captions
+from train.data.sources import hold_out, identity
 from train.runtime.loader import Loader
 from train.runtime.sharding import MeshConfig, batch_sharding, make_mesh
 
@@ -162,3 +163,23 @@ def test_captions_drop_whole_and_as_often_as_asked(leading):
     for probability in (0.0, 1.0):
         array = drop_captions(jax.random.key(1), batch, null, probability)['pooled']
         np.testing.assert_array_equal(array, batch['pooled'] if probability == 0 else np.full_like(array, 9))
+
+
+def counted(folder, first: int) -> SampleSource:
+    spec = RecordSpec({'text': ArraySpec((3,), 'float32')})
+    with SampleWriter(folder, spec, 4, protocol={'seed': 0}, samples_per_shard=2) as writer:
+        for index in writer.missing():
+            writer.append({'index': index, 'prompt': 'x', 'text': np.full(3, first + index, np.float32)})
+    return SampleSource(folder)
+
+
+def test_the_identity_of_data_is_its_content(tmp_path):
+    """Sample sets with equal settings and other samples differ; a copy does not (issue 19, agreement at resume)."""
+    one, same, other = (counted(tmp_path / name, first) for name, first in (('a', 0), ('b', 0), ('c', 1)))
+    assert one.protocol == other.protocol
+    assert identity(one) == identity(same) != identity(other)
+    train, held_out = hold_out(one, 1)
+    assert len({identity(one), identity(train), identity(held_out), identity(hold_out(other, 1)[0])}) == 4
+    mixed = [identity(Mixture([one, source], [1, weight])) for source, weight in ((same, 1), (other, 1), (same, 2))]
+    assert len(set(mixed)) == 3 and all(mixed)
+    assert identity(Numbers(3, 1, 1)) == '' == identity(Mixture([Numbers(3, 1, 1), Numbers(3, 1, 2)], [1, 1]))

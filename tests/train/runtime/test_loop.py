@@ -35,6 +35,7 @@ from support.toy_program import (
 from train.runtime import loop
 from train.runtime.loop import run
 from train.runtime.metrics import read_metrics
+from train.runtime.optimizer import OptimizerConfig
 from train.runtime.sharding import MeshConfig, to_host
 
 
@@ -113,6 +114,12 @@ def test_updates_stack_different_batches(tmp_path):
     assert int(state.seen) == int(other.seen)
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoOptimizers:
+    student: OptimizerConfig = OptimizerConfig()
+    fake: OptimizerConfig = OptimizerConfig(kind='muon')
+
+
 def test_other_program_or_data_order_is_refused(tmp_path):
     run(Toy(), LinearSource(), config_for(tmp_path, steps=2))
     with pytest.raises(InputError, match=r'flavor = "plain", this run "bitter"; choose another workdir'):
@@ -121,6 +128,14 @@ def test_other_program_or_data_order_is_refused(tmp_path):
         run(Toy(), LinearSource(), config_for(tmp_path, steps=3, seed=1))
     with pytest.raises(InputError, match='samples = 40, this run 41'):
         run(Toy(), LinearSource(41), config_for(tmp_path, steps=3))
+    other = LinearSource()
+    other.identity = 'f00d'
+    with pytest.raises(InputError, match='content of the samples = "", this run "f00d"'):
+        run(Toy(), other, config_for(tmp_path, steps=3))
+    with_muon = Toy()
+    with_muon.config = TwoOptimizers()
+    with pytest.raises(InputError, match=r'optimizers = \{\}, this run \{"student": "adamw", "fake": "muon"\}'):
+        run(with_muon, LinearSource(), config_for(tmp_path, steps=3))
     with pytest.raises(InputError, match='at step 2 already, beyond steps = 1; raise steps'):
         run(Toy(), LinearSource(), config_for(tmp_path, steps=1))
 
