@@ -7,8 +7,8 @@ The step is the one that the training loop runs, with its settings, mesh and sha
 Prints memory per device against capacity, arithmetic, communication, step time, utilization and samples per second;
 train/aot/report.py documents the estimates. A program that does not fit is a result, not an error. Neither a checkpoint
 nor data is needed, and no parameters are allocated. The compiler comes with `pip install -e '.[tpu]'` (libtpu); a
-full-size step takes two to five minutes on one core and up to 7 GB. Results are cached in --cache: run the same command
-again to resume.
+full-size step takes minutes on one core and up to 10 GB (docs/tpu_sizing.md). Results are cached in --cache: run the
+same command again to resume.
 """
 
 from __future__ import annotations
