@@ -16,6 +16,12 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 from support.goldens import ROOT, TINY_CHECKPOINT
 
+# Everything compiled is shared by all tests and the commands that they start. JAX_COMPILATION_CACHE_DIR names another
+# folder; an empty one gives the times of a clean checkout.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / 'out' / 'jax_cache'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
 # Commands that tests start find the project and the test helpers, wherever they run.
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH')]))
 
@@ -30,11 +36,6 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.models.super_resolution import QuickSRNet
 from support.bucket_server import bucket_server
-from support.goldens import ROOT
-
-jax.config.update('jax_compilation_cache_dir', str(ROOT / 'out' / 'jax_cache'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 @pytest.fixture(scope='session')

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import jax
 import psutil
 import pytest
 
@@ -40,16 +39,12 @@ class Job:
     ) -> None:
         own = ['-m', 'train.launch', '--processes', str(processes), '--devices', str(devices)]
         paths = {'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}
-        cache = {
-            'JAX_COMPILATION_CACHE_DIR': jax.config.values['jax_compilation_cache_dir'],
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        }
         self.log, self.count, self.patience = log, processes, patience
         with log.open('wb') as file:
             self.launcher = subprocess.Popen(
                 [sys.executable, *own, '--', *command],
                 cwd=ROOT,
-                env=os.environ | paths | cache,
+                env=os.environ | paths,
                 stdout=file,
                 stderr=file,
             )

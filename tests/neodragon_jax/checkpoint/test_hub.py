@@ -30,7 +30,6 @@ def run(server: Hub, home: pathlib.Path, *argv: str, **variables: str) -> subpro
     """Run Python with the hub's library configured for a given server and a separate cache."""
     own = {'HF_ENDPOINT': server.endpoint, 'HF_HOME': str(home), 'HF_HUB_OFFLINE': '0', 'HF_HUB_DISABLE_XET': '1'}
     own |= {'NO_PROXY': '127.0.0.1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_HUB_DOWNLOAD_TIMEOUT': '2'}
-    own |= {'JAX_COMPILATION_CACHE_DIR': str(ROOT / 'out' / 'jax_cache')}
     environment = os.environ | own | variables
     return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=ROOT, env=environment)
 
