@@ -13,8 +13,7 @@ os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 # Tests compile for minutes and run for milliseconds. XLA's older CPU code generator compiles two to three times faster.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-FAST_COMPILATION = '--xla_cpu_use_fusion_emitters=false'
-os.environ['XLA_FLAGS'] = ' '.join(filter(None, [FAST_COMPILATION, os.environ.get('XLA_FLAGS')]))
+os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
 
 from support.goldens import ROOT, TINY_CHECKPOINT
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +106,3 @@ def placed_step(samples: str, mesh_sizes: tuple[int, int, int], recipe: str = 'p
     batch = {name: np.stack([np.stack([row[name] for row in rows])] * 3) for name in abstract.batch}
     key = jax.device_put(jax.random.key(1), shardings.root_key)
     return loop.jit_step(program, 2, abstract), carry, frozen, put(batch, shardings.batch), key
-
-
-def digests(folder) -> dict[str, str]:
-    files = [path for path in folder.rglob('*') if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

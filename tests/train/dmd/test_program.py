@@ -18,13 +18,13 @@ from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.schedule import Schedule
 from support.dmd_runs import (
     PROMPTS,
-    digests,
     placed_step,
     sample_arguments,
     settings,
     write_pictures,
 )
 from support.goldens import TINY_CHECKPOINT, relative_error
+from support.training_runs import copy_killed, digests
 from train import teacher_samples
 from train.data import SampleSource
 from train.dmd import program as dmd
@@ -179,8 +179,7 @@ def test_tiny_settings_train_and_save_a_released_layout(unbroken):
 
 
 def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(samples, unbroken, tmp_path):
-    dmd.RECIPE.run(settings(samples, tmp_path, steps=2))
-    dmd.RECIPE.run(settings(samples, tmp_path, steps=4))
+    dmd.RECIPE.run(settings(samples, copy_killed(unbroken, 2, tmp_path), steps=4))
     assert digests(tmp_path / 'result') == digests(unbroken / 'result')
     rows = [[{**row, **dict.fromkeys(SPEED, 0)} for row in read_metrics(folder)] for folder in (tmp_path, unbroken)]
     assert rows[0] == rows[1]

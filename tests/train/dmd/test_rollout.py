@@ -13,9 +13,10 @@ import pytest
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, sample
 from neodragon_jax.pyramid.schedule import Schedule
-from support.dmd_runs import OBJECTIVE, digests, placed_step, settings
+from support.dmd_runs import OBJECTIVE, placed_step, settings
 from support.goldens import relative_error
 from support.point_world import BATCH, CHANNELS, FRAMES, GRID, make_batch, point, point_program
+from support.training_runs import digests
 from train.dmd import program as dmd
 from train.dmd.objectives.matching import MatchingConfig
 from train.dmd.objectives.regression import RegressionConfig

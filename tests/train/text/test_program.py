@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from typing import Any
 
@@ -23,6 +22,7 @@ from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5EncoderWithProjection
 from support.goldens import relative_error
+from support.training_runs import copy_killed, digests
 from train import text_states
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.data.record_spec import T5_STATES
@@ -252,14 +252,8 @@ def test_evaluation_is_that_of_the_result(folders, unbroken):
     assert last['eval/retrieval/top1'] == np.mean(distance.argmin(axis=1) == np.arange(8))
 
 
-def digests(folder) -> dict[str, str]:
-    files = [path for path in folder.rglob('*') if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_resumed_run_ends_where_an_unbroken_one_does(folders, unbroken, tmp_path):
-    for steps in (30, 60):
-        text.RECIPE.run(settings(folders, tmp_path, steps=steps))
+    text.RECIPE.run(settings(folders, copy_killed(unbroken, 30, tmp_path), steps=60))
     assert digests(tmp_path / 'result') == digests(unbroken / 'result')
     record = json.loads((tmp_path / 'result' / 'text.json').read_text())
     assert record['adapter'] == 'replace' and record['iterations'] == 60 and 'lora' not in record
