@@ -44,7 +44,7 @@ def upscaler(tmp_path_factory) -> pathlib.Path:
     """The folder of a QuickSRNet near the identity that it starts from, like a trained one."""
     folder = tmp_path_factory.mktemp('upscaler')
     network = QuickSRNet(variant('small'), randomness=0.3)
-    params = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
+    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
     checkpoint.save(folder, network, jax.tree.map(np.asarray, params))
     return folder
 

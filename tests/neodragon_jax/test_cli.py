@@ -146,7 +146,7 @@ def test_a_checkpoint_without_a_first_frame_model(shapes, capsys, picture):
 
 def test_upscaled_frames_are_larger(tmp_path):
     network = QuickSRNet(variant('small'))
-    params = network.init(jax.random.key(0), *example_inputs(network))['params']
+    params = jax.jit(network.init)(jax.random.key(0), *example_inputs(network))['params']
     checkpoint.save(tmp_path / 'network', network, params)
     more = ['--mode', 'monolithic', '--prompt', 'x', '--steps', '1', '1', '1', '--upscale', str(tmp_path / 'network')]
     assert main(command(tmp_path, *more)) == 0

@@ -72,14 +72,15 @@ def test_sampling_loop(run):
     adapter, adapter_params = loop_component('context_adapter', 'ContextAdapter', ContextAdapterConfig)
     prompts = {}
     for side in ('pos', 'neg') if settings['cfg'] else ('pos',):
-        text = adapter.apply({'params': adapter_params}, jnp.asarray(golden[f'{run}/in/{side}_text']))
+        text = jax.jit(adapter.apply)({'params': adapter_params}, jnp.asarray(golden[f'{run}/in/{side}_text']))
         mask, pooled = (jnp.asarray(golden[f'{run}/in/{side}_{name}']) for name in ('text_mask', 'pooled'))
         prompts[side] = Prompt(text, mask, pooled)
     noise, first = Replay(golden, run), None
     if settings['img']:
         vae, vae_params = loop_component('vae', 'AsymmetricCausalVideoVAE', VideoVAEConfig)
         pixels = image_to_frame(golden[f'{run}/in/image_uint8_hwc'], settings['height'], settings['width'])[None, None]
-        moments = vae.apply({'params': vae_params}, jnp.asarray(pixels), method='encode')
+        encode = jax.jit(functools.partial(vae.apply, method='encode'))
+        moments = encode({'params': vae_params}, jnp.asarray(pixels))
         first = normalize(posterior_sample(moments, noise.posterior((1, 1, 8, 16, 16))))
     plan = Plan(
         frames=(settings['nf'] - 1) // 8 + 1,

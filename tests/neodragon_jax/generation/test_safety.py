@@ -40,7 +40,7 @@ TINY_CHECKER = SafetyCheckerConfig(
 def write_checker(root: pathlib.Path, threshold: float) -> tuple[StableDiffusionSafetyChecker, dict[str, Any]]:
     """Write a random checker and its preprocessor; a threshold of -2 refuses everything, of 2 nothing."""
     module = StableDiffusionSafetyChecker(TINY_CHECKER)
-    params = module.init(jax.random.key(0), *example_inputs(module))['params']
+    params = jax.jit(module.init)(jax.random.key(0), *example_inputs(module))['params']
     params = jax.tree.map(np.asarray, params)
     params['concept_thresholds'] = np.full(17, threshold, np.float32)
     checkpoint.save(root / folders.SAFETY_CHECKER, module, params)

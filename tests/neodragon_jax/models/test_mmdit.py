@@ -78,15 +78,14 @@ def test_intermediates(case):
     np.testing.assert_array_equal(mask, want('attn_mask'))
     assert relative_error(timestep_sinusoid(timestep, 256), want('time_proj')) < SINUSOID_TOLERANCE
 
-    def run(model: PyramidMMDiT) -> Any:
-        condition = model.condition(layout, ids, text_mask, pooled, timestep)
+    def run(model: PyramidMMDiT, clips: Any, text: Any, *prompt: Any) -> Any:
+        condition = model.condition(layout, ids, *prompt)
         patches = jnp.concatenate([patchify(clip, 2) for clip in clips], axis=1)
         # Keeping all image tokens, unlike a real call: the golden has the last block's output for history too.
         return condition, model.denoise(patches, text, condition, layout.image_tokens)
 
-    (condition, _), state = model.apply(
-        {'params': params}, method=run, capture_intermediates=True, mutable='intermediates'
-    )
+    spied = functools.partial(model.apply, method=run, capture_intermediates=True, mutable='intermediates')
+    (condition, _), state = jax.jit(spied)({'params': params}, clips, text, text_mask, pooled, timestep)
     for table, name, at_text in ((condition.rotary.cos, 'rope_cos', 1), (condition.rotary.sin, 'rope_sin', 0)):
         assert relative_error(table[:, :, 0], want(name)[:, layout.text_tokens :]) < TOLERANCE
         assert np.all(want(name)[:, : layout.text_tokens] == at_text), 'text is not rotated'
@@ -124,7 +123,7 @@ def test_bfloat16_is_as_far_from_float32_as_the_reference():
     case = 'u1_s1_b1'
     want = channels_last(golden[f'{case}/out'])
     reference = relative_error(channels_last(golden[f'{case}/out_bf16_model']), want)
-    got = model.clone(dtype=jnp.bfloat16).apply({'params': params}, *inputs(golden, case))
+    got = jax.jit(model.clone(dtype=jnp.bfloat16).apply)({'params': params}, *inputs(golden, case))
     assert 0 < relative_error(got, want) < 1.5 * reference
 
 
@@ -193,7 +192,8 @@ def test_rank_two_tokens_equal_a_batch_of_one():
         )
         return model.denoise(patches[0], text[0], condition, layout.current_tokens)
 
-    batched, single = (model.apply({'params': params}, one, method=run) for one in (False, True))
+    flow = jax.jit(functools.partial(model.apply, method=run), static_argnums=1)
+    batched, single = (flow({'params': params}, one) for one in (False, True))
     np.testing.assert_allclose(single, batched, atol=2e-6)
 
 
@@ -206,7 +206,7 @@ def test_initial_flow_is_zero():
     model = PyramidMMDiT(MMDiTConfig(num_layers=2, num_attention_heads=2, attention_head_dim=8, pos_embed_max_size=8))
     args = [jnp.ones((1, 1, 4, 4, 16))], jnp.ones((1, 3, 16)), jnp.ones((1, 3), int), jnp.ones((1, 2048)), jnp.ones(1)
     params = jax.jit(model.init)(jax.random.key(0), *args)['params']
-    assert not np.any(model.apply({'params': params}, *args))
+    assert not np.any(jax.jit(model.apply)({'params': params}, *args))
     assert np.any(params['blocks_0']['image_query']['kernel'])
 
 

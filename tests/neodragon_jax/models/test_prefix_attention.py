@@ -77,7 +77,7 @@ def test_text_blind_to_the_current_unit():
             condition = model.condition(layout, ids, mask, pooled, timestep)
             return model.denoise(patches, text, condition, layout.current_tokens)
 
-        return form.apply({'params': params}, method=run)
+        return jax.jit(functools.partial(form.apply, method=run))({'params': params})
 
     assert relative_error(flow('prefix', blind, 1), flow('masked', layout, 1)) < TOLERANCE
     assert relative_error(flow('prefix', blind, 0), flow('masked', layout, 0)) > 1e-4

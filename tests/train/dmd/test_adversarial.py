@@ -46,11 +46,11 @@ def world():
     critic = FeatureCritic(CONFIG, module)
     example = examples.build(STAGE, batch, batch)
     inputs = ([*example.history, example.x], batch['text'], batch['text_mask'], batch['pooled'], jnp.ones(2))
-    fake = module.init(jax.random.key(1), *inputs)['params']
+    fake = jax.jit(module.init)(jax.random.key(1), *inputs)['params']
     # Modulation and head begin at zero: there every block would be the identity.
     keys = iter(jax.random.split(jax.random.key(2), 200))
     fake = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), fake)
-    return critic, examples, batch, fake, critic.init(jax.random.key(3))
+    return critic, examples, batch, fake, jax.jit(critic.init)(jax.random.key(3))
 
 
 def pull_of(z_theta):
@@ -67,7 +67,8 @@ def pull_of(z_theta):
         seen = logit(example, STAGE, examples.probe(z, STAGE, draws['tau'], draws['noise']))
         return jnp.sum(jnp.log1p(jnp.exp(-seen)))
 
-    return part.gradient(examples, STAGE, example, z_theta, models, draws), loss
+    gradient = jax.jit(lambda z: part.gradient(examples, STAGE, example, z, models, draws))
+    return gradient(z_theta), loss
 
 
 def test_the_pull_is_the_slope_of_the_loss():

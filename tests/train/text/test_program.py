@@ -130,7 +130,7 @@ def test_what_is_deployed_is_what_was_trained(folders, tmp_path, adapter, encode
     stored, stored_params = checkpoint.load(tmp_path / 'context_adapter_multistep_t2v')
     assert isinstance(stored, ContextAdapter)
     assert (stored.config.input_dims, stored.config.output_dims) == (STATES, WIDTH)
-    states = module.apply({'params': params}, batch[text.IDS], batch[text.MASK])
+    states = jax.jit(module.apply)({'params': params}, batch[text.IDS], batch[text.MASK])
     assert relative_error(stored.apply({'params': stored_params}, states), want) < 1e-5
     assert (tmp_path / text.LORA_FILE).exists() == (encoder == 'lora')
     if adapter == 'extend':
@@ -149,7 +149,7 @@ def test_the_target_is_the_embedded_teacher(folders):
     program, batch = program_for(folders), example_batch(folders)
     module, params = checkpoint.load(folders['teacher'])
     denoiser, denoiser_params = checkpoint.load(folders['embedder'])
-    states = module.apply({'params': params}, batch[text.IDS], batch[text.MASK])
+    states = jax.jit(module.apply)({'params': params}, batch[text.IDS], batch[text.MASK])
     want = denoiser.apply({'params': denoiser_params}, states, method='embed_text')
     assert relative_error(program.target(program.frozen(), batch), want) < 1e-6
 

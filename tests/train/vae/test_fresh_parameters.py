@@ -62,7 +62,8 @@ def held_out_videos() -> jax.Array:
 
 def test_a_fresh_posterior_has_little_noise_and_expected_latents():
     module, params = fresh()
-    moments = module.apply({'params': params}, held_out_videos(), method='encode')
+    encode = jax.jit(functools.partial(module.apply, method='encode'))
+    moments = encode({'params': params}, held_out_videos())
     assert np.array_equal(moments[..., 16:], np.full_like(moments[..., 16:], fresh_parameters.LOG_VARIANCE))
     measured = statistics.measure([np.asarray(moments)])
     print(measured)

@@ -90,7 +90,7 @@ def test_published_weights_give_the_published_distance(tmp_path, kind, suffix, s
     print(f'{kind}: {distance}, {error:.1e}')
     assert error < 2e-5
     assert distance[1] < distance[0]
-    assert not np.any(module.apply({'params': params}, got[:1], got[:1]))
+    assert not np.any(jax.jit(module.apply)({'params': params}, got[:1], got[:1]))
 
 
 def test_the_gradient_is_finite_where_features_are_dead():
