@@ -106,12 +106,10 @@ def after_one_step(samples: str, mesh_sizes: tuple[int, int, int]):
     return to_host(metrics), moved
 
 
-# Each mesh is a minute of compiling; the one that splits everything stands for all.
-@pytest.mark.parametrize(
-    'mesh_sizes',
-    [pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh_sizes', [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_meshes_agree(samples, mesh_sizes):
+    """Each mesh is a minute of compiling. test_whole_recipe.py compares (2, 2, 2) with one device by default."""
     want_metrics, want = after_one_step(samples, (1, 1, 1))
     metrics, moved = after_one_step(samples, mesh_sizes)
     for name, value in want_metrics.items():
