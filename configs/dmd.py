@@ -78,7 +78,7 @@ FULL = {
     'dmd': {
         'input': 'samples',  # or 'prompts': first frames only; the student's roll-outs replace videos
         'frames': 7,  # latent frames of the roll-outs, with 'prompts'
-        'start': '',  # denoiser folder of the student's and the fake model's start; '' for the teacher
+        'start': '',  # denoiser folder from which student and fake model start; '' for the teacher
         'keep': '',  # blocks of the teacher that they start with, as 0,1,2 or the keep.json of train.prune; '' for all
         'student_lora': defaults(LoraConfig),  # rank 0 trains all parameters
         'fake_lora': defaults(LoraConfig),

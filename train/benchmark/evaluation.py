@@ -181,7 +181,7 @@ def evaluate(chain: Chain) -> dict[str, Any]:
 
     def keep(name: str, videos: Videos, **more: Any) -> None:
         clips = columns(held_out.read(videos))
-        if held_out.world.untold:
+        if held_out.world.omitted:
             clips |= motion_columns(videos, held_out.world)
         means = {column: list(estimate(np.array(values), held_out.combinations)) for column, values in clips.items()}
         results[name] = means | more | {CLIPS: clips, COMBINATIONS: held_out.combinations}

@@ -1,4 +1,4 @@
-"""The motion of systems in a world whose captions do not tell it: results of clips, targets, and a table of the report.
+"""The motion of systems in a world whose captions omit it: results of clips, targets, and a table of the report.
 
 Legend: N clips, F frames, H W pixels, U units.
 """
@@ -37,7 +37,7 @@ def variety_of(evidence: Evidence, system: str, world: World) -> float:
     results: Any = evidence.results[system]
     headings = np.stack([results[CLIPS][name] for name in HEADINGS], axis=1)
     combinations = world.combinations('all')
-    return variety(headings, [world.told(combinations[number]) for number in results[COMBINATIONS]])
+    return variety(headings, [world.captioned(combinations[number]) for number in results[COMBINATIONS]])
 
 
 def late_units(units: int) -> range:
@@ -46,7 +46,7 @@ def late_units(units: int) -> range:
 
 
 def motion_targets(world: World, units: int, students: Sequence[str]) -> list[Target]:
-    """Return the targets of a world whose captions tell no direction.
+    """Return the targets of a world whose captions omit the direction.
 
     Args:
       units: U, generated units > 0 of a clip.

@@ -1,4 +1,4 @@
-"""The report's table of recipes: what a student of each recipe keeps of its teacher."""
+"""The report's table of recipes: the losses of a student of each recipe against its teacher."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def target_table(rows: Sequence[Row]) -> list[str]:
 def tier_table(chain: Chain, seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
     """Return the section that belongs to the tier; none for most."""
     tier, world = chain.tier, WORLDS[chain.tier.world]
-    if world.untold:
+    if world.omitted:
         return motion_table(seen, estimate, world, tier.units)
     return recipe_table(seen, estimate, tier.students) if set(ONE_STEP) <= set(tier.students) else []
 

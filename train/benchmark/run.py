@@ -126,7 +126,7 @@ def write_prompts(path: pathlib.Path, tier: Tier) -> None:
     if path.is_file():
         return
     world = WORLDS[tier.world]
-    combinations = [world.told(traits) for traits in world.combinations('train')]
+    combinations = [world.captioned(traits) for traits in world.combinations('train')]
     lines = {caption(traits, (row, wording)) for row, traits in enumerate(combinations) for wording in range(WORDINGS)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:

@@ -40,7 +40,7 @@ def write(chain: Chain) -> pathlib.Path:
 def defaults(tier: Tier) -> dict[str, object]:
     """Return the contents of generation.json: the checkpoint's defaults for `python -m neodragon_jax`."""
     world = WORLDS[tier.world]
-    example = caption(world.told(world.combinations('train')[0]))
+    example = caption(world.captioned(world.combinations('train')[0]))
     return {
         'mode': 'hybrid',
         'frames': tier.frames,

@@ -1,4 +1,4 @@
-"""The students of the benchmark: recipes of `configs/dmd.py` and what they change."""
+"""The students of the benchmark: recipes of `configs/dmd.py`, and their further settings."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def recipe_targets(recipes: Sequence[str]) -> tuple[Target, ...]:
 def targets(chain: Chain) -> list[Target]:
     """Return the targets of a tier."""
     tier, world = chain.tier, WORLDS[chain.tier.world]
-    if world.untold:
+    if world.omitted:
         return motion_targets(world, tier.units, tier.students)
     found = [*TARGETS, *(ABLATIONS if tier.ablations else ())]
     if set(ONE_STEP) <= set(tier.students):

@@ -88,8 +88,8 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
         ),
         # Recipes of one-step students, on the teacher of tier cpu.
         'one_step': Tier(students=ONE_STEP, ablations=False),
-        # Nine latent frames, and neither direction nor speed in the caption: what a student needs its history for. Many
-        # clips of few captions show the variety of direction.
+        # Nine latent frames, and neither direction nor speed in the caption, so that only the history determines them.
+        # Many clips of few captions show the variety of direction.
         'collapse': Tier(
             world='collapse',
             frames=65,

@@ -1,9 +1,9 @@
-"""Two questions about a student's videos: where it leaves the teacher's, and how likely the teacher finds them.
+"""Closeness of a student's videos to its teacher: their deviation from the teacher's videos, and the teacher's error.
 
 Deviation is the relative distance of a unit from the teacher's unit of the same prompt, behind the teacher's history
-and behind the student's own. Both differ from 0 also for a perfect student, because the noise is another; a student
-whose errors feed on themselves shows in the ratio of the two, which grows with the unit. The teacher's error is its
-flow matching error on the re-noised video; collapsed or over-saturated videos raise it.
+and behind the student's own. Both differ from 0 even for a perfect student, because the noise differs; if errors
+accumulate behind the student's own history, the ratio of the two grows with the unit. The teacher's error is its flow
+matching error on the re-noised video; collapsed or over-saturated videos raise it.
 
 Legend: V videos, T latent frames (= units), H W latent grid, C channels.
 Source: Self Forcing, arXiv 2506.08009 (the gap between the two histories).
@@ -22,7 +22,7 @@ from neodragon_jax.pyramid.stages import levels, stage_pair
 from train.dmd.rollout import Rollout
 from train.flow import losses
 
-# Level at which the teacher judges a video: half noise.
+# Level of the re-noised video at which the teacher's error is measured: half noise.
 LEVEL = 0.5
 
 

@@ -1,9 +1,7 @@
 """Pyramidal distribution matching as a program of the loop.
 
 One step is compiled per stage; it holds every unit (the envelope). The alternative, a packed sequence of all three
-stages, gives the same numbers in 1.9 (width 768, 2 blocks) to 2.3 times (width 128, 4 blocks) the time per sample and
-with 2.2 times the attention scores, most of them masked (`python -m train.measure.packing --width 128 --blocks 4`, on a
-CPU with two cores).
+stages, gives the same numbers but takes more than twice the time per sample (docs/results.md).
 
 Legend: B batch, T latent frames (= units), H W full-size latent grid, h w the stage's, C channels, L text tokens,
 D width, N updates in an iteration.

@@ -49,7 +49,7 @@ class LoraConfig:
         check_range(self, 'rank', least=0)
 
     def begin(self, key: PRNGKeyArray, start: Any) -> Any:
-        """Return what is trained: a copy of the start in float32, or low-rank updates that do not change it."""
+        """Return the trained parameters: a copy of the start in float32, or low-rank updates that do not change it."""
         if self.rank:
             return init_lora(key, start, self.rank, self.layers, STACKED)
         # Real copies: the state's buffers are donated to every step, the start must survive.
@@ -93,7 +93,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What is trained of student and fake model, and their parameters."""
+    """The trained parameters of student and fake model, and their whole parameters."""
 
     start: Start
     teacher: PyramidMMDiT
@@ -101,13 +101,13 @@ class Trained:
     fake: LoraConfig
 
     def begin(self, key: PRNGKeyArray, frozen: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return what is trained of both models, at their start."""
+        """Return the trained parameters of both models at their start."""
         start = self.start.of(frozen, self.teacher)
         student_key, fake_key = (jax.random.fold_in(key, number) for number in (STUDENT, FAKE))
         return self.student.begin(student_key, start), self.fake.begin(fake_key, start)
 
     def whole(self, frozen: Mapping[str, Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-        """Return the functions from what is trained of the student and of the fake model to their parameters."""
+        """Return the functions from the trained parameters of the student and of the fake model to the whole ones."""
         start = self.start.of(frozen, self.teacher)
         return (lambda trained: self.student.whole(trained, start)), (lambda trained: self.fake.whole(trained, start))
 

@@ -29,7 +29,7 @@ SYNONYMS = {
 def caption(traits: Traits, seed: int | Sequence[int] | None = None) -> str:
     """Return the canonical caption, or with a seed one of several wordings that mean the same.
 
-    A direction that is '' is left out, see `World.told`.
+    A direction that is '' is left out, see `World.captioned`.
     """
     rng = None if seed is None else np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""Motion of clips whose captions do not tell it: displacement by unit, and variety of direction.
+"""Motion of clips whose captions omit it: displacement by unit, and variety of direction.
 
 A few-step student fails in two ways that attributes of a caption cannot show. Behind its own frames it may lose the
 motion, unit after unit; and for one caption it may always choose the same direction, the mean of what it saw.

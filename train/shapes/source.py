@@ -75,7 +75,7 @@ class MovingShapesSource:
         """Return the caption of a sample."""
         # Independent of the scene's random numbers, or a wording such as "little" would reveal the color.
         return caption(
-            self.world.told(self.scene(index).traits), (self._seed, index, WORDING) if self._paraphrase else None
+            self.world.captioned(self.scene(index).traits), (self._seed, index, WORDING) if self._paraphrase else None
         )
 
     def metadata(self) -> dict[str, Any]:

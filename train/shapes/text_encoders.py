@@ -44,7 +44,7 @@ END_OF_WORD = '</w>'
 
 def captions(world: World) -> Iterator[str]:
     """Yield some wordings of every combination."""
-    for row, traits in enumerate(map(world.told, world.combinations('all'))):
+    for row, traits in enumerate(map(world.captioned, world.combinations('all'))):
         yield caption(traits)
         yield from (caption(traits, (row, wording)) for wording in range(WORDINGS))
 

@@ -89,7 +89,7 @@ class World:
     Attributes:
       sizes ... backgrounds: words of the values that occur.
       turns: how often a shape may turn in a clip.
-      untold: attributes that captions leave out, 'direction' or 'speed'.
+      omitted: attributes that captions leave out, 'direction' or 'speed'.
       held_out: m, of which one combination in m is held out; see the module.
     """
 
@@ -101,7 +101,7 @@ class World:
     backgrounds: tuple[str, ...]
     turns: int = 0
     held_out: int = 2
-    untold: tuple[str, ...] = ()
+    omitted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = (SIZES, COLORS, REACHES, DIRECTIONS, SPEEDS, COLORS)
@@ -116,9 +116,9 @@ class World:
             raise InputError(f'World: {min(both)} is a color of shapes and of backgrounds; choose one.')
         if self.turns < 0 or self.held_out < 2:
             raise InputError(f'World: turns is {self.turns}, held_out {self.held_out}; give at least 0 and 2.')
-        for name in self.untold:
+        for name in self.omitted:
             if name not in ('direction', 'speed'):
-                raise InputError(f'World: untold has {name!r}; captions can leave out direction and speed.')
+                raise InputError(f'World: omitted has {name!r}; captions can leave out direction and speed.')
 
     @property
     def values(self) -> tuple[tuple[str, ...], ...]:
@@ -130,9 +130,9 @@ class World:
         """The share of the clip for which the direction is surely the caption's."""
         return 1 / (self.turns + 1)
 
-    def told(self, traits: Traits) -> Traits:
-        """Return the attributes as a caption tells them: those that are left out are ''."""
-        return traits._replace(**dict.fromkeys(self.untold, ''))
+    def captioned(self, traits: Traits) -> Traits:
+        """Return the attributes as a caption has them: omitted ones are ''."""
+        return traits._replace(**dict.fromkeys(self.omitted, ''))
 
     def numbers(self, traits: Traits) -> tuple[int, ...]:
         """Return the number of each value among the world's.
@@ -195,8 +195,8 @@ GPU = World(
     turns=2,
     held_out=6,
 )
-# Direction and speed are not told and there is a turn: a student that forgets its history loses the motion.
-COLLAPSE = dataclasses.replace(CPU, speeds=('slowly', 'quickly'), turns=1, untold=('direction', 'speed'))
+# Captions omit direction and speed, and there is a turn: a student that ignores its history loses the motion.
+COLLAPSE = dataclasses.replace(CPU, speeds=('slowly', 'quickly'), turns=1, omitted=('direction', 'speed'))
 WORLDS = {'cpu': CPU, 'gpu': GPU, 'collapse': COLLAPSE}
 
 

@@ -1,4 +1,4 @@
-"""Precision of the denoiser: what stays float32 when the blocks compute in bfloat16."""
+"""Precision of the denoiser: the parts that stay float32 when the blocks compute in bfloat16."""
 
 from __future__ import annotations
 

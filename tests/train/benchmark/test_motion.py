@@ -43,7 +43,7 @@ def evidence(source) -> Evidence:
     stops = drawn.copy()
     stops[:, 49:] = stops[:, 48:49]
     # For every caption, the clip of its first scene.
-    told = [COLLAPSE.told(source.scene(index).traits) for index in range(len(source))]
+    told = [COLLAPSE.captioned(source.scene(index).traits) for index in range(len(source))]
     same = drawn[[told.index(one) for one in told]]
     seen = {'text': drawn, 'own_history': drawn, 'matching': drawn, 'student': stops, 'regression': same}
     results = {DRAWN: result(source, drawn)}

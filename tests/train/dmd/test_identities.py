@@ -101,7 +101,7 @@ def teacher(row: Row, x: np.ndarray, level: float) -> np.ndarray:
 
 
 def detached_loss(row: Row, objective: str):
-    """Return one sample's loss of the student's parameters; what must not get a gradient is computed outside."""
+    """Return one sample's loss of the student's parameters; parts without a gradient are computed outside."""
     if objective == 'matching':
         tau = float(row.draw('matching/tau'))
         x, flow = row.probe(row.z_theta(STUDENT), tau, row.draw('matching/noise'))

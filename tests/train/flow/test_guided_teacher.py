@@ -55,7 +55,7 @@ def test_samples_are_those_of_the_plain_sampler(given):
 
 
 def test_a_path_joins_the_steps_of_the_sampler():
-    """With one step per stage, the end of a stage is start - flow, which the next stage's start tells."""
+    """With one step per stage, the end of a stage is start - flow, and the start of the next stage determines it."""
     schedule, unit = Schedule(), jnp.full(BATCH, 1)
     rng, flows = np.random.default_rng(1), {}
 

@@ -72,9 +72,9 @@ def test_drawn_clips_of_the_world_are_read_right():
 
 def test_captions_tell_neither_direction_nor_speed():
     traits = COLLAPSE.combinations('train')
-    told = {caption(COLLAPSE.told(one)) for one in traits}
+    told = {caption(COLLAPSE.captioned(one)) for one in traits}
     assert len(told) == len({(one.color, one.shape, one.background) for one in traits})
     assert 'a small red circle moves on a blue background' in told
-    wordings = {caption(COLLAPSE.told(traits[0]), seed) for seed in range(50)}
+    wordings = {caption(COLLAPSE.captioned(traits[0]), seed) for seed in range(50)}
     words = {word for wording in wordings for word in wording.replace(',', '').split()}
     assert not words & {*DIRECTIONS, 'slowly', 'quickly', 'to', 'upwards', 'downwards'}

@@ -52,7 +52,7 @@ class ProgressiveConfig(Weight):
 
     @property
     def needs_start(self) -> bool:
-        """Whether the objective asks the model from which the student starts."""
+        """Whether the objective uses the model from which the student starts."""
         return self.used and self.finer == START
 
 
