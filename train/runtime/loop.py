@@ -92,12 +92,9 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
         do not agree on it.
       DivergedError: `config.max_skips` steps in a row were not finite.
     """
-    start_processes(config.distributed)
-    use_compile_cache(config.compile_cache)
+    _prepare(config)
     mesh, goodput, metadata = make_mesh(config.mesh), Goodput(), _metadata(program, source, config)
     evaluator = Evaluator(program, config)
-    if is_bucket(config.folder):
-        check_bucket(config.folder, 'config.workdir', write=True)
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(Watch(config.folder, lambda: goodput.activity, print))
         with goodput.spending(START):
@@ -143,6 +140,18 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
         _finish(program, carry.state, config.folder / RESULT)
         parts.log.print_line(f'{program.name}: {goodput.describe()}')
     return carry.state
+
+
+def _prepare(config: LoopConfig) -> None:
+    """Join the other processes, enable the compile cache, and check that a bucket can be written.
+
+    Raises:
+      InputError: the processes cannot find each other, or the bucket does not allow it.
+    """
+    start_processes(config.distributed)
+    use_compile_cache(config.compile_cache)
+    if is_bucket(config.folder):
+        check_bucket(config.folder, 'config.workdir', write=True)
 
 
 @dataclasses.dataclass(frozen=True)
