@@ -13,7 +13,6 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from export.graphs.runners import OnnxSession
@@ -23,16 +22,12 @@ from export.host.phone_program import PhoneProgram
 from export.host.recorded_graph import RecordedGraph
 from export.measure.snr import lowest_db, snr_db
 from export.quantize.key_value import MARGIN_DB, NATIVE_BITS, RECIPE, WIDE_BITS
-from export.quantize.qdq import to_w8a16
-from export.quantize.stitch import quantize_chain
 from export.steps.code_identity import made_by
 from export.steps.graph import OnStep
 from export.steps.options import ExportOptions
+from export.steps.quantization import CANDIDATES, write_stage
 from export.steps.step_cache import finished_or_made
-from neodragon_jax.base.atomic import scratch_folder
 from neodragon_jax.pyramid.sampler import DrawnNoise
-
-FOLDER = 'denoiser-key-values'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +79,15 @@ def choose(
     }
 
     def write(draft: pathlib.Path) -> dict[str, Any]:
-        with scratch_folder(draft.parent) as scratch:
-            choice = _choose(stages, program if videos else None, calibration, scratch)
+        choice = _choose(stages, program if videos else None, calibration, draft)
+        if choice.bits != NATIVE_BITS:
+            for file in draft.glob('*.onnx*'):
+                file.unlink()
         entry = dataclasses.asdict(choice)
         (draft / RECIPE).write_text(json.dumps(entry, indent=2) + '\n')
         return entry
 
-    made = finished_or_made(options.graphs.out / FOLDER, source, write)
+    made = finished_or_made(options.graphs.out / CANDIDATES, source, write)
     choice = Choice(**{field.name: made[field.name] for field in dataclasses.fields(Choice)})
     on_step(f'{choice.bits} bits for keys and values: {choice.reason}')
     return choice
@@ -104,11 +101,11 @@ def _is_quantized(name: str, options: ExportOptions) -> bool:
 def _choose(
     stages: Sequence[RecordedGraph], program: PhoneProgram | None, calibration: CalibrationSet, folder: pathlib.Path
 ) -> Choice:
-    """Quantize the stages with 8 bits until one misses its aim, then generate videos unless `program` is None."""
+    """Write the stages with 8 bits until one misses its aim, then generate videos unless `program` is None."""
     calls_db, sessions = dict[str, float](), dict[str, OnnxSession]()
     for graph in stages:
         path = folder / f'{graph.name}.onnx'
-        quantize_chain(graph.make(), path, graph.calibration(), partial(to_w8a16, key_value_bits=NATIVE_BITS))
+        write_stage(graph, NATIVE_BITS, path)
         sessions[graph.name] = OnnxSession(path)
         reached = calls_db[graph.name] = lowest_db(sessions[graph.name], graph.validation(), graph.compared)
         aim = graph.spec.target_db + MARGIN_DB

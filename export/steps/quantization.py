@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from export.measure.resources import inner_bar
 from export.measure.snr import lowest_db
 from export.quantize.adaround import AdaRound, Rounding, round_weights
 from export.quantize.fp16_range import check_fp16_range
+from export.quantize.key_value import NATIVE_BITS
 from export.quantize.qdq import quantize, quantized_operations, to_fp16, to_w8a16
 from export.quantize.ranges import measure_ranges
 from export.quantize.stitch import quantize_chain
@@ -20,6 +22,9 @@ from export.quantize.two_parts import quantize_to_target
 if TYPE_CHECKING:
     from export.host.recorded_graph import RecordedGraph
     from export.steps.options import GraphOptions
+
+# Folder of the choice of the bits of keys and values. It holds the stages with 8 bits if these are chosen.
+CANDIDATES = 'denoiser-key-values'
 
 
 def write_precise(
@@ -47,13 +52,22 @@ def write_precise(
         peak = check_fp16_range(path, (call.inputs for call in calls))
         return {'precision': precision, 'fp16_peak': peak._asdict()}
     if key_value_bits is not None and graph.name.startswith(DENOISER):
-        chain = graph.make()
-        with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
-            quantize = functools.partial(to_w8a16, key_value_bits=key_value_bits)
-            quantize_chain(chain, path, graph.calibration(), quantize, on_piece)
+        if key_value_bits == NATIVE_BITS:
+            for file in (options.out / CANDIDATES).glob(f'{path.name}*'):
+                os.link(file, draft / file.name)
+        else:
+            write_stage(graph, key_value_bits, path)
         reached = lowest_db(OnnxSession(path), graph.validation(), graph.compared)
         return {'precision': precision, 'ranges': 'minmax', 'key_value_bits': key_value_bits, 'validation_db': reached}
     return {'precision': precision} | _quantize(graph, source, path, options)
+
+
+def write_stage(graph: RecordedGraph, key_value_bits: int, path: pathlib.Path) -> None:
+    """Write the W8A16 graph of a stage of the denoiser."""
+    chain = graph.make()
+    with inner_bar(f'{chain.name}, pieces', len(chain.pieces)) as on_piece:
+        quantize = functools.partial(to_w8a16, key_value_bits=key_value_bits)
+        quantize_chain(chain, path, graph.calibration(), quantize, on_piece)
 
 
 def _quantize(graph: RecordedGraph, source: pathlib.Path, path: pathlib.Path, options: GraphOptions) -> dict[str, Any]:

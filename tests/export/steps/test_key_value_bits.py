@@ -21,7 +21,7 @@ def choose(monkeypatch):
     """Choose with given lowest ratios of the stages' calls and of the videos' last frame; None generates no videos."""
 
     def run(calls_db: dict[str, float], video_db: float | None) -> Any:
-        monkeypatch.setattr(key_value_bits, 'quantize_chain', lambda *args: None)
+        monkeypatch.setattr(key_value_bits, 'write_stage', lambda *args: None)
         monkeypatch.setattr(key_value_bits, 'OnnxSession', lambda path: path)
         monkeypatch.setattr(key_value_bits, 'lowest_db', lambda path, calls, compared: calls_db[path.stem])
         monkeypatch.setattr(key_value_bits, '_last_frame_db', lambda *args: video_db)
