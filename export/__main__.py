@@ -200,6 +200,9 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     from export.host.recording import Scenes
     from export.steps.options import ExportOptions
     from neodragon_jax.base import video
+    from neodragon_jax.checkpoint import components as checkpoint
+    from neodragon_jax.checkpoint import folders
+    from neodragon_jax.generation.tokens import T5Tokenizer, cut_notice
 
     counts = (args.validation_prompts, args.evaluation_prompts)
     prompts = choose_prompts(root, args.prompts_file, args.evaluation_prompts_file, *counts)
@@ -208,6 +211,10 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     program = _program(args, root, mode, chosen)
     check_denoiser(chosen.denoiser)
     names = select(args.graphs, available(program))
+    tokenizer = T5Tokenizer.load(checkpoint.component_folder(root, folders.T5_TOKENIZER))
+    every = [*prompts.calibration, *prompts.validation, *prompts.evaluation]
+    notice = cut_notice(tokenizer, every, defaults.prompt_modifier)
+    print(notice, end='\n' if notice else '')
     images = [video.picture_to_frame(video.read_image(path), *program.size) for path in args.image]
     texts = (defaults.prompt_modifier, defaults.negative_prompt, images, args.seed)
     return ExportOptions(

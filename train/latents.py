@@ -46,6 +46,7 @@ from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import TEMPORAL_FACTOR
 from neodragon_jax.generation.devices import Spread
 from neodragon_jax.generation.plan import make_plan
+from neodragon_jax.generation.tokens import cut_prompts
 from neodragon_jax.models.vae import CausalVAE
 from train.data import DTYPES, ArraySpec, RecordSpec, SampleWriter
 from train.data.clip_source import ClipSource
@@ -73,22 +74,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     description = 'Encode captioned clips into VAE latents and text conditioning, the training data of denoisers.'
     parser = command_parser('python -m train.latents', description, EXAMPLES)
     add = parser.add_argument_group('files').add_argument
-    add(
-        '--checkpoint',
-        action=PathOption,
-        names=('hf',),
-        bucket=True,
-        required=True,
-        metavar='DIR',
-        help='root of a checkpoint in the released layout',
-    )
-    add(
-        '--clips',
-        action=PathOption,
-        required=True,
-        metavar='DIR',
-        help='folder of train.captioned_clips: all sizes, or one of them',
-    )
+    add('--checkpoint', action=PathOption, names=('hf',), bucket=True, required=True, metavar='DIR',
+        help='root of a checkpoint in the released layout')  # fmt: skip
+    add('--clips', action=PathOption, required=True, metavar='DIR',
+        help='folder of train.captioned_clips: all sizes, or one of them')  # fmt: skip
     add('--out', action=PathOption, bucket=True, required=True, metavar='DIR', help='folder of the latents')
     add = parser.add_argument_group('content of the samples').add_argument
     add('--text', choices=CONTENTS, default='states',
@@ -97,13 +86,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--mode', choices=tuple(ADAPTER_FOLDERS), default='monolithic',
         help='context adapter of the states: of the multi-step model, with which training begins (monolithic, the '
         'default), or of the few-step model (hybrid)')  # fmt: skip
-    add(
-        '--text-encoder',
-        action=PathOption,
-        bucket=True,
-        metavar='DIR',
-        help="T5 folder in place of the checkpoint's; with --text t5",
-    )
+    add('--text-encoder', action=PathOption, bucket=True, metavar='DIR',
+        help="T5 folder in place of the checkpoint's; with --text t5")  # fmt: skip
     add('--prompt-modifier', default='', metavar='TEXT', help='text appended to every caption (default: none)')
     add('--negative-prompt', metavar='TEXT',
         help="text that guidance steers away from (default: that of the checkpoint's generation.json)")  # fmt: skip
@@ -118,11 +102,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
     add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
     add('--readers', type=int, default=4, metavar='N', help='threads that decode clips (default: %(default)s)')
-    add(
-        '--distributed',
-        action='store_true',
-        help='this is one of several processes on a TPU pod, under Slurm or Open MPI',
-    )
+    add('--distributed', action='store_true',
+        help='this is one of several processes on a TPU pod, under Slurm or Open MPI')  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -187,15 +168,26 @@ def find_sets(clips: pathlib.Path, out: pathlib.Path) -> list[tuple[pathlib.Path
 
 
 def records(
-    source: ClipSource, indices: Sequence[int], encoder: Encoder, conditioner: Conditioner, options: Options
+    source: ClipSource,
+    indices: Sequence[int],
+    encoder: Encoder,
+    conditioner: Conditioner,
+    options: Options,
+    cut: list[str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the samples of some clips, in order; the next clips are decoded while a batch is encoded."""
+    """Yield the samples of some clips, in order; the next clips are decoded while a batch is encoded.
+
+    Args:
+      cut: gets the captions that are too long for T5.
+    """
     batches = [indices[start : start + encoder.size] for start in range(0, len(indices), encoder.size)]
     samples = ordered_map(source.__getitem__, indices, options.readers, ahead=options.readers + 2 * encoder.size)
     for batch in batches:
         clips = [next(samples) for _ in batch]
         latents = encoder([clip['video'] for clip in clips], batch)
-        text = conditioner([clip['prompt'] + options.prompt_modifier for clip in clips])
+        captions = [clip['prompt'] for clip in clips]
+        cut += cut_prompts(conditioner.tokenizer, captions, options.prompt_modifier)
+        text = conditioner([caption + options.prompt_modifier for caption in captions])
         for row, clip in enumerate(clips):
             yield {
                 'index': batch[row],
@@ -242,12 +234,15 @@ def write_latents(
         if first:
             writer.write_conditioning(NEGATIVE, conditioner.one(options.negative_prompt))
             writer.write_conditioning(NULL, conditioner.one(''))
-        missing, start = writer.missing(), time.monotonic()
+        missing, start, cut = writer.missing(), time.monotonic(), list[str]()
         bar = tqdm.tqdm(total=len(missing), unit='clip', desc=out.name, disable=None if first else True)
         with bar:
-            for record in records(source, missing, encoder, conditioner, options):
+            for record in records(source, missing, encoder, conditioner, options, cut):
                 writer.append(record)
                 bar.update()
+    if cut:
+        print(f'{out}: {len(cut)} captions have more than {conditioner.tokenizer.length} tokens and are cut, such as '
+              f'"{cut[0][:60]}"')  # fmt: skip
     seconds = time.monotonic() - start
     print(f'{out}: {len(missing)} of {len(source)} clips encoded by process {jax.process_index()} in {seconds:.1f} s, '
           f'{len(missing) / seconds:.2f} per second, compilation included')  # fmt: skip

@@ -106,11 +106,15 @@ def write_states(args: argparse.Namespace) -> None:
     protocol = source.protocol | {'teacher': fingerprint(args.teacher), 'dtype': args.dtype}
     options = {'part': jax.process_index(), 'parts': jax.process_count(), 'name': 'text_states'}
     options['samples_per_shard'] = args.samples_per_shard
+    full = 0
     with SampleWriter(args.out, spec, len(source), protocol=protocol, **options) as writer:
         missing = writer.missing()
         made = records(source, module.clone(dtype=DTYPES[args.dtype]), params, missing, spread, args.batch)
         for record in tqdm.tqdm(made, total=len(missing), unit='prompt', disable=None):
+            full += bool(np.all(record[MASK]))
             writer.append(record)
+    if full:
+        print(f'{args.out}: {full} prompts fill all {ids.shape[0]} tokens; train.prompts has cut the longer ones')
     print(f'{args.out}: {len(missing)} prompts written by process {jax.process_index()}')
 
 

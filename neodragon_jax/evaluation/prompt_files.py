@@ -105,8 +105,10 @@ def _column(where: str, names: list[str]) -> str:
     """Return the one name that holds the prompt."""
     found = [name for name in names if name.strip().lower() in COLUMNS]
     if len(found) != 1:
+        # Names of a damaged file may have any characters.
+        listed = ''.join(letter if letter.isprintable() else ' ' for letter in ', '.join(names)[:200]) or 'none'
         raise InputError(
-            f'{where}: {len(found)} columns with prompts among {", ".join(names)[:200] or "none"}; name one of them '
+            f'{where}: {len(found)} columns with prompts among {listed}; name one of them '
             f'"{COLUMNS[0]}" and no other {" or ".join(COLUMNS[1:])}.'
         )
     return found[0]

@@ -8,9 +8,6 @@ from __future__ import annotations
 import pathlib
 import random
 import shutil
-import time
-from collections.abc import Callable
-from typing import Any
 
 import av
 import numpy as np
@@ -18,49 +15,15 @@ import pytest
 from PIL import Image
 
 from neodragon_jax.base.errors import InputError
+from support.mutations import mutated, outcome
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.data.captions import read_table
 from train.data.inspection import Criteria, Verdict, judge_file
 from train.data.video_files import Unusable, inspect
 
-LONGEST_S = 10.0
 CASES = 60
 COUNT = 6
 SPEC = RecordSpec({'latents': ArraySpec((4, 8), 'bfloat16'), 'units': ArraySpec((), 'int32')}, blobs=('clip',))
-
-
-def mutated(content: bytes, rng: random.Random) -> bytes:
-    """Return a file with one kind of damage."""
-    data, size = bytearray(content), max(len(content), 1)
-    kind = rng.randrange(6)
-    if kind == 0:  # truncated
-        return bytes(data[: rng.randrange(size)])
-    place, length = rng.randrange(size), rng.randrange(1, 64)
-    if kind == 1:  # flipped bits
-        for _ in range(rng.randrange(1, 12)):
-            data[rng.randrange(size)] ^= 1 << rng.randrange(8)
-    elif kind == 2:  # zeros
-        data[place : place + length] = bytes(len(data[place : place + length]))
-    elif kind == 3:  # noise
-        data[place : place + length] = rng.randbytes(len(data[place : place + length]))
-    elif kind == 4:  # doubled
-        data[place:place] = data[place : place + length]
-    else:  # cut out
-        del data[place : place + length]
-    return bytes(data)
-
-
-def outcome(call: Callable[[], Any], *refusals: type[Exception]) -> Any:
-    """Return the result of a call, or None where it refuses its input in one line; nothing else may happen."""
-    start = time.monotonic()
-    try:
-        result = call()
-    except refusals as error:
-        assert str(error) and len(str(error).splitlines()) == 1 and len(str(error)) < 1000, str(error)
-        str(error).encode()
-        result = None
-    assert time.monotonic() - start < LONGEST_S
-    return result
 
 
 def video(path: pathlib.Path, codec: str) -> bytes:

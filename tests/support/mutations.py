@@ -1,4 +1,4 @@
-"""Seeded damage of JSON values and safetensors files."""
+"""Seeded damage of files, JSON values and safetensors files, and the check that it is refused in one line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import json
 import pathlib
 import random
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
+
+LONGEST_S = 10.0
 
 # Wrong values: other types, ends of ranges, and numbers that would cause endless work.
 VALUES: list[Any] = [
@@ -23,6 +26,40 @@ TEXTS: list[bytes] = [
     b'{"a": 1, "a": 2}', b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1e999}', b'{"a": ' + b'7' * 5000 + b'}',
     b'{"a": "\\ud800"}', b'{"a": "\x00"}', b'{"a": 1}garbage', b'{' + b' ' * 1000,
 ]  # fmt: skip
+
+
+def mutated(content: bytes, rng: random.Random) -> bytes:
+    """Return a file with one kind of damage."""
+    data, size = bytearray(content), max(len(content), 1)
+    kind = rng.randrange(6)
+    if kind == 0:  # truncated
+        return bytes(data[: rng.randrange(size)])
+    place, length = rng.randrange(size), rng.randrange(1, 64)
+    if kind == 1:  # flipped bits
+        for _ in range(rng.randrange(1, 12)):
+            data[rng.randrange(size)] ^= 1 << rng.randrange(8)
+    elif kind == 2:  # zeros
+        data[place : place + length] = bytes(len(data[place : place + length]))
+    elif kind == 3:  # noise
+        data[place : place + length] = rng.randbytes(len(data[place : place + length]))
+    elif kind == 4:  # doubled
+        data[place:place] = data[place : place + length]
+    else:  # cut out
+        del data[place : place + length]
+    return bytes(data)
+
+
+def outcome(call: Callable[[], Any], *refusals: type[Exception]) -> Any:
+    """Return the result of a call, or None where it refuses its input in one line; nothing else may happen."""
+    start = time.monotonic()
+    try:
+        result = call()
+    except refusals as error:
+        assert str(error) and len(str(error).splitlines()) == 1 and len(str(error)) < 1000, str(error)
+        str(error).encode()
+        result = None
+    assert time.monotonic() - start < LONGEST_S
+    return result
 
 
 def change_value(rng: random.Random, value: Any) -> Any:

@@ -24,7 +24,7 @@ from neodragon_jax.checkpoint import folders as component_folders
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation.devices import Spread
-from neodragon_jax.generation.tokens import Tokenizers, Tokens
+from neodragon_jax.generation.tokens import T5Tokenizer, Tokenizers, Tokens
 from neodragon_jax.models.clip import CLIPTextModel
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection
@@ -47,11 +47,13 @@ class Conditioner:
 
     Attributes:
       content: one of CONTENTS.
+      tokenizer: of T5, whose length limits the prompts.
       fingerprints: of the components in use, by name.
       batch: largest number of prompts per call; None for any number.
     """
 
     content: str
+    tokenizer: T5Tokenizer
     fingerprints: dict[str, str]
     batch: int | None
     encode: Callable[[Sequence[str]], Arrays]
@@ -113,7 +115,7 @@ def load_conditioner(
     """
     tokenizers = Tokenizers.load(root)
     if content == 'ids':
-        return Conditioner(content, {}, None, lambda prompts: token_ids(tokenizers, prompts))
+        return Conditioner(content, tokenizers.t5, {}, None, lambda prompts: token_ids(tokenizers, prompts))
     spread = spread or Spread(jax.local_devices())
     find = lambda name: checkpoint.component_folder(root, name)
     folders: dict[str, pathlib.Path] = {
@@ -133,7 +135,7 @@ def load_conditioner(
         return jax.device_get(run(params, spread.shard(tokenizers(prompts))))
 
     fingerprints = {name: fingerprint(folder) for name, folder in folders.items()}
-    return Conditioner(content, fingerprints, batch * len(spread.devices), encode)
+    return Conditioner(content, tokenizers.t5, fingerprints, batch * len(spread.devices), encode)
 
 
 def _condition(modules: Mapping[str, Any], params: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class DMD:
     """The step distillation as a program of the loop."""
 
     name = 'dmd'
+    shown = ('fake_mse', 'cauchy', 'endpoint_mse', 'teacher_error', 'direction_rms')
 
     def __init__(
         self,

@@ -74,6 +74,7 @@ class TeacherTraining:
     """Program of pyramidal flow matching for the training loop."""
 
     name = 'teacher'
+    shown = ('loss', 'grad_norm')
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class VAETraining(Generic[Options]):
     """
 
     name: str
+    shown = ('loss', 'psnr', 'lpips', 'kl')
 
     def __init__(self, config: Options, module: nn.Module, clips: Clips, cut: ClipsConfig) -> None:
         """Read the weights of LPIPS, and build the optimizer.
