@@ -162,7 +162,7 @@ def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def _readers(child: subprocess.Popen[bytes], prefix: bytes) -> list[threading.Thread]:
-    """Start threads that show the output of a process, each line behind a prefix."""
+    """Start threads that show the output of a process, each line with a prefix."""
     pairs = ((child.stdout, sys.stdout.buffer), (child.stderr, sys.stderr.buffer))
     threads = [threading.Thread(target=_show, args=(*pair, prefix), daemon=True) for pair in pairs]
     for thread in threads:

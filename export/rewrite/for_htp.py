@@ -51,7 +51,7 @@ def remove_vector_reshapes(graph: onnx.GraphProto) -> None:
 def shrink_transposes(graph: onnx.GraphProto) -> None:
     """Drop the leading axis of size 1 from transposes that look like a change of picture layout.
 
-    ONNX Runtime moves such a transpose behind all of its readers. A transpose of keys would move behind the slices of
+    ONNX Runtime moves such a transpose past all of its readers. A transpose of keys would move past the slices of
     all prefixes, and one transpose would become three.
     """
     shapes = shapes_of(graph)
@@ -176,7 +176,7 @@ class _Conversions:
         return self._pair(name) is not None
 
     def _source(self, name: str) -> str:
-        """Return the float value behind all quantization."""
+        """Return the float value before all quantization."""
         while pair := self._pair(name):
             name = pair[0].input[0]
         return name

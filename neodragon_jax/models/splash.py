@@ -74,7 +74,7 @@ def _attend(
     segments: Int[Array, 'B S'],
     ends: np.ndarray,
 ) -> Float[Array, 'B N X K']:
-    """Run the kernel on whole tiles: padded keys lie behind every prefix, padded rows are cut off again."""
+    """Run the kernel on whole tiles: padded keys come after every prefix, padded rows are cut off again."""
     rows, keys = query.shape[2], key.shape[2]
     (padded_rows, row_tile), (padded_keys, key_tile) = tiles(rows), tiles(keys)
     causal = pallas.CausalMask((padded_rows, padded_keys))

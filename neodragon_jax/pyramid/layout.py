@@ -84,7 +84,7 @@ class QueryGroup(NamedTuple):
 def query_groups(layout: Layout) -> list[QueryGroup]:
     """Group the image queries in order: neighbors of the same grid form a group, the current unit another.
 
-    Attention is causal over frames, so no query of a group sees a key behind the group. Grouping equal frames (the
+    Attention is causal over frames, so no query of a group sees a key after the group. Grouping equal frames (the
     coarse history) gives fewer and larger matrix products, at the cost of a few masked scores.
     """
     past = len(layout.grids) - layout.current_frames

@@ -31,7 +31,7 @@ tiers:
   cpu   about two hours on two cores
   gpu   longer clips of a richer world, for an accelerator
   one_step  recipes of one-step students, on the teacher of tier cpu
-  collapse  motion behind the student's own frames: long clips whose captions omit it
+  collapse  motion with the student's own frames as history: long clips whose captions omit it
 
 examples:
   one seed:

@@ -1,8 +1,8 @@
 """Closeness of a student's videos to its teacher: their deviation from the teacher's videos, and the teacher's error.
 
-Deviation is the relative distance of a unit from the teacher's unit of the same prompt, behind the teacher's history
-and behind the student's own. Both differ from 0 even for a perfect student, because the noise differs; if errors
-accumulate behind the student's own history, the ratio of the two grows with the unit. The teacher's error is its flow
+Deviation is the relative distance of a unit from the teacher's unit of the same prompt, with the teacher's history
+and with the student's own. Both differ from 0 even for a perfect student, because the noise differs; if errors
+accumulate with the student's own history, the ratio of the two grows with the unit. The teacher's error is its flow
 matching error on the re-noised video; collapsed or over-saturated videos raise it.
 
 Legend: V videos, T latent frames (= units), H W latent grid, C channels.
@@ -29,13 +29,13 @@ LEVEL = 0.5
 def behind_teacher_history(
     rollout: Rollout, denoise: Denoiser, prompt: Prompt, latents: Latents, first_unit: int, noise: NoiseSource
 ) -> Latents:
-    """Return videos whose every unit the student generated behind the teacher's frames.
+    """Return videos whose every unit the student generated with the teacher's frames as history.
 
     Args:
       denoise: the student.
       latents: the teacher's videos.
       first_unit: units before it are the teacher's.
-      noise: that of the videos that the student generates behind its own history.
+      noise: that of the videos that the student generates with its own history.
     """
     white, units = rollout.noise(noise, latents.shape), [latents[:, :first_unit]]
     for unit in range(first_unit, rollout.frames):

@@ -154,14 +154,14 @@ class StudentEvaluation:
         return HeldOut(prompt, jnp.asarray(latents, jnp.float32), noise)
 
     def _own_history(self, given: HeldOut) -> Latents:
-        """Return the student's videos behind its own frames, by the code of generation."""
+        """Return the student's videos with its own frames as history, by the code of generation."""
         rollout, (_, *sizes) = self.rollout, given.latents.shape
         plan = Plan(*sizes, rollout.steps, rollout.first_steps, schedule=rollout.schedule)
         first = given.latents[:, :1] if self.first_unit else None
         return sample(self._student, plan, given.prompt, given.noise, first_frame=first)
 
     def _sampled(self, given: HeldOut) -> tuple[Float[np.ndarray, 'V T H W C'], dict[str, float]]:
-        """Return the student's videos behind its own frames, and their closeness to the teacher's."""
+        """Return the student's videos with its own frames as history, and their closeness to the teacher's."""
         own = self._own_history(given)
         common = (given.prompt, given.latents, self.first_unit, given.noise)
         forced = behind_teacher_history(self.rollout, self._student, *common)

@@ -115,7 +115,7 @@ class Rollout:
         noise: list[Unit],
         watched: int,
     ) -> tuple[Unit, list[Unit]]:
-        """Generate one unit behind the frames before it; return it and x before each step of the watched stage."""
+        """Generate one unit after the frames before it; return it and x before each step of the watched stage."""
         units = jnp.full((videos.shape[0],), unit, jnp.int32)
         pyramid, x, seen = levels(videos, self.schedule.stages), noise[0], []
         for stage in range(self.schedule.stages):

@@ -3,7 +3,7 @@
     JAX_PLATFORMS=cpu python -m train.measure.packing --width 128 --blocks 4
 
 Both run forward and backward on the same samples: the last unit of a full-size video at each of the three stages,
-408, 648 and 1728 tokens with text. The packed sequence holds all 2784 behind a block-diagonal mask, with modulation per
+408, 648 and 1728 tokens with text. The packed sequence holds all 2784 under a block-diagonal mask, with modulation per
 token. It is measured in its fastest form: unrolled blocks, so that the modulation is not stored per token and block, as
 a scan over blocks would require.
 

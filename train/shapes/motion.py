@@ -1,7 +1,7 @@
 """Motion of clips whose captions omit it: displacement by unit, and variety of direction.
 
-A few-step student fails in two ways that attributes of a caption cannot show. Behind its own frames it may lose the
-motion, unit after unit; and for one caption it may always choose the same direction, the mean of what it saw.
+A few-step student fails in two ways that attributes of a caption cannot show. With its own frames as history it may
+lose the motion, unit after unit; and for one caption it may always choose the same direction, the mean of what it saw.
 
 * Displacement of a unit: the way of the shape within the unit's frames, between its first, middle and last frame, in
   sides. Without a shape in some frame of the clip there is no track, and it counts as 0.

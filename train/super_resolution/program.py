@@ -4,8 +4,8 @@
 
     loss = mean |QuickSRNet(small) - large|, in 0..1
 
-Small pictures are large ones behind an antialiasing filter. The released checkpoint has no super-resolution network;
-this trains one in the released layout.
+Small pictures are large ones reduced by an antialiasing filter. The released checkpoint has no super-resolution
+network; this trains one in the released layout.
 
 Source: QuickSRNet, arXiv 2303.04336; used by Neodragon, arXiv 2511.06055.
 Legend: B files of a batch, N crops of a file, h w and H W pixels of small and large crops.

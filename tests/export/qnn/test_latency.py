@@ -25,7 +25,7 @@ FLOAT_32, U16, S16, S8 = 0x232, 0x416, 0x316, 0x308
 
 
 def write_graph(folder: pathlib.Path, name: str = 'graph') -> None:
-    """Write a dump like QNN's: attention of 4 queries on 10 keys in 2 heads, behind one linear."""
+    """Write a dump like QNN's: attention of 4 queries on 10 keys in 2 heads, after one linear."""
     shapes = {
         'x': (INPUT, FLOAT_32, [4, 6]),
         'x_q': (NATIVE, U16, [4, 6]),

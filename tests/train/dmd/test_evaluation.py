@@ -45,7 +45,7 @@ def test_a_student_like_its_teacher_has_ratios_of_one(tmp_path):
     }
     assert {name for name in metrics if '/' in name} == set(itertools.chain(*by_unit.values()))
     assert all(metrics[name] == pytest.approx(1) for ratio in ratios for name in by_unit[ratio])
-    # The units do not depend on their history, so that they are the same behind either.
+    # The units do not depend on their history, so that they are the same with either one.
     assert max(metrics['deviation_own'], metrics['deviation_teacher']) < 1e-6
     assert (metrics['distance'], metrics['outside_band']) == (pytest.approx(0), 0)
     film = video.read_mp4(tmp_path / 'samples' / '000.mp4')

@@ -1,4 +1,4 @@
-"""On-policy history: the rollout against the sampler, and the step that trains behind it."""
+"""On-policy history: the rollout against the sampler, and the step that trains on it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_own_history_changes_the_step(arrive):
     own = OwnHistoryConfig(first=1.0, last=1.0, arrive=arrive)
     (_, without), (_, metrics) = after_a_step(Follower()), after_a_step(Follower(), own_history=own)
     assert metrics['own_history'] == 1
-    # Unit 1 has the given first frame behind it in any case.
+    # The history of unit 1 is the given first frame in any case.
     for name, changes in (('endpoint_mse/stage1/unit1', arrive), ('endpoint_mse/stage1/unit2', True)):
         assert np.isfinite(metrics[name]) and (metrics[name] != without[name]) == changes, name
 
