@@ -16,6 +16,7 @@ import pytest
 
 from neodragon_jax.base.command_line import PathOption, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.output import output_folder
 from support.goldens import TINY_CHECKPOINT
 from train.runtime import settings as run_settings
 from train.runtime.runner import recipe_of
@@ -271,3 +272,18 @@ def test_the_folder_of_a_training_run_is_tried_before_any_work(name, tmp_path, c
     fail_writes(monkeypatch, tmp_path, errno.ENOSPC)
     assert exit_status(lambda: recipe.run(config)) == 3
     assert 'no space is left' in capsys.readouterr().err
+
+
+# They write single files, which appear when complete; export takes its locks after it has read the checkpoint.
+WITHOUT_LOCK = {'neodragon_jax.evaluate', 'export', 'export.compare_options', 'export.compare_stage', 'export.device'}
+
+
+def test_a_folder_in_use_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+    out = tmp_path / 'out'
+    for name, line in given(tmp_path).items():
+        if name not in WITHOUT_LOCK:
+            with output_folder(out):
+                assert run(name, [word.replace('OUT', str(out)) for word in line]) == 2, name
+                said = capsys.readouterr().err
+                assert said.count('\n') == 1 and f'{out}: this process writes into it already' in said, name

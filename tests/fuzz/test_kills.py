@@ -1,0 +1,106 @@
+"""Programs killed with SIGKILL at random moments: run again, they end with the files of an unbroken run, and no crumbs.
+
+Training runs, sample sets of the teacher and jobs of several processes are killed in tests/train/runtime/test_kill.py
+and tests/train/data/test_writer_kill.py.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from neodragon_jax.base.files import file_sha256
+from support.goldens import GOLDENS, TINY_CHECKPOINT
+
+ROOT = GOLDENS.parents[1]
+KILLS = 10
+SIZE = ['--frames', '9', '--height', '64', '--width', '64']
+# Written with the time or the duration of the run.
+VARYING = {'metrics.jsonl'}
+
+
+def command(program: str, inputs: pathlib.Path, out: pathlib.Path) -> list[str]:
+    """Return the command of a program; its inputs are made by `make_inputs`."""
+    checkpoint, prompts = ['--checkpoint', str(TINY_CHECKPOINT)], str(inputs / 'prompts.txt')
+    lines = {
+        'neodragon_jax': ['--prompts-file', prompts, *checkpoint, *SIZE],
+        'neodragon_jax.random_checkpoint': ['--tokenizers', str(TINY_CHECKPOINT), '--size', 'tiny'],
+        'train.moving_shapes': ['--count', '600', '--samples-per-shard', '100'],
+        'train.moving_shapes --videos': ['--count', '40', '--videos'],
+        'train.captioned_clips': ['--videos', str(inputs / 'videos'), '--frames', '17', '--sizes', '64x64'],
+        'train.prompts': ['--file', str(inputs / 'many.txt'), *checkpoint, '--samples-per-shard', '500'],
+        'train.random_teacher': [],
+        'train.shapes.language': [],
+        'train.prune': [],
+    }
+    arguments = lines[program]
+    if program == 'train.prune':
+        arguments = ['apply', '--denoiser', str(TINY_CHECKPOINT / 'diffusion_transformer_320p'), '--keep', '1']
+    if program == 'train.captioned_clips':
+        arguments += ['--captions', str(inputs / 'videos' / 'captions.csv'), '--samples-per-shard', '8']
+    return [sys.executable, '-m', program.split()[0], *arguments, '--out', str(out)]
+
+
+PROGRAMS = (
+    *('neodragon_jax', 'neodragon_jax.random_checkpoint', 'train.moving_shapes', 'train.moving_shapes --videos'),
+    *('train.captioned_clips', 'train.prompts', 'train.random_teacher', 'train.shapes.language', 'train.prune'),
+)
+
+
+@pytest.fixture(scope='module')
+def inputs(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp('inputs')
+    (folder / 'prompts.txt').write_text('a cat\na dog\na bird\n')
+    (folder / 'many.txt').write_text(''.join(f'a cat with {number} hats\n' for number in range(3000)))
+    finish(command('train.moving_shapes --videos', folder, folder / 'videos'))
+    return folder
+
+
+def process(line: list[str]) -> subprocess.Popen:
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+    return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(line: list[str]) -> float:
+    """Run a command to its end; return its seconds."""
+    start = time.monotonic()
+    with process(line) as running:
+        _, errors = running.communicate(timeout=400)
+        assert running.returncode == 0, errors.decode()
+    return time.monotonic() - start
+
+
+def files(folder: pathlib.Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a folder, hidden ones included."""
+    paths = (path for path in sorted(folder.rglob('*')) if path.is_file() and path.name not in VARYING)
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_a_killed_program_ends_like_an_unbroken_one(program, inputs, tmp_path):
+    finish(command(program, inputs, tmp_path / 'warm'))  # fills the compile cache
+    seconds = finish(command(program, inputs, tmp_path / 'whole'))
+    clock, line = random.Random(program), command(program, inputs, tmp_path / 'out')
+    killed = 0
+    while killed < KILLS:
+        with process(line) as running:
+            try:
+                running.communicate(timeout=clock.uniform(0.1, 1) * seconds)
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.communicate()
+                killed += 1
+            else:
+                assert running.returncode == 0
+                # It has ended before it was killed: begin again in another folder.
+                assert files(tmp_path / 'out') == files(tmp_path / 'whole')
+                (tmp_path / 'out').rename(tmp_path / f'finished-{killed}-{clock.random()}')
+    finish(line)
+    assert files(tmp_path / 'out') == files(tmp_path / 'whole')
