@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -14,132 +12,14 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from flax import traverse_util
-from safetensors.numpy import load_file
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.checkpoint.names.convert import Entry
-from neodragon_jax.checkpoint.names.text import (
-    T5_TIED_NAMES,
-    clip_names,
-    context_adapter_names,
-    t5_encoder_names,
-    t5_names,
-)
-from neodragon_jax.config.neodragon import FULL, CLIPTextConfig, ContextAdapterConfig, T5Config
+from neodragon_jax.config.neodragon import ContextAdapterConfig, T5Config
 from neodragon_jax.models.clip import CLIPTextModel
 from neodragon_jax.models.context_adapter import ContextAdapter
-from neodragon_jax.models.t5 import T5Encoder, T5EncoderWithProjection, relative_position_buckets
+from neodragon_jax.models.t5 import T5EncoderWithProjection, relative_position_buckets
 from support.goldens import GOLDENS, TINY_CHECKPOINT, load_golden, relative_error
-
-TOLERANCE = 2e-5
-IDS = jax.ShapeDtypeStruct((1, 16), jnp.int32)
-
-
-def build(kind: str, config) -> tuple[nn.Module, list[Entry], tuple]:
-    """Return module, rename table and abstract inputs of one kind of component."""
-    if kind == 't5':
-        return T5EncoderWithProjection(config), t5_names(config), (IDS, IDS)
-    if kind == 'adapter':
-        inputs = (jax.ShapeDtypeStruct((2, config.input_dims), jnp.float32),)
-        return ContextAdapter(config), context_adapter_names(config), inputs
-    projection = kind == 'clip_projected'
-    return CLIPTextModel(config, projection), clip_names(config, projection), (IDS,)
-
-
-CONFIGS = {
-    't5': T5Config,
-    'adapter': ContextAdapterConfig,
-    'clip': CLIPTextConfig,
-    'clip_projected': CLIPTextConfig,
-}
-STORED = {
-    'dt5': 't5',
-    'clip_1': 'clip_projected',
-    'clip_2': 'clip_projected',
-    'ctxadapter_default': 'adapter',
-    'ctxadapter_skips_mixed': 'adapter',
-    'tiny_checkpoint/text_encoder': 'clip_projected',
-    'tiny_checkpoint/text_encoder_2': 'clip_projected',
-    'tiny_checkpoint/text_encoder_3': 't5',
-    'tiny_checkpoint/context_adapter': 'adapter',
-    'tiny_checkpoint/context_adapter_multistep_t2v': 'adapter',
-    'tiny_checkpoint/ssd_1b_text_encoder': 'clip',
-    'tiny_checkpoint/ssd_1b_text_encoder_2': 'clip_projected',
-}
-
-
-def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    (path,) = folder.glob('*.safetensors')
-    return path
-
-
-@functools.cache
-def load(name: str) -> tuple[nn.Module, dict]:
-    """Return module and variables of a stored component."""
-    folder, kind = GOLDENS / name, STORED[name]
-    config = CONFIGS[kind].from_json(json.loads((folder / 'config.json').read_text()), str(folder))
-    module, entries, _ = build(kind, config)
-    tensors = load_file(weights_file(folder))
-    flat = {entry.path: jnp.asarray(entry.convert.to_flax(tensors[entry.torch_name])) for entry in entries}
-    return module, {'params': traverse_util.unflatten_dict(flat)}
-
-
-def apply(module: nn.Module, variables: dict, *inputs: Any, **options: Any) -> Any:
-    """Return module.apply's result, computed under jit."""
-    return jax.jit(functools.partial(module.apply, **options))(variables, *inputs)
-
-
-def abstract_parameters(module: nn.Module, inputs: tuple) -> dict[tuple[str, ...], Any]:
-    return traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *inputs)['params'])
-
-
-def assert_table_matches(module: nn.Module, entries: list[Entry], inputs: tuple, released: dict[str, tuple]) -> None:
-    """Check the table against the module's parameters on one side and released names and shapes on the other."""
-    ours = abstract_parameters(module, inputs)
-    assert len(entries) == len(ours)
-    assert {entry.path for entry in entries} == set(ours)
-    shapes = {entry.torch_name: jax.eval_shape(entry.convert.to_torch, ours[entry.path]).shape for entry in entries}
-    assert shapes == released
-
-
-@pytest.mark.parametrize('name', STORED)
-def test_rename_table_of_stored_weights(name):
-    folder, kind = GOLDENS / name, STORED[name]
-    config = CONFIGS[kind].from_json(json.loads((folder / 'config.json').read_text()), str(folder))
-    tensors = load_file(weights_file(folder))
-    module, entries, inputs = build(kind, config)
-    assert_table_matches(module, entries, inputs, {key: value.shape for key, value in tensors.items()})
-    for entry in entries:
-        there_and_back = entry.convert.to_torch(entry.convert.to_flax(tensors[entry.torch_name]))
-        np.testing.assert_array_equal(there_and_back, tensors[entry.torch_name])
-
-
-@pytest.mark.parametrize(
-    ('released', 'kind', 'config'),
-    [
-        ('context_adapter', 'adapter', FULL.context_adapter),
-        ('text_encoder_3', 't5', FULL.t5),
-        ('text_encoder', 'clip_projected', FULL.clip_l),
-        ('text_encoder_2', 'clip_projected', FULL.clip_g),
-        ('ssd_1b_text_encoder', 'clip', FULL.clip_l),
-    ],
-)
-def test_rename_table_at_full_size(released, kind, config):
-    keys = json.loads((GOLDENS / 'manifest_full.json').read_text())[released]['keys']
-    shapes = {key: tuple(shape) for key, shape in keys.items()}
-    if kind == 't5':
-        ((alias, stored),) = ((alias, stored) for alias, stored in T5_TIED_NAMES.items() if stored in shapes)
-        assert shapes.pop(alias) == shapes[stored]
-    assert_table_matches(*build(kind, config), shapes)
-
-
-def test_bare_t5_encoder_has_its_own_table():
-    config = T5Config(out_dim=8, vocab_size=50, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=2)
-    entries = t5_encoder_names(config)
-    assert {entry.path for entry in entries} == set(abstract_parameters(T5Encoder(config), (IDS, IDS)))
-    nested = {entry.torch_name.removeprefix('encoder.') for entry in t5_names(config)}
-    assert {entry.torch_name for entry in entries} == {name for name in nested if 'projection' not in name}
+from support.text_components import TOLERANCE, apply, load
 
 
 def test_dt5_matches_golden():
