@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import tqdm
 
 from neodragon_jax.base.bucket import StoragePath
-from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, add_checkpoint, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
@@ -74,8 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     description = 'Encode captioned clips into VAE latents and text conditioning, the training data of denoisers.'
     parser = command_parser('python -m train.latents', description, EXAMPLES)
     add = parser.add_argument_group('files').add_argument
-    add('--checkpoint', action=PathOption, names=('hf',), bucket=True, required=True, metavar='DIR',
-        help='root of a checkpoint in the released layout')  # fmt: skip
+    add_checkpoint(add)
     add('--clips', action=PathOption, required=True, metavar='DIR',
         help='folder of train.captioned_clips: all sizes, or one of them')  # fmt: skip
     add('--out', action=PathOption, bucket=True, required=True, metavar='DIR', help='folder of the latents')

@@ -20,7 +20,7 @@ from typing import Any
 
 import tqdm
 
-from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, add_checkpoint, command_parser, exit_status
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation.tokens import Tokenizers, cut_notice
@@ -39,15 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'example:\n  python -m train.prompts --checkpoint CKPT --file prompts.txt --out PROMPTS',
     )
     add = parser.add_argument
-    add(
-        '--checkpoint',
-        action=PathOption,
-        names=('hf',),
-        bucket=True,
-        required=True,
-        metavar='DIR',
-        help='root of a checkpoint in the released layout',
-    )
+    add_checkpoint(add)
     add('--file', action=PathOption, bucket=True, required=True, metavar='FILE',
         help='prompts as text, JSON, JSONL or CSV; empty, unreadable and repeated ones are left out')  # fmt: skip
     add('--out', action=PathOption, bucket=True, required=True, metavar='DIR', help='folder of the tokens')

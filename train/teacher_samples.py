@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import tqdm
 
-from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, add_checkpoint, command_parser, exit_status
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
 from neodragon_jax.generation import defaults as generation
@@ -75,8 +75,7 @@ def parse_options(argv: Sequence[str] | None = None) -> TeacherSamplesOptions:
 
 def _add_files(add: Callable[..., Any]) -> None:
     """Add the options of inputs and outputs."""
-    add('--checkpoint', action=PathOption, names=('hf',), bucket=True, required=True, metavar='DIR',
-        help='root of a checkpoint in the released layout')  # fmt: skip
+    add_checkpoint(add)
     add('--teacher', action=PathOption, bucket=True, metavar='DIR',
         help="RUN/result of train.teacher or train.pruning, sampled in place of the checkpoint's multi-step "
         'denoiser')  # fmt: skip

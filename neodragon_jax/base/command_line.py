@@ -84,6 +84,12 @@ def command_parser(command: str, description: str, examples: str) -> argparse.Ar
     )
 
 
+def add_checkpoint(add: Callable[..., Any]) -> None:
+    """Add the required option --checkpoint, a folder or a name of the Hugging Face hub."""
+    add('--checkpoint', action=PathOption, names=('hf',), bucket=True, required=True, metavar='DIR',
+        help='root of a checkpoint in the released layout, or hf://ORG/NAME@REVISION')  # fmt: skip
+
+
 def exit_status(program: Callable[[], object]) -> int:
     """Run a command; return its exit status, see EXIT_CODES. A failure that the user can fix prints one line.
 

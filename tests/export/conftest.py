@@ -1,11 +1,13 @@
-"""Fixture: a bundle of the shipped checkpoint with float graphs, to compare the player with JAX without rounding.
+"""Fixtures: the graphs of the miniature checkpoint, and a bundle of the shipped one.
 
-The denoiser is exported as a student with a schedule of its own: steps that differ by stage and from those of unit 0.
+The bundle has float graphs, to compare the player with JAX without rounding. Its denoiser is exported as a student with
+a schedule of its own: steps that differ by stage and from those of unit 0.
 """
 
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import pytest
 from neodragon_phone.backends import open_backend
@@ -13,9 +15,32 @@ from neodragon_phone.bundle import Bundle
 from neodragon_phone.player import Player
 
 from export.__main__ import main
+from export.graphs.table import PhoneGraph
+from export.host import modules
+from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders, shipped
+from neodragon_jax.generation.plan import make_plan
+from neodragon_jax.models.mmdit import PyramidMMDiT
+from support.goldens import TINY_CHECKPOINT
 
 STUDENT = {'student_steps': [1, 2, 1], 'student_first_steps': [2, 1, 1], 'spacing': 'even'}
+
+
+@pytest.fixture(scope='session')
+def options(upscaler) -> modules.ProgramOptions:
+    return modules.ProgramOptions(TINY_CHECKPOINT, 'hybrid', make_plan('hybrid', 9, 64, 64), None, upscaler)
+
+
+@pytest.fixture(scope='session')
+def graphs(options) -> dict[str, PhoneGraph]:
+    return modules.phone_modules(options)
+
+
+@pytest.fixture(scope='session')
+def denoiser() -> tuple[PyramidMMDiT, dict[str, Any]]:
+    model, params = checkpoint.load(TINY_CHECKPOINT / 'diffusion_transformer_320p')
+    assert isinstance(model, PyramidMMDiT)
+    return model, params
 
 
 @pytest.fixture(scope='session')

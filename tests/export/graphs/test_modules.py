@@ -32,6 +32,7 @@ from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.models.t5 import T5EncoderWithProjection
+from support.arrays import normal
 from support.goldens import TINY_CHECKPOINT, relative_error
 
 PROMPT = 'a red ball rolls down a green hill'
@@ -51,20 +52,6 @@ OPERATIONS = {
     'video_decoder': {'Conv', 'Relu', 'Tanh', 'Mul', 'Add', 'Concat', 'Split', 'Resize', 'Transpose'},
     'super_resolution': {'Conv', 'Clip', 'DepthToSpace', 'Transpose'},
 }
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(scope='module')
-def options(upscaler) -> modules.ProgramOptions:
-    return modules.ProgramOptions(TINY_CHECKPOINT, 'hybrid', make_plan('hybrid', 9, 64, 64), None, upscaler)
-
-
-@pytest.fixture(scope='module')
-def graphs(options) -> dict[str, PhoneGraph]:
-    return modules.phone_modules(options)
 
 
 @pytest.fixture(scope='module')

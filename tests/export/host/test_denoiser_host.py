@@ -17,26 +17,13 @@ from export.graphs.to_onnx import to_onnx
 from export.host.denoiser_host import DenoiserHost, GraphDenoiser
 from export.host.recording import Recorder
 from export.measure.snr import snr_db
-from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, jax_denoiser, sample
-from support.goldens import TINY_CHECKPOINT
+from support.arrays import normal
 
 UNITS, GRID, TEXT_TOKENS, STAGES = 3, (4, 8), 16, 3
 LATENT_GRIDS = ((2, 4), (4, 8), (8, 16))
 # Graphs that also generate frame 0.
 FORM = dataclasses.replace(SHIPPED, supports_frame_zero=True)
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(scope='module')
-def denoiser() -> tuple[PyramidMMDiT, dict[str, Any]]:
-    model, params = checkpoint.load(TINY_CHECKPOINT / 'diffusion_transformer_320p')
-    assert isinstance(model, PyramidMMDiT)
-    return model, params
 
 
 @pytest.fixture(scope='module')

@@ -11,28 +11,15 @@ import pytest
 
 from export import __main__ as command
 from export.graphs.runners import Call
-from export.graphs.table import GRAPH_SPECS, PhoneGraph
+from export.graphs.table import GRAPH_SPECS
 from export.host import modules
 from export.host.phone_program import PhoneProgram
 from export.host.recording import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
 from export.steps import whole_video
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.plan import make_plan
+from support.arrays import normal
 from support.goldens import TINY_CHECKPOINT
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(scope='module')
-def options(upscaler) -> modules.ProgramOptions:
-    return modules.ProgramOptions(TINY_CHECKPOINT, 'hybrid', make_plan('hybrid', 9, 64, 64), None, upscaler)
-
-
-@pytest.fixture(scope='module')
-def graphs(options) -> dict[str, PhoneGraph]:
-    return modules.phone_modules(options)
 
 
 @pytest.fixture(scope='module')

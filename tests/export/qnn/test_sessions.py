@@ -14,10 +14,7 @@ from export.qnn.chipsets import find_target
 from export.qnn.compile import compile_graph, provider_options
 from export.qnn.htp import HtpSession
 from neodragon_jax.base.errors import InputError
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+from support.arrays import normal
 
 
 def test_chipsets():

@@ -23,13 +23,10 @@ from export.qnn.compile import provider_options
 from export.qnn.htp import HtpSession
 from export.quantize.qdq import to_fp16, to_w8a16
 from neodragon_jax.base.errors import InputError
+from support.arrays import normal
 from support.goldens import TINY_CHECKPOINT
 
 EXACT_DB = 110.0
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.fixture(scope='module')

@@ -35,25 +35,14 @@ from export.quantize.qdq import to_fp16, to_w8a16
 from export.quantize.stitch import export_chain, quantize_chain
 from export.rewrite.onnx_graph import constants_of, producers_of
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.sampler import Prompt, jax_denoiser
+from support.arrays import normal
 from support.goldens import TINY_CHECKPOINT
 
 UNITS, GRID, TEXT_TOKENS, STAGES, STAGE = 3, (4, 8), 16, 3, 2
 LATENT_GRIDS = ((2, 4), (4, 8), (8, 16))
 EXACT_DB = 110.0
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(scope='module')
-def denoiser() -> tuple[PyramidMMDiT, dict[str, Any]]:
-    model, params = checkpoint.load(TINY_CHECKPOINT / 'diffusion_transformer_320p')
-    assert isinstance(model, PyramidMMDiT)
-    return model, params
 
 
 @pytest.fixture(scope='module')

@@ -25,12 +25,9 @@ from export.quantize.two_parts import double_weights
 from export.rewrite import tidy as rewrites
 from neodragon_jax.models.super_resolution import depth_to_space
 from neodragon_jax.models.vae_decoder import double_space
+from support.arrays import normal
 
 EXACT_DB = 115.0
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def exported(

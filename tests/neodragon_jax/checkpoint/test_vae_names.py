@@ -10,26 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from neodragon_jax.checkpoint.names.vae import video_vae_names
 from neodragon_jax.config.neodragon import FULL, VideoVAEConfig
 from neodragon_jax.models.vae import (
     VideoVAE,
 )
-from support.goldens import GOLDENS, TINY_CHECKPOINT
-
-FOLDERS = {
-    'golden': (GOLDENS / 'video_vae', 'model.safetensors'),
-    'tiny': (TINY_CHECKPOINT / 'causal_video_vae', 'diffusion_pytorch_model.safetensors'),
-}
-
-
-def read(name: str) -> tuple[VideoVAEConfig, dict[str, np.ndarray]]:
-    """Return a folder's config and its released tensors."""
-    folder, file = FOLDERS[name]
-    config = VideoVAEConfig.from_json(json.loads((folder / 'config.json').read_text()), str(folder))
-    return config, load_file(folder / file)
+from support.goldens import GOLDENS
+from support.vae_folders import FOLDERS, read
 
 
 def abstract_params(config: VideoVAEConfig) -> dict[tuple[str, ...], tuple[int, ...]]:

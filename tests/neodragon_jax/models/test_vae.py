@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from typing import Any
 
 import flax
@@ -11,12 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import to_uint8
 from neodragon_jax.checkpoint.names.vae import video_vae_names
-from neodragon_jax.config.neodragon import VideoVAEConfig
 from neodragon_jax.models.vae import (
     PYRAMID_FLOW,
     VideoVAE,
@@ -28,20 +25,10 @@ from neodragon_jax.models.vae import (
     posterior_sample,
 )
 from neodragon_jax.models.vae_decoder import double_space
-from support.goldens import GOLDENS, TINY_CHECKPOINT, channels_last, load_golden, relative_error
+from support.goldens import channels_last, load_golden, relative_error
+from support.vae_folders import read
 
 TOLERANCE = 2e-5
-FOLDERS = {
-    'golden': (GOLDENS / 'video_vae', 'model.safetensors'),
-    'tiny': (TINY_CHECKPOINT / 'causal_video_vae', 'diffusion_pytorch_model.safetensors'),
-}
-
-
-def read(name: str) -> tuple[VideoVAEConfig, dict[str, np.ndarray]]:
-    """Return a folder's config and its released tensors."""
-    folder, file = FOLDERS[name]
-    config = VideoVAEConfig.from_json(json.loads((folder / 'config.json').read_text()), str(folder))
-    return config, load_file(folder / file)
 
 
 @pytest.fixture(scope='module')
