@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, ClipTokenizer, T5Tokenizer, Tokenizers
+from neodragon_jax.generation.tokens import DEFAULT_MODIFIER, ClipTokenizer, T5Tokenizer, Tokenizers, cut_notice
 from support.goldens import GOLDENS, TINY_CHECKPOINT
 
 PROMPTS = json.loads((GOLDENS / 'tiny_checkpoint_golden.json').read_text())['prompts']
@@ -41,6 +41,14 @@ def test_long_prompts_are_cut_before_the_end_token(tokenizers):
     assert tokens.t5_ids[0, -1] == end.t5_ids[0, 0]
     assert tokens.clip_l_ids[0, -1] == end.clip_l_ids[0, 1]
     assert tokens.clip_g_ids[0, -1] == end.clip_g_ids[0, 1]
+
+
+def test_cut_prompts_are_counted_with_an_example(tokenizers):
+    long = 'word ' * 300
+    assert cut_notice(tokenizers.t5, ['a cat', 'a dog']) == ''
+    notice = cut_notice(tokenizers.t5, ['a cat', long, 'a dog'])
+    assert notice.startswith('1 of 3 prompts have more than 128 tokens and are cut, such as "word word')
+    assert cut_notice(tokenizers.t5, ['a cat', 'a dog'], ' and more' * 200).startswith('2 of 2 prompts')
 
 
 def test_modifier_follows_every_prompt(tokenizers):
