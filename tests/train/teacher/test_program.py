@@ -1,17 +1,14 @@
-"""The teacher: its loss on a denoiser in closed form, and the program on a world of four patterns."""
+"""The training of the teacher as a program: runs, results, evaluation, and refusals."""
 
 from __future__ import annotations
 
-import functools
 import json
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import teacher as teacher_settings
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
@@ -19,208 +16,30 @@ from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
-from neodragon_jax.pyramid import stages as pyramid
 from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.sampler import Prompt
-from neodragon_jax.pyramid.schedule import Schedule
 from support.goldens import relative_error
+from support.teacher_runs import (
+    BATCH,
+    CHANNELS,
+    FRAMES,
+    GRID,
+    KINDS,
+    SCHEDULE,
+    TEXT,
+    TOKENS,
+    example_batch,
+    program_for,
+    record,
+    settings,
+    write,
+)
 from support.training_runs import copy_killed, digests
-from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.flow import flow_matching, losses
 from train.runtime.metrics import read_metrics
 from train.runtime.settings import freeze
-from train.runtime.sharding import AXES, make_mesh, put, to_host
-from train.runtime.step import abstract_arguments, initial, jit_step
 from train.teacher import program as teacher
 from train.teacher.evaluation import SAMPLES, motion
-
-SCHEDULE = Schedule()
-# --- The program ------------------------------------------------------------------------------------------------------
-
-FRAMES, GRID, CHANNELS, TOKENS, TEXT, POOLED, KINDS = 2, 8, 4, 3, 12, 6, 4
-BATCH = 8
-# The stages of its first four steps are 0 0 0 0, so that a run compiles one step.
-SEED = 41
-SIZES = {
-    'num_layers': 2,
-    'num_attention_heads': 2,
-    'attention_head_dim': 16,
-    'caption_projection_dim': 32,
-    'joint_attention_dim': TEXT,
-    'pooled_projection_dim': POOLED,
-    'in_channels': CHANNELS,
-    'sample_size': GRID,
-    'pos_embed_max_size': GRID,
-}
-EVALUATION = {'examples': 8, 'batch': 8, 'samples': 2}
-
-
-def record(rng: np.random.Generator, kind: int, image: bool) -> dict[str, Any]:
-    """Return a sample whose caption names its pattern; the second frame is the first one flipped."""
-    pattern = np.random.default_rng(kind).standard_normal((2, 2, CHANNELS))
-    first = np.repeat(np.repeat(pattern, GRID // 2, 0), GRID // 2, 1) + 0.1 * rng.standard_normal(
-        (GRID, GRID, CHANNELS)
-    )
-    second = np.zeros_like(first) if image else -first
-    text = np.zeros((TOKENS, TEXT))
-    text[:, kind] = 1
-    return {
-        'latents': np.stack([first, second]).astype(np.float32),
-        'units': np.int32(1 if image else 2),
-        't5': text.astype(np.float32),
-        'text_mask': np.asarray([1, 1, 0], np.int32),
-        'pooled': text[0, :POOLED].astype(np.float32),
-    }
-
-
-def write(folder, samples: list[dict[str, Any]]) -> None:
-    """Write samples as train.latents does."""
-    arrays = {name: ArraySpec(value.shape, str(value.dtype)) for name, value in samples[0].items()}
-    with SampleWriter(folder, RecordSpec(arrays), len(samples), protocol={'world': 'patterns'}) as writer:
-        nothing = {name: np.zeros_like(samples[0][name]) for name in ('t5', 'pooled')}
-        writer.write_conditioning('null', nothing | {'text_mask': np.asarray([1, 0, 0], np.int32)})
-        for index in writer.missing():
-            writer.append(samples[index] | {'index': index, 'prompt': f'sample {index}'})
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory) -> str:
-    """A folder of 40 samples, every third one an image."""
-    folder, rng = tmp_path_factory.mktemp('teacher') / 'latents', np.random.default_rng(0)
-    write(folder, [record(rng, index % KINDS, index % 3 == 0) for index in range(40)])
-    return str(folder)
-
-
-def settings(data: str, workdir='unused', steps: int = 1, mesh=(8, 1, 1), embedder: bool = True, **changes):
-    config = teacher_settings.get_config('tiny')
-    objective = {'sizes': SIZES, 'context_embedder': embedder, 'stages': 'one', 'evaluation': EVALUATION}
-    objective |= {'optimizer': {'learning_rate': 4e-3}}
-    run = {'steps': steps, 'batch_size': BATCH, 'mesh': dict(zip(AXES, mesh, strict=True)), 'log_every': 1}
-    run |= {'checkpoint_every': 100, 'evaluate_every': 0}
-    config.update({'data': data, 'seed': SEED, 'workdir': str(workdir), 'teacher': objective, 'loop': run})
-    config.update(changes)
-    return config
-
-
-@functools.cache
-def program_for(data: str, **options) -> teacher.TeacherTraining:
-    values = settings(data).teacher.to_dict() | options
-    return teacher.load_program(freeze(teacher.TeacherConfig, values), [data], [1.0])[0]
-
-
-def raw_batch(data: str) -> dict[str, np.ndarray]:
-    """Return the first samples as the loader gives them."""
-    rows = [SampleSource(data)[index] for index in range(BATCH)]
-    return {name: np.stack([row[name] for row in rows]) for name in (*rows[0].keys() - {'prompt'},)}
-
-
-def example_batch(data: str) -> dict[str, jax.Array]:
-    """Return them as the objective takes them."""
-    batch = raw_batch(data)
-    arrays = {name: batch[name] for name in ('latents', 'units')} | program_for(data).prompts(batch)
-    return jax.tree.map(jnp.asarray, arrays)
-
-
-class PointMass:
-    """The exact flow where all data are `params['point']`: [1, T, H, W, C], a frame for each unit."""
-
-    def __call__(self, variables, clips, text, mask, pooled, timestep, frame_ids):
-        del text, mask, pooled
-        x, unit = clips[-1], frame_ids[:, -1]
-        stage = {GRID >> (2 - stage): stage for stage in range(3)}[x.shape[2]]
-        first, last = SCHEDULE.timestep_limits[stage]
-        level = (timestep - last) / (first - last)
-        clean = pyramid.down(variables['params']['point'][0], 2 - stage)[unit][:, None]
-        start, end = pyramid.stage_pair(clean, jnp.zeros_like(x), stage, SCHEDULE)
-        sigma = losses.per_sample(SCHEDULE.sigma(stage, level), x)
-        length = float(SCHEDULE.start_sigmas[stage] - SCHEDULE.end_sigmas[stage])
-        return length * (x - losses.interpolate(start, end, level)) / sigma + start - end
-
-
-def test_the_true_flow_has_no_loss(data, monkeypatch):
-    """If the data are one point the flow is known: it equals the teacher's target at every unit and stage."""
-    program = program_for(data)
-    monkeypatch.setattr(program, 'apply', PointMass())
-    point = jax.random.normal(jax.random.key(0), (1, FRAMES, GRID, GRID, CHANNELS))
-    batch = {**example_batch(data), 'latents': jnp.broadcast_to(point, (BATCH, *point.shape[1:]))}
-    loss_of = jax.jit(functools.partial(program.loss, (0, 1, 2)))
-    loss, sums = loss_of({'point': point}, batch, jax.random.key(1))
-    wrong, _ = loss_of({'point': point + 1}, batch, jax.random.key(1))
-    assert float(loss) < 1e-4 < 0.1 < float(wrong)
-    # Images have no second frame.
-    images = int(np.sum(batch['units'] == 1))
-    assert images and all(0 < sums[stage][1, 1] <= BATCH - images for stage in range(3))
-
-
-def test_a_dropped_caption_is_the_null_prompt_whole(data, monkeypatch):
-    program, batch, seen = program_for(data, caption_dropout=0.5), example_batch(data), []
-
-    def spy(variables, clips, *prompt_and_rest):
-        del variables
-        seen.append([np.asarray(part) for part in prompt_and_rest[:3]])
-        return clips[-1]
-
-    monkeypatch.setattr(program, 'apply', spy)
-    with jax.disable_jit():
-        for seed in range(8):
-            program.loss((0,), {}, batch, jax.random.key(seed))
-    names, dropped = ('text', 'text_mask', 'pooled'), []
-    for prompt in seen:
-        for row in range(BATCH):
-            own, null = (
-                all(np.array_equal(part[row], want) for part, want in zip(prompt, wanted, strict=True))
-                for wanted in ([batch[name][row] for name in names], [program.null[name] for name in names])
-            )
-            assert own != null
-            dropped.append(null)
-    assert len(dropped) == 64 and 0.3 < np.mean(dropped) < 0.7
-
-
-@functools.cache
-def placed_step(data: str, mesh_sizes: tuple[int, int, int], stages: tuple[int, ...]):
-    """Return (step, first carry, batch, key) on a mesh."""
-    program, source, run = teacher.load(teacher.RECIPE.read(settings(data, mesh=mesh_sizes)))
-    abstract = abstract_arguments(program, {}, source, run, make_mesh(run.mesh))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    begin = jax.jit(functools.partial(initial, program), out_shardings=shardings.carry)
-    raw = raw_batch(data) | {'source': np.zeros(BATCH, np.int32)}
-    batch = put({name: raw[name] for name in abstract.batch}, shardings.batch)
-    key = jax.device_put(jax.random.key(1), shardings.root_key)
-    return jit_step(program, stages, abstract), functools.partial(begin, jax.random.key(0), {}), batch, key
-
-
-def test_meshes_agree(data):
-    results = []
-    for mesh_sizes in ((1, 1, 1), (2, 2, 2)):
-        step, begin, batch, key = placed_step(data, mesh_sizes, (0,))
-        carry, first = step(begin(), {}, batch, key)
-        # Fresh gates are zero: only the second step's gradient passes through the blocks.
-        carry, second = step(carry, {}, batch, key)
-        results.append(to_host((first, second, carry.state.params)))
-    *want_metrics, want = results[0]
-    for *metrics, params in results[1:]:
-        for got_step, want_step in zip(metrics, want_metrics, strict=True):
-            for name, value in want_step.items():
-                assert got_step[name] == pytest.approx(value, rel=1e-4, nan_ok=True), name
-        errors = jax.tree.map(relative_error, params, want)
-        assert max(jax.tree.leaves(errors)) < 2e-3
-
-
-def test_it_learns_and_leaves_the_positions(data):
-    """On samples of four kinds, identified by their captions, at the stage where both units are one token."""
-    step, begin, batch, key = placed_step(data, (1, 1, 1), (0,))
-    carry, history = begin(), []
-    positions = np.asarray(carry.state.params['positions'])
-    for _ in range(200):
-        carry, metrics = step(carry, {}, batch, key)
-        history.append(to_host(metrics))
-    mean = lambda name, rows: np.nanmean([row[name] for row in rows])
-    for name in ('loss', 'stage0/unit0', 'stage0/unit1'):
-        assert mean(name, history[-40:]) < 0.5 * mean(name, history[:10]), name
-    assert np.array_equal(carry.state.params['positions'], positions)
-    # The average lags behind the parameters.
-    average = carry.state.ema.params['head']['kernel']
-    assert 0.001 < relative_error(average, carry.state.params['head']['kernel']) < 0.5
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,3 @@
+"""Fixtures of the teacher's tests."""
+
+from support.teacher_runs import data  # noqa: F401
