@@ -14,6 +14,7 @@ from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.command_line import EXIT_CODES, PathOption, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
+from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
@@ -262,7 +263,6 @@ def make_videos(options: GenerateOptions, jobs: Sequence[Job], index: int, count
 
 def write_videos(system: System, options: GenerateOptions, jobs: Sequence[Job]) -> None:
     """Generate the videos of some jobs, and write each with its contact sheet as soon as it is finished."""
-    import tqdm
 
     from neodragon_jax.base import video
 
@@ -270,7 +270,7 @@ def write_videos(system: System, options: GenerateOptions, jobs: Sequence[Job]) 
     print(f'{len(jobs)} videos of {"x".join(map(str, session.size))}, {session.calls} denoiser calls each, on '
           f'{len(devices)} x {devices[0].platform}')  # fmt: skip
     _warn_of_cut_prompts(system, session.settings.modifier, jobs)
-    with tqdm.tqdm(unit='step', disable=None) as bar:
+    with ProgressBar(unit='step') as bar:
 
         def advance(progress: Progress) -> None:
             bar.total = progress.total

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from neodragon_jax.base.atomic import atomic_file, check_writable
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.evaluation.clip_metrics import ClipMetrics, markdown_table, mean_metrics, measure
 from neodragon_jax.evaluation.vbench import MODES, find_vbench, run_vbench
 
@@ -91,7 +92,6 @@ def evaluate(folder: pathlib.Path) -> Evaluation:
       InputError: there is no such folder, or no video in it.
     """
     # Imported late, so that --help and wrong options answer at once.
-    import tqdm
 
     from neodragon_jax.base.video import read_mp4
 
@@ -101,7 +101,7 @@ def evaluate(folder: pathlib.Path) -> Evaluation:
     if not paths:
         raise InputError(f'{folder}: no .mp4 in it. Give the folder that `python -m neodragon_jax --out` wrote.')
     clips, unreadable = {}, {}
-    for path in tqdm.tqdm(paths, unit='clip', disable=None):
+    for path in ProgressBar(paths, unit='clip'):
         try:
             if not _NAME.fullmatch(path.stem):
                 raise InputError('its name is not {prompt}-{i}.mp4; rename it.')

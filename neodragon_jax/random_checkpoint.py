@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import tqdm
 
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.base.output import output_folder
+from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.classes import COMPONENTS
@@ -73,7 +73,7 @@ def write(
             with atomic_folder(out / name) as partial:
                 shutil.copytree(tokenizers / name, partial, dirs_exist_ok=True)
     made = []
-    with tqdm.tqdm(parts.items(), unit='component', disable=None) as bar:
+    with ProgressBar(parts.items(), unit='component') as bar:
         for name, part in bar:
             bar.set_description(name)
             # A component's config is written last.

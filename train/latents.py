@@ -31,13 +31,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tqdm
 
 from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.command_line import PathOption, add_checkpoint, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
+from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import ADAPTER_FOLDERS, VIDEO_VAE
@@ -234,7 +234,7 @@ def write_latents(
             writer.write_conditioning(NEGATIVE, conditioner.one(options.negative_prompt))
             writer.write_conditioning(NULL, conditioner.one(''))
         missing, start, cut = writer.missing(), time.monotonic(), list[str]()
-        bar = tqdm.tqdm(total=len(missing), unit='clip', desc=out.name, disable=None if first else True)
+        bar = ProgressBar(total=len(missing), unit='clip', desc=out.name, hidden=not first)
         with bar:
             for record in records(source, missing, encoder, conditioner, options, cut):
                 writer.append(record)

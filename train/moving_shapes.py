@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
@@ -26,6 +25,7 @@ from neodragon_jax.base.atomic import PathLike, atomic_file, check_writable
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
+from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.base.video import write_mp4
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.shapes.source import MovingShapesSource
@@ -74,7 +74,7 @@ def write_samples(source: MovingShapesSource, folder: PathLike, samples_per_shar
         samples_per_shard=samples_per_shard,
         name='moving_shapes',
     ) as writer:
-        for index in tqdm.tqdm(writer.missing(), unit='clip', disable=None):
+        for index in ProgressBar(writer.missing(), unit='clip'):
             writer.append(source[index])
 
 
@@ -94,7 +94,7 @@ def write_videos(source: MovingShapesSource, folder: PathLike) -> None:
             f'{folder / SETTINGS}: was written with other settings; choose another folder, or repeat those settings.'
         )
     names = [f'{index:06d}.mp4' for index in range(len(source))]
-    for index, name in enumerate(tqdm.tqdm(names, unit='clip', disable=None)):
+    for index, name in enumerate(ProgressBar(names, unit='clip')):
         if not (folder / name).exists():
             write_mp4(folder / name, source[index]['video'], FPS)
     with atomic_file(folder / CAPTIONS) as path, path.open('w', newline='', encoding='utf-8') as file:

@@ -18,10 +18,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import tqdm
-
 from neodragon_jax.base.command_line import PathOption, add_checkpoint, command_parser, exit_status
 from neodragon_jax.base.output import output_folder
+from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation.tokens import Tokenizers, cut_notice
 from train.data import ArraySpec, RecordSpec, SampleWriter
@@ -91,7 +90,7 @@ def write_tokens(args: argparse.Namespace, prompts: Sequence[str]) -> None:
     with SampleWriter(out, spec, len(prompts), protocol=protocol, **options) as writer:
         missing = writer.missing()
         made = records(tokenizers, prompts, missing, args.prompt_modifier)
-        for record in tqdm.tqdm(made, total=len(missing), unit='prompt', disable=None):
+        for record in ProgressBar(made, total=len(missing), unit='prompt'):
             writer.append(record)
     print(f'{out}: {len(prompts)} prompts, {len(missing)} of them written now')
 

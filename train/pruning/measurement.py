@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import checked, read_json
+from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation.devices import Spread
@@ -177,7 +177,7 @@ def score(sampling: Sampling, subject: Subject, record: Record) -> Importance:
     tasks = [(prompt, number) for number in range(sampling.samples) for prompt in range(sampling.prompts)]
     starts = range(0, len(tasks), subject.size)
     image, text, calls = np.zeros(subject.blocks), np.zeros(subject.blocks - 1), 0
-    for start in tqdm.tqdm(starts, desc='importance', unit='batch', disable=None):
+    for start in ProgressBar(starts, desc='importance', unit='batch'):
 
         def measure(part: list[tuple[int, int]] = tasks[start : start + subject.size]) -> dict[str, Any]:
             on_image, on_text, count = subject.cosines(part)
@@ -205,7 +205,7 @@ def select(
     assert selection.candidates is not None
     trials = sum(selection.candidates - done for done in range(selection.remove))
     prefix = f'{selection.decoder or "latents"} of {selection.check_prompts} prompts without blocks '
-    with tqdm.tqdm(total=trials, desc='selection', unit='trial', disable=None) as bar:
+    with ProgressBar(total=trials, desc='selection', unit='trial') as bar:
 
         def distance(keep: tuple[int, ...]) -> float:
             gone = ','.join(str(block) for block in everything if block not in keep)
