@@ -86,6 +86,14 @@ def examples_of(config: DMDConfig, frames: int, schedule: Schedule) -> Examples:
     )
 
 
+def first_unit_of(config: DMDConfig, frames: int) -> int:
+    """Return the first unit that the student generates; raise InputError if samples of `frames` units have none."""
+    first_unit = PROTOCOLS[config.protocol]
+    if frames <= first_unit:
+        raise InputError(f'protocol {config.protocol} needs more than {first_unit} latent frames per sample.')
+    return first_unit
+
+
 class DMD:
     """The step distillation as a program of the loop."""
 
@@ -104,8 +112,7 @@ class DMD:
         """Make the program.
 
         Args:
-          negative: conditioning of the negative prompt, for guidance: text [L, D], text_mask [L],
-            pooled [p].
+          negative: conditioning of the negative prompt, for guidance: text [L, D], text_mask [L], pooled [p].
           frames: T of the training samples.
           teacher: the teacher; by default it is read from `config.checkpoint`.
           samples: JSON that describes the samples; a resumed run must have the same.
@@ -117,9 +124,7 @@ class DMD:
         teacher = read_teacher(config.checkpoint, config.teacher) if teacher is None else teacher
         check_width(negative['text'].shape[-1], teacher.module.config.width)
         self.config, self.schedule, self.frames = config, Schedule(spacing='even'), frames
-        first_unit = PROTOCOLS[config.protocol]
-        if frames <= first_unit:
-            raise InputError(f'protocol {config.protocol} needs more than {first_unit} latent frames per sample.')
+        first_unit = first_unit_of(config, frames)
         self.fingerprint, self.adapter, self.teacher = teacher.fingerprint, teacher.adapter, teacher.params
         self.samples = dict(samples or {})
         attention = attention_on_platform(config.attention)

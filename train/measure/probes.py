@@ -104,10 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     description = 'Measure the rounding in the difference of teacher and fake model.'
     parser = command_parser('python -m train.measure.probes', description, USAGE)
     add = parser.add_argument
-    add('--checkpoint', action=PathOption, names=('hf',), metavar='DIR', help='default: the shipped one')
+    add('--checkpoint', action=PathOption, names=('hf',), metavar='DIR',
+        help='root of a checkpoint with teacher and student (default: the shipped one)')  # fmt: skip
     add('--share', type=float, default=0.5, metavar='S',
         help='position of the fake model between teacher, 0, and student, 1 (default: %(default)s)')  # fmt: skip
-    add('--batch', type=int, default=8, metavar='N', help='videos (default: %(default)s)')
+    add('--batch', type=int, default=8, metavar='N', help='number of videos (default: %(default)s)')
     add('--repeats', type=int, default=5, metavar='N', help='timed calls, the fastest counts (default: %(default)s)')
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Tests of output folders: one process at a time, no crumbs of killed ones, and tried for writing before the work."""
+"""Tests of output folders: held by one process, free of drafts of killed ones, and checked before any work."""
 
 from __future__ import annotations
 
