@@ -1,4 +1,4 @@
-"""Programs killed with SIGKILL at random moments: run again, they end with exactly the files of an unbroken run.
+"""Programs killed with SIGKILL at random moments: run again, they end with exactly the files of an uninterrupted run.
 
 Training runs, sample sets of the teacher and jobs of several processes are killed in tests/train/runtime/test_kill.py
 and tests/train/data/test_writer_kill.py.

@@ -181,7 +181,7 @@ def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(unbroken, tmp_p
 @pytest.mark.slow  # the loop's own tests do this with a small program; here it is half a minute of compiling
 @pytest.mark.parametrize(('mesh', 'parts'), [((8, 1, 1), 1), ((2, 2, 1), 2)])
 def test_meshes_and_parts_of_batches_agree(unbroken, tmp_path, mesh, parts):
-    """The unbroken run is on one device, each batch at once."""
+    """The uninterrupted run is on one device, each batch at once."""
     config = settings(tmp_path, 3)
     config.loop.mesh = dict(zip(AXES, mesh, strict=True))
     config.loop.evaluate_every = 0

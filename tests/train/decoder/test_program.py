@@ -142,7 +142,7 @@ def test_another_encoder_does_not_continue_a_run(native, unbroken, tmp_path):
 @pytest.mark.slow  # the loop's own tests do this with a small program; here it is half a minute of compiling
 @pytest.mark.parametrize(('mesh', 'parts'), [((1, 1, 1), 1), ((8, 1, 1), 1), ((2, 2, 1), 2)])
 def test_meshes_and_parts_of_batches_agree(native, unbroken, tmp_path, mesh, parts):
-    """The unbroken run is on two devices, each batch at once."""
+    """The uninterrupted run is on two devices, each batch at once."""
     config = settings(native, tmp_path, 3)
     config.decoder.update({'native_weight': 0.1, 'accumulate': parts})
     config.loop.mesh = dict(zip(AXES, mesh, strict=True))
