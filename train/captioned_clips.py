@@ -136,7 +136,7 @@ def find_files(folder: pathlib.Path, leave_out: Sequence[PathLike]) -> list[str]
     return found
 
 
-def judge(options: ClipOptions, names: Sequence[str], captions: Captions) -> list[Verdict]:
+def inspect_all(options: ClipOptions, names: Sequence[str], captions: Captions) -> list[Verdict]:
     """Return the verdict on every file, and on every caption without one."""
     described = [name for name in names if captions.of(name) is not None]
     verdicts = [Verdict(name, captions.problem_of(name)) for name in names if captions.of(name) is None]
@@ -188,7 +188,7 @@ def cut_clips(options: ClipOptions, table: pathlib.Path | None) -> None:
     folder, out = options.videos, options.out
     names = find_files(folder, [out, *([table] if table else [])])
     captions = read_table(table, folder) if table else read_sidecars(folder, names)
-    verdicts = judge(options, names, captions)
+    verdicts = inspect_all(options, names, captions)
     write_report(out / REPORT, verdicts)
     by_size: dict[tuple[int, int], list[Verdict]] = collections.defaultdict(list)
     for verdict in verdicts:

@@ -136,4 +136,4 @@ def _checker(root: pathlib.Path, spread: Spread, store: Store, profile: Profile 
     checker = safety.load(root, store, spread.shard)
     if checker is None or profile is None:
         return checker
-    return dataclasses.replace(checker, judge=profile.timed(checker.judge, safety.SAFETY_CHECKER))
+    return dataclasses.replace(checker, classify=profile.timed(checker.classify, safety.SAFETY_CHECKER))

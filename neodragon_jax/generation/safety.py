@@ -34,12 +34,12 @@ class SafetyChecker:
     """Safety checker of pictures.
 
     Attributes:
-      prepare: pictures in bytes -> prepared pictures, the input of `judge`.
-      judge: prepared pictures [B, S, S, 3] -> whether each is refused [B].
+      prepare: pictures in bytes -> prepared pictures, the input of `classify`.
+      classify: prepared pictures [B, S, S, 3] -> whether each is refused [B].
     """
 
     prepare: Preparation
-    judge: Callable[[Any], Any]
+    classify: Callable[[Any], Any]
 
     def frames(self, frames: Float[np.ndarray, 'B 1 H W 3']) -> tuple[Float[np.ndarray, 'B 1 H W 3'], np.ndarray]:
         """Return first frames in [-1, 1] with the refused ones black, and the mask of refused ones."""
@@ -49,12 +49,12 @@ class SafetyChecker:
 
     def videos(self, clips: UInt8[np.ndarray, 'B F H W 3']) -> tuple[UInt8[np.ndarray, 'B F H W 3'], np.ndarray]:
         """Return videos with the refused ones black, and the mask of refused ones."""
-        judged = [self._refused(clips[:, index]) for index in range(0, clips.shape[1], STRIDE)]
-        refused = np.any(judged, axis=0)
+        found = [self._refused(clips[:, index]) for index in range(0, clips.shape[1], STRIDE)]
+        refused = np.any(found, axis=0)
         return np.where(refused[:, None, None, None, None], np.uint8(0), clips), refused
 
     def _refused(self, pictures: UInt8[np.ndarray, 'B H W 3']) -> Bool[np.ndarray, ' B']:
-        return np.asarray(self.judge(self.prepare(pictures)))
+        return np.asarray(self.classify(self.prepare(pictures)))
 
 
 def load(
@@ -81,8 +81,8 @@ def load(
         )
     params = store.hold(SAFETY_CHECKER, lambda: _read(folder))
     module = module.clone(dtype=jnp.float32)
-    judge = jax.jit(lambda params, pictures: module.apply({'params': params}, pictures))
-    return SafetyChecker(prepare, lambda pictures: judge(params(), shard(pictures)))
+    classify = jax.jit(lambda params, pictures: module.apply({'params': params}, pictures))
+    return SafetyChecker(prepare, lambda pictures: classify(params(), shard(pictures)))
 
 
 def _read(folder: pathlib.Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from neodragon_jax.base.errors import InputError
 from support.mutations import mutated, outcome
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.data.captions import read_table
-from train.data.inspection import Criteria, Verdict, judge_file
+from train.data.inspection import Criteria, Verdict, inspect_file
 from train.data.video_files import Unusable, inspect
 
 CASES = 60
@@ -49,7 +49,7 @@ def test_mutated_videos(tmp_path, suffix, codec):
         path.write_bytes(mutated(content, rng))
         footage = outcome(lambda: inspect(path), Unusable)
         assert footage is None or (np.diff(footage.times) > 0).all()
-        verdict = outcome(lambda: judge_file(tmp_path, path.name, criteria))
+        verdict = outcome(lambda: inspect_file(tmp_path, path.name, criteria))
         assert isinstance(verdict, Verdict) and not verdict.reason.startswith('cannot be read'), verdict.reason
 
 

@@ -56,7 +56,7 @@ class Verdict:
     changed_ns: int = 0
 
 
-def judge_file(folder: pathlib.Path, name: str, criteria: Criteria) -> Verdict:
+def inspect_file(folder: pathlib.Path, name: str, criteria: Criteria) -> Verdict:
     """Return the verdict on one file; any problem with it becomes a reason, not an exception."""
     try:
         footage = inspect(folder / name)
@@ -87,9 +87,9 @@ def inspect_files(
     # Rewritten, because the last line of a killed run may be incomplete.
     with atomic_file(log) as partial:
         partial.write_text(''.join(f'{json.dumps(row)}\n' for row in (settings, *map(_to_json, known.values()))))
-    judged = ordered_map(lambda name: judge_file(folder, name, criteria), todo, workers)
+    inspected = ordered_map(lambda name: inspect_file(folder, name, criteria), todo, workers)
     with log.open('a') as file, ProgressBar(total=len(todo), unit='file', desc='inspection') as bar:
-        for verdict in judged:
+        for verdict in inspected:
             size, changed_ns = marks[verdict.file]
             verdicts[verdict.file] = dataclasses.replace(verdict, bytes=size, changed_ns=changed_ns)
             print(json.dumps(_to_json(verdicts[verdict.file])), file=file, flush=True)

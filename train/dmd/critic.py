@@ -48,7 +48,7 @@ class FeatureCritic:
         tokens = jnp.zeros((1, 1, self.module.config.width))
         return self.network.init(key, [tokens] * len(self.config.depths))['params']
 
-    def judge(
+    def flow_and_logit(
         self, fake: Any, critic: Any, example: Example, stage: int, probe: Probe
     ) -> tuple[Unit, Float[Array, ' B']]:
         """Return the fake model's flow at a probe, in float32, and the critic's logits."""
@@ -60,7 +60,7 @@ class FeatureCritic:
 
     def logit(self, fake: Any, critic: Any, example: Example, stage: int, probe: Probe) -> Float[Array, ' B']:
         """Return the critic's logits at a probe."""
-        return self.judge(fake, critic, example, stage, probe)[1]
+        return self.flow_and_logit(fake, critic, example, stage, probe)[1]
 
     def losses(
         self,
@@ -78,8 +78,8 @@ class FeatureCritic:
           generated, real: the student's predictions and the data, with the same level and noise.
           slope_noise: white noise for 'r1' and 'r2', where their weights are not 0.
         """
-        flow, logit = self.judge(*trained, example, stage, generated)
-        _, real_logit = self.judge(*trained, example, stage, real)
+        flow, logit = self.flow_and_logit(*trained, example, stage, generated)
+        _, real_logit = self.flow_and_logit(*trained, example, stage, real)
         loss = critic_loss(real_logit, logit)
         values = {'critic': loss, 'real_logit': real_logit, 'fake_logit': logit}
         step = self.config.slope_step

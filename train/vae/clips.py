@@ -116,8 +116,8 @@ def open_clips(data: str, config: ClipsConfig, seed: int = 0) -> Clips:
     if any(have < want for have, want in zip(stored, config.size, strict=True)):
         have, want = ('{} frames of {}x{}'.format(*size) for size in (stored, config.size))
         raise InputError(f'{data}: its clips are {have}, a cut is {want}; choose a smaller cut, or other clips.')
-    judged = np.stack([middle_cut(held_out[index]['video'], config) for index in range(config.held_out)])
-    return Clips(Videos(source), judged, metadata | {'cut': list(config.size), 'held_out': config.held_out}, read)
+    cuts = np.stack([middle_cut(held_out[index]['video'], config) for index in range(config.held_out)])
+    return Clips(Videos(source), cuts, metadata | {'cut': list(config.size), 'held_out': config.held_out}, read)
 
 
 def _read_attributes(scenes: MovingShapesSource, index: int, video: UInt8[np.ndarray, 't h w 3']) -> dict[str, float]:

@@ -290,11 +290,11 @@ def test_stages_share_weights(denoiser, stages, tmp_path):
         (samples[name],) = feeds(denoiser, SHIPPED, range(2, 3), stage)
     flows: dict[str, np.ndarray] = {}
 
-    def judge(runners: Mapping[str, ContextGraph]) -> dict[str, Any]:
+    def simulate_all(runners: Mapping[str, ContextGraph]) -> dict[str, Any]:
         flows.update({name: runners[name].run(samples[name])['flow'] for name in reversed(runners)})
         return {'ran': list(runners)}
 
-    metadata = compile_together('denoiser', stages, tmp_path / 'shared', target, 'w8a16', {}, judge)
+    metadata = compile_together('denoiser', stages, tmp_path / 'shared', target, 'w8a16', {}, simulate_all)
     assert metadata['simulated'] == {'ran': list(stages)} and set(metadata['graphs']) == set(stages)
     alone = 0.0
     for name, model in stages.items():

@@ -77,8 +77,8 @@ def test_errors_that_add_up_show_behind_own_history_only(tmp_path):
     program, rows = point_program(), held_out()
     program.module = program.teacher_module = Drifting()  # pyright: ignore[reportAttributeAccessIssue]
     rows['latents'] = evaluation(program, rows).sample({'drift': jnp.float32(0.0)})
-    judge = evaluation(program, rows)
-    metrics = judge({'drift': jnp.float32(0.5)}, {'drift': jnp.float32(0.0)}, 1, tmp_path)
+    evaluate = evaluation(program, rows)
+    metrics = evaluate({'drift': jnp.float32(0.5)}, {'drift': jnp.float32(0.0)}, 1, tmp_path)
     own, forced = ([metrics[f'deviation_{name}/unit{unit}'] for unit in (1, 2)] for name in ('own', 'teacher'))
     assert own[0] == pytest.approx(forced[0])
     assert forced[1] == pytest.approx(forced[0], rel=0.05)

@@ -28,7 +28,7 @@ ADVERSARIAL = AdversarialConfig(weight=0.3, r1=0.5, r2=0.25)
 class WaveCritic(FeatureCritic):
     """A critic with the flow of the fake model as its features."""
 
-    def judge(self, fake, critic, example, stage, probe):
+    def flow_and_logit(self, fake, critic, example, stage, probe):
         variables, units = {'params': fake}, example.unit[:, None] + jnp.arange(1 - FRAMES, 1)
         inputs = ([*example.history, probe.x], None, None, example.prompt.pooled, probe.timestep, units)
         flow = Wave().apply(variables, *inputs)
@@ -110,8 +110,8 @@ def detached_loss(row: Row, objective: str):
         return lambda p: float(np.sum(pull * row.z_theta(p)))
     if objective == 'adversarial':
         tau, noise = float(row.draw('adversarial/tau')), row.draw('adversarial/noise')
-        judged = lambda p: logit(CRITIC, FAKE, row, row.probe(row.z_theta(p), tau, noise)[0], tau)
-        return lambda p: softplus(-judged(p))
+        logits = lambda p: logit(CRITIC, FAKE, row, row.probe(row.z_theta(p), tau, noise)[0], tau)
+        return lambda p: softplus(-logits(p))
     if objective == 'consistency':
         velocity, step = teacher(row, row.x, row.level), 1e-5
         along = lambda shift: row.flow(STUDENT, row.x + shift * velocity, row.level + shift)
@@ -174,10 +174,10 @@ def test_gradient_of_the_fake_model_and_the_critic(adversarial, stage):
         if not adversarial:
             return error
         real, _ = row.probe(row.clean, tau, noise)
-        judged = lambda x: logit(critic, fake, row, x, tau)
-        loss = softplus(-judged(real)) + softplus(judged(x))
+        logits = lambda x: logit(critic, fake, row, x, tau)
+        loss = softplus(-logits(real)) + softplus(logits(x))
         for weight, name, seen in ((0.5, 'fake/r1', real), (0.25, 'fake/r2', x)):
-            loss += weight * ((judged(seen + 0.1 * row.draw(name)) - judged(seen)) / 0.1) ** 2
+            loss += weight * ((logits(seen + 0.1 * row.draw(name)) - logits(seen)) / 0.1) ** 2
         return error + 0.3 * loss
 
     rows = rows_of(batch, stage)
