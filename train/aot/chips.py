@@ -24,9 +24,13 @@ class Chip:
       peak_flops: FLOP/s of a device in bfloat16.
       flops_per_cycle: FLOPs per cycle of all matrix units of a device; `peak_flops` divided by it is the clock.
       matrix_unit: rows and columns of one matrix unit.
+      hbm_bytes: bytes per second of a device's memory.
       hbm_gib: GiB that a program may use on a device.
       link_bytes: bytes per second, one way, of one link of a device.
       dcn_bytes: bytes per second, one way, of a device's share of its host's network cards, which join slices.
+      attention: share of the peak rate that the attention kernel reaches by the compiler's schedule at head dimension
+        64, forward and backward: 2 and 5 products of a tile of 896 rows and 1,792 keys / cycles of its loop. Compiled
+        for v5e and v6e; the others are taken to be like the one with the same matrix unit.
       grid_axes: dimensions of the interconnect grid: 2 or 3.
       wrap: an axis of the slice closes to a ring when its length is a multiple of this (3 axes: when all are).
       topologies: shapes that Google Cloud offers.
@@ -37,9 +41,11 @@ class Chip:
     peak_flops: float
     flops_per_cycle: int
     matrix_unit: int
+    hbm_bytes: float
     hbm_gib: float
     link_bytes: float
     dcn_bytes: float
+    attention: tuple[float, float]
     grid_axes: int
     wrap: int
     topologies: tuple[str, ...]
@@ -54,17 +60,20 @@ class Chip:
 
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16')
+# Kernels at head dimension 64, which fills a half or a quarter of a matrix unit.
+_HALF, _QUARTER = (0.356, 0.460), (0.12, 0.18)
+_MEGACORE = (('chip_config_name', 'megacore'),)
 
 # The matrix units of v6e and tpu7x are 256 x 256; the compiler's estimates for them exceed what two units could do in a
 # cycle, so four of them are assumed, which puts the clocks at 1.75 and 2.2 GHz.
 CHIPS = {
-    'v4': Chip(
-        PEAK_FLOPS['v4'], 8 * 2 * 128**2, 128, 30.75, 50e9, 6.25e9, 3, 4, _CUBES, (('chip_config_name', 'megacore'),)
+    'v4': Chip(PEAK_FLOPS['v4'], 8 * 2 * 128**2, 128, 1228e9, 30.75, 50e9, 6.25e9, _HALF, 3, 4, _CUBES, _MEGACORE),
+    'v5e': Chip(PEAK_FLOPS['v5e'], 4 * 2 * 128**2, 128, 819e9, 15.75, 50e9, 3.125e9, _HALF, 2, 16, _FLAT),
+    'v5p': Chip(PEAK_FLOPS['v5p'], 8 * 2 * 128**2, 128, 2765e9, 95.74, 100e9, 6.25e9, _HALF, 3, 4, _CUBES),
+    'v6e': Chip(PEAK_FLOPS['v6e'], 4 * 2 * 256**2, 256, 1640e9, 31.25, 100e9, 12.5e9, _QUARTER, 2, 16, _FLAT),
+    'tpu7x': Chip(
+        PEAK_FLOPS['tpu7x'], 4 * 2 * 256**2, 256, 3690e9, 94.75, 50e9, 6.25e9, _QUARTER, 3, 4, _CUBES, devices=2
     ),
-    'v5e': Chip(PEAK_FLOPS['v5e'], 4 * 2 * 128**2, 128, 15.75, 50e9, 3.125e9, 2, 16, _FLAT),
-    'v5p': Chip(PEAK_FLOPS['v5p'], 8 * 2 * 128**2, 128, 95.74, 100e9, 6.25e9, 3, 4, _CUBES),
-    'v6e': Chip(PEAK_FLOPS['v6e'], 4 * 2 * 256**2, 256, 31.25, 100e9, 12.5e9, 2, 16, _FLAT),
-    'tpu7x': Chip(PEAK_FLOPS['tpu7x'], 4 * 2 * 256**2, 256, 94.75, 50e9, 6.25e9, 3, 4, _CUBES, devices=2),
 }
 
 

@@ -6,6 +6,7 @@ multiplied by its trip count. All numbers are per device and per call of the pro
   FLOPs         two per multiply-accumulate of matrix products and convolutions; products with padding and element-wise
                 operations are not counted
   cycles        the TPU compiler's estimates, which exclude collectives and custom kernels
+  calibrated    the same, corrected where the compiler is known to be wrong, see `_calibrated`
   collectives   bytes that a device must receive with the best algorithm, by kind and group, inside a slice
   transfers     the same between slices, with the cycles of the operations that run meanwhile
   kernels       calls of custom (Pallas) kernels, and their FLOPs where the arithmetic is known
@@ -19,43 +20,22 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
+from train.aot.chips import Chip
+from train.aot.collectives import COLLECTIVES, Transfer, transfer_of
 from train.aot.hlo import Computation, Instruction, Module, first_group, group_axes, integers, trip_count
+from train.aot.traffic import moved_bytes
 
-# Kind of collective -> bytes received per byte of one device's input, in a group of n.
-COLLECTIVES = {
-    'all-gather': lambda n: n - 1,
-    'reduce-scatter': lambda n: (n - 1) / n,
-    'all-reduce': lambda n: 2 * (n - 1) / n,
-    'all-to-all': lambda n: (n - 1) / n,
-    'ragged-all-to-all': lambda n: (n - 1) / n,
-    'collective-permute': lambda n: 1,
-    'collective-broadcast': lambda n: 1,
-}
+# Share of the memory's rate that operations reach; share of the peak rate below which a fusion is more than a product,
+# and the share that the product in such a fusion reaches.
+MEMORY_BUSY, SLOWEST_PRODUCT, PLAIN_PRODUCT = 0.8, 0.25, 0.5
 
 # Prefix of a custom kernel's name -> number of its matrix products of [rows, keys] with the head dimension. Splash
 # attention computes scores and values in the forward pass. The backward pass recomputes the scores and computes four
 # gradients, or three and two of these products in separate kernels.
 ATTENTION_KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5, 'splash_mha_dq': 3}
-
-
-class Transfer(NamedTuple):
-    """A transfer between slices, which the TPU compiler splits from the collective inside each slice.
-
-    Attributes:
-      kind: kind of the collective.
-      slices: slices that take part.
-      bytes: bytes that a device receives.
-      cycles: cycles of the operations scheduled between its start and its end, which can hide it.
-    """
-
-    kind: str
-    slices: int
-    bytes: float
-    cycles: float
 
 
 @dataclasses.dataclass
@@ -72,6 +52,7 @@ class Cost:
 
     flops: float = 0.0
     cycles: float = 0.0
+    calibrated: float = 0.0
     collectives: Counter[tuple[str, tuple[int, ...]]] = dataclasses.field(default_factory=Counter)
     transfers: Counter[Transfer] = dataclasses.field(default_factory=Counter)
     kernels: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -82,6 +63,7 @@ class Cost:
         """Add a cost, multiplied by `times`."""
         self.flops += times * other.flops
         self.cycles += times * other.cycles
+        self.calibrated += times * other.calibrated
         for key, value in other.collectives.items():
             self.collectives[key] += times * value  # pyright: ignore[reportArgumentType]
         for transfer, count in other.transfers.items():
@@ -94,17 +76,22 @@ class Cost:
         self.unknown_loops |= other.unknown_loops
 
 
-def analyze(module: Module) -> Cost:
-    """Return the cost of one call of a program on one device."""
-    return _CallGraph(module).cost(module.entry)
+def analyze(module: Module, chip: Chip | None = None) -> Cost:
+    """Return the cost of one call of a program on one device.
+
+    Args:
+      chip: its rates calibrate the cycles; without it they stay as the compiler estimates them.
+    """
+    return _CallGraph(module, chip).cost(module.entry)
 
 
 class _CallGraph:
     """Sum of costs over the call graph; each computation is analyzed once."""
 
-    def __init__(self, module: Module) -> None:
-        self._module = module
+    def __init__(self, module: Module, chip: Chip | None) -> None:
+        self._module, self._chip = module, chip
         self._costs: dict[str, Cost] = {}
+        self._fused: dict[str, set[str]] = {}
 
     def cost(self, name: str) -> Cost:
         """Return the cost of a computation."""
@@ -122,6 +109,7 @@ class _CallGraph:
         self, total: Cost, instruction: Instruction, computation: Computation, channels: set[tuple[str, str]]
     ) -> None:
         """Add one instruction of a computation outside fusions."""
+        before = total.flops
         match instruction.opcode:
             case 'while':
                 times = trip_count(self._module, instruction, computation)
@@ -145,7 +133,40 @@ class _CallGraph:
             case _:
                 self._add_plain(total, instruction, computation, channels)
         estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-        total.cycles += int(estimate.group(1)) if estimate else 0
+        cycles = float(estimate.group(1)) if estimate else 0.0
+        total.cycles += cycles
+        total.calibrated += self._calibrated(cycles, total.flops - before, instruction, computation)
+
+    def _calibrated(self, cycles: float, flops: float, instruction: Instruction, computation: Computation) -> float:
+        """Return the calibrated cycles of an instruction.
+
+        The compiler's cycles of matrix products are plausible, 91 to 98% of the peak rate; those of operations that are
+        bound by memory are three times too high. The former take at least, the latter at most, the time to move their
+        bytes at MEMORY_BUSY of the memory's rate.
+
+        Args:
+          flops: of its matrix products.
+        """
+        if self._chip is None or not cycles:
+            return cycles
+        opcodes = {instruction.opcode} | {
+            name for called in instruction.called('calls') for name in self._opcodes(called)
+        }
+        moved = moved_bytes(instruction, computation, opcodes)
+        memory = moved / (MEMORY_BUSY * self._chip.hbm_bytes / self._chip.clock)
+        if not flops:
+            return min(cycles, memory)
+        ideal = flops / self._chip.flops_per_cycle
+        # A product far below the peak rate is one of a fusion whose cycles are mostly memory traffic.
+        return max(memory, cycles if ideal > SLOWEST_PRODUCT * cycles else ideal / PLAIN_PRODUCT)
+
+    def _opcodes(self, name: str) -> set[str]:
+        """Return the opcodes in a fused computation."""
+        if name not in self._fused:
+            found = self._module.computations[name].values()
+            inner = [self._opcodes(called) for item in found for called in item.called('calls', 'to_apply')]
+            self._fused[name] = set().union({item.opcode for item in found}, *inner)
+        return self._fused[name]
 
     def _add_fused(self, total: Cost, name: str, channels: set[tuple[str, str]]) -> None:
         """Add the arithmetic and communication inside a fusion. The cycles are given for the fusion as a whole."""
@@ -193,20 +214,8 @@ def _follow_transfer(
         if meeting is None or meeting.group(1) not in begun:
             return
         cycles, send = begun.pop(meeting.group(1))
-        kind, slices = _transfer_kind(send.attributes)
         sent = computation[send.operands[0]].shapes[0].bytes
-        total.transfers[Transfer(kind, slices, COLLECTIVES[kind](slices) * sent, total.cycles - cycles)] += 1
-
-
-def _transfer_kind(attributes: str) -> tuple[str, int]:
-    """Return the kind of a transfer between slices, and the number of slices that exchange data."""
-    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
-    target = re.search(r'_xla_megascale_target="\{([^}]*)\}', attributes)
-    name = kind.group(1).lower().replace('_', '-') if kind else ''
-    if name not in COLLECTIVES or target is None:
-        raise ValueError(f'unknown transfer between slices: {attributes[:300]}')
-    ends = [integers(part.replace(':', ',')) for part in target.group(1).split(',')]
-    return name, sum(end[-1] - end[0] + 1 for end in ends)
+        total.transfers[transfer_of(send, sent, total.cycles - cycles)] += 1
 
 
 def product_flops(instruction: Instruction, computation: Computation) -> float:

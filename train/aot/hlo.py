@@ -15,17 +15,18 @@ import numpy as np
 
 BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 'token': 0, 'opaque': 0, 'c64': 8, 'c128': 16}
 
-_SHAPE = re.compile(r'([a-z]\w*)\[([\d,]*)\]')
+_SHAPE = re.compile(r'([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?')
 _HEADER = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'\s+(ROOT )?%([\w.\-]+) = ')
 _NAME = re.compile(r'%([\w.\-]+)')
 
 
 class Shape(NamedTuple):
-    """Type and dimensions of an array."""
+    """Type, dimensions and layout of an array; the layout is the text in braces, such as 1,0:T(8,128)S(1)."""
 
     dtype: str
     dims: tuple[int, ...]
+    layout: str = ''
 
     @property
     def size(self) -> int:
@@ -107,7 +108,7 @@ def _instruction(line: str) -> Instruction:
     opcode, _, rest_arguments = rest[end:].strip().partition('(')
     close = _closing(rest_arguments, 1)
     argument = rest_arguments[:close]
-    shapes = [Shape(dtype, integers(dims)) for dtype, dims in _SHAPE.findall(_without_layouts(rest[:end]))]
+    shapes = [Shape(dtype, integers(dims), layout) for dtype, dims, layout in _SHAPE.findall(rest[:end])]
     return Instruction(
         name=match.group(2),
         shapes=shapes,
@@ -126,10 +127,6 @@ def _closing(text: str, depth: int) -> int:
         if depth == 0:
             return place.start()
     raise ValueError(f'no closing parenthesis in {text[:80]!r}')
-
-
-def _without_layouts(text: str) -> str:
-    return re.sub(r'\{[^}]*\}', '', text)
 
 
 def integers(text: str) -> tuple[int, ...]:

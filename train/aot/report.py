@@ -1,10 +1,12 @@
 """Report of a sizing, as text and table rows: memory against capacity, step time and utilization.
 
-The times are estimates that have not been calibrated against a TPU.
+The times are estimates. `train.measure.published_steps` compares them with published steps; docs/tpu_sizing.md states
+the error.
 
-  compute        the compiler's cycles / clock; includes memory traffic, excludes collectives and custom kernels
-  kernels        FLOPs of custom kernels / (efficiency x peak). Assumed efficiency of attention: half the share of a
-                 matrix unit that the head dimension fills: 64 of 128 or 256 rows give 25% or 12.5%
+  compute        calibrated cycles / clock: matrix products at the compiler's cycles, operations bound by memory by
+                 their bytes (`train.aot.cost`); excludes collectives and custom kernels
+  kernels        FLOPs of custom kernels / (efficiency x peak); the efficiency is that of the compiler's schedule of the
+                 attention kernel (`train.aot.chips`), without the overhead of starting a tile
   communication  for each collective, bytes that a device receives / rate of the links of its group; between slices, /
                  its share of the network cards of its host
   exposed        the time between slices that the operations scheduled meanwhile do not hide; more is exposed if
@@ -23,8 +25,8 @@ from typing import Any
 from train.aot.chips import Topology
 
 GIB, DAY = 2**30, 86400.0
-# Assumed utilization, by an attention kernel, of the part of a matrix unit that the head dimension fills.
-ATTENTION_BUSY, HEAD_DIM = 0.5, 64
+# Prefix of the names of attention kernels that run backward.
+BACKWARD = ('splash_mha_dkv', 'splash_mha_dq')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Facts:
       memory: bytes of arguments, output, alias (output that lives in arguments), temporaries and code.
       needed_bytes: total memory.
       flops: executed FLOPs of matrix products, without custom kernels.
+      cycles, calibrated_cycles: by the compiler, and corrected; see `train.aot.cost`.
       xla_flops: FLOPs of XLA's own cost analysis, which counts loop bodies once; for comparison.
       collectives: [kind, mesh axes, bytes received, seconds].
       between_slices: [kind, slices, bytes received, seconds, exposed seconds].
@@ -53,6 +56,7 @@ class Facts:
     flops: float = 0.0
     xla_flops: float = 0.0
     cycles: float = 0.0
+    calibrated_cycles: float = 0.0
     collectives: list[tuple[str, str, float, float]] = dataclasses.field(default_factory=list)
     between_slices: list[tuple[str, int, float, float, float]] = dataclasses.field(default_factory=list)
     kernels: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -100,18 +104,24 @@ class Estimate:
     communication_s: float
     between_slices_s: float
     exposed_s: float
-    efficiency: float
+    efficiency: tuple[float, float]
     step_s: tuple[float, float]
     mfu: tuple[float, float]
     samples_per_s: tuple[float, float]
 
 
-def estimate(case: Case, facts: Facts) -> Estimate:
-    """Return the estimate for a step that fits in memory."""
+def estimate(case: Case, facts: Facts, attention: tuple[float, float] | None = None) -> Estimate:
+    """Return the estimate for a step that fits in memory.
+
+    Args:
+      attention: share of the peak rate that attention kernels reach, forward and backward; None is that of the chip.
+    """
     chip = case.topology.chip
-    efficiency = ATTENTION_BUSY * min(1.0, HEAD_DIM / chip.matrix_unit)
-    compute = facts.cycles / chip.clock
-    kernels = sum(flops for _, flops in facts.kernels.values()) / (efficiency * chip.peak_flops)
+    efficiency = attention or chip.attention
+    compute = facts.calibrated_cycles / chip.clock
+    kernels = sum(
+        flops / (efficiency[name.startswith(BACKWARD)] * chip.peak_flops) for name, (_, flops) in facts.kernels.items()
+    )
     communication = sum(seconds for *_, seconds in facts.collectives)
     between = sum(seconds for *_, seconds, _ in facts.between_slices)
     exposed = sum(seconds for *_, seconds in facts.between_slices)
@@ -195,11 +205,13 @@ def _work_lines(case: Case, facts: Facts, times: Estimate) -> list[str]:
     lines = [
         f'arithmetic {executed / 1e12:.3f} TFLOP executed per device, {model / 1e12:.3f} of the model '
         f"({executed / model:.2f} times); XLA's own figure: {facts.xla_flops / 1e12:.3f}",
-        f'cycles     {facts.cycles / 1e6:.1f} million by the compiler, at {case.topology.chip.clock / 1e9:.2f} GHz',
+        f'cycles     {facts.cycles / 1e6:.1f} million by the compiler, {facts.calibrated_cycles / 1e6:.1f} calibrated, '
+        f'at {case.topology.chip.clock / 1e9:.2f} GHz',
     ]
     for name, (calls, flops) in facts.kernels.items():
         lines.append(
-            f'kernel     {name}: {calls:.0f} calls, {flops / 1e12:.3f} TFLOP; assumed efficiency {times.efficiency:.1%}'
+            f'kernel     {name}: {calls:.0f} calls, {flops / 1e12:.3f} TFLOP; assumed efficiency '
+            f'{times.efficiency[name.startswith(BACKWARD)]:.1%}'
         )
     total = sum(size for _, _, size, _ in facts.collectives)
     between = sum(size for _, _, size, _, _ in facts.between_slices)

@@ -213,7 +213,7 @@ def test_model_flops_know_no_recomputation():
 
 def test_estimate():
     times = aot_report.estimate(case(), FITS)
-    # 1.5e9 cycles at 1.5 GHz (to three digits); the kernel at a quarter of the peak; links as told.
+    # 1.5e9 calibrated cycles at 1.5 GHz (to three digits); the kernel at 35.6% of the peak; links as given.
     assert times.compute_s == pytest.approx(1.0, rel=3e-3)
     assert times.kernels_s == pytest.approx(0.5)
     assert times.communication_s == pytest.approx(0.4)
@@ -221,7 +221,10 @@ def test_estimate():
     assert times.mfu == pytest.approx((100 / 197 / 1.5, 100 / 197 / 1.9), rel=3e-3)
     assert times.samples_per_s == pytest.approx((96 / 1.5, 96 / 1.9), rel=3e-3)
     on_v6e = aot_report.estimate(case(topology=aot_chips.topology('v6e:4x4')), FITS)
-    assert on_v6e.efficiency == times.efficiency / 2  # half of its matrix units stays empty at head dimension 64
+    assert on_v6e.kernels_s == pytest.approx(0.5 * 0.356 / 0.12 * 197 / 918)
+    backward = dataclasses.replace(FITS, kernels={'splash_mha_dkv.3': (18, 0.46 * 197e12)})
+    assert aot_report.estimate(case(), backward).kernels_s == pytest.approx(1.0)
+    assert aot_report.estimate(case(), backward, (1.0, 0.92)).kernels_s == pytest.approx(0.5)
     bound = dataclasses.replace(FITS, collectives=[('all-gather', 'fsdp', 3e12, 30.0)])
     assert aot_report.estimate(case(), bound).step_s[0] == 30.0
 
@@ -249,11 +252,11 @@ def test_message_of_exhausted_memory(message, sizes):
 
 def test_report_and_table():
     report = aot_report.text(case(), FITS)
-    for expected in ('4.00 of 15.75 GiB', '1.35 times', 'all-gather', '40.000 GB received', '25.0%', 'MFU'):
+    for expected in ('4.00 of 15.75 GiB', '1.45 times', 'all-gather', '40.000 GB received', '35.6%', 'MFU'):
         assert expected in report, expected
     full = Facts(fits=False, needed_bytes=20.5 * GIB, lower_s=1, compile_s=2)
     assert 'does not fit: needs 20.50 of 15.75 GiB' in aot_report.text(case(), full)
-    slower = dataclasses.replace(FITS, cycles=3e9)
+    slower = dataclasses.replace(FITS, calibrated_cycles=3e9)
     table = aot_report.table([(case(), slower), (case(batch_size=64), FITS), (case(), full)])
     rows = table.splitlines()[2:]
     assert '**' not in rows[0] and rows[1].count('**') >= 20 and 'needs 20.50 of 15.75' in rows[2]
@@ -262,7 +265,7 @@ def test_report_and_table():
 
 
 def test_mean_of_variants_weighs_their_shares():
-    halves = [(case(share=0.25), FITS), (case(share=0.75), dataclasses.replace(FITS, cycles=3e9))]
+    halves = [(case(share=0.25), FITS), (case(share=0.75), dataclasses.replace(FITS, calibrated_cycles=3e9))]
     line = aot.mean_of_variants(halves)
     assert line.startswith('all steps  2.2') and 'samples/day' in line
 

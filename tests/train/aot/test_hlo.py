@@ -13,7 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from support.goldens import GOLDENS
 from train.aot import cost as aot_cost
-from train.aot import hlo
+from train.aot import hlo, traffic
+from train.aot.chips import CHIPS
 
 
 def compiled_text(function, *arguments, **options) -> str:
@@ -210,3 +211,34 @@ def test_shapes_know_their_bytes():
     assert hlo.Shape('s4', (3,)).bytes == 1.5 and hlo.Shape('pred', (5,)).bytes == 5
     assert hlo.Shape('f8e4m3fn', (7,)).bytes == 7 and hlo.Shape('f32', ()).bytes == 4
     assert np.isclose(hlo.Shape('token', ()).bytes, 0)
+
+
+# Calibration.
+
+
+MEMORY_BOUND = """HloModule m, is_scheduled=true, num_partitions=1
+
+ENTRY %main (x: f32[1024,100], y: bf16[256,8,128]) -> f32[1024,100] {
+  %x = f32[1024,100]{1,0:T(8,128)} parameter(0)
+  %y = bf16[256,8,128]{2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  ROOT %copy = f32[1024,100]{1,0:T(8,128)} copy(%x), backend_config={"estimated_cycles":"CYCLES"}
+}
+"""
+
+
+def test_operations_bound_by_memory_take_the_time_of_their_bytes():
+    chip = CHIPS['v5e']
+    moved = 2 * 4 * 1024 * 128  # read and written, a row of 100 numbers takes a tile of 128
+    want = moved / (aot_cost.MEMORY_BUSY * chip.hbm_bytes / chip.clock)
+    cost = aot_cost.analyze(hlo.parse(MEMORY_BOUND.replace('CYCLES', '90000')), chip)
+    assert cost.cycles == 90000 and cost.calibrated == pytest.approx(want)
+    cheap = aot_cost.analyze(hlo.parse(MEMORY_BOUND.replace('CYCLES', '10')), chip)
+    assert cheap.calibrated == 10
+    assert aot_cost.analyze(hlo.parse(MEMORY_BOUND.replace('CYCLES', '90000'))).calibrated == 90000
+
+
+def test_stored_bytes_know_tiles_and_memory_spaces():
+    module = hlo.parse(MEMORY_BOUND)
+    shapes = {name: item.shapes[0] for name, item in module.computations[module.entry].items()}
+    assert traffic.stored_bytes(shapes['x']) == 4 * 1024 * 128 and shapes['x'].bytes == 4 * 1024 * 100
+    assert traffic.stored_bytes(shapes['y']) == 0

@@ -13,8 +13,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from neodragon_jax.base.errors import InputError
 from support.sizing_cases import FITS, case, tiny_settings
 from train.aot import chips as aot_chips
+from train.aot import compilation, hlo, jobs, report, sizing
 from train.aot import cost as aot_cost
-from train.aot import hlo, jobs, report, sizing, worker
+from train.aot.collectives import Transfer
 
 # Compiled for two slices of v5e:2x2 by libtpu 0.0.42.1; layouts and most attributes are left out.
 TRANSFER = """HloModule jit_f, is_scheduled=true, num_partitions=4
@@ -49,7 +50,7 @@ ENTRY %main (first: (s32[], bf16[256,8,128])) -> (s32[], bf16[256,8,128]) {
 def test_transfers_count_once_per_round_with_what_runs_meanwhile():
     cost = aot_cost.analyze(hlo.parse(TRANSFER))
     size = 2 * 256 * 8 * 128
-    assert cost.transfers == {aot_cost.Transfer('all-reduce', 2, size, 30000.0): 3}
+    assert cost.transfers == {Transfer('all-reduce', 2, size, 30000.0): 3}
     assert cost.cycles == 3 * 30500
     four = TRANSFER.replace('{1,2}x', '{1:4}x')
     assert list(aot_cost.analyze(hlo.parse(four)).transfers) == [('all-reduce', 4, 1.5 * size, 30000.0)]
@@ -59,7 +60,7 @@ def test_transfers_count_once_per_round_with_what_runs_meanwhile():
 
 def test_exposed_time_is_what_the_operations_in_between_do_not_cover():
     chip = aot_chips.CHIPS['v5e']
-    rows = worker._between_slices(aot_cost.analyze(hlo.parse(TRANSFER)), chip)
+    rows = compilation._between_slices(aot_cost.analyze(hlo.parse(TRANSFER)), chip)
     seconds = 2 * 256 * 8 * 128 / chip.dcn_bytes
     ((kind, slices, size, total, exposed),) = rows
     assert (kind, slices, size) == ('all-reduce', 2, 3 * 2 * 256 * 8 * 128)
