@@ -118,13 +118,13 @@ def test_a_killed_program_ends_like_an_unbroken_one(program, inputs, tmp_path):
     while killed < KILLS:
         with process(line) as running:
             try:
-                running.communicate(timeout=clock.uniform(0.1, 1) * seconds)
+                _, errors = running.communicate(timeout=clock.uniform(0.1, 1) * seconds)
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.communicate()
                 killed += 1
             else:
-                assert running.returncode == 0
+                assert running.returncode == 0, errors.decode()
                 # It has ended before it was killed: begin again in another folder.
                 assert files(tmp_path / 'out') == files(tmp_path / 'whole')
                 (tmp_path / 'out').rename(tmp_path / f'finished-{killed}-{clock.random()}')
