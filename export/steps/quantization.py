@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import pathlib
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from export.graphs.runners import OnnxSession
@@ -54,7 +54,7 @@ def write_precise(
     if key_value_bits is not None and graph.name.startswith(DENOISER):
         if key_value_bits == NATIVE_BITS:
             for file in (options.out / CANDIDATES).glob(f'{path.name}*'):
-                os.link(file, draft / file.name)
+                shutil.copyfile(file, draft / file.name)
         else:
             write_stage(graph, key_value_bits, path)
         reached = lowest_db(OnnxSession(path), graph.validation(), graph.compared)
