@@ -61,7 +61,7 @@ class Chip:
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16')
 # Kernels at head dimension 64, which fills a half or a quarter of a matrix unit.
-_HALF, _QUARTER = (0.356, 0.460), (0.12, 0.18)
+_HALF, _QUARTER = (0.356, 0.460), (0.118, 0.184)
 _MEGACORE = (('chip_config_name', 'megacore'),)
 
 # The matrix units of v6e and tpu7x are 256 x 256; the compiler's estimates for them exceed what two units could do in a

@@ -100,8 +100,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
         with goodput.spending(START):
             host_frozen = program.frozen()
             abstract = abstract_arguments(program, host_frozen, source, config, mesh)
-            wait_for_processes()
-            require_agreement({'settings': _shared(config), 'data or objective': metadata, 'code': code_version()})
+            _agree(config, metadata)
             parts = _open(stack, program, source, config, mesh, metadata)
             frozen = put(host_frozen, shardings_of(abstract.frozen))
             del host_frozen
@@ -152,6 +151,12 @@ def _prepare(config: LoopConfig) -> None:
     use_compile_cache(config.compile_cache)
     if is_bucket(config.folder):
         check_bucket(config.folder, 'config.workdir', write=True)
+
+
+def _agree(config: LoopConfig, metadata: dict[str, Any]) -> None:
+    """Wait for all processes, and raise InputError unless they agree on the run."""
+    wait_for_processes()
+    require_agreement({'settings': _shared(config), 'data or objective': metadata, 'code': code_version()})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -221,7 +221,7 @@ def test_estimate():
     assert times.mfu == pytest.approx((100 / 197 / 1.5, 100 / 197 / 1.9), rel=3e-3)
     assert times.samples_per_s == pytest.approx((96 / 1.5, 96 / 1.9), rel=3e-3)
     on_v6e = aot_report.estimate(case(topology=aot_chips.topology('v6e:4x4')), FITS)
-    assert on_v6e.kernels_s == pytest.approx(0.5 * 0.356 / 0.12 * 197 / 918)
+    assert on_v6e.kernels_s == pytest.approx(0.5 * 0.356 / 0.118 * 197 / 918)
     backward = dataclasses.replace(FITS, kernels={'splash_mha_dkv.3': (18, 0.46 * 197e12)})
     assert aot_report.estimate(case(), backward).kernels_s == pytest.approx(1.0)
     assert aot_report.estimate(case(), backward, (1.0, 0.92)).kernels_s == pytest.approx(0.5)
