@@ -33,6 +33,9 @@ _REMEDIES = {
     errno.EMFILE: 'too many open files; raise the limit with `ulimit -n 65536`.',
     errno.ENOTEMPTY: 'the folder is not empty; choose another one.',
     errno.EIO: 'the disk cannot be read or written; check it.',
+    errno.EFBIG: 'the file is larger than the limit; raise it with `ulimit -f unlimited`, or choose another disk.',
+    errno.ELOOP: 'links form a circle; correct the path.',
+    errno.ESTALE: 'the network disk has lost the file; mount it again.',
 }
 
 
@@ -105,10 +108,12 @@ def exit_status(program: Callable[[], object]) -> int:
         sys.stdout = None
         return SUCCESS
     except OSError as error:
-        if error.errno not in _REMEDIES:
+        # Without a file, an error that is not in the table may be of any other cause.
+        if error.errno not in _REMEDIES and (error.errno is None or not error.filename):
             raise
         where = f'{error.filename}: ' if error.filename else ''
-        return _fail(f'{where}{_REMEDIES[error.errno]}', FAILED_FILE)
+        remedy = _REMEDIES.get(error.errno, f'{error.strerror}; choose another path, or check the disk.')
+        return _fail(f'{where}{remedy}', FAILED_FILE)
     except KeyboardInterrupt:
         return _fail('interrupted; finished files are complete. The same command continues from them.', INTERRUPTED)
     return status if type(status) is int else SUCCESS

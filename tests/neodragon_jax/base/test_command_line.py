@@ -29,6 +29,8 @@ def failing(error: BaseException):
         (OSError(errno.EROFS, 'x', '/out'), 3, 'read-only'),
         (OSError(errno.EMFILE, 'x', '/out'), 3, 'too many open files'),
         (FileNotFoundError(errno.ENOENT, 'x', 'a\nb\udce9'), 3, 'a b\\udce9: no such file'),
+        (OSError(errno.EFBIG, 'x', '/out/a.mp4'), 3, '/out/a.mp4: the file is larger than the limit'),
+        (OSError(errno.EBUSY, 'Device or resource busy', '/out'), 3, '/out: Device or resource busy; choose another'),
         (KeyboardInterrupt(), 130, 'interrupted'),
     ],
 )
@@ -41,7 +43,7 @@ def test_failures_are_one_line(capsys, error, status, message):
 
 def test_success_is_zero_and_faults_of_ours_are_not_hidden():
     assert exit_status(lambda: None) == 0
-    for error in (ZeroDivisionError(), OSError('no number')):
+    for error in (ZeroDivisionError(), OSError('no number'), OSError(errno.ECONNREFUSED, 'no file')):
         with pytest.raises(type(error)):
             exit_status(failing(error))
 
