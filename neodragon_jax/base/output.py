@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 
 from neodragon_jax.base.atomic import PathLike, check_writable
 from neodragon_jax.base.folder_lock import folder_lock
+
+# Errors of a disk rather than of a path.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -21,6 +26,12 @@ def output_folder(folder: PathLike, process: int = 0, processes: int = 1) -> Ite
       InputError: the folder is a file, or another process has it.
       OSError: the disk or the permissions do not allow writing.
     """
-    with folder_lock(folder, str(process) if processes > 1 else ''):
-        check_writable(folder)
-        yield
+    try:
+        with folder_lock(folder, str(process) if processes > 1 else ''):
+            check_writable(folder)
+            yield
+    except OSError as error:
+        # A write to an open file does not name it.
+        if error.errno in DISK_ERRORS and error.filename is None:
+            error.filename = os.fspath(folder)
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from neodragon_jax.base import atomic
+from neodragon_jax.base.command_line import exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 
@@ -45,3 +47,13 @@ def test_drafts_of_killed_processes_are_removed(tmp_path):
     atomic._SWEPT.clear()
     with output_folder(tmp_path):
         assert not draft.exists()
+
+
+@pytest.mark.skipif(not os.access('/dev/full', os.W_OK), reason='no /dev/full on this system')
+def test_a_full_disk_is_named_by_the_folder(tmp_path, capsys):
+    def write() -> None:
+        with output_folder(tmp_path), open('/dev/full', 'w') as file:
+            file.write('x')
+
+    assert exit_status(write) == 3
+    assert f'{tmp_path}: no space is left on the disk' in capsys.readouterr().err
