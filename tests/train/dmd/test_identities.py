@@ -17,6 +17,7 @@ from support.wave_world import Row, Wave, cauchy, params, slopes, wave
 from train.dmd.critic import FeatureCritic
 from train.dmd.objectives.adversarial import AdversarialConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
+from train.runtime.optimizer import OptimizerConfig
 
 TEACHER, STUDENT, FAKE, START, CRITIC = (params(seed) for seed in range(5))
 GUIDANCE, NEGATIVE = 3.0, np.ones(6)
@@ -27,6 +28,10 @@ ADVERSARIAL = AdversarialConfig(weight=0.3, r1=0.5, r2=0.25)
 
 class WaveCritic(FeatureCritic):
     """A critic with the flow of the fake model as its features."""
+
+    def init(self, key):
+        del key
+        return jax.tree.map(jnp.float32, CRITIC)
 
     def flow_and_logit(self, fake, critic, example, stage, probe):
         variables, units = {'params': fake}, example.unit[:, None] + jnp.arange(1 - FRAMES, 1)
@@ -194,6 +199,25 @@ def test_gradient_of_the_fake_model_and_the_critic(adversarial, stage):
         used = {name: CRITIC[name] for name in ('gain', 'told', 'head')}
         want = slopes(lambda p: total(FAKE, CRITIC | p), used)
         assert_equal({name: float(of_critic[name]) for name in used}, want)
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole_with_a_critic():
+    """The noise of R1 and R2 travels with its rows, too."""
+    states = []
+    for parts in (1, 4):
+        rate = OptimizerConfig(learning_rate=0.01, clip_norm=100.0)
+        program = program_of('adversarial', part=ADVERSARIAL, accumulate=parts, student=rate, fake=rate)
+        program.critic, program.teacher = WaveCritic(ADVERSARIAL, program.module), jax.tree.map(jnp.float32, TEACHER)
+        state = program.init_state(jax.random.key(0), program.frozen())
+        batch = {name: jnp.stack([leaf] * program.config.updates) for name, leaf in make_batch().items()}
+        state, _ = program.train_step(1, state, program.frozen(), batch, jax.random.key(1))
+        states.append(state)
+    for name in ('student', 'fake', 'critic'):
+        whole, in_parts = (getattr(state, name) for state in states)
+        assert in_parts.keys() == whole.keys()
+        for leaf in whole:
+            assert float(in_parts[leaf]) == pytest.approx(float(whole[leaf]), abs=2e-5), (name, leaf)
+    assert float(states[0].critic['gain']) != pytest.approx(CRITIC['gain'], abs=1e-3)
 
 
 def test_the_two_waves_are_equal():
