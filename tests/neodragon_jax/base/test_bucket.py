@@ -7,6 +7,7 @@ import os
 import pathlib
 import time
 
+import numpy as np
 import pytest
 
 from neodragon_jax.base import bucket as buckets
@@ -15,6 +16,10 @@ from neodragon_jax.base.atomic import atomic_file, atomic_folder, check_writable
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.paths import input_path
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import shipped
+from neodragon_jax.generation.result import Video
+from support.goldens import TINY_CHECKPOINT
 
 # --- Uploads ----------------------------------------------------------------------------------------------------------
 
@@ -185,3 +190,26 @@ def test_the_owner_renews_its_lock(bucket, monkeypatch):
         while len(written) < 3 and time.monotonic() < deadline:
             written.add(buckets.filesystem().info(os.fspath(path))['generation'])
         assert len(written) == 3
+
+
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_in_a_bucket_is_read_by_its_folder_with_the_needed_parts_only(bucket):
+    for part in ('context_adapter', 'causal_video_vae'):
+        for path in (TINY_CHECKPOINT / part).iterdir():
+            with atomic_file(bucket / 'model' / part / path.name) as draft:
+                draft.write_bytes(path.read_bytes())
+    given = str(bucket / 'model').replace('gs://', 'GS://')
+    root = shipped.find(given, ['context_adapter'])
+    assert sorted(path.name for path in root.iterdir()) == ['context_adapter']
+    folder = checkpoint.component_folder(given, 'context_adapter')
+    assert folder == root / 'context_adapter'
+    _, params = checkpoint.load(bucket / 'model' / 'context_adapter')
+    assert len(params) == len(checkpoint.load(TINY_CHECKPOINT / 'context_adapter')[1])
+
+
+def test_a_video_is_saved_into_a_bucket(bucket):
+    frames = np.zeros((9, 32, 32, 3), np.uint8)
+    saved = Video(frames=frames, prompt='x', seed=0).save(str(bucket / 'videos' / 'x.mp4'))
+    assert saved == bucket / 'videos' / 'x.mp4' and len(saved.read_bytes()) > 500
