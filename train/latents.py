@@ -150,7 +150,7 @@ def load_encoder(options: Options, spread: Spread) -> Encoder:
     )
 
 
-def find_sets(clips: pathlib.Path, out: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
+def find_sets(clips: pathlib.Path, out: StoragePath) -> list[tuple[pathlib.Path, StoragePath]]:
     """Return (folder of clips, folder of their latents) of every size.
 
     Raises:
@@ -206,7 +206,7 @@ def protocol(source: ClipSource, encoder: Encoder, conditioner: Conditioner, opt
 
 
 def write_latents(
-    clips: pathlib.Path, out: pathlib.Path, encoder: Encoder, conditioner: Conditioner, options: Options
+    clips: pathlib.Path, out: StoragePath, encoder: Encoder, conditioner: Conditioner, options: Options
 ) -> None:
     """Write the missing latents of one set of clips."""
     source = ClipSource(clips)
@@ -282,7 +282,7 @@ def run(options: Options) -> None:
         write_sets(sets, options)
 
 
-def write_sets(sets: Sequence[tuple[pathlib.Path, pathlib.Path]], options: Options) -> None:
+def write_sets(sets: Sequence[tuple[pathlib.Path, StoragePath]], options: Options) -> None:
     """Load the encoders, and write the missing latents of sets of clips, each to its folder."""
     spread = Spread(jax.local_devices())
     encoder = load_encoder(options, spread)

@@ -26,15 +26,14 @@ class ProgressBar(tqdm.tqdm):
             kwargs |= {'mininterval': every, 'maxinterval': every, 'delay': every, 'miniters': 1, 'leave': False}
         super().__init__(*args, disable=hidden, **kwargs)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw the bar, or print the line."""
         if not self._lines:
-            return bool(super().display(msg, pos))
-        if msg is None:
+            super().display(msg, pos)
+        elif msg is None:
             state = self.format_dict
             rate, done, total = state['rate'], state['n'], state['total']
             name = f'{state["prefix"].removesuffix(": ")}: ' if state['prefix'] else ''
             of = f' of {total}' if total else ''
             left = f', {self.format_interval((total - done) / rate)} left' if rate and total else ''
             print(f'{name}{done}{of} {state["unit"]}s{left}', file=sys.stderr, flush=True)
-        return True

@@ -78,14 +78,14 @@ def _read_text(name: str, path: pathlib.Path) -> str:
 def _values(name: str, suffix: str, text: str) -> Iterator[tuple[int, Any]]:
     """Yield the line number and the uncleaned prompt of every entry of a file."""
     if suffix == '.json':
-        rows = parse_json(text, Any, name)
+        rows = parse_json(text, object, name)
         if not isinstance(rows, list):
             raise InputError(f'{name}: not a list of prompts; write ["a cat", ...] or [{{"prompt": "a cat"}}, ...].')
         yield from ((row, _prompt_of(f'{name}, entry {row}', value)) for row, value in enumerate(rows, 1))
     elif suffix == '.jsonl':
         for line, entry in enumerate(text.split('\n'), 1):
             if entry.strip():
-                yield line, _prompt_of(f'{name}, line {line}', parse_json(entry, Any, f'{name}, line {line}'))
+                yield line, _prompt_of(f'{name}, line {line}', parse_json(entry, object, f'{name}, line {line}'))
     elif suffix in ('.csv', '.tsv'):
         yield from _table_rows(name, text, '\t' if suffix == '.tsv' else ',')
     else:

@@ -210,7 +210,7 @@ def read(root: str | os.PathLike[str]) -> GenerationDefaults:
     path = shipped.resolve(root, ()) / FILE
     if not path.exists():
         return RELEASED
-    values = read_json(path, Any, MAX_BYTES)
+    values = read_json(path, object, MAX_BYTES)
     if not isinstance(values, dict):
         raise InputError(f'{path}: not a JSON object. Write {{"frames": 17, ...}}, or remove it.')
     _check(path, '', values, _KINDS)

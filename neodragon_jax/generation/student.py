@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from typing import Any, Literal
+from typing import Any
 
 from neodragon_jax.base.json_file import checked, read_json
 from neodragon_jax.checkpoint import folders, hub
 from neodragon_jax.checkpoint.results import find_result
 from neodragon_jax.generation.defaults import GenerationDefaults, StepsPerStage
-from neodragon_jax.pyramid.spacings import SPACINGS
+from neodragon_jax.pyramid.spacings import Spacing
 
 FILE = 'student.json'
 
@@ -27,7 +27,7 @@ class _Levels:
 
     student_steps: StepsPerStage
     student_first_steps: StepsPerStage
-    spacing: Literal[SPACINGS]
+    spacing: Spacing
 
 
 def find_student(given: str | os.PathLike[str]) -> pathlib.Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-SPACINGS = ('released', 'even')
+from typing import Literal, get_args
+
+Spacing = Literal['released', 'even']
+SPACINGS: tuple[str, ...] = get_args(Spacing)
 # The noise levels of the training; more steps than levels are a mistyped number.
 MAX_STEPS = 1000

@@ -51,4 +51,4 @@ def of_first_process(value: Any) -> Any:
     text = np.frombuffer(json.dumps(value).encode(), np.uint8) if jax.process_index() == 0 else np.zeros(0, np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
     received = multihost_utils.broadcast_one_to_all(text if text.size == size else np.zeros(size, np.uint8))
-    return parse_json(np.asarray(received, np.uint8).tobytes(), Any, 'process 0')
+    return parse_json(np.asarray(received, np.uint8).tobytes(), object, 'process 0')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def fresh_denoiser(sizes: MMDiTConfig, context_embedder: bool) -> PyramidMMDiT |
     return TeacherMMDiT(TeacherMMDiTConfig(**dataclasses.asdict(sizes)))
 
 
-def read_denoiser(folder: str) -> tuple[PyramidMMDiT | TeacherMMDiT, Any]:
+def read_denoiser(folder: str | os.PathLike[str]) -> tuple[PyramidMMDiT | TeacherMMDiT, Any]:
     """Return a stored denoiser, with or without an embedder, and its parameters stacked for the scan.
 
     Raises:
@@ -77,7 +78,7 @@ def blank_latents(blank_sample: BlankSample, config: TeacherConfig) -> Repeated:
     return Repeated(sample, 2**20)
 
 
-def abstract_denoiser(folder: str) -> tuple[AnyDenoiser, Any]:
+def abstract_denoiser(folder: str | os.PathLike[str]) -> tuple[AnyDenoiser, Any]:
     """Return a stored denoiser and its abstract parameters, in float32, stacked for the scan.
 
     Raises:
