@@ -1,7 +1,8 @@
 """Programs killed with SIGKILL at random moments: run again, they end with exactly the files of an uninterrupted run.
 
 Training runs, sample sets of the teacher and jobs of several processes are killed in tests/train/runtime/test_kill.py
-and tests/train/data/test_writer_kill.py.
+and tests/train/data/test_writer_kill.py. The files of train.shapes.language differ between two unbroken runs, because
+the training of its tokenizer depends on the order of hashes.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ def command(program: str, inputs: pathlib.Path, out: pathlib.Path) -> list[str]:
         'train.captioned_clips': ['--videos', str(inputs / 'videos'), '--frames', '17', '--sizes', '64x64'],
         'train.prompts': ['--file', str(inputs / 'many.txt'), *checkpoint, '--samples-per-shard', '500'],
         'train.random_teacher': [],
-        'train.shapes.language': [],
         'train.prune': [],
     }
     arguments = lines[program]
@@ -52,7 +52,7 @@ def command(program: str, inputs: pathlib.Path, out: pathlib.Path) -> list[str]:
 
 PROGRAMS = (
     *('neodragon_jax', 'neodragon_jax.random_checkpoint', 'train.moving_shapes', 'train.moving_shapes --videos'),
-    *('train.captioned_clips', 'train.prompts', 'train.random_teacher', 'train.shapes.language', 'train.prune'),
+    *('train.captioned_clips', 'train.prompts', 'train.random_teacher', 'train.prune'),
 )
 
 
