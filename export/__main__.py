@@ -153,7 +153,8 @@ def _add_measurements(group: argparse._ArgumentGroup) -> None:
         '%(default)s)')  # fmt: skip
     add('--whole-video', action=argparse.BooleanOptionalAction, default=True,
         help='generate whole videos with the exported graphs on the CPU, if all stages of the denoiser are exported; '
-        'takes many minutes per video at full size')  # fmt: skip
+        'takes many minutes per video at full size; without them, the bits of keys and values are chosen on single '
+        'calls alone')  # fmt: skip
     add('--whole-videos', type=int, metavar='N', help='number of whole videos (default: one per evaluation prompt)')
     add('--simulate-video', action='store_true', help='generate them on the simulator, too')
     add('--compare', action='store_true',
