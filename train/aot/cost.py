@@ -140,8 +140,8 @@ class _CallGraph:
     def _calibrated(self, cycles: float, flops: float, instruction: Instruction, computation: Computation) -> float:
         """Return the calibrated cycles of an instruction.
 
-        The compiler's cycles of matrix products are plausible, 91 to 98% of the peak rate; those of operations that are
-        bound by memory are three times too high. The former take at least, the latter at most, the time to move their
+        The compiler's cycles of matrix products are plausible; those of operations that are bound by memory are far too
+        high. The former take at least, the latter at most, the time to move their
         bytes at MEMORY_BUSY of the memory's rate.
 
         Args:

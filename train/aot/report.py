@@ -1,7 +1,6 @@
 """Report of a sizing, as text and table rows: memory against capacity, step time and utilization.
 
-The times are estimates. `train.measure.published_steps` compares them with published steps; docs/tpu_sizing.md states
-the error.
+The times are estimates. `train.measure.published_steps` compares them with published steps.
 
   compute        calibrated cycles / clock: matrix products at the compiler's cycles, operations bound by memory by
                  their bytes (`train.aot.cost`); excludes collectives and custom kernels
