@@ -141,8 +141,8 @@ class _CallGraph:
         """Return the calibrated cycles of an instruction.
 
         The compiler's cycles of matrix products are plausible; those of operations that are bound by memory are far too
-        high. The former take at least, the latter at most, the time to move their
-        bytes at MEMORY_BUSY of the memory's rate.
+        high. The former take at least, the latter at most, the time to move their bytes at MEMORY_BUSY of the memory's
+        rate.
 
         Args:
           flops: of its matrix products.
