@@ -153,9 +153,19 @@ class DMD:
         config, probe, teacher = self.config, self.module, self.teacher_module
         if config.float32_probes:
             probe, teacher = (module.clone(residual_dtype=jnp.float32) for module in (probe, teacher))
-        applies: Any = (self.module.apply, probe.apply, teacher.apply)
-        guidance = config.guidance, config.first_guidance
-        return Updates(*applies, self.examples, config.objectives.parts(), *guidance, self.critic)
+        apply: Any = self.module.apply
+        probe_apply: Any = probe.apply
+        teacher_apply: Any = teacher.apply
+        return Updates(
+            apply,
+            probe_apply,
+            teacher_apply,
+            self.examples,
+            config.objectives.parts(),
+            config.guidance,
+            config.first_guidance,
+            self.critic,
+        )
 
     def frozen(self) -> dict[str, Any]:
         """Return the teacher's parameters, its negative prompt, and a start that is stored apart."""

@@ -155,8 +155,8 @@ class StudentEvaluation:
 
     def _own_history(self, given: HeldOut) -> Latents:
         """Return the student's videos with its own frames as history, by the code of generation."""
-        rollout, (_, *sizes) = self.rollout, given.latents.shape
-        plan = Plan(*sizes, rollout.steps, rollout.first_steps, schedule=rollout.schedule)
+        rollout, (_, frames, height, width, channels) = self.rollout, given.latents.shape
+        plan = Plan(frames, height, width, channels, rollout.steps, rollout.first_steps, schedule=rollout.schedule)
         first = given.latents[:, :1] if self.first_unit else None
         return sample(self._student, plan, given.prompt, given.noise, first_frame=first)
 

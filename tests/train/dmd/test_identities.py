@@ -197,7 +197,7 @@ def test_gradient_of_the_fake_model_and_the_critic(adversarial, stage):
     assert_equal({name: float(slope) for name, slope in of_fake.items()}, slopes(lambda p: total(p, CRITIC), FAKE))
     if adversarial:
         used = {name: CRITIC[name] for name in ('gain', 'told', 'head')}
-        want = slopes(lambda p: total(FAKE, CRITIC | p), used)
+        want = slopes(lambda p: total(FAKE, {**CRITIC, **p}), used)
         assert_equal({name: float(of_critic[name]) for name in used}, want)
 
 

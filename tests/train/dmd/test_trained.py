@@ -73,9 +73,7 @@ def test_whole_models_are_copies():
 def test_fewer_blocks_with_low_rank_updates_are_trained_and_merged(samples, tmp_path):
     """The student keeps the last of the teacher's two blocks; the result is an ordinary denoiser."""
     given = settings(samples, tmp_path / 'run', steps=2)
-    given.dmd.keep = '1'
-    for name in ('student_lora', 'fake_lora'):
-        given.dmd[name].rank = 2
+    given.dmd.update(keep='1', student_lora={'rank': 2}, fake_lora={'rank': 2})
     dmd.RECIPE.run(given)
     module, student = checkpoint.load(tmp_path / 'run' / 'result' / folders.STUDENT, PyramidMMDiT)
     teacher, full = checkpoint.load(TINY_CHECKPOINT / folders.TEACHER, PyramidMMDiT)
