@@ -210,7 +210,8 @@ def given(tmp_path: pathlib.Path) -> dict[str, list[str]]:
 
 READ_ONLY = {
     *('neodragon_jax.sizes', 'neodragon_jax.upload'),
-    *('train.launch', 'train.measure.loader', 'train.measure.packing', 'train.tpu_flags'),
+    *('train.launch', 'train.measure.loader', 'train.measure.packing', 'train.measure.probes', 'train.tpu_flags'),
+    'train.measure.published_steps',  # writes only a cache
 }
 # How an output cannot be written: status and part of the message.
 FAULTS = {

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from export.host.file_records import damage, file_records, read_json
-from export.host.protocol import KEPT, VIDEOS, Protocol
+from export.host.protocol import KEPT, VALIDATION, VIDEOS, Protocol
 from export.host.recording import (
     EVALUATION_CALLS,
     Call,
@@ -204,6 +204,8 @@ class CalibrationSet:
             raise InputError(f'{path}: damaged. Remove {self.folder} to record the calibration set again.')
         if self._has_enough(found):
             wanted |= {key: found[key] for key in (KEPT, VIDEOS)}
+            # Without quantized graphs no validation videos are asked for; those in the folder do no harm.
+            wanted[VALIDATION] = wanted[VALIDATION] or found.get(VALIDATION)
         different = sorted(key for key in {**wanted, **found} if found.get(key) != wanted.get(key))
         if different:
             raise InputError(

@@ -16,7 +16,7 @@ from neodragon_jax.pyramid.sampler import Plan
 
 # Increases when the layout of the files changes.
 FORMAT = 4
-KEPT, VIDEOS = 'calls kept per video', 'videos'
+KEPT, VALIDATION, VIDEOS = 'calls kept per video', 'validation prompts', 'videos'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Protocol:
             'format': FORMAT,
             **{f'weights of {name}': digest for name, digest in self.components.items()},
             'prompts': list(self.scenes.prompts),
-            'validation prompts': list(self.validation.prompts),
+            VALIDATION: list(self.validation.prompts),
             'evaluation prompts': list(self.evaluation.prompts),
             'modifier': self.scenes.modifier,
             'negative prompt': self.scenes.negative_prompt,

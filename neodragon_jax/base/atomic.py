@@ -102,9 +102,11 @@ def scratch_folder(parent: PathLike) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_writable(folder: PathLike) -> None:
+def check_writable(folder: PathLike, keep: bool = True) -> None:
     """Make a folder and try to write into it, so that a long run does not fail at its end.
 
+    Args:
+      keep: whether a folder that was absent stays.
     Raises:
       InputError: a part of the path is a file.
       OSError: the disk or the permissions do not allow it.
@@ -112,11 +114,14 @@ def check_writable(folder: PathLike) -> None:
     if bucket.is_bucket(folder):
         bucket.check_bucket(folder, 'output folder', write=True)
         return
+    made = not pathlib.Path(folder).exists()
     probe = _temporary(pathlib.Path(folder) / 'probe')
     try:
         probe.write_bytes(b'\0')
     finally:
         probe.unlink(missing_ok=True)
+        if made and not keep:
+            probe.parent.rmdir()
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:

@@ -31,7 +31,7 @@ def folder_lock(folder: PathLike, part: str = '') -> Iterator[None]:
     """Hold the lock of an output folder while the block runs.
 
     Args:
-      folder: made if absent.
+      folder: made if absent; removed again if the block fails and leaves it empty.
       part: name of the part of the folder that this process writes; each part has a lock of its own. Several processes
         of one run, each writing its own shards, give their numbers.
     Raises:
@@ -45,18 +45,24 @@ def folder_lock(folder: PathLike, part: str = '') -> Iterator[None]:
     folder = pathlib.Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file; give the name of a folder.')
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     if path in _HELD:
         raise InputError(f'{folder}: this process writes into it already; give another folder.')
     descriptor = _acquire(folder, path)
     _HELD.add(path)
+    failed = True
     try:
         yield
+        failed = False
     finally:
         _HELD.discard(path)
         path.unlink(missing_ok=True)
         os.close(descriptor)
+        if made and failed:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only an empty folder can be removed
 
 
 @contextlib.contextmanager

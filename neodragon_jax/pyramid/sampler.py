@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from neodragon_jax.base.errors import InputError
@@ -214,7 +215,7 @@ def guided(denoise: Denoiser, negative: Prompt, scale: Scale) -> Denoiser:
 def neighbors(first: Any, second: Any, axis: int = 0) -> Any:
     """Return two trees of arrays as one of the doubled batch, in which each sample's two rows are neighbors."""
 
-    def join(one: Array, other: Array) -> Array:
+    def join(one: Array | np.ndarray, other: Array | np.ndarray) -> Array:
         shape = other.shape
         return jnp.stack([one, other], axis=axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])
 

@@ -75,7 +75,8 @@ def test_goes_on_with_what_is_missing(checkpoint, tmp_path, capsys):
 
 def test_like_trained():
     """Heavy tails at the same deviation, smaller at branch ends; the same few channels are large in all gains."""
-    config = dataclasses.replace(TINY.denoiser, num_attention_heads=64)  # of 16 dimensions: 1024 channels, two large
+    # 64 heads of 16 dimensions: 1024 channels, two large.
+    config = dataclasses.replace(TINY.denoiser, num_attention_heads=64, caption_projection_dim=1024)
     plain = random_params.random_params('PyramidMMDiT', config, 0)
     params = random_params.like_trained(plain, 0)
     mlp, before = (tree['blocks_0']['image_mlp'] for tree in (params, plain))

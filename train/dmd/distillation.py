@@ -150,21 +150,14 @@ class DMD:
     @property
     def updates(self) -> Updates:
         """The losses of both models."""
-        config, probe, teacher = self.config, self.module, self.teacher_module
-        if config.float32_probes:
-            probe, teacher = (module.clone(residual_dtype=jnp.float32) for module in (probe, teacher))
-        apply: Any = self.module.apply
-        probe_apply: Any = probe.apply
-        teacher_apply: Any = teacher.apply
+        config, objectives = self.config, self.config.objectives.parts()
+        module: Any = self.module
+        probe: Any = module.clone(residual_dtype=jnp.float32) if config.float32_probes else module
+        teacher: Any = self.teacher_module
+        teacher = teacher.clone(residual_dtype=jnp.float32) if config.float32_probes else teacher
+        scales = {'guidance': config.guidance, 'first_guidance': config.first_guidance}
         return Updates(
-            apply,
-            probe_apply,
-            teacher_apply,
-            self.examples,
-            config.objectives.parts(),
-            config.guidance,
-            config.first_guidance,
-            self.critic,
+            module.apply, probe.apply, teacher.apply, self.examples, objectives, critic=self.critic, **scales
         )
 
     def frozen(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ import numpy as np
 
 from neodragon_jax.base.command_line import PathOption, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.paths import input_path
 from neodragon_jax.base.progress import ProgressBar
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter, Source
 from train.data.record_spec import ARRAY_DTYPES
@@ -147,8 +148,9 @@ def waits(source: Source, batch: int, step_s: float, steps: int) -> list[float]:
     return waited[1:]
 
 
-def measure(folder: pathlib.Path, args: argparse.Namespace) -> bool:
+def measure(given: str | pathlib.Path, args: argparse.Namespace) -> bool:
     """Print the rates and waiting times of a dataset; return whether its rate is sufficient."""
+    folder = input_path(given, 'sample set')
     source = SampleSource(folder)
     size_mb = sum(
         int(np.prod(array.shape)) * ARRAY_DTYPES[array.dtype].itemsize for array in source.spec.arrays.values()

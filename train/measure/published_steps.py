@@ -32,7 +32,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError, did_you_mean
 from train.aot.chips import topology
 from train.aot.compilation import facts_of
@@ -41,6 +41,10 @@ from train.aot.request import QUIET
 from train.aot.xla_flags import FLAGS
 from train.runtime.sharding import FSDP
 
+EXAMPLES = """examples:
+  both steps, each of which takes minutes and some GB:
+    python -m train.measure.published_steps --models 16b,32b
+"""
 TOPOLOGY, TOKENS, VOCABULARY, HEAD_DIM = 'v5e:16x16', 2048, 32000, 128
 # Tile of the attention kernel.
 TILE = 512
@@ -203,11 +207,16 @@ def run(models: Sequence[str], cache: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', default=','.join(MODELS), help='names, separated by commas (default: %(default)s)')
-    parser.add_argument('--cache', default='out/aot', help='folder of results (default: %(default)s)')
-    given = parser.parse_args(argv)
-    return exit_status(lambda: run(given.models.split(','), given.cache))
+    description = 'Check the estimate of train.aot against published training steps on TPUs; needs the extra `tpu`.'
+    parser = command_parser('python -m train.measure.published_steps', description, EXAMPLES)
+    add = parser.add_argument
+    add('--models', default=','.join(MODELS), metavar='LIST', help='names, separated by commas (default: %(default)s)')
+    add('--cache', action=PathOption, default='out/aot', metavar='DIR', help='folder of results (default: %(default)s)')
+    return exit_status(lambda: _run_parsed(parser.parse_args(argv)))
+
+
+def _run_parsed(args: argparse.Namespace) -> None:
+    run(args.models.split(','), args.cache)
 
 
 if __name__ == '__main__':

@@ -118,7 +118,7 @@ def test_low_memory_makes_the_same_videos_and_loads_each_module_once():
         return original(self, name, reader)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, '_read', spy)
+        patch.setattr(Store, 'read_module', spy)
         got = clips(worker, ['a cat', 'a dog'])
     assert read == [
         first_frame.TEXT_ENCODERS,

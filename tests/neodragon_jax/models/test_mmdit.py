@@ -205,7 +205,8 @@ def test_half_split_order_pairs_neighbors():
 
 def test_initial_flow_is_zero():
     """Zero-initialized output layers: an untrained model predicts nothing."""
-    model = PyramidMMDiT(MMDiTConfig(num_layers=2, num_attention_heads=2, attention_head_dim=8, pos_embed_max_size=8))
+    sizes = {'num_layers': 2, 'num_attention_heads': 2, 'attention_head_dim': 8, 'caption_projection_dim': 16}
+    model = PyramidMMDiT(MMDiTConfig(**sizes, pos_embed_max_size=8))
     args = [jnp.ones((1, 1, 4, 4, 16))], jnp.ones((1, 3, 16)), jnp.ones((1, 3), int), jnp.ones((1, 2048)), jnp.ones(1)
     params = jax.jit(model.init)(jax.random.key(0), *args)['params']
     assert not np.any(jax.jit(model.apply)({'params': params}, *args))

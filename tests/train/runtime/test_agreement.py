@@ -23,7 +23,10 @@ def test_differences_name_the_leaves():
     ('kind', 'message'),
     [
         ('seed', 'process 1 has another data or objective and settings than process 0'),
-        ('data', 'process 1 has another data or objective than process 0 (samples: 40 on process 0, 41 here)'),
+        (
+            'data',
+            'process 1 has another data or objective than process 0 (number of samples: 40 on process 0, 41 here)',
+        ),
     ],
 )
 def test_a_process_with_another_run_is_named(tmp_path, kind, message):
