@@ -278,7 +278,7 @@ def test_a_student_brings_its_schedule(student_folder, tmp_path):
         (['--frames', '20'], 'use 8 n + 1'),
         (['--out', str(ROOT / 'export' / 'phone')], 'a folder of the source code'),
         (['--denoiser', 'missing'], 'missing: no such folder'),
-        (['--student', 'missing'], 'missing: no such checkpoint folder'),
+        (['--student', 'missing'], '--student missing: no such folder'),
         (['--student', 'missing', '--denoiser', 'other'], 'leave --denoiser and --adapter out'),
         (['--student', 'missing', '--mode', 'monolithic'], '--student is for hybrid mode'),
         (['--denoiser', str(TINY_CHECKPOINT / 'context_adapter')], 'holds a ContextAdapter'),
