@@ -89,7 +89,7 @@ def steps(out: pathlib.Path) -> list[Step]:
         ),
         Step(
             'Export the three stages to the phone',
-            ['export', '--checkpoint', checkpoint, *parts, *prompts, *options, '--out', phone],
+            ['export', '--checkpoint', checkpoint, *parts, *options, '--out', phone],
         ),
     ]
 
