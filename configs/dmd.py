@@ -64,7 +64,7 @@ from ml_collections import ConfigDict
 from train.dmd.evaluation import EvaluationConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
-from train.dmd.trained import LoraConfig
+from train.dmd.trained import DenoiserLoraConfig
 from train.runtime.optimizer import OptimizerConfig
 from train.runtime.program import LoopConfig
 from train.runtime.settings import defaults, preset_of
@@ -80,8 +80,8 @@ FULL = {
         'frames': 7,  # latent frames of the roll-outs, with 'prompts'
         'start': '',  # denoiser folder from which student and fake model start; '' for the teacher
         'keep': '',  # blocks of the teacher that they start with, as 0,1,2 or the keep.json of train.prune; '' for all
-        'student_lora': defaults(LoraConfig),  # rank 0 trains all parameters
-        'fake_lora': defaults(LoraConfig),
+        'student_lora': defaults(DenoiserLoraConfig),  # rank 0 trains all parameters
+        'fake_lora': defaults(DenoiserLoraConfig),
         'protocol': '18',  # '18': external first frame, units 1..6; '21': all units
         'clean_prediction': 'exact',  # or 'paper'
         'student_steps': (1, 1, 1),  # per stage, coarsest first

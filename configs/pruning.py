@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from configs.teacher import TINY_FLOW
 from train.pruning.config import PruningConfig
 from train.runtime.program import LoopConfig
 from train.runtime.settings import defaults, preset_of
@@ -69,21 +70,7 @@ STAGE2 = {
 }
 
 TINY = {
-    'flow': {
-        'stages': 'all',
-        'dtype': 'float32',
-        'remat': 'none',
-        'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 10},
-        'evaluation': {
-            'examples': 8,
-            'batch': 8,
-            'samples': 4,
-            'steps': (2, 2, 2),
-            'first_steps': (2, 2, 2),
-            'guidance': 2.0,
-            'first_guidance': 2.0,
-        },
-    },
+    'flow': TINY_FLOW,
     'loop': {
         'steps': 60,
         'batch_size': 16,

@@ -98,8 +98,26 @@ FULL = {
     'blank_sample': {'frames': 7, 'height': 40, 'width': 64, 'text_tokens': 128},
 }
 
+# Flow matching of a miniature denoiser, also in configs/pruning.py.
+TINY_FLOW = {
+    'stages': 'all',
+    'dtype': 'float32',
+    'remat': 'none',
+    'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 10},
+    'evaluation': {
+        'examples': 8,
+        'batch': 8,
+        'samples': 4,
+        'steps': (2, 2, 2),
+        'first_steps': (2, 2, 2),
+        'guidance': 2.0,
+        'first_guidance': 2.0,
+    },
+}
+
 TINY = {
     'teacher': {
+        **TINY_FLOW,
         'sizes': {
             'num_layers': 2,
             'num_attention_heads': 4,
@@ -111,20 +129,7 @@ TINY = {
             'pos_embed_max_size': 24,
         },
         'context_embedder': False,
-        'stages': 'all',
         'ema_decay': 0.99,
-        'dtype': 'float32',
-        'remat': 'none',
-        'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 10},
-        'evaluation': {
-            'examples': 8,
-            'batch': 8,
-            'samples': 4,
-            'steps': (2, 2, 2),
-            'first_steps': (2, 2, 2),
-            'guidance': 2.0,
-            'first_guidance': 2.0,
-        },
     },
     'loop': {
         'steps': 200,

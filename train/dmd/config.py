@@ -13,7 +13,7 @@ from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
 from train.dmd.prompt_source import check_prompt_only
 from train.dmd.state import AverageConfig
-from train.dmd.trained import LoraConfig
+from train.dmd.trained import DenoiserLoraConfig
 from train.flow import losses
 from train.flow.flow_matching import check_weights
 from train.runtime.optimizer import OptimizerConfig
@@ -69,8 +69,8 @@ class DMDConfig:
     frames: int = 7
     start: PathText = ''
     keep: str = ''
-    student_lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    fake_lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    student_lora: DenoiserLoraConfig = dataclasses.field(default_factory=DenoiserLoraConfig)
+    fake_lora: DenoiserLoraConfig = dataclasses.field(default_factory=DenoiserLoraConfig)
     protocol: str = '18'
     clean_prediction: str = 'exact'
     student_steps: tuple[int, ...] = (1, 1, 1)

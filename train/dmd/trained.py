@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,7 @@ from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from train.pruning.keep_list import check_keep, prune, read_keep
-from train.runtime.settings import check_range
-from train.text.lora import init_lora, merge_lora
+from train.text.lora import LoraConfig
 
 # Subtrees of the denoiser's parameters with an axis of blocks.
 STACKED = ('blocks',)
@@ -31,33 +30,25 @@ STACKED = ('blocks',)
 STUDENT, FAKE = 1, 2
 
 
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank updates of a trained model.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoiserLoraConfig(LoraConfig):
+    """Low-rank updates of a denoiser; rank 0 trains all parameters."""
 
-    Attributes:
-      rank: R; 0 trains all parameters.
-      alpha: numerator of the scale of the updates, alpha / rank.
-      layers: regular expression of the linear layers' names.
-    """
+    LEAST_RANK: ClassVar[int] = 0
 
     rank: int = 0
-    alpha: float = 16.0
     layers: str = '((image|text)_(query|key|value|out)|(image|text)_mlp/linear_[12])'
-
-    def __post_init__(self) -> None:
-        check_range(self, 'rank', least=0)
 
     def begin(self, key: PRNGKeyArray, start: Any) -> Any:
         """Return the trained parameters: a copy of the start in float32, or low-rank updates that do not change it."""
         if self.rank:
-            return init_lora(key, start, self.rank, self.layers, STACKED)
+            return self.init(key, start, STACKED)
         # Real copies: the state's buffers are donated to every step, the start must survive.
         return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), start)
 
     def whole(self, trained: Any, start: Any) -> Any:
         """Return the parameters of the model."""
-        return merge_lora(start, trained, self.alpha / self.rank) if self.rank else trained
+        return self.merge(start, trained) if self.rank else trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +88,8 @@ class Trained:
 
     start: Start
     teacher: PyramidMMDiT
-    student: LoraConfig
-    fake: LoraConfig
+    student: DenoiserLoraConfig
+    fake: DenoiserLoraConfig
 
     def begin(self, key: PRNGKeyArray, frozen: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the trained parameters of both models at their start."""

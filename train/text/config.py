@@ -8,27 +8,18 @@ from neodragon_jax.base.errors import InputError
 from train.data import DTYPES
 from train.runtime.optimizer import OptimizerConfig
 from train.runtime.settings import check_range
+from train.text.lora import LoraConfig
 from train.text.parts import ADAPTERS
 
 ENCODERS = ('frozen', 'lora', 'trained')
 
 
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank updates of DT5.
-
-    Attributes:
-      rank: R.
-      alpha: numerator of the scale of the updates, alpha / rank.
-      layers: regular expression of the linear layers' names.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderLoraConfig(LoraConfig):
+    """Low-rank updates of DT5."""
 
     rank: int = 16
-    alpha: float = 16.0
     layers: str = '(query|key|value|out|mlp_gate|mlp_value|mlp_out|projection_in|projection_out)'
-
-    def __post_init__(self) -> None:
-        check_range(self, 'rank', least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +44,7 @@ class TextConfig:
     held_out: int = 1000
     held_out_batch: int = 200
     dtype: str = 'bfloat16'
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    lora: EncoderLoraConfig = dataclasses.field(default_factory=EncoderLoraConfig)
     optimizer: OptimizerConfig = dataclasses.field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=1000)
     )

@@ -6,9 +6,10 @@ Legend: I inputs, O outputs, R rank, N blocks.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,38 @@ from flax import traverse_util
 from jaxtyping import PRNGKeyArray
 
 from neodragon_jax.base.errors import InputError
+from train.runtime.settings import check_range
 from train.runtime.sharding import path_name
 
 Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates of a module; each kind of module has a subclass with its defaults.
+
+    Attributes:
+      rank: R; at least LEAST_RANK.
+      alpha: numerator of the scale of the updates, alpha / rank.
+      layers: regular expression of the linear layers' names.
+    """
+
+    LEAST_RANK: ClassVar[int] = 1
+
+    rank: int
+    alpha: float = 16.0
+    layers: str
+
+    def __post_init__(self) -> None:
+        check_range(self, 'rank', least=self.LEAST_RANK)
+
+    def init(self, key: PRNGKeyArray, params: Params, stacked: Collection[str] = ()) -> dict[str, Any]:
+        """Return updates that do not change the parameters, see `init_lora`."""
+        return init_lora(key, params, self.rank, self.layers, stacked)
+
+    def merge(self, params: Params, updates: Params) -> dict[str, Any]:
+        """Return parameters with the updates added, see `merge_lora`."""
+        return merge_lora(params, updates, self.alpha / self.rank)
 
 
 def init_lora(

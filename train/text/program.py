@@ -45,7 +45,7 @@ from train.runtime.settings import PathText
 from train.runtime.sharding import place, to_host
 from train.text import losses
 from train.text.config import TextConfig
-from train.text.lora import init_lora, merge_lora, named_tensors
+from train.text.lora import named_tensors
 from train.text.parts import (
     TextParts,
     abstract_parts,
@@ -107,8 +107,7 @@ class TextDistillation:
         if self.config.encoder == 'trained':
             params['encoder'] = jax.tree.map(jnp.copy, frozen['encoder'])
         if self.config.encoder == 'lora':
-            lora = self.config.lora
-            params['lora'] = init_lora(lora_key, frozen['encoder'], lora.rank, lora.layers)
+            params['lora'] = self.config.lora.init(lora_key, frozen['encoder'])
         return AveragedState.begin(params, self.tx, ema_decay=0.0)
 
     def variant(self, step: int) -> int:
@@ -158,7 +157,7 @@ class TextDistillation:
     def encoder_params(self, params: Any, given: Any) -> Any:
         """Return DT5's parameters with the training so far."""
         if self.config.encoder == 'lora':
-            return merge_lora(given, params['lora'], self.config.lora.alpha / self.config.lora.rank)
+            return self.config.lora.merge(given, params['lora'])
         return params.get('encoder', given)
 
     def evaluate(self, state: AveragedState, frozen: Any, folder: pathlib.Path) -> dict[str, float]:

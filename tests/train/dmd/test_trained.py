@@ -23,11 +23,11 @@ from train.dmd.distillation import DMD
 from train.dmd.objectives.matching import MatchingConfig
 from train.dmd.objectives.progressive import ProgressiveConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
-from train.dmd.trained import LoraConfig, read_start
+from train.dmd.trained import DenoiserLoraConfig, read_start
 from train.pruning.keep_list import prune
 from train.text.lora import merge_lora
 
-LORA = LoraConfig(rank=2, alpha=4.0)
+LORA = DenoiserLoraConfig(rank=2, alpha=4.0)
 
 
 def stacked():
@@ -64,10 +64,10 @@ def test_updates_of_stacked_blocks_are_those_of_each_block():
 def test_whole_models_are_copies():
     """A step donates its state; the teacher must survive."""
     start = {'a': jnp.ones(3)}
-    copy = LoraConfig().begin(jax.random.key(0), start)
+    copy = DenoiserLoraConfig().begin(jax.random.key(0), start)
     copy['a'].delete()
     assert not start['a'].is_deleted()
-    assert LoraConfig().whole(start, None) is start
+    assert DenoiserLoraConfig().whole(start, None) is start
 
 
 def test_fewer_blocks_with_low_rank_updates_are_trained_and_merged(samples, tmp_path):
