@@ -27,7 +27,8 @@ from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR, GenerationDefaults
 
-SCHEMA, VERSION = 'neodragon-bundle', 1
+# Increases when a reader of the version before cannot read a bundle; the players have their own constant.
+SCHEMA, VERSION = 'neodragon-bundle', 2
 FRAMES_PER_SECOND = 24
 _LICENSE = pathlib.Path(__file__).parents[2] / 'LICENSE'
 

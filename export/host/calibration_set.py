@@ -54,36 +54,39 @@ class CalibrationSet:
     protocol: Protocol
 
     @classmethod
-    def record(
-        cls,
-        folder: pathlib.Path,
-        protocol: Protocol,
-        open_recording: Callable[[], Recording],
-        on_video: Callable[[str], None],
-    ) -> CalibrationSet:
-        """Generate the videos that are missing or damaged.
+    def open(cls, folder: pathlib.Path, protocol: Protocol) -> CalibrationSet:
+        """Return the set of a folder, with the protocol that it was recorded by; `record` completes its videos.
 
-        Args:
-          open_recording: loads the program; called only if a video has to be generated.
-          on_video: called with one line per video.
         Raises:
           InputError: the folder holds a set of another protocol, or its protocol is damaged.
         """
         found = cls(folder, protocol)
-        found = dataclasses.replace(found, protocol=found._check_or_write_protocol())
+        return dataclasses.replace(found, protocol=found._check_or_write_protocol())
+
+    @property
+    def videos(self) -> int:
+        """Number of videos of all kinds."""
+        return len(self._videos())
+
+    def record(self, open_recording: Callable[[], Recording], on_video: Callable[[str], None]) -> None:
+        """Generate the videos that are missing or damaged.
+
+        Args:
+          open_recording: loads the program; called only if a video has to be generated.
+          on_video: called with one line per video, also for those recorded before.
+        """
         recording = None
-        for kind, number in found._videos():
-            name = f'{kind} video {number + 1} of {found._count(kind)}'
-            harm = found._damage(kind, number)
+        for kind, number in self._videos():
+            name = f'{kind} video {number + 1} of {self._count(kind)}'
+            harm = self._damage(kind, number)
             if harm == '':
                 on_video(f'{name}: recorded before')
                 continue
             with measured() as resources:
                 recording = recording or open_recording()
-                video, calls = recording.generate(found._scenes(kind), number)
-            found._write(kind, number, video, calls, resources)
+                video, calls = recording.generate(self._scenes(kind), number)
+            self._write(kind, number, video, calls, resources)
             on_video(f'{name}: recorded' + (f' again, because {harm}' if harm else ''))
-        return found
 
     @property
     def sha256(self) -> str:

@@ -58,8 +58,9 @@ def _make(
 ) -> Report:
     """Run the export in the locked folders."""
     replays = whole_video.planned(program, options.whole_video, options.simulate_video)
-    progress = Progress(_steps(options, protocol) + len(replays))
-    calibration = CalibrationSet.record(options.calibration, protocol, program.open_recording, progress)
+    calibration = CalibrationSet.open(options.calibration, protocol)
+    progress = Progress(_steps(options, calibration) + len(replays))
+    calibration.record(program.open_recording, progress)
     counts = {name: options.graphs.samples_of(name) for name in options.names}
     graphs = list(recorded_graphs(program, calibration, counts, options.graphs.evaluation_samples))
     choice = key_value_bits.choose(graphs, program, options, calibration, progress)
@@ -118,15 +119,10 @@ def _protocol(options: ExportOptions, program: PhoneProgram) -> Protocol:
     return Protocol(program.weights, options.scenes, validation, options.evaluation, plan, keep, videos)
 
 
-def _steps(options: ExportOptions, protocol: Protocol) -> int:
+def _steps(options: ExportOptions, calibration: CalibrationSet) -> int:
     """Return the number of reported steps, without whole videos."""
     shared = options.graphs.shared(options.names)
-    steps = (
-        key_value_bits.steps_of(options)
-        + protocol.videos
-        + len(protocol.validation.prompts)
-        + len(protocol.evaluation.prompts)
-    )
+    steps = calibration.videos + key_value_bits.steps_of(options)
     steps += sum(graph.steps_of(name, options.graphs, name in shared) for name in options.names)
     return steps + shared_binary.steps_of(shared, options.graphs) + comparison.GRAPHS * options.graphs.compare
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -206,13 +207,18 @@ def test_a_folder_that_another_run_writes_into_is_refused(folder, tmp_path, caps
 
 
 @pytest.mark.qnn
-def test_a_set_of_more_graphs_serves_fewer(exported, arguments, tmp_path, monkeypatch):
+def test_a_set_of_more_graphs_serves_fewer(exported, arguments, tmp_path, monkeypatch, capsys):
     from export.host.phone_program import PhoneProgram
 
     monkeypatch.setattr(PhoneProgram, 'open_recording', lambda self: pytest.fail('the calibration set is complete'))
     for graphs in ('clip_l', 'super_resolution'):
         command = [*arguments, '--graphs', graphs, '--calibration', str(exported / 'calibration')]
+        capsys.readouterr()
         assert main([*command, '--no-simulate', '--out', str(tmp_path)]) == 0
+        steps = re.findall(r'(?m)^\[(\d+)/(\d+)\]', capsys.readouterr().out)
+        assert steps == [(str(number), str(len(steps))) for number in range(1, len(steps) + 1)], (
+            'all are counted before'
+        )
     row = json.loads((tmp_path / 'report.json').read_text())['graphs'][0]
     assert row['graph'] == 'super_resolution' and row['lowest_db'] > row['target_db']
 

@@ -13,7 +13,7 @@ from neodragon_phone.errors import BundleError
 from neodragon_phone.schema import REMEDY, Items, Kind, Number, Optional, Record, Table, Text, Whole, wrong
 
 NAME = 'manifest.json'
-SCHEMA, VERSION = 'neodragon-bundle', 1
+SCHEMA, VERSION = 'neodragon-bundle', 2
 # A full-size manifest has about 1 MB.
 _MOST_BYTES = 1 << 26
 
@@ -148,7 +148,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     """Return the manifest of a bundle, checked against its digest, its schema, and itself.
 
     Raises:
-      BundleError: the file is missing, damaged, of a newer version, or contradicts itself.
+      BundleError: the file is missing, damaged, of another version, or contradicts itself.
     """
     path = folder / NAME
     try:
@@ -165,16 +165,21 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         manifest = json.loads(content.decode('utf-8'))
     except (ValueError, RecursionError):
         raise BundleError(f'{path}: not a JSON document. {REMEDY}') from None
-    if isinstance(manifest, dict) and isinstance(manifest.get('version'), int) and manifest['version'] > VERSION:
-        raise BundleError(
-            f'{path}: version {manifest["version"]}; this player reads {VERSION}. Update neodragon-phone.'
-        )
+    _check_version(path, manifest)
     _MANIFEST.check(manifest, '')
     _check_tables(manifest)
     _check_graphs(manifest)
     _check_video(manifest)
     _check_denoiser(manifest)
     return manifest
+
+
+def _check_version(path: pathlib.Path, manifest: Any) -> None:
+    """Raise BundleError for another version of the format; `_MANIFEST` refuses one that is no number."""
+    version = manifest.get('version') if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version != VERSION:
+        remedy = 'Update neodragon-phone' if version > VERSION else 'Export the bundle again'
+        raise BundleError(f'{path}: version {version}; this player reads version {VERSION}. {remedy}.')
 
 
 def array_bytes(shape: list[int], itemsize: int = 4) -> int:

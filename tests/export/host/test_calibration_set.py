@@ -47,7 +47,8 @@ class NoiseProgram:
 
 def record(folder: pathlib.Path, protocol: Protocol | None = None) -> tuple[CalibrationSet, NoiseProgram, list[str]]:
     program, lines = NoiseProgram(), list[str]()
-    found = CalibrationSet.record(folder, protocol or make_protocol(), lambda: program, lines.append)
+    found = CalibrationSet.open(folder, protocol or make_protocol())
+    found.record(lambda: program, lines.append)
     return found, program, lines
 
 
@@ -123,8 +124,9 @@ def test_other_protocols_are_refused_and_larger_sets_serve(tmp_path):
     with pytest.raises(InputError, match='recorded with other evaluation prompts, seed'):
         scenes = Scenes(PROMPTS, seed=1)
         record(tmp_path, make_protocol(scenes=scenes, evaluation=Scenes(EVALUATION[:1], seed=1)))
-    found, program, _ = record(tmp_path, make_protocol(videos=2, keep={'video_decoder': 1}))
+    found, program, lines = record(tmp_path, make_protocol(videos=2, keep={'video_decoder': 1}))
     assert not program.generated and found.protocol.videos == VIDEOS
+    assert len(lines) == found.videos == VIDEOS + len(VALIDATION) + len(EVALUATION)
     path = tmp_path / 'protocol.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | {'videos': 'many'}))
     with pytest.raises(InputError, match='recorded with other videos'):

@@ -1,5 +1,6 @@
 """The C++ runner: built by the test, run on the CPU provider, compared with the player on the same encoded prompt."""
 
+import json
 import pathlib
 import subprocess
 
@@ -62,6 +63,14 @@ def test_latents_and_frames_are_the_players(runner, player, bundle_folder, tmp_p
 
 
 def test_errors_are_one_line(runner, bundle_folder, tmp_path):
-    for arguments in ([str(tmp_path), str(tmp_path)], [str(bundle_folder), str(tmp_path), 'sm0000']):
+    old = tmp_path / 'old'
+    old.mkdir()
+    (old / 'manifest.json').write_text(json.dumps({'schema': 'neodragon-bundle', 'version': 1}))
+    for arguments, complaint in (
+        ([str(tmp_path), str(tmp_path)], 'manifest.json: cannot be read'),
+        ([str(old), str(tmp_path)], 'not a bundle of version 2'),
+        ([str(bundle_folder), str(tmp_path), 'sm0000'], 'sm0000'),
+    ):
         run = subprocess.run([str(runner), *arguments], capture_output=True, text=True)
         assert run.returncode == 2 and run.stderr.startswith('error: ') and run.stderr.count('\n') == 1
+        assert complaint in run.stderr

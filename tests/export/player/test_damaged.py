@@ -87,10 +87,14 @@ def test_no_link_leaves_the_bundle(folder):
     assert 'link that leaves the bundle' in message(folder)
 
 
-def test_a_newer_bundle_is_told_from_a_damaged_one(folder):
+@pytest.mark.parametrize(('version', 'remedy'), [(1, 'Export the bundle again'), (3, 'Update neodragon-phone')])
+def test_a_bundle_of_another_version_is_told_from_a_damaged_one(folder, version, remedy):
     manifest = json.loads((folder / 'manifest.json').read_text())
-    sign(folder, manifest | {'version': 2})
-    assert 'Update neodragon-phone' in message(folder)
+    # Version 1 named the compared outputs of a recorded call `judged`.
+    for graph in manifest['graphs'].values():
+        graph['vector']['judged'] = graph['vector'].pop('compared')
+    sign(folder, manifest | {'version': version})
+    assert f'version {version}; this player reads version 2. {remedy}.' in message(folder)
 
 
 def test_only_verified_files_are_read(folder):

@@ -3,8 +3,14 @@
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
+#include <string>
 
 namespace neodragon {
+
+namespace {
+// Version of the format of manifest.json.
+constexpr int64_t kVersion = 2;
+}  // namespace
 
 std::string read_text(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -29,8 +35,9 @@ void write_bytes(const std::string& path, const void* data, size_t bytes) {
 
 Bundle::Bundle(const std::string& folder, const std::string& chipset)
     : folder_(folder), chipset_(chipset), manifest_(Json::parse(read_text(folder + "/manifest.json"))) {
-  if (manifest_["schema"].text() != "neodragon-bundle" || manifest_["version"].whole() != 1) {
-    throw std::runtime_error(folder + ": not a bundle of version 1");
+  if (manifest_["schema"].text() != "neodragon-bundle" || manifest_["version"].whole() != kVersion) {
+    throw std::runtime_error(folder + ": not a bundle of version " + std::to_string(kVersion) +
+                             "; export it again, or use the runner that came with its exporter");
   }
 }
 
