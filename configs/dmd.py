@@ -41,6 +41,8 @@ adversarial: the paper's with the adversarial term, for sharper single steps; fi
     update of the student, at the rates and Adam betas of One-Forcing (arXiv 2605.23458).
 decayed: the regression fades out between steps 1,000 and 2,000 of 5,000, at the coarsest stage from the start.
 even: two steps at the two coarse stages, one at full resolution.
+first_frame: for a student that also generates unit 0, in two steps per stage. No regression at the coarsest stage:
+    there the input is noise that does not depend on the data, and a regression leads to the mean.
 consistency: pyramidal mean flow, a start for the others: `--config.dmd.start=RUN1/result/diffusion_transformer_320p`.
 pairs: regression on the teacher's own paths from noise to data, of samples made with --store-starts; also a start.
 progressive: one step covers two of the teacher's. From 4-4-4 to 1-1-1 in three runs: the first with student_steps and
@@ -191,6 +193,11 @@ RECIPES = {
         }
     },
     'even': {'student_steps': (2, 2, 1), 'student_first_steps': (2, 2, 1)},
+    'first_frame': {
+        'protocol': '21',
+        'student_first_steps': (2, 2, 2),
+        'objectives': {'regression': {'stages': (0.0, 1.0, 1.0)}},
+    },
     'consistency': {
         'levels': 'uniform',
         'objectives': {'consistency': {'weight': 1.0}, 'matching': {'weight': 0.0}, 'regression': {'weight': 0.0}},

@@ -29,6 +29,9 @@ Expected in RUN/metrics.jsonl: `loss` from 0.25 (the first 20 steps) to 0.13 (st
 shapes: the denoiser of `train.benchmark` on moving shapes: four blocks of width 96, 1.5M parameters, T5 states of 16
 tokens; with Muon, 0.2 s a step on one core.
 
+shapes-stills, shapes-continued: those of `train.benchmark --start`, which continue from a checkpoint's denoiser
+(`--config.teacher.start`) on its text states: on single frames, and on clips, half of whose examples are of unit 0.
+
 Override any setting: `--config.teacher.optimizer.learning_rate=1e-4`. Run the same command again to resume.
 """
 
@@ -178,7 +181,26 @@ SHAPES = {
     'blank_sample': {'frames': 3, 'height': 8, 'width': 8, 'text_tokens': 16},
 }
 
+STILLS = {
+    'teacher': {'context_embedder': False, 'optimizer': {'learning_rate': 4e-3, 'warmup_steps': 50}},
+    'blank_sample': {'frames': 1},
+}
+CONTINUED = {
+    'teacher': {
+        'context_embedder': False,
+        'unit_weights': (2.0, 1.0, 1.0),
+        'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 50, 'decay_steps': 3000},
+    },
+    'loop': {'steps': 3000},
+}
+PRESETS = {
+    'tiny': (TINY,),
+    'shapes': (SHAPES,),
+    'shapes-stills': (SHAPES, STILLS),
+    'shapes-continued': (SHAPES, CONTINUED),
+}
+
 
 def get_config(preset: str = 'full') -> ConfigDict:
-    """Return the settings of a preset: full, tiny or shapes."""
-    return preset_of('configs/teacher.py', FULL, {'tiny': (TINY,), 'shapes': (SHAPES,)}, preset)
+    """Return the settings of a preset: full, or one of PRESETS."""
+    return preset_of('configs/teacher.py', FULL, PRESETS, preset)

@@ -3,6 +3,7 @@
     python -m train.benchmark --out out/benchmark                   (or: make benchmark)
     python -m train.benchmark --out out/benchmark --seeds 0,1,2 --jobs 2
     python -m train.benchmark --out out/fast --fast                 every command once, in minutes
+    python -m train.benchmark --out out/sharp --start CKPT          continue from a checkpoint of an earlier run
 
 Autoencoder, small decoder, teacher, text encoder, pruning and step distillation run one after the other, each by its
 own program. Then videos of held-out captions are generated; colors, shapes, directions and speeds are read from their
@@ -23,6 +24,8 @@ from collections.abc import Sequence
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import comma_list
+from neodragon_jax.checkpoint.components import component_folder
+from neodragon_jax.checkpoint.folders import TEACHER
 from train.benchmark.run import Options, run
 from train.benchmark.tiers import TIERS
 
@@ -39,6 +42,9 @@ examples:
 
   three seeds, two programs at a time:
     python -m train.benchmark --out out/benchmark --seeds 0,1,2 --jobs 2
+
+  sharper first frames for a checkpoint that an earlier run made:
+    python -m train.benchmark --start out/benchmark/seed-0/moving_shapes --out out/sharp
 
 The same command continues a stopped run. With --gate, the exit status is 1 if a target is missed.
 """
@@ -59,6 +65,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu',
         help='size of the benchmark, see below (default: %(default)s)')  # fmt: skip
     add('--fast', action='store_true', help='run every command once with almost no training, as a test')
+    add('--start', action=PathOption, metavar='CKPT',
+        help='train the multi-step denoiser of this checkpoint further, distill it, and keep the rest')  # fmt: skip
     add('--seeds', default='0', metavar='N,N', help='seeds of the teacher and all later steps (default: %(default)s)')
     add('--only', choices=('train', 'evaluate', 'report'), help='run only this part')
     add('--until', metavar='STEP', help='stop after this step of the chain')
@@ -85,7 +93,8 @@ def read_options(args: argparse.Namespace) -> Options:
     if args.jobs < 1 or args.devices < args.jobs:
         raise InputError(f'--jobs {args.jobs}, --devices {args.devices}: give at least 1, and a device for each job.')
     tier = 'fast' if args.fast else args.tier
-    return Options(args.out, tier, seeds, args.only, args.until, args.jobs, args.devices)
+    start = None if args.start is None else component_folder(args.start, TEACHER).parent.resolve()
+    return Options(args.out, tier, start, seeds, args.only, args.until, args.jobs, args.devices)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -81,6 +81,11 @@ class Chain:
         """The checkpoint with the text encoder that was distilled without the cosine term."""
         return self.folder / 'without_cosine_checkpoint'
 
+    @property
+    def students(self) -> tuple[str, ...]:
+        """The names of the students; the first one is shipped."""
+        return self.tier.students
+
     def result(self, name: str) -> pathlib.Path:
         """The result folder of a program."""
         return self.folder / name / 'result'
@@ -146,8 +151,7 @@ class Chain:
             )
 
     def _students(self) -> Iterator[Step]:
-        samples, base = self.folder / 'teacher_samples', self.out / 'base_checkpoint'
-        teacher, text = self.result('teacher'), self.result('text')
+        base, teacher, text = self.out / 'base_checkpoint', self.result('teacher'), self.result('text')
         parts = {self.distilled_text / name: base / name for name in LANGUAGE} | {
             self.distilled_text / VAE: self._small_vae
         }
@@ -159,21 +163,30 @@ class Chain:
             parts[self.without_cosine / TEXT_ENCODER] = self.result('text_without_cosine') / TEXT_ENCODER
         parts |= {self.teacher_text / DENOISER: teacher / DENOISER, self.teacher_text / ADAPTER: teacher / ADAPTER}
         parts[self.teacher_text / TEXT_ENCODER] = self.out / 'language' / TEACHER_ENCODER
+        yield self._samples(parts)
+        for name in self.students:
+            yield self._student(name)
+
+    def _samples(self, parts: Mapping[pathlib.Path, pathlib.Path]) -> Step:
+        """Return the sampling of the teacher's videos of the trained captions."""
+        samples = self.folder / 'teacher_samples'
         arguments = ['--checkpoint', str(self.distilled_text), '--prompts-file', str(self.out / 'prompts.txt')]
         arguments += ['--out', str(samples), '--count', str(self.tier.samples), *self.tier.size, *self._sampling]
         arguments += ['--prompt-modifier', '', '--negative-prompt', '', '--seed', str(self.seed), '--batch', '32']
         arguments += ['--dtype', 'float32', '--store-dtype', 'float32']
-        yield Step('samples', samples / 'dataset_info.json', 'train.teacher_samples', arguments, parts)
-        common = [f'--config.data={samples}', f'--config.checkpoint={self.distilled_text}']
-        common += [f'--config.dmd.{name}={self.tier.guidance}' for name in ('guidance', 'first_guidance')]
-        common += [f'--config.dmd.{name}={self.tier.steps}' for name in ('teacher_steps', 'teacher_first_steps')]
-        for name in self.tier.students:
-            student = STUDENTS[name]
-            arguments = [*common, *student.settings]
-            if student.start is not None:
-                arguments.append(f'--config.dmd.start={self.result(student.start) / STUDENT}')
-            workdir, result = self.folder / name, self.result(name) / STUDENT
-            yield self._train('dmd', workdir, result, arguments, name, recipe=student.recipe)
+        return Step('samples', samples / 'dataset_info.json', 'train.teacher_samples', arguments, parts)
+
+    def _student(self, name: str) -> Step:
+        """Return the distillation of a student."""
+        student = STUDENTS[name]
+        arguments = [f'--config.data={self.folder / "teacher_samples"}', f'--config.checkpoint={self.distilled_text}']
+        arguments += [f'--config.dmd.{key}={self.tier.guidance}' for key in ('guidance', 'first_guidance')]
+        arguments += [f'--config.dmd.{key}={self.tier.steps}' for key in ('teacher_steps', 'teacher_first_steps')]
+        arguments += student.settings
+        if student.start is not None:
+            arguments.append(f'--config.dmd.start={self.result(student.start) / STUDENT}')
+        workdir, result = self.folder / name, self.result(name) / STUDENT
+        return self._train('dmd', workdir, result, arguments, name, recipe=student.recipe)
 
     def _evaluation(self, after: tuple[pathlib.Path, ...]) -> Step:
         """Return the evaluation of all systems, which also writes the checkpoint to ship."""

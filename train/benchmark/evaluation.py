@@ -25,16 +25,16 @@ from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.json_file import read_json
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
-from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.pyramid.sampler import DrawnNoise
 from neodragon_jax.pyramid.schedule import Schedule
-from train.benchmark.chain import ADAPTER, DENOISER, VAE, Chain
+from train.benchmark.chain import VAE, Chain
+from train.benchmark.continuation import Continuation
 from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, GIVEN
 from train.benchmark.motion import motion_columns
-from train.benchmark.students import STUDENTS
+from train.benchmark.systems import System, systems
 from train.benchmark.tiers import Tier
 from train.shapes.attributes import Attributes, Estimate, columns, estimate, measure, summarize
 from train.shapes.source import MovingShapesSource
@@ -47,53 +47,6 @@ Videos = UInt8[np.ndarray, 'N F H W 3']
 SCENES_SEED = 1_000_003
 # Number of videos generated at a time, and number of videos on a contact sheet.
 BATCH, SHOWN = 32, 6
-
-
-@dataclasses.dataclass(frozen=True)
-class System:
-    """A denoiser with its text side, and how it is sampled.
-
-    Attributes:
-      root: checkpoint with the text encoders and the VAE.
-      denoiser, adapter: component folders.
-      steps: sampling steps per stage.
-      guidance: guidance scale; None for no guidance.
-      spacing: levels of several steps in a stage, see `Schedule`.
-    """
-
-    root: pathlib.Path
-    denoiser: pathlib.Path
-    adapter: pathlib.Path
-    steps: tuple[int, int, int]
-    guidance: float | None
-    spacing: str = 'released'
-
-
-def systems(chain: Chain) -> dict[str, System]:
-    """Return every system of a seed by name."""
-    tier, teacher_text, distilled_text = chain.tier, chain.teacher_text, chain.distilled_text
-    full = {'steps': tier.steps, 'guidance': tier.guidance}
-    of = lambda name: chain.result(name) / DENOISER
-    found = {
-        'teacher': System(teacher_text, teacher_text / DENOISER, teacher_text / ADAPTER, **full),
-        'text': System(distilled_text, distilled_text / DENOISER, distilled_text / ADAPTER, **full),
-        'teacher_1': System(
-            distilled_text, distilled_text / DENOISER, distilled_text / ADAPTER, (1, 1, 1), tier.guidance
-        ),
-    }
-    if tier.ablations:
-        found |= {
-            'text_without_cosine': System(
-                chain.without_cosine, teacher_text / DENOISER, chain.result('text_without_cosine') / ADAPTER, **full
-            ),
-            'pruned_stage1': System(teacher_text, of('stage1'), teacher_text / ADAPTER, **full),
-            'pruned': System(teacher_text, of('stage2'), teacher_text / ADAPTER, **full),
-            'pruned_stage2_alone': System(teacher_text, of('stage2_alone'), teacher_text / ADAPTER, **full),
-        }
-    for name in tier.students:
-        result, steps = chain.result(name), STUDENTS[name].steps
-        found[name] = System(distilled_text, result / STUDENT, result / STUDENT_ADAPTER, steps, None, spacing='even')
-    return found
 
 
 class HeldOutCaptions:
@@ -132,7 +85,7 @@ class HeldOutCaptions:
         components = pipeline.load(system.root, 'monolithic', system.denoiser, system.adapter)
         size = (tier.frames, tier.height, tier.width)
         guidance = (system.guidance, system.guidance)
-        plan = make_plan('monolithic', *size, system.steps, system.steps, *guidance)
+        plan = make_plan('monolithic', *size, system.steps, system.first_steps, *guidance)
         schedule = Schedule(spacing=system.spacing)
         plan = dataclasses.replace(plan, guidance=guidance[0], first_guidance=guidance[1], schedule=schedule)
         plan = components.check(plan)
@@ -192,8 +145,7 @@ def evaluate(chain: Chain) -> dict[str, Any]:
 
     if DRAWN not in results:
         keep(DRAWN, held_out.drawn)
-    decoder = chain.out / 'decoder' / 'result' / VAE
-    for name, vae in {'native': chain.out / 'autoencoder' / 'result' / AUTOENCODER, 'small': decoder}.items():
+    for name, vae in autoencoders(chain).items():
         if name not in results:
             videos = held_out.reconstruct(vae)
             keep(name, videos, psnr_db=psnr_db(videos, held_out.drawn), decoder_parameters=_decoder_parameters(vae))
@@ -207,6 +159,16 @@ def evaluate(chain: Chain) -> dict[str, Any]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         keep(name, held_out.generate(system, first, chain.seed))
     return results
+
+
+def autoencoders(chain: Chain) -> dict[str, pathlib.Path]:
+    """Return the video VAEs to evaluate, by name; a continuation trains none."""
+    if isinstance(chain, Continuation):
+        return {'small': chain.start / VAE}
+    return {
+        'native': chain.out / 'autoencoder' / 'result' / AUTOENCODER,
+        'small': chain.out / 'decoder' / 'result' / VAE,
+    }
 
 
 def show(path: pathlib.Path, videos: Videos) -> None:

@@ -22,6 +22,7 @@ from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.json_file import read_json
 from train.benchmark import schedule
 from train.benchmark.chain import Chain, Step
+from train.benchmark.continuation import Continuation
 from train.benchmark.tiers import TIERS, Tier
 from train.shapes.captions import caption
 from train.shapes.world import WORLDS
@@ -40,10 +41,12 @@ class Options:
 
     Attributes:
       tier: name of one of TIERS.
+      start: root of a checkpoint to continue from; None trains the whole system.
     """
 
     out: pathlib.Path
     tier: str
+    start: pathlib.Path | None
     seeds: tuple[int, ...]
     only: str | None
     until: str | None
@@ -149,8 +152,8 @@ def run(options: Options) -> int:
     """
     tier, out = TIERS[options.tier], options.out.resolve()
     with folder_lock(out, '-'.join(map(str, options.seeds)) if options.only == 'evaluate' else ''):
-        check_tier(out, options.tier)
-        chains = [Chain(tier, out, seed) for seed in options.seeds]
+        check_tier(out, f'{options.tier}, continued' if options.start else options.tier)
+        chains = [make_chain(tier, out, seed, options.start) for seed in options.seeds]
         if options.only in (None, 'train'):
             train(chains, options.devices, options.jobs, options.until, evaluate=options.only is None)
         if options.until is not None:
@@ -167,6 +170,11 @@ def run(options: Options) -> int:
             missed = report.write(chains)
             print(f'{out / "report.md"}: {missed or "all"} targets {"missed" if missed else "reached"}')
         return missed
+
+
+def make_chain(tier: Tier, out: pathlib.Path, seed: int, start: pathlib.Path | None) -> Chain:
+    """Return the commands of a seed."""
+    return Chain(tier, out, seed) if start is None else Continuation(tier, out, seed, start)
 
 
 def check_tier(out: pathlib.Path, name: str) -> None:

@@ -14,6 +14,8 @@ from neodragon_jax.checkpoint.folders import CLIP_G, CLIP_L, STUDENT, STUDENT_AD
 from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import defaults as generation
 from train.benchmark.chain import ADAPTER, DENOISER, TEXT_ENCODER, VAE, Chain
+from train.benchmark.continuation import Continuation
+from train.benchmark.students import STUDENTS, Student
 from train.benchmark.tiers import Tier
 from train.shapes.captions import caption
 from train.shapes.world import WORLDS
@@ -23,7 +25,7 @@ ENCODERS = (CLIP_L, CLIP_G, TEXT_ENCODER)
 
 def write(chain: Chain) -> pathlib.Path:
     """Write teacher, student and their components to a folder of the seed, replacing it; return the folder."""
-    out, student = chain.shipped, chain.result('student')
+    out, student = chain.shipped, chain.result(chain.students[0])
     parts = {name: chain.distilled_text / name for name in (*ENCODERS, VAE, DENOISER, ADAPTER)}
     parts |= {STUDENT: student / STUDENT, STUDENT_ADAPTER: student / STUDENT_ADAPTER}
     with atomic_folder(out, replace=True) as partial:
@@ -32,12 +34,14 @@ def write(chain: Chain) -> pathlib.Path:
         for name, source in parts.items():
             module, params = checkpoint.load(source)
             checkpoint.save(partial / name, module, cast(params, jnp.bfloat16))
+        for path in chain.start.glob('*_prompts.txt') if isinstance(chain, Continuation) else ():
+            shutil.copy(path, partial)
         with atomic_file(partial / generation.FILE) as path:
-            path.write_text(json.dumps(defaults(chain.tier), indent=2) + '\n')
+            path.write_text(json.dumps(defaults(chain.tier, STUDENTS[chain.students[0]]), indent=2) + '\n')
     return out
 
 
-def defaults(tier: Tier) -> dict[str, object]:
+def defaults(tier: Tier, student: Student) -> dict[str, object]:
     """Return the contents of generation.json: the checkpoint's defaults for `python -m neodragon_jax`."""
     world = WORLDS[tier.world]
     example = caption(world.captioned(world.combinations('train')[0]))
@@ -49,9 +53,16 @@ def defaults(tier: Tier) -> dict[str, object]:
         'prompt_modifier': '',
         'negative_prompt': '',
         'modes': {
-            'hybrid': {'first_frame': 'denoiser'},
+            'hybrid': {'first_frame': 'denoiser', **_schedule(student)},
             'monolithic': {'steps': list(tier.steps), 'guidance': tier.guidance},
         },
         'prompts': f'captions such as "{example}"',
         'example': example,
     }
+
+
+def _schedule(student: Student) -> dict[str, object]:
+    """Return the steps of a student that has several in a stage."""
+    if student.steps == student.first_steps == (1, 1, 1):
+        return {}
+    return {'steps': list(student.steps), 'first_steps': list(student.first_steps), 'spacing': 'even'}

@@ -15,13 +15,14 @@ class Student:
       recipe: of configs/dmd.py: the preset is shapes-RECIPE.
       settings: other settings.
       start: name of the student from which it starts; None for the teacher.
-      steps: per stage, of every unit.
+      steps, first_steps: per stage, of units > 0 and of unit 0.
     """
 
     recipe: str = 'paper'
     settings: tuple[str, ...] = ()
     start: str | None = None
     steps: tuple[int, int, int] = (1, 1, 1)
+    first_steps: tuple[int, int, int] = (1, 1, 1)
 
 
 def _own_history(first: int, steps: int) -> tuple[str, ...]:
@@ -46,7 +47,9 @@ STUDENTS: Mapping[str, Student] = MappingProxyType(
             'decayed',
             tuple(f'--config.dmd.objectives.regression.{name}=140' for name in ('ramp_start', 'ramp_steps')),
         ),
-        'even': Student('even', steps=(2, 2, 1)),
+        'even': Student('even', steps=(2, 2, 1), first_steps=(2, 2, 1)),
+        # Of `train.benchmark --start`. Half of the examples are of unit 0.
+        'first_frame': Student('first_frame', ('--config.dmd.unit_weights=(2.0, 1.0, 1.0)',), first_steps=(2, 2, 2)),
     }
 )
 # Of the tier `one_step`: each recipe and the paper's, which comes first.

@@ -7,6 +7,7 @@ videos are set twice: for generated and for given first frames.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ import safetensors.numpy
 from neodragon_jax.base.json_file import read_json
 from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
 from train.benchmark.chain import VAE, Chain
+from train.benchmark.continuation import Continuation
 from train.benchmark.evidence import GENERATED, GIVEN, Evidence, Target, Value
 from train.benchmark.motion import motion_targets
 from train.benchmark.students import ONE_STEP
+from train.benchmark.systems import BEFORE
 from train.runtime.metrics import read_metrics
 from train.shapes.world import WORLDS
 
@@ -26,6 +29,8 @@ from train.shapes.world import WORLDS
 def gather(chain: Chain) -> Evidence:
     """Read the results of a seed."""
     results = read_json(chain.folder / 'evaluation.json', dict[str, Any])
+    if isinstance(chain, Continuation):
+        return Evidence(results, {}, math.nan, encoder_kept=True)
     texts = ('text', 'text_without_cosine') if chain.tier.ablations else ('text',)
     cosine = {name: 1 - _last_metric(chain, name, 'eval/cosine_distance') for name in texts}
     correlation = None
@@ -158,8 +163,30 @@ def recipe_targets(recipes: Sequence[str]) -> tuple[Target, ...]:
     )
 
 
+def _right(attribute: str, least: float) -> tuple[Target, ...]:
+    """Return the target of an attribute of the shipped student, and the gain over the checkpoint before."""
+    name = 'all attributes' if attribute == 'all' else attribute
+    return (
+        *_of_videos(f'student: {name} right', lambda seen, first: seen.mean(SHIPPED, attribute, first), least=least),
+        *_of_videos(f'student: points of {name} gained', _points_of(attribute, BEFORE, SHIPPED), least=0.0),
+    )
+
+
+# Of a continuation: 47 and 45 of 48 captions.
+SHIPPED = 'first_frame'
+CONTINUED = (
+    *_of_videos('teacher: shape right', _of_teacher('shape'), least=0.97),
+    *itertools.chain.from_iterable(_right(name, 47 / 48) for name in ('color', 'direction', 'background')),
+    *itertools.chain.from_iterable(_right(name, 45 / 48) for name in ('shape', 'all')),
+    *_of_videos('student: shape steady', lambda seen, first: seen.mean(SHIPPED, 'steady', first), least=0.9),
+    *_of_videos('student: motion, 1 as drawn', lambda seen, first: seen.mean(SHIPPED, 'motion', first), 0.9, 1.1),
+)
+
+
 def targets(chain: Chain) -> list[Target]:
-    """Return the targets of a tier."""
+    """Return the targets of a tier, or of a continuation."""
+    if isinstance(chain, Continuation):
+        return list(CONTINUED)
     tier, world = chain.tier, WORLDS[chain.tier.world]
     if world.omitted:
         return motion_targets(world, tier.units, tier.students)

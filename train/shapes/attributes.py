@@ -9,6 +9,7 @@ The rules, with b(t) the median color of frame t's border and lengths in sides (
   noise is ignored.
 * Size: the named size whose radius is nearest to that of a circle with the mask's area.
 * Shape: the one whose drawn template of the mask's area, laid over the mask where it fits best, differs least from it.
+* Steady: 1 if the same template differs least from the mask in all compared frames, else 0.
 * Mismatch: area by which mask and template of the expected shape and size differ, over that of the template; 1 for a
   blank picture. Drawn clips have about 0.02.
 * Track: the center of mass in each frame, of the shares at most 3 pixels from the mask's core: squares of 3x3 pixels in
@@ -20,7 +21,7 @@ The rules, with b(t) the median color of frame t's border and lengths in sides (
   negative for the opposite direction.
 * Path: the length of the whole way of the center, sideways moves and turns included, over the true one.
 
-Legend: T frames, H W pixels.
+Legend: T frames, N compared frames, H W pixels.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Attributes(NamedTuple):
     Attributes:
       expected: the caption's attributes.
       size ... background: the attributes read from the clip.
-      mismatch, motion, path: see the module's docstring; 1, 0 and 0 without a shape.
+      steady, mismatch, motion, path: see the module's docstring; 0, 1, 0 and 0 without a shape.
       flicker, saturation: see `neodragon_jax.evaluation.clip_metrics`.
     """
 
@@ -63,6 +64,7 @@ class Attributes(NamedTuple):
     direction: str | None
     speed: str | None
     background: str | None
+    steady: float
     mismatch: float
     motion: float
     path: float
@@ -85,7 +87,7 @@ class Estimate(NamedTuple):
 
 
 # Attributes that are numbers, in the order of tables.
-NUMBERS = ('mismatch', 'motion', 'path', 'flicker', 'saturation')
+NUMBERS = ('steady', 'mismatch', 'motion', 'path', 'flicker', 'saturation')
 
 
 def measure(video: UInt8[np.ndarray, 'T H W 3'], expected: Traits, world: World) -> Attributes:
@@ -116,19 +118,21 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], expected: Traits, world: World)
     found = find_shape(pixels, backgrounds)
     if found is None:
         nothing = dict.fromkeys(('size', 'color', 'shape', 'direction', 'speed'))
-        return Attributes(**common, **nothing, mismatch=1.0, motion=0.0, path=0.0)  # pyright: ignore[reportArgumentType]
+        return Attributes(**common, **nothing, steady=0.0, mismatch=1.0, motion=0.0, path=0.0)  # pyright: ignore[reportArgumentType]
     share, color = found
     side, mask = min(height, width), stretched(share)
     radius = math.sqrt(float(np.median(mask.sum(axis=(1, 2)))) / math.pi) / side
-    mismatches = {shape: _mismatch(mask, shape, radius * side) for shape in world.shapes}
-    best = min(mismatches, key=mismatches.__getitem__)
+    mismatches = {shape: _mismatches(mask, shape, radius * side) for shape in world.shapes}
+    means = {shape: float(values.mean()) for shape, values in mismatches.items()}
+    best = min(means, key=means.__getitem__)
     return Attributes(
         **common,  # pyright: ignore[reportArgumentType]
         **_movement(share, expected, world),
         size=_nearest(radius, {word: SIZES[word] for word in world.sizes}),
         color=_nearest_color(color),
-        shape=best if mismatches[best] <= WORST_MISMATCH else None,
-        mismatch=_mismatch(mask, expected.shape, SIZES[expected.size] * side),
+        shape=best if means[best] <= WORST_MISMATCH else None,
+        steady=float(np.ptp(np.argmin(np.stack(list(mismatches.values())), axis=0)) == 0),
+        mismatch=float(_mismatches(mask, expected.shape, SIZES[expected.size] * side).mean()),
     )
 
 
@@ -181,8 +185,8 @@ def _path(centers: Float[np.ndarray, 'T 2']) -> float:
     return float(np.abs(np.diff(centers[knots], axis=0)).sum())
 
 
-def _mismatch(mask: Mask, shape: str, radius: float) -> float:
-    """Return the area by which a mask and the best aligned template differ, over the template's; mean over frames."""
+def _mismatches(mask: Mask, shape: str, radius: float) -> Float[np.ndarray, ' N']:
+    """Return the area by which mask and best aligned template differ, over the template's, in N compared frames."""
     _, height, width = mask.shape
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
     shown = np.linspace(0, len(mask) - 1, min(COMPARED, len(mask))).round().astype(int)
@@ -203,7 +207,7 @@ def _mismatch(mask: Mask, shape: str, radius: float) -> float:
         near = frame * (np.abs(x - coarse[0]) <= reach)[None, :] * (np.abs(y - coarse[1]) <= reach)[:, None]
         fine = centers_of_mass(near[None])[0]
         results.append(min(_difference(frame, template(center)) for center in (coarse, fine)))
-    return float(np.mean(results))
+    return np.array(results)
 
 
 def _difference(mask: Float[np.ndarray, 'H W'], template: Float[np.ndarray, 'H W']) -> float:

@@ -15,14 +15,19 @@ from absl import flags
 from ml_collections import config_flags
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import shipped
+from neodragon_jax.checkpoint.folders import TEACHER
 from train.benchmark import __main__ as command
 from train.benchmark import report as benchmark_report
 from train.benchmark import run as benchmark
-from train.benchmark import schedule
+from train.benchmark import schedule, shipping
 from train.benchmark import targets as benchmark_targets
 from train.benchmark.chain import Chain, Step
-from train.benchmark.evaluation import CLIPS, COMBINATIONS, GENERATED, GIVEN, HeldOutCaptions, psnr_db, show, systems
+from train.benchmark.continuation import Continuation
+from train.benchmark.evaluation import CLIPS, COMBINATIONS, GENERATED, GIVEN, HeldOutCaptions, psnr_db, show
 from train.benchmark.statistics import Estimator
+from train.benchmark.students import STUDENTS
+from train.benchmark.systems import systems
 from train.benchmark.targets import Evidence, Target
 from train.benchmark.tiers import TIERS
 from train.shapes import attributes
@@ -35,10 +40,15 @@ def chain(tmp_path, tier='cpu') -> Chain:
     return Chain(TIERS[tier], tmp_path, 0)
 
 
+def continuation(tmp_path, tier='cpu') -> Continuation:
+    return Continuation(TIERS[tier], tmp_path, 0, shipped.find('moving_shapes'))
+
+
+@pytest.mark.parametrize('make', [chain, continuation])
 @pytest.mark.parametrize('tier', sorted(TIERS))
-def test_every_command_is_understood_by_its_program(tmp_path, tier):
+def test_every_command_is_understood_by_its_program(tmp_path, tier, make):
     """Settings exist and have the right types; options are known. Nothing is run."""
-    for step in chain(tmp_path, tier).steps():
+    for step in make(tmp_path, tier).steps():
         if step.arguments[0].startswith('--config='):
             values = flags.FlagValues()
             given = ['program', *step.arguments]
@@ -246,6 +256,41 @@ def test_a_missed_target_is_the_exit_status_where_that_is_asked_for(monkeypatch,
     assert command.main(['--gate'] if gate else []) == status
 
 
+def test_a_continuation_keeps_all_but_the_denoisers(tmp_path):
+    run = continuation(tmp_path)
+    steps = {step.name: step for step in run.steps()}
+    assert list(steps) == [
+        *('stills', 'still_latents', 'scenes', 'latents', 'teacher_stills', 'teacher', 'samples', 'first_frame'),
+        'evaluation',
+    ]
+    kept = {target.name: source for target, source in steps['samples'].parts.items() if target.name != TEACHER}
+    assert {source.parent for source in kept.values()} == {run.start} and 'causal_video_vae' in kept
+    assert f'--config.teacher.start={run.start / TEACHER}' in steps['teacher_stills'].arguments
+    assert f'--config.teacher.start={steps["teacher_stills"].result.parent}' in steps['teacher'].arguments
+
+
+def test_a_continuation_is_compared_with_its_start(held_out, tmp_path):
+    run = continuation(tmp_path)
+    perfect = {name: list(value) for name, value in held_out(held_out.drawn).items()}
+    named = [f'{name}/{first}' for name in systems(run) for first in (GENERATED, GIVEN)]
+    results: dict[str, Any] = dict.fromkeys(['drawn', *named], perfect)
+    results['before/generated'] = perfect | {'shape': [0.7, 0.0]}
+    results['first_frame/generated'] = perfect | {'shape': [0.6, 0.0]}
+    seen = Evidence(results, {}, 0.0, True)
+    reached = {target.name: target.reached(target.value(seen)) for target in benchmark_targets.targets(run)}
+    missed = [name for name, fine in reached.items() if fine is False]
+    assert missed == ['student: shape right', 'student: points of shape gained']
+
+
+def test_the_shipped_student_is_sampled_as_it_was_distilled():
+    student = STUDENTS['first_frame']
+    settings = importlib.import_module('configs.dmd').get_config(f'shapes-{student.recipe}').dmd
+    assert (settings.student_steps, settings.student_first_steps) == (student.steps, student.first_steps)
+    hybrid = shipping.defaults(TIERS['cpu'], student)['modes']['hybrid']  # pyright: ignore[reportIndexIssue]
+    assert hybrid == {'first_frame': 'denoiser', 'steps': [1, 1, 1], 'first_steps': [2, 2, 2], 'spacing': 'even'}
+    assert shipping.defaults(TIERS['cpu'], STUDENTS['student'])['modes']['hybrid'] == {'first_frame': 'denoiser'}  # pyright: ignore[reportIndexIssue]
+
+
 @pytest.mark.slow
 def test_the_whole_chain_runs(tmp_path):
     """Run every command of the chain with the real programs; the results are noise, but complete."""
@@ -254,6 +299,20 @@ def test_the_whole_chain_runs(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
     assert command.main(['--fast', '--out', str(tmp_path), '--only', 'train']) == 0
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
+
+
+@pytest.mark.slow
+def test_a_continuation_runs_and_can_be_continued(tmp_path):
+    """Every command once, from the shipped checkpoint; the result is a checkpoint to start from."""
+    start = shipped.find('moving_shapes')
+    options = ['--fast', '--start', str(start), '--out', str(tmp_path / 'run'), '--devices', '2']
+    assert command.main(options) == 0
+    assert '| before/generated |' in (tmp_path / 'run' / 'report.md').read_text()
+    made = tmp_path / 'run' / 'seed-0' / 'moving_shapes'
+    names = lambda folder: sorted(path.name for path in folder.iterdir())
+    assert names(made) == names(start)
+    again = ['--fast', '--start', str(made), '--out', str(tmp_path / 'again'), '--devices', '2', '--until', 'teacher']
+    assert command.main(again) == 0
 
 
 def recorded(held_out, seeds: int, system: str = 'student') -> list[Evidence]:

@@ -80,9 +80,15 @@ def test_one_wrong_attribute_is_the_only_one(name):
 def test_wrong_shape_has_a_large_mismatch():
     for shown in ('circle', 'square'):
         clip = measure(draw(Scene(ASKED._replace(shape=shown)), 17, 64, 64), ASKED, CPU)
-        assert clip.shape == shown and clip.mismatch > 0.25
+        assert clip.shape == shown and clip.mismatch > 0.25 and clip.steady == 1
     two = np.maximum(draw(Scene(ASKED, (0.1, 0.1)), 17, 96, 96), draw(Scene(ASKED, (0.9, 0.9)), 17, 96, 96))
     assert measure(two, ASKED, CPU).mismatch > 0.8
+
+
+def test_a_shape_that_changes_within_the_clip_is_not_steady():
+    before, after = (draw(Scene(ASKED._replace(shape=shape)), 17, 64, 64) for shape in ('circle', 'square'))
+    changed = measure(np.concatenate([before[:14], after[14:]]), ASKED, CPU)
+    assert changed.shape == 'circle' and changed.steady == 0
 
 
 def test_motion_is_measured_against_the_caption():
