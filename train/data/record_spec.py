@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 from pydantic import Field
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import checked, shown
@@ -114,6 +115,17 @@ class RecordSpec:
         strings = {name: tfds.features.Text() for name in (*self.texts, *self.blobs)}
         index = {INDEX: tfds.features.Scalar(np.int64)}  # pyright: ignore[reportArgumentType]
         return tfds.features.FeaturesDict(tensors | strings | index)
+
+    def serializer(self) -> Callable[[Mapping[str, Any]], bytes]:
+        """Return the function from a record, conformed and with its index, to its bytes: a `tf.train.Example`.
+
+        The fields are in the order of their names. That of TFDS leaves the order to chance, so that the hashes of two
+        equal sets differ.
+        """
+        features = self.features()
+        serializer = ExampleSerializer(features.get_serialized_info())
+        to_example = lambda record: serializer.get_tf_example(features.encode_example(record))
+        return lambda record: to_example(record).SerializeToString(deterministic=True)
 
     def conform(self, name: str, value: Any, where: str) -> Any:
         """Return one array, text or byte string as it is stored; see `ArraySpec.conform`.

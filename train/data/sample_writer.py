@@ -72,7 +72,7 @@ class SampleWriter:
         self._layout = ShardLayout(local, name, count, samples_per_shard)
         self._spec, self._part = spec, part
         self._plan = make_plan(name, count, samples_per_shard, spec, protocol)
-        self._features = spec.features()
+        self._serialize = spec.serializer()
         self._begin()
         shards = self._layout.shards[part::parts]
         for shard in shards:
@@ -122,7 +122,7 @@ class SampleWriter:
         shard = index // self._layout.samples_per_shard
         if self._journal is None:
             self._journal = self._open(shard, index)
-        self._journal.append(self._features.serialize_example(values | {INDEX: index}))
+        self._journal.append(self._serialize(values | {INDEX: index}))
         self._position += 1
         if index == self._layout.samples(shard)[-1]:
             complete(self._layout, shard, self._journal, self._part)

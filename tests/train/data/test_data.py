@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
@@ -12,6 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from neodragon_jax.base.errors import InputError
+from support.goldens import ROOT
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleSpec, SampleWriter
 from train.runtime.loader import Loader, abstract_batch
 from train.runtime.sharding import MeshConfig, batch_sharding, make_mesh
@@ -100,6 +103,25 @@ def test_resumed_writing_equals_unbroken_writing(folder, tmp_path):
     assert json.loads((tmp_path / 'manifest.json').read_text()) == json.loads((folder / 'manifest.json').read_text())
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith('.')]
     assert writer_for(tmp_path).missing() == []
+
+
+# Writes the bytes of one record.
+RECORD = """
+import sys
+import numpy as np
+from train.data import SampleSpec
+spec = SampleSpec(latents=(2, 4, 6, 3), text=(5, 7), pooled=4)
+values = {name: np.ones(array.shape, array.dtype) for name, array in spec.arrays.items() if array.dtype == 'int32'}
+values |= {'latents': np.zeros((2, 4, 6, 3)), 'text': np.zeros((5, 7)), 'pooled': np.zeros(4), 'prompt': 'x'}
+stored = {name: spec.conform(name, values[name], 'sample') for name in spec.names()}
+sys.stdout.buffer.write(spec.serializer()(stored | {'index': 3}))
+"""
+
+
+def test_equal_samples_are_equal_bytes_in_every_process():
+    """TFDS's own order of the fields differs between processes."""
+    records = [subprocess.check_output([sys.executable, '-c', RECORD], cwd=ROOT) for _ in range(2)]
+    assert records[0] == records[1] and len(records[0]) > 300
 
 
 def test_two_parts_make_one_dataset(folder, tmp_path):
