@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath
-from neodragon_jax.base.command_line import EXIT_CODES, PathOption, exit_status
+from neodragon_jax.base.command_line import EXIT_CODES, PathOption, add_distributed, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.progress import ProgressBar
@@ -71,6 +71,7 @@ class GenerateOptions:
       seed: of all videos.
       num_samples: videos per prompt; None is 1, or VBench's number.
       distributed: whether this is one of several processes that share the prompts.
+      start_timeout_s: seconds within which these processes must have started.
       compile_cache: whether compiled programs are kept on disk.
     """
 
@@ -83,6 +84,7 @@ class GenerateOptions:
     seed: int
     num_samples: int | None
     distributed: bool
+    start_timeout_s: float
     compile_cache: bool
 
     def __post_init__(self) -> None:
@@ -140,9 +142,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     add('--noise', choices=NOISES, default='jax',
         help="jax: JAX's own generator; portable: one that every runtime reproduces, by seed + sample number, so "
         'that a phone makes the same video (default: %(default)s)')  # fmt: skip
-    add('--distributed', action='store_true',
-        help='share the prompts and OUT with other processes; they find each other on a TPU pod, under Slurm or Open '
-        'MPI, else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID')  # fmt: skip
+    add_distributed(add, 'share the prompts and OUT with other processes')
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -232,7 +232,7 @@ def run(options: GenerateOptions) -> None:
     if options.distributed:
         from neodragon_jax.generation.processes import join_processes
 
-        index, count = join_processes()
+        index, count = join_processes(options.start_timeout_s)
     jobs, existing = make_jobs(prompts, options.samples, options.out, index, count)
     if existing:
         print(f'{existing} of {existing + len(jobs)} videos exist already in {options.out}; delete them to make them '

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from neodragon_jax.base.bucket import StoragePath
-from neodragon_jax.base.command_line import PathOption, add_checkpoint, command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, add_checkpoint, add_distributed, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
@@ -101,8 +101,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
     add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
     add('--readers', type=int, default=4, metavar='N', help='threads that decode clips (default: %(default)s)')
-    add('--distributed', action='store_true',
-        help='this is one of several processes on a TPU pod, under Slurm or Open MPI')  # fmt: skip
+    add_distributed(add)
     return parser.parse_args(argv)
 
 
@@ -127,6 +126,7 @@ class Options:
     samples_per_shard: int
     readers: int
     distributed: bool
+    start_timeout_s: float
 
 
 def load_encoder(options: Options, spread: Spread) -> Encoder:
@@ -277,7 +277,7 @@ def run(options: Options) -> None:
       InputError: the checkpoint or a folder is not usable.
     """
     sets = find_sets(options.clips, options.out)
-    start_processes(options.distributed)
+    start_processes(options.distributed, options.start_timeout_s)
     with output_folder(options.out, jax.process_index(), jax.process_count()):
         write_sets(sets, options)
 

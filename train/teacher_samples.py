@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from neodragon_jax.base.command_line import PathOption, add_checkpoint, command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, add_checkpoint, add_distributed, command_parser, exit_status
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
 from neodragon_jax.base.progress import ProgressBar
@@ -121,8 +121,7 @@ def _add_computation(add: Callable[..., Any]) -> None:
     add('--fsdp', type=int, default=1, metavar='N',
         help='devices over which the denoiser is split, for one that is too large (default: %(default)s)')  # fmt: skip
     add('--tensor', type=int, default=1, metavar='N', help='devices that share its heads (default: %(default)s)')
-    add('--distributed', action='store_true',
-        help='this is one of several processes on a TPU pod, under Slurm or Open MPI')  # fmt: skip
+    add_distributed(add)
 
 
 def records(teacher: TeacherSampler, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -151,7 +150,7 @@ def run(options: TeacherSamplesOptions) -> None:
       InputError: an argument, the checkpoint or the folder is not usable.
     """
     request = make_request(options)
-    start_processes(options.distributed)
+    start_processes(options.distributed, options.start_timeout_s)
     with output_folder(options.out, jax.process_index(), jax.process_count()):
         if jax.process_index() == 0 and request.pictures is not None:
             print(describe_pairs(request.pictures, request.prompts))

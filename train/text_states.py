@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
+from neodragon_jax.base.command_line import PathOption, add_distributed, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
@@ -55,11 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help='compute type (default: %(default)s)')
     add('--store-dtype', choices=tuple(DTYPES), default='bfloat16', help='type on disk (default: %(default)s)')
     add('--samples-per-shard', type=int, default=1024, metavar='N', help='samples per file (default: %(default)s)')
-    add(
-        '--distributed',
-        action='store_true',
-        help='this is one of several processes on a TPU pod, under Slurm or Open MPI',
-    )
+    add_distributed(add)
     return parser.parse_args(argv)
 
 
@@ -87,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.batch < 1:
         raise InputError(f'--batch is {args.batch}; give at least 1.')
-    start_processes(args.distributed)
+    start_processes(args.distributed, args.start_timeout_s)
     with output_folder(args.out, jax.process_index(), jax.process_count()):
         write_states(args)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import logging
 import os
 import pathlib
 import shutil
@@ -28,6 +29,8 @@ from neodragon_jax.base.errors import InputError
 
 SCHEME = 'gs://'
 INCOMPLETE = '.incomplete'
+# Seconds within which a bucket must answer before a run begins; gcsfs alone tries for a minute.
+ANSWER_S = 20.0
 # Objects in transit at once; more gain nothing on a host with one network card.
 TRANSFERS = 8
 
@@ -58,6 +61,8 @@ def filesystem() -> Any:
         import gcsfs  # noqa: F401  (registers gs://)
     except ImportError:
         raise InputError("paths on gs:// need gcsfs: pip install 'neodragon-jax[gcs]'.") from None
+    # It logs a traceback of every error that it raises.
+    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
     # Other processes write to the same folders, so a cached listing is wrong. epath and Orbax use the same options.
     fsspec.config.conf['gs'] = {'use_listings_cache': False, 'consistency': 'size'}
     return fsspec.filesystem('gs')
@@ -76,11 +81,16 @@ def check_bucket(path: str | os.PathLike[str], option: str, write: bool = False)
     name = os.fspath(path).removeprefix(SCHEME).partition('/')[0]
     files = filesystem()
     try:
-        files.call('GET', 'b/{}/o', name, maxResults=1, json_out=True)
+        _first_answer(files, name)
         if write:
             probe = f'{os.fspath(path)}/.probe-{uuid.uuid4().hex}'
             files.pipe_file(probe, b'')
             files.rm_file(probe)
+    except TimeoutError:
+        raise InputError(
+            f'{option} {path}: Google Cloud Storage does not answer within {ANSWER_S:.0f} s; check the network of this '
+            'machine.'
+        ) from None
     except FileNotFoundError:
         raise InputError(f'{option} {path}: there is no bucket {name}; create it or correct the name.') from None
     except Exception as error:  # gcsfs has no common class of errors
@@ -89,6 +99,18 @@ def check_bucket(path: str | os.PathLike[str], option: str, write: bool = False)
             f'{option} {path}: bucket {name} refuses access ({reason}); run gcloud auth application-default login, or '
             'give the service account of this machine the role Storage Object Admin.'
         ) from None
+
+
+def _first_answer(files: Any, bucket: str) -> None:
+    """List one object of a bucket, within ANSWER_S.
+
+    Raises:
+      TimeoutError: there is no answer.
+    """
+    from fsspec.asyn import sync
+
+    request = files._call  # `call` is the same without a time limit
+    sync(files.loop, request, 'GET', 'b/{}/o', bucket, maxResults=1, json_out=True, timeout=ANSWER_S)
 
 
 def stage_folder() -> pathlib.Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import has_scheme, storage_path, user_path
+from neodragon_jax.base.roll_call import LONGEST_TIMEOUT_S, PROCESS_VARIABLES, START_TIMEOUT_S
 
 SUCCESS, WRONG_INPUT, FAILED_FILE, INTERRUPTED = 0, 2, 3, 130
 EXIT_CODES = """exit status:
@@ -91,6 +92,30 @@ def add_checkpoint(add: Callable[..., Any]) -> None:
     """Add the required option --checkpoint, a folder or a name of the Hugging Face hub."""
     add('--checkpoint', action=PathOption, names=('hf',), bucket=True, required=True, metavar='DIR',
         help='root of a checkpoint in the released layout, or hf://ORG/NAME@REVISION')  # fmt: skip
+
+
+def add_distributed(add: Callable[..., Any], purpose: str = 'this is one of several processes') -> None:
+    """Add the options of a command that several processes may run together: --distributed and --start-timeout.
+
+    Args:
+      purpose: beginning of the help text of --distributed.
+    """
+    add('--distributed', action='store_true',
+        help=f'{purpose}; they find each other on a TPU pod, under Slurm or Open MPI, else set '
+        f'{", ".join(PROCESS_VARIABLES)}')  # fmt: skip
+    add('--start-timeout', type=_seconds, default=START_TIMEOUT_S, metavar='S', dest='start_timeout_s',
+        help='seconds within which all of these processes must have started (default: %(default)g)')  # fmt: skip
+
+
+def _seconds(text: str) -> float:
+    """Return a positive number of seconds from the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= LONGEST_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds up to {LONGEST_TIMEOUT_S:g}')
+    return value
 
 
 def exit_status(program: Callable[[], object]) -> int:

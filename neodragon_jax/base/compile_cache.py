@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import warnings
 
 import jax
 
@@ -37,5 +38,7 @@ def use_compile_cache() -> str:
         jax.config.update('jax_compilation_cache_dir', str(folder))
         jax.config.update('jax_compilation_cache_max_size', MAX_BYTES)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', MIN_SECONDS)
+    # Processes share the folder, and one may remove an entry that another is about to use; JAX then compiles.
+    warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache entry')
     size = sum(path.stat().st_size for path in folder.glob('*') if path.is_file()) if folder.is_dir() else 0
     return f'Compiled programs are kept in {folder} ({size / 1e6:.0f} MB now); --no-compile-cache keeps none.'

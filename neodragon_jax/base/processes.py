@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+from jax._src.clusters import ClusterEnv
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.roll_call import roll_call
-
-# Environment variables that describe the run to a process without a cluster manager.
-PROCESS_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+from neodragon_jax.base.roll_call import PROCESS_VARIABLES, START_TIMEOUT_S, roll_call
 
 
-def start_processes(distributed: bool = False, **options: Any) -> None:
+class Place(NamedTuple):
+    """The place of this process among those of its run.
+
+    Attributes:
+      address: host:port of process 0.
+      devices: indices of the local devices that belong to this process; None for all.
+    """
+
+    address: str
+    count: int
+    index: int
+    devices: Sequence[int] | None = None
+
+
+def start_processes(distributed: bool = False, timeout_s: float = START_TIMEOUT_S, **options: Any) -> None:
     """Join the other processes of this run, if there are any. Call it before anything touches a device.
 
     The first source that is present decides: JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
@@ -24,45 +36,62 @@ def start_processes(distributed: bool = False, **options: Any) -> None:
 
     Args:
       distributed: whether this process is one of several on a TPU pod, under Slurm or under Open MPI.
+      timeout_s: seconds after which a missing process is an error.
       options: further arguments of `jax.distributed.initialize`.
     Raises:
-      InputError: the processes cannot find each other with the given variables.
+      InputError: the processes cannot find each other with the given variables, or one of them is missing.
     """
     if jax.distributed.is_initialized():
         return
     given = [name for name in PROCESS_VARIABLES if name in os.environ]
     if given:
-        count, index = _process_numbers(given)
-        roll_call(os.environ['JAX_COORDINATOR_ADDRESS'], count, index)
-        _join(count, index, options)
+        place = _given_place(given)
     elif distributed or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
-        _join(None, None, options)
+        place = _recognized_place(timeout_s)
     elif jax.process_count() > 1:
         raise InputError(
             f'this is one of {jax.process_count()} processes: set distributed, so that they start together.'
         )
+    else:
+        return
+    roll_call(place.address, place.count, place.index, timeout_s)
+    jax.distributed.initialize(
+        coordinator_address=place.address,
+        num_processes=place.count,
+        process_id=place.index,
+        local_device_ids=place.devices,
+        **options,
+    )
 
 
-def _process_numbers(given: Sequence[str]) -> tuple[int, int]:
-    """Return (processes, index of this one) from the environment, where some of the variables are set."""
+def _given_place(given: Sequence[str]) -> Place:
+    """Return the place that the environment describes, where some of PROCESS_VARIABLES are set."""
     try:
         count, index = int(os.environ['JAX_NUM_PROCESSES']), int(os.environ['JAX_PROCESS_ID'])
-        if not (os.environ['JAX_COORDINATOR_ADDRESS'] and 0 <= index < count):
+        address = os.environ['JAX_COORDINATOR_ADDRESS']
+        if not (address and 0 <= index < count):
             raise ValueError(f'process {index} of {count}')
     except (KeyError, ValueError) as error:
         raise InputError(
             f'{" and ".join(given)} set without valid process numbers ({error}): set all of '
             f'{", ".join(PROCESS_VARIABLES)}, or none.'
         ) from None
-    return count, index
+    return Place(address, count, index)
 
 
-def _join(count: int | None, index: int | None, options: Mapping[str, Any]) -> None:
-    """Start JAX's coordination; with None JAX recognizes the cluster."""
+def _recognized_place(timeout_s: float) -> Place:
+    """Return the place in the cluster that JAX recognizes.
+
+    `jax.distributed.initialize` would use the same place, but aborts if a process is missing; the roll call comes
+    before it. JAX has no public function for the place.
+    """
     try:
-        jax.distributed.initialize(num_processes=count, process_id=index, **options)
-    except ValueError as error:
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, round(timeout_s))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f'the cluster that JAX recognizes here does not describe its processes: {error}.') from None
+    address, count, index, devices = found
+    if address is None or count is None or index is None:
         raise InputError(
-            f'distributed is set, but JAX recognizes no cluster here ({error}): set {", ".join(PROCESS_VARIABLES)}, '
-            'or unset it.'
-        ) from None
+            f'distributed is set, but JAX recognizes no cluster here: set {", ".join(PROCESS_VARIABLES)}, or unset it.'
+        )
+    return Place(address, count, index, devices)

@@ -1,7 +1,8 @@
 """A check, before JAX's coordination starts, that all processes are present; a failure is reported with its reason.
 
-JAX aborts a process after five minutes if a partner is missing or two have the same number. Here all processes first
-connect to the port of the coordinator: process 0 listens, the others report. A waiting process prints the missing ones.
+JAX aborts a process after five minutes if a partner is missing or two have the same number. Therefore all processes
+first connect to the port of the coordinator: process 0 listens, the others report. A waiting process prints the missing
+ones.
 """
 
 from __future__ import annotations
@@ -18,9 +19,14 @@ from collections.abc import Iterator
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json
 
-# Seconds after which a missing process is an error, and seconds between two lines that list the missing processes.
-LONGEST_START_S, NOTICE_EVERY_S = 300.0, 20.0
+# Environment variables that describe the run to a process without a cluster manager.
+PROCESS_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+# Seconds within which all processes must have started: by default, and at most.
+START_TIMEOUT_S, LONGEST_TIMEOUT_S = 60.0, 86400.0
+# Seconds between two lines that list the missing processes.
+NOTICE_EVERY_S = 20.0
 _RETRY_S, _LONGEST_LINE = 0.2, 4096
+_MORE_TIME = 'give more time with --start-timeout (of a training, --config.loop.start_timeout_s)'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,26 +44,28 @@ class Reporter:
 class _Timer:
     """Timer of the roll call: the remaining time, and the notices at intervals."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
         self._start = self._told = time.monotonic()
 
     def left(self) -> float:
         """Return the seconds until the deadline."""
-        return self._start + LONGEST_START_S - time.monotonic()
+        return self._start + self.timeout_s - time.monotonic()
 
     def notice(self, text: str) -> None:
         """Print at intervals which processes are missing."""
         now = time.monotonic()
         if now - self._told >= NOTICE_EVERY_S:
             self._told = now
-            print(f'{text} ({now - self._start:.0f} s)', file=sys.stderr, flush=True)
+            print(f'{text} ({now - self._start:.0f} of {self.timeout_s:g} s)', file=sys.stderr, flush=True)
 
 
-def roll_call(address: str, count: int, index: int) -> None:
+def roll_call(address: str, count: int, index: int, timeout_s: float) -> None:
     """Return when all processes have reported, within a moment of each other.
 
     Args:
       address: host:port of process 0.
+      timeout_s: seconds after which a missing process is an error.
     Raises:
       InputError: the address cannot be used, a process is missing, two have the same number, or they disagree on the
         number of processes. Every process that has reported raises the same error.
@@ -67,20 +75,24 @@ def roll_call(address: str, count: int, index: int) -> None:
         raise InputError(f'JAX_COORDINATOR_ADDRESS is {address!r}; give host:port of process 0.')
     if count > 1:
         reporter = Reporter(index, count, socket.gethostname())
-        _call(int(port), reporter) if index == 0 else _report(host, int(port), reporter)
+        timer = _Timer(timeout_s)
+        _call(int(port), reporter, timer) if index == 0 else _report(host, int(port), reporter, timer)
 
 
-def _call(port: int, first: Reporter) -> None:
+def _call(port: int, first: Reporter, timer: _Timer) -> None:
     """Collect the reports of the other processes, and answer all of them."""
     present: dict[int, Reporter] = {0: first}
-    timer, error = _Timer(), ''
+    error = ''
     with _listener(port) as listener, contextlib.ExitStack() as stack:
         connections: list[socket.socket] = []
         while len(present) < first.count and not error:
             missing = ', '.join(str(index) for index in range(first.count) if index not in present)
             timer.notice(f'waiting for process {missing} of {first.count} to start')
             if timer.left() <= 0:
-                error = f'process {missing} of {first.count} did not start within {LONGEST_START_S:.0f} s; look there.'
+                error = (
+                    f'process {missing} of {first.count} did not start within {timer.timeout_s:g} s; look at its log, '
+                    f'or {_MORE_TIME}.'
+                )
                 break
             with contextlib.suppress(TimeoutError, ValueError, OSError):
                 connection = stack.enter_context(listener.accept()[0])
@@ -131,25 +143,29 @@ def _listener(port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _report(host: str, port: int, reporter: Reporter) -> None:
+def _report(host: str, port: int, reporter: Reporter, timer: _Timer) -> None:
     """Report to process 0, and wait for its answer."""
-    timer = _Timer()
     message = json.dumps(dataclasses.asdict(reporter)).encode() + b'\n'
+    unknown = ''
     while True:
-        timer.notice(f'waiting for process 0 of {reporter.count} at {host}:{port}')
+        timer.notice(f'waiting for process 0 of {reporter.count} at {host}:{port}{unknown}')
         if timer.left() <= 0:
             raise InputError(
-                f'process 0 of {reporter.count} did not answer at {host}:{port} within {LONGEST_START_S:.0f} s; is it '
-                'running, and is JAX_COORDINATOR_ADDRESS its host?'
+                f'process 0 of {reporter.count} did not answer at {host}:{port}{unknown} within {timer.timeout_s:g} s; '
+                f'check that it runs, and that this is its address, or {_MORE_TIME}.'
             )
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
                 connection.sendall(message)
                 connection.settimeout(max(timer.left(), 1) + 10)
                 answer = parse_json(_line(connection), dict[str, str], 'answer')
-        except socket.gaierror as error:
-            raise InputError(f'{host}: no such host ({error.strerror}); correct JAX_COORDINATOR_ADDRESS.') from None
+        except socket.gaierror:
+            # The name service of a cluster may not know a host that has just started.
+            unknown = ', a host that is not known here,'
+            time.sleep(_RETRY_S)
+            continue
         except (OSError, ValueError):
+            unknown = ''
             time.sleep(_RETRY_S)
             continue
         if answer.get('error'):

@@ -10,11 +10,14 @@ from neodragon_jax.base import processes
 SHUTDOWN_TIMEOUT = 24 * 3600
 
 
-def join_processes() -> tuple[int, int]:
+def join_processes(timeout_s: float) -> tuple[int, int]:
     """Join the other processes of this run; return this one's index and their number.
+
+    Args:
+      timeout_s: seconds after which a missing process is an error.
 
     Raises:
       InputError: the processes cannot find each other, see `base.processes`.
     """
-    processes.start_processes(distributed=True, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT)
+    processes.start_processes(True, timeout_s, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT)
     return jax.process_index(), jax.process_count()

@@ -148,7 +148,7 @@ def test_the_encoder_may_be_that_of_a_native_autoencoder(clips, means, tmp_path)
 
 def test_two_processes_share_the_shards(clips, means, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    monkeypatch.setattr(latents, 'start_processes', lambda distributed: None)
+    monkeypatch.setattr(latents, 'start_processes', lambda distributed, timeout_s: None)
     for number in (1, 0):
         monkeypatch.setattr(jax, 'process_index', lambda number=number: number)
         assert not (tmp_path / 'features.json').exists()

@@ -119,6 +119,32 @@ def joined(monkeypatch):
     return calls
 
 
+def place(address: str, count: int, index: int, devices: list[int] | None = None) -> dict[str, object]:
+    """Return the arguments of `jax.distributed.initialize`."""
+    return {
+        'coordinator_address': address,
+        'num_processes': count,
+        'process_id': index,
+        'local_device_ids': devices,
+    }
+
+
+SLURM_JOB = 3
+SLURM_PORT = 65535 - 2**12 + 1 + SLURM_JOB  # chosen by JAX
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """A function that sets the environment of one of three processes of a Slurm job on this machine."""
+
+    def task(index: int) -> None:
+        values = {'JOB_ID': SLURM_JOB, 'STEP_NODELIST': 'localhost', 'NTASKS': 3, 'PROCID': index, 'LOCALID': 0}
+        for name, value in values.items():
+            monkeypatch.setenv(f'SLURM_{name}', str(value))
+
+    return task
+
+
 def test_one_process_joins_nobody(joined, monkeypatch):
     monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost')
     start_processes()
@@ -129,14 +155,27 @@ def test_environment_comes_before_what_jax_recognizes(joined, monkeypatch):
     for name, value in zip(PROCESS_VARIABLES, ('host:1', '4', '3'), strict=True):
         monkeypatch.setenv(name, value)
     start_processes(distributed=True)
-    assert joined == [{'num_processes': 4, 'process_id': 3}]
+    assert joined == [place('host:1', 4, 3)]
 
 
 @pytest.mark.parametrize(('distributed', 'hosts'), [(True, ''), (False, 't-0.pod,t-1.pod')])
-def test_clusters_are_left_to_jax(joined, monkeypatch, distributed, hosts):
+def test_the_place_in_a_cluster_is_found_by_jax(joined, slurm, monkeypatch, distributed, hosts):
     monkeypatch.setenv('TPU_WORKER_HOSTNAMES', hosts)
+    slurm(2)
     start_processes(distributed)
-    assert joined == [{'num_processes': None, 'process_id': None}]
+    assert joined == [place(f'localhost:{SLURM_PORT}', 3, 2, [0])]
+
+
+def test_a_missing_process_of_a_cluster_is_named(slurm, capsys):
+    """JAX's own start would abort after minutes, with a stack trace."""
+    slurm(0)
+    with pytest.raises(InputError, match='process 1, 2 of 3 did not start within 1 s'):
+        start_processes(distributed=True, timeout_s=1)
+
+
+def test_no_cluster_is_named(joined):
+    with pytest.raises(InputError, match='distributed is set, but JAX recognizes no cluster here'):
+        start_processes(distributed=True)
 
 
 @pytest.mark.parametrize(

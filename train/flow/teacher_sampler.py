@@ -70,6 +70,7 @@ class TeacherSamplesOptions:
     fsdp: int
     tensor: int
     distributed: bool
+    start_timeout_s: float
 
     def __post_init__(self) -> None:
         check_seed(self.seed)

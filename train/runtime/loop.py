@@ -147,7 +147,7 @@ def _prepare(config: LoopConfig) -> None:
     Raises:
       InputError: the processes cannot find each other, or the bucket does not allow it.
     """
-    start_processes(config.distributed)
+    start_processes(config.distributed, config.start_timeout_s)
     use_compile_cache(config.compile_cache)
     if is_bucket(config.folder):
         check_bucket(config.folder, 'config.workdir', write=True)
@@ -280,7 +280,7 @@ def _without_skips(carry: Carry) -> Carry:
 
 def _shared(config: LoopConfig) -> dict[str, Any]:
     """Return the settings that all processes must share; the others are specific to a host."""
-    local = ('workdir', 'progress', 'profile_steps', 'compile_cache', 'distributed')
+    local = ('workdir', 'progress', 'profile_steps', 'compile_cache', 'distributed', 'start_timeout_s')
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in local}
 
 

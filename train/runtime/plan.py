@@ -21,7 +21,7 @@ def plan(program: Program, source: Source, config: LoopConfig) -> str:
     It lists mesh, batches, parameters and bytes per device of each part of the state, the arithmetic of each variant of
     the step, and the sharding of every array. Every process of a run must call it.
     """
-    start_processes(config.distributed)
+    start_processes(config.distributed, config.start_timeout_s)
     mesh = make_mesh(config.mesh)
     arguments = abstract_arguments(program, program.frozen(), source, config, mesh)
     lines = [f'{program.name}: {config.steps} steps on {mesh.size} of {jax.device_count()} devices']

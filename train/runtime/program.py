@@ -12,6 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import storage_path
+from neodragon_jax.base.roll_call import LONGEST_TIMEOUT_S, START_TIMEOUT_S
 from train.runtime.settings import check_range, top_level
 from train.runtime.sharding import MeshConfig
 
@@ -115,6 +116,7 @@ class LoopConfig:
         environment's JAX_COMPILATION_CACHE_DIR, or a folder in the user's cache; '' keeps JAX's configuration. With
         several processes on CPU devices, only the first can use the cache.
       distributed: run as one of several processes that JAX detects (see `start_processes`).
+      start_timeout_s: seconds within which all processes must have started.
     """
 
     steps: int
@@ -135,6 +137,7 @@ class LoopConfig:
     profile_steps: tuple[int, ...] = ()
     compile_cache: str = 'auto'
     distributed: bool = False
+    start_timeout_s: float = START_TIMEOUT_S
 
     @property
     def folder(self) -> StoragePath:
@@ -149,6 +152,7 @@ class LoopConfig:
             check_range(self, 'updates', least=1)
         check_range(self, 'keep_best', 'evaluate_every', least=0)
         check_range(self, 'seed', least=0, below=2**32)
+        check_range(self, 'start_timeout_s', above=0, most=LONGEST_TIMEOUT_S)
         steps = self.profile_steps
         if len(steps) not in (0, 2) or (steps and not 1 <= steps[0] <= steps[1]):
             raise InputError(f'profile_steps is {steps}; give the first and the last step, such as (10, 12), or ().')

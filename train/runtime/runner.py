@@ -97,7 +97,7 @@ class Recipe(Generic[Settings]):
         as_shapes = dry_run and bool(set(missing(settings, self.required)) - {'workdir'})
         if not dry_run:
             require(settings, self.required)
-        start_processes(given.loop.distributed)
+        start_processes(given.loop.distributed, given.loop.start_timeout_s)
         if not dry_run and jax.process_index() == 0:
             check_writable(given.loop.folder)
         training = self.abstract(given) if as_shapes else self.load(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pathlib
@@ -76,6 +77,17 @@ def test_a_bucket_that_does_not_exist_is_refused_before_work(bucket):
     assert not names(bucket)
     with pytest.raises(InputError, match='there is no bucket not-made'):
         check_writable('gs://not-made/out')
+
+
+def test_a_service_that_does_not_answer_is_named_soon(bucket, bucket_store, monkeypatch, caplog):
+    async def never(*given, **options):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(buckets, 'ANSWER_S', 0.2)
+    monkeypatch.setattr(bucket_store, '_call', never)
+    with pytest.raises(InputError, match='does not answer within 0 s; check the network'):
+        check_writable(bucket / 'out')
+    assert not caplog.records
 
 
 # --- Copies on local disk ---------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from neodragon_jax.base import roll_call
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.roll_call import roll_call as call
 
+TIMEOUT_S = 3.0
+
 
 @pytest.fixture
 def port() -> int:
@@ -23,8 +25,7 @@ def port() -> int:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    """Shorten the time limits from minutes to seconds."""
-    monkeypatch.setattr(roll_call, 'LONGEST_START_S', 3.0)
+    """Print the missing processes often."""
     monkeypatch.setattr(roll_call, 'NOTICE_EVERY_S', 0.5)
 
 
@@ -34,7 +35,7 @@ def outcomes(port: int, *processes: tuple[int, int]) -> list[str]:
 
     def run(place: int, count: int, index: int) -> None:
         try:
-            call(f'localhost:{port}', count, index)
+            call(f'localhost:{port}', count, index, TIMEOUT_S)
         except InputError as error:
             results[place] = str(error)
 
@@ -63,6 +64,12 @@ def test_missing_coordinator_is_named(port, capsys):
     (message,) = outcomes(port, (2, 1))
     assert message.startswith(f'process 0 of 2 did not answer at localhost:{port} within 3 s')
     assert f'waiting for process 0 of 2 at localhost:{port}' in capsys.readouterr().err
+
+
+def test_host_that_is_not_known_is_named(port):
+    """It may have just started, so the process asks again until the time is over."""
+    with pytest.raises(InputError, match=r'did not answer at nowhere\.invalid:\d+, a host that is not known here,'):
+        call(f'nowhere.invalid:{port}', 2, 1, 0.5)
 
 
 def test_doubled_number_is_named(port):
@@ -103,4 +110,4 @@ def test_strangers_do_not_disturb(port):
 @pytest.mark.parametrize('address', ['host', 'host:', ':80', 'host:99999', 'host:x'])
 def test_wrong_addresses_are_refused(address):
     with pytest.raises(InputError, match='give host:port of process 0'):
-        call(address, 2, 0)
+        call(address, 2, 0, TIMEOUT_S)
