@@ -22,6 +22,7 @@ from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from support.goldens import TINY_CHECKPOINT
+from support.shared import shared_folder
 
 STUDENT = {'student_steps': [1, 2, 1], 'student_first_steps': [2, 1, 1], 'spacing': 'even'}
 
@@ -46,11 +47,13 @@ def denoiser() -> tuple[PyramidMMDiT, dict[str, Any]]:
 @pytest.fixture(scope='session')
 def student_folder(tmp_path_factory) -> pathlib.Path:
     """The shipped denoiser as a student with the schedule STUDENT."""
-    student = tmp_path_factory.mktemp('student')
-    for name in (folders.STUDENT, folders.STUDENT_ADAPTER):
-        shutil.copytree(shipped.find('moving_shapes') / name, student / name)
-    (student / 'student.json').write_text(json.dumps(STUDENT))
-    return student
+
+    def make(student: pathlib.Path) -> None:
+        for name in (folders.STUDENT, folders.STUDENT_ADAPTER):
+            shutil.copytree(shipped.find('moving_shapes') / name, student / name)
+        (student / 'student.json').write_text(json.dumps(STUDENT))
+
+    return shared_folder(tmp_path_factory, 'student', make)
 
 
 @pytest.fixture(scope='session')
@@ -62,9 +65,10 @@ def bundle_arguments(student_folder) -> list[str]:
 
 @pytest.fixture(scope='session')
 def bundle_folder(bundle_arguments, tmp_path_factory) -> pathlib.Path:
-    out = tmp_path_factory.mktemp('export')
-    assert main([*bundle_arguments, '--out', str(out)]) == 0
-    return out / 'bundle'
+    def make(out: pathlib.Path) -> None:
+        assert main([*bundle_arguments, '--out', str(out)]) == 0
+
+    return shared_folder(tmp_path_factory, 'export', make) / 'bundle'
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from PIL import Image
 
 from configs import dmd as dmd_settings
 from support.goldens import TINY_CHECKPOINT
+from support.shared import shared_folder
 from train import teacher_samples
 from train.dmd import program as dmd
 from train.runtime import loop
@@ -23,14 +25,17 @@ FRAMES, GRID, CHANNELS, BATCH = 3, 8, 16, 8
 PROMPTS = ('a red ball', 'a blue cube', 'a cat')
 
 
-@pytest.fixture(scope='module')
-def samples(tmp_path_factory) -> str:
-    """A folder of 16 teacher samples."""
-    folder = tmp_path_factory.mktemp('dmd')
+def make_samples(folder: pathlib.Path) -> None:
+    """Write 16 teacher samples to folder/samples, and what they are made of beside them."""
     (folder / 'prompts.txt').write_text('\n'.join(PROMPTS))
     write_pictures(folder / 'pictures')
     assert teacher_samples.main(sample_arguments(folder)) == 0
-    return str(folder / 'samples')
+
+
+@pytest.fixture(scope='session')
+def samples(tmp_path_factory) -> str:
+    """A folder of 16 teacher samples."""
+    return str(shared_folder(tmp_path_factory, 'dmd', make_samples) / 'samples')
 
 
 def write_pictures(folder) -> None:

@@ -65,9 +65,9 @@ def test_videos_and_states_are_those_of_the_sampler(stage, first_unit, steps, fi
         seen.setdefault((int(unit[0]), at), []).append(x)
         return denoise(at, history, x, unit, prompt, timestep)
 
-    want = sample(spy, plan(steps, first_steps), prompts(), noise, first_frame=first)
     rollout = Rollout(FRAMES, steps, first_steps, EVEN)
     with jax.disable_jit():
+        want = sample(spy, plan(steps, first_steps), prompts(), noise, first_frame=first)
         got = rollout.generate(denoise, prompts(), latents, first_unit, FRAMES - 1, stage, noise)
     np.testing.assert_array_equal(got.videos, want)
     for unit in range(first_unit, FRAMES):
@@ -140,7 +140,9 @@ def test_own_history_changes_the_step(arrive):
     assert metrics['own_history'] == 1
     # The history of unit 1 is the given first frame in any case.
     for name, changes in (('endpoint_mse/stage1/unit1', arrive), ('endpoint_mse/stage1/unit2', True)):
-        assert np.isfinite(metrics[name]) and (metrics[name] != without[name]) == changes, name
+        # Two programs, which round differently.
+        change = abs(metrics[name] / without[name] - 1)
+        assert change > 1e-3 if changes else change < 1e-6, name
 
 
 def attached(program, stage=1, updates=2, module=None):
