@@ -121,6 +121,8 @@ class Patches:
         # Average the diagonal blocks: the mean over all positions of this patch within the largest one.
         within = np.einsum('aibjckuaxbyczv->ijkuxyzv', self.covariance.reshape(*shape, *shape))
         within = within.reshape(patch.numbers, patch.numbers) / (outer[0] * outer[1] ** 2)
+        if not within.any():  # blank clips, from which a plan takes shapes only
+            return np.zeros(patch.numbers), np.eye(patch.numbers)
         return np.linalg.eigh(within)
 
 
