@@ -62,8 +62,10 @@ def shown_help(module: str, *arguments: str) -> str:
     before = sys.argv
     sys.argv = [module, *arguments, '--help']
     try:
-        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        with contextlib.redirect_stdout(shown):
             runpy.run_module(module, run_name='__main__', alter_sys=True)
+    except SystemExit as end:
+        assert not end.code, f'python -m {module} --help has status {end.code}'
     finally:
         sys.argv = before
     return shown.getvalue()

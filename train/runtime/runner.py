@@ -161,6 +161,8 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
         try:
             return flags.FLAGS(list(argv))
+        except SystemExit:  # after --help, which absl ends with status 1
+            sys.exit(0)
         except (flags.Error, AttributeError, OSError, InputError) as error:
             _refuse(f'settings: {_last_line(error)}')
 
