@@ -14,6 +14,9 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 # Tests compile for minutes and run for milliseconds. XLA's older CPU code generator compiles faster.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
+# As many test processes run as there are cores; threads of each would wait for one another.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 from support.goldens import ROOT, TINY_CHECKPOINT
 
