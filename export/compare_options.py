@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from neodragon_jax.base.atomic import check_writable
@@ -38,6 +38,7 @@ class OptionsToCompare:
       target: chipset.
       variants: names of sets of options, from `option_table.VARIANTS`.
       full_size_stage: stage of the denoiser to build at its released size, with two blocks; None builds none.
+      heads: its attention heads of 64 dimensions.
       out: folder for options.md and options.json.
     """
 
@@ -45,6 +46,7 @@ class OptionsToCompare:
     target: Target
     variants: Sequence[str]
     full_size_stage: int | None
+    heads: int
     out: pathlib.Path
 
 
@@ -56,34 +58,32 @@ def parse_options(argv: Sequence[str] | None = None) -> OptionsToCompare:
     """
     description = "Compile exported graphs with several sets of the compiler's options and compare the binaries."
     parser = command_parser('python -m export.compare_options', description, EXAMPLES)
-    add = parser.add_argument
-    add(
-        'graphs',
-        nargs='*',
-        action=PathOption,
-        metavar='ONNX',
-        help='graphs of an export: OUT/{graph}-onnx-{precision}/{graph}.onnx',
-    )
-    add(
-        '--full-size-stage',
-        type=int,
-        choices=range(3),
-        metavar='N',
-        help='build two blocks of this denoiser stage at its released size with random weights, too; takes minutes',
-    )
-    add('--out', action=PathOption, required=True, metavar='DIR', help='folder of options.md and options.json')
-    add('--soc', default='sm8750', metavar='NAME', help='chipset (default: %(default)s)')
-    add('--options', metavar='LIST', help='comma-separated sets of options (default: all)')
+    _add_arguments(parser.add_argument)
     args = parser.parse_args(argv)
     if not args.graphs and args.full_size_stage is None:
         raise InputError('nothing to compile: give graphs of an export, or --full-size-stage.')
+    if args.heads < 1:
+        raise InputError(f'--heads is {args.heads}; give at least 1.')
     from export.qnn.chipsets import find_target
     from export.steps.option_table import VARIANTS, precision_of
 
     for path in args.graphs:
         precision_of(path)
     names = list(VARIANTS) if args.options is None else known_entries('--options', args.options.lower(), VARIANTS)
-    return OptionsToCompare(args.graphs, find_target(args.soc), names, args.full_size_stage, args.out)
+    return OptionsToCompare(args.graphs, find_target(args.soc), names, args.full_size_stage, args.heads, args.out)
+
+
+def _add_arguments(add: Callable[..., object]) -> None:
+    add('graphs', nargs='*', action=PathOption, metavar='ONNX',
+        help='graphs of an export: OUT/{graph}-onnx-{precision}/{graph}.onnx')  # fmt: skip
+    add('--full-size-stage', type=int, choices=range(3), metavar='N',
+        help='build two blocks of this denoiser stage at its released size with random weights, too; takes '
+        'minutes')  # fmt: skip
+    add('--heads', type=int, default=24, metavar='N',
+        help='attention heads of 64 dimensions of that stage; fewer for a trial (default: %(default)s)')  # fmt: skip
+    add('--out', action=PathOption, required=True, metavar='DIR', help='folder of options.md and options.json')
+    add('--soc', default='sm8750', metavar='NAME', help='chipset (default: %(default)s)')
+    add('--options', metavar='LIST', help='comma-separated sets of options (default: all)')
 
 
 def run(options: OptionsToCompare) -> None:
@@ -93,7 +93,7 @@ def run(options: OptionsToCompare) -> None:
     check_writable(options.out)
     rows, graphs = [], list(options.graphs)
     if options.full_size_stage is not None:
-        graphs.append(write_full_size_stage(options.full_size_stage, options.out))
+        graphs.append(write_full_size_stage(options.full_size_stage, options.heads, options.out))
     for row in compile_variants(graphs, options.target, options.variants):
         rows.append(row)
         print(table_line(row), flush=True)

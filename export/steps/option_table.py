@@ -70,11 +70,15 @@ def precision_of(path: pathlib.Path) -> str:
     return precision
 
 
-def write_full_size_stage(stage: int, out: pathlib.Path) -> pathlib.Path:
-    """Write two blocks of a denoiser stage at its released size, with random weights; return the W8A16 graph."""
+def write_full_size_stage(stage: int, heads: int, out: pathlib.Path) -> pathlib.Path:
+    """Write two blocks of a denoiser stage at its released size, with random weights; return the W8A16 graph.
+
+    Args:
+      heads: attention heads; the released denoiser has 24.
+    """
     folder = out / f'denoiser_stage{stage}-onnx-w8a16'
     folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(FULL.denoiser, num_layers=2)
+    config = dataclasses.replace(FULL.denoiser, num_layers=2, num_attention_heads=heads)
     return quantize_stage(config, SHIPPED, stage, RELEASED, folder).path
 
 

@@ -20,12 +20,27 @@ from export.rewrite.onnx_graph import OPSET
         ([], 'nothing to compile'),
         (['missing/graph.onnx'], 'not a graph of an export'),
         (['--full-size-stage', '2', '--options', 'finalisation_3'], 'Did you mean "finalization_3"?'),
+        (['--full-size-stage', '2', '--heads', '0'], '--heads is 0'),
     ],
 )
 def test_wrong_input_is_one_line(arguments, complaint, tmp_path, capsys):
     assert main([*arguments, '--out', str(tmp_path / 'out')]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert complaint in line and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.qnn
+def test_a_full_size_stage_is_compiled(tmp_path):
+    """With one head of 24: the number of tokens is that of the released stage."""
+    arguments = ['--full-size-stage', '0', '--heads', '1', '--options', 'none,finalization_1']
+    assert main([*arguments, '--out', str(tmp_path)]) == 0
+    graph = onnx.load(tmp_path / 'denoiser_stage0-onnx-w8a16' / 'denoiser_stage0.onnx').graph
+    (flow,) = ([size.dim_value for size in value.type.tensor_type.shape.dim] for value in graph.output)
+    assert flow == [1, 5 * 8, 64], 'patches of a quarter of 20 x 32'
+    none, other = json.loads((tmp_path / 'options.json').read_text())
+    assert none['graph'] == other['graph'] == 'denoiser_stage0'
+    assert none['operations'] == other['operations'] > 0 and none['binary_mb'] > 0.1
+    assert none['estimate']['flat_ms'] > 0
 
 
 @pytest.mark.qnn
