@@ -21,8 +21,11 @@ from neodragon_jax.generation.plan import make_plan
 if TYPE_CHECKING:
     from export.host.denoiser_choice import DenoiserChoice
     from export.host.modules import ProgramOptions
+    from export.host.prompts import PromptLists
+    from export.host.recording import Scenes
     from export.report.report import Report
     from export.steps.options import ExportOptions, GraphOptions
+    from neodragon_jax.generation.defaults import GenerationDefaults
 
 PACKAGES = ('jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime_qnn')
 _SOURCE = pathlib.Path(__file__).resolve().parents[1]
@@ -95,12 +98,8 @@ def _add_program(group: argparse._ArgumentGroup) -> None:
 
 def _add_calibration(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add(
-        '--calibration',
-        action=PathOption,
-        metavar='DIR',
-        help='calibration set to record or to reuse (default: OUT/calibration)',
-    )
+    add('--calibration', action=PathOption, metavar='DIR',
+        help='calibration set to record or to reuse (default: OUT/calibration)')  # fmt: skip
     add('--prompts', type=int, metavar='N',
         help='videos to record for calibration, one prompt each (default: as many as the samples need)')  # fmt: skip
     add('--prompts-file', action=PathOption, metavar='FILE',
@@ -198,12 +197,7 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     from export.host.modules import select
     from export.host.phone_program import available
     from export.host.prompts import choose_prompts
-    from export.host.recording import Scenes
     from export.steps.options import ExportOptions
-    from neodragon_jax.base import video
-    from neodragon_jax.checkpoint import components as checkpoint
-    from neodragon_jax.checkpoint import folders
-    from neodragon_jax.generation.tokens import T5Tokenizer, cut_notice
 
     counts = (args.validation_prompts, args.evaluation_prompts)
     prompts = choose_prompts(root, args.prompts_file, args.evaluation_prompts_file, *counts)
@@ -212,26 +206,44 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     program = _program(args, root, mode, chosen)
     check_denoiser(chosen.denoiser)
     names = select(args.graphs, available(program))
-    tokenizer = T5Tokenizer.load(checkpoint.component_folder(root, folders.T5_TOKENIZER))
-    every = [*prompts.calibration, *prompts.validation, *prompts.evaluation]
-    notice = cut_notice(tokenizer, every, defaults.prompt_modifier)
-    print(notice, end='\n' if notice else '')
-    images = [video.picture_to_frame(video.read_image(path), *program.size) for path in args.image]
-    texts = (defaults.prompt_modifier, defaults.negative_prompt, images, args.seed)
+    _print_cut_prompts(root, defaults, prompts)
     return ExportOptions(
         program=program,
         denoiser=chosen.denoiser,
         names=names,
         graphs=_graph_options(args, names),
         calibration=args.calibration or args.out / 'calibration',
-        scenes=Scenes(prompts.calibration, *texts),
-        validation=Scenes(prompts.validation, *texts),
-        evaluation=Scenes(prompts.evaluation, *texts),
+        **_scenes(args, defaults, program, prompts),
         videos=args.prompts,
         whole_videos=args.whole_videos or args.evaluation_prompts,
         whole_video=args.whole_video,
         simulate_video=args.simulate_video,
     )
+
+
+def _print_cut_prompts(root: pathlib.Path, defaults: GenerationDefaults, prompts: PromptLists) -> None:
+    """Print a line if prompts have more tokens than the text encoder takes."""
+    from neodragon_jax.checkpoint import components as checkpoint
+    from neodragon_jax.checkpoint import folders
+    from neodragon_jax.generation.tokens import T5Tokenizer, cut_notice
+
+    tokenizer = T5Tokenizer.load(checkpoint.component_folder(root, folders.T5_TOKENIZER))
+    every = [*prompts.calibration, *prompts.validation, *prompts.evaluation]
+    notice = cut_notice(tokenizer, every, defaults.prompt_modifier)
+    print(notice, end='\n' if notice else '')
+
+
+def _scenes(
+    args: argparse.Namespace, defaults: GenerationDefaults, program: ProgramOptions, prompts: PromptLists
+) -> dict[str, Scenes]:
+    """Return what the videos of the calibration set show, by field of ExportOptions."""
+    from export.host.recording import Scenes
+    from neodragon_jax.base import video
+
+    images = [video.picture_to_frame(video.read_image(path), *program.size) for path in args.image]
+    texts = (defaults.prompt_modifier, defaults.negative_prompt, images, args.seed)
+    lists = {'scenes': prompts.calibration, 'validation': prompts.validation, 'evaluation': prompts.evaluation}
+    return {field: Scenes(listed, *texts) for field, listed in lists.items()}
 
 
 def _program(args: argparse.Namespace, root: pathlib.Path, mode: str, chosen: DenoiserChoice) -> ProgramOptions:
@@ -251,15 +263,12 @@ def _graph_options(args: argparse.Namespace, names: Sequence[str]) -> GraphOptio
     Raises:
       InputError: a list has an unknown entry, or --adaround is given without a graph that it applies to.
     """
-    from export.host.recording import EVALUATION_CALLS
     from export.qnn.chipsets import find_targets
     from export.qnn.compile import PRECISIONS
     from export.quantize import adaround
     from export.quantize.ranges import METHODS
     from export.steps.options import GraphOptions
 
-    if args.evaluation_samples > EVALUATION_CALLS:
-        raise InputError(f'--evaluation-samples is {args.evaluation_samples}; a video keeps {EVALUATION_CALLS} calls.')
     if args.adaround is not None and not set(adaround.GRAPHS) & set(names):
         raise InputError(
             f'--adaround applies to {" and ".join(adaround.GRAPHS)}, neither of which is exported here; leave it out, '
@@ -283,11 +292,15 @@ def _graph_options(args: argparse.Namespace, names: Sequence[str]) -> GraphOptio
 
 def _check_numbers(args: argparse.Namespace) -> None:
     """Raise InputError if a number is out of range."""
+    from export.host.recording import EVALUATION_CALLS
+
     counts = ('calibration_samples', 'evaluation_samples', 'simulated_samples', 'prompts', 'evaluation_prompts')
     for option in (*counts, 'validation_prompts', 'whole_videos', 'adaround_iterations', 'frames', 'height', 'width'):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise InputError(f'--{option.replace("_", "-")} is {value}; give at least 1.')
+    if args.evaluation_samples > EVALUATION_CALLS:
+        raise InputError(f'--evaluation-samples is {args.evaluation_samples}; a video keeps {EVALUATION_CALLS} calls.')
 
 
 def _check_out(out: pathlib.Path) -> None:

@@ -29,19 +29,26 @@ def phases(manifest: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) 
         present = [name for name in names if name in graphs]
         if not present:
             continue
-        tensors = sum(_tensor_bytes(graphs[name]) for name in present)
-        portable = sum(files[path]['bytes'] for name in present for path in graphs[name]['portable'])
-        held = {'portable': tensors + portable}
-        for chipset in manifest['chipsets']:
-            # A binary that graphs share is in memory once.
-            used = {
-                entry['file']
-                for entry in manifest['binaries']
-                if entry['chipset'] == chipset and set(entry['graphs']) & set(present)
-            }
-            held[chipset] = tensors + sum(files[path]['bytes'] for path in used)
-        found.append({'name': phase, 'graphs': present, 'bytes': held})
+        found.append({'name': phase, 'graphs': present, 'bytes': _bytes_by_place(present, manifest, files)})
     return found
+
+
+def _bytes_by_place(
+    names: Sequence[str], manifest: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
+) -> dict[str, int]:
+    """Return the bytes of graphs and their tensors by place; arguments as of `phases`."""
+    graphs = manifest['graphs']
+    tensors = sum(_tensor_bytes(graphs[name]) for name in names)
+    held = {'portable': tensors + sum(files[path]['bytes'] for name in names for path in graphs[name]['portable'])}
+    for chipset in manifest['chipsets']:
+        # A binary that graphs share is in memory once.
+        used = {
+            entry['file']
+            for entry in manifest['binaries']
+            if entry['chipset'] == chipset and set(entry['graphs']) & set(names)
+        }
+        held[chipset] = tensors + sum(files[path]['bytes'] for path in used)
+    return held
 
 
 def memory(plan: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -126,42 +126,47 @@ def _chain(name: str, pieces: tuple[PhoneGraph, ...], fused: bool) -> PhoneGraph
 
 def _pieces(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> Iterator[PhoneGraph]:
     """Yield patch embedding, every block, and the last block with the head."""
-    config = model.config
     examples = jnp.zeros((1, len(layout.grids)), jnp.int32), jnp.zeros((1, layout.text_tokens), jnp.int32)
     place = jax.eval_shape(partial(rotary_and_bias, model, layout), *examples)
     vectors = vector_shapes(model)
+    yield _embedding(name, model, params, layout)
+    for index in range(model.config.num_layers - 1):
+        yield _block(name, model, params, layout, index, {f'blocks.{index}': vectors.blocks[index], **place})
+    yield _last_block(name, model, params, layout, {'head': vectors.head, 'last_block': vectors.last_block, **place})
+
+
+def _embedding(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> PhoneGraph:
+    """Return the patch embedding: `patches` [I, P] -> `image.0` [I, D]."""
     positions = np.asarray(model.apply({'params': read_part(params)}, layout, method='position_rows'))
-    image, text = (layout.image_tokens, config.width), (layout.text_tokens, config.width)
 
     def embed(_: Params, patches: Array) -> Array:
         own = read_part(params, 'patch_embed')
         return model.apply({'params': own}, patches, jnp.asarray(positions), method='embed')  # pyright: ignore[reportReturnType]
 
-    yield PhoneGraph(f'{name}.embed', embed, {'patches': (layout.image_tokens, config.patch_dim)}, ('image.0',))
-    words = 'text'
-    for index in range(config.num_layers - 1):
-        block = JointBlock(config, model.dtype, attention=model.attention)
-        tree = {f'blocks.{index}': vectors.blocks[index], **place}
+    inputs = {'patches': (layout.image_tokens, model.config.patch_dim)}
+    return PhoneGraph(f'{name}.embed', embed, inputs, ('image.0',))
 
-        def run(
-            _: Params,
-            image: Array,
-            text: Array,
-            *leaves: Array,
-            block: JointBlock = block,
-            tree: Any = tree,
-            index: int = index,
-        ) -> tuple[Array, Array]:
-            given = _unflatten(tree, leaves)
-            args = (image, text), given[f'blocks.{index}'], given['rotary'], given['bias'], layout.image_tokens
-            streams: Any = block.apply({'params': to_float32(params[f'blocks_{index}'])}, *args)
-            return streams[0]
 
-        inputs = {f'image.{index}': image, words: text, **_shapes(tree)}
-        words = f'text.{index + 1}'
-        yield PhoneGraph(f'{name}.block{index}', run, inputs, (f'image.{index + 1}', words))
+def _block(name: str, model: PyramidMMDiT, params: Params, layout: Layout, index: int, tree: Any) -> PhoneGraph:
+    """Return a block before the last: `image.N`, `text.N` -> `image.N+1`, `text.N+1`.
 
-    tree = {'head': vectors.head, 'last_block': vectors.last_block, **place}
+    Args:
+      tree: shapes of modulation, rotary embedding and bias; its leaves are the other inputs.
+    """
+    block = JointBlock(model.config, model.dtype, attention=model.attention)
+
+    def run(_: Params, image: Array, text: Array, *leaves: Array) -> tuple[Array, Array]:
+        given = _unflatten(tree, leaves)
+        args = (image, text), given[f'blocks.{index}'], given['rotary'], given['bias'], layout.image_tokens
+        streams: Any = block.apply({'params': to_float32(params[f'blocks_{index}'])}, *args)
+        return streams[0]
+
+    following = f'image.{index + 1}', f'text.{index + 1}'
+    return PhoneGraph(f'{name}.block{index}', run, _streams(model, layout, index) | _shapes(tree), following)
+
+
+def _last_block(name: str, model: PyramidMMDiT, params: Params, layout: Layout, tree: Any) -> PhoneGraph:
+    """Return the last block with the head: image and text -> `flow` [X, P]; `tree` as of `_block`."""
 
     def finish(_: Params, image: Array, text: Array, *leaves: Array) -> Array:
         given = _unflatten(tree, leaves)
@@ -169,8 +174,17 @@ def _pieces(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> I
         own = read_part(params, 'last_block', 'head')
         return model.apply({'params': own}, (image, text), *args, method='finish')  # pyright: ignore
 
-    inputs = {f'image.{config.num_layers - 1}': image, words: text, **_shapes(tree)}
-    yield PhoneGraph(f'{name}.finish', finish, inputs, ('flow',))
+    inputs = _streams(model, layout, model.config.num_layers - 1) | _shapes(tree)
+    return PhoneGraph(f'{name}.finish', finish, inputs, ('flow',))
+
+
+def _streams(model: PyramidMMDiT, layout: Layout, index: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the image and text tokens that enter a block."""
+    width = model.config.width
+    return {
+        f'image.{index}': (layout.image_tokens, width),
+        f'text.{index}' if index else 'text': (layout.text_tokens, width),
+    }
 
 
 def _unflatten(tree: dict[str, Any], leaves: Sequence[Array]) -> dict[str, Any]:

@@ -43,6 +43,20 @@ def to_onnx(graph: PhoneGraph, path: pathlib.Path) -> collections.Counter[str]:
     Raises:
       InputError: the exported graph contains operations outside ALLOWED.
     """
+    _convert(graph, path)
+    model = onnx.load(path, load_external_data=False)
+    tidy(model.graph, path.parent)
+    if graph.gelu_floor is not None:
+        clamp_gelu(model.graph, graph.gelu_floor)
+    write_shapes(model.graph)
+    check(model, path.parent)
+    add_pre_process_metadata(model)  # marks the graph as preprocessed for ONNX Runtime's quantizer
+    save(model, path)
+    return _allowed_operations(graph, model)
+
+
+def _convert(graph: PhoneGraph, path: pathlib.Path) -> None:
+    """Write the graph as jax2onnx converts it."""
     from jax2onnx import to_onnx as convert
 
     function = graph.close()
@@ -61,14 +75,14 @@ def to_onnx(graph: PhoneGraph, path: pathlib.Path) -> collections.Counter[str]:
         output_path=str(path),
         normalization_mode='prefer_native',
     )
-    model = onnx.load(path, load_external_data=False)
-    tidy(model.graph, path.parent)
-    if graph.gelu_floor is not None:
-        clamp_gelu(model.graph, graph.gelu_floor)
-    write_shapes(model.graph)
-    check(model, path.parent)
-    add_pre_process_metadata(model)  # marks the graph as preprocessed for ONNX Runtime's quantizer
-    save(model, path)
+
+
+def _allowed_operations(graph: PhoneGraph, model: onnx.ModelProto) -> collections.Counter[str]:
+    """Return the number of nodes by operation.
+
+    Raises:
+      InputError: an operation is not in ALLOWED.
+    """
     counts = collections.Counter(node.op_type for node in model.graph.node)
     forbidden = sorted(set(counts) - ALLOWED)
     if forbidden:

@@ -197,14 +197,23 @@ class CalibrationSet:
         Raises:
           InputError: the folder holds a set of another protocol, or its protocol is damaged.
         """
-        path, wanted = self.folder / _PROTOCOL, self.protocol.to_json()
+        path = self.folder / _PROTOCOL
         if not path.is_file():
             with atomic_file(path) as draft:
-                draft.write_text(json.dumps(wanted, indent=2) + '\n')
+                draft.write_text(json.dumps(self.protocol.to_json(), indent=2) + '\n')
             return self.protocol
         found = read_json(path)
         if found is None or not {KEPT, VIDEOS} <= set(found):
             raise InputError(f'{path}: damaged. Remove {self.folder} to record the calibration set again.')
+        return self._agreed(found)
+
+    def _agreed(self, found: Mapping[str, Any]) -> Protocol:
+        """Return this protocol with the calls and videos of the set in the folder.
+
+        Raises:
+          InputError: the set has another protocol, or fewer calls.
+        """
+        wanted = self.protocol.to_json()
         if self._has_enough(found):
             wanted |= {key: found[key] for key in (KEPT, VIDEOS)}
             # Without quantized graphs no validation videos are asked for; those in the folder do no harm.

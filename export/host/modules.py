@@ -94,19 +94,25 @@ def phone_modules(options: ProgramOptions) -> dict[str, PhoneGraph]:
         picture_graphs.video_decoder(find(folders.VIDEO_VAE), *grid),
     ]
     if options.has_model:
-        image_vae = text_graphs.open_component(find(folders.FIRST_FRAME_VAE), AutoencoderKL)
-        latents = [PICTURE_SCALE * size // image_vae.config.spatial_factor for size in options.size]
-        modules += [
-            text_graphs.clip_states('first_frame_clip_l', find(folders.FIRST_FRAME_CLIP_L), pooled=False),
-            text_graphs.clip_states('first_frame_clip_g', find(folders.FIRST_FRAME_CLIP_G), pooled=True),
-            picture_graphs.first_frame_unet(find(folders.FIRST_FRAME_UNET), *latents),
-            picture_graphs.first_frame_decoder(find(folders.FIRST_FRAME_VAE), *latents),
-        ]
+        modules += _first_frame_modules(options)
     if options.mode == 'hybrid' and (options.has_model or options.images):
         modules.append(picture_graphs.video_encoder(find(folders.VIDEO_VAE), height, width))
     if options.upscaler is not None:
         modules.append(picture_graphs.super_resolution(options.upscaler, height, width))
     return {module.name: module for module in modules}
+
+
+def _first_frame_modules(options: ProgramOptions) -> list[PhoneGraph]:
+    """Return the text towers, the UNet and the decoder of the first-frame model."""
+    find = options.find
+    image_vae = text_graphs.open_component(find(folders.FIRST_FRAME_VAE), AutoencoderKL)
+    latents = [PICTURE_SCALE * size // image_vae.config.spatial_factor for size in options.size]
+    return [
+        text_graphs.clip_states('first_frame_clip_l', find(folders.FIRST_FRAME_CLIP_L), pooled=False),
+        text_graphs.clip_states('first_frame_clip_g', find(folders.FIRST_FRAME_CLIP_G), pooled=True),
+        picture_graphs.first_frame_unet(find(folders.FIRST_FRAME_UNET), *latents),
+        picture_graphs.first_frame_decoder(find(folders.FIRST_FRAME_VAE), *latents),
+    ]
 
 
 def select(names: str | None, available: Sequence[str]) -> list[str]:

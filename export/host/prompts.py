@@ -56,14 +56,26 @@ def choose_prompts(
       InputError: a file has no prompts, the calibration prompts are all the same, the user's lists have a prompt in
         common, or fewer than `count` evaluation prompts remain after calibration prompts are excluded.
     """
-    listed = calibration or _default(checkpoint, _CALIBRATION)
+    calibrated = _distinct(calibration or _default(checkpoint, _CALIBRATION))
+    unseen = _unseen(calibrated, evaluation, _default(checkpoint, _EVALUATION), count)
+    held_out = spread(calibrated, max(1, min(validated, len(calibrated) // 3)))
+    return PromptLists([prompt for prompt in calibrated if prompt not in held_out], held_out, unseen)
+
+
+def _distinct(listed: str | pathlib.Path) -> list[str]:
+    """Return the distinct calibration prompts of a list, each as it is first written."""
     calibrated = list({_normal(prompt): prompt for prompt in reversed(read_prompts(listed))}.values())[::-1]
     if len(calibrated) < 2:
         raise InputError(
             f'{listed}: one distinct calibration prompt. List at least two: one of them is held out for validation.'
         )
+    return calibrated
+
+
+def _unseen(calibrated: Sequence[str], evaluation: str | None, default: pathlib.Path, count: int) -> list[str]:
+    """Return the first evaluation prompts that calibration does not use; arguments as of `choose_prompts`."""
     seen = {_normal(prompt) for prompt in calibrated}
-    source = evaluation or _default(checkpoint, _EVALUATION)
+    source = evaluation or default
     candidates = read_prompts(source, '--evaluation-prompts-file')
     unseen = [prompt for prompt in candidates if _normal(prompt) not in seen]
     if evaluation is not None and len(unseen) < len(candidates):
@@ -74,8 +86,7 @@ def choose_prompts(
             f'{source}: {len(unseen)} prompts that calibration does not use, but --evaluation-prompts is {count}. '
             'Add prompts with --evaluation-prompts-file, or ask for fewer.'
         )
-    held_out = spread(calibrated, max(1, min(validated, len(calibrated) // 3)))
-    return PromptLists([prompt for prompt in calibrated if prompt not in held_out], held_out, unseen[:count])
+    return unseen[:count]
 
 
 def _default(checkpoint: pathlib.Path, name: str) -> pathlib.Path:

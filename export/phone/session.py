@@ -107,19 +107,29 @@ def measure(phone: Phone, bundle: pathlib.Path, runtime: pathlib.Path, chipset: 
         f'cd {FOLDER} && LD_LIBRARY_PATH=. ADSP_LIBRARY_PATH=. ./{RUNNER} bundle out {chosen} {int(runs)} 2>&1'
     )
     after = _celsius(phone)
+    ratio = _last_frame_db(phone, bundle, manifest['vectors']['video']['latents'])
+    model = phone.shell('getprop', 'ro.product.model').strip()
+    return Measured(model, chosen, read_output(output), ratio, (before, after))
+
+
+def _last_frame_db(phone: Phone, bundle: pathlib.Path, entry: Mapping[str, Any]) -> float:
+    """Return the ratio of the last latent frame of the video that the phone has made.
+
+    Args:
+      entry: file and shape of the expected latents, from the manifest.
+    Raises:
+      InputError: the latents have another size.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pulled = pathlib.Path(folder) / 'latents.bin'
         phone.pull(f'{FOLDER}/out/latents.bin', pulled)
         latents = np.fromfile(pulled, '<f4')
-    entry = manifest['vectors']['video']['latents']
     expected = np.fromfile(bundle / entry['file'], '<f4').reshape(entry['shape'])
     if latents.size != expected.size:
         raise InputError(
             f'{phone.serial}: the runner gives {latents.size} numbers, not {expected.size}. Build it again.'
         )
-    ratio = snr_db(expected[-1], latents.reshape(expected.shape)[-1])
-    model = phone.shell('getprop', 'ro.product.model').strip()
-    return Measured(model, chosen, read_output(output), ratio, (before, after))
+    return snr_db(expected[-1], latents.reshape(expected.shape)[-1])
 
 
 def read_output(output: str) -> dict[str, GraphTimes]:

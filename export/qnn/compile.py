@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from export.qnn.chipsets import Target, check_binary
-from export.qnn.htp import ContextGraph, HtpContext, HtpSession, SharedGraph
+from export.qnn.htp import ContextGraph, HtpContext, HtpSession, Opened, SharedGraph
 from export.qnn.latency import estimate
 from export.qnn.static_view import dump_options, read_view
 from export.quantize.qdq import quantization_parameters
@@ -54,16 +54,8 @@ def compile_graph(
         options = provider_options(target, precision) | dump_options(dump)
         with HtpSession(model, options, context=wrapper) as session:
             opened = session.opened
-        metadata = {
-            'name': name,
-            **_binary_entry(draft, target, precision),
-            **_tensor_specs(model),
-            'static_view': _static_view(dump, precision),
-            'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
-            'source': source,
-        }
-        (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
-    return metadata
+        specs = _tensor_specs(model) | {'static_view': _static_view(dump, precision)}
+        return _write_metadata(draft, name, target, precision, specs, opened, {'source': source})
 
 
 def compile_together(
@@ -102,18 +94,32 @@ def compile_together(
         with HtpContext(jobs) as context:
             opened = context.opened
             simulated = simulate({graph: context.runner(graph) for graph in models}) if simulate else None
-        metadata = {
-            'name': name,
-            **_binary_entry(draft, target, precision),
-            'graphs': {
-                graph: _tensor_specs(model) | {'static_view': _static_view(dumps[graph], precision)}
-                for graph, model in models.items()
-            },
-            'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
-            'simulated': simulated,
-            'source': source,
+        specs = {
+            graph: _tensor_specs(model) | {'static_view': _static_view(dumps[graph], precision)}
+            for graph, model in models.items()
         }
-        (draft / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
+        last = {'simulated': simulated, 'source': source}
+        return _write_metadata(draft, name, target, precision, {'graphs': specs}, opened, last)
+
+
+def _write_metadata(
+    folder: pathlib.Path,
+    name: str,
+    target: Target,
+    precision: str,
+    specs: Mapping[str, Any],
+    opened: Opened,
+    last: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write metadata.json into the folder of a compiled binary and return it."""
+    metadata = {
+        'name': name,
+        **_binary_entry(folder, target, precision),
+        **specs,
+        'compile': {'seconds': round(opened.seconds, 1), 'peak_gb': round(opened.peak_gb, 2)},
+        **last,
+    }
+    (folder / 'metadata.json').write_text(json.dumps(metadata, indent=2) + '\n')
     return metadata
 
 

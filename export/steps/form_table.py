@@ -88,18 +88,20 @@ def write_forms(folder: pathlib.Path, rows: Sequence[FormRow], settings: Mapping
         *(f'* {line}' for line in verdict(rows, settings['stage'])),
         '',
     ]
-    values = [
-        {
-            'form': row.form,
-            **row.view.summary(),
-            **dataclasses.asdict(row.estimate),
-            'operations_by_kind': {kind: round(count) for kind, count in sorted(row.view.operations.items())},
-            'moved_mb_by_kind': {kind: round(size, 2) for kind, size in sorted(row.view.output_mb.items())},
-            **{key: value for key, value in dataclasses.asdict(row.built).items() if key != 'view'},
-        }
-        for row in rows
-    ]
     with atomic_file(folder / 'compare.json') as path:
-        path.write_text(json.dumps({'settings': dict(settings), 'forms': values}, indent=2) + '\n')
+        values = {'settings': dict(settings), 'forms': [_values(row) for row in rows]}
+        path.write_text(json.dumps(values, indent=2) + '\n')
     with atomic_file(folder / 'compare.md') as path:
         path.write_text('\n'.join(lines))
+
+
+def _values(row: FormRow) -> dict[str, Any]:
+    """Return a row as JSON values."""
+    return {
+        'form': row.form,
+        **row.view.summary(),
+        **dataclasses.asdict(row.estimate),
+        'operations_by_kind': {kind: round(count) for kind, count in sorted(row.view.operations.items())},
+        'moved_mb_by_kind': {kind: round(size, 2) for kind, size in sorted(row.view.output_mb.items())},
+        **{key: value for key, value in dataclasses.asdict(row.built).items() if key != 'view'},
+    }

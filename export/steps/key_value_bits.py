@@ -10,6 +10,7 @@ its target, but the last frame fell from 30.0 to 24.3, 18.6 and 23.2 dB (stages 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -78,19 +79,24 @@ def choose(
         **made_by(__name__),
     }
 
-    def write(draft: pathlib.Path) -> dict[str, Any]:
-        choice = _choose(stages, program if videos else None, calibration, draft)
-        if choice.bits != NATIVE_BITS:
-            for file in draft.glob('*.onnx*'):
-                file.unlink()
-        entry = dataclasses.asdict(choice)
-        (draft / RECIPE).write_text(json.dumps(entry, indent=2) + '\n')
-        return entry
-
+    write = functools.partial(_write_choice, stages, program if videos else None, calibration)
     made = finished_or_made(options.graphs.out / CANDIDATES, source, write)
     choice = Choice(**{field.name: made[field.name] for field in dataclasses.fields(Choice)})
     on_step(f'{choice.bits} bits for keys and values: {choice.reason}')
     return choice
+
+
+def _write_choice(
+    stages: Sequence[RecordedGraph], program: PhoneProgram | None, calibration: CalibrationSet, folder: pathlib.Path
+) -> dict[str, Any]:
+    """Choose; write the recipe and the chosen stages into a folder. Return the recipe's entry."""
+    choice = _choose(stages, program, calibration, folder)
+    if choice.bits != NATIVE_BITS:
+        for file in folder.glob('*.onnx*'):
+            file.unlink()
+    entry = dataclasses.asdict(choice)
+    (folder / RECIPE).write_text(json.dumps(entry, indent=2) + '\n')
+    return entry
 
 
 def _is_quantized(name: str, options: ExportOptions) -> bool:

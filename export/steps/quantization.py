@@ -52,14 +52,19 @@ def write_precise(
         peak = check_fp16_range(path, (call.inputs for call in calls))
         return {'precision': precision, 'fp16_peak': peak._asdict()}
     if key_value_bits is not None and graph.name.startswith(DENOISER):
-        if key_value_bits == NATIVE_BITS:
-            for file in (options.out / CANDIDATES).glob(f'{path.name}*'):
-                shutil.copyfile(file, draft / file.name)
-        else:
-            write_stage(graph, key_value_bits, path)
-        reached = lowest_db(OnnxSession(path), graph.validation(), graph.compared)
-        return {'precision': precision, 'ranges': 'minmax', 'key_value_bits': key_value_bits, 'validation_db': reached}
+        return {'precision': precision} | _quantize_stage(graph, key_value_bits, path, options)
     return {'precision': precision} | _quantize(graph, source, path, options)
+
+
+def _quantize_stage(graph: RecordedGraph, bits: int, path: pathlib.Path, options: GraphOptions) -> dict[str, Any]:
+    """Write a stage of the denoiser in W8A16, or copy it from the choice of bits; return a summary."""
+    if bits == NATIVE_BITS:
+        for file in (options.out / CANDIDATES).glob(f'{path.name}*'):
+            shutil.copyfile(file, path.with_name(file.name))
+    else:
+        write_stage(graph, bits, path)
+    reached = lowest_db(OnnxSession(path), graph.validation(), graph.compared)
+    return {'ranges': 'minmax', 'key_value_bits': bits, 'validation_db': reached}
 
 
 def write_stage(graph: RecordedGraph, key_value_bits: int, path: pathlib.Path) -> None:

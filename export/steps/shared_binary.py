@@ -6,6 +6,7 @@ The stages are therefore simulated in the process that compiles them, and the me
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,12 +79,18 @@ def _compile(
             BINARY, models, folder, target, precision, source, simulate_all if simulated else None
         )
     for stage in stages:
-        key = (precision, target.chipset)
-        reached = metadata['simulated']['graphs'][stage.name] if simulated else None
-        static_view = metadata['graphs'][stage.name]['static_view']
-        stage.metadata[key] = metadata | {'static_view': static_view, 'simulated': reached, 'shared': True}
-        stage.wrappers[key] = folder / f'{stage.name}.onnx'
+        _add_to(stage, (precision, target.chipset), folder, metadata, simulated)
     return metadata
+
+
+def _add_to(
+    stage: ExportedGraph, key: tuple[str, str], folder: pathlib.Path, metadata: Mapping[str, Any], simulated: bool
+) -> None:
+    """Add metadata and wrapper to a stage as for a separate binary."""
+    reached = metadata['simulated']['graphs'][stage.name] if simulated else None
+    static_view = metadata['graphs'][stage.name]['static_view']
+    stage.metadata[key] = {**metadata, 'static_view': static_view, 'simulated': reached, 'shared': True}
+    stage.wrappers[key] = folder / f'{stage.name}.onnx'
 
 
 def _simulate(stage: ExportedGraph, runner: ContextGraph, ratios: Ratios | None, options: GraphOptions) -> Any:
