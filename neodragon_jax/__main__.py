@@ -155,14 +155,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add('--mode', choices=defaults.MODES,
         help='hybrid: a first frame, then the few-step model; monolithic: all frames by the multi-step model '
         f'({released(RELEASED.mode)})')  # fmt: skip
-    add(
-        '--student',
-        action=PathOption,
-        names=('hf',),
-        bucket=True,
-        metavar='DIR',
-        help='folder, or hf://ORG/NAME@REVISION, of a distilled denoiser and context adapter',
-    )
+    add('--student', action=PathOption, names=('hf',), bucket=True, metavar='DIR',
+        help='folder, or hf://ORG/NAME@REVISION, of a distilled denoiser and context adapter')  # fmt: skip
     add('--upscale', action=PathOption, bucket=True, metavar='DIR',
         help='folder of a super-resolution network, see train.super_resolution')  # fmt: skip
     add('--dtype', choices=DTYPES, default='float32',

@@ -25,7 +25,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
@@ -58,16 +58,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     description = 'Cut validated clips of one length, at 24 frames per second, out of a folder of captioned videos.'
     parser = command_parser('python -m train.captioned_clips', description, EXAMPLES)
     add = parser.add_argument_group('files').add_argument
-    add(
-        '--videos',
-        action=PathOption,
-        required=True,
-        metavar='DIR',
-        help='folder of videos and pictures, searched at any depth',
-    )
+    add('--videos', action=PathOption, required=True, metavar='DIR',
+        help='folder of videos and pictures, searched at any depth')  # fmt: skip
     add('--captions', action=PathOption, metavar='FILE', help='.csv or .jsonl (default: text files beside the videos)')
     add('--out', action=PathOption, required=True, metavar='DIR', help=f'folder for one dataset per size, and {REPORT}')
-    add = parser.add_argument_group('clips').add_argument
+    _add_clips(parser.add_argument_group('clips').add_argument)
+    add = parser.add_argument_group('computation').add_argument
+    add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
+    add('--workers', type=int, default=os.cpu_count() or 1, metavar='N',
+        help='threads that inspect and encode files (default: one per core)')  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def _add_clips(add: Callable[..., object]) -> None:
     add('--frames', type=int, default=49, metavar='N', help='frames of a clip, 8 n + 1; 1: pictures (default: 49)')
     add('--sizes', nargs='+', default=['320x512'], metavar='HxW',
         help='sizes of the clips; each video is cropped to the one that keeps most of it without enlarging it '
@@ -79,16 +82,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='lowest frame rate; slower videos are left out, because frames would repeat (default: 23)')  # fmt: skip
     add('--quality', type=int, default=12, metavar='CRF',
         help="x264's quality of the stored clips, from 0 (largest files) to 51 (default: %(default)s)")  # fmt: skip
-    add = parser.add_argument_group('computation').add_argument
-    add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
-    add(
-        '--workers',
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar='N',
-        help='threads that inspect and encode files (default: one per core)',
-    )
-    return parser.parse_args(argv)
 
 
 def read_sizes(texts: Sequence[str], frames: int) -> list[tuple[int, int]]:

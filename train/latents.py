@@ -26,7 +26,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -78,7 +78,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--clips', action=PathOption, required=True, metavar='DIR',
         help='folder of train.captioned_clips: all sizes, or one of them')  # fmt: skip
     add('--out', action=PathOption, bucket=True, required=True, metavar='DIR', help='folder of the latents')
-    add = parser.add_argument_group('content of the samples').add_argument
+    _add_content(parser.add_argument_group('content of the samples').add_argument)
+    _add_computation(parser.add_argument_group('computation').add_argument)
+    return parser.parse_args(argv)
+
+
+def _add_content(add: Callable[..., object]) -> None:
     add('--text', choices=CONTENTS, default='states',
         help='text conditioning to store: states, the output of the context adapter; t5, the states before it; or ids, '
         'the tokens (default: states)')  # fmt: skip
@@ -93,7 +98,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--posterior', choices=('sample', 'mean'), default='sample',
         help="sample of the VAE's posterior, or its mean (default: %(default)s)")  # fmt: skip
     add('--seed', type=int, default=0, help="seed of the posterior's samples (default: %(default)s)")
-    add = parser.add_argument_group('computation').add_argument
+
+
+def _add_computation(add: Callable[..., object]) -> None:
     add('--batch', type=int, default=1, metavar='N', help='clips at a time on each device (default: %(default)s)')
     add('--window', type=int, default=16, metavar='N',
         help='frames encoded at a time, a multiple of 8; fewer take less memory (default: 16)')  # fmt: skip
@@ -102,7 +109,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
     add('--readers', type=int, default=4, metavar='N', help='threads that decode clips (default: %(default)s)')
     add_distributed(add)
-    return parser.parse_args(argv)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,24 +216,7 @@ def write_latents(
 ) -> None:
     """Write the missing latents of one set of clips."""
     source = ClipSource(clips)
-    given = source.protocol
-    plan = make_plan('hybrid', given['frames'], given['height'], given['width'])
-    channels = encoder.vae.config.encoder_out_channels
-    arrays = {
-        'latents': ArraySpec((plan.frames, plan.height, plan.width, channels), options.store_dtype),
-        'units': ArraySpec((), 'int32'),
-        **conditioner.specs(options.store_dtype),
-    }
-    writer = SampleWriter(
-        out,
-        RecordSpec(arrays, texts=source.texts),
-        len(source),
-        protocol=protocol(source, encoder, conditioner, options),
-        samples_per_shard=options.samples_per_shard,
-        part=jax.process_index(),
-        parts=jax.process_count(),
-        name='latents',
-    )
+    writer = _writer(source, out, encoder, conditioner, options)
     with writer:
         first = jax.process_index() == 0
         if first:
@@ -245,6 +234,30 @@ def write_latents(
     seconds = time.monotonic() - start
     print(f'{out}: {len(missing)} of {len(source)} clips encoded by process {jax.process_index()} in {seconds:.1f} s, '
           f'{len(missing) / seconds:.2f} per second, compilation included')  # fmt: skip
+
+
+def _writer(
+    source: ClipSource, out: StoragePath, encoder: Encoder, conditioner: Conditioner, options: Options
+) -> SampleWriter:
+    """Return the writer of this process's share of the latents."""
+    given = source.protocol
+    plan = make_plan('hybrid', given['frames'], given['height'], given['width'])
+    channels = encoder.vae.config.encoder_out_channels
+    arrays = {
+        'latents': ArraySpec((plan.frames, plan.height, plan.width, channels), options.store_dtype),
+        'units': ArraySpec((), 'int32'),
+        **conditioner.specs(options.store_dtype),
+    }
+    return SampleWriter(
+        out,
+        RecordSpec(arrays, texts=source.texts),
+        len(source),
+        protocol=protocol(source, encoder, conditioner, options),
+        samples_per_shard=options.samples_per_shard,
+        part=jax.process_index(),
+        parts=jax.process_count(),
+        name='latents',
+    )
 
 
 def read_options(args: argparse.Namespace) -> Options:

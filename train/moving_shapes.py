@@ -127,24 +127,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--out', action=PathOption, required=True, metavar='DIR', help='folder of the dataset')
     add('--count', type=int, default=4096, metavar='N', help='number of clips (default: %(default)s)')
     add('--world', choices=tuple(WORLDS), default='cpu', help='world of the scenes (default: %(default)s)')
-    add(
-        '--split',
-        choices=SPLITS,
-        default='train',
-        help='split of the combinations of attributes (default: %(default)s)',
-    )
+    add('--split', choices=SPLITS, default='train',
+        help='split of the combinations of attributes (default: %(default)s)')  # fmt: skip
     add('--frames', type=int, default=17, metavar='N', help='frames of a clip, 8 n + 1 (default: %(default)s)')
     add('--height', type=int, default=64, metavar='PX', help='height, a multiple of 32 (default: %(default)s)')
     add('--width', type=int, default=64, metavar='PX', help='width, a multiple of 32 (default: %(default)s)')
     add('--seed', type=int, default=0, help='seed of the scenes (default: %(default)s)')
     add('--paraphrase', action='store_true', help='write captions in random wordings instead of the canonical one')
     add('--videos', action='store_true', help=f'write mp4 files and {CAPTIONS} instead of a TFDS dataset')
-    add(
-        '--preview',
-        action=PathOption,
-        metavar='FILE',
-        help='also write a PNG: frames of the first clips, with captions',
-    )
+    add('--preview', action=PathOption, metavar='FILE',
+        help='also write a PNG: frames of the first clips, with captions')  # fmt: skip
     add('--samples-per-shard', type=int, default=256, metavar='N', help='samples per file (default: %(default)s)')
     return parser.parse_args(argv)
 
@@ -155,17 +147,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       InputError: an option is out of range, or the folder was begun with other settings.
     """
-    if args.frames < 1 or (args.frames - 1) % TEMPORAL:
-        raise InputError(f'--frames is {args.frames}; use {TEMPORAL} n + 1, such as 17, 33 or 49.')
-    for name in ('height', 'width'):
-        size = getattr(args, name)
-        if size < SPATIAL or size % SPATIAL:
-            near = max(SPATIAL, round(size / SPATIAL) * SPATIAL)
-            raise InputError(f'--{name} is {size}, not a positive multiple of {SPATIAL}; use {near}.')
-    if args.seed < 0:
-        raise InputError(f'--seed is {args.seed}; give a number of at least 0.')
-    if args.samples_per_shard < 1:
-        raise InputError(f'--samples-per-shard is {args.samples_per_shard}; give at least 1.')
+    _check(args)
     size = (args.height, args.width)
     source = MovingShapesSource(
         WORLDS[args.world], args.frames, size, args.seed, args.count, args.split, args.paraphrase
@@ -182,6 +164,21 @@ def run(args: argparse.Namespace) -> None:
         clips, captions = ([sample[name] for sample in samples] for name in ('video', 'prompt'))
         preview(args.preview, clips, captions)
     print(f'{args.out}: {len(source)} clips of {args.frames} frames, {args.height}x{args.width}')
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise InputError if an option is out of range."""
+    if args.frames < 1 or (args.frames - 1) % TEMPORAL:
+        raise InputError(f'--frames is {args.frames}; use {TEMPORAL} n + 1, such as 17, 33 or 49.')
+    for name in ('height', 'width'):
+        size = getattr(args, name)
+        if size < SPATIAL or size % SPATIAL:
+            near = max(SPATIAL, round(size / SPATIAL) * SPATIAL)
+            raise InputError(f'--{name} is {size}, not a positive multiple of {SPATIAL}; use {near}.')
+    if args.seed < 0:
+        raise InputError(f'--seed is {args.seed}; give a number of at least 0.')
+    if args.samples_per_shard < 1:
+        raise InputError(f'--samples-per-shard is {args.samples_per_shard}; give at least 1.')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from neodragon_jax.base.atomic import atomic_file
@@ -63,23 +63,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     for command in (score, select):
         _add_sampling(command)
-    add = select.add_argument
+    _add_choice(select.add_argument)
+    return parser.parse_args(argv)
+
+
+def _add_choice(add: Callable[..., object]) -> None:
+    """Add the options of `select`."""
     add('--remove', required=True, type=int, metavar='N', help='number of blocks to remove')
     add('--candidates', type=int, metavar='N', help='least important blocks to choose from (default: N + 4, or all)')
-    add(
-        '--check-prompts',
-        type=int,
-        default=8,
-        metavar='N',
-        help='videos to compare in each trial, one per prompt (default: 8)',
-    )
-    add(
-        '--decoder',
-        action=PathOption,
-        metavar='DIR',
-        help='component folder of a video VAE, to compare frames instead of latents',
-    )
-    return parser.parse_args(argv)
+    add('--check-prompts', type=int, default=8, metavar='N',
+        help='videos to compare in each trial, one per prompt (default: 8)')  # fmt: skip
+    add('--decoder', action=PathOption, metavar='DIR',
+        help='component folder of a video VAE, to compare frames instead of latents')  # fmt: skip
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

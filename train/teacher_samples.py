@@ -157,34 +157,38 @@ def run(options: TeacherSamplesOptions) -> None:
         write_samples(load_teacher(request))
 
 
-def write_samples(teacher: TeacherSampler) -> None:
-    """Write the missing samples of this process."""
-    request, plan, first = teacher.request, teacher.plan, jax.process_index() == 0
-    options, negative = request.options, jax.device_get(teacher.negative)
-    tokenizers = teacher.components.tokenizers
-    notice = cut_notice(tokenizers.t5, request.prompts, request.settings.modifier) if first and tokenizers else ''
-    print(notice, end='\n' if notice else '')
+def _writer(teacher: TeacherSampler) -> SampleWriter:
+    """Return the writer of this process's share of the samples."""
+    plan, options = teacher.plan, teacher.request.options
     shape = (plan.frames, plan.height, plan.width, plan.channels)
     spec = SampleSpec(
         latents=shape,
-        text=negative.text.shape,
-        pooled=negative.pooled.shape[0],
+        text=teacher.negative.text.shape,
+        pooled=teacher.negative.pooled.shape[0],
         latents_dtype=options.store_dtype,
         text_dtype=options.store_dtype,
         starts=start_shapes(shape, plan.schedule.stages) if options.store_starts else {},
     )
-    writer = SampleWriter(
+    return SampleWriter(
         options.out,
         spec,
         options.count,
-        protocol=request.protocol(),
+        protocol=teacher.request.protocol(),
         samples_per_shard=options.samples_per_shard,
         part=jax.process_index(),
         parts=jax.process_count(),
     )
-    with writer:
+
+
+def write_samples(teacher: TeacherSampler) -> None:
+    """Write the missing samples of this process."""
+    request, first = teacher.request, jax.process_index() == 0
+    options, tokenizers = request.options, teacher.components.tokenizers
+    notice = cut_notice(tokenizers.t5, request.prompts, request.settings.modifier) if first and tokenizers else ''
+    print(notice, end='\n' if notice else '')
+    with _writer(teacher) as writer:
         if first:
-            writer.write_negative(*negative)
+            writer.write_negative(*jax.device_get(teacher.negative))
         missing, start = writer.missing(), time.monotonic()
         for record in ProgressBar(records(teacher, missing), total=len(missing), unit='sample', hidden=not first):
             writer.append(record)

@@ -111,11 +111,7 @@ def load(
     unet_folder, unet = _find(root, folders.FIRST_FRAME_UNET, UNet2DConditionModel)
     vae_folder, vae = _find(root, folders.FIRST_FRAME_VAE, AutoencoderKL)
     factor = vae.config.spatial_factor
-    multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
-    for name, size in (('height', height), ('width', width)):
-        if size < multiple or size % multiple:
-            near = max(multiple, round(size / multiple) * multiple)
-            raise InputError(f'{name} {size} of the first frame is not a positive multiple of {multiple}; use {near}.')
+    _check_size(height, width, factor * 2 ** (len(unet.config.block_out_channels) - 1))
     encode_prompt = _prompt_encoder(root, unet, (height, width), dtype, store)
     unet, vae = unet.clone(dtype=dtype), vae.clone(dtype=dtype)
     unet_params = store.hold(UNET, lambda: read_params(unet_folder, dtype))
@@ -142,6 +138,14 @@ def _find(root: str | os.PathLike[str], name: str, kind: type) -> tuple[pathlib.
     """Return the folder and the module of a component, which must have the given class."""
     folder = checkpoint.component_folder(root, name)
     return folder, checkpoint.load_module(folder, kind)
+
+
+def _check_size(height: int, width: int, multiple: int) -> None:
+    """Raise InputError unless both sides are positive multiples."""
+    for name, size in (('height', height), ('width', width)):
+        if size < multiple or size % multiple:
+            near = max(multiple, round(size / multiple) * multiple)
+            raise InputError(f'{name} {size} of the first frame is not a positive multiple of {multiple}; use {near}.')
 
 
 def _prompt_encoder(

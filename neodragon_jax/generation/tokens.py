@@ -154,20 +154,32 @@ def _encode(backend: Any, texts: list[str], length: int) -> tuple[np.ndarray, np
     return np.asarray(encoded['input_ids'], np.int32), np.asarray(encoded['attention_mask'], np.int32)
 
 
-def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, ...]) -> Any:
-    """Load a transformers tokenizer after checking its files: transformers itself accepts an empty folder."""
-    remedy = 'Copy the folder from the release again, or correct the path.'
+_REMEDY = 'Copy the folder from the release again, or correct the path.'
+
+
+def _checked_files(folder: pathlib.Path, vocabulary: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the files of a tokenizer.
+
+    Raises:
+      InputError: one is missing or empty.
+    """
     if not folder.is_dir():
-        raise InputError(f'{folder}: no such tokenizer folder. {remedy}')
+        raise InputError(f'{folder}: no such tokenizer folder. {_REMEDY}')
     if (folder / 'tokenizer.json').exists():
         vocabulary = ('tokenizer.json',)
     # Without its config, a tokenizer silently pads with the wrong token.
     names = ('tokenizer_config.json', *vocabulary)
     for path in (folder / name for name in names):
         if not path.is_file():
-            raise InputError(f'{path}: the file is missing. {remedy}')
+            raise InputError(f'{path}: the file is missing. {_REMEDY}')
         if path.stat().st_size == 0:
-            raise InputError(f'{path}: the file is empty. {remedy}')
+            raise InputError(f'{path}: the file is empty. {_REMEDY}')
+    return names
+
+
+def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, ...]) -> Any:
+    """Load a transformers tokenizer after checking its files: transformers itself accepts an empty folder."""
+    names = _checked_files(folder, vocabulary)
     # Otherwise the import prints long advice to install PyTorch.
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     import transformers
@@ -184,6 +196,6 @@ def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, 
     except InputError as error:
         raise InputError(f'{folder}: {", ".join(names)} cannot be read as a tokenizer. {error}') from None
     except Exception as error:  # The backend raises bare Exception for unreadable files.
-        raise InputError(f'{folder}: {", ".join(names)} cannot be read as a tokenizer. {remedy}') from error
+        raise InputError(f'{folder}: {", ".join(names)} cannot be read as a tokenizer. {_REMEDY}') from error
     finally:
         transformers.logging.set_verbosity(verbosity)

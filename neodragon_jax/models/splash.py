@@ -67,6 +67,26 @@ def attend_prefixes(
     return local(query, key, value, valid.astype(jnp.int32))
 
 
+def _block_sizes(row_tile: int, key_tile: int, keys: int) -> Any:
+    """Return the kernel's tiles and layouts.
+
+    All keys form one block, computed tile by tile, so that the kernel itself sums the gradient of the queries.
+    """
+    layout = pallas.QKVLayout.SEQ_MINOR  # the output projection then needs only a plain transpose
+    return pallas.BlockSizes(
+        block_q=row_tile,
+        block_kv=keys,
+        block_kv_compute=key_tile,
+        block_q_dkv=row_tile,
+        block_kv_dkv=keys,
+        block_kv_dkv_compute=key_tile,
+        use_fused_bwd_kernel=True,
+        q_layout=layout,
+        k_layout=layout,
+        v_layout=layout,
+    )
+
+
 def _attend(
     query: Float[Array, 'B N X K'],
     key: Float[Array, 'B N S K'],
@@ -80,20 +100,7 @@ def _attend(
     causal = pallas.CausalMask((padded_rows, padded_keys))
     # Row i sees keys 0..q_sequence[i]. A padded row sees them all: one without any would divide by zero.
     causal.q_sequence = np.pad(ends, (0, padded_rows - rows), constant_values=padded_keys).astype(np.int32) - 1
-    layout = pallas.QKVLayout.SEQ_MINOR  # the output projection then needs only a plain transpose
-    # All keys form one block, computed tile by tile, so that the kernel itself sums the gradient of the queries.
-    sizes = pallas.BlockSizes(
-        block_q=row_tile,
-        block_kv=padded_keys,
-        block_kv_compute=key_tile,
-        block_q_dkv=row_tile,
-        block_kv_dkv=padded_keys,
-        block_kv_dkv_compute=key_tile,
-        use_fused_bwd_kernel=True,
-        q_layout=layout,
-        k_layout=layout,
-        v_layout=layout,
-    )
+    sizes = _block_sizes(row_tile, key_tile, padded_keys)
 
     def attend(interpret: bool, *arrays: Any) -> Array:
         mask = pallas.MultiHeadMask([causal] * query.shape[1])

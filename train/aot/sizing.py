@@ -60,6 +60,11 @@ def compile_job(job: Job, options: Options) -> Facts:
         flags=dict(options.flags),
         cache=os.path.abspath(options.cache),
     )
+    return _in_worker(request)
+
+
+def _in_worker(request: Request) -> Facts:
+    """Compile in a separate process; errors as of `compile_job`."""
     with tempfile.TemporaryDirectory() as folder:
         result = os.path.join(folder, 'facts.json')
         command = [sys.executable, '-m', 'train.aot.worker', result]

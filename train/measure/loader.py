@@ -63,19 +63,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--batch', type=int, default=32, metavar='N', help='samples in a batch of one process (default: 32)')
     add('--steps', type=int, default=4, metavar='N', help='steps whose waiting time is measured (default: 4)')
     add('--data', metavar='DIR', help='dataset to read (default: a temporary one)')
-    add(
-        '--samples',
-        type=int,
-        default=512,
-        metavar='N',
-        help='samples of the temporary dataset, 1 MB each (default: 512)',
-    )
-    add(
-        '--folder',
-        action=PathOption,
-        metavar='DIR',
-        help="parent folder of the temporary dataset (default: the system's folder for temporary files)",
-    )
+    add('--samples', type=int, default=512, metavar='N',
+        help='samples of the temporary dataset, 1 MB each (default: 512)')  # fmt: skip
+    add('--folder', action=PathOption, metavar='DIR',
+        help="parent folder of the temporary dataset (default: the system's folder for temporary files)")  # fmt: skip
     return parser.parse_args(argv)
 
 

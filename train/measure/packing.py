@@ -13,6 +13,7 @@ Legend: B batch, S tokens of a sequence, D width.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -184,29 +185,47 @@ def measure(flows: Callable[..., list[Array]], params: Any, calls: Sequence[Call
     return compiling, min(times[1:])
 
 
-def main() -> None:
-    """Measure both forms and print the results."""
+@dataclasses.dataclass(frozen=True)
+class PackingOptions:
+    """Options of this command.
+
+    Attributes:
+      width: of the denoiser, a multiple of 64.
+      blocks: of the denoiser.
+      batch: samples per stage.
+      repeats: measured passes, of which the fastest counts.
+    """
+
+    width: int
+    blocks: int
+    batch: int
+    repeats: int
+
+
+def parse_options(argv: Sequence[str] | None = None) -> PackingOptions:
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(
         'python -m train.measure.packing',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        '--width', type=int, default=128, help='width of the denoiser, a multiple of 64 (default: %(default)s)'
-    )
-    parser.add_argument('--blocks', type=int, default=4, help='blocks of the denoiser (default: %(default)s)')
-    parser.add_argument('--batch', type=int, default=1, help='samples per stage (default: %(default)s)')
-    parser.add_argument(
-        '--repeats', type=int, default=3, help='measured passes, of which the fastest counts (default: %(default)s)'
-    )
-    args = parser.parse_args()
+    add = parser.add_argument
+    add('--width', type=int, default=128, help='width of the denoiser, a multiple of 64 (default: %(default)s)')
+    add('--blocks', type=int, default=4, help='blocks of the denoiser (default: %(default)s)')
+    add('--batch', type=int, default=1, help='samples per stage (default: %(default)s)')
+    add('--repeats', type=int, default=3, help='measured passes, of which the fastest counts (default: %(default)s)')
+    return PackingOptions(**vars(parser.parse_args(argv)))
+
+
+def run(options: PackingOptions) -> None:
+    """Measure both forms and print the results."""
     # With a cached program, compilation would not be measured.
     jax.config.update('jax_enable_compilation_cache', False)
-    heads = args.width // 64
+    heads = options.width // 64
     module = PyramidMMDiT(
-        MMDiTConfig(num_layers=args.blocks, num_attention_heads=heads, caption_projection_dim=args.width)
+        MMDiTConfig(num_layers=options.blocks, num_attention_heads=heads, caption_projection_dim=options.width)
     )
-    calls = example_calls(module.config, args.batch)
+    calls = example_calls(module.config, options.batch)
     params = module.init(jax.random.key(0), *calls[0])['params']
     # Fresh gates are zero, so the blocks would not contribute to the output.
     params = jax.tree.map(lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(1), leaf.shape), params)
@@ -215,19 +234,36 @@ def main() -> None:
     pairs = zip(jax.jit(packed)(params, calls), jax.jit(separate)(params, calls), strict=True)
     print('largest difference of the flows:', max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs))
 
-    rows = [measure(separate, params, [call], args.repeats) for call in calls]
+    rows = [measure(separate, params, [call], options.repeats) for call in calls]
     lengths = [layout_of(call.clips, module.config.patch_size, TEXT_TOKENS).tokens for call in calls]
-    scores = lambda lengths: sum(4 * heads * length**2 for length in lengths)
     for length, (compiling, seconds) in zip(lengths, rows, strict=True):
-        print(f'{length} tokens: compile {compiling:.1f} s, {seconds / args.batch:.3f} s per sample')
+        print(f'{length} tokens: compile {compiling:.1f} s, {seconds / options.batch:.3f} s per sample')
+    _print_comparison(lengths, rows, measure(packed, params, calls, options.repeats), heads, options.batch)
+
+
+def _print_comparison(
+    lengths: Sequence[int],
+    rows: Sequence[tuple[float, float]],
+    packed: tuple[float, float],
+    heads: int,
+    batch: int,
+) -> None:
+    """Print both forms side by side.
+
+    Args:
+      lengths: tokens of each stage.
+      rows: seconds to compile and to run each stage.
+      packed: those of the packed sequence.
+    """
+    scores = lambda lengths: sum(4 * heads * length**2 for length in lengths)
     compiling, seconds = (sum(column) for column in zip(*rows, strict=True))
-    packed_compiling, packed_seconds = measure(packed, params, calls, args.repeats)
+    packed_compiling, packed_seconds = packed
     print('                        compile s   s per sample   attention scores, MB per block and sample')
     for name, c, s, sizes in (
         ('one step per stage', compiling, seconds, lengths),
         ('packed', packed_compiling, packed_seconds, [sum(lengths)]),
     ):
-        print(f'{name:22}  {c:9.1f}   {s / args.batch:12.3f}   {scores(sizes) / 1e6:.1f}')
+        print(f'{name:22}  {c:9.1f}   {s / batch:12.3f}   {scores(sizes) / 1e6:.1f}')
     print(
         f'packed / separate: compile {packed_compiling / compiling:.2f}, time {packed_seconds / seconds:.2f}, '
         f'scores {scores([sum(lengths)]) / scores(lengths):.2f}'
@@ -235,4 +271,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(exit_status(main))
+    sys.exit(exit_status(lambda: run(parse_options())))

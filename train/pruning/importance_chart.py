@@ -31,12 +31,8 @@ def importance_svg(importance: Importance, removed: Collection[int] = ()) -> str
         for place, (stream, values) in enumerate(scores.items()):
             if block < len(values):
                 height = HEIGHT * max(float(values[block]), 0) / highest
-                opacity = PALE if block in removed else 1
-                parts.append(
-                    f'<rect x="{left + place * BAR}" y="{TOP + HEIGHT - height:.2f}" width="{BAR}" '
-                    f'height="{height:.2f}" fill="{COLORS[stream]}" opacity="{opacity}">'
-                    f'<title>block {block}, {stream}: {values[block]:.5f}</title></rect>'
-                )
+                title = f'block {block}, {stream}: {values[block]:.5f}'
+                parts.append(_bar(left + place * BAR, height, COLORS[stream], PALE if block in removed else 1, title))
     for place, (stream, color) in enumerate(COLORS.items()):
         x = LEFT + GAP + 90 * place
         parts.append(f'<rect x="{x}" y="10" width="10" height="10" fill="{color}"/>')
@@ -49,3 +45,11 @@ def importance_svg(importance: Importance, removed: Collection[int] = ()) -> str
 
 def _text(x: float, y: float, text: str, anchor: str = 'middle') -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+
+
+def _bar(left: float, height: float, color: str, opacity: float, title: str) -> str:
+    """Return a bar that stands on the axis, with a tooltip."""
+    return (
+        f'<rect x="{left}" y="{TOP + HEIGHT - height:.2f}" width="{BAR}" '
+        f'height="{height:.2f}" fill="{color}" opacity="{opacity}"><title>{title}</title></rect>'
+    )

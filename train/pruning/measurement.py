@@ -26,6 +26,7 @@ from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation.devices import Spread
+from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import Plan, Prompt
@@ -90,6 +91,20 @@ class Selection:
     decoder: pathlib.Path | None = None
 
 
+def _text_states(sampling: Sampling, source: SampleSource, module: PyramidMMDiT | TeacherMMDiT) -> str:
+    """Return the name of the array that the denoiser reads as text.
+
+    Raises:
+      InputError: the data has no such array.
+    """
+    states = T5_STATES if isinstance(module, TeacherMMDiT) else TEXT_STATES
+    if states not in source.spec.arrays:
+        raise InputError(
+            f'--data {sampling.data}: no {states} in it, which this denoiser reads; see train.latents --text.'
+        )
+    return states
+
+
 def load_subject(sampling: Sampling) -> Subject:
     """Return the denoiser on all devices of this machine, and the prompts.
 
@@ -100,12 +115,7 @@ def load_subject(sampling: Sampling) -> Subject:
     if module.config.num_layers < 2:
         raise InputError(f'--denoiser {sampling.denoiser}: has one block, which must stay; give a larger denoiser.')
     source = SampleSource(sampling.data)
-    states = T5_STATES if isinstance(module, TeacherMMDiT) else TEXT_STATES
-    if states not in source.spec.arrays:
-        raise InputError(
-            f'--data {sampling.data}: no {states} in it, which this denoiser reads; see train.latents --text.'
-        )
-    names = (states, 'text_mask', 'pooled')
+    names = (_text_states(sampling, source, module), 'text_mask', 'pooled')
     negative = Prompt(*(jnp.asarray(source.negative()[name]) for name in names))
     check_widths(module, {'text': np.asarray(negative.text), 'pooled': np.asarray(negative.pooled)})
     samples = distinct_prompts(source, sampling.prompts)
