@@ -28,12 +28,13 @@ PROGRAMS['pruning'] = 'stage1-tiny'
 # Started by other commands, not by users; or configured by flags and a settings file.
 NO_PARSER = {f'train.{name}' for name in (*PROGRAMS, 'aot', 'aot.worker')}
 NO_PARSER |= {'export.qnn.htp_worker', 'export.quantize.adaround_worker'}
+NO_PARSER |= {f'train.measure.against_torch.{side}_worker' for side in ('jax', 'torch')}
 # Sample sets may be in a bucket: SampleSource reads the path.
 SAMPLE_SETS = {('train.text_states', '--data'), ('train.prune', '--data'), ('train.measure.loader', '--data')}
 
 
 # Their `main` has no parameter.
-WITHOUT_ARGUMENTS = ('neodragon_jax.sizes', 'train.measure.packing', 'train.tpu_flags')
+WITHOUT_ARGUMENTS = ('neodragon_jax.sizes', 'train.tpu_flags')
 
 
 class Captured(BaseException):
@@ -201,6 +202,7 @@ def given(tmp_path: pathlib.Path) -> dict[str, list[str]]:
         'train.shapes.language': out,
         'train.text_states': ['--data', folder('clips'), '--teacher', folder('clips'), *out],
         'train.benchmark': ['--fast', *out],
+        'train.measure.against_torch': ['--tiny', '--sides', 'jax', *out],
         'export': [*checkpoint, *out],
         'export.compare_options': ['--full-size-stage', '0', *out],
         'export.compare_stage': out,
@@ -277,6 +279,7 @@ def test_the_folder_of_a_training_run_is_tried_before_any_work(name, tmp_path, c
 
 # They write single files, which appear when complete; export takes its locks after it has read the checkpoint.
 WITHOUT_LOCK = {'neodragon_jax.evaluate', 'export', 'export.compare_options', 'export.compare_stage', 'export.device'}
+WITHOUT_LOCK |= {'train.measure.against_torch'}
 
 
 def test_a_folder_in_use_is_refused_before_any_work(tmp_path, capsys, monkeypatch):

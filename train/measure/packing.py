@@ -217,6 +217,11 @@ def parse_options(argv: Sequence[str] | None = None) -> PackingOptions:
     return PackingOptions(**vars(parser.parse_args(argv)))
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: run(parse_options(argv)))
+
+
 def run(options: PackingOptions) -> None:
     """Measure both forms and print the results."""
     # With a cached program, compilation would not be measured.
@@ -271,4 +276,4 @@ def _print_comparison(
 
 
 if __name__ == '__main__':
-    sys.exit(exit_status(lambda: run(parse_options())))
+    sys.exit(main())
