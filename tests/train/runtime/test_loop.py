@@ -215,9 +215,12 @@ def start(folder, **environment) -> subprocess.Popen[str]:
 
 
 def wait_for(condition, process) -> None:
-    """Return when a condition holds, or the process has ended, or it takes too long."""
-    deadline = time.time() + 60
-    while not condition() and process.poll() is None and time.time() < deadline:
+    """Return when a condition holds. A process that is signaled too early has no handler yet, and dies."""
+    deadline = time.time() + 300
+    while not condition():
+        if process.poll() is not None or time.time() > deadline:
+            process.kill()
+            pytest.fail(f'ended early, or too slow: {process.communicate()[0]}')
         time.sleep(0.05)
 
 
