@@ -52,11 +52,8 @@ def parse_options(argv: Sequence[str] | None = None) -> DeviceOptions:
     add('bundle', action=PathOption, metavar='BUNDLE_DIR', help='OUT/bundle of an export')
     add('--serial', required=True, metavar='SERIAL', help='phone, as `adb devices` lists it')
     add('--runtime', action=PathOption, required=True, metavar='DIR', help='runner and libraries for the phone')
-    add(
-        '--chipset',
-        metavar='NAME',
-        help="chipset of the binaries to run, or cpu for the portable graphs (default: the phone's)",
-    )
+    add('--chipset', metavar='NAME',
+        help="chipset of the binaries to run, or cpu for the portable graphs (default: the phone's)")  # fmt: skip
     add('--runs', type=int, default=10, metavar='N', help='runs of each recorded call (default: %(default)s)')
     add('--out', action=PathOption, metavar='DIR', help='folder of device-CHIPSET.md (default: beside the bundle)')
     add('--adb', default='adb', metavar='PROGRAM', help='adb program (default: %(default)s)')

@@ -72,13 +72,8 @@ def parse_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
     add = parser.add_argument_group('VBench').add_argument
     add('--vbench', nargs='?', const='vbench', metavar='COMMAND',
         help='also run VBench; COMMAND is the program of its environment (default: vbench)')  # fmt: skip
-    add(
-        '--vbench-out',
-        action=PathOption,
-        default='vbench_results',
-        metavar='DIR',
-        help='folder of its results (default: %(default)s)',
-    )
+    add('--vbench-out', action=PathOption, default='vbench_results', metavar='DIR',
+        help='folder of its results (default: %(default)s)')  # fmt: skip
     add('--vbench-mode', choices=MODES, default='vbench_standard',
         help="vbench_standard for VBench's own prompts, custom_input for others (default: %(default)s)")  # fmt: skip
     add('--vbench-dimensions', nargs='+', metavar='NAME', help='dimensions to measure (default: all of the mode)')

@@ -86,14 +86,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add('--prompts', type=int, default=100, metavar='N', help='number of different prompts (default: %(default)s)')
     add('--samples', type=int, default=5, metavar='N', help='videos of each prompt (default: %(default)s)')
     add('--steps', type=int, nargs=3, default=(10, 10, 10), metavar='N', help='steps per stage (default: 10 10 10)')
-    add(
-        '--first-steps',
-        type=int,
-        nargs=3,
-        default=(20, 20, 20),
-        metavar='N',
-        help='steps per stage of unit 0 (default: 20 20 20)',
-    )
+    add('--first-steps', type=int, nargs=3, default=(20, 20, 20), metavar='N',
+        help='steps per stage of unit 0 (default: 20 20 20)')  # fmt: skip
     add('--guidance', type=float, default=5.0, metavar='G', help='guidance scale (default: %(default)s)')
     add(
         '--first-guidance', type=float, default=7.0, metavar='G', help='guidance scale of unit 0 (default: %(default)s)'

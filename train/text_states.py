@@ -42,14 +42,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('--data', required=True, metavar='DIR', help='folder of train.prompts')
-    add(
-        '--teacher',
-        action=PathOption,
-        bucket=True,
-        required=True,
-        metavar='DIR',
-        help='component folder of a T5 encoder',
-    )
+    add('--teacher', action=PathOption, bucket=True, required=True, metavar='DIR',
+        help='component folder of a T5 encoder')  # fmt: skip
     add('--out', action=PathOption, bucket=True, required=True, metavar='DIR', help='folder of the states')
     add('--batch', type=int, default=16, metavar='N', help='prompts at a time on each device (default: %(default)s)')
     add('--dtype', choices=tuple(DTYPES), default='bfloat16', help='compute type (default: %(default)s)')

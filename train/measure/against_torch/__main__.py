@@ -66,12 +66,8 @@ def parse_options(argv: Sequence[str] | None = None) -> Comparison:
     add('--tiny', action='store_true', help='measure a miniature, to rehearse on a CPU')
     add('--sides', default=f'{JAX},{TORCH}', metavar='LIST', help='sides to measure (default: %(default)s)')
     add('--stages', default='0,1,2', metavar='LIST', help='pyramid stages to measure (default: %(default)s)')
-    add(
-        '--batch',
-        type=int,
-        metavar='N',
-        help=f'samples in a batch (default: {Case.batch}, or {TINY.batch} with --tiny)',
-    )
+    add('--batch', type=int, metavar='N',
+        help=f'samples in a batch (default: {Case.batch}, or {TINY.batch} with --tiny)')  # fmt: skip
     add('--rounds', type=int, default=2, metavar='N', help='turns of each side (default: %(default)s)')
     add('--torch-python', default=sys.executable, metavar='PYTHON',
         help='interpreter of an environment with PyTorch and diffusers (default: that of this command)')  # fmt: skip

@@ -82,9 +82,8 @@ def measure(case: Case) -> Measured:
 
 def _count(params: Mapping[str, Any]) -> int:
     """Return the number of parameters, without the fixed table of positions."""
-    return sum(
-        math.prod(leaf.shape) for name in params if name != 'positions' for leaf in jax.tree.leaves(params[name])
-    )
+    counted = {name: tree for name, tree in params.items() if name != 'positions'}
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(counted))
 
 
 def _seconds(run: Callable[[], Any]) -> float:
