@@ -118,10 +118,9 @@ def run(options: CompareOptions) -> list[FormRow]:
     import tqdm
 
     from export.steps.form_table import table_line, write_forms
-    from export.steps.forms import RELEASED, compare_forms
-    from neodragon_jax.config.neodragon import FULL
+    from export.steps.forms import RELEASED, compare_forms, released_config
 
-    config = dataclasses.replace(FULL.denoiser, num_attention_heads=options.heads)
+    config = released_config(options.heads)
     bar = tqdm.tqdm(total=2 * len(options.forms), unit='graph', disable=not sys.stderr.isatty())
 
     def on_graph(text: str) -> None:

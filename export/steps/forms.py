@@ -31,7 +31,7 @@ from export.qnn.static_view import StaticView, dump_options, extrapolate, read_v
 from export.quantize.qdq import to_w8a16
 from export.quantize.stitch import export_chain, quantize_chain
 from neodragon_jax.checkpoint.random_params import random_params
-from neodragon_jax.config.neodragon import MMDiTConfig
+from neodragon_jax.config.neodragon import FULL, MMDiTConfig
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.history import envelope_history
 from neodragon_jax.pyramid.sampler import Prompt
@@ -58,6 +58,12 @@ class StageSizes:
 
 
 RELEASED = StageSizes()
+
+
+def released_config(heads: int) -> MMDiTConfig:
+    """Return the released denoiser with fewer attention heads of 64 dimensions, for a quick trial; it has 24."""
+    width = heads * FULL.denoiser.attention_head_dim
+    return dataclasses.replace(FULL.denoiser, num_attention_heads=heads, caption_projection_dim=width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,10 @@ from export.qnn.compile import PRECISIONS, provider_options
 from export.qnn.htp import HtpSession
 from export.qnn.latency import Estimate, estimate
 from export.qnn.static_view import dump_options, read_view
-from export.steps.forms import RELEASED, quantize_stage
+from export.steps.forms import RELEASED, quantize_stage, released_config
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import file_sha256
-from neodragon_jax.config.neodragon import FULL
 
 _FINALIZATION = 'htp_graph_finalization_optimization_mode'
 # Options of QNN's provider that affect a binary. Source: onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.
@@ -78,7 +77,7 @@ def write_full_size_stage(stage: int, heads: int, out: pathlib.Path) -> pathlib.
     """
     folder = out / f'denoiser_stage{stage}-onnx-w8a16'
     folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(FULL.denoiser, num_layers=2, num_attention_heads=heads)
+    config = dataclasses.replace(released_config(heads), num_layers=2)
     return quantize_stage(config, SHIPPED, stage, RELEASED, folder).path
 
 
