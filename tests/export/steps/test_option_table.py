@@ -36,7 +36,7 @@ def test_a_full_size_stage_is_compiled(tmp_path):
     assert main([*arguments, '--out', str(tmp_path)]) == 0
     graph = onnx.load(tmp_path / 'denoiser_stage0-onnx-w8a16' / 'denoiser_stage0.onnx').graph
     (flow,) = ([size.dim_value for size in value.type.tensor_type.shape.dim] for value in graph.output)
-    assert flow == [1, 5 * 8, 64], 'patches of a quarter of 20 x 32'
+    assert flow == [5 * 8, 64], 'patches of a quarter of 20 x 32'
     none, other = json.loads((tmp_path / 'options.json').read_text())
     assert none['graph'] == other['graph'] == 'denoiser_stage0'
     assert none['operations'] == other['operations'] > 0 and none['binary_mb'] > 0.1
