@@ -44,6 +44,7 @@ PROMPTS = [
     'a small red circle moves right on a blue background',
     'a small green square moves left on a black background',
 ]
+SIZE = {'frames': 17, 'height': 64, 'width': 64}
 OUT.mkdir(parents=True, exist_ok=True)
 jax.devices()
 
@@ -72,10 +73,10 @@ pictures.mkdir(exist_ok=True)
 for number, made in enumerate(system.generate(PROMPTS)):
     Image.fromarray(made.frames[0]).save(pictures / f'{number}.png')
 
-arguments = ['--checkpoint', CHECKPOINT, '--prompts-file', str(OUT / 'prompts.txt'), '--out', str(OUT / 'samples')]
+arguments = [word for name, value in SIZE.items() for word in (f'--{name}', str(value))]
+arguments += ['--checkpoint', CHECKPOINT, '--prompts-file', str(OUT / 'prompts.txt'), '--out', str(OUT / 'samples')]
 if PRESET == 'tiny':
-    arguments += ['--first-frame', str(pictures), '--count', '16', '--steps', '2', '2', '2', '--dtype', 'float32']
-    arguments += ['--frames', '17', '--height', '64', '--width', '64']
+    arguments += ['--first-frame', str(pictures), '--count', '8', '--steps', '2', '2', '2', '--dtype', 'float32']
 else:
     arguments += ['--count', '64', '--batch', '4']
 assert teacher_samples.main(arguments) == 0
@@ -86,9 +87,9 @@ assert teacher_samples.main(arguments) == 0
 # `configs/dmd.py` has every setting and its default. The mesh of both presets splits the batch over all devices.
 
 # %%
-STEPS = {'shapes': 30, 'tiny': 2}[PRESET]
+STEPS = {'shapes': 30, 'tiny': 1}[PRESET]
 settings = dmd.get_config(PRESET)
-settings.update(checkpoint=CHECKPOINT, data=str(OUT / 'samples'), workdir=str(OUT / 'dmd'))
+settings.update(checkpoint=CHECKPOINT, data=str(OUT / 'samples'), workdir=str(OUT / 'dmd'), seed=39)
 settings.loop.update(steps=STEPS, log_every=STEPS)
 RECIPE.run(settings)
 
@@ -108,7 +109,7 @@ RECIPE.run(settings)
 
 # %%
 student = nd.load(CHECKPOINT, student=OUT / 'dmd' / 'result')
-new_video = student.generate(PROMPTS[0], seed=0, image=pictures / '0.png' if PRESET == 'tiny' else None)
+new_video = student.generate(PROMPTS[0], image=pictures / '0.png' if PRESET == 'tiny' else None, **SIZE)
 new_video.save(OUT / 'new_student.mp4')
 new_video
 
