@@ -214,6 +214,7 @@ READ_ONLY = {
     *('neodragon_jax.sizes', 'neodragon_jax.upload'),
     *('train.launch', 'train.measure.loader', 'train.measure.packing', 'train.measure.probes', 'train.tpu_flags'),
     'train.measure.published_steps',  # writes only a cache
+    'train.shapes.read',
 }
 # How an output cannot be written: status and part of the message.
 FAULTS = {
