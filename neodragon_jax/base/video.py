@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from neodragon_jax.base.atomic import PathLike, atomic_file
+from neodragon_jax.base.color_profile import to_srgb
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video_stream import Unusable, open_video
 
@@ -26,6 +27,8 @@ FPS = 24  # frame rate of the system's videos
 # Larger pictures are rejected before decoding: decoded, they may be a thousand times larger than their file.
 MAX_PIXELS = 2**26
 BACKGROUND = 'white'  # under transparent pictures
+# Without those that may hold HDR, whose transfer curve Pillow ignores.
+FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
 
 _TILE_WIDTHS = (192, 384)  # pixels: narrower tiles are enlarged, wider ones reduced
 _MARGIN, _LABEL = 6, 20  # pixels
@@ -134,22 +137,21 @@ def contact_sheet(
 
 
 def read_image(path: PathLike) -> UInt8[np.ndarray, 'H W 3']:
-    """Read a picture as RGB bytes, upright by its orientation tag; transparent areas become white.
+    """Read a picture as sRGB bytes, upright by its orientation tag; transparent areas become white.
 
     Raises:
       InputError: the file cannot be read, has more than 8 bits per color, or more than MAX_PIXELS pixels.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
                     f'{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}; save it smaller.'
                 )
             if image.mode.startswith(('I', 'F')):
                 raise InputError(f'{path} has more than 8 bits per color (mode {image.mode}); save it as 8-bit RGB.')
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                upright = upright.convert('RGBA')
+            upright = to_srgb(ImageOps.exif_transpose(image))
+            if upright.mode == 'RGBA':
                 upright = Image.alpha_composite(Image.new('RGBA', upright.size, BACKGROUND), upright)
             return np.array(upright.convert('RGB'))
     except InputError:

@@ -10,7 +10,7 @@ import av
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import (
@@ -230,6 +230,30 @@ def test_transparent_pictures_show_a_white_background(tmp_path):
     Image.fromarray(pixels).save(tmp_path / 'rgba.png')
     got = read_image(tmp_path / 'rgba.png')
     assert (got[:2] == [200, 0, 0]).all() and (got[2:] == 255).all()
+
+
+def exchanged_profile() -> bytes:
+    """Return a color profile whose red is sRGB's blue, and the reverse."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    for old, new in ((b'rXYZ', b'____'), (b'bXYZ', b'rXYZ'), (b'____', b'bXYZ')):
+        profile = profile.replace(old, new)
+    return profile.replace('sRGB'.encode('utf-16-be'), 'test'.encode('utf-16-be'))
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P'])
+def test_colors_are_those_of_the_profile(tmp_path, mode):
+    picture = Image.new(mode, (8, 8), 'red')
+    picture.save(tmp_path / 'a.png', icc_profile=exchanged_profile())
+    assert np.abs(read_image(tmp_path / 'a.png').astype(int) - [0, 0, 255]).max() < 8
+    for profile in (None, ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes(), b'damaged'):
+        picture.save(tmp_path / 'a.png', icc_profile=profile)
+        assert (read_image(tmp_path / 'a.png') == [255, 0, 0]).all()
+
+
+def test_formats_that_may_hold_hdr_are_refused(tmp_path):
+    Image.new('RGB', (16, 16), 'red').save(tmp_path / 'a.avif')
+    with pytest.raises(InputError, match='give a PNG or JPEG file'):
+        read_image(tmp_path / 'a.avif')
 
 
 def test_pixels_are_counted_before_decoding(tmp_path):

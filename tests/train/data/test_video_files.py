@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from neodragon_jax.base import video_stream
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video import read_mp4
 from train.data.video_files import Unusable, inspect, read_clips
 
 HEIGHT, WIDTH = 64, 96
@@ -126,6 +128,42 @@ def test_skewed_videos_are_left_out(tmp_path, plain, matrix):
 def test_what_cannot_be_shown_right_is_left_out_with_the_reason(tmp_path, tags, reason):
     with pytest.raises(Unusable, match=reason):
         inspect(write(tmp_path / 'a.mkv', **tags))
+
+
+def mirrored(folder: pathlib.Path, plain: pathlib.Path) -> pathlib.Path:
+    return with_matrix(folder / 'mirrored.mp4', plain, -1, 0, 0, 1)
+
+
+HDR = {'color_primaries': 9, 'colorspace': 9}
+# What a reader must not ignore -> the file, and its quadrants, or the reason for leaving it out.
+METADATA = {
+    'HLG': (lambda folder, plain: write(folder / 'a.mkv', color_trc=18, **HDR), 'HDR'),
+    'PQ': (lambda folder, plain: write(folder / 'a.mkv', color_trc=16, **HDR), 'HDR'),
+    'mirrored': (mirrored, ('green', 'red', 'white', 'blue')),
+    'interlaced': (
+        lambda folder, plain: write(folder / 'a.mkv', options={'crf': '4', 'x264-params': 'tff=1'}),
+        'interlaced',
+    ),
+    'alpha': (
+        lambda folder, plain: write(folder / 'a.mkv', codec='ffv1', pix_fmt='yuva420p', options={}),
+        'has transparency',
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', METADATA)
+def test_every_reader_of_videos_shows_or_leaves_out(tmp_path, plain, kind):
+    """Training clips, and read_mp4 of metrics, crops and samples. Pictures: tests/neodragon_jax/base/test_video.py."""
+    make, want = METADATA[kind]
+    path = make(tmp_path, plain)
+    if isinstance(want, str):
+        for read, error in ((inspect, Unusable), (read_mp4, InputError)):
+            with pytest.raises(error, match=want):
+                read(path)
+        return
+    assert colors_of(path) == want
+    shown = [read_mp4(path)[0][row * HEIGHT // 4, column * WIDTH // 4] for row in (1, 3) for column in (1, 3)]
+    assert all(np.abs(pixel.astype(int) - COLORS[name]).max() < 12 for pixel, name in zip(shown, want, strict=True))
 
 
 def test_ordinary_color_tags_are_converted(tmp_path):
