@@ -189,7 +189,7 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
 
     find_targets(args.soc)  # before anything slow
     _check_out(args.out)
-    check_writable(args.out, keep=False)  # other inputs may still be wrong
+    check_writable(args.out)
     root = shipped.find(args.checkpoint)
     defaults = generation.read(root)
     from export.host.denoiser_choice import choose_denoiser

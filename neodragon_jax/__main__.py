@@ -241,8 +241,7 @@ def make_videos(options: GenerateOptions, jobs: Sequence[Job], index: int, count
     if options.compile_cache:
         from neodragon_jax.base.compile_cache import use_compile_cache
 
-        note = use_compile_cache()
-        print(note, end='\n' if note else '')
+        use_compile_cache()
     system = load_system(options, videos=len(jobs))
     start = time.monotonic()
     write_videos(system, options, jobs)

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 
 from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.command_line import PathOption, add_checkpoint, add_distributed, command_parser, exit_status
+from neodragon_jax.base.compile_cache import use_compile_cache
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
@@ -291,6 +292,7 @@ def run(options: Options) -> None:
     """
     sets = find_sets(options.clips, options.out)
     start_processes(options.distributed, options.start_timeout_s)
+    use_compile_cache(tell=jax.process_index() == 0)
     with output_folder(options.out, jax.process_index(), jax.process_count()):
         write_sets(sets, options)
 

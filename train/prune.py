@@ -21,6 +21,7 @@ from typing import Any
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
+from neodragon_jax.base.compile_cache import use_compile_cache
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
@@ -130,6 +131,7 @@ def _run(command: str, values: dict[str, Any]) -> None:
     if command == 'apply':
         apply(values['denoiser'], values['keep'], values['out'])
         return
+    use_compile_cache()
     sampling = Sampling(**{field.name: values[field.name] for field in dataclasses.fields(Sampling)})
     chosen = {field.name: values[field.name] for field in dataclasses.fields(Selection) if field.name in values}
     measure(sampling, Selection(**chosen) if command == 'select' else None)

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from neodragon_jax.base.command_line import PathOption, add_checkpoint, add_distributed, command_parser, exit_status
+from neodragon_jax.base.compile_cache import use_compile_cache
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
 from neodragon_jax.base.progress import ProgressBar
@@ -151,6 +152,7 @@ def run(options: TeacherSamplesOptions) -> None:
     """
     request = make_request(options)
     start_processes(options.distributed, options.start_timeout_s)
+    use_compile_cache(tell=jax.process_index() == 0)
     with output_folder(options.out, jax.process_index(), jax.process_count()):
         if jax.process_index() == 0 and request.pictures is not None:
             print(describe_pairs(request.pictures, request.prompts))

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from neodragon_jax.base.command_line import PathOption, add_distributed, command_parser, exit_status
+from neodragon_jax.base.compile_cache import use_compile_cache
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.processes import start_processes
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     if args.batch < 1:
         raise InputError(f'--batch is {args.batch}; give at least 1.')
     start_processes(args.distributed, args.start_timeout_s)
+    use_compile_cache(tell=jax.process_index() == 0)
     with output_folder(args.out, jax.process_index(), jax.process_count()):
         write_states(args)
 

@@ -26,6 +26,7 @@ from export.steps.evaluation import check_float, measure
 from export.steps.graph import ExportedGraph, OnStep
 from export.steps.options import ExportOptions
 from export.steps.progress import Progress
+from neodragon_jax.base.compile_cache import use_compile_cache
 from neodragon_jax.base.output import output_folder
 
 
@@ -36,6 +37,7 @@ def run(options: ExportOptions) -> Report:
       InputError: the checkpoint, the calibration set or an option is invalid, another process writes into a folder, or
         a graph does not compile.
     """
+    use_compile_cache()
     # The reference must be float32 also on accelerators.
     with jax.default_matmul_precision('highest'):
         return _run(options)

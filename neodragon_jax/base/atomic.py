@@ -102,11 +102,29 @@ def scratch_folder(parent: PathLike) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_writable(folder: PathLike, keep: bool = True) -> None:
-    """Make a folder and try to write into it, so that a long run does not fail at its end.
+@contextlib.contextmanager
+def made_folder(folder: PathLike) -> Iterator[None]:
+    """Make a folder and its parents; at the end of the block, those that were absent and are empty are removed again.
 
-    Args:
-      keep: whether a folder that was absent stays.
+    A command that fails before its first output therefore leaves nothing.
+
+    Raises:
+      InputError: a part of the path is a file.
+    """
+    folder = pathlib.Path(folder)
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    _make(folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the first that is not empty ends the loop
+            for path in absent:
+                path.rmdir()
+
+
+def check_writable(folder: PathLike) -> None:
+    """Try to write into a folder, so that a long run does not fail at its end. The folder is not made.
+
     Raises:
       InputError: a part of the path is a file.
       OSError: the disk or the permissions do not allow it.
@@ -114,27 +132,30 @@ def check_writable(folder: PathLike, keep: bool = True) -> None:
     if bucket.is_bucket(folder):
         bucket.check_bucket(folder, 'output folder', write=True)
         return
-    made = not pathlib.Path(folder).exists()
-    probe = _temporary(pathlib.Path(folder) / 'probe')
-    try:
-        probe.write_bytes(b'\0')
-    finally:
-        probe.unlink(missing_ok=True)
-        if made and not keep:
-            probe.parent.rmdir()
+    with made_folder(folder):
+        probe = _temporary(pathlib.Path(folder) / 'probe')
+        try:
+            probe.write_bytes(b'\0')
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
     """Return an unused draft name beside `path`, with its suffix, and make the parent folder."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f'{path.parent} is not a folder; choose another place for {path.name}.') from None
+    _make(path.parent)
     folder = path.parent.absolute()
     if folder not in _SWEPT:
         _SWEPT.add(folder)
         sweep(folder)
     return _hidden(path, _DRAFT)
+
+
+def _make(folder: pathlib.Path) -> None:
+    """Make a folder and its parents."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f'{folder} is, or lies under, a file; choose another folder.') from None
 
 
 def _hidden(path: pathlib.Path, kind: str) -> pathlib.Path:

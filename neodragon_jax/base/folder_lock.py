@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from neodragon_jax.base import bucket
-from neodragon_jax.base.atomic import LOCK_PREFIX, PathLike, is_alive
+from neodragon_jax.base.atomic import LOCK_PREFIX, PathLike, is_alive, made_folder
 from neodragon_jax.base.bucket_lock import EXPIRES_S, BucketLock, lock_fields
 from neodragon_jax.base.errors import InputError
 
@@ -31,11 +31,11 @@ def folder_lock(folder: PathLike, part: str = '') -> Iterator[None]:
     """Hold the lock of an output folder while the block runs.
 
     Args:
-      folder: made if absent; removed again if the block fails and leaves it empty.
+      folder: made if absent; removed again if it is then empty.
       part: name of the part of the folder that this process writes; each part has a lock of its own. Several processes
         of one run, each writing its own shards, give their numbers.
     Raises:
-      InputError: another process has the lock, or a process of another host left one.
+      InputError: the folder is a file, another process has the lock, or a process of another host left one.
     """
     name = f'{LOCK_PREFIX}-{part}' if part else LOCK_PREFIX
     if bucket.is_bucket(folder):
@@ -43,26 +43,18 @@ def folder_lock(folder: PathLike, part: str = '') -> Iterator[None]:
             yield
         return
     folder = pathlib.Path(folder).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f'{folder} is a file; give the name of a folder.')
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     if path in _HELD:
         raise InputError(f'{folder}: this process writes into it already; give another folder.')
-    descriptor = _acquire(folder, path)
-    _HELD.add(path)
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        _HELD.discard(path)
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-        if made and failed:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only an empty folder can be removed
+    with made_folder(folder):
+        descriptor = _acquire(folder, path)
+        _HELD.add(path)
+        try:
+            yield
+        finally:
+            _HELD.discard(path)
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -85,17 +77,16 @@ def _acquire(folder: pathlib.Path, path: pathlib.Path) -> int:
     """Return the descriptor of the locked file, which names this process."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
+        with contextlib.ExitStack() as failed:
+            failed.callback(os.close, descriptor)
             _lock(descriptor, folder, path)
             # The last owner may have removed the file after it was opened here and before it was locked.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                failed.callback(path.unlink)
                 os.truncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps(_owner()).encode(), 0)
+                failed.pop_all()
                 return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: pathlib.Path, path: pathlib.Path) -> None:

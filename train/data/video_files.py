@@ -89,7 +89,7 @@ def cut(footage: Footage, frames: int, clips: int, min_fps: float) -> list[Int[n
     elif len(times) == 1:
         raise Unusable(f'a single picture; clips have {frames} frames')
     else:
-        if (rate := 1 / float(np.median(np.diff(times)))) < min_fps - 1e-3:
+        if (rate := _rate(times)) < min_fps - 1e-3:
             raise Unusable(f'{rate:.4g} frames per second, fewer than {min_fps:g}')
         gap = int(np.argmax(np.diff(times)))
         if times[gap + 1] - times[gap] > LONGEST_GAP_S:
@@ -101,6 +101,12 @@ def cut(footage: Footage, frames: int, clips: int, min_fps: float) -> list[Int[n
     free = len(grid) - count * frames
     starts = [number * frames + round(free * (number + 1) / (count + 1)) for number in range(count)]
     return [grid[start : start + frames] for start in starts]
+
+
+def _rate(times: Float[np.ndarray, ' N']) -> float:
+    """Return the usual frames per second, of single frames or of groups: phones alternate short and long ones."""
+    spans = (1, min(FPS // 4, len(times) - 1))
+    return max(span / float(np.median(times[span:] - times[:-span])) for span in spans)
 
 
 def choose_size(footage: Footage, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -51,7 +51,7 @@ def use_compile_cache(folder: str) -> None:
       folder: AUTO is the folder that JAX is configured with, or otherwise one in the user's cache; '' changes nothing.
     """
     if folder == AUTO:
-        compile_cache.use_compile_cache()
+        compile_cache.use_compile_cache(tell=jax.process_index() == 0)
     elif folder and jax.config.values['jax_compilation_cache_dir'] != folder:
         jax.config.update('jax_compilation_cache_dir', folder)
         compilation_cache.reset_cache()  # JAX opens its cache once, at the first compilation

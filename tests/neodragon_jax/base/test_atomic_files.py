@@ -39,7 +39,7 @@ def test_atomic_file_needs_content_and_a_place(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / 'nothing.txt'):
         pass
     (tmp_path / 'file').write_text('')
-    with pytest.raises(InputError, match='is not a folder'), atomic_file(tmp_path / 'file' / 'inside.txt'):
+    with pytest.raises(InputError, match='lies under, a file'), atomic_file(tmp_path / 'file' / 'inside.txt'):
         pytest.fail('entered')
     with pytest.raises(InputError, match='is a folder'), atomic_file(tmp_path):
         pytest.fail('entered')

@@ -50,7 +50,7 @@ def test_success_is_zero_and_faults_of_ours_are_not_hidden():
 
 def test_outputs_are_tried_before_the_work(tmp_path):
     check_writable(tmp_path / 'new' / 'folder')
-    assert os.listdir(tmp_path / 'new' / 'folder') == []
+    assert not os.listdir(tmp_path)
     (tmp_path / 'file').write_text('')
-    with pytest.raises(InputError, match='is not a folder'):
+    with pytest.raises(InputError, match='is, or lies under, a file'):
         check_writable(tmp_path / 'file')

@@ -42,7 +42,7 @@ def test_second_process_is_refused_with_the_name_of_the_first(tmp_path):
     owner.communicate()
     with folder_lock(tmp_path / 'run'):
         assert [path.name for path in (tmp_path / 'run').iterdir()] == ['.lock']
-    assert not list((tmp_path / 'run').iterdir())
+    assert not (tmp_path / 'run').exists()
 
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path):
@@ -93,6 +93,17 @@ def test_one_process_locks_a_folder_once(tmp_path):
         pass
 
 
+def test_a_folder_that_stays_empty_is_removed_with_the_parents_that_were_made_for_it(tmp_path):
+    (tmp_path / 'old').mkdir()
+    with pytest.raises(KeyError), folder_lock(tmp_path / 'old' / 'a' / 'b'):
+        raise KeyError
+    assert not list((tmp_path / 'old').iterdir())
+    with pytest.raises(KeyError), folder_lock(tmp_path / 'old' / 'a' / 'b'):
+        (tmp_path / 'old' / 'a' / 'c').write_text('x')
+        raise KeyError
+    assert [path.name for path in (tmp_path / 'old' / 'a').iterdir()] == ['c']
+
+
 def test_lock_is_no_content_of_a_folder(tmp_path):
     with folder_lock(tmp_path / 'out'), atomic_folder(tmp_path / 'out') as partial:
         (partial / 'result').write_text('x')
@@ -101,5 +112,5 @@ def test_lock_is_no_content_of_a_folder(tmp_path):
 
 def test_file_in_the_folders_place_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(InputError, match='file is a file; give the name of a folder'), folder_lock(tmp_path / 'file'):
+    with pytest.raises(InputError, match='file is, or lies under, a file'), folder_lock(tmp_path / 'file'):
         pass

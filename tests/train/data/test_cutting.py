@@ -38,6 +38,17 @@ def test_clips_are_spread_and_do_not_overlap():
         cut(Footage(np.arange(8) / 24, 64, 64), 9, 5, 23)
 
 
+def test_the_frame_rate_is_that_of_most_of_the_file():
+    alternating = (
+        np.cumsum([0, *(50 if number % 2 else 16 for number in range(60))]) / 1000
+    )
+    assert len(cut(Footage(alternating, 64, 64), 9, 1, 23)) == 1
+    with pytest.raises(Unusable, match='20 frames per second, fewer than 23'):
+        cut(Footage(np.arange(60) / 20, 64, 64), 9, 1, 23)
+    with pytest.raises(Unusable, match='no frame from'):
+        cut(Footage(np.r_[np.arange(6), 10 + np.arange(6)] / 24, 64, 64), 9, 1, 23)
+
+
 def test_size_keeps_most_without_enlarging():
     choose = lambda height, width: choose_size(Footage(np.zeros(1), height, width), [(64, 128), (128, 64), (128, 256)])
     assert choose(100, 180) == (64, 128)
