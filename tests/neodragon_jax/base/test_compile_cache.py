@@ -31,7 +31,7 @@ def lines(**variables: str) -> list[str]:
 def test_programs_are_kept_in_the_users_cache_folder(tmp_path):
     first, _, last = lines(XDG_CACHE_HOME=str(tmp_path))
     folder = tmp_path / 'neodragon_jax' / 'compiled'
-    assert first == last == f'Compiled programs are kept in {folder} (0 MB now, at most 4295).'
+    assert first == last == f'Compiled programs are kept in {folder} (0 MB now, at most 4295 MB).'
     assert any(path.stat().st_size > 0 for path in folder.iterdir())
 
 
