@@ -3,7 +3,8 @@
 A checkpoint has three items besides those of Orbax:
 
 * `state`: parameters, optimizers, averages, step and counters, readable on any mesh and any number of processes.
-* `place`: the position of the data iterator, and the key of all randomness.
+* `place`: the position of the data iterator, the key of all randomness, the checksums of the arrays, and a hash of all
+  this and the metadata.
 * `metadata`: the metadata of the program, and the seed.
 
 It is written in the background, and appears under its final name when complete.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -28,7 +30,8 @@ import orbax.checkpoint as ocp
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath, filesystem, is_bucket
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.json_file import as_json
+from neodragon_jax.base.json_file import as_json, parse_json
+from train.runtime.checksum import checksums
 
 # File that lists the best checkpoints and their metric, beside the checkpoints' folder.
 BEST = 'best.json'
@@ -84,6 +87,7 @@ class Checkpoints:
             filesystem()  # configures the libraries that Orbax uses
         self._folder, self._keep = folder if is_bucket(folder) else folder.absolute(), keep
         self._metadata = as_json(metadata)
+        recorded = self._recorded_metrics()  # Orbax reads the same files, and fails with a traceback
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep,  # pyright: ignore[reportArgumentType]
             # Orbax stores metrics only if this is set; `keep` ranks them.
@@ -95,7 +99,9 @@ class Checkpoints:
         handlers = {'state': ocp.StandardCheckpointHandler(), 'place': ocp.JsonCheckpointHandler()}
         handlers['metadata'] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
-        self._metrics: dict[int, Any] = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        self._metrics: dict[int, dict[str, float]] = {
+            step: recorded.get(step, {}) for step in self._manager.all_steps()
+        }
         latest = self.latest()
         if latest is not None:
             self._check(latest)
@@ -106,15 +112,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def _check(self, step: int) -> None:
-        """Raise InputError if a checkpoint's metadata differ from this run's."""
-        items = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        """Raise InputError if a checkpoint's metadata are damaged, or differ from this run's."""
         try:
-            recorded = self._manager.restore(step, args=items)['metadata']
+            recorded = self._records(step)['metadata']
         except Exception as error:
-            raise InputError(
-                f'{self._folder / str(step)}: the metadata of the checkpoint are damaged '
-                f'({type(error).__name__}); delete this folder to continue from the checkpoint before it.'
-            ) from error
+            raise self._damaged(step, type(error).__name__) from error
         for name in sorted(recorded.keys() | self._metadata.keys()):
             old, new = recorded.get(name), self._metadata.get(name)
             if old != new:
@@ -122,6 +124,38 @@ class Checkpoints:
                     f'{self._folder}: its checkpoint has {name} = {json.dumps(old)}, this run {json.dumps(new)}; '
                     'choose another workdir, or the recorded setting.'
                 )
+
+    def _recorded_metrics(self) -> dict[int, dict[str, float]]:
+        """Return step -> metrics with which the checkpoints were saved."""
+        found = {}
+        for step in sorted(int(path.name) for path in self._folder.glob('*') if path.name.isdigit()):
+            path = self._folder / str(step) / 'metrics' / 'metrics'
+            if path.exists():
+                try:
+                    found[step] = parse_json(path.read_bytes(), dict[str, float], str(path))
+                except InputError as error:
+                    raise self._damaged(step, str(error).removeprefix(f'{path}: ').rstrip('.')) from error
+        return found
+
+    def _damaged(self, step: int, reason: str) -> InputError:
+        """Return the error of a damaged checkpoint."""
+        return InputError(
+            f'{self._folder / str(step)}: the checkpoint is damaged ({reason}); delete this folder to continue from '
+            'the checkpoint before it.'
+        )
+
+    def _records(self, step: int, **more: Any) -> Any:
+        """Return the items of a checkpoint: `place`, `metadata`, and those in `more`, with their arguments.
+
+        Raises:
+          Exception: of many kinds, if the checkpoint is damaged.
+        """
+        items = ocp.args.Composite(place=ocp.args.JsonRestore(), metadata=ocp.args.JsonRestore(), **more)
+        found = self._manager.restore(step, args=items)
+        stored = found['place']
+        if stored['sha256'] != _digest(stored['place'], stored['state'], found['metadata'], self._metrics[step]):
+            raise ValueError('its hash is another')
+        return dict(found) | {'place': stored['place'], 'checksums': stored['state']}
 
     def save(self, step: int, state: Any, place: dict[str, Any], metrics: Mapping[str, float]) -> None:
         """Save in the background, unless this step is saved already. The state may be donated after the call.
@@ -132,14 +166,16 @@ class Checkpoints:
         """
         if self.latest() == step:
             return
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            place=ocp.args.JsonSave(place),
-            metadata=ocp.args.JsonSave(self._metadata),
-        )
         # Wait for the previous checkpoint, as Orbax would: only then is it known to be complete.
         self.wait()
-        self._metrics[step] = dict(metrics)
+        self._metrics[step] = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        sums = checksums(state)
+        digest = _digest(place, sums, self._metadata, self._metrics[step])
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            place=ocp.args.JsonSave({'place': place, 'state': sums, 'sha256': digest}),
+            metadata=ocp.args.JsonSave(self._metadata),
+        )
         self._manager.save(step, args=items, metrics=self._metrics[step], force=True)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
@@ -152,17 +188,21 @@ class Checkpoints:
         try:
             return self._restore(steps[0], abstract_state)
         except Exception as error:
-            if jax.process_count() > 1:
-                raise
             reason = f'{type(error).__name__}: {error}'.splitlines()[0][:160]
+            if jax.process_count() > 1:
+                # The others may have succeeded, and then do not try an older checkpoint together with this process.
+                raise self._damaged(steps[0], reason) from error
             good = next((step for step in steps[1:] if self._is_good(step, abstract_state)), None)
         bad = [self._folder / str(step) for step in steps if good is None or step > good]
         then = f'to continue from step {good}' if good is not None else 'to start again: no other checkpoint is good'
         raise InputError(f'{bad[0]}: the checkpoint is damaged ({reason}); delete {", ".join(map(str, bad))} {then}.')
 
     def _restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), place=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
+        restored = self._records(step, state=ocp.args.StandardRestore(abstract_state))
+        sums = checksums(restored['state'])
+        wrong = sorted(name for name, value in restored['checksums'].items() if sums.get(name) != value)
+        if wrong or len(sums) != len(restored['checksums']):
+            raise ValueError(f'array {wrong[0] if wrong else "names"} has another checksum')
         return restored['state'], restored['place']
 
     def _is_good(self, step: int, abstract_state: Any) -> bool:
@@ -199,6 +239,11 @@ class Checkpoints:
         alone = kind is not None and issubclass(kind, Exception) and jax.process_count() > 1
         if not alone:
             self._manager.close()
+
+
+def _digest(*values: Any) -> str:
+    """Return a hash of JSON values."""
+    return hashlib.sha256(json.dumps(as_json(values), sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

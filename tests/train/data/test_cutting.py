@@ -39,9 +39,7 @@ def test_clips_are_spread_and_do_not_overlap():
 
 
 def test_the_frame_rate_is_that_of_most_of_the_file():
-    alternating = (
-        np.cumsum([0, *(50 if number % 2 else 16 for number in range(60))]) / 1000
-    )
+    alternating = np.cumsum([0, *(50 if number % 2 else 16 for number in range(60))]) / 1000
     assert len(cut(Footage(alternating, 64, 64), 9, 1, 23)) == 1
     with pytest.raises(Unusable, match='20 frames per second, fewer than 23'):
         cut(Footage(np.arange(60) / 20, 64, 64), 9, 1, 23)
