@@ -26,8 +26,9 @@ _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):(/+)(.*)', re.DOTALL)
 # Bucket and object of gs://BUCKET/OBJECT.
 _BUCKET = re.compile(r'([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*))?', re.DOTALL)
 _REMEDIES = {
-    'gs': 'mount the bucket (Cloud Storage FUSE) and give its folder, or copy it here: gcloud storage cp -r {text} .',
-    's3': 'copy it to this machine first: aws s3 cp --recursive {text} .',
+    'gs': 'mount the bucket (Cloud Storage FUSE) and give its folder; or give a local folder, and copy to or from the '
+    'bucket with gcloud storage cp -r.',
+    's3': 'give a local folder, and copy to or from the bucket with aws s3 cp --recursive.',
     'hf': 'only --checkpoint and --student take names of the Hugging Face hub, hf://ORG/NAME@REVISION.',
     'http': 'download it first, and give the path of the file.',
     'https': 'download it first, and give the path of the file.',
@@ -115,4 +116,4 @@ def _of_scheme(text: str, option: str, match: re.Match[str]) -> pathlib.Path:
     if len(slashes) == 1 and scheme in _REMEDIES:
         raise InputError(f'{option} {text}: one slash is missing; write {scheme}://{rest} or ./{text}.')
     remedy = _REMEDIES.get(scheme, 'this kind of address is not supported; give the path of a file or a folder.')
-    raise InputError(f'{option} {text}: {remedy.format(text=text)}')
+    raise InputError(f'{option} {text}: {remedy}')
