@@ -27,7 +27,7 @@ from jaxtyping import PRNGKeyArray
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.bucket import StoragePath, check_bucket, is_bucket
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.folder_lock import folder_lock
+from neodragon_jax.base.folder_lock import UNTIL_EXPIRED_S, folder_lock
 from neodragon_jax.base.processes import start_processes
 from train.data import Source
 from train.data.sources import identity
@@ -185,9 +185,9 @@ def _open(
         step.
     """
     workdir = config.folder
-    if jax.process_count() == 1:
-        # No lock on a pod: process 0 may restart on another host, where it cannot recognize a stale lock.
-        stack.enter_context(folder_lock(workdir))
+    if jax.process_index() == 0:
+        # A preempted pod may restart on other hosts, where the lock of the old process 0 has yet to expire.
+        stack.enter_context(folder_lock(workdir, wait_s=UNTIL_EXPIRED_S if jax.process_count() > 1 else 0.0))
     keep = Keep(config.keep, config.keep_best, config.best_metric, config.best_mode)
     checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=keep, metadata=metadata))
     start = checkpoints.latest() or 0
