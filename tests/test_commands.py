@@ -285,7 +285,6 @@ WITHOUT_LOCK |= {'train.measure.against_torch'}
 
 
 def test_a_folder_in_use_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     out = tmp_path / 'out'
     for name, line in given(tmp_path).items():
         if name not in WITHOUT_LOCK:

@@ -177,13 +177,18 @@ def _checked_files(folder: pathlib.Path, vocabulary: tuple[str, ...]) -> tuple[s
     return names
 
 
-def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, ...]) -> Any:
-    """Load a transformers tokenizer after checking its files: transformers itself accepts an empty folder."""
-    names = _checked_files(folder, vocabulary)
-    # Otherwise the import prints long advice to install PyTorch.
+def import_transformers() -> Any:
+    """Return the package transformers, imported late and without its advice to install PyTorch."""
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     import transformers
 
+    return transformers
+
+
+def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, ...]) -> Any:
+    """Load a transformers tokenizer after checking its files: transformers itself accepts an empty folder."""
+    names = _checked_files(folder, vocabulary)
+    transformers = import_transformers()
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -11,6 +11,7 @@ import json
 import pathlib
 import random
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ import pytest
 from neodragon_jax.base.files import file_sha256
 from neodragon_jax.base.video import read_mp4
 from support.program_lines import PROGRAMS, TRAININGS, Lines, finish, start
+from train.data import SampleSource
+from train.data.manifest import MANIFEST
 from train.runtime.metrics import JSON_LINES, SPEED, read_metrics
 
 # Over PROGRAMS these are more than 100.
@@ -43,9 +46,23 @@ def content(program: str, folder: pathlib.Path) -> dict[str, str]:
     if program == 'export':
         # Reports and records hold times, and binaries are not always the same bytes.
         return {name: file_sha256(path) if path.suffix == '.onnx' else '' for name, path in found.items()}
-    # The bytes of videos depend on the encoder's threads, so their frames are taken.
-    frames = lambda path: str(np.round(read_mp4(path).mean(axis=(1, 2, 3))).tolist())
-    return {name: frames(path) if path.suffix == '.mp4' else file_sha256(path) for name, path in found.items()}
+    return {name: digest(path) for name, path in found.items()}
+
+
+def digest(path: pathlib.Path) -> str:
+    """Return a digest of a file. x264 does not always write the same bytes for the same frames, so these are taken."""
+    if path.suffix == '.mp4':
+        return str(np.round(read_mp4(path).mean(axis=(1, 2, 3))).tolist())
+    folder = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
+    source = SampleSource(folder, verify=True) if folder else None
+    if source is None or not source.spec.blobs:
+        return file_sha256(path)
+    return '' if path.name != MANIFEST else ''.join(text_of(source[index]) for index in range(len(source)))
+
+
+def text_of(sample: dict[str, Any]) -> str:
+    """Return a sample of a set of clips as text, without the clip."""
+    return str({name: '' if isinstance(value, bytes) else value for name, value in sorted(sample.items())})
 
 
 @pytest.mark.slow

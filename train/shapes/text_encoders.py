@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tokenizers
-import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from neodragon_jax.base.atomic import atomic_folder
@@ -25,6 +24,7 @@ from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.classes import COMPONENTS
 from neodragon_jax.checkpoint.random_params import SMALL, random_params
 from neodragon_jax.config.neodragon import CLIPTextConfig, ComponentConfig, T5Config, T5EncoderConfig
+from neodragon_jax.generation.tokens import import_transformers
 from train.shapes.captions import SYNONYMS, caption
 from train.shapes.world import WORLDS, World
 
@@ -60,7 +60,7 @@ def t5_tokenizer(vocabulary: Sequence[str]) -> Any:
     # A mark follows its word without a space, so it has no space in front.
     pieces = [f'▁{word}' if word.isalnum() else word for word in vocabulary]
     specials = [(name, 0.0) for name in ('<pad>', '</s>', '<unk>', '▁')]
-    return transformers.T5Tokenizer(
+    return import_transformers().T5Tokenizer(
         vocab=[*specials, *((piece, -1.0) for piece in pieces)], extra_ids=0, model_max_length=LENGTH
     )
 
@@ -79,7 +79,7 @@ def clip_tokenizer(texts: Sequence[str]) -> Any:
     learned = vocabulary_and_merges(backend)
     # The end token has the largest id, as released: a tower without a configured end token takes the largest id.
     vocabulary = learned['vocab'] | {name: len(learned['vocab']) + i for i, name in enumerate(CLIP_SPECIALS)}
-    return transformers.CLIPTokenizer(
+    return import_transformers().CLIPTokenizer(
         vocab=vocabulary, merges=learned['merges'], pad_token=CLIP_SPECIALS[1], model_max_length=77
     )
 

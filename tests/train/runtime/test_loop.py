@@ -211,8 +211,6 @@ def start(folder, **environment) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell that starts the tests in the background makes them, and their processes, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -292,4 +290,6 @@ def test_checkpoints_hold_the_newest_only(tmp_path):
 
 
 if __name__ == '__main__':
+    # A shell that starts the tests in the background makes them, and their processes, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run(Toy(seconds_per_step=0.02), LinearSource(), config_for(sys.argv[1], steps=10_000, checkpoint_every=10_000))
