@@ -17,6 +17,8 @@ CHECKPOINT = ['--checkpoint', str(TINY_CHECKPOINT)]
 LONGEST_S = 480
 # Seeds with which the denoisers train one stage only, so that a run compiles one step.
 SEEDS = {'dmd': 2613373, 'teacher': 41, 'pruning': 41}
+# Small clips, for a short step.
+CLIPS = {'clips.frames': '9', 'clips.height': '32', 'clips.width': '32', 'loop.batch_size': '2'}
 LOOP = {'steps': 6, 'log_every': 1, 'checkpoint_every': 1, 'evaluate_every': 0, 'keep_best': 0}
 TRAININGS = ('autoencoder', 'decoder', 'dmd', 'pruning', 'super_resolution', 'teacher', 'text')
 PROGRAMS = (
@@ -38,7 +40,7 @@ PROGRAMS = (
 
 def environment() -> dict[str, str]:
     """Return the variables of a program that starts here."""
-    return os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+    return os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1'}
 
 
 def start(line: list[str]) -> subprocess.Popen[bytes]:
@@ -122,10 +124,13 @@ class Lines:
         """Return the settings of a training, except for its workdir."""
         given = {f'loop.{key}': str(value) for key, value in LOOP.items()} | {'seed': str(SEEDS.get(name, 0))}
         match name:
+            case 'autoencoder':
+                given |= CLIPS
             case 'decoder':
+                given |= CLIPS
                 given['decoder.start'] = str(self.made('train.autoencoder') / 'result' / 'pyramid_flow_vae')
             case 'dmd':
-                given['data'] = str(self.made('train.teacher_samples'))
+                given |= {'data': str(self.made('train.teacher_samples')), 'dmd.teacher_steps': '(1, 1, 1)'}
             case 'pruning':
                 denoiser = self.made('train.teacher') / 'result' / 'pyramid_flow_dit'
                 given |= {'data': str(self.made('train.latents') / '64x64'), 'denoiser': str(denoiser), 'keep': '1'}
