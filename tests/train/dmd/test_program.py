@@ -35,7 +35,7 @@ from train.runtime.metrics import SPEED, read_metrics
 from train.runtime.settings import freeze
 from train.runtime.sharding import to_host
 
-SCHEDULE = Schedule()
+SCHEDULE, ONE_DEVICE = Schedule(), (1, 1, 1)
 
 
 # --- The miniature checkpoint -----------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def after_one_step(samples: str, mesh_sizes: tuple[int, int, int]):
 @pytest.mark.parametrize('mesh_sizes', [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_meshes_agree(samples, mesh_sizes):
     """Each mesh is a minute of compiling. test_whole_recipe.py compares (2, 2, 2) with one device by default."""
-    want_metrics, want = after_one_step(samples, (1, 1, 1))
+    want_metrics, want = after_one_step(samples, ONE_DEVICE)
     metrics, moved = after_one_step(samples, mesh_sizes)
     for name, value in want_metrics.items():
         assert metrics[name] == pytest.approx(value, rel=1e-4, nan_ok=True), name
@@ -123,7 +123,7 @@ def test_meshes_agree(samples, mesh_sizes):
 
 
 def test_everything_but_positions_is_trained(samples):
-    _, moved = after_one_step(samples, (1, 1, 1))
+    _, moved = after_one_step(samples, ONE_DEVICE)
     for tree in moved.values():
         still = {
             jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if not np.any(leaf)
@@ -134,7 +134,7 @@ def test_everything_but_positions_is_trained(samples):
 
 def test_it_learns(samples):
     """On one batch, the student comes to predict the teacher's samples in one step, and the fake model follows."""
-    step, begin, frozen, batch, key = placed_step(samples, (1, 1, 1))
+    step, begin, frozen, batch, key = placed_step(samples, ONE_DEVICE)
     carry, history = begin(), []
     for _ in range(40):
         carry, metrics = step(carry, frozen, batch, key)
@@ -147,9 +147,9 @@ def test_it_learns(samples):
 
 @pytest.fixture(scope='module')
 def unbroken(samples, tmp_path_factory):
-    """A run of four steps of configs/dmd.py:tiny, without interruption."""
+    """A run of four steps of configs/dmd.py:tiny, without interruption; test_whole_recipe.py runs on several devices."""
     workdir = tmp_path_factory.mktemp('unbroken')
-    dmd.RECIPE.run(settings(samples, workdir, steps=4))
+    dmd.RECIPE.run(settings(samples, workdir, steps=4, mesh=ONE_DEVICE))
     return workdir
 
 
@@ -177,7 +177,7 @@ def test_tiny_settings_train_and_save_a_released_layout(unbroken):
 
 
 def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(samples, unbroken, tmp_path):
-    dmd.RECIPE.run(settings(samples, copy_killed(unbroken, 2, tmp_path), steps=4))
+    dmd.RECIPE.run(settings(samples, copy_killed(unbroken, 2, tmp_path), steps=4, mesh=ONE_DEVICE))
     assert digests(tmp_path / 'result') == digests(unbroken / 'result')
     rows = [[{**row, **dict.fromkeys(SPEED, 0)} for row in read_metrics(folder)] for folder in (tmp_path, unbroken)]
     assert rows[0] == rows[1]
@@ -188,7 +188,7 @@ def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(samples, unbrok
 
 def test_another_objective_does_not_continue_a_run(samples, unbroken):
     """Another protocol needs other samples: test_provenance.py."""
-    changed = settings(samples, unbroken, steps=4)
+    changed = settings(samples, unbroken, steps=4, mesh=ONE_DEVICE)
     changed.dmd.clean_prediction = 'paper'
     with pytest.raises(InputError, match='clean_prediction = "exact", this run "paper"'):
         dmd.RECIPE.run(changed)
