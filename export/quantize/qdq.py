@@ -22,6 +22,7 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from export.graphs.table import Feeds
 from export.quantize.adaround import Rounding, apply
+from export.quantize.indexed_model import indexed_quantizer
 from export.quantize.ranges import MARGIN, measure_ranges
 from export.rewrite.onnx_graph import constants_of, drop_unused, producers_of
 
@@ -85,18 +86,19 @@ def quantize(
 def _quantize(source: pathlib.Path, destination: pathlib.Path, ranges: pathlib.Path, config: Any) -> None:
     for old in destination.parent.glob(f'{destination.name}*'):
         old.unlink()  # weights would be appended to an existing file
-    quantize_static(
-        source,
-        destination,
-        None,
-        calibration_cache_path=ranges,
-        activation_type=config.activation_type,
-        weight_type=config.weight_type,
-        op_types_to_quantize=config.op_types_to_quantize,
-        per_channel=config.per_channel,
-        use_external_data_format=config.use_external_data_format,
-        extra_options=config.extra_options,
-    )
+    with indexed_quantizer():
+        quantize_static(
+            source,
+            destination,
+            None,
+            calibration_cache_path=ranges,
+            activation_type=config.activation_type,
+            weight_type=config.weight_type,
+            op_types_to_quantize=config.op_types_to_quantize,
+            per_channel=config.per_channel,
+            use_external_data_format=config.use_external_data_format,
+            extra_options=config.extra_options,
+        )
 
 
 def _given(scales: np.ndarray) -> list[dict[str, Any]]:
@@ -115,13 +117,14 @@ def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:
     norms = [node for node in model.graph.node if node.op_type == 'GroupNormalization']
     if not norms:
         return
-    exact = constants_of(source.graph)
+    exact, present = constants_of(source.graph), set(constants_of(model.graph))
     producers = producers_of(model.graph)
     for norm in norms:
         for position in (1, 2):
             name = producers[norm.input[position]].input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)
-            if name not in constants_of(model.graph):
+            if name not in present:
                 model.graph.initializer.append(exact[name])
+                present.add(name)
             norm.input[position] = name
     drop_unused(model.graph)
     onnx.save(model, path)

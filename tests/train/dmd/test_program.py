@@ -147,7 +147,7 @@ def test_it_learns(samples):
 
 @pytest.fixture(scope='module')
 def unbroken(samples, tmp_path_factory):
-    """A run of four steps of configs/dmd.py:tiny, without interruption; test_whole_recipe.py runs on several devices."""
+    """A run of four steps of configs/dmd.py:tiny, without interruption. test_whole_recipe.py has one on a mesh."""
     workdir = tmp_path_factory.mktemp('unbroken')
     dmd.RECIPE.run(settings(samples, workdir, steps=4, mesh=ONE_DEVICE))
     return workdir
