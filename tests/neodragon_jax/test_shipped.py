@@ -38,5 +38,5 @@ def test_its_videos_show_what_is_asked(prompts, mode, tmp_path):
     right = seen[0].correct()
     assert right['color'] and right['direction'] and right['background']
     assert means['background'] == 1 and means['color'] >= 0.9 and means['direction'] >= 0.9
-    assert means['shape'] >= 0.5  # one of three by chance
-    assert means['mismatch'] < 0.4 and 0.7 < means['motion'] < 1.4
+    assert means['shape'] >= 0.9 and means['all'] >= 0.9 and means['steady'] >= 0.8
+    assert means['mismatch'] < 0.2 and 0.9 < means['motion'] < 1.1

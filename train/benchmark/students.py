@@ -48,8 +48,12 @@ STUDENTS: Mapping[str, Student] = MappingProxyType(
             tuple(f'--config.dmd.objectives.regression.{name}=140' for name in ('ramp_start', 'ramp_steps')),
         ),
         'even': Student('even', steps=(2, 2, 1), first_steps=(2, 2, 1)),
-        # Of `train.benchmark --start`. Half of the examples are of unit 0.
-        'first_frame': Student('first_frame', ('--config.dmd.unit_weights=(2.0, 1.0, 1.0)',), first_steps=(2, 2, 2)),
+        # Of `train.benchmark --start`.
+        'first_frame': Student(
+            'first_frame',
+            ('--config.dmd.student.decay_steps=2100', '--config.loop.steps=2100'),
+            first_steps=(2, 2, 2),
+        ),
     }
 )
 # Of the tier `one_step`: each recipe and the paper's, which comes first.
