@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 from unittest import mock
 
@@ -84,8 +84,12 @@ class IndexedModel(ONNXModel):
 
     def remove_initializer(self, tensor: onnx.TensorProto) -> None:
         """Remove a constant."""
+        self.get_initializer(tensor.name)  # all are in the index now
         super().remove_initializer(tensor)
-        self._forget_constants()
+        removed = self._constants_seen - len(self.model.graph.initializer)
+        if removed:
+            del self._constants[tensor.name]
+            self._constants_seen -= removed
 
     def clean_initializers(self) -> Any:
         """Remove the constants that no node reads."""
@@ -98,17 +102,23 @@ class IndexedModel(ONNXModel):
         super().topological_sort()
 
 
-def _first(name: str, constants: Iterable[onnx.TensorProto]) -> onnx.TensorProto | None:
-    """Return the first constant of a name, or None. The library's function goes on to the last constant."""
-    return next((constant for constant in constants if constant.name == name), None)
-
-
 @contextlib.contextmanager
 def indexed_quantizer() -> Iterator[None]:
-    """Let quantizers that are created inside the block use IndexedModel."""
+    """Let a quantizer that is created inside the block use IndexedModel."""
+    models: list[IndexedModel] = []
+
+    def make(model: onnx.ModelProto) -> IndexedModel:
+        models.append(IndexedModel(model))
+        return models[-1]
+
+    def find(name: str, constants: object) -> onnx.TensorProto | None:
+        """Find a constant in place of `find_by_name`, which quantizers give all constants of their model."""
+        del constants
+        return models[-1].get_initializer(name)
+
     with (
-        mock.patch.object(base_quantizer, 'ONNXModel', IndexedModel),
-        mock.patch.object(base_quantizer, 'find_by_name', _first),
-        mock.patch.object(qdq_quantizer, 'find_by_name', _first),
+        mock.patch.object(base_quantizer, 'ONNXModel', make),
+        mock.patch.object(base_quantizer, 'find_by_name', find),
+        mock.patch.object(qdq_quantizer, 'find_by_name', find),
     ):
         yield
