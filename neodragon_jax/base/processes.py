@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax._src.clusters import ClusterEnv
@@ -13,7 +14,8 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.roll_call import PROCESS_VARIABLES, START_TIMEOUT_S, roll_call
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
     """The place of this process among those of its run.
 
     Attributes:

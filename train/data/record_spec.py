@@ -123,7 +123,8 @@ class RecordSpec:
         equal sets differ.
         """
         features = self.features()
-        serializer = ExampleSerializer(features.get_serialized_info())
+        specs: Any = features.get_serialized_info()
+        serializer = ExampleSerializer(specs)
         to_example = lambda record: serializer.get_tf_example(features.encode_example(record))
         return lambda record: to_example(record).SerializeToString(deterministic=True)
 
