@@ -10,6 +10,7 @@ import time
 
 from PIL import Image
 
+from neodragon_jax.checkpoint.folders import TEACHER
 from support.goldens import ROOT, TINY_CHECKPOINT
 
 SIZE = ['--height', '64', '--width', '64']
@@ -132,7 +133,7 @@ class Lines:
             case 'dmd':
                 given |= {'data': str(self.made('train.teacher_samples')), 'dmd.teacher_steps': '(1, 1, 1)'}
             case 'pruning':
-                denoiser = self.made('train.teacher') / 'result' / 'pyramid_flow_dit'
+                denoiser = self.made('train.teacher') / 'result' / TEACHER
                 given |= {'data': str(self.made('train.latents') / '64x64'), 'denoiser': str(denoiser), 'keep': '1'}
             case 'super_resolution':
                 given['data'] = str(self.made('train.moving_shapes --videos'))
