@@ -46,6 +46,7 @@ from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import TEMPORAL_FACTOR
 from neodragon_jax.generation.devices import Spread
+from neodragon_jax.generation.options import check_seed
 from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.tokens import cut_prompts
 from neodragon_jax.models.vae import CausalVAE
@@ -272,12 +273,9 @@ def read_options(args: argparse.Namespace) -> Options:
             raise InputError(f'--{name.replace("_", "-")} is {getattr(args, name)}; give at least 1.')
     if args.window % TEMPORAL_FACTOR:
         raise InputError(f'--window is {args.window}; give a multiple of {TEMPORAL_FACTOR}.')
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f'--seed is {args.seed}; give a number from 0 to 4294967295.')
+    check_seed(args.seed)
     if args.text_encoder and args.text != 't5':
-        raise InputError(
-            f'--text-encoder needs --text t5, not --text {args.text}; set --text t5, or leave --text-encoder out.'
-        )
+        raise InputError(f'--text-encoder needs --text t5, not {args.text}; set it, or leave --text-encoder out.')
     given: dict[str, Any] = dict(vars(args))
     if args.negative_prompt is None:
         given['negative_prompt'] = generation.read(given['checkpoint']).negative_prompt
