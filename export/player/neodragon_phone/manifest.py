@@ -154,12 +154,13 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     try:
         with path.open('rb') as file:
             content = file.read(_MOST_BYTES + 1)
-        digest = (folder / f'{NAME}.sha256').read_bytes()[:64].decode('ascii', 'replace')
+        recorded = (folder / f'{NAME}.sha256').read_bytes()
     except OSError as error:
         raise BundleError(
             f'{error.filename}: cannot be read ({error.strerror}). Give the folder of a bundle.'
         ) from None
-    if len(content) > _MOST_BYTES or hashlib.sha256(content).hexdigest() != digest:
+    # The line that sha256sum writes; the whole of it is compared, so that no damage to this file passes.
+    if len(content) > _MOST_BYTES or f'{hashlib.sha256(content).hexdigest()}  {NAME}\n'.encode() != recorded:
         raise BundleError(f'{path}: differs from {NAME}.sha256. {REMEDY}')
     try:
         manifest = json.loads(content.decode('utf-8'))

@@ -28,7 +28,7 @@ def sign(folder: pathlib.Path, manifest) -> None:
     """Write a manifest with its digest, as an attacker could."""
     content = json.dumps(manifest).encode()
     (folder / 'manifest.json').write_bytes(content)
-    (folder / 'manifest.json.sha256').write_text(hashlib.sha256(content).hexdigest())
+    (folder / 'manifest.json.sha256').write_text(f'{hashlib.sha256(content).hexdigest()}  manifest.json\n')
 
 
 def play(folder: pathlib.Path) -> None:
@@ -44,6 +44,13 @@ def message(folder: pathlib.Path) -> str:
     text = str(caught.value)
     assert '\n' not in text and len(text) < 500
     return text
+
+
+@pytest.mark.parametrize('change', [lambda line: line + 'x', lambda line: line[:64], lambda line: line[:-3]])
+def test_damage_behind_the_digest_is_caught(folder, change):
+    path = folder / 'manifest.json.sha256'
+    path.write_text(change(path.read_text()))
+    assert 'differs from manifest.json.sha256' in message(folder)
 
 
 @pytest.mark.parametrize('kind', ['portable', 'tables', 'vectors', 'tokenizers', 'manifest.json'])
