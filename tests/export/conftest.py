@@ -46,11 +46,12 @@ def denoiser() -> tuple[PyramidMMDiT, dict[str, Any]]:
 
 @pytest.fixture(scope='session')
 def student_folder(tmp_path_factory) -> pathlib.Path:
-    """The shipped denoiser as a student with the schedule STUDENT."""
+    """The shipped multi-step denoiser as a student with the schedule STUDENT: any levels are valid for it."""
 
     def make(student: pathlib.Path) -> None:
-        for name in (folders.STUDENT, folders.STUDENT_ADAPTER):
-            shutil.copytree(shipped.find('moving_shapes') / name, student / name)
+        root = shipped.find('moving_shapes')
+        shutil.copytree(root / folders.TEACHER, student / folders.STUDENT)
+        shutil.copytree(root / folders.TEACHER_ADAPTER, student / folders.STUDENT_ADAPTER)
         (student / 'student.json').write_text(json.dumps(STUDENT))
 
     return shared_folder(tmp_path_factory, 'student', make)
