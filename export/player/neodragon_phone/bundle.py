@@ -7,7 +7,6 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -97,10 +96,10 @@ class Bundle:
 def _needed(manifest: Manifest, place: str) -> Iterator[str]:
     """Yield the files of a run."""
     yield from (table['file'] for table in manifest['tables'].values())
-    towers: list[dict[str, Any]] = [*manifest['text'].values()]
+    yield from (manifest['text'][name]['tokenizer'] for name in ('clip_l', 'clip_g', 'dt5'))
     if manifest['first_frame'] is not None:
-        towers += manifest['first_frame']['towers'].values()
-    yield from (tower['tokenizer'] for tower in towers)
+        towers = manifest['first_frame']['towers']
+        yield from (towers[name]['tokenizer'] for name in ('first_frame_clip_l', 'first_frame_clip_g'))
     yield from (graph['vector']['file'] for graph in manifest['graphs'].values())
     yield from (manifest['vectors']['video'][kind]['file'] for kind in ('latents', 'frames'))
     if place == PORTABLE:

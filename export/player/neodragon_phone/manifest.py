@@ -283,7 +283,7 @@ def _check_stage_tables(manifest: Manifest, path: str, stage: Mapping[str, Any],
         if entry is None or entry.keys() != wanted:
             raise wrong(f'{path}.units[{unit}]', entry and list(entry), f'tables for {sorted(wanted)}')
         for name, item in entry.items():
-            for table in item.values():
+            for table in (item[key] for key in ('table', 'padded') if key in item):
                 _check_shape(f'{path}.units[{unit}].{name}', tables.get(table), graph['inputs'][name]['shape'])
             shape = graph['inputs'][name]['shape']
             if 'padded' in item and (len(shape) < 2 or shape[1] < manifest['text']['dt5']['tokens']):

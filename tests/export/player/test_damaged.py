@@ -139,6 +139,20 @@ def _edit(manifest, rng: random.Random) -> None:
         holder[path[-1]] = copy.deepcopy(rng.choice(values))
 
 
+def test_unknown_fields_are_ignored_whatever_their_type(folder):
+    """A newer minor version may add them to any object."""
+    manifest = json.loads((folder / 'manifest.json').read_text())
+    stage, graph = manifest['denoiser']['stages'][-1], manifest['graphs']['video_decoder']
+    tables = [table for unit in stage['units'] if unit for table in unit.values()]
+    for holder in (manifest, manifest['text'], manifest['text']['dt5'], manifest['video'], manifest['vectors'],
+                   manifest['vectors']['video'], manifest['denoiser'], stage, stage['steps'][0], graph,
+                   graph['vector'], graph['inputs']['latent'], *tables):  # fmt: skip
+        holder['unknown'] = {}
+    assert tables
+    sign(folder, manifest)
+    play(folder)
+
+
 def _damage(folder: pathlib.Path, rng: random.Random) -> pathlib.Path:
     """Damage one file; return its path."""
     path = rng.choice([path for path in sorted(folder.rglob('*')) if path.is_file()])
