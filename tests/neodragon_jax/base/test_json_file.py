@@ -83,7 +83,9 @@ OWN = {
     'neodragon_jax/base/json_file.py',
     'train/shapes/text_encoders.py',  # the tokenizers library
     'export/qnn/static_view.py',  # the QNN library
-    'export/quantize/adaround_worker.py',  # runs in another environment, which does not have this package
+    # They run in another environment, which does not have this package.
+    'export/quantize/adaround_worker.py',
+    'train/measure/against_torch/torch_worker.py',
 }
 
 
