@@ -11,9 +11,12 @@ from typing import Any
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
-# Tests compile for minutes and run for milliseconds. XLA's older CPU code generator compiles faster.
+# Tests compile for minutes and run for milliseconds. XLA's older CPU code generator compiles faster. On a busy machine,
+# the threads of eight virtual devices may wait for one another for longer than 40 s, after which XLA aborts by default.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
+os.environ.setdefault(
+    'XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false --xla_cpu_collective_call_terminate_timeout_seconds=300'
+)
 # As many test processes run as there are cores; threads of each would wait for one another.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ.setdefault('OMP_NUM_THREADS', '1')
