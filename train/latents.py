@@ -275,7 +275,9 @@ def read_options(args: argparse.Namespace) -> Options:
         raise InputError(f'--window is {args.window}; give a multiple of {TEMPORAL_FACTOR}.')
     check_seed(args.seed)
     if args.text_encoder and args.text != 't5':
-        raise InputError(f'--text-encoder needs --text t5, not {args.text}; set it, or leave --text-encoder out.')
+        raise InputError(
+            f'--text-encoder needs --text t5, not --text {args.text}; set --text t5, or leave --text-encoder out.'
+        )
     given: dict[str, Any] = dict(vars(args))
     if args.negative_prompt is None:
         given['negative_prompt'] = generation.read(given['checkpoint']).negative_prompt

@@ -27,6 +27,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.base.video import write_mp4
+from neodragon_jax.generation.options import check_seed
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import SPLITS, WORLDS, Traits
@@ -175,8 +176,7 @@ def _check(args: argparse.Namespace) -> None:
         if size < SPATIAL or size % SPATIAL:
             near = max(SPATIAL, round(size / SPATIAL) * SPATIAL)
             raise InputError(f'--{name} is {size}, not a positive multiple of {SPATIAL}; use {near}.')
-    if args.seed < 0:
-        raise InputError(f'--seed is {args.seed}; give a number of at least 0.')
+    check_seed(args.seed)
     if args.samples_per_shard < 1:
         raise InputError(f'--samples-per-shard is {args.samples_per_shard}; give at least 1.')
 

@@ -51,8 +51,8 @@ jax.devices()
 # %% [markdown]
 # ## Generate
 #
-# The student of the package calls its denoiser three times per latent frame. The first call of a size compiles. A video
-# depends on prompt, seed and number only.
+# The student of the package calls its denoiser six times for the first latent frame and three times for each later one.
+# The first call of a size compiles. A video depends on prompt, seed and number only.
 
 # %%
 system = nd.load('moving_shapes')

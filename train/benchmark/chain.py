@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -97,25 +97,35 @@ class Chain:
         return [*steps, self._evaluation(tuple(step.result for step in steps))]
 
     def _autoencoder(self) -> Iterator[Step]:
-        language, scenes, world = self.out / 'language', self.out / 'scenes', self.tier.world
+        language = self.out / 'language'
         yield Step(
             'language', language / TEACHER_ENCODER / 'config.json', 'train.shapes.language', ['--out', str(language)]
         )
-        options = ['--world', world, '--count', str(self.tier.clips), *self.tier.size, '--paraphrase', '--seed', '1']
-        yield Step('scenes', scenes / 'dataset_info.json', 'train.moving_shapes', ['--out', str(scenes), *options])
+        yield self._clips('scenes', self.tier.clips, self.tier.size, seed=1)
         native = self.out / 'autoencoder' / 'result' / AUTOENCODER
-        data = f'--config.data=shapes:{world}'
+        data = f'--config.data=shapes:{self.tier.world}'
         yield self._train('autoencoder', self.out / 'autoencoder', native, [data], seed=0)
         start = [data, f'--config.decoder.start={native}']
         yield self._train('decoder', self.out / 'decoder', self._small_vae, start, seed=0)
         # Latents need the encoder only; both autoencoders share it.
-        base, latents = self.out / 'base_checkpoint', self.out / 'latents'
+        base = self.out / 'base_checkpoint'
         parts = {base / name: language / name for name in LANGUAGE}
         parts[base / VAE] = native
-        arguments = ['--checkpoint', str(base), '--clips', str(scenes), '--out', str(latents), '--text', 't5']
-        arguments += ['--text-encoder', str(language / TEACHER_ENCODER), '--negative-prompt', '', '--batch', '8']
-        arguments += ['--dtype', 'float32', '--store-dtype', 'float32']
-        yield Step('latents', latents / 'dataset_info.json', 'train.latents', arguments, parts)
+        text = ['--text', 't5', '--text-encoder', str(language / TEACHER_ENCODER)]
+        yield self._latents('latents', 'scenes', base, 8, text)._replace(parts=parts)
+
+    def _clips(self, name: str, count: int, size: Sequence[str], seed: int) -> Step:
+        """Return the drawing of clips."""
+        out = self.out / name
+        options = ['--world', self.tier.world, '--count', str(count), *size, '--paraphrase', '--seed', str(seed)]
+        return Step(name, out / 'dataset_info.json', 'train.moving_shapes', ['--out', str(out), *options])
+
+    def _latents(self, name: str, clips: str, checkpoint: pathlib.Path, batch: int, text: Sequence[str] = ()) -> Step:
+        """Return the encoding of clips and captions by a checkpoint; `text` has the options of the captions."""
+        out = self.out / name
+        arguments = ['--checkpoint', str(checkpoint), '--clips', str(self.out / clips), '--out', str(out), *text]
+        arguments += ['--negative-prompt', '', '--batch', str(batch), '--dtype', 'float32', '--store-dtype', 'float32']
+        return Step(name, out / 'dataset_info.json', 'train.latents', arguments)
 
     def _teacher(self) -> Iterator[Step]:
         yield self._train('teacher', self.folder / 'teacher', self.result('teacher') / WITH_EMBEDDER, [self._data])

@@ -41,28 +41,11 @@ class Continuation(Chain):
 
     def _data_sets(self) -> Iterator[Step]:
         """Yield the commands that draw and encode clips of one frame, and of all."""
-        tier = self.tier
-        size = ['--height', str(tier.height), '--width', str(tier.width)]
-        for name, latents, count, frames, seed, batch in (
-            ('stills', 'still_latents', STILLS * tier.clips, 1, 2, 64),
-            ('scenes', 'latents', tier.clips, tier.frames, 1, 8),
-        ):
-            clips, out = self.out / name, self.out / latents
-            options = ['--world', tier.world, '--count', str(count), '--frames', str(frames), *size]
-            options += ['--paraphrase', '--seed', str(seed)]
-            yield Step(name, clips / 'dataset_info.json', 'train.moving_shapes', ['--out', str(clips), *options])
-            arguments = ['--checkpoint', str(self.start), '--clips', str(clips), '--out', str(out)]
-            arguments += [
-                '--negative-prompt',
-                '',
-                '--batch',
-                str(batch),
-                '--dtype',
-                'float32',
-                '--store-dtype',
-                'float32',
-            ]
-            yield Step(latents, out / 'dataset_info.json', 'train.latents', arguments)
+        still = dataclasses.replace(self.tier, frames=1)
+        yield self._clips('stills', STILLS * self.tier.clips, still.size, seed=2)
+        yield self._latents('still_latents', 'stills', self.start, batch=64)
+        yield self._clips('scenes', self.tier.clips, self.tier.size, seed=1)
+        yield self._latents('latents', 'scenes', self.start, batch=8)
 
     def _teachers(self) -> Iterator[Step]:
         """Yield the trainings of the multi-step denoiser, on single frames and on clips."""

@@ -115,6 +115,8 @@ class Checkpoints:
         """Raise InputError if a checkpoint's metadata are damaged, or differ from this run's."""
         try:
             recorded = self._records(step)['metadata']
+        except InputError:
+            raise
         except Exception as error:
             raise self._damaged(step, type(error).__name__) from error
         for name in sorted(recorded.keys() | self._metadata.keys()):
@@ -148,11 +150,17 @@ class Checkpoints:
         """Return the items of a checkpoint: `place`, `metadata`, and those in `more`, with their arguments.
 
         Raises:
+          InputError: it has no checksums.
           Exception: of many kinds, if the checkpoint is damaged.
         """
         items = ocp.args.Composite(place=ocp.args.JsonRestore(), metadata=ocp.args.JsonRestore(), **more)
         found = self._manager.restore(step, args=items)
         stored = found['place']
+        if isinstance(stored, dict) and 'sha256' not in stored:
+            raise InputError(
+                f'{self._folder / str(step)}: the checkpoint has no checksums, so an earlier version of this program '
+                'wrote it. Nothing is lost: continue with that version, or choose another workdir.'
+            )
         if stored['sha256'] != _digest(stored['place'], stored['state'], found['metadata'], self._metrics[step]):
             raise ValueError('its hash is another')
         return dict(found) | {'place': stored['place'], 'checksums': stored['state']}

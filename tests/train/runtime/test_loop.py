@@ -258,6 +258,15 @@ def test_ctrl_c_saves_as_sigterm_does(tmp_path):
     assert 'Traceback' not in output and checkpoint_steps(folder)
 
 
+def test_a_checkpoint_of_an_earlier_version_is_not_called_damaged(unbroken, tmp_path):
+    """Before checksums, the item held the place alone. Its owner must not be told to delete it."""
+    shutil.copytree(unbroken[0], tmp_path / 'run')
+    path = tmp_path / 'run' / 'checkpoints' / '12' / 'place' / 'metadata'
+    path.write_text(json.dumps(json.loads(path.read_text())['place']))
+    with pytest.raises(InputError, match=r'has no checksums, so an earlier version .* Nothing is lost'):
+        run(Toy(), LinearSource(), config_for(tmp_path / 'run', steps=14))
+
+
 def test_a_damaged_checkpoint_is_named_with_the_newest_good_one(unbroken, tmp_path):
     shutil.copytree(unbroken[0], tmp_path / 'run')
     for path in (tmp_path / 'run' / 'checkpoints' / '12' / 'state').rglob('*'):
