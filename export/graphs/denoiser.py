@@ -136,7 +136,11 @@ def _pieces(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> I
 
 
 def _embedding(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> PhoneGraph:
-    """Return the patch embedding: `patches` [I, P] -> `image.0` [I, D]."""
+    """Return the patch embedding: `patches` [I, P] -> `image.0` [I, D].
+
+    Its weights are less than a thousandth of the model's, and their rounding error is the same in all calls of a video:
+    they are stored in two parts.
+    """
     positions = np.asarray(model.apply({'params': read_part(params)}, layout, method='position_rows'))
 
     def embed(_: Params, patches: Array) -> Array:
@@ -144,7 +148,7 @@ def _embedding(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -
         return model.apply({'params': own}, patches, jnp.asarray(positions), method='embed')  # pyright: ignore[reportReturnType]
 
     inputs = {'patches': (layout.image_tokens, model.config.patch_dim)}
-    return PhoneGraph(f'{name}.embed', embed, inputs, ('image.0',))
+    return PhoneGraph(f'{name}.embed', embed, inputs, ('image.0',), in_two_parts=True)
 
 
 def _block(name: str, model: PyramidMMDiT, params: Params, layout: Layout, index: int, tree: Any) -> PhoneGraph:

@@ -84,6 +84,7 @@ class PhoneGraph:
       compares_all_outputs: whether all outputs are compared with JAX, not only the first.
       pieces: graphs that form this one as a chain. A piece reads graph inputs and outputs of earlier pieces by name.
       fused: whether the quantized graph is rewritten by `export.rewrite.for_htp`.
+      in_two_parts: whether all layers of a piece store their weights in two parts of 8 bits when quantized.
     """
 
     name: str
@@ -96,6 +97,7 @@ class PhoneGraph:
     compares_all_outputs: bool = False
     pieces: tuple[PhoneGraph, ...] = ()
     fused: bool = False
+    in_two_parts: bool = False
 
     @property
     def spec(self) -> GraphSpec:

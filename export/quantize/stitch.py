@@ -23,6 +23,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from export.graphs.runners import OnnxSession
 from export.graphs.table import Feeds, PhoneGraph
 from export.graphs.to_onnx import to_onnx
+from export.quantize.two_parts import write_in_two_parts
 from export.rewrite.for_htp import convert_before_cutting, fuse_gains, remove_vector_reshapes, shrink_transposes
 from export.rewrite.onnx_graph import drop_unused
 from neodragon_jax.base.errors import InputError
@@ -65,9 +66,11 @@ def quantize_chain(
     with _scratch(path) as scratch, Stitcher(graph, path) as result:
         spool = _Spool(scratch, feeds)
         for number, piece in enumerate(graph.pieces, 1):
-            source, destination = scratch / 'piece.onnx', scratch / 'quantized.onnx'
+            source, doubled, destination = (scratch / f'{name}.onnx' for name in ('piece', 'doubled', 'quantized'))
             export_piece(piece, source, graph.fused)
-            quantize(source, destination, spool.read(piece.inputs))
+            if piece.in_two_parts:
+                write_in_two_parts(source, doubled)
+            quantize(doubled if piece.in_two_parts else source, destination, spool.read(piece.inputs))
             model = onnx.load(destination)
             if graph.fused:
                 fuse_gains(model.graph)

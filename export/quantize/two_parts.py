@@ -192,6 +192,15 @@ def _with_parts(ranges: dict[str, Any], results: Collection[str]) -> dict[str, A
     return ranges
 
 
+def write_in_two_parts(source: pathlib.Path, destination: pathlib.Path) -> None:
+    """Write a float graph with the weights of all its layers in two parts."""
+    model = onnx.load(source, load_external_data=False)
+    constants = constants_of(model.graph)
+    names = {node.input[1] for node in model.graph.node if node.op_type in LAYER_AXES}
+    double_weights(model.graph, names & constants.keys(), source.parent)
+    save(model, destination)
+
+
 def double_weights(graph: onnx.GraphProto, names: Collection[str], folder: pathlib.Path) -> list[str]:
     """Run layers twice, with their weights rounded to 8 bits and with the rounding residual, and add the results.
 

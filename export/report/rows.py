@@ -24,7 +24,7 @@ class Row:
       prompts_db: lowest ratio of the W8A16 graph on the CPU for each evaluation prompt; empty for FP16, which the CPU
         does not emulate.
       htp_db: lowest ratio of the context binary on the HTP simulator; None if it was not run.
-      doubled_weights: number of weights that take two parts of 8 bits because the target needs it.
+      doubled_weights: number of weights in two parts of 8 bits.
       ranges_db: ratio on calibration calls with each rule for activation ranges, if several were compared.
       rounding_db: ratio on calibration calls with weights rounded to nearest and by AdaRound, if that was asked for.
       qnn_operations, moved_mb, transposes, transposed_mb, float_operations: static view of the compiled graph: its

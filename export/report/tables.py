@@ -15,7 +15,7 @@ INTRODUCTION = (
     'ONNX: float graph on the CPU. QDQ: W8A16 graph on the CPU, the lowest ratio over all evaluation prompts, and the',
     'median of the lowest ratio per prompt. HTP: context binary on the x86 simulator, the lowest over the calls with',
     'the lowest ratios on the CPU. The lowest ratio is compared with the target. * marks the precision that ships.',
-    'Weights are stored in two parts of 8 bits each only where the target needs it.',
+    'Weights are in two parts of 8 bits where the target needs it, and in the patch embedding of the denoiser.',
     'Settings were chosen on validation prompts, which are neither calibration nor evaluation prompts. All are listed',
     'at the end, with the bits of keys and values.',
 )

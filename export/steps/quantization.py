@@ -58,13 +58,14 @@ def write_precise(
 
 def _quantize_stage(graph: RecordedGraph, bits: int, path: pathlib.Path, options: GraphOptions) -> dict[str, Any]:
     """Write a stage of the denoiser in W8A16, or copy it from the choice of bits; return a summary."""
+    doubled = [piece.name for piece in graph.make().pieces if piece.in_two_parts]
     if bits == NATIVE_BITS:
         for file in (options.out / CANDIDATES).glob(f'{path.name}*'):
             shutil.copyfile(file, path.with_name(file.name))
     else:
         write_stage(graph, bits, path)
     reached = lowest_db(OnnxSession(path), graph.validation(), graph.compared)
-    return {'ranges': 'minmax', 'key_value_bits': bits, 'validation_db': reached}
+    return {'ranges': 'minmax', 'key_value_bits': bits, 'doubled_weights': doubled, 'validation_db': reached}
 
 
 def write_stage(graph: RecordedGraph, key_value_bits: int, path: pathlib.Path) -> None:

@@ -3,6 +3,8 @@
     pytest -n0 -m slow -s tests/export/player/test_accuracy.py
 
 exports the checkpoint first. NEODRAGON_BUNDLE=phone/bundle measures an existing bundle of it.
+NEODRAGON_BACKEND=simulator plays it on the HTP simulator, which takes minutes per video; NEODRAGON_CAPTIONS=8 takes
+fewer captions.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from train.shapes.attributes import Attributes, measure, summarize
 from train.shapes.captions import caption, parse
 from train.shapes.world import CPU
 
-CAPTIONS = 48
+BACKEND = os.environ.get('NEODRAGON_BACKEND', 'cpu')
+CAPTIONS = int(os.environ.get('NEODRAGON_CAPTIONS', '48'))
 # Allowed difference between the shares of right attributes.
 POINTS = 0.03
 # Target for the last latent frame, in which all errors accumulate: the worst of the first captions.
@@ -48,7 +51,7 @@ def pairs(tmp_path_factory) -> list[Pair]:
     if given is None:
         assert main(arguments) == 0
     bundle = Bundle.open(pathlib.Path(given or out / 'bundle'))
-    player = Player(bundle, open_backend('cpu', bundle, None))
+    player = Player(bundle, open_backend(BACKEND, bundle, None))
     options = make_options(parse_args(arguments))
     program = PhoneProgram(options.program, options.denoiser, options.names).open_recording().program
     found = []
@@ -82,7 +85,6 @@ def test_attributes_are_as_in_jax(pairs):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason='one of the eight captions reaches 24.2 dB of 25 (docs/results.md)')
 def test_the_last_latents_are_jaxs(pairs):
     ratios = [pair.latents_db for pair in pairs]
     print(f'last latent frame, dB: lowest of {JUDGED} {min(ratios[:JUDGED]):.1f}, of {CAPTIONS} {min(ratios):.1f}, '
