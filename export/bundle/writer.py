@@ -187,7 +187,7 @@ def _graph_entry(draft: Draft, name: str, graph: GraphFiles, call: Call) -> dict
     }
     return {
         'precision': graph.precision,
-        'portable': [draft.copy(path, f'{folder}/{path.name}') for path in files],
+        'portable': [draft.link(path, f'{folder}/{path.name}') for path in files],
         **tensors,
         'vector': write_call(draft, name, graph, call),
     }
@@ -207,21 +207,21 @@ def _tensor_entry(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _binary_entry(draft: Draft, binary: BinaryFiles) -> dict[str, Any]:
-    """Copy a context binary and its wrappers; return their part of the manifest."""
+    """Add a context binary and its wrappers; return their part of the manifest."""
     folder = f'binaries/{binary.name}-qnn-{binary.precision}-{binary.chipset}'
     graphs, files = {}, set()
     for graph, wrapper in binary.wrappers.items():
         (node,) = onnx.load(wrapper, load_external_data=False).graph.node
         values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         files.add(wrapper.with_name(values['ep_cache_context'].decode()))
-        path = draft.copy(wrapper, f'{folder}/{wrapper.name}')
+        path = draft.link(wrapper, f'{folder}/{wrapper.name}')
         graphs[graph] = {'wrapper': path, 'qnn_graph': values['partition_name'].decode()}
     (file,) = files
     shared = len(graphs) > 1
     return {
         'chipset': binary.chipset,
         'precision': binary.precision,
-        'file': draft.copy(file, f'{folder}/{file.name}'),
+        'file': draft.link(file, f'{folder}/{file.name}'),
         'graphs': graphs,
         'provider_options': dict(binary.provider_options),
         'session_options': {'session.disable_cpu_ep_fallback': '1'} | ({'ep.share_ep_contexts': '1'} if shared else {}),

@@ -1,13 +1,16 @@
 """The bundle that an export writes last: complete, documented, deterministic."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 
 import numpy as np
 import pytest
 
 from export.__main__ import main
+from export.bundle.contents import Draft
 from export.bundle.host_tables import choose_rows
 from export.bundle.meanings import input_meaning, output_meaning
 from export.bundle.memory import memory
@@ -27,6 +30,22 @@ def test_every_file_is_listed_with_its_hash(bundle_folder, manifest):
     for name, record in manifest['files'].items():
         content = (bundle_folder / name).read_bytes()
         assert record == {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}, name
+
+
+def test_graphs_are_hard_links_where_the_disk_has_them(tmp_path, monkeypatch):
+    """A second copy on disk would double the space; without hard links the file is copied."""
+    source, draft = tmp_path / 'graph.onnx', Draft(tmp_path / 'bundle')
+    source.write_bytes(b'graph')
+    draft.link(source, 'linked.onnx')
+    assert (draft.folder / 'linked.onnx').samefile(source)
+
+    def refuse(*_):
+        raise OSError(errno.EXDEV, 'Invalid cross-device link')
+
+    monkeypatch.setattr(os, 'link', refuse)
+    draft.link(source, 'copied.onnx')
+    assert not (draft.folder / 'copied.onnx').samefile(source)
+    assert draft.files['copied.onnx'] == draft.files['linked.onnx']
 
 
 def test_every_key_is_documented(manifest):
