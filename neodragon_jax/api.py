@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from neodragon_jax.base.cpu_compilation import compile_faster_on_cpus
 from neodragon_jax.generation import tokens
 from neodragon_jax.generation.defaults import GenerationDefaults
 from neodragon_jax.generation.loading import LoadedCheckpoint, load_checkpoint
@@ -225,5 +226,6 @@ def load(
     Raises:
       InputError: there is no such checkpoint, an option does not fit it, or a file is missing or damaged.
     """
+    compile_faster_on_cpus()
     options = ModelOptions(checkpoint, mode, student, upscale, dtype, low_memory, safety_checker, profile)
     return System(load_checkpoint(options, devices or jax.local_devices()[:1]))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from neodragon_jax.base.cpu_compilation import compile_faster_on_cpus
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import has_scheme, storage_path, user_path
 from neodragon_jax.base.roll_call import LONGEST_TIMEOUT_S, PROCESS_VARIABLES, START_TIMEOUT_S
@@ -124,6 +125,7 @@ def exit_status(program: Callable[[], object]) -> int:
     Args:
       program: returns the exit status as an int, or anything else for success.
     """
+    compile_faster_on_cpus()
     try:
         status = program()
     except InputError as error:
