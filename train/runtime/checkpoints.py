@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from neodragon_jax.base.atomic import atomic_file
@@ -96,9 +97,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        handlers = {'state': ocp.StandardCheckpointHandler(), 'place': ocp.JsonCheckpointHandler()}
-        handlers['metadata'] = ocp.JsonCheckpointHandler()
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
         self._metrics: dict[int, dict[str, float]] = {
             step: recorded.get(step, {}) for step in self._manager.all_steps()
         }
@@ -146,15 +145,17 @@ class Checkpoints:
             'the checkpoint before it.'
         )
 
-    def _records(self, step: int, **more: Any) -> Any:
+    def _records(self, step: int, manager: ocp.CheckpointManager | None = None, **more: Any) -> Any:
         """Return the items of a checkpoint: `place`, `metadata`, and those in `more`, with their arguments.
 
+        Args:
+          manager: reads the checkpoint; None takes that of all processes.
         Raises:
           InputError: it has no checksums.
           Exception: of many kinds, if the checkpoint is damaged.
         """
         items = ocp.args.Composite(place=ocp.args.JsonRestore(), metadata=ocp.args.JsonRestore(), **more)
-        found = self._manager.restore(step, args=items)
+        found = (manager or self._manager).restore(step, args=items)
         stored = found['place']
         if isinstance(stored, dict) and 'sha256' not in stored:
             raise InputError(
@@ -197,29 +198,38 @@ class Checkpoints:
             return self._restore(steps[0], abstract_state)
         except Exception as error:
             reason = f'{type(error).__name__}: {error}'.splitlines()[0][:160]
-            if jax.process_count() > 1:
-                # The others may have succeeded, and then do not try an older checkpoint together with this process.
-                raise self._damaged(steps[0], reason) from error
-            good = next((step for step in steps[1:] if self._is_good(step, abstract_state)), None)
+            good = self._newest_good(steps[1:], abstract_state)
         bad = [self._folder / str(step) for step in steps if good is None or step > good]
         then = f'to continue from step {good}' if good is not None else 'to start again: no other checkpoint is good'
         raise InputError(f'{bad[0]}: the checkpoint is damaged ({reason}); delete {", ".join(map(str, bad))} {then}.')
 
-    def _restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        restored = self._records(step, state=ocp.args.StandardRestore(abstract_state))
+    def _restore(
+        self, step: int, abstract_state: Any, manager: ocp.CheckpointManager | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        restored = self._records(step, manager, state=ocp.args.StandardRestore(abstract_state))
         sums = checksums(restored['state'])
         wrong = sorted(name for name, value in restored['checksums'].items() if sums.get(name) != value)
         if wrong or len(sums) != len(restored['checksums']):
             raise ValueError(f'array {wrong[0] if wrong else "names"} has another checksum')
         return restored['state'], restored['place']
 
-    def _is_good(self, step: int, abstract_state: Any) -> bool:
-        """Return whether a checkpoint can be restored."""
-        try:
-            self._restore(step, abstract_state)
-        except Exception:
-            return False
-        return True
+    def _newest_good(self, steps: Sequence[int], abstract_state: Any) -> int | None:
+        """Return the first of these steps whose checkpoint can be restored, or None.
+
+        This process searches alone, in the memory of its host: the others may have succeeded and do not take part.
+        """
+        number = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(number, {number}, f'search_{number}')
+        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        on_host = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), abstract_state)
+        with ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers(alone)) as manager:
+            for step in steps:
+                try:
+                    self._restore(step, on_host, manager)
+                except Exception:
+                    continue
+                return step
+        return None
 
     def preempted(self, step: int) -> bool:
         """Return whether the processes have agreed to stop because one is preempted; all must call it every step."""
@@ -247,6 +257,16 @@ class Checkpoints:
         alone = kind is not None and issubclass(kind, Exception) and jax.process_count() > 1
         if not alone:
             self._manager.close()
+
+
+def _handlers(processes: ocp.options.MultiprocessingOptions | None = None) -> dict[str, Any]:
+    """Return Orbax's handler of each item, for `processes`; None for all."""
+    processes = processes or ocp.options.MultiprocessingOptions()
+    return {
+        'state': ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+        'place': ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+        'metadata': ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+    }
 
 
 def _digest(*values: Any) -> str:

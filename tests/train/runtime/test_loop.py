@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -267,11 +268,27 @@ def test_a_checkpoint_of_an_earlier_version_is_not_called_damaged(unbroken, tmp_
         run(Toy(), LinearSource(), config_for(tmp_path / 'run', steps=14))
 
 
-def test_a_damaged_checkpoint_is_named_with_the_newest_good_one(unbroken, tmp_path):
-    shutil.copytree(unbroken[0], tmp_path / 'run')
-    for path in (tmp_path / 'run' / 'checkpoints' / '12' / 'state').rglob('*'):
+def damage(checkpoint):
+    """Cut every file of the arrays in half."""
+    for path in (checkpoint / 'state').rglob('*'):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_several_processes_name_the_newest_good_checkpoint(unbroken, tmp_path):
+    """Each searches alone, because the others may have restored their parts."""
+    shutil.copytree(unbroken[0], tmp_path / 'run')
+    damage(tmp_path / 'run' / 'checkpoints' / '12')
+    with Job([__file__, str(tmp_path / 'run')], tmp_path / 'log.txt') as job:
+        assert job.wait() != 0, job.output
+    assert re.search(r'checkpoints/12: the checkpoint is damaged .*/12 to continue from step 10', job.output), (
+        job.output
+    )
+
+
+def test_a_damaged_checkpoint_is_named_with_the_newest_good_one(unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / 'run')
+    damage(tmp_path / 'run' / 'checkpoints' / '12')
     with pytest.raises(InputError, match=r'checkpoints/12: the checkpoint is damaged .*/12 to continue from step 10'):
         run(Toy(), LinearSource(), config_for(tmp_path / 'run', steps=14))
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
