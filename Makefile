@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo benchmark test test-slow lint docs lock clean help
+.PHONY: demo benchmark test test-long test-slow lint docs lock clean help
 
 help:
 	@echo "make demo        generate, distill, export with the shipped model; results in out/demo/"
 	@echo "make benchmark   train the whole system on moving shapes, evaluate its videos; results in out/benchmark/"
 	@echo "make test        the default test suite"
+	@echo "make test-long   the whole chains, which CI runs, too: about ten minutes"
 	@echo "make test-slow   the tests that take minutes each"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        the documentation site in out/site; broken links are errors"
@@ -30,6 +31,9 @@ benchmark: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -n0

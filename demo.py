@@ -62,7 +62,8 @@ def steps(out: pathlib.Path) -> list[Step]:
     samples += ['--prompt-modifier', '', '--negative-prompt', '', '--count', '64', '--batch', '4']
     run = [f'--config.checkpoint={checkpoint}', f'--config.data={data}', f'--config.workdir={out / "dmd"}']
     parts = ['--student', str(result)]
-    options = ['--graphs', 'denoiser', '--precision', 'w8a16,fp16', '--calibration-samples', '24', '--simulate-video']
+    options = ['--graphs', 'denoiser', '--precision', 'w8a16,fp16', '--calibration-samples', '24']
+    options += ['--whole-videos', '2', '--simulate-video']
     return [
         Step('Generate with the few-step student', [*generate, '--out', str(out / 'student')]),
         Step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 from collections.abc import Iterator
@@ -11,11 +12,15 @@ from typing import Any
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
-# Tests compile for minutes and run for milliseconds. XLA's older CPU code generator compiles faster. On a busy machine,
-# the threads of eight virtual devices may wait for one another for longer than 40 s, after which XLA aborts by default.
+# Tests compile for minutes and run for milliseconds. XLA's older CPU code generator compiles faster, and so does a
+# program in one piece; places in the source are left out of it. On a busy machine, the threads of eight virtual devices
+# may wait for one another for longer than 40 s, after which XLA aborts by default.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 os.environ.setdefault(
-    'XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false --xla_cpu_collective_call_terminate_timeout_seconds=300'
+    'XLA_FLAGS',
+    '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 '
+    '--xla_cpu_collective_call_terminate_timeout_seconds=300',
 )
 # As many test processes run as there are cores; threads of each would wait for one another.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
@@ -43,6 +48,9 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.super_resolution import variant
 from neodragon_jax.models.super_resolution import QuickSRNet
 from support.bucket_server import bucket_server
+
+# Tracing makes many objects that live long: looking for cycles among them takes a twentieth of the time.
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope='session')

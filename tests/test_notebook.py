@@ -37,6 +37,7 @@ def test_cells_are_converted(maker):
         maker['notebook']('x = 1\n# %%\n')
 
 
+@pytest.mark.long
 def test_the_cells_run(tmp_path, monkeypatch):
     """Each training runs from where the one before has ended; the student's result is loaded and generates."""
     monkeypatch.chdir(ROOT)

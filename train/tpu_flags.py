@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from neodragon_jax.base.command_line import exit_status
 from train.aot.xla_flags import FLAGS
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the flags for LIBTPU_INIT_ARGS."""
     argparse.ArgumentParser(
         'python -m train.tpu_flags', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    ).parse_args(argv)
     print(' '.join(f'--{name}={value}' for name, value in FLAGS.items()))
 
 

@@ -53,6 +53,7 @@ def rows(exported) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row['graph'], row['chipset']): row for row in report['graphs']}
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_all_graphs_meet_their_targets_on_the_simulator(exported, rows):
     """On held-out calls of the real program, without any fallback to the CPU."""
@@ -66,6 +67,7 @@ def test_all_graphs_meet_their_targets_on_the_simulator(exported, rows):
     assert '| first_frame_unet | w8a16 * |' in (exported / 'report.md').read_text()
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_all_graphs_are_compiled_for_all_chipsets(exported, rows):
     assert list(rows) == [(name, chipset) for name in GRAPH_SPECS for chipset in SOCS.split(',')]
@@ -79,6 +81,7 @@ def test_all_graphs_are_compiled_for_all_chipsets(exported, rows):
         assert row['qnn_operations'] > 0 and (chipset == SIMULATED or row['htp_db'] is None)
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_pictures_stay_channels_last(rows):
     """Convolutional graphs transpose only the attention's keys; only group norms compute in floating point."""
@@ -89,6 +92,7 @@ def test_pictures_stay_channels_last(rows):
     assert rows['first_frame_unet']['transposed_mb'] < 0.06 * rows['first_frame_unet']['moved_mb']
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_bits_of_keys_and_values_have_a_measured_reason(exported):
     """The choice is made on validation prompts, calls and whole videos, and holds for all stages."""
@@ -103,6 +107,7 @@ def test_bits_of_keys_and_values_have_a_measured_reason(exported):
         assert metadata['key_value_bits'] == recipe['bits'] and metadata['validation_db'] > GRAPH_SPECS[name].target_db
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_whole_video_of_exported_graphs(exported):
     videos = json.loads((exported / 'report.json').read_text())['videos']
@@ -113,6 +118,7 @@ def test_whole_video_of_exported_graphs(exported):
     assert min(everything['latents_db'].values()) > 25 and min(everything['frames_db'].values()) > 25
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_binary_folder_is_complete(exported):
     folder = exported / 'video_decoder-qnn-w8a16-sm8750'
@@ -170,6 +176,7 @@ def test_finished_steps_are_kept_and_lost_ones_made_again(picture, tmp_path, mon
     assert 0.3 < binary['binary_mb'] < 1  # for TINY, mostly the graphs themselves
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 @pytest.mark.parametrize(('graphs', 'drawn'), [('clip_l,context_adapter', 0), ('first_frame_decoder,video_encoder', 5)])
 def test_recording_goes_only_as_far_as_the_graphs_need(graphs, drawn, tmp_path, monkeypatch):
@@ -186,6 +193,7 @@ def test_recording_goes_only_as_far_as_the_graphs_need(graphs, drawn, tmp_path, 
     assert len(pictures) == drawn, 'one for calibration, two each for validation and evaluation'
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_other_calibration_set_is_refused(exported, arguments, capsys):
     command = [*arguments, '--out', str(exported), '--seed', '7', '--prompts', '1']
@@ -206,6 +214,7 @@ def test_a_folder_that_another_run_writes_into_is_refused(folder, tmp_path, caps
     assert not (tmp_path / folder).exists(), 'the lock removes the folder that it made'
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_a_set_of_more_graphs_serves_fewer(exported, arguments, tmp_path, monkeypatch, capsys):
     from export.host.phone_program import PhoneProgram

@@ -128,6 +128,7 @@ def test_bad_input(more, message, tmp_path, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.long
 def test_hybrid_video_at_twice_the_size(checkpoint, tmp_path, capsys):
     """Prompt, first frame, few-step denoiser, decoder, super-resolution: the whole system, one module at a time."""
     size = ['--frames', '9', '--height', '64', '--width', '64']

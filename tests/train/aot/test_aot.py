@@ -271,7 +271,7 @@ def test_mean_of_variants_weighs_their_shares():
 
 
 def test_flags_are_one_list(capsys):
-    tpu_flags.main()
+    tpu_flags.main([])
     printed = capsys.readouterr().out.split()
     assert printed == [f'--{name}={value}' for name, value in tpu_flags.FLAGS.items()]
     assert dict(jobs.Options(('v5e:2x2',)).flags) == tpu_flags.FLAGS

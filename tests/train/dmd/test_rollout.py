@@ -51,6 +51,20 @@ def plan(steps: tuple[int, ...], first_steps: tuple[int, ...]) -> Plan:
     return Plan(FRAMES, GRID, GRID, CHANNELS, steps=steps, first_steps=first_steps, schedule=EVEN)
 
 
+@functools.cache
+def sampled(first_unit: int, steps: tuple[int, ...], first_steps: tuple[int, ...]):
+    """Return the sampler's videos, and the states by unit and stage that its denoiser was called with."""
+    noise, latents = DrawnNoise(jax.random.split(jax.random.key(0), BATCH), EVEN), make_batch()['latents']
+    first, seen = latents[:, :1] if first_unit else None, {}
+
+    def spy(at, history, x, unit, prompt, timestep):
+        seen.setdefault((int(unit[0]), at), []).append(x)
+        return denoise(at, history, x, unit, prompt, timestep)
+
+    with jax.disable_jit():
+        return sample(spy, plan(steps, first_steps), prompts(), noise, first_frame=first), seen
+
+
 @pytest.mark.parametrize('stage', range(3))
 @pytest.mark.parametrize(
     ('first_unit', 'steps', 'first_steps'),
@@ -59,15 +73,9 @@ def plan(steps: tuple[int, ...], first_steps: tuple[int, ...]) -> Plan:
 def test_videos_and_states_are_those_of_the_sampler(stage, first_unit, steps, first_steps):
     """Without compilation, which may fuse differently, they are equal bit for bit."""
     noise, latents = DrawnNoise(jax.random.split(jax.random.key(0), BATCH), EVEN), make_batch()['latents']
-    first, seen = latents[:, :1] if first_unit else None, {}
-
-    def spy(at, history, x, unit, prompt, timestep):
-        seen.setdefault((int(unit[0]), at), []).append(x)
-        return denoise(at, history, x, unit, prompt, timestep)
-
+    want, seen = sampled(first_unit, steps, first_steps)
     rollout = Rollout(FRAMES, steps, first_steps, EVEN)
     with jax.disable_jit():
-        want = sample(spy, plan(steps, first_steps), prompts(), noise, first_frame=first)
         got = rollout.generate(denoise, prompts(), latents, first_unit, FRAMES - 1, stage, noise)
     np.testing.assert_array_equal(got.videos, want)
     for unit in range(first_unit, FRAMES):

@@ -36,7 +36,7 @@ def after_one_step(samples: str, mesh: tuple[int, int, int]):
 
 # Each mesh is a minute of compiling; the one that splits everything stands for all.
 @pytest.mark.parametrize(
-    'mesh', [mesh if mesh == (2, 2, 2) else pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES]
+    'mesh', [pytest.param(mesh, marks=pytest.mark.long if mesh == (2, 2, 2) else pytest.mark.slow) for mesh in MESHES]
 )
 def test_meshes_agree(samples, mesh):
     want_metrics, want = after_one_step(samples, (1, 1, 1))
@@ -52,6 +52,7 @@ def test_meshes_agree(samples, mesh):
             assert not np.any(got), path
 
 
+@pytest.mark.long
 def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(samples, tmp_path):
     whole = functools.partial(settings, samples, steps=4, recipe='whole')
     dmd.RECIPE.run(whole(tmp_path / 'unbroken'))

@@ -23,6 +23,7 @@ def measured(seconds: list[float], parameters: int = 1000) -> Measured:
     return Measured('gpu', {'jax': '1'}, parameters, times, {'denoiser/2': 3.0}, 5.0)
 
 
+@pytest.mark.long
 def test_the_rehearsal_measures_the_program_itself(tmp_path):
     """The denoiser has the size of the case, and the step runs: its metrics are finite."""
     assert main(['--tiny', '--sides', 'jax', '--stages', '0', '--rounds', '1', '--out', str(tmp_path)]) == 0

@@ -231,6 +231,7 @@ def test_targets():
     assert pruning.targets((3,), 'next') == []
 
 
+@pytest.mark.long
 def test_both_stages_run_and_resume(full, data, tmp_path):
     """Stage 1, and stage 2 from its result, in one go and in two."""
     first = {'stage': 1}

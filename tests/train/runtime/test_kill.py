@@ -226,6 +226,7 @@ def test_killed_job_ends_where_an_unbroken_one_does(data, unbroken, tmp_path):
     assert_same_run(tmp_path / 'run', unbroken)
 
 
+@pytest.mark.long
 def test_killed_job_whose_folder_is_in_a_bucket_ends_where_an_unbroken_one_does(data, unbroken, bucket, tmp_path):
     killed_again_and_again(command_of(data, bucket / 'run', STEPS), bucket / 'run', STEPS, 2, tmp_path)
     assert_same_run(input_path(bucket / 'run', 'run'), unbroken)

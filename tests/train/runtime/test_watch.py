@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import orbax.checkpoint as ocp
+import pytest
 
 from support.jobs import Job
 from support.toy_program import LinearSource, Toy, config_for
@@ -54,6 +55,7 @@ def test_a_straggler_is_named_while_the_others_wait(tmp_path):
     assert not list((tmp_path / 'run' / watch.FOLDER).iterdir())
 
 
+@pytest.mark.long
 def test_restoring_waits_for_a_slow_process_and_names_it(tmp_path):
     """Process 1 takes eight seconds to read its part of the checkpoint, in Orbax's restore."""
     command = [__file__, str(tmp_path / 'run'), 'restore']

@@ -80,6 +80,7 @@ def test_a_dropped_caption_is_the_null_prompt_whole(data, monkeypatch):
     assert len(dropped) == 64 and 0.3 < np.mean(dropped) < 0.7
 
 
+@pytest.mark.long
 def test_meshes_agree(data):
     results = []
     for mesh_sizes in ((1, 1, 1), (2, 2, 2)):
