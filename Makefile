@@ -9,7 +9,7 @@ help:
 	@echo "make demo        generate, distill, export with the shipped model; results in out/demo/"
 	@echo "make benchmark   train the whole system on moving shapes, evaluate its videos; results in out/benchmark/"
 	@echo "make test        the default test suite"
-	@echo "make test-long   the whole chains, which CI runs, too: about ten minutes"
+	@echo "make test-long   the whole chains, which CI runs, too"
 	@echo "make test-slow   the tests that take minutes each"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        the documentation site in out/site; broken links are errors"

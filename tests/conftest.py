@@ -50,7 +50,7 @@ from neodragon_jax.models.super_resolution import QuickSRNet
 from support.bucket_server import bucket_server
 
 # Tracing makes many objects that live long: looking for cycles among them takes a twentieth of the time.
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(50_000, 5, 5)
 
 
 @pytest.fixture(scope='session')
