@@ -19,7 +19,9 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 os.environ.setdefault(
     'XLA_FLAGS',
-    '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 '
+    # The level is that of JAX_DISABLE_MOST_OPTIMIZATIONS. Commands that tests run keep it only if it is named here; the
+    # keys of compiled programs depend on it.
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 '
     '--xla_cpu_collective_call_terminate_timeout_seconds=300',
 )
 # As many test processes run as there are cores; threads of each would wait for one another.

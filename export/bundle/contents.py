@@ -75,7 +75,7 @@ class Draft:
     def link(self, source: pathlib.Path, path: str) -> str:
         """Add a file of the export at a path in the bundle, as a hard link where the disk has them; return the path.
 
-        At full size a second copy of all graphs would take 16 GB.
+        At full size a second copy of them would take most of the bundle's 22 GB.
         """
         target = self._parent(path)
         try:

@@ -122,6 +122,8 @@ def _seconds(text: str) -> float:
 def exit_status(program: Callable[[], object]) -> int:
     """Run a command; return its exit status, see EXIT_CODES. A failure that the user can fix prints one line.
 
+    Every command begins here, so that here the level is set at which programs compile on CPUs.
+
     Args:
       program: returns the exit status as an int, or anything else for success.
     """

@@ -12,8 +12,8 @@ _LEVEL = '--xla_backend_optimization_level'
 def compile_faster_on_cpus() -> None:
     """Set XLA's optimization level to 1 if JAX can use CPUs only; a level in XLA_FLAGS is kept.
 
-    At level 1 a program compiles in two thirds of the time of the default, 3, and runs as fast (docs/results.md). JAX
-    reads the level when it first looks for devices; later calls change nothing.
+    At level 1 programs compile faster than at the default, 3, and run as fast (docs/results.md). JAX reads the level
+    when it first looks for devices; later calls change nothing.
     """
     flags = os.environ.get('XLA_FLAGS', '')
     if _LEVEL not in flags and _has_only_cpus():
