@@ -34,6 +34,10 @@ from export.rewrite.onnx_graph import constants_of, drop_unused, new_constant, r
 from neodragon_jax.base.json_file import read_json
 
 
+# The search trusts the sum of measured noise to this much.
+TOLERANCE_DB = 1.0
+
+
 def quantize_to_target(
     source: pathlib.Path,
     destination: pathlib.Path,
@@ -58,15 +62,25 @@ def quantize_to_target(
       selection reaches the target.
     """
     aim = target_db + MARGIN_DB
-    found: dict[int, _Doubling] = {}
+    found: dict[int, Doubling] = {}
+    measured = list[tuple[list[Group], float]]()
+
+    def measure(worst: Call) -> tuple[list[Group], float]:
+        # The noise of weights is measured once: it does not depend on the bits of keys and values.
+        if not measured:
+            squares = np.square(join_outputs(worst.outputs, compared), dtype=np.float64)
+            measured.append((rounding_noise(source, worst, compared, rounding), float(squares.sum())))
+        return measured[0]
 
     def write(bits: int) -> float:
         doubled_db = functools.partial(_quantize_doubled, source, destination, ranges, calls, compared, rounding, bits)
+        if bits in found:
+            doubled_db(found[bits].names)
+            return found[bits].reached_db
         doubled_db([])
         plain, worst = _worst(destination, calls, compared)
-        groups = rounding_noise(source, worst, compared, rounding) if search and plain < aim else []
-        squares = np.square(join_outputs(worst.outputs, compared), dtype=np.float64)
-        found[bits] = _double(groups, plain, float(squares.sum()), aim, doubled_db)
+        groups, signal = measure(worst) if search and plain < aim else ([], 1.0)
+        found[bits] = double(groups, plain, signal, aim, doubled_db)
         return found[bits].reached_db
 
     if has_computed_operands(source):
@@ -81,7 +95,7 @@ def quantize_to_target(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Doubling:
+class Doubling:
     """Outcome of the search.
 
     Attributes:
@@ -116,10 +130,13 @@ class _Doubling:
         return {'groups': entries}
 
 
-def _double(
+def double(
     groups: Sequence[Group], plain_db: float, signal: float, aim_db: float, doubled_db: Callable[..., float]
-) -> _Doubling:
+) -> Doubling:
     """Double groups in the order of noise per byte until a ratio is reached or all are doubled.
+
+    If a trial leaves more noise than its undoubled groups explain, doubling all of them shows whether any selection
+    can reach the ratio. If none can, the search ends.
 
     Args:
       signal: squared norm of the outputs; noise is relative to it.
@@ -127,15 +144,25 @@ def _double(
     """
     groups = sorted(groups, key=lambda group: -group.noise / group.size)
     remaining = np.cumsum([0.0, *(group.noise for group in reversed(groups))])[::-1]
-    count, best, allowed_db = 0, (plain_db, 0), aim_db
-    while best[0] < aim_db and count < len(groups):
-        count = max(count + 1, int(np.argmax(remaining <= signal / 10 ** (allowed_db / 10))))
-        reached = doubled_db(_names(groups[:count]))
+    count, written, best, allowed_db, bound = 0, 0, (plain_db, 0), aim_db, math.inf
+    while best[0] < aim_db <= bound and count < len(groups):
+        count = max(count + 1, int(np.argmax(remaining <= _noise(signal, allowed_db))))
+        reached, written = doubled_db(_names(groups[:count])), count
         best = max(best, (reached, count))
         allowed_db += max(3.0, aim_db - reached)
-    if best[1] != count:
+        unexplained = _noise(signal, reached) - remaining[count]
+        if bound == math.inf and unexplained > _noise(signal, aim_db - TOLERANCE_DB):
+            bound, written = doubled_db(_names(groups)), len(groups)
+            if bound < aim_db:
+                best = max(best, (bound, written))
+    if best[1] != written:
         doubled_db(_names(groups[: best[1]]))
-    return _Doubling(groups, best[1], signal, plain_db, best[0])
+    return Doubling(groups, best[1], signal, plain_db, best[0])
+
+
+def _noise(signal: float, ratio_db: float) -> float:
+    """Return the squared error at a ratio."""
+    return signal / 10 ** (ratio_db / 10)
 
 
 def _worst(path: pathlib.Path, calls: Sequence[Call], compared: Sequence[str]) -> tuple[float, Call]:
