@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import pathlib
 import sys
@@ -59,7 +60,11 @@ def parse_options(argv: Sequence[str] | None = None) -> OptionsToCompare:
     description = "Compile exported graphs with several sets of the compiler's options and compare the binaries."
     parser = command_parser('python -m export.compare_options', description, EXAMPLES)
     _add_arguments(parser.add_argument)
-    args = parser.parse_args(argv)
+    return _checked(parser.parse_args(argv))
+
+
+def _checked(args: argparse.Namespace) -> OptionsToCompare:
+    """Return the options of parsed arguments; raise InputError if one is wrong."""
     if not args.graphs and args.full_size_stage is None:
         raise InputError('nothing to compile: give graphs of an export, or --full-size-stage.')
     if args.heads < 1:

@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -95,7 +95,12 @@ def parse_options(argv: Sequence[str] | None = None) -> RandomCheckpointOptions:
         'weights. Complete components are kept, so an interrupted run continues.',
         'example:\n  python -m neodragon_jax.random_checkpoint --tokenizers CKPT --out out/random',
     )
-    add = parser.add_argument
+    _add_arguments(parser.add_argument)
+    return RandomCheckpointOptions(**vars(parser.parse_args(argv)))
+
+
+def _add_arguments(add: Callable[..., object]) -> None:
+    """Add the options of this command."""
     add('--out', action=PathOption, required=True, metavar='DIR', help='root of the new checkpoint')
     add('--size', choices=PRESETS, default='full',
         help='full: the released sizes, 12 GB in bfloat16 (default: %(default)s)')  # fmt: skip
@@ -107,7 +112,6 @@ def parse_options(argv: Sequence[str] | None = None) -> RandomCheckpointOptions:
     add('--seed', type=int, default=0, help='seed of the weights, 0 to 4294967295 (default: %(default)s)')
     add('--like-trained', action='store_true',
         help='add heavy tails, a few large channels and small residual branches, to try quantization on')  # fmt: skip
-    return RandomCheckpointOptions(**vars(parser.parse_args(argv)))
 
 
 def run(options: RandomCheckpointOptions) -> None:

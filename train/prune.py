@@ -47,9 +47,8 @@ examples:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = command_parser(
-        'python -m train.prune', 'Choose blocks of a denoiser to remove, and remove them.', EXAMPLES
-    )
+    description = 'Choose blocks of a denoiser to remove, and remove them.'
+    parser = command_parser('python -m train.prune', description, EXAMPLES)
     commands = parser.add_subparsers(dest='command', required=True)
     score = commands.add_parser('score', help='measure the importance of every block')
     select = commands.add_parser('select', help='measure the importance, then choose the blocks to remove')

@@ -93,8 +93,7 @@ def _add_files(add: Callable[..., Any]) -> None:
 
 def _add_sampling(add: Callable[..., Any]) -> None:
     """Add the options of the videos; those that are left out take the values of generation.json."""
-    values = generation.RELEASED
-    many = values.monolithic
+    values, many = generation.RELEASED, generation.RELEASED.monolithic
     steps, first_steps = (' '.join(map(str, counts)) for counts in (many.steps, many.first_steps))
     add('--first-frame', action=PathOption, default=GENERATED, metavar=f'{GENERATED}|DIR|FILE',
         help='source of unit 0: the teacher; a folder of pictures that are numbered like the prompts, from 0 or 1; or '
@@ -106,7 +105,7 @@ def _add_sampling(add: Callable[..., Any]) -> None:
     add('--steps', type=int, nargs=3, metavar='N', help=f'steps per stage ({released(steps)})')
     add('--first-steps', type=int, nargs=3, metavar='N', help=f'steps per stage of unit 0 ({released(first_steps)})')
     add('--guidance', type=float, metavar='G', help=f'guidance scale ({released(f"{many.guidance:g}")})')
-    add('--first-guidance', type=float, metavar='G', 
+    add('--first-guidance', type=float, metavar='G',
         help=f'guidance scale of unit 0 ({released(f"{many.first_guidance:g}")})')  # fmt: skip
     add('--prompt-modifier', metavar='TEXT', help=f'text appended to every prompt ({released("the released one")})')
     add('--negative-prompt', metavar='TEXT',
@@ -161,24 +160,29 @@ def run(options: TeacherSamplesOptions) -> None:
 
 def _writer(teacher: TeacherSampler) -> SampleWriter:
     """Return the writer of this process's share of the samples."""
+    options = teacher.request.options
+    return SampleWriter(
+        options.out,
+        _spec(teacher),
+        options.count,
+        protocol=teacher.request.protocol(),
+        samples_per_shard=options.samples_per_shard,
+        part=jax.process_index(),
+        parts=jax.process_count(),
+    )
+
+
+def _spec(teacher: TeacherSampler) -> SampleSpec:
+    """Return the shapes and types of a sample."""
     plan, options = teacher.plan, teacher.request.options
     shape = (plan.frames, plan.height, plan.width, plan.channels)
-    spec = SampleSpec(
+    return SampleSpec(
         latents=shape,
         text=teacher.negative.text.shape,
         pooled=teacher.negative.pooled.shape[0],
         latents_dtype=options.store_dtype,
         text_dtype=options.store_dtype,
         starts=start_shapes(shape, plan.schedule.stages) if options.store_starts else {},
-    )
-    return SampleWriter(
-        options.out,
-        spec,
-        options.count,
-        protocol=teacher.request.protocol(),
-        samples_per_shard=options.samples_per_shard,
-        part=jax.process_index(),
-        parts=jax.process_count(),
     )
 
 

@@ -126,15 +126,14 @@ def _step_entries(
         if name not in draft.tables:
             inputs = host.modulation_inputs(_prompt(widths), jnp.full(1, timestep, jnp.float32))
             draft.table(name, inputs['timestep'])
-        entries.append(
-            {
-                'timestep': float(np.float32(timestep)),
-                'level': float(local[step]),
-                'next_level': float(local[step + 1]),
-                'sigma': float(plan.schedule.sigma(stage, jnp.float32(local[step]))),
-                'sinusoid': name,
-            }
-        )
+        entry = {
+            'timestep': float(np.float32(timestep)),
+            'level': float(local[step]),
+            'next_level': float(local[step + 1]),
+            'sigma': float(plan.schedule.sigma(stage, jnp.float32(local[step]))),
+            'sinusoid': name,
+        }
+        entries.append(entry)
     return entries
 
 
@@ -154,8 +153,7 @@ def _place_tables(
         entries[name] = {'table': draft.table(path, array)}
         if not np.array_equal(array, padded[name]):
             entries[name]['padded'] = draft.table(f'{path}.padded', padded[name])
-    masks = np.random.default_rng(0).integers(0, 2, (_CHECKED_MASKS, tokens)).astype(np.int32)
-    for mask in masks:
+    for mask in np.random.default_rng(0).integers(0, 2, (_CHECKED_MASKS, tokens)).astype(np.int32):
         for name, array in place(mask).items():
             assert np.array_equal(array, choose_rows(valid[name], padded[name], mask)), name
     return entries

@@ -77,9 +77,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
     video, denoiser = manifest['video'], manifest['denoiser']
     return _TEXT.substitute(
         name=manifest['name'],
-        frames=video['frames'],
-        height=video['height'],
-        width=video['width'],
+        **{key: video[key] for key in ('frames', 'height', 'width')},
         rate=video['frames_per_second'],
         example=video['example'] or 'a red fox trots through fresh snow',
         flow=_flow(manifest),

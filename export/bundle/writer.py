@@ -107,17 +107,14 @@ def write_bundle(
 def _identity(model: Model, tools: Mapping[str, str]) -> dict[str, Any]:
     """Return the entries that tell one bundle from another."""
     plan = model.options.plan
+    schedule = {'steps': list(plan.steps), 'first_steps': list(plan.first_steps), 'spacing': plan.schedule.spacing}
     return {
         'schema': SCHEMA,
         'version': VERSION,
         'name': pathlib.Path(model.options.root).name,
         'checkpoint': {
             'mode': model.options.mode,
-            'schedule': {
-                'steps': list(plan.steps),
-                'first_steps': list(plan.first_steps),
-                'spacing': plan.schedule.spacing,
-            },
+            'schedule': schedule,
             'weights_sha256': dict(sorted(model.weights.items())),
             'calibration': dict(model.protocol),
         },
@@ -175,20 +172,19 @@ def _graph_entry(draft: Draft, name: str, graph: GraphFiles, call: Call) -> dict
     folder = f'portable/{name}-onnx-{graph.precision}'
     data = graph.onnx.with_name(graph.onnx.name + '.data')
     files = [graph.onnx, *([data] if data.is_file() else [])]
-    tensors = {
-        'inputs': {
-            tensor: dict(zip(('source', 'meaning'), input_meaning(name, tensor), strict=True)) | _tensor_entry(spec)
-            for tensor, spec in graph.specs['inputs'].items()
-        },
-        'outputs': {
-            tensor: {'meaning': output_meaning(name, tensor)} | _tensor_entry(spec)
-            for tensor, spec in graph.specs['outputs'].items()
-        },
+    inputs = {
+        tensor: dict(zip(('source', 'meaning'), input_meaning(name, tensor), strict=True)) | _tensor_entry(spec)
+        for tensor, spec in graph.specs['inputs'].items()
+    }
+    outputs = {
+        tensor: {'meaning': output_meaning(name, tensor)} | _tensor_entry(spec)
+        for tensor, spec in graph.specs['outputs'].items()
     }
     return {
         'precision': graph.precision,
         'portable': [draft.link(path, f'{folder}/{path.name}') for path in files],
-        **tensors,
+        'inputs': inputs,
+        'outputs': outputs,
         'vector': write_call(draft, name, graph, call),
     }
 

@@ -34,9 +34,8 @@ Path = str | os.PathLike[str]
 def video_encoder(folder: Path, height: int, width: int) -> PhoneGraph:
     """Return the encoder of the first frame: `picture` [1, H, W, 3] -> `mean`, `log_variance` [1, h, w, C].
 
-    A causal encoder treats a single frame as a picture, so this is its exact 2-D form. Mean and log-variance are
-    separate outputs, each with its own range. Only the mean is compared with JAX, because a joint ratio would be
-    misleadingly high.
+    A causal encoder treats a single frame as a picture: this is its exact 2-D form. Mean and log-variance are separate
+    outputs, each with its own range. Only the mean is compared with JAX: a joint ratio would be misleadingly high.
     """
     vae = open_component(folder, VideoVAE)
     channels = vae.config.encoder_out_channels

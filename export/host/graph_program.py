@@ -157,8 +157,7 @@ def components(host: TextHost, runners: Runners, denoise: Denoiser, base: pipeli
 
     def encode_image(frames: Array) -> Array:
         outputs = [runners['video_encoder'].run({'picture': _host(frame)}) for frame in frames]
-        moments = [np.concatenate([out['mean'], out['log_variance']], axis=-1) for out in outputs]
-        return _stacked(moments)
+        return _stacked([np.concatenate([out['mean'], out['log_variance']], axis=-1) for out in outputs])
 
     return dataclasses.replace(
         base,

@@ -32,17 +32,20 @@ def serve(pipe: Connection) -> None:
         sessions = [_open(job, devices) for job in jobs]
         pipe.send(('', Opened(time.monotonic() - start, peak_gb())))
         while True:
-            message = pipe.recv()
-            if message is None:
-                pipe.send(('', peak_gb()))
-                continue
-            number, feeds = message
-            names = [value.name for value in sessions[number].get_outputs()]
-            pipe.send(('', dict(zip(names, sessions[number].run(names, feeds), strict=True))))
+            pipe.send(('', _value(sessions, pipe.recv())))
     except EOFError:
         return
     except Exception as error:  # the parent reports any error
         pipe.send((' '.join(str(error).split()), None))
+
+
+def _value(sessions: list[Any], message: Any) -> Any:
+    """Return the outputs of a run, (number of a session, inputs), or the peak memory if the message is None."""
+    if message is None:
+        return peak_gb()
+    number, feeds = message
+    names = [value.name for value in sessions[number].get_outputs()]
+    return dict(zip(names, sessions[number].run(names, feeds), strict=True))
 
 
 def _register() -> list[Any]:

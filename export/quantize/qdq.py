@@ -7,6 +7,7 @@ QNN's provider would otherwise silently convert them to 8. Source: arXiv 2511.06
 
 from __future__ import annotations
 
+import itertools
 import math
 import pathlib
 import shutil
@@ -119,13 +120,12 @@ def _float_gains(path: pathlib.Path, source: onnx.ModelProto) -> None:
         return
     exact, present = constants_of(source.graph), set(constants_of(model.graph))
     producers = producers_of(model.graph)
-    for norm in norms:
-        for position in (1, 2):
-            name = producers[norm.input[position]].input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)
-            if name not in present:
-                model.graph.initializer.append(exact[name])
-                present.add(name)
-            norm.input[position] = name
+    for norm, position in itertools.product(norms, (1, 2)):
+        name = producers[norm.input[position]].input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)
+        if name not in present:
+            model.graph.initializer.append(exact[name])
+            present.add(name)
+        norm.input[position] = name
     drop_unused(model.graph)
     onnx.save(model, path)
 

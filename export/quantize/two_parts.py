@@ -33,7 +33,6 @@ from export.quantize.rounding_noise import LAYER_AXES, Group, rounded, rounding_
 from export.rewrite.onnx_graph import constants_of, drop_unused, new_constant, replace_nodes, write_shapes
 from neodragon_jax.base.json_file import read_json
 
-
 # The search trusts the sum of measured noise to this much.
 TOLERANCE_DB = 1.0
 

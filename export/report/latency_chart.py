@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from export.qnn.latency import MEASURED, Estimate
+from export.qnn.latency import MEASURED, Estimate, Measured
 from export.report.rows import Row
 
 LABELS, BARS, LINE, MARGIN, TEXT = 330, 480, 22, 12, 13
@@ -32,14 +32,7 @@ class _Line(NamedTuple):
 def draw_latencies(rows: Sequence[Row]) -> Image.Image:
     """Return a chart with the estimate of every graph, followed by the measured graphs with their own estimates."""
     own = {(row.graph, row.precision): _Line(f'{row.graph}, {row.precision}', row.estimated_ms) for row in rows}
-    fitted = [
-        _Line(
-            f'{graph.source}, full-size denoiser_stage{graph.stage}',
-            Estimate(math.nan, graph.by_operation_ms).to_json(),
-            graph.ms,
-        )
-        for graph in MEASURED
-    ]
+    fitted = [_fitted_line(graph) for graph in MEASURED]
     size = (LABELS + BARS + 6 * MARGIN, (len(own) + len(fitted) + 2) * LINE + 3 * MARGIN)
     picture = Image.new('RGB', size, 'white')
     draw, font, top = ImageDraw.Draw(picture), ImageFont.load_default(TEXT), MARGIN
@@ -50,6 +43,12 @@ def draw_latencies(rows: Sequence[Row]) -> Image.Image:
             _draw_line(draw, font, line, top)
         top += LINE + MARGIN
     return picture
+
+
+def _fitted_line(graph: Measured) -> _Line:
+    """Return the line of a measured graph."""
+    label = f'{graph.source}, full-size denoiser_stage{graph.stage}'
+    return _Line(label, Estimate(math.nan, graph.by_operation_ms).to_json(), graph.ms)
 
 
 def _draw_line(

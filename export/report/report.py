@@ -70,17 +70,7 @@ class Report:
 
     def write(self, folder: pathlib.Path) -> None:
         """Write report.md, report.json and the pictures report.png and latency.png."""
-        measured = ('lowest_db', 'median_db', 'deploy_db', 'met')
-        rows = [dataclasses.asdict(row) | {name: getattr(row, name) for name in measured} for row in self.rows]
-        values = {
-            'graphs': rows,
-            'shared_binaries': [dataclasses.asdict(binary) for binary in self.shared],
-            'videos': [dataclasses.asdict(video) for video in self.videos],
-            'made_from': dict(self.made_from),
-            'recording': [dict(used) for used in self.recording],
-            'step_seconds': self.step_seconds,
-            'warnings': list(self.warnings),
-        }
+        values = self._values()
         with atomic_file(folder / 'report.json') as path:
             path.write_text(json.dumps(values, indent=2) + '\n')
         with atomic_file(folder / 'report.md') as path:
@@ -109,6 +99,20 @@ class Report:
         if self.videos:
             lines += ['', '## Whole video', '', *tables.table(tables.VIDEOS, self.videos)]
         return '\n'.join([*lines, '', '```json', json.dumps(self.made_from, indent=2), '```', ''])
+
+    def _values(self) -> dict[str, Any]:
+        """Return the content of report.json."""
+        measured = ('lowest_db', 'median_db', 'deploy_db', 'met')
+        rows = [dataclasses.asdict(row) | {name: getattr(row, name) for name in measured} for row in self.rows]
+        return {
+            'graphs': rows,
+            'shared_binaries': [dataclasses.asdict(binary) for binary in self.shared],
+            'videos': [dataclasses.asdict(video) for video in self.videos],
+            'made_from': dict(self.made_from),
+            'recording': [dict(used) for used in self.recording],
+            'step_seconds': self.step_seconds,
+            'warnings': list(self.warnings),
+        }
 
     def _deciding_rows(self) -> list[Row]:
         """Return the rows that decide the exit status."""

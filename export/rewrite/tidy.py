@@ -41,11 +41,7 @@ _TO_PIXELS = {(0, 1, 4, 2, 5, 3): 'CRD', (0, 1, 3, 2, 4, 5): 'DCR'}
 
 
 def tidy(graph: onnx.GraphProto, folder: pathlib.Path) -> None:
-    """Apply every rewrite that is valid for all graphs.
-
-    Args:
-      folder: location of external weights.
-    """
+    """Apply every rewrite that is valid for all graphs; `folder` holds external weights."""
     fold_shape_arithmetic(graph)
     broadcast_implicitly(graph)
     explicit_padding(graph)

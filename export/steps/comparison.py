@@ -13,7 +13,7 @@ from export.graphs.table import DENOISER
 from export.host.denoiser_graphs import DenoiserGraphs
 from export.steps.code_identity import made_by
 from export.steps.form_table import HEADER, savings, table_line, write_forms
-from export.steps.forms import BASELINE, StageSizes, compare_forms
+from export.steps.forms import BASELINE, FormRow, StageSizes, compare_forms
 from export.steps.options import GraphOptions
 from export.steps.step_cache import finished_or_made
 from neodragon_jax.base.errors import InputError
@@ -57,9 +57,7 @@ def compare(subject: Subject, options: GraphOptions, on_step: Callable[[str], ob
     Args:
       on_step: called with one line per finished graph.
     """
-    target = options.targets[0]
-    sizes = {**dataclasses.asdict(subject.config), **dataclasses.asdict(subject.sizes)}
-    source = {'sizes': sizes, 'form': dataclasses.asdict(subject.form), 'chipset': target.chipset}
+    chipset = options.targets[0].chipset
     built: list[str] = []
 
     def on_graph(text: str) -> None:
@@ -67,11 +65,17 @@ def compare(subject: Subject, options: GraphOptions, on_step: Callable[[str], ob
         on_step(text)
 
     write = functools.partial(_write, subject, options, on_graph)
-    folder = options.out / f'{FOLDER}-{target.chipset}'
-    lines = finished_or_made(folder, source | made_by(__name__), write)['lines']
+    source = _source(subject, chipset) | made_by(__name__)
+    lines = finished_or_made(options.out / f'{FOLDER}-{chipset}', source, write)['lines']
     for _ in range(GRAPHS - len(built)):
         on_step('compared before')
     return lines
+
+
+def _source(subject: Subject, chipset: str) -> dict[str, Any]:
+    """Return the settings that the result depends on."""
+    sizes = {**dataclasses.asdict(subject.config), **dataclasses.asdict(subject.sizes)}
+    return {'sizes': sizes, 'form': dataclasses.asdict(subject.form), 'chipset': chipset}
 
 
 def _write(
@@ -81,17 +85,21 @@ def _write(
     config, target, stage = subject.config, options.targets[0], subject.stage
     plain = dataclasses.replace(FORMS[BASELINE], supports_frame_zero=subject.form.supports_frame_zero)
     forms = {BASELINE: plain, 'exported here': subject.form}
-    base, best = rows = list(compare_forms(config, forms, stage, target, config.num_layers, subject.sizes, on_graph))
+    rows = list(compare_forms(config, forms, stage, target, config.num_layers, subject.sizes, on_graph))
     write_forms(folder, rows, {'stage': stage, 'blocks': config.num_layers, 'soc': target.chipset})
-    saved = savings(base, best)
-    lines = [
+    return {'lines': _section(stage, target.chipset, rows)}
+
+
+def _section(stage: int, chipset: str, rows: Sequence[FormRow]) -> list[str]:
+    """Return the report's lines about the two forms, the straightforward one first."""
+    saved = savings(*rows)
+    return [
         f'## Stage {stage} of the denoiser against a straightforward export',
         '',
-        f'For {target.chipset}, W8A16, random weights (the counts do not depend on them); latencies are ESTIMATES for',
+        f'For {chipset}, W8A16, random weights (the counts do not depend on them); latencies are ESTIMATES for',
         f'a Snapdragon 8 Elite. The exported form moves {saved["bytes moved"]:.1%} fewer bytes and has',
         f'{saved["weights"]:.1%} fewer weights.',
         '',
         *HEADER.splitlines(),
         *map(table_line, rows),
     ]
-    return {'lines': lines}

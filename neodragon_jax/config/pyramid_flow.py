@@ -67,10 +67,9 @@ class PyramidFlowVAEConfig(CausalEncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        levels = len(self.decoder_block_out_channels)
         require(self, encoder_double_z=(True,), add_post_quant_conv=(True,), interpolate=(False,))
         require(self, encoder_type=('causal_vae_conv',), decoder_type=('causal_vae_conv',), decoder_act_fn=('silu',))
-        require(self, decoder_up_block_types=(('UpDecoderBlockCausal3D',) * levels,))
+        require(self, decoder_up_block_types=(('UpDecoderBlockCausal3D',) * len(self.decoder_block_out_channels),))
         require(self, decoder_in_channels=(self.encoder_out_channels,))
         per_level = ('layers_per_block', 'spatial_up_sample', 'temporal_up_sample', 'block_dropout')
         require_lengths(self, 'decoder_block_out_channels', *(f'decoder_{name}' for name in per_level))

@@ -27,6 +27,11 @@ from neodragon_jax.config.component import (
 
 # SDXL's size conditioning: original size, crop corner and target size of a picture, (rows, columns) each.
 SIZE_IDS = 6
+# Fields of the UNet's config that must be None.
+_ABSENT = (
+    *('encoder_hid_dim', 'encoder_hid_dim_type', 'num_attention_heads', 'class_embed_type', 'num_class_embeds'),
+    *('time_embedding_dim', 'time_embedding_act_fn', 'timestep_post_act', 'time_cond_proj_dim', 'cross_attention_norm'),
+)
 
 PerLevel = Count | Counts
 # Transformer blocks: of all levels, of each level, or of each residual block of a level.
@@ -116,9 +121,7 @@ class UNetConfig(ComponentConfig):
         require(self, freq_shift=(0,), downsample_padding=(1,), conv_in_kernel=(3,), conv_out_kernel=(3,))
         require(self, mid_block_scale_factor=(1,), resnet_out_scale_factor=(1,), dropout=(0,))
         require(self, upcast_attention=(None, False, True), mid_block_only_cross_attention=(None, False))
-        absent = ('encoder_hid_dim', 'encoder_hid_dim_type', 'num_attention_heads', 'class_embed_type')
-        absent += ('num_class_embeds', 'time_embedding_dim', 'time_embedding_act_fn', 'timestep_post_act')
-        require(self, **dict.fromkeys((*absent, 'time_cond_proj_dim', 'cross_attention_norm'), (None,)))
+        require(self, **dict.fromkeys(_ABSENT, (None,)))
         if self.pooled_dim < 1:
             raise InputError(
                 f'UNetConfig.projection_class_embeddings_input_dim is {self.projection_class_embeddings_input_dim}; '

@@ -277,8 +277,7 @@ def decode(
     """
     latents = denormalize(latents)
     batch, frames, height, width, _ = latents.shape
-    memories = shard(components.init_memories(batch, height, width))
-    chunks = []
+    memories, chunks = shard(components.init_memories(batch, height, width)), []
     for index in range(frames):
         pixels, memories = components.decode_step(latents[:, index : index + 1], memories)
         chunks.append(to_uint8(np.asarray(pixels)))

@@ -35,12 +35,9 @@ def moved_bytes(instruction: Instruction, computation: Computation, opcodes: set
       computation: holds the instruction.
       opcodes: those of the instruction and of everything fused into it.
     """
-    result = sum(stored_bytes(shape) for shape in instruction.shapes)
-    read = [
-        sum(stored_bytes(shape) for shape in computation[name].shapes)
-        for name in instruction.operands
-        if name in computation
-    ]
+    size_of = lambda source: sum(stored_bytes(shape) for shape in source.shapes)
+    result = size_of(instruction)
+    read = [size_of(computation[name]) for name in instruction.operands if name in computation]
     if UPDATE in opcodes:
         # Written in place: the array that is updated moves only the new part, which is read and written.
         whole = max([result, *read])

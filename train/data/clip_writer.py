@@ -157,10 +157,7 @@ def _write(
 
 
 def _records(
-    options: ClipOptions,
-    clips: Sequence[Clip],
-    captions: Captions,
-    stored: Mapping[str, tuple[SampleSource, int]],
+    options: ClipOptions, clips: Sequence[Clip], captions: Captions, stored: Mapping[str, tuple[SampleSource, int]]
 ) -> Iterator[Mapping[str, Any]]:
     """Yield the records of clips of one file."""
     verdict = clips[0].verdict

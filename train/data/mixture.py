@@ -195,12 +195,11 @@ def drop_captions(
 ) -> dict[str, Array]:
     """Return a batch in which each caption's whole conditioning is replaced by the empty prompt's with a probability.
 
-    Pure, for use inside a training step.
+    Pure, for use inside a training step. Arrays that `null` does not name are unchanged.
 
     Args:
       batch: arrays [B, ...], or [N, B, ...].
-      null: conditioning of the empty prompt, without batch axes, such as text [L, D], text_mask [L] and pooled [P];
-        see `SampleSource.null`. Other arrays are unchanged.
+      null: the empty prompt's (`SampleSource.null`) without batch axes, such as text [L, D], text_mask [L], pooled [P].
     """
     name = next(iter(null))
     leading = batch[name].shape[: batch[name].ndim - jnp.ndim(null[name])]

@@ -23,6 +23,9 @@ from neodragon_jax.models.mmdit import TIMESTEP_WIDTH, PyramidMMDiT
 from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.sampler import Denoiser, History, Plan, Prompt, Unit, guide, neighbors
 
+# Guidance scale of each sample's unit.
+_Scale = Callable[[Int[Array, ' B']], Float[Array, ' B']]
+
 
 class Call(NamedTuple):
     """One call of a denoiser in a generation.
@@ -49,13 +52,7 @@ class GuidedTeacher:
     """The teacher with guidance, for batches of videos of one plan."""
 
     def __init__(
-        self,
-        module: PyramidMMDiT,
-        params: Callable[[], Any],
-        negative: Prompt,
-        scale: Callable[[Int[Array, ' B']], Float[Array, ' B']],
-        plan: Plan,
-        mesh: Mesh,
+        self, module: PyramidMMDiT, params: Callable[[], Any], negative: Prompt, scale: _Scale, plan: Plan, mesh: Mesh
     ) -> None:
         """Prepare.
 
@@ -87,8 +84,7 @@ class GuidedTeacher:
             if key not in modulations:
                 modulations[key] = self._modulate(params, prompt.pooled, jnp.float32(call.timestep))
             modulation = self._of_negative(params, call.timestep), modulations[key]
-            seen = list(history) if call.unit else []
-            return self._flow(params, modulation, seen, x, unit, prompt)
+            return self._flow(params, modulation, list(history) if call.unit else [], x, unit, prompt)
 
         return predict
 

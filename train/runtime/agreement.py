@@ -40,8 +40,7 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     given = as_json(facts)
-    table = np.asarray([_digest(given[name]) for name in sorted(given)])
-    rows = np.asarray(multihost_utils.process_allgather(table))
+    rows = _digests(given)
     first = of_first_process(given)
     for process, row in enumerate(rows):
         wrong = [name for name, same in zip(sorted(given), (row == rows[0]).all(axis=-1), strict=True) if not same]
@@ -52,6 +51,12 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
                 f'process {process} has another {" and ".join(wrong)} than process 0{detail}; start the same commit '
                 'with the same command and the same data on every host.'
             )
+
+
+def _digests(facts: Mapping[str, Any]) -> np.ndarray:
+    """Return the hashes of the facts on every process, [process, fact in order of its name, byte]."""
+    own = np.asarray([_digest(facts[name]) for name in sorted(facts)])
+    return np.asarray(multihost_utils.process_allgather(own))
 
 
 def _digest(value: Any) -> np.ndarray:

@@ -66,16 +66,14 @@ class OptimizerConfig:
         check_range(self, 'final_fraction', least=0, most=1)
         if len(self.betas) != 2:
             raise InputError(f'betas is {self.betas}; give two numbers.')
-        falls = self.schedule != 'constant'
-        if falls and self.decay_steps <= self.warmup_steps:
+        falls, end = self.schedule != 'constant', self.decay_steps
+        if falls and end <= self.warmup_steps:
             raise InputError(
-                f'decay_steps is {self.decay_steps}, but schedule is {self.schedule!r} and warmup_steps is '
+                f'decay_steps is {end}, but schedule is {self.schedule!r} and warmup_steps is '
                 f'{self.warmup_steps}; set the update at which the rate ends, after the warm-up.'
             )
-        if not falls and self.decay_steps:
-            raise InputError(
-                f'decay_steps is {self.decay_steps}, but schedule is constant; use cosine or linear, or 0.'
-            )
+        if not falls and end:
+            raise InputError(f'decay_steps is {end}, but schedule is constant; use cosine or linear, or 0.')
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:

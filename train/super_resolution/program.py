@@ -135,8 +135,7 @@ class SuperResolution:
             return loss, {'loss': loss, 'psnr': -10 * jnp.log10(jnp.mean(jnp.square(error)))}
 
         (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        factor = self.config.scaling_factor
-        nearest = jnp.repeat(jnp.repeat(small, factor, axis=1), factor, axis=2)
+        nearest = _enlarged(small, self.config.scaling_factor)
         metrics |= {'grad_norm': optax.global_norm(grads), 'nearest_l1': jnp.mean(jnp.abs(nearest - large))}
         return state.updated(grads, self.tx, ema_decay=0.0), metrics
 
@@ -157,6 +156,11 @@ class SuperResolution:
 def _pictures(crops: UInt8[Array, 'B N H W 3']) -> Float[Array, 'B*N H W 3']:
     """Return crops as one batch of pictures in [0, 1]."""
     return split_batch(crops.reshape(-1, *crops.shape[2:]).astype(jnp.float32) / 255)
+
+
+def _enlarged(pictures: Float[Array, 'B*N h w 3'], factor: int) -> Float[Array, 'B*N H W 3']:
+    """Return pictures enlarged by nearest neighbor."""
+    return jnp.repeat(jnp.repeat(pictures, factor, axis=1), factor, axis=2)
 
 
 def blank_crops(config: CropConfig, factor: int) -> Repeated:

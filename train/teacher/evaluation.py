@@ -86,8 +86,7 @@ class FlowEvaluation:
         """
         self.config, self.schedule, self.held_out = config, schedule, held_out
         self.negative = Prompt(null['text'], null['text_mask'], null['pooled'])
-        self._params: Any = None
-        # One compiled function for all evaluations, with the parameters as an argument.
+        self._params: Any = None  # an argument of the denoiser, so that it is compiled once for all evaluations
         self._denoise = jax_denoiser(apply, lambda: self._params)
         self._errors = jax.jit(functools.partial(unit_errors, apply, schedule), static_argnums=0)
 

@@ -178,11 +178,16 @@ def deployed_adapter(
         config = ContextAdapterConfig(input_dims=inputs, output_dims=outputs, layer_depths=(), skips=())
         return ContextAdapter(config), {'layer_0': dict(embedder)}
     last = f'layer_{len(adapter.config.layer_depths)}'
-    wide = {name: np.asarray(leaf, np.float64) for name, leaf in embedder.items()}
-    kernel, bias = (np.asarray(params[last][name], np.float64) for name in ('kernel', 'bias'))
-    folded = {'kernel': kernel @ wide['kernel'], 'bias': bias @ wide['kernel'] + wide['bias']}
     config = dataclasses.replace(adapter.config, output_dims=outputs)
-    return ContextAdapter(config), {**params, last: {name: leaf.astype(np.float32) for name, leaf in folded.items()}}
+    return ContextAdapter(config), {**params, last: _folded(params[last], embedder)}
+
+
+def _folded(layer: Mapping[str, Any], embedder: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dense layer that equals a layer and the embedder in sequence, computed in float64."""
+    wide = {name: np.asarray(leaf, np.float64) for name, leaf in embedder.items()}
+    kernel, bias = (np.asarray(layer[name], np.float64) for name in ('kernel', 'bias'))
+    folded = {'kernel': kernel @ wide['kernel'], 'bias': bias @ wide['kernel'] + wide['bias']}
+    return {name: leaf.astype(np.float32) for name, leaf in folded.items()}
 
 
 def _embedder(folder: str) -> dict[str, Any]:

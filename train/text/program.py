@@ -86,8 +86,7 @@ class TextDistillation:
         self.teacher = None if parts.teacher is None else parts.teacher.clone(dtype=dtype)
         sizes = adapter_config(config.adapter, parts, config.hidden)
         self.adapter = None if sizes is None else ContextAdapter(sizes, dtype)
-        self.tx = make_optimizer(config.optimizer)
-        self._pooled = jax.jit(self._pooled_pair)
+        self.tx, self._pooled = make_optimizer(config.optimizer), jax.jit(self._pooled_pair)
 
     def frozen(self) -> dict[str, Any]:
         """Return the parameters of the models before the distillation."""

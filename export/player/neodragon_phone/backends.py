@@ -93,13 +93,18 @@ def open_backend(name: str, bundle: Bundle, chipset: str | None) -> Backend:
         return CpuBackend(bundle)
     if name == 'htp':
         return HtpBackend(bundle)
+    return SimulatorBackend(bundle, _simulated_chipset(bundle, chipset))
+
+
+def _simulated_chipset(bundle: Bundle, chipset: str | None) -> str:
+    """Return the given chipset, or the bundle's first for None; raise BundleError if the bundle has no such chipset."""
     known = bundle.manifest['chipsets']
     if chipset is not None and chipset not in known:
         raise BundleError(f'--chipset {chipset}: the bundle is for {", ".join(known)}.')
     chosen = chipset or next(iter(known), None)
     if chosen is None:
         raise BundleError('the bundle names no chipset; use --backend cpu.')
-    return SimulatorBackend(bundle, chosen)
+    return chosen
 
 
 class CpuBackend:

@@ -14,8 +14,7 @@ def safety_checker_names(config: SafetyCheckerConfig) -> list[Entry]:
         Entry(f'{tower}.embeddings.class_embedding', ('class_embedding',), SAME),
         Entry(f'{tower}.embeddings.position_embedding.weight', ('position_embedding',), SAME),
         *dense(f'{tower}.embeddings.patch_embedding', ('patch_embed',), bias=False, weight=CONV2D),
-        # Misspelled in the release.
-        *norm(f'{tower}.pre_layrnorm', ('pre_norm',)),
+        *norm(f'{tower}.pre_layrnorm', ('pre_norm',)),  # misspelled in the release
     ]
     for i in range(config.num_hidden_layers):
         rows += clip_layer_names(f'{tower}.encoder.layers.{i}', (f'layer_{i}',))
