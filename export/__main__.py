@@ -243,7 +243,8 @@ def _scenes(
     images = [video.picture_to_frame(video.read_image(path), *program.size) for path in args.image]
     texts = (defaults.prompt_modifier, defaults.negative_prompt, images, args.seed)
     lists = {'scenes': prompts.calibration, 'validation': prompts.validation, 'evaluation': prompts.evaluation}
-    return {field: Scenes(listed, *texts) for field, listed in lists.items()}
+    # The first evaluation video is the bundle's, which a player without JAX makes again.
+    return {field: Scenes(listed, *texts, portable=field == 'evaluation') for field, listed in lists.items()}
 
 
 def _program(args: argparse.Namespace, root: pathlib.Path, mode: str, chosen: DenoiserChoice) -> ProgramOptions:

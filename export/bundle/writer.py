@@ -17,12 +17,12 @@ from export.bundle.host_tables import denoiser_entry, normalization_entry, text_
 from export.bundle.meanings import input_meaning, output_meaning
 from export.bundle.memory import memory, phases
 from export.bundle.readme import readme
-from export.bundle.vectors import Request, write_call, write_video
+from export.bundle.vectors import write_call, write_video
 from export.graphs.runners import Call
 from export.host.denoiser_host import DenoiserHost
 from export.host.graph_program import TextHost
 from export.host.modules import ProgramOptions
-from export.host.recording import Program
+from export.host.recording import Program, Scenes, Video
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR, GenerationDefaults
@@ -40,22 +40,22 @@ class Model:
     Attributes:
       options: checkpoint, mode and size of the video.
       denoiser: host part of the denoiser, without modulation.
-      program: the whole program in JAX, which generates the reference video for devices.
-      exported: the same program over the exported graphs; None skips measuring them on the reference video.
+      scenes: the evaluation prompts.
+      video: the recorded video of the first of them, the reference for devices.
+      exported: the whole program over the exported graphs; None skips measuring them on the reference video.
       defaults: generation defaults of the checkpoint.
       weights: SHA-256 of each component's weights.
       protocol: how the calibration set was recorded.
-      image: given first frame of the recorded video, if the first frame is always given.
     """
 
     options: ProgramOptions
     denoiser: DenoiserHost
-    program: Program
+    scenes: Scenes
+    video: Video
     exported: Program | None
     defaults: GenerationDefaults
     weights: Mapping[str, str]
     protocol: Mapping[str, Any]
-    image: Any = None
 
 
 def write_bundle(
@@ -89,7 +89,7 @@ def write_bundle(
             'first_frame': first_frame_entry(draft, options) if options.has_model else None,
             'denoiser': denoiser_entry(draft, model.denoiser, options.plan, widths, first_unit),
             'graphs': {name: _graph_entry(draft, name, graph, calls[name]) for name, graph in graphs.items()},
-            'vectors': {'video': write_video(draft, model.program, model.exported, _request(model))},
+            'vectors': {'video': write_video(draft, model.scenes, model.video, model.exported)},
             'chipsets': {name: dict(chipset) for name, chipset in chipsets.items()},
             'binaries': [_binary_entry(draft, binary) for binary in binaries],
         }
@@ -122,13 +122,6 @@ def _identity(model: Model, tools: Mapping[str, str]) -> dict[str, Any]:
         'minimum_runtime': {name: tools[name] for name in ('onnxruntime', 'onnxruntime-qnn') if name in tools},
         'license': _license_notes(),
     }
-
-
-def _request(model: Model) -> Request:
-    """Return the video that is recorded."""
-    defaults = model.defaults
-    prompt = defaults.example or 'a red fox trots through fresh snow between birch trees'
-    return Request(prompt, defaults.prompt_modifier, defaults.negative_prompt, model.image)
 
 
 def _widths(graphs: Mapping[str, GraphFiles], text_tokens: int) -> dict[str, int]:

@@ -14,8 +14,8 @@ from export.host.recording import Scenes
 from neodragon_jax.base.json_file import as_json
 from neodragon_jax.pyramid.sampler import Plan
 
-# Increases when the layout of the files changes.
-FORMAT = 4
+# Increases when the layout of the files or the noise of a video changes.
+FORMAT = 5
 KEPT, VALIDATION, VIDEOS = 'calls kept per video', 'validation prompts', 'videos'
 
 

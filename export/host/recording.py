@@ -23,7 +23,9 @@ from export.graphs.runners import Call, RecordingRunner
 from export.graphs.table import DENOISER
 from neodragon_jax.generation import consistency_sampler, first_frame, pipeline
 from neodragon_jax.models.super_resolution import upscale
+from neodragon_jax.pyramid.portable_noise import PortableNoise, PortablePictureNoise
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, NoiseSource, Plan, Prompt, Unit, sample
+from neodragon_jax.pyramid.schedule import Schedule
 
 # Maximum number of calls of each graph kept per validation or evaluation video.
 EVALUATION_CALLS = 8
@@ -71,6 +73,7 @@ class Scenes:
       negative_prompt: for plans with guidance.
       images: first frames in [-1, 1], used in turn; if empty, first frames are generated.
       seed: seed of all noise.
+      portable: whether the noise is that of `pyramid.portable_noise`, which a player without JAX draws as well.
     """
 
     prompts: Sequence[str]
@@ -78,6 +81,7 @@ class Scenes:
     negative_prompt: str = ''
     images: Sequence[Float[np.ndarray, 'H W 3']] = ()
     seed: int = 0
+    portable: bool = False
 
     def text(self, number: int) -> str:
         """Return the prompt of a video, with the modifier."""
@@ -87,6 +91,22 @@ class Scenes:
         """Return the noise key [1] of a video; a prompt that recurs gets new noise."""
         text = self.prompts[number % len(self.prompts)]
         return pipeline.sample_keys(self.seed, [text], [number // len(self.prompts)])
+
+    def portable_seed(self, number: int) -> int:
+        """Return the seed of the portable noise of a video."""
+        return self.seed + number
+
+    def noise(self, number: int, schedule: Schedule) -> NoiseSource:
+        """Return the denoiser's noise for a video."""
+        if self.portable:
+            return PortableNoise([self.portable_seed(number)], schedule)
+        return DrawnNoise(self.keys(number), schedule)
+
+    def picture_noise(self, number: int) -> consistency_sampler.PictureNoise:
+        """Return the first-frame model's noise for a video."""
+        if self.portable:
+            return PortablePictureNoise([self.portable_seed(number)])
+        return consistency_sampler.DrawnPictureNoise(self.keys(number))
 
     def image(self, number: int) -> Float[np.ndarray, '1 1 H W 3'] | None:
         """Return the given first frame of a video."""
@@ -138,9 +158,9 @@ class Program:
         guided = self.plan.guidance is not None or self.plan.first_guidance is not None
         prompt = self.components.encode_prompt([scenes.text(number)])
         negative = self.components.encode_prompt([scenes.negative_prompt]) if guided else None
-        noise, picture = self.noise(scenes, number), scenes.image(number)
+        noise, picture = scenes.noise(number, self.plan.schedule), scenes.image(number)
         if self.draw is not None:
-            drawn = self.draw([scenes.text(number)], consistency_sampler.DrawnPictureNoise(scenes.keys(number)))
+            drawn = self.draw([scenes.text(number)], scenes.picture_noise(number))
             size = (self.plan.height * pipeline.SPATIAL_FACTOR, self.plan.width * pipeline.SPATIAL_FACTOR)
             picture = first_frame.to_frames(drawn, *size) if picture is None else picture
         first = None if picture is None else pipeline.encode_first_frame(self.components, picture, noise)
@@ -152,10 +172,6 @@ class Program:
         if frames is not None and self.enlarge is not None:
             frames = upscale(self.enlarge, frames, at_once=1)
         return jax.device_get(Video(prompt, negative, first, latents, frames))
-
-    def noise(self, scenes: Scenes, number: int) -> DrawnNoise:
-        """Return the denoiser's noise for a video."""
-        return DrawnNoise(scenes.keys(number), self.plan.schedule)
 
 
 @dataclasses.dataclass(frozen=True)

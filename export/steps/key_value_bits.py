@@ -28,7 +28,6 @@ from export.steps.graph import OnStep
 from export.steps.options import ExportOptions
 from export.steps.quantization import CANDIDATES, write_stage
 from export.steps.step_cache import finished_or_made
-from neodragon_jax.pyramid.sampler import DrawnNoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +137,7 @@ def _last_frame_db(program: PhoneProgram, stages: Mapping[str, OnnxSession], cal
     denoise, reached = program.denoiser.denoiser(stages), list[float]()
     for number in range(len(scenes.prompts)):
         video = calibration.validation_video(number)
-        latents = video.replay(denoise, plan, DrawnNoise(scenes.keys(number), plan.schedule))
+        latents = video.replay(denoise, plan, scenes.noise(number, plan.schedule))
         assert video.latents is not None  # the denoiser is among the graphs
         reached.append(snr_db(video.latents[:, -1], latents[:, -1]))
     return min(reached)

@@ -79,22 +79,21 @@ def _model(
     pool, runners = OnnxPool(), dict[str, GraphRunner]()
     for name, graph in graphs.items():
         runners[name] = pool.runner(graph.onnx, 'denoiser' if name.startswith('denoiser') else name)
-    scenes = calibration.protocol.scenes
     return Model(
         options=options.program,
         denoiser=program.denoiser.host(lambda feeds: {}),
-        program=program.open_recording().program,
+        scenes=calibration.protocol.evaluation,
+        video=calibration.video(0),
         exported=program.over(runners, program.denoiser.denoiser(runners)) if options.whole_video else None,
         defaults=generation.read(options.program.root),
         weights=program.weights,
         protocol={
             'sha256': calibration.sha256,
             'videos': calibration.protocol.videos,
-            'prompts': list(scenes.prompts),
+            'prompts': list(calibration.protocol.scenes.prompts),
             'validation_prompts': list(calibration.protocol.validation.prompts),
             'evaluation_prompts': list(calibration.protocol.evaluation.prompts),
         },
-        image=scenes.images[0] if scenes.images and not options.program.has_model else None,
     )
 
 

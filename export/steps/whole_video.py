@@ -17,7 +17,6 @@ from export.report.rows import VideoRow
 from export.steps.graph import ExportedGraph
 from export.steps.options import GraphOptions
 from neodragon_jax.base.atomic import scratch_folder
-from neodragon_jax.pyramid.sampler import DrawnNoise
 
 # Prefix of the names of the denoiser's graphs, including the modulation graph.
 _DENOISER = 'denoiser'
@@ -74,7 +73,7 @@ def generate(
         for number, prompt in enumerate(scenes.prompts[:count]):
             video, frames = calibration.video(number), None
             if whole is None:
-                latents = video.replay(denoise, plan, DrawnNoise(scenes.keys(number), plan.schedule))
+                latents = video.replay(denoise, plan, scenes.noise(number, plan.schedule))
             else:
                 again = whole.generate(scenes, number)
                 latents, frames = again.latents, again.frames

@@ -146,6 +146,7 @@ def picture(tmp_path_factory) -> str:
     return str(path)
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_finished_steps_are_kept_and_lost_ones_made_again(picture, tmp_path, monkeypatch, capsys):
     """A second run loads no program and writes nothing; after files are lost, it repeats only the affected steps."""

@@ -52,6 +52,7 @@ def test_repeated_prompts_of_a_batch_are_further_samples(system, video):
     assert (one.number, two.number) == (0, 1) and np.any(one.frames != two.frames)
 
 
+@pytest.mark.long
 def test_a_sample_depends_on_seed_and_number_not_on_the_devices(video):
     system = nd.load(TINY_CHECKPOINT, devices=jax.devices()[:2])
     (same,) = system.stream(['a cat'], options=nd.VideoOptions(**SIZE))

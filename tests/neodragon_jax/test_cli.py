@@ -34,6 +34,7 @@ def picture(tmp_path) -> str:
     return str(tmp_path / 'picture.png')
 
 
+@pytest.mark.long
 def test_videos_of_a_prompts_file(tmp_path, picture, capsys):
     out = tmp_path / 'videos'
     (tmp_path / 'prompts.txt').write_text('a cat\n\na dog / a bird\na cat\n')
@@ -70,12 +71,14 @@ def test_monolithic_with_guidance_and_steps(tmp_path):
     assert read_mp4(tmp_path / 'a cat-0.mp4').shape == (9, 64, 128, 3)
 
 
+@pytest.mark.long
 def test_first_frame_is_drawn_from_the_prompt(tmp_path):
     assert main(command(tmp_path, '--prompt', 'a cat', '--prompt', 'a dog')) == 0
     cat, dog = (read_mp4(tmp_path / f'a {animal}-0.mp4')[0].astype(int) for animal in ('cat', 'dog'))
     assert np.abs(cat - dog).max() > 8
 
 
+@pytest.mark.long
 def test_first_frame_by_the_denoiser(tmp_path, capsys):
     """The few-step denoiser also generates unit 0; the video equals that of the library's functions."""
     argv = command(tmp_path, '--prompt', 'a cat', '--first-frame', 'denoiser')

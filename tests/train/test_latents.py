@@ -106,6 +106,7 @@ def test_the_step_distillation_takes_them(means):
     assert program.negative.text.shape == (128, 64)
 
 
+@pytest.mark.long
 def test_posterior_samples_depend_on_clip_index_and_seed_alone(clips, means, tmp_path):
     given = arguments(clips / '64x64', tmp_path / 'a')
     assert latents.main(given) == 0
@@ -124,6 +125,7 @@ def test_posterior_samples_depend_on_clip_index_and_seed_alone(clips, means, tmp
     assert latents.main([*arguments(clips / '64x64', tmp_path / 'b'), '--seed', '1']) == 2
 
 
+@pytest.mark.long
 def test_the_encoder_may_be_that_of_a_native_autoencoder(clips, means, tmp_path):
     """Latents can be written before the small decoder is trained."""
     root = tmp_path / 'checkpoint'

@@ -1,7 +1,8 @@
 """Traces of steps on demand, for TensorBoard's profile plugin, XProf or Perfetto.
 
-`kill -USR1 PID` requests a trace of the next steps of a running process; `LoopConfig.profile_steps` selects steps in
-advance. A trace appears in workdir/profile when complete; view it with `tensorboard --logdir workdir/profile`.
+`kill -USR1 PID` requests a trace of the next steps of a running process, or of its first steps while it prepares;
+`LoopConfig.profile_steps` selects steps in advance. A trace appears in workdir/profile when complete; view it with
+`tensorboard --logdir workdir/profile`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,21 @@ from neodragon_jax.base.bucket import StoragePath
 # Steps of a trace started by a signal: the first shows the host's dispatch, the others the steady state.
 STEPS_ON_SIGNAL = 3
 
+# Signals that no step has answered yet; a list, because a handler must not wait for a lock.
+_requests: list[int] = []
+
+
+def note_requests() -> Callable[[], Any]:
+    """Note SIGUSR1 from now on, for the next steps of a run; return a function that restores the handler.
+
+    A program calls it when it starts: the default action of the signal would end a process that still reads data or
+    compiles. Only the main thread can set handlers; elsewhere, and on systems without the signal, nothing changes.
+    """
+    if not hasattr(signal, 'SIGUSR1') or threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    before = signal.signal(signal.SIGUSR1, lambda number, _: _requests.append(number))
+    return lambda: signal.signal(signal.SIGUSR1, before)
+
 
 class Profiler:
     """Profiler of selected steps of a run; call `before` and `after` around each step."""
@@ -34,16 +50,15 @@ class Profiler:
         """
         self._folder, self._print_line = folder, print_line
         self._first, self._last = steps or (0, 0)
-        self._asked = False
         self._trace: contextlib.ExitStack | None = None
-        self._restore: Callable[[], Any] | None = None
+        self._restore: Callable[[], Any] = lambda: None
 
     def before(self, step: int) -> None:
         """Begin a trace if one is due at this step."""
         if self._trace is not None:
             return
-        if self._asked:
-            self._asked = False
+        if _requests:
+            _requests.clear()
             self._first, self._last = step, step + STEPS_ON_SIGNAL - 1
         if self._first <= step <= self._last:
             self._begin(step)
@@ -69,13 +84,10 @@ class Profiler:
         trace.close()
 
     def __enter__(self) -> Self:
-        if hasattr(signal, 'SIGUSR1') and threading.current_thread() is threading.main_thread():
-            before = signal.signal(signal.SIGUSR1, lambda *_: setattr(self, '_asked', True))
-            self._restore = lambda: signal.signal(signal.SIGUSR1, before)
+        self._restore = note_requests()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if self._restore is not None:
-            self._restore()
+        self._restore()
         if self._trace is not None:
             self._end()

@@ -27,6 +27,7 @@ from train.data import Source
 from train.runtime import loop
 from train.runtime.plan import plan
 from train.runtime.processes import exit_process
+from train.runtime.profiler import note_requests
 from train.runtime.program import DivergedError, LoopConfig, Program
 from train.runtime.settings import freeze, missing, require
 
@@ -169,6 +170,7 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
     def run(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             _refuse(f'{argv[1]}: no such argument; settings are --config.KEY=VALUE.')
+        note_requests()
         exit_on_errors(lambda: main(settings.value, dry_run.value))
 
     app.run(run, flags_parser=parse)

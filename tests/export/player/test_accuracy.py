@@ -21,8 +21,8 @@ from neodragon_phone.generation import Request, generate
 from neodragon_phone.player import Player, snr_db
 
 from export.__main__ import main, make_options, parse_args
-from export.bundle import vectors
 from export.host.phone_program import PhoneProgram
+from export.host.recording import Scenes
 from train.shapes.attributes import Attributes, measure, summarize
 from train.shapes.captions import caption, parse
 from train.shapes.world import CPU
@@ -56,12 +56,10 @@ def pairs(tmp_path_factory) -> list[Pair]:
     program = PhoneProgram(options.program, options.denoiser, options.names).open_recording().program
     found = []
     for seed, text in enumerate(unseen(bundle)):
-        played, in_jax = (
-            generate(player, Request(text, seed)),
-            vectors.generate(program, vectors.Request(text, seed=seed)),
-        )
-        attributes = (measure(np.asarray(video.frames), parse(text), CPU) for video in (played, in_jax))
-        found.append(Pair(text, *attributes, snr_db(in_jax.latents[-1], played.latents[-1])))
+        played, in_jax = generate(player, Request(text, seed)), program.generate(Scenes([text], portable=True), seed)
+        assert in_jax.frames is not None and in_jax.latents is not None
+        attributes = (measure(np.asarray(frames), parse(text), CPU) for frames in (played.frames, in_jax.frames[0]))
+        found.append(Pair(text, *attributes, snr_db(in_jax.latents[0, -1], played.latents[-1])))
         print(f'{found[-1].latents_db:.1f} dB  {text}', flush=True)
     return found
 

@@ -140,6 +140,7 @@ def test_verdict_names_what_is_missed():
     assert verdict([row('masked', 1, 1)], stage=2) == []
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_comparison_for_the_report(tmp_path):
     """The miniature denoiser in both forms, counted in the compiled graphs; the second run reads the stored result."""

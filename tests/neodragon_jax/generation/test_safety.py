@@ -261,6 +261,7 @@ def test_refused_videos_are_black_and_named(tmp_path, root, capsys):
     assert read_mp4(tmp_path / 'out' / 'a cat-0.mp4').max() < 4
 
 
+@pytest.mark.long
 def test_checker_that_refuses_nothing_changes_nothing(root):
     write_checker(root, threshold=2.0)
     checker = safety.load(root, Store())

@@ -95,6 +95,7 @@ def test_every_step_is_told():
     assert told == ['first frame'] * 4 + ['denoising'] * worker.calls + ['decoding'] * worker.plan.frames
 
 
+@pytest.mark.long
 def test_video_in_bfloat16():
     """The whole program, first frame included. Measured: PSNR 44.8 dB."""
     got = clips(narrow_session(), ['a cat'])[0].frames
@@ -151,6 +152,7 @@ def test_tasks_in_step():
 # --- profile -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_profile_of_every_module(tmp_path, capsys):
     assert make(tmp_path, '--prompt', 'a cat', '--profile') == 0
     report = (tmp_path / 'profile.md').read_text()

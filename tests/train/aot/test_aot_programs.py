@@ -207,6 +207,7 @@ TINY: dict[str, tuple[str, str, Real]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(('name', 'preset', 'real'), TINY.values(), ids=TINY)
 def test_miniature_has_the_shapes_of_the_real_program_and_its_steps_trace(name, preset, real, tmp_path):
     settings = settings_of(name, preset)

@@ -172,6 +172,7 @@ def test_evaluation_shows_clips(unbroken):
     assert len(json.loads((folder / 'clips.json').read_text())) == 2
 
 
+@pytest.mark.long
 def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(unbroken, tmp_path):
     autoencoder.RECIPE.run(settings(copy_killed(unbroken, STEPS // 2, tmp_path)))
     assert len(digests(unbroken / 'result')) == 3

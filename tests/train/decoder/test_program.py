@@ -121,6 +121,7 @@ def test_the_encoder_is_byte_for_byte_as_it_was(native, unbroken):
     assert np.array_equal(one, other)
 
 
+@pytest.mark.long
 def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(native, unbroken, tmp_path):
     config = settings(native, copy_killed(unbroken, STEPS // 2, tmp_path))
     config.decoder.native_weight = 0.1

@@ -68,6 +68,7 @@ def test_teacher_samples_are_resumable(samples, tmp_path):
     assert source[0]['text_mask'].sum() == source[3]['text_mask'].sum()
 
 
+@pytest.mark.long
 def test_teacher_samples_start_from_pictures(tmp_path):
     from PIL import Image
 

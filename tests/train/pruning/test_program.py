@@ -77,6 +77,7 @@ def select_arguments(full: str, data: str, out: Any, *more: str) -> list[str]:
     return [*given, *steps, *sizes, *more]
 
 
+@pytest.mark.long
 def test_select_removes_the_block_that_adds_nothing(full, data, tmp_path, monkeypatch, capsys):
     assert prune.main(select_arguments(full, data, tmp_path)) == 0
     told = capsys.readouterr().out

@@ -221,6 +221,7 @@ def assert_same_run(workdir: pathlib.Path, unbroken: pathlib.Path) -> None:
     assert json.loads((workdir / 'best.json').read_text()) == json.loads((unbroken / 'best.json').read_text())
 
 
+@pytest.mark.long
 def test_killed_job_ends_where_an_unbroken_one_does(data, unbroken, tmp_path):
     killed_again_and_again(command_of(data, tmp_path / 'run', STEPS), tmp_path / 'run', STEPS, 3, tmp_path)
     assert_same_run(tmp_path / 'run', unbroken)

@@ -37,6 +37,7 @@ from train.runtime import loop
 from train.runtime.loop import run
 from train.runtime.metrics import read_metrics
 from train.runtime.optimizer import OptimizerConfig
+from train.runtime.profiler import STEPS_ON_SIGNAL, note_requests
 from train.runtime.sharding import MeshConfig, to_host
 
 
@@ -244,6 +245,17 @@ def test_signals_ask_for_a_trace_and_for_a_clean_end(tmp_path):
     resumed = run(Toy(), LinearSource(), config)
     whole = run(Toy(), LinearSource(), dataclasses.replace(config, workdir=str(tmp_path / 'whole')))
     assert_equal(resumed, whole)
+
+
+def test_a_trace_that_is_requested_before_the_run_is_of_its_first_steps(tmp_path):
+    """While a process reads data and compiles, SIGUSR1 must not end it."""
+    restore = note_requests()
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+        run(Toy(), LinearSource(), config_for(tmp_path / 'run', steps=6))
+    finally:
+        restore()
+    assert traces(tmp_path / 'run') == [f'steps-1-{STEPS_ON_SIGNAL}']
 
 
 def test_ctrl_c_saves_as_sigterm_does(tmp_path):

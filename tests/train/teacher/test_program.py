@@ -52,6 +52,7 @@ def unbroken(data, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.long
 def test_resumed_run_ends_where_an_unbroken_one_does(data, unbroken, tmp_path):
     teacher.RECIPE.run(settings(data, copy_killed(unbroken, 2, tmp_path), steps=4, mesh=(1, 1, 1)))
     assert digests(tmp_path / 'result') == digests(unbroken / 'result')
