@@ -24,7 +24,7 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 from export.graphs.table import Feeds
 from export.quantize.adaround import Rounding, apply
 from export.quantize.indexed_model import indexed_quantizer
-from export.quantize.ranges import MARGIN, measure_ranges
+from export.quantize.ranges import MARGIN, OnOutputs, measure_ranges
 from export.rewrite.onnx_graph import constants_of, drop_unused, producers_of
 
 _REORDERING = ('Transpose', 'Reshape')
@@ -37,6 +37,7 @@ def to_w8a16(
     feeds: Iterable[Feeds],
     margin: float = MARGIN,
     key_value_bits: int = 16,
+    on_outputs: OnOutputs | None = None,
 ) -> None:
     """Write the W8A16 form of a float graph, and the measured ranges beside it.
 
@@ -44,9 +45,11 @@ def to_w8a16(
       feeds: calibration inputs, read one by one.
       margin: factor by which the range of an activation exceeds the measured one.
       key_value_bits: as in `quantize`.
+      on_outputs: as in `measure_extremes`.
     """
     ranges = destination.with_name('ranges.json')
-    measure_ranges(source, ranges, lambda: feeds, quantized_operations(source), margin=margin)
+    operations = quantized_operations(source)
+    measure_ranges(source, ranges, lambda: feeds, operations, margin=margin, on_outputs=on_outputs)
     quantize(source, destination, ranges, key_value_bits=key_value_bits)
 
 

@@ -35,6 +35,8 @@ BINS = 4096
 _AT_ONCE = 1 << 30
 
 Range = tuple[np.ndarray, np.ndarray]
+# Called with the number of a calibration input and the graph's outputs for it.
+OnOutputs = Callable[[int, Feeds], object]
 
 
 def measure_ranges(
@@ -44,6 +46,7 @@ def measure_ranges(
     operations: Sequence[str],
     method: str = 'minmax',
     margin: float = MARGIN,
+    on_outputs: OnOutputs | None = None,
 ) -> None:
     """Write the range of every activation of a float graph.
 
@@ -52,9 +55,10 @@ def measure_ranges(
       operations: kinds of nodes whose inputs and outputs are measured.
       method: one of METHODS.
       margin: factor by which `minmax` widens the measured ranges.
+      on_outputs: as in `measure_extremes`.
     """
     graph = onnx.load(source, load_external_data=False).graph
-    measured = measure_extremes(source, feeds(), operations)
+    measured = measure_extremes(source, feeds(), operations, on_outputs)
     if method == 'minmax':
         ranges = _widened(measured, graph, margin)
     else:
@@ -68,12 +72,16 @@ def measure_ranges(
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), destination)
 
 
-def measure_extremes(source: pathlib.Path, feeds: Iterable[Feeds], operations: Sequence[str]) -> dict[str, Range]:
+def measure_extremes(
+    source: pathlib.Path, feeds: Iterable[Feeds], operations: Sequence[str], on_outputs: OnOutputs | None = None
+) -> dict[str, Range]:
     """Return the lowest and the highest value of every input and output of nodes of the given kinds.
 
     ONNX Runtime's own calibrator computes the same, but holds the weights twice and all activations until the end of a
     run: 18 GB for the UNet of the first frame.
 
+    Args:
+      on_outputs: gets the graph's outputs, so that they are not computed again.
     Raises:
       InputError: there are no calibration inputs.
     """
@@ -83,13 +91,19 @@ def measure_extremes(source: pathlib.Path, feeds: Iterable[Feeds], operations: S
     names = [name for name in dict.fromkeys(around) if name in computed]
     for index, (name, kind) in enumerate(itertools.product(names, ('ReduceMin', 'ReduceMax'))):
         model.graph.node.append(helper.make_node(kind, [name], [f'extreme_{index}'], keepdims=0))
-    del model.graph.output[:]
+    outputs = [] if on_outputs is None else [value.name for value in model.graph.output]
+    del model.graph.output[len(outputs) :]
     ends = [f'extreme_{index}' for index in range(2 * len(names))]
     model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, []) for name in ends)
-    session = _session(model, source)
-    found = np.array([session.run(ends, sample) for sample in feeds], np.float32).reshape(-1, len(names), 2)
-    if not len(found):
+    session, taken = _session(model, source), []
+    for number, sample in enumerate(feeds):
+        values = session.run([*ends, *outputs], sample)
+        taken.append(values[: len(ends)])
+        if on_outputs is not None:
+            on_outputs(number, dict(zip(outputs, map(np.asarray, values[len(ends) :]), strict=True)))
+    if not taken:
         raise InputError(f'{source.name}: no calibration inputs; record at least one.')
+    found = np.array(taken, np.float32).reshape(-1, len(names), 2)
     return dict(zip(names, zip(found[..., 0].min(0), found[..., 1].max(0), strict=True), strict=True))
 
 

@@ -1,8 +1,8 @@
 """Export and quantization of a large model piece by piece; the ONNX graphs of the pieces are stitched into one.
 
 Quantizing a whole stage of the full-size denoiser takes tens of gigabytes. Piece by piece, at most one block is in
-memory. Each block is exported; its ranges are measured on the outputs of the preceding float blocks; it is quantized
-and appended to the result; its float outputs become the inputs of the next block.
+memory. Each block is exported; its ranges are measured on the outputs of the preceding float blocks; its own float
+outputs, computed in the same pass, become the inputs of the next block; it is quantized and appended to the result.
 
 In the result, a value between pieces is quantized once, by the piece that produces it. An input that several pieces
 read is also quantized once.
@@ -14,15 +14,16 @@ import contextlib
 import pathlib
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from export.graphs.runners import OnnxSession
 from export.graphs.table import Feeds, PhoneGraph
 from export.graphs.to_onnx import to_onnx
+from export.quantize.ranges import OnOutputs
 from export.quantize.two_parts import write_in_two_parts
 from export.rewrite.for_htp import convert_before_cutting, fuse_gains, remove_vector_reshapes, shrink_transposes
 from export.rewrite.onnx_graph import drop_unused
@@ -32,6 +33,16 @@ from neodragon_jax.base.errors import InputError
 _EXTERNAL_BYTES = 1024
 _QUANTIZING = ('QuantizeLinear', 'DequantizeLinear')
 _NOTHING: Callable[[str], object] = lambda text: None
+
+
+class Quantize(Protocol):
+    """Writes the quantized form of a float graph from the calibration inputs of it."""
+
+    def __call__(
+        self, source: pathlib.Path, destination: pathlib.Path, feeds: Iterable[Feeds], *, on_outputs: OnOutputs | None
+    ) -> object:
+        """Write `destination`; `on_outputs` gets the float outputs for every input."""
+        ...
 
 
 def export_chain(graph: PhoneGraph, path: pathlib.Path, on_piece: Callable[[str], object] = _NOTHING) -> int:
@@ -52,7 +63,7 @@ def quantize_chain(
     graph: PhoneGraph,
     path: pathlib.Path,
     feeds: Iterable[Feeds],
-    quantize: Callable[[pathlib.Path, pathlib.Path, Iterable[Feeds]], object],
+    quantize: Quantize,
     on_piece: Callable[[str], object] = _NOTHING,
 ) -> None:
     """Write the quantized ONNX graph of a chain.
@@ -60,7 +71,7 @@ def quantize_chain(
     Args:
       path: of the graph; its weights go to `path`.data beside it.
       feeds: calibration inputs of the whole graph, read one by one and kept on disk.
-      quantize: (float graph, quantized graph, inputs of the piece) writes the quantized graph, as `to_w8a16` does.
+      quantize: `to_w8a16`, or a function like it.
       on_piece: called with the name of each finished piece.
     """
     with _scratch(path) as scratch, Stitcher(graph, path) as result:
@@ -70,18 +81,16 @@ def quantize_chain(
             export_piece(piece, source, graph.fused)
             if piece.in_two_parts:
                 write_in_two_parts(source, doubled)
-            quantize(doubled if piece.in_two_parts else source, destination, spool.read(piece.inputs))
+            given = doubled if piece.in_two_parts else source
+            on_outputs = spool.write if number < len(graph.pieces) else None
+            quantize(given, destination, spool.read(piece.inputs), on_outputs=on_outputs)
             model = onnx.load(destination)
             if graph.fused:
                 fuse_gains(model.graph)
                 convert_before_cutting(model.graph)
             result.append(model)
             del model
-            if number < len(graph.pieces):
-                session = OnnxSession(source)
-                spool.extend(session.run(inputs) for inputs in spool.read(piece.inputs))
-                del session
-                spool.keep({name for later in graph.pieces[number:] for name in later.inputs})
+            spool.keep({name for later in graph.pieces[number:] for name in later.inputs})
             on_piece(piece.name)
 
 
@@ -113,7 +122,7 @@ class _Spool:
         self._folder = folder / 'samples'
         self._count = 0
         for self._count, sample in enumerate(feeds, 1):
-            self._write(self._count - 1, sample)
+            self.write(self._count - 1, sample)
         if not self._count:
             raise InputError('no calibration inputs; record at least one.')
 
@@ -123,18 +132,14 @@ class _Spool:
         for number in range(self._count):
             yield {name: np.load(self._folder / str(number) / f'{name}.npy') for name in names}
 
-    def extend(self, outputs: Iterable[dict[str, np.ndarray]]) -> None:
-        """Add values to every sample."""
-        for number, values in enumerate(outputs):
-            self._write(number, values)
-
     def keep(self, names: Collection[str]) -> None:
         """Remove all other values."""
         for path in self._folder.glob('*/*.npy'):
             if path.stem not in names:
                 path.unlink()
 
-    def _write(self, number: int, values: dict[str, np.ndarray]) -> None:
+    def write(self, number: int, values: Feeds) -> None:
+        """Add values to a sample."""
         folder = self._folder / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         for name, array in values.items():

@@ -18,7 +18,7 @@ import pytest
 
 from neodragon_jax.base.files import file_sha256
 from neodragon_jax.base.video import read_mp4
-from support.program_lines import PROGRAMS, TRAININGS, Lines, finish, start
+from support.program_lines import PROGRAMS, Lines, finish, start, training_of
 from train.data import SampleSource
 from train.data.manifest import MANIFEST
 from train.runtime.metrics import JSON_LINES, SPEED, read_metrics
@@ -38,7 +38,7 @@ def lines(tmp_path_factory) -> Iterator[Lines]:
 def content(program: str, folder: pathlib.Path) -> dict[str, str]:
     """Return a digest of every file, hidden ones included, of which two unbroken runs are equal."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*')) if path.is_file()}
-    if program.removeprefix('train.') in TRAININGS:
+    if training_of(program):
         rows = [{name: row[name] for name in row if name not in SPEED} for row in read_metrics(folder)]
         result = {name: file_sha256(path) for name, path in found.items() if name.startswith('result/')}
         assert result

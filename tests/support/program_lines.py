@@ -22,6 +22,16 @@ SEEDS = {'dmd': 2613373, 'teacher': 41, 'pruning': 41}
 CLIPS = {'clips.frames': '9', 'clips.height': '32', 'clips.width': '32', 'loop.batch_size': '2'}
 LOOP = {'steps': 6, 'log_every': 1, 'checkpoint_every': 1, 'evaluate_every': 0, 'keep_best': 0}
 TRAININGS = ('autoencoder', 'decoder', 'dmd', 'pruning', 'super_resolution', 'teacher', 'text')
+# Everything that the step distillation can keep between steps: critic, average, own histories, batches in parts.
+WHOLE = {
+    'dmd.objectives.adversarial.weight': '0.03',
+    'dmd.own_history.first': '0.5',
+    'dmd.own_history.last': '0.5',
+    'dmd.own_history.videos': '2',
+    'dmd.average.start': '1',
+    'dmd.accumulate': '2',
+    'loop.batch_size': '4',
+}
 PROGRAMS = (
     'neodragon_jax',
     'neodragon_jax.random_checkpoint',
@@ -35,8 +45,15 @@ PROGRAMS = (
     'train.random_teacher',
     'train.prune',
     *(f'train.{name}' for name in TRAININGS),
+    'train.dmd, whole recipe',
     'export',
 )
+
+
+def training_of(program: str) -> str | None:
+    """Return which of TRAININGS a program is; None for any other."""
+    name = program.removeprefix('train.').partition(',')[0]
+    return name if name in TRAININGS else None
 
 
 def environment() -> dict[str, str]:
@@ -71,14 +88,15 @@ class Lines:
 
     def of(self, program: str, out: pathlib.Path) -> list[str]:
         """Return the command line of a program that writes into a folder."""
-        name = program.removeprefix('train.')
-        if name in TRAININGS:
-            return [sys.executable, '-m', program, *self._settings(name), f'--config.workdir={out}']
+        name = training_of(program)
+        if name is not None:
+            whole = [f'--config.{key}={value}' for key, value in WHOLE.items() if program.endswith('whole recipe')]
+            return [sys.executable, '-m', f'train.{name}', *self._settings(name), *whole, f'--config.workdir={out}']
         return [sys.executable, '-m', program.split()[0], *self._options(program), '--out', str(out)]
 
     def made(self, program: str) -> pathlib.Path:
         """Return the output of a program, after running it."""
-        out = self.folder / program.replace(' ', '')
+        out = self.folder / program.replace(' ', '').replace(',', '-')
         if program not in self._made:
             finish(self.of(program, out))
             self._made.add(program)
