@@ -74,7 +74,7 @@ def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
     """
     slices = [aot_chips.topology(name, options.slices) for name in options.topologies]
     settings = _on_tpu(settings)
-    per_sample = model_flops(program, settings)
+    counted = functools.cache(lambda batch_size: model_flops(program, settings, batch_size))
     made = []
     for slice_, changed in itertools.product(slices, _changes(settings, options.choices)):
         for mesh in options.meshes or (dataclasses.astuple(MeshConfig(**settings.loop.mesh.to_dict())),):
@@ -84,19 +84,19 @@ def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
                 placed = changed.copy_and_resolve_references()
                 placed.loop.batch_size = batch
                 placed.loop.mesh.update(dict(zip(AXES, sizes, strict=True)))
-                made += _of_variants(program, placed, slice_, options.variant, per_sample)
+                made += _of_variants(program, placed, slice_, options.variant, counted(batch))
     return made
 
 
 def _of_variants(
-    program: str, settings: Settings, slice_: aot_chips.Topology, wanted: str, per_sample: dict[Any, float]
+    program: str, settings: Settings, slice_: aot_chips.Topology, wanted: str, counted: dict[Any, float]
 ) -> Iterator[Job]:
-    """Yield a job for each requested variant of the step."""
+    """Yield a job for each requested variant of the step, whose model FLOPs are `counted`."""
     abstract = runner.size(program, settings)
     shares, run = variants(abstract.program), abstract.run
     names = {str(variant): variant for variant in shares}
     if wanted == LARGEST:
-        chosen = [max(per_sample, key=per_sample.__getitem__)]
+        chosen = [max(counted, key=counted.__getitem__)]
     elif wanted == ALL:
         chosen = list(shares)
     elif wanted in names:
@@ -113,7 +113,7 @@ def _of_variants(
             batch_size=run.batch_size,
             samples=run.batch_size * (run.updates or 1),
             options={name: section[name] for name, section in sections(settings)},
-            model_flops=per_sample[variant] * run.batch_size,
+            model_flops=counted[variant],
         )
         yield Job(case, settings)
 
@@ -168,14 +168,16 @@ def _whole(batch_size: int, groups: int) -> int:
     return whole
 
 
-def model_flops(program: str, settings: Settings) -> dict[Any, float]:
-    """Return the model FLOPs of each variant of a step per sample, without recomputation and padding.
+def model_flops(program: str, settings: Settings, batch_size: int) -> dict[Any, float]:
+    """Return the model FLOPs of each variant of a step on a batch, without recomputation and padding.
+
+    Roll-outs of the student count to their last unit.
 
     Raises:
       InputError: a setting is wrong.
     """
     settings = settings.copy_and_resolve_references()
-    settings.loop.batch_size = 1
+    settings.loop.batch_size = batch_size
     for name, section in sections(settings, PLAIN):
         section[name] = PLAIN[name]
     abstract = runner.size(program, settings)

@@ -64,6 +64,14 @@ class Settings:
     blank_sample: BlankSample
     loop: LoopConfig
 
+    def __post_init__(self) -> None:
+        videos, batch = self.dmd.own_history.videos, self.loop.batch_size
+        if videos > batch:
+            raise InputError(
+                f'config.dmd.own_history.videos is {videos}, but config.loop.batch_size is {batch}: a roll-out takes '
+                f'the prompts of one batch. Set it to at most {batch}, or to 0 for the whole batch.'
+            )
+
     @property
     def run(self) -> LoopConfig:
         """Settings of the run, with one batch per update."""

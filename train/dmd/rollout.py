@@ -84,8 +84,13 @@ class Rollout:
         carry = RolledOut(jnp.where(given, latents, 0), jnp.zeros((count, self.frames, batch, *grid)))
         if first_unit == 0 and self.first_steps != self.steps:
             carry, first_unit = generate(self.first_steps, jnp.int32(0), carry), 1
+        # A loop of known length, so that its cost can be counted; units after the last cost nothing.
+        more = lambda unit, carry: generate(self.steps, unit, carry)
         return jax.lax.fori_loop(
-            first_unit, last_unit + 1, lambda unit, carry: generate(self.steps, unit, carry), carry
+            first_unit,
+            self.frames,
+            lambda unit, carry: jax.lax.cond(unit <= last_unit, more, lambda unit, carry: carry, unit, carry),
+            carry,
         )
 
     def noise(self, source: NoiseSource, shape: tuple[int, ...]) -> list[Float[Array, 'R T _ _ C']]:

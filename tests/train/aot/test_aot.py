@@ -153,7 +153,8 @@ def test_unknown_programs_are_refused():
 @pytest.fixture
 def quick(monkeypatch):
     """Counting arithmetic takes seconds; the jobs need only which variant has most."""
-    monkeypatch.setattr(jobs, 'model_flops', lambda program, settings: {0: 1.0, 1: 2.0, 2: 3.0})
+    counted = lambda program, settings, batch_size: {stage: (stage + 1.0) * batch_size for stage in range(3)}
+    monkeypatch.setattr(jobs, 'model_flops', counted)
 
 
 def test_jobs_of_a_sweep(quick):
@@ -200,12 +201,22 @@ def test_wrong_options_are_refused(quick, options, message):
 def test_model_flops_know_no_recomputation():
     settings = tiny_settings()
     settings.dmd.update(remat='full', attention='splash')
-    flops = jobs.model_flops('dmd', settings)
+    flops = jobs.model_flops('dmd', settings, batch_size=1)
     config = dmd_teacher.abstract_teacher(str(TINY_CHECKPOINT)).module.config
     # Two calls forward and backward and eight forward, of the envelope of units 0..2 on a grid of 4 x 4 patches.
     forward = denoiser_flops(config, image=1 + 1 + 1, keep=1, text=128)
     assert flops[0] == pytest.approx(14 * forward, rel=0.02)
     assert flops[0] < flops[1] < flops[2]
+
+    def rolled(batch_size: int, videos: int) -> float:
+        """Return the FLOPs of own histories."""
+        settings.dmd.own_history.update(first=0.5, last=0.5, videos=videos)
+        return jobs.model_flops('dmd', settings, batch_size)[0] - batch_size * flops[0]
+
+    # Videos are rolled out to their last unit, in all stages, whatever the batch.
+    assert rolled(4, videos=2) == pytest.approx(rolled(2, videos=2), rel=1e-6)
+    assert rolled(4, videos=4) == pytest.approx(2 * rolled(4, videos=2), rel=1e-4)
+    assert rolled(4, videos=2) > 2 * (settings.blank_sample.frames - 1) * 3 * forward
 
 
 # Estimates.

@@ -100,7 +100,7 @@ def test_only_gradients_cross_two_simulated_slices():
 @pytest.mark.tpu_aot
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed: pip install .[tpu]')
 def test_step_compiles_for_two_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, 'model_flops', lambda program, settings: {0: 1.0, 1: 2.0, 2: 3.0})
+    monkeypatch.setattr(jobs, 'model_flops', lambda program, settings, batch_size: {0: 1.0, 1: 2.0, 2: 3.0})
     options = jobs.Options(('v5e:2x2',), meshes=((2, 4, 1),), batches=(1,), variant='0', cache=str(tmp_path), slices=2)
     settings = tiny_settings()
     settings.dmd.update(fake_updates=1)

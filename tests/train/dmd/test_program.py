@@ -222,6 +222,13 @@ def test_wrong_settings_are_refused(values, message):
         freeze(dmd.DMDConfig, values)
 
 
+def test_more_roll_outs_than_samples_of_a_batch_are_refused():
+    config = settings('samples')
+    config.loop.batch_size, config.dmd.own_history.videos = 8, 9
+    with pytest.raises(InputError, match=r'own_history\.videos is 9, but config\.loop\.batch_size is 8'):
+        dmd.RECIPE.read(config)
+
+
 def test_full_settings_are_valid():
     values = dmd_settings.get_config('').to_dict()
     config = freeze(dmd.DMDConfig, values['dmd'] | {'checkpoint': 'x'})
