@@ -107,6 +107,7 @@ def test_video_in_bfloat16():
 # --- one module at a time ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_low_memory_makes_the_same_videos_and_loads_each_module_once():
     read: list[str] = []
     worker = open_session('--low-memory')

@@ -51,6 +51,7 @@ def evidence(source) -> Evidence:
     return Evidence(results, {}, 0.0, True)
 
 
+@pytest.mark.long
 def test_motion_and_variety_of_distorted_clips(evidence):
     generated = lambda name: f'{name}/{GENERATED}'
     assert motion_kept(evidence, generated('own_history'), range(1, UNITS + 1)) == pytest.approx(1)

@@ -64,6 +64,7 @@ def assert_whole(folder: pathlib.Path, count: int) -> None:
     assert not [path.name for path in (folder / 'set').rglob('.*')]
 
 
+@pytest.mark.long
 def test_ten_kills_at_random_times(tmp_path):
     clock, made, kills = random.Random(7), tmp_path / 'made.txt', []
     made.touch()

@@ -46,6 +46,7 @@ SCHEDULE, ONE_DEVICE = Schedule(), (1, 1, 1)
 # The stages of its first four steps are 0 0 2 2, so that each half of a run in two compiles one step.
 
 
+@pytest.mark.long
 def test_teacher_samples_are_resumable(samples, tmp_path):
     shutil.copytree(samples, tmp_path / 'samples')
     (tmp_path / 'prompts.txt').write_text('\n'.join(PROMPTS))
@@ -123,6 +124,7 @@ def test_meshes_agree(samples, mesh_sizes):
             assert not np.any(got), path
 
 
+@pytest.mark.long
 def test_everything_but_positions_is_trained(samples):
     _, moved = after_one_step(samples, ONE_DEVICE)
     for tree in moved.values():

@@ -70,6 +70,7 @@ def test_whole_models_are_copies():
     assert DenoiserLoraConfig().whole(start, None) is start
 
 
+@pytest.mark.long
 def test_fewer_blocks_with_low_rank_updates_are_trained_and_merged(samples, tmp_path):
     """The student keeps the last of the teacher's two blocks; the result is an ordinary denoiser."""
     given = settings(samples, tmp_path / 'run', steps=2)

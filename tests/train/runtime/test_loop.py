@@ -287,6 +287,7 @@ def damage(checkpoint):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.long
 def test_several_processes_name_the_newest_good_checkpoint(unbroken, tmp_path):
     """Each searches alone, because the others may have restored their parts."""
     shutil.copytree(unbroken[0], tmp_path / 'run')
@@ -307,6 +308,7 @@ def test_a_damaged_checkpoint_is_named_with_the_newest_good_one(unbroken, tmp_pa
     assert int(run(Toy(), LinearSource(), config_for(tmp_path / 'run', steps=14)).step) == 14
 
 
+@pytest.mark.long
 def test_two_processes_stop_together_and_one_goes_on(tmp_path):
     folder = tmp_path / 'run'
     with Job([__file__, str(folder)], tmp_path / 'log.txt') as job:

@@ -47,6 +47,7 @@ def test_who_is_behind_or_busy_names_nobody():
     assert delay_message(place(0, 7), [place(1, 7)], 2, 50.0) == ''
 
 
+@pytest.mark.long
 def test_a_straggler_is_named_while_the_others_wait(tmp_path):
     with Job([__file__, str(tmp_path / 'run')], tmp_path / 'log.txt', devices=1) as job:
         assert job.wait(120) == 0, job.output

@@ -73,6 +73,7 @@ def test_a_fresh_posterior_has_little_noise_and_expected_latents():
     assert np.allclose(posterior_mean(moments) @ layer['kernel'][0, 0] + layer['bias'], latents, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_fresh_autoencoder_is_nearly_the_best_linear_one():
     sizes = dict(presets.get_config('shapes').autoencoder.sizes)
     module = NativeVAE(freeze(PyramidFlowVAEConfig, sizes, 'sizes'))
