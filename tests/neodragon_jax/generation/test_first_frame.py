@@ -177,6 +177,7 @@ def test_picture_to_latent():
     assert relative_error(latent, want) < TOLERANCE
 
 
+@pytest.mark.long
 def test_a_picture_does_not_depend_on_its_batch_or_devices():
     spread = Spread(jax.devices()[:3])
     prompts, numbers = ['a cat', 'a dog', 'a cat'], [0, 0, 1]

@@ -84,6 +84,7 @@ def tensors(folder) -> dict[str, Any]:
     return safetensors.numpy.load_file(folder / WEIGHTS)
 
 
+@pytest.mark.long
 def test_it_learns(unbroken):
     rows = read_metrics(unbroken)
     first, last = (np.mean([row['loss'] for row in part]) for part in (rows[:3], rows[-3:]))
@@ -100,6 +101,7 @@ def test_it_learns(unbroken):
     assert sorted(path.name for path in sample.iterdir()) == ['000.mp4', '000.png', 'clips.json']
 
 
+@pytest.mark.long
 def test_the_encoder_is_byte_for_byte_as_it_was(native, unbroken):
     """So are the latents, and only the decoder's tensors are new."""
     folder = unbroken / 'result' / folders.VIDEO_VAE
@@ -130,6 +132,7 @@ def test_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(native, unbroke
     assert digests(tmp_path / 'result') == digests(unbroken / 'result')
 
 
+@pytest.mark.long
 def test_another_encoder_does_not_continue_a_run(native, unbroken, tmp_path):
     module, params = checkpoint.load(native)
     params['encoder']['conv_in']['bias'] = params['encoder']['conv_in']['bias'] + 1
@@ -154,6 +157,7 @@ def test_meshes_and_parts_of_batches_agree(native, unbroken, tmp_path, mesh, par
             assert got[name] == pytest.approx(want[name], rel=2e-4), (got['step'], name)
 
 
+@pytest.mark.long
 def test_it_goes_on_from_a_small_decoder(native, unbroken):
     """With the widths and parameters of the decoder in the folder, and a native decoder from elsewhere."""
     folder = unbroken / 'result' / folders.VIDEO_VAE
@@ -215,6 +219,7 @@ def test_full_size_has_a_plan_without_weights_or_data(capsys):
     assert freeze(networks.DecoderConfig, config.decoder.to_dict()).native_weight == 1.0
 
 
+@pytest.mark.long
 def test_records_tell_the_training(unbroken):
     record = json.loads((unbroken / 'result' / 'decoder.json').read_text())
     assert record['iterations'] == STEPS and record['native_weight'] == 0.1

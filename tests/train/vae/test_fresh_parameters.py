@@ -150,7 +150,9 @@ def test_flat_convolutions_are_the_same(strides, frames):
 SPARING = MemoryConfig(blocks=True, window=8)
 
 
-@pytest.mark.parametrize('memory', [MemoryConfig(), pytest.param(SPARING, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'memory', [pytest.param(MemoryConfig(), marks=pytest.mark.long), pytest.param(SPARING, marks=pytest.mark.slow)]
+)
 def test_flat_convolutions_change_neither_results_nor_gradients(memory):
     module, params = native()
     video = random(1, 17, 16, 16, 3)

@@ -25,7 +25,9 @@ def small() -> tuple[VideoVAE, Any]:
     return module, jax.tree.map(jnp.asarray, params)
 
 
-@pytest.mark.parametrize('codec', [native, pytest.param(small, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'codec', [pytest.param(native, marks=pytest.mark.long), pytest.param(small, marks=pytest.mark.slow)]
+)
 def test_forgetting_changes_neither_results_nor_gradients(codec):
     module, params = codec()
     video = random(1, 17, 16, 16, 3)
