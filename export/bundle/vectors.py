@@ -9,7 +9,7 @@ import numpy as np
 from export.bundle.contents import Draft, GraphFiles
 from export.graphs.runners import Call, OnnxSession
 from export.graphs.table import VIDEO_TARGET_DB
-from export.host.recording import Program, Scenes, Video
+from export.host.recording import Scenes, Video
 from export.measure.snr import snr_db
 
 # The minimum ratio on a device is the ratio on the CPU minus this margin, or the target if that is lower.
@@ -31,16 +31,15 @@ def write_call(draft: Draft, name: str, graph: GraphFiles, call: Call) -> dict[s
     }
 
 
-def write_video(draft: Draft, scenes: Scenes, video: Video, exported: Program | None) -> dict[str, Any]:
+def write_video(draft: Draft, scenes: Scenes, video: Video, reached: float | None) -> dict[str, Any]:
     """Write the recorded video of the first evaluation prompt; return its part of the manifest.
 
     Args:
       scenes: the evaluation prompts, whose noise is portable.
-      exported: the program over the exported graphs, to measure the expected ratio; None skips the measurement.
+      reached: ratio of the last latent frame when the exported graphs make the video; None if it was not measured.
     """
     assert scenes.portable and video.latents is not None and video.frames is not None
     latents, frames = video.latents[0], video.frames[0]
-    reached = None if exported is None else _ratio(latents, exported.generate(scenes, 0))
     image, first = scenes.image(0), video.first_frame
     content = np.ascontiguousarray(latents, '<f4').tobytes()
     return {
@@ -59,9 +58,3 @@ def write_video(draft: Draft, scenes: Scenes, video: Video, exported: Program | 
         'cpu_db': reached and round(reached, 2),
         'minimum_db': reached and round(min(reached - MARGIN_DB, VIDEO_TARGET_DB), 2),
     }
-
-
-def _ratio(latents: np.ndarray, made: Video) -> float:
-    """Return the ratio of the last latent frame of a video that is made again."""
-    assert made.latents is not None
-    return snr_db(latents[-1], made.latents[0, -1])

@@ -22,7 +22,7 @@ from export.graphs.runners import Call
 from export.host.denoiser_host import DenoiserHost
 from export.host.graph_program import TextHost
 from export.host.modules import ProgramOptions
-from export.host.recording import Program, Scenes, Video
+from export.host.recording import Scenes, Video
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR, GenerationDefaults
@@ -42,7 +42,7 @@ class Model:
       denoiser: host part of the denoiser, without modulation.
       scenes: the evaluation prompts.
       video: the recorded video of the first of them, the reference for devices.
-      exported: the whole program over the exported graphs; None skips measuring them on the reference video.
+      video_db: ratio of its last latent frame when the exported graphs make it; None if it was not measured.
       defaults: generation defaults of the checkpoint.
       weights: SHA-256 of each component's weights.
       protocol: how the calibration set was recorded.
@@ -52,7 +52,7 @@ class Model:
     denoiser: DenoiserHost
     scenes: Scenes
     video: Video
-    exported: Program | None
+    video_db: float | None
     defaults: GenerationDefaults
     weights: Mapping[str, str]
     protocol: Mapping[str, Any]
@@ -89,7 +89,7 @@ def write_bundle(
             'first_frame': first_frame_entry(draft, options) if options.has_model else None,
             'denoiser': denoiser_entry(draft, model.denoiser, options.plan, widths, first_unit),
             'graphs': {name: _graph_entry(draft, name, graph, calls[name]) for name, graph in graphs.items()},
-            'vectors': {'video': write_video(draft, model.scenes, model.video, model.exported)},
+            'vectors': {'video': write_video(draft, model.scenes, model.video, model.video_db)},
             'chipsets': {name: dict(chipset) for name, chipset in chipsets.items()},
             'binaries': [_binary_entry(draft, binary) for binary in binaries],
         }

@@ -36,7 +36,7 @@ _NOTHING: Callable[[str], object] = lambda text: None
 
 
 class Quantize(Protocol):
-    """Writes the quantized form of a float graph from the calibration inputs of it."""
+    """Function that writes the quantized form of a float graph, given its calibration inputs."""
 
     def __call__(
         self, source: pathlib.Path, destination: pathlib.Path, feeds: Iterable[Feeds], *, on_outputs: OnOutputs | None

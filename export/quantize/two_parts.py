@@ -62,14 +62,11 @@ def quantize_to_target(
     """
     aim = target_db + MARGIN_DB
     found: dict[int, Doubling] = {}
-    measured = list[tuple[list[Group], float]]()
 
-    def measure(worst: Call) -> tuple[list[Group], float]:
-        # The noise of weights is measured once: it does not depend on the bits of keys and values.
-        if not measured:
-            squares = np.square(join_outputs(worst.outputs, compared), dtype=np.float64)
-            measured.append((rounding_noise(source, worst, compared, rounding), float(squares.sum())))
-        return measured[0]
+    @functools.cache  # it does not depend on the bits of keys and values
+    def noise_on(index: int) -> tuple[list[Group], float]:
+        squares = np.square(join_outputs(calls[index].outputs, compared), dtype=np.float64)
+        return rounding_noise(source, calls[index], compared, rounding), float(squares.sum())
 
     def write(bits: int) -> float:
         doubled_db = functools.partial(_quantize_doubled, source, destination, ranges, calls, compared, rounding, bits)
@@ -78,7 +75,7 @@ def quantize_to_target(
             return found[bits].reached_db
         doubled_db([])
         plain, worst = _worst(destination, calls, compared)
-        groups, signal = measure(worst) if search and plain < aim else ([], 1.0)
+        groups, signal = noise_on(worst) if search and plain < aim else ([], 1.0)
         found[bits] = double(groups, plain, signal, aim, doubled_db)
         return found[bits].reached_db
 
@@ -164,12 +161,11 @@ def _noise(signal: float, ratio_db: float) -> float:
     return signal / 10 ** (ratio_db / 10)
 
 
-def _worst(path: pathlib.Path, calls: Sequence[Call], compared: Sequence[str]) -> tuple[float, Call]:
-    """Return the lowest ratio of a graph over the calls, and the call that has it."""
+def _worst(path: pathlib.Path, calls: Sequence[Call], compared: Sequence[str]) -> tuple[float, int]:
+    """Return the lowest ratio of a graph over the calls, and the index of the call that has it."""
     session = OnnxSession(path)
     ratios = [call_db(session, call, compared) for call in calls]
-    index = ratios.index(min(ratios))
-    return ratios[index], calls[index]
+    return min(ratios), ratios.index(min(ratios))
 
 
 def _names(groups: Sequence[Group]) -> list[str]:

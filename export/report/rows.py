@@ -93,12 +93,14 @@ class VideoRow:
       graphs: label of the part that ran as exported graphs.
       runner: label of the runtime.
       latents_db: for each prompt, the ratio of all generated latent frames.
+      last_db: for each prompt, the ratio of the last latent frame, in which all errors accumulate.
       frames_db: for each prompt, the ratio of the video's bytes, which are rounded; empty if videos are not decoded.
     """
 
     graphs: str
     runner: str
     latents_db: Mapping[str, float]
+    last_db: Mapping[str, float]
     frames_db: Mapping[str, float]
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from export.bundle.contents import BinaryFiles, GraphFiles
 from export.bundle.writer import Model, write_bundle
-from export.graphs.runners import Call, GraphRunner, OnnxPool
+from export.graphs.runners import Call
 from export.host.calibration_set import CalibrationSet
 from export.host.file_records import damage, read_json
 from export.host.phone_program import PhoneProgram, available
 from export.qnn.compile import Target, provider_options, tool_versions
+from export.report.rows import VideoRow
 from export.steps.code_identity import made_by
 from export.steps.graph import ExportedGraph
 from export.steps.options import ExportOptions
@@ -32,9 +33,17 @@ def is_complete(program: PhoneProgram) -> bool:
 
 
 def write(
-    program: PhoneProgram, exported: Sequence[ExportedGraph], options: ExportOptions, calibration: CalibrationSet
+    program: PhoneProgram,
+    exported: Sequence[ExportedGraph],
+    options: ExportOptions,
+    calibration: CalibrationSet,
+    made: VideoRow | None,
 ) -> None:
-    """Write OUT/bundle/ from finished graphs, each in its first precision, unless the bundle is finished."""
+    """Write OUT/bundle/ from finished graphs, each in its first precision, unless the bundle is finished.
+
+    Args:
+      made: evaluation videos made with the exported graphs on the CPU; None if none were made.
+    """
     out = options.graphs.out
     source = _source(exported, options, calibration)
     record = read_json(out / _RECORD) or {}
@@ -43,7 +52,7 @@ def write(
     graphs = {graph.name: _graph_files(graph, options) for graph in exported}
     write_bundle(
         out / FOLDER,
-        _model(program, graphs, options, calibration),
+        _model(program, options, calibration, made),
         graphs,
         {graph.name: _last_call(graph) for graph in exported},
         _binaries(exported, options),
@@ -72,19 +81,15 @@ def _source(exported: Sequence[ExportedGraph], options: ExportOptions, calibrati
     return as_json(source)
 
 
-def _model(
-    program: PhoneProgram, graphs: Mapping[str, GraphFiles], options: ExportOptions, calibration: CalibrationSet
-) -> Model:
+def _model(program: PhoneProgram, options: ExportOptions, calibration: CalibrationSet, made: VideoRow | None) -> Model:
     """Return the system in the bundle."""
-    pool, runners = OnnxPool(), dict[str, GraphRunner]()
-    for name, graph in graphs.items():
-        runners[name] = pool.runner(graph.onnx, 'denoiser' if name.startswith('denoiser') else name)
+    scenes = calibration.protocol.evaluation
     return Model(
         options=options.program,
         denoiser=program.denoiser.host(lambda feeds: {}),
-        scenes=calibration.protocol.evaluation,
+        scenes=scenes,
         video=calibration.video(0),
-        exported=program.over(runners, program.denoiser.denoiser(runners)) if options.whole_video else None,
+        video_db=None if made is None else made.last_db[scenes.prompts[0]],
         defaults=generation.read(options.program.root),
         weights=program.weights,
         protocol={
@@ -92,7 +97,7 @@ def _model(
             'videos': calibration.protocol.videos,
             'prompts': list(calibration.protocol.scenes.prompts),
             'validation_prompts': list(calibration.protocol.validation.prompts),
-            'evaluation_prompts': list(calibration.protocol.evaluation.prompts),
+            'evaluation_prompts': list(scenes.prompts),
         },
     )
 

@@ -68,20 +68,18 @@ def _make(
     choice = key_value_bits.choose(graphs, program, options, calibration, progress)
     exported, rows, binaries = _export(graphs, options, choice and choice.bits, progress)
     compared = [] if subject is None else comparison.compare(subject, options.graphs, progress)
-    videos = list[VideoRow]()
+    videos = dict[whole_video.Replay, VideoRow]()
     for replay in replays:
-        videos.append(
-            whole_video.generate(replay, program, exported, options.graphs, calibration, options.whole_videos)
-        )
-        lowest = min(videos[-1].latents_db.values())
+        row = whole_video.generate(replay, program, exported, options.graphs, calibration, options.whole_videos)
+        videos[replay], lowest = row, min(row.latents_db.values())
         progress(f'whole videos, {replay.graphs} on the {replay.runner}: {lowest:.1f} dB')
     progress.close()
     made_from, warnings = _made_from(options, program, calibration), warnings_of(calibration.protocol)
     made_from['keys_and_values'] = None if choice is None else dataclasses.asdict(choice)
-    report = Report(rows, videos, made_from, binaries, compared, calibration.resources, warnings)
+    report = Report(rows, list(videos.values()), made_from, binaries, compared, calibration.resources, warnings)
     report.write(options.graphs.out)
     if phone_bundle.is_complete(program):
-        phone_bundle.write(program, exported, options, calibration)
+        phone_bundle.write(program, exported, options, calibration, videos.get(whole_video.ALL_ON_CPU))
     return report
 
 

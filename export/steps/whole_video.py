@@ -45,6 +45,10 @@ class Replay:
         return 'HTP simulator' if self.simulated else 'CPU'
 
 
+# The one whose ratio is expected of a bundle.
+ALL_ON_CPU = Replay(all_graphs=True, simulated=False)
+
+
 def planned(program: PhoneProgram, on_cpu: bool, simulated: bool) -> list[Replay]:
     """Return the possible generations with the exported graphs."""
     stages = [f'{DENOISER}{stage}' for stage in range(program.options.plan.schedule.stages)]
@@ -66,7 +70,7 @@ def generate(
     """Generate the videos of the first `count` evaluation prompts, with each graph in its first precision."""
     scenes, plan = calibration.protocol.evaluation, program.options.plan
     used = [graph for graph in exported if replay.all_graphs or graph.name.startswith(_DENOISER)]
-    latents_db, frames_db = dict[str, float](), dict[str, float]()
+    latents_db, last_db, frames_db = dict[str, float](), dict[str, float](), dict[str, float]()
     with _runners(used, options, replay.simulated) as runners:
         denoise = program.denoiser.denoiser(runners)
         whole = program.over(runners, denoise) if replay.all_graphs else None
@@ -80,9 +84,10 @@ def generate(
             assert video.latents is not None and latents is not None  # the denoiser is among the graphs, see `planned`
             made = video.generated
             latents_db[prompt] = snr_db(video.latents[:, made], latents[:, made])
+            last_db[prompt] = snr_db(video.latents[:, -1], latents[:, -1])
             if frames is not None and video.frames is not None:
                 frames_db[prompt] = snr_db(video.frames, frames)
-    return VideoRow(replay.graphs, replay.runner, latents_db, frames_db)
+    return VideoRow(replay.graphs, replay.runner, latents_db, last_db, frames_db)
 
 
 @contextlib.contextmanager

@@ -277,7 +277,8 @@ def decode(
     """
     latents = denormalize(latents)
     batch, frames, height, width, _ = latents.shape
-    memories, chunks = shard(components.init_memories(batch, height, width)), []
+    memories = shard(components.init_memories(batch, height, width))
+    chunks = []
     for index in range(frames):
         pixels, memories = components.decode_step(latents[:, index : index + 1], memories)
         chunks.append(to_uint8(np.asarray(pixels)))

@@ -35,10 +35,11 @@ def history(latents: Latents, stage: int, stages: int, frames_per_unit: int = 1)
       stage: stage of the unit to be denoised.
       stages: number of stages.
     """
+    units = latents.shape[1] // frames_per_unit
     pyramid = levels(latents, stages)
     clips: list[Array] = []
     end = latents.shape[1]
-    for distance in range(1, end // frames_per_unit + 1):
+    for distance in range(1, units + 1):
         level = history_stage(stage, distance)
         # Once the coarsest stage is reached, all older units are one clip.
         start = 0 if level == 0 and distance > 1 else end - frames_per_unit

@@ -157,7 +157,8 @@ def _options(given: Any, settings: Settings) -> Options:
     if given.sweep:
         has_remat = any(name == 'remat' for name, _ in sections(settings))
         choices['remat'] = choices['remat'] or (SWEPT_REMATS if has_remat else ())
-        meshes, batches = meshes or [(1, -1, 1), (-1, 4, 1)], batches or SWEPT_BATCHES
+        meshes = meshes or [(1, -1, 1), (-1, 4, 1)]
+        batches = batches or SWEPT_BATCHES
     return Options(
         topologies=tuple(given.topology),
         variant=given.variant,

@@ -199,7 +199,7 @@ def drop_captions(
 
     Args:
       batch: arrays [B, ...], or [N, B, ...].
-      null: the empty prompt's (`SampleSource.null`) without batch axes, such as text [L, D], text_mask [L], pooled [P].
+      null: `SampleSource.null`, the conditioning of the empty prompt, such as text [L, D], text_mask [L], pooled [P].
     """
     name = next(iter(null))
     leading = batch[name].shape[: batch[name].ndim - jnp.ndim(null[name])]

@@ -65,11 +65,11 @@ class Settings:
     loop: LoopConfig
 
     def __post_init__(self) -> None:
-        videos, batch = self.dmd.own_history.videos, self.loop.batch_size
-        if videos > batch:
+        own, batch = self.dmd.own_history, self.loop.batch_size
+        if own.enabled and own.videos > batch:
             raise InputError(
-                f'config.dmd.own_history.videos is {videos}, but config.loop.batch_size is {batch}: a roll-out takes '
-                f'the prompts of one batch. Set it to at most {batch}, or to 0 for the whole batch.'
+                f'config.dmd.own_history.videos is {own.videos}, but config.loop.batch_size is {batch}: a roll-out '
+                f'takes the prompts of one batch. Set it to at most {batch}, or to 0 for the whole batch.'
             )
 
     @property

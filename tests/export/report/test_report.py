@@ -38,7 +38,7 @@ def test_unmeasured_is_never_met(tmp_path):
 
 
 def test_whole_videos_show_their_lowest_ratio(tmp_path):
-    videos = [VideoRow('all graphs', 'CPU', {'a': 30.0, 'b': 21.4, 'c': 28.0}, {'a': 27.0, 'b': 25.0})]
+    videos = [VideoRow('all graphs', 'CPU', {'a': 30.0, 'b': 21.4, 'c': 28.0}, {'a': 27.0}, {'a': 27.0, 'b': 25.0})]
     Report([make_row(31.0)], videos, {}, warnings=['Evaluated on 3 prompt(s) only']).write(tmp_path)
     text = (tmp_path / 'report.md').read_text()
     assert '| all graphs | CPU | 3 | 21.4 | 28.0 | 25.0 |' in text

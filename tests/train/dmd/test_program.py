@@ -227,6 +227,8 @@ def test_wrong_settings_are_refused(values, message):
 def test_more_roll_outs_than_samples_of_a_batch_are_refused():
     config = settings('samples')
     config.loop.batch_size, config.dmd.own_history.videos = 8, 9
+    dmd.RECIPE.read(config)
+    config.dmd.own_history.last = 0.5
     with pytest.raises(InputError, match=r'own_history\.videos is 9, but config\.loop\.batch_size is 8'):
         dmd.RECIPE.read(config)
 

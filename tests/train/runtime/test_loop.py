@@ -258,6 +258,14 @@ def test_a_trace_that_is_requested_before_the_run_is_of_its_first_steps(tmp_path
     assert traces(tmp_path / 'run') == [f'steps-1-{STEPS_ON_SIGNAL}']
 
 
+def test_a_program_notes_requests_from_its_start():
+    """The run itself does not begin: its first act is the signal, whose default action ends the process."""
+    signal_itself = 'lambda settings, dry_run: os.kill(os.getpid(), signal.SIGUSR1)'
+    code = f'import os, signal, train.runtime.runner as runner; runner.command_line({signal_itself}, "configs/dmd.py")'
+    run = subprocess.run([sys.executable, '-c', code], cwd=goldens.ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_ctrl_c_saves_as_sigterm_does(tmp_path):
     folder = tmp_path / 'run'
     process = start(folder)
