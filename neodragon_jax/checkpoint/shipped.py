@@ -20,13 +20,16 @@ def names() -> list[str]:
     return sorted(path.name for path in FOLDER.glob('*') if path.is_dir())
 
 
-def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = None) -> pathlib.Path:
+def find(
+    given: str | os.PathLike[str] | None, needed: Sequence[str] | None = None, option: str = '--checkpoint'
+) -> pathlib.Path:
     """Return the root folder of a checkpoint.
 
     Args:
       given: a folder, also of a bucket, else the name of a shipped checkpoint, else one of the hub
         (`hf://ORG/NAME@REVISION`, or `ORG/NAME`); None is the shipped DEFAULT.
       needed: component folders to download from the hub; None downloads all.
+      option: the option that names the checkpoint, for messages.
     Raises:
       InputError: neither a folder nor a name matches, or the files cannot be downloaded from the hub.
     """
@@ -34,28 +37,28 @@ def find(given: str | os.PathLike[str] | None, needed: Sequence[str] | None = No
     if given is None:
         if DEFAULT not in known:
             raise InputError(
-                f'--checkpoint is not given, and {DEFAULT} is not installed with this package. Pass the root folder '
-                'of a checkpoint with --checkpoint, or install the package again.'
+                f'{option} is not given, and {DEFAULT} is not installed with this package. Pass the root folder '
+                f'of a checkpoint with {option}, or install the package again.'
             )
         return FOLDER / DEFAULT
     given = os.fspath(given)
     name = hub.parse(given)
-    if hub.is_explicit(given) or (given and is_bucket(storage_path(given, '--checkpoint'))):
+    if hub.is_explicit(given) or (given and is_bucket(storage_path(given, option))):
         return resolve(given, needed)
     # An empty name comes from an unset variable and must not mean the current folder.
-    if given and user_path(given, '--checkpoint').is_dir():
-        return user_path(given, '--checkpoint')
+    if given and user_path(given, option).is_dir():
+        return user_path(given, option)
     if given in known:
         return FOLDER / given
     said = ''
-    if name is not None and not user_path(given, '--checkpoint').parent.is_dir():
+    if name is not None and not user_path(given, option).parent.is_dir():
         try:
             return hub.fetch(name, needed)
         except InputError as error:
             said = ' ' + str(error).removeprefix('--checkpoint ')
     shipped = f'the name of a shipped one: {", ".join(known)}.' if known else 'nothing else: none is shipped.'
     raise InputError(
-        f'--checkpoint {given}: no such checkpoint folder.{did_you_mean(given, known)} Pass the folder that holds '
+        f'{option} {given}: no such checkpoint folder.{did_you_mean(given, known)} Pass the folder that holds '
         f'diffusion_transformer_320p/ etc., or {shipped}{said}'
     )
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import comma_list
+from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.components import component_folder
 from neodragon_jax.checkpoint.folders import TEACHER
 from train.benchmark.run import Options, run
@@ -31,10 +32,15 @@ from train.benchmark.tiers import TIERS
 
 EXAMPLES = """
 tiers:
-  cpu   about two hours on two cores
-  gpu   longer clips of a richer world, for an accelerator
+  cpu       about two hours on two cores
+  gpu       longer clips of a richer world, for an accelerator
   one_step  recipes of one-step students, on the teacher of tier cpu
   collapse  motion with the student's own frames as history: long clips whose captions omit it
+  recovery  a pruned denoiser after 50 to 400 steps, with stage 1 and without it; needs --start
+  cosine    text encoders alone: the cosine term, for a teacher with outlier channels
+
+  With --start, tier cpu trains the teacher further for sharper first frames, collapse trains it further on long
+  clips, and one_step keeps it.
 
 examples:
   one seed:
@@ -45,6 +51,9 @@ examples:
 
   sharper first frames for a checkpoint that an earlier run made:
     python -m train.benchmark --start out/benchmark/seed-0/moving_shapes --out out/sharp
+
+  recipes of one-step students, on the teacher of the shipped checkpoint:
+    python -m train.benchmark --tier one_step --start moving_shapes --out out/one_step
 
 The same command continues a stopped run. With --gate, the exit status is 1 if a target is missed.
 """
@@ -65,8 +74,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--tier', choices=tuple(name for name in TIERS if name != 'fast'), default='cpu',
         help='size of the benchmark, see below (default: %(default)s)')  # fmt: skip
     add('--fast', action='store_true', help='run every command once with almost no training, as a test')
-    add('--start', action=PathOption, metavar='CKPT',
-        help='train the multi-step denoiser of this checkpoint further, distill it, and keep the rest')  # fmt: skip
+    add('--start', action=PathOption, names=('hf',), metavar='CKPT',
+        help='use the VAE, the text encoders and the teacher of this checkpoint, see below')  # fmt: skip
     add('--seeds', default='0', metavar='N,N', help='seeds of the teacher and all later steps (default: %(default)s)')
     add('--only', choices=('train', 'evaluate', 'report'), help='run only this part')
     add('--until', metavar='STEP', help='stop after this step of the chain')
@@ -93,7 +102,11 @@ def read_options(args: argparse.Namespace) -> Options:
     if args.jobs < 1 or args.devices < args.jobs:
         raise InputError(f'--jobs {args.jobs}, --devices {args.devices}: give at least 1, and a device for each job.')
     tier = 'fast' if args.fast else args.tier
-    start = None if args.start is None else component_folder(args.start, TEACHER).parent.resolve()
+    start = (
+        None
+        if args.start is None
+        else component_folder(shipped.find(args.start, option='--start'), TEACHER).parent.resolve()
+    )
     return Options(args.out, tier, start, seeds, args.only, args.until, args.jobs, args.devices)
 
 

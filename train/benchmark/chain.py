@@ -1,6 +1,4 @@
-"""The commands of `train.benchmark` in their order.
-
-    autoencoder -> { small decoder, latents -> teacher -> { pruning, text } } -> samples -> students -> evaluation
+"""The commands of `train.benchmark`, for the chains that put them in order.
 
 Every step is one of the project's programs with its preset `shapes`, run as a user would run it.
 """
@@ -9,24 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from neodragon_jax.checkpoint.folders import CLIP_G, CLIP_L, STUDENT, TOKENIZERS
-from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
-from neodragon_jax.checkpoint.folders import T5 as TEXT_ENCODER
-from neodragon_jax.checkpoint.folders import TEACHER as DENOISER
-from neodragon_jax.checkpoint.folders import TEACHER_ADAPTER as ADAPTER
-from neodragon_jax.checkpoint.folders import VIDEO_VAE as VAE
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation import defaults as generation
 from train.benchmark.students import STUDENTS
 from train.benchmark.tiers import TIERS, Tier
 from train.shapes.text_encoders import TEACHER_ENCODER
-from train.teacher.program import PYRAMID_FLOW as WITH_EMBEDDER
 
+# Folders of the components, by their role in the benchmark.
+AUTOENCODER, VAE = folders.PYRAMID_FLOW_VAE, folders.VIDEO_VAE
+TEXT_ENCODER, ADAPTER = folders.T5, folders.TEACHER_ADAPTER
+DENOISER, WITH_EMBEDDER = folders.TEACHER, folders.PYRAMID_FLOW
 # Tokenizers and untrained text encoders.
-LANGUAGE = (*TOKENIZERS, CLIP_L, CLIP_G)
+LANGUAGE = (*folders.TOKENIZERS, folders.CLIP_L, folders.CLIP_G)
 
 
 class Step(NamedTuple):
@@ -51,7 +47,7 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """The folders and commands of one seed.
+    """The folders and commands of one seed; a subclass lists the commands of its tier.
 
     Attributes:
       out: folder of the benchmark, with the autoencoder, scenes and text encoders that all seeds share.
@@ -67,52 +63,33 @@ class Chain:
         return self.out / f'seed-{self.seed}'
 
     @property
-    def teacher_text(self) -> pathlib.Path:
-        """The checkpoint with the teacher's own text encoder."""
-        return self.folder / 'teacher_checkpoint'
-
-    @property
     def distilled_text(self) -> pathlib.Path:
         """The checkpoint with the distilled text encoder."""
         return self.folder / 'checkpoint'
-
-    @property
-    def without_cosine(self) -> pathlib.Path:
-        """The checkpoint with the text encoder that was distilled without the cosine term."""
-        return self.folder / 'without_cosine_checkpoint'
 
     @property
     def students(self) -> tuple[str, ...]:
         """The names of the students; the first one is shipped."""
         return self.tier.students
 
+    @property
+    def sampled_teacher(self) -> str:
+        """The name of the system that the students learn from: the teacher with the distilled text encoder."""
+        return 'text'
+
+    def steps(self) -> list[Step]:
+        """Return all commands in order; the evaluation is the last one."""
+        raise NotImplementedError
+
     def result(self, name: str) -> pathlib.Path:
         """The result folder of a program."""
         return self.folder / name / 'result'
 
-    def steps(self) -> list[Step]:
-        """Return all commands in order."""
-        pruning = self._pruning() if self.tier.ablations else ()
-        steps = [*self._autoencoder(), *self._teacher(), *self._text(), *pruning, *self._students()]
-        return [*steps, self._evaluation(tuple(step.result for step in steps))]
-
-    def _autoencoder(self) -> Iterator[Step]:
+    def _language(self) -> Step:
+        """Return the writing of tokenizers and untrained text encoders."""
         language = self.out / 'language'
-        yield Step(
-            'language', language / TEACHER_ENCODER / 'config.json', 'train.shapes.language', ['--out', str(language)]
-        )
-        yield self._clips('scenes', self.tier.clips, self.tier.size, seed=1)
-        native = self.out / 'autoencoder' / 'result' / AUTOENCODER
-        data = f'--config.data=shapes:{self.tier.world}'
-        yield self._train('autoencoder', self.out / 'autoencoder', native, [data], seed=0)
-        start = [data, f'--config.decoder.start={native}']
-        yield self._train('decoder', self.out / 'decoder', self._small_vae, start, seed=0)
-        # Latents need the encoder only; both autoencoders share it.
-        base = self.out / 'base_checkpoint'
-        parts = {base / name: language / name for name in LANGUAGE}
-        parts[base / VAE] = native
-        text = ['--text', 't5', '--text-encoder', str(language / TEACHER_ENCODER)]
-        yield self._latents('latents', 'scenes', base, 8, text)._replace(parts=parts)
+        result = language / TEACHER_ENCODER / 'config.json'
+        return Step('language', result, 'train.shapes.language', ['--out', str(language)])
 
     def _clips(self, name: str, count: int, size: Sequence[str], seed: int) -> Step:
         """Return the drawing of clips."""
@@ -127,55 +104,19 @@ class Chain:
         arguments += ['--negative-prompt', '', '--batch', str(batch), '--dtype', 'float32', '--store-dtype', 'float32']
         return Step(name, out / 'dataset_info.json', 'train.latents', arguments)
 
-    def _teacher(self) -> Iterator[Step]:
-        yield self._train('teacher', self.folder / 'teacher', self.result('teacher') / WITH_EMBEDDER, [self._data])
+    def _prompts(self, checkpoint: pathlib.Path) -> Step:
+        """Return the tokenization of the trained captions by a checkpoint."""
+        prompts = self.out / 'prompts'
+        arguments = ['--checkpoint', str(checkpoint), '--file', str(self.out / 'prompts.txt'), '--out', str(prompts)]
+        return Step('prompts', prompts / 'dataset_info.json', 'train.prompts', arguments)
 
-    def _text(self) -> Iterator[Step]:
-        prompts, language = self.out / 'prompts', self.out / 'language'
-        arguments = ['--checkpoint', str(self.out / 'base_checkpoint'), '--file', str(self.out / 'prompts.txt')]
-        yield Step('prompts', prompts / 'dataset_info.json', 'train.prompts', [*arguments, '--out', str(prompts)])
-        common = [
-            f'--config.data={prompts}',
-            f'--config.teacher={language / TEACHER_ENCODER}',
-            f'--config.embedder={self.result("teacher") / WITH_EMBEDDER}',
-            f'--config.encoder={language / TEXT_ENCODER}',
-        ]
-        variants = {'text': []}
-        if self.tier.ablations:
-            variants['text_without_cosine'] = ['--config.text.cosine_weight=0.0']
-        for name, changes in variants.items():
-            yield self._train('text', self.folder / name, self.result(name) / ADAPTER, [*common, *changes], name)
-
-    def _pruning(self) -> Iterator[Step]:
-        full, choice = self.result('teacher') / WITH_EMBEDDER, self.folder / 'choice'
-        count = str(min(32, self.tier.captions))
+    def _importance(self, full: pathlib.Path, removed: int) -> Step:
+        """Return the choice of the blocks to remove from a denoiser."""
+        choice, count = self.folder / 'choice', str(min(32, self.tier.captions))
         arguments = ['--denoiser', str(full), '--data', str(self.out / 'latents'), '--out', str(choice)]
-        arguments += ['--remove', '1', '--prompts', count, '--samples', '1', '--check-prompts', count, '--batch', '16']
-        arguments += [*self._sampling, '--dtype', 'float32']
-        yield Step('importance', choice / 'keep.json', 'train.prune', ['select', *arguments])
-        common = [f'--config.denoiser={full}', f'--config.keep={choice / "keep.json"}', self._data]
-        start = [f'--config.start={self.result("stage1") / WITH_EMBEDDER}']
-        for name, stage, more in (('stage1', 1, []), ('stage2', 2, start), ('stage2_alone', 2, [])):
-            yield self._train(
-                'pruning', self.folder / name, self.result(name) / DENOISER, [*common, *more], name, f'stage{stage}'
-            )
-
-    def _students(self) -> Iterator[Step]:
-        base, teacher, text = self.out / 'base_checkpoint', self.result('teacher'), self.result('text')
-        parts = {self.distilled_text / name: base / name for name in LANGUAGE} | {
-            self.distilled_text / VAE: self._small_vae
-        }
-        parts |= {self.distilled_text / DENOISER: teacher / DENOISER, self.distilled_text / ADAPTER: text / ADAPTER}
-        parts[self.distilled_text / TEXT_ENCODER] = text / TEXT_ENCODER
-        for root in (self.teacher_text, self.without_cosine) if self.tier.ablations else (self.teacher_text,):
-            parts |= {root / name: base / name for name in LANGUAGE} | {root / VAE: self._small_vae}
-        if self.tier.ablations:
-            parts[self.without_cosine / TEXT_ENCODER] = self.result('text_without_cosine') / TEXT_ENCODER
-        parts |= {self.teacher_text / DENOISER: teacher / DENOISER, self.teacher_text / ADAPTER: teacher / ADAPTER}
-        parts[self.teacher_text / TEXT_ENCODER] = self.out / 'language' / TEACHER_ENCODER
-        yield self._samples(parts)
-        for name in self.students:
-            yield self._student(name)
+        arguments += ['--remove', str(removed), '--prompts', count, '--samples', '1', '--check-prompts', count]
+        arguments += ['--batch', '16', *self._sampling, '--dtype', 'float32']
+        return Step('importance', choice / 'keep.json', 'train.prune', ['select', *arguments])
 
     def _samples(self, parts: Mapping[pathlib.Path, pathlib.Path]) -> Step:
         """Return the sampling of the teacher's videos of the trained captions."""
@@ -194,8 +135,8 @@ class Chain:
         arguments += [f'--config.dmd.{key}={self.tier.steps}' for key in ('teacher_steps', 'teacher_first_steps')]
         arguments += student.settings
         if student.start is not None:
-            arguments.append(f'--config.dmd.start={self.result(student.start) / STUDENT}')
-        workdir, result = self.folder / name, self.result(name) / STUDENT
+            arguments.append(f'--config.dmd.start={self.result(student.start) / folders.STUDENT}')
+        workdir, result = self.folder / name, self.result(name) / folders.STUDENT
         return self._train('dmd', workdir, result, arguments, name, recipe=student.recipe)
 
     def _evaluation(self, after: tuple[pathlib.Path, ...]) -> Step:
@@ -211,9 +152,9 @@ class Chain:
         return self.folder / 'moving_shapes'
 
     @property
-    def _small_vae(self) -> pathlib.Path:
-        """The video VAE with the small decoder."""
-        return self.out / 'decoder' / 'result' / VAE
+    def evaluated(self) -> pathlib.Path:
+        """A file that marks the evaluation as done, of a tier without students."""
+        return self.folder / 'evaluated.txt'
 
     @property
     def _data(self) -> str:

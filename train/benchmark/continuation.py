@@ -1,10 +1,11 @@
-"""The commands of `train.benchmark --start CKPT`: sharper first frames for an existing checkpoint.
+"""The commands of `train.benchmark --start CKPT`: students of an existing checkpoint's teacher.
 
-    stills, clips -> teacher of unit 0 -> teacher -> samples -> student -> evaluation
+    stills, clips -> teacher of unit 0 -> teacher -> samples -> students -> evaluation
 
-The video VAE, the text encoders and the teacher's context adapter stay those of CKPT. Its multi-step denoiser is
-trained further: first on single frames, where all examples are of unit 0, then on clips, half of whose examples are. A
-student with two steps per stage in unit 0 is distilled from it.
+The video VAE, the text encoders and the teacher's context adapter stay those of CKPT. The tier decides whether its
+multi-step denoiser is trained further (`Tier.further`) and which students are distilled from it (`Tier.continued`).
+With tier cpu, sharper first frames: the teacher is trained on single frames, where all examples are of unit 0, then on
+clips, half of whose examples are; the student has two steps per stage in unit 0.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from train.benchmark.chain import ADAPTER, DENOISER, LANGUAGE, TEXT_ENCODER, VAE
 
 # Single frames per clip of the tier: they are cheap, and only unit 0 has to place a shape.
 STILLS = 3
+# Recipe of the teacher's further training -> the folder with its latents.
+_LATENTS = {'stills': 'still_latents', 'continued': 'latents'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,13 @@ class Continuation(Chain):
 
     @property
     def students(self) -> tuple[str, ...]:
-        """The names of the students."""
-        return ('first_frame',)
+        """The names of the students; the first one is shipped."""
+        return self.tier.continued
+
+    @property
+    def sampled_teacher(self) -> str:
+        """The name of the system that the students learn from."""
+        return 'teacher'
 
     def steps(self) -> list[Step]:
         """Return all commands in order."""
@@ -41,28 +49,35 @@ class Continuation(Chain):
 
     def _data_sets(self) -> Iterator[Step]:
         """Yield the commands that draw and encode clips of one frame, and of all."""
-        still = dataclasses.replace(self.tier, frames=1)
-        yield self._clips('stills', STILLS * self.tier.clips, still.size, seed=2)
-        yield self._latents('still_latents', 'stills', self.start, batch=64)
-        yield self._clips('scenes', self.tier.clips, self.tier.size, seed=1)
-        yield self._latents('latents', 'scenes', self.start, batch=8)
+        if 'stills' in self.tier.further:
+            still = dataclasses.replace(self.tier, frames=1)
+            yield self._clips('stills', STILLS * self.tier.clips, still.size, seed=2)
+            yield self._latents('still_latents', 'stills', self.start, batch=64)
+        if 'continued' in self.tier.further:
+            yield self._clips('scenes', self.tier.clips, self.tier.size, seed=1)
+            yield self._latents('latents', 'scenes', self.start, batch=8)
 
     def _teachers(self) -> Iterator[Step]:
         """Yield the trainings of the multi-step denoiser, on single frames and on clips."""
         start = self.start / DENOISER
-        for name, data in (('stills', 'still_latents'), ('continued', 'latents')):
-            arguments = [f'--config.data={self.out / data}', f'--config.teacher.start={start}']
-            title = 'teacher' if name == 'continued' else f'teacher_{name}'
+        for name in self.tier.further:
+            arguments = [f'--config.data={self.out / _LATENTS[name]}', f'--config.teacher.start={start}']
+            title = self._title(name)
             result = self.result(title) / DENOISER
             yield self._train('teacher', self.folder / title, result, arguments, title, recipe=name)
             start = result
 
+    def _title(self, recipe: str) -> str:
+        """Return the name of a training of the teacher; the last one makes the teacher of the students."""
+        return 'teacher' if recipe == self.tier.further[-1] else f'teacher_{recipe}'
+
     def _distillation(self) -> Iterator[Step]:
         parts = {self.distilled_text / name: self.start / name for name in (*LANGUAGE, TEXT_ENCODER, VAE, ADAPTER)}
-        parts[self.distilled_text / DENOISER] = self.result('teacher') / DENOISER
+        trained = self.result('teacher') if self.tier.further else self.start
+        parts[self.distilled_text / DENOISER] = trained / DENOISER
         yield self._samples(parts)
-        (name,) = self.students
-        yield self._student(name)
+        for name in self.students:
+            yield self._student(name)
 
     def _evaluation(self, after: tuple[pathlib.Path, ...]) -> Step:
         """Return the evaluation of all systems, which also writes the checkpoint to ship."""

@@ -24,16 +24,16 @@ from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.json_file import read_json
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.pyramid.sampler import DrawnNoise
 from neodragon_jax.pyramid.schedule import Schedule
-from train.benchmark.chain import VAE, Chain
+from train.benchmark.chain import AUTOENCODER, VAE, Chain
 from train.benchmark.continuation import Continuation
 from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, GIVEN
 from train.benchmark.motion import motion_columns
+from train.benchmark.recovery import Recovery
 from train.benchmark.systems import System, systems
 from train.benchmark.tiers import Tier
 from train.shapes.attributes import Attributes, Estimate, columns, estimate, measure, summarize
@@ -151,7 +151,7 @@ def evaluate(chain: Chain) -> dict[str, Any]:
             keep(name, videos, psnr_db=psnr_db(videos, held_out.drawn), decoder_parameters=_decoder_parameters(vae))
     todo = [
         (f'{name}/{first}', system, first)
-        for name, system in systems(chain).items()
+        for name, system in (chain.systems() if isinstance(chain, Recovery) else systems(chain)).items()
         for first in (GENERATED, GIVEN)
         if f'{name}/{first}' not in results
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +29,14 @@ class Evidence(NamedTuple):
         without the cosine term.
       importance_correlation: rank correlation of the two streams' importances over blocks; NaN if one is constant.
       encoder_kept: whether the small decoder's encoder equals the native one bit for bit.
+      runs: numbers of the trainings that tiers `recovery` and `cosine` compare.
     """
 
     results: Results
     text_cosine: Mapping[str, float]
     importance_correlation: float
     encoder_kept: bool
+    runs: Mapping[str, Any] = MappingProxyType({})
 
     def mean(self, system: str, attribute: str, first: str = GENERATED) -> float:
         """Return a number of a system that generates."""

@@ -45,11 +45,12 @@ def late_units(units: int) -> range:
     return range(units - units // 4 + 1, units + 1)
 
 
-def motion_targets(world: World, units: int, students: Sequence[str]) -> list[Target]:
+def motion_targets(world: World, units: int, students: Sequence[str], teacher: str) -> list[Target]:
     """Return the targets of a world whose captions omit the direction.
 
     Args:
       units: U, generated units > 0 of a clip.
+      teacher: name of the system that the students learn from.
     """
     late = late_units(units)
 
@@ -58,16 +59,16 @@ def motion_targets(world: World, units: int, students: Sequence[str]) -> list[Ta
 
     def relative_variety(system: str) -> Value:
         return lambda seen, first: (
-            variety_of(seen, f'{system}/{first}', world) / variety_of(seen, f'text/{first}', world)
+            variety_of(seen, f'{system}/{first}', world) / variety_of(seen, f'{teacher}/{first}', world)
         )
 
-    bounds: dict[str, dict[str, float]] = {'own_history': {'least': 0.9}, 'student': {}, 'text': {}}
+    bounds: dict[str, dict[str, float]] = {'own_history': {'least': 0.9}, 'student': {}, teacher: {}}
     spread: dict[str, dict[str, float]] = {
         'matching': {'least': 0.8},
         'student': {'least': 0.8},
         'regression': {'most': 0.5},
     }
-    shown = ('text', *students)
+    shown = (teacher, *students)
     made = [
         Target(f'{name}: motion kept in the last units, 1 as drawn', _generated(kept(name)), **bounds.get(name, {}))
         for name in shown

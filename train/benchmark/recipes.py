@@ -10,21 +10,22 @@ from train.benchmark.evidence import GENERATED, GIVEN, Evidence
 COLUMNS = ('shape', 'all', 'mismatch', 'motion', 'saturation')
 
 
-def recipe_table(seen: Sequence[Evidence], estimate: Any, students: Sequence[str]) -> list[str]:
+def recipe_table(seen: Sequence[Evidence], estimate: Any, students: Sequence[str], teacher: str) -> list[str]:
     """Return the report's section: the teacher and a row per recipe, each with a first frame of both kinds.
 
     Args:
       estimate: function from a number of the evidence to its mean and error, see `statistics.Estimator`.
+      teacher: name of the system that the students learn from.
     """
     lines = ['## Recipes', '', 'Every student has one step per stage, but "even", which has 2-2-1.', '']
     lines += [f'| recipe | first frame | points of shape lost | {" | ".join(COLUMNS)} |']
     lines += [f'|---|---|---:{"|---:" * len(COLUMNS)}|']
     for first in (GENERATED, GIVEN):
-        for name in ('text', 'teacher_1', *students):
+        for name in (teacher, 'teacher_1', *students):
             mean = lambda one, column, name=name, first=first: one.mean(name, column, first)
-            lost = lambda one, mean=mean, first=first: 100 * (one.mean('text', 'shape', first) - mean(one, 'shape'))
+            lost = lambda one, mean=mean, first=first: 100 * (one.mean(teacher, 'shape', first) - mean(one, 'shape'))
             cells = [estimate(lost)]
             cells += [estimate(lambda one, column=column, mean=mean: mean(one, column)) for column in COLUMNS]
-            title = {'text': 'teacher', 'teacher_1': 'teacher at 1-1-1'}.get(name, name)
+            title = {teacher: 'teacher', 'teacher_1': 'teacher at 1-1-1'}.get(name, name)
             lines.append(f'| {title} | {first} | {" | ".join(map(str, cells))} |')
     return [*lines, '']

@@ -17,9 +17,11 @@ from markdown_it import MarkdownIt
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.json_file import read_json
 from train.benchmark.chain import Chain
+from train.benchmark.cosine_term import CosineTerm, cosine_table
 from train.benchmark.evidence import Evidence, Target
 from train.benchmark.motion import motion_table
 from train.benchmark.recipes import recipe_table
+from train.benchmark.recovery import Recovery, recovery_table
 from train.benchmark.statistics import Estimator
 from train.benchmark.students import ONE_STEP
 from train.benchmark.targets import GIVEN_TOO, gather, targets
@@ -137,10 +139,15 @@ def target_table(rows: Sequence[Row]) -> list[str]:
 
 def tier_table(chain: Chain, seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
     """Return the section that belongs to the tier; none for most."""
+    if isinstance(chain, CosineTerm):
+        return cosine_table(seen, estimate)
+    if isinstance(chain, Recovery):
+        return recovery_table(seen, estimate)
     tier, world = chain.tier, WORLDS[chain.tier.world]
     if world.omitted:
         return motion_table(seen, estimate, world, tier.units)
-    return recipe_table(seen, estimate, tier.students) if set(ONE_STEP) <= set(tier.students) else []
+    recipes = set(ONE_STEP) <= set(chain.students)
+    return recipe_table(seen, estimate, chain.students, chain.sampled_teacher) if recipes else []
 
 
 def verdict_table(rows: Sequence[Row]) -> list[str]:

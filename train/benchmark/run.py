@@ -23,7 +23,10 @@ from neodragon_jax.base.json_file import read_json
 from train.benchmark import schedule
 from train.benchmark.chain import Chain, Step
 from train.benchmark.continuation import Continuation
+from train.benchmark.cosine_term import CosineTerm
+from train.benchmark.recovery import Recovery
 from train.benchmark.tiers import TIERS, Tier
+from train.benchmark.whole_chain import WholeChain
 from train.shapes.captions import caption
 from train.shapes.world import WORLDS
 
@@ -150,10 +153,10 @@ def run(options: Options) -> int:
     Raises:
       InputError: a folder or step is wrong, or a command failed.
     """
-    tier, out = TIERS[options.tier], options.out.resolve()
+    out = options.out.resolve()
     with folder_lock(out, '-'.join(map(str, options.seeds)) if options.only == 'evaluate' else ''):
+        chains = [make_chain(options.tier, out, seed, options.start) for seed in options.seeds]
         check_tier(out, f'{options.tier}, continued' if options.start else options.tier)
-        chains = [make_chain(tier, out, seed, options.start) for seed in options.seeds]
         if options.only in (None, 'train'):
             train(chains, options.devices, options.jobs, options.until, evaluate=options.only is None)
         if options.until is not None:
@@ -163,8 +166,12 @@ def run(options: Options) -> int:
 
         if options.only == 'evaluate':
             for chain in chains:
-                evaluation.evaluate(chain)
-                shipping.write(chain)
+                if not isinstance(chain, CosineTerm):
+                    evaluation.evaluate(chain)
+                if chain.students:
+                    shipping.write(chain)
+                else:
+                    chain.evaluated.write_text('The evaluation is done.\n')
         missed = 0
         if options.only in (None, 'report'):
             missed = report.write(chains)
@@ -172,9 +179,21 @@ def run(options: Options) -> int:
         return missed
 
 
-def make_chain(tier: Tier, out: pathlib.Path, seed: int, start: pathlib.Path | None) -> Chain:
-    """Return the commands of a seed."""
-    return Chain(tier, out, seed) if start is None else Continuation(tier, out, seed, start)
+def make_chain(name: str, out: pathlib.Path, seed: int, start: pathlib.Path | None) -> Chain:
+    """Return the commands of a seed of a tier.
+
+    Raises:
+      InputError: the tier needs a checkpoint to start from, or takes none.
+    """
+    tier = TIERS[name]
+    if name == 'cosine' and start is not None:
+        raise InputError('--start: tier cosine trains text encoders alone; leave --start out.')
+    if name == 'recovery' and start is None:
+        raise InputError('--tier recovery: give --start CKPT, such as moving_shapes, for its VAE and text encoders.')
+    if start is None:
+        return CosineTerm(tier, out, seed) if name == 'cosine' else WholeChain(tier, out, seed)
+    kind = Recovery if name == 'recovery' else Continuation
+    return kind(tier, out, seed, start)
 
 
 def check_tier(out: pathlib.Path, name: str) -> None:

@@ -28,16 +28,23 @@ class Estimator:
 
     def __init__(self, seen: Sequence[Evidence]) -> None:
         self._seen = seen
-        groups = sorted(set(seen[0].results[DRAWN].get(COMBINATIONS, ())))
+        self._clips = DRAWN in seen[0].results
+        groups = sorted(set(seen[0].results[DRAWN].get(COMBINATIONS, ()))) if self._clips else []
         self._without = [[_without(evidence, group) for evidence in seen] for group in groups]
 
     def __call__(self, value: Callable[[Evidence], float]) -> Estimate:
-        """Return the mean of a number over seeds, and its error, which is NaN if no clips were recorded."""
+        """Return the mean of a number over seeds, and its error.
+
+        The error is NaN where results of clips were not recorded one by one. A number of trainings, without clips, has
+        the error of the seeds alone.
+        """
         values = [value(evidence) for evidence in self._seen]
         of_seeds = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         left_out = [np.mean([value(evidence) for evidence in seen]) for seen in self._without]
         count = len(left_out)
         of_groups = math.sqrt((count - 1) * np.var(left_out)) if count > 1 else math.nan
+        if not self._clips and len(values) > 1:
+            of_groups = 0.0
         return Estimate(float(np.mean(values)), math.hypot(of_groups, of_seeds))
 
 

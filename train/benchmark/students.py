@@ -37,8 +37,8 @@ STUDENTS: Mapping[str, Student] = MappingProxyType(
         'regression': Student('regression'),
         'matching': Student('matching'),
         'paper': Student(settings=('--config.dmd.clean_prediction=paper',)),
-        # The ramp starts after a quarter of tier gpu's steps and lasts a quarter.
-        'own_history': Student(settings=_own_history(750, 750)),
+        # The ramp starts after a quarter of the preset's 700 steps and lasts a quarter.
+        'own_history': Student(settings=_own_history(175, 175)),
         'adversarial': Student('adversarial'),
         'consistency': Student('consistency'),
         'after_consistency': Student(start='consistency'),
@@ -47,6 +47,7 @@ STUDENTS: Mapping[str, Student] = MappingProxyType(
             'decayed',
             tuple(f'--config.dmd.objectives.regression.{name}=140' for name in ('ramp_start', 'ramp_steps')),
         ),
+        'clip_10': Student(settings=tuple(f'--config.dmd.{name}.clip_norm=10.0' for name in ('student', 'fake'))),
         'even': Student('even', steps=(2, 2, 1), first_steps=(2, 2, 1)),
         # Of `train.benchmark --start`.
         'first_frame': Student(
@@ -58,5 +59,7 @@ STUDENTS: Mapping[str, Student] = MappingProxyType(
 )
 # Of the tier `one_step`: each recipe and the paper's, which comes first.
 ONE_STEP = ('student', 'adversarial', 'consistency', 'after_consistency', 'decayed', 'even')
+# The same on the teacher of a checkpoint, with each of the paper's terms alone, and clipping that does not bite.
+RECIPES = (*ONE_STEP, 'matching', 'regression', 'clip_10')
 # Of the tier `collapse`.
 HISTORIES = ('student', 'own_history', 'regression', 'matching')

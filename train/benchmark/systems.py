@@ -11,6 +11,8 @@ from neodragon_jax.generation.defaults import ModeDefaults
 from train.benchmark.chain import ADAPTER, DENOISER, Chain
 from train.benchmark.continuation import Continuation
 from train.benchmark.students import STUDENTS
+from train.benchmark.whole_chain import WholeChain
+from train.shapes.world import WORLDS
 
 Steps = tuple[int, ...]
 # The systems of the checkpoint that a continuation starts from.
@@ -40,10 +42,13 @@ class System:
 
 def systems(chain: Chain) -> dict[str, System]:
     """Return every system of a seed by name."""
-    return _continued(chain) if isinstance(chain, Continuation) else _trained(chain)
+    if isinstance(chain, Continuation):
+        return _continued(chain)
+    assert isinstance(chain, WholeChain), f'{chain}: no systems'
+    return _trained(chain)
 
 
-def _trained(chain: Chain) -> dict[str, System]:
+def _trained(chain: WholeChain) -> dict[str, System]:
     """Return the systems that a whole chain trains."""
     tier, teacher_text, distilled_text = chain.tier, chain.teacher_text, chain.distilled_text
     of = lambda name: chain.result(name) / DENOISER
@@ -70,16 +75,23 @@ def _trained(chain: Chain) -> dict[str, System]:
 
 
 def _continued(chain: Continuation) -> dict[str, System]:
-    """Return the systems of a continuation and those of the checkpoint that it starts from."""
+    """Return the systems of a continuation and, where captions say the same, those of its checkpoint."""
     root, tier = chain.distilled_text, chain.tier
     teacher = System(root, root / DENOISER, root / ADAPTER, tier.steps, tier.steps, tier.guidance)
-    before = dataclasses.replace(teacher, root=chain.start, denoiser=chain.start / DENOISER)
-    mode: ModeDefaults = generation.read(chain.start).hybrid
-    student = System(
-        *(chain.start, chain.start / STUDENT, chain.start / STUDENT_ADAPTER),
-        *(mode.steps, mode.first_steps, mode.guidance, mode.spacing),
-    )
-    return {f'{BEFORE}_teacher': before, BEFORE: student, 'teacher': teacher} | _students(chain)
+    found = {}
+    if tier.further and not WORLDS[tier.world].omitted:
+        found[f'{BEFORE}_teacher'] = dataclasses.replace(teacher, root=chain.start, denoiser=chain.start / DENOISER)
+    if (chain.start / STUDENT).is_dir() and not WORLDS[tier.world].omitted:
+        found[BEFORE] = _student_of(chain.start)
+    single = dataclasses.replace(teacher, steps=(1, 1, 1), first_steps=(1, 1, 1))
+    return found | {'teacher': teacher, 'teacher_1': single} | _students(chain)
+
+
+def _student_of(root: pathlib.Path) -> System:
+    """Return the student of a checkpoint, sampled as its generation.json says."""
+    mode: ModeDefaults = generation.read(root).hybrid
+    sampling = mode.steps, mode.first_steps, mode.guidance, mode.spacing
+    return System(root, root / STUDENT, root / STUDENT_ADAPTER, *sampling)
 
 
 def _students(chain: Chain) -> dict[str, System]:

@@ -15,11 +15,12 @@ import numpy as np
 import safetensors.numpy
 
 from neodragon_jax.base.json_file import read_json
-from neodragon_jax.checkpoint.folders import PYRAMID_FLOW_VAE as AUTOENCODER
-from train.benchmark.chain import VAE, Chain
+from train.benchmark.chain import AUTOENCODER, VAE, Chain
 from train.benchmark.continuation import Continuation
+from train.benchmark.cosine_term import CosineTerm, cosine_targets
 from train.benchmark.evidence import GENERATED, GIVEN, Evidence, Target, Value
 from train.benchmark.motion import motion_targets
+from train.benchmark.recovery import Recovery, recovery_targets
 from train.benchmark.students import ONE_STEP
 from train.benchmark.systems import BEFORE
 from train.runtime.metrics import read_metrics
@@ -28,7 +29,11 @@ from train.shapes.world import WORLDS
 
 def gather(chain: Chain) -> Evidence:
     """Read the results of a seed."""
+    if isinstance(chain, CosineTerm):
+        return Evidence({}, {}, math.nan, encoder_kept=True, runs=chain.numbers())
     results = read_json(chain.folder / 'evaluation.json', dict[str, Any])
+    if isinstance(chain, Recovery):
+        return Evidence(results, {}, math.nan, encoder_kept=True, runs=chain.validation())
     if isinstance(chain, Continuation):
         return Evidence(results, {}, math.nan, encoder_kept=True)
     texts = ('text', 'text_without_cosine') if chain.tier.ablations else ('text',)
@@ -143,7 +148,7 @@ CONTROLS: Mapping[str, tuple[Target, ...]] = {
 }
 
 
-def recipe_targets(recipes: Sequence[str]) -> tuple[Target, ...]:
+def recipe_targets(recipes: Sequence[str], teacher: str) -> tuple[Target, ...]:
     """Return the targets of the best recipe: the one that loses the least shape to its teacher."""
 
     def best(seen: Evidence, first: str) -> str:
@@ -152,12 +157,12 @@ def recipe_targets(recipes: Sequence[str]) -> tuple[Target, ...]:
     return (
         *_of_videos(
             'best recipe: points of shape lost to its teacher',
-            lambda seen, first: _points_of('shape', best(seen, first), 'text')(seen, first),
+            lambda seen, first: _points_of('shape', best(seen, first), teacher)(seen, first),
             most=3.0,
         ),
         *_of_videos(
             'best recipe: mismatch over its teacher',
-            lambda seen, first: _mismatch_over(best(seen, first), 'text')(seen, first),
+            lambda seen, first: _mismatch_over(best(seen, first), teacher)(seen, first),
             most=1.0,
         ),
     )
@@ -185,13 +190,16 @@ CONTINUED = (
 
 def targets(chain: Chain) -> list[Target]:
     """Return the targets of a tier, or of a continuation."""
-    if isinstance(chain, Continuation):
-        return list(CONTINUED)
-    tier, world = chain.tier, WORLDS[chain.tier.world]
+    if isinstance(chain, CosineTerm):
+        return cosine_targets()
+    if isinstance(chain, Recovery):
+        return recovery_targets()
+    tier, world, teacher = chain.tier, WORLDS[chain.tier.world], chain.sampled_teacher
     if world.omitted:
-        return motion_targets(world, tier.units, tier.students)
-    found = [*TARGETS, *(ABLATIONS if tier.ablations else ())]
-    if set(ONE_STEP) <= set(tier.students):
-        found += recipe_targets(tier.students)
+        return motion_targets(world, tier.units, chain.students, teacher)
+    recipes = recipe_targets(chain.students, teacher) if set(ONE_STEP) <= set(chain.students) else ()
+    if isinstance(chain, Continuation):
+        return [*(CONTINUED if SHIPPED in chain.students else ()), *recipes]
+    found = [*TARGETS, *(ABLATIONS if tier.ablations else ()), *recipes]
     controls = (CONTROLS[name] for name in tier.students if name in CONTROLS)
     return [*found, *itertools.chain.from_iterable(controls)]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from train.benchmark.students import HISTORIES, ONE_STEP, STUDENTS
+from train.benchmark.students import HISTORIES, ONE_STEP, RECIPES, STUDENTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Tier:
       settings: other settings of each program.
       students: names from STUDENTS.
       ablations: whether pruning is trained, and the text encoder without the cosine term.
+      further: recipes of configs/teacher.py, in order, by which the teacher of an existing checkpoint is trained
+        further; () keeps it as it is.
+      continued: students of an existing checkpoint's teacher.
     """
 
     world: str = 'cpu'
@@ -39,9 +42,11 @@ class Tier:
     settings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     students: tuple[str, ...] = ('student', 'regression', 'paper', 'own_history')
     ablations: bool = True
+    further: tuple[str, ...] = ('stills', 'continued')
+    continued: tuple[str, ...] = ('first_frame',)
 
     def __post_init__(self) -> None:
-        unknown = set(self.students) - set(STUDENTS)
+        unknown = {*self.students, *self.continued} - set(STUDENTS)
         assert not unknown, f'no such students: {unknown}'
 
     @property
@@ -64,6 +69,21 @@ _WIDER = tuple(
         'caption_projection_dim': 256,
     }.items()
 )
+_DEEPER = (
+    *(
+        f'--config.teacher.sizes.{name}={value}'
+        for name, value in {'num_layers': 12, 'num_attention_heads': 2, 'caption_projection_dim': 64}.items()
+    ),
+    '--config.teacher.context_embedder=False',
+)
+
+
+def _constant(section: str, rate: float, warmup: int) -> tuple[str, ...]:
+    """Return settings of AdamW at a constant rate."""
+    values = {'kind': 'adamw', 'learning_rate': rate, 'warmup_steps': warmup, 'schedule': 'constant', 'decay_steps': 0}
+    return tuple(f'--config.{section}.optimizer.{name}={value}' for name, value in values.items())
+
+
 _FEW = ('--config.{section}.evaluation.examples=8', '--config.{section}.evaluation.batch=8')
 
 TIERS: Mapping[str, Tier] = MappingProxyType(
@@ -83,30 +103,50 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
                 'decoder': ('--config.decoder.optimizer.decay_steps=10000',),
                 'teacher': (*_WIDER, '--config.loop.batch_size=64', '--config.teacher.optimizer.decay_steps=30000'),
                 'text': ('--config.text.optimizer.decay_steps=6000',),
-                'students': ('--config.dmd.student.decay_steps=3000',),
+                'students': (
+                    '--config.dmd.student.decay_steps=3000',
+                    '--config.dmd.own_history.ramp_start=750',
+                    '--config.dmd.own_history.ramp_steps=750',
+                ),
             },
         ),
-        # Recipes of one-step students, on the teacher of tier cpu.
-        'one_step': Tier(students=ONE_STEP, ablations=False),
+        # Recipes of one-step students, on the teacher of tier cpu, or on that of an existing checkpoint.
+        'one_step': Tier(students=ONE_STEP, ablations=False, further=(), continued=RECIPES),
         # Nine latent frames, and neither direction nor speed in the caption, so that only the history determines them.
-        # Many clips of few captions show the variety of direction.
+        # Several clips of every caption show the variety of direction.
         'collapse': Tier(
             world='collapse',
             frames=65,
-            clips=8192,
-            samples=2048,
-            captions=192,
-            training={'teacher': 12_000, 'students': 1400},
-            settings={
-                'teacher': ('--config.teacher.optimizer.decay_steps=12000',),
-                'students': (
-                    '--config.dmd.student.decay_steps=1400',
-                    '--config.dmd.own_history.ramp_start=350',
-                    '--config.dmd.own_history.ramp_steps=350',
-                ),
-            },
             students=HISTORIES,
             ablations=False,
+            further=('continued',),
+            continued=HISTORIES,
+        ),
+        # Twelve narrow blocks, to prune.
+        'recovery': Tier(
+            students=(),
+            ablations=False,
+            further=('continued',),
+            continued=(),
+            training={'teacher': 4000},
+            settings={
+                'teacher': (*_DEEPER, '--config.teacher.optimizer.decay_steps=4000'),
+                'pruning': _constant('flow', 1e-3, 10),
+            },
+        ),
+        # Text encoders alone, as the paper trains them: DT5 frozen, in bfloat16, by AdamW.
+        'cosine': Tier(
+            students=(),
+            ablations=False,
+            training={'text': 1000},
+            settings={
+                'text': (
+                    *_constant('text', 1e-3, 50),
+                    '--config.text.encoder=frozen',
+                    '--config.text.dtype=bfloat16',
+                    '--config.loop.log_every=1',
+                ),
+            },
         ),
         # Runs every command of the chain once; the results are noise.
         'fast': Tier(

@@ -25,12 +25,19 @@ def token_errors(
     Args:
       mask: nonzero for valid tokens.
     """
-    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
     valid = (mask != 0).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(valid), 1)
+    square, cosine = errors_by_token(student, teacher)
+    return jnp.sum(square * valid) / count, jnp.sum(cosine * valid) / count
+
+
+def errors_by_token(
+    student: Float[Array, 'B L D'], teacher: Float[Array, 'B L D']
+) -> tuple[Float[Array, 'B L'], Float[Array, 'B L']]:
+    """Return (square, cosine) of every token, see `token_errors`."""
+    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
     product = jnp.sum(student * teacher, axis=-1)
     # One square root of a positive number, so that a token of zeros has a finite gradient.
     norms = jnp.sum(jnp.square(student), axis=-1) * jnp.sum(jnp.square(teacher), axis=-1)
     cosine = 1 - product * jax.lax.rsqrt(jnp.maximum(norms, _SMALLEST_NORMS))
-    square = jnp.mean(jnp.square(student - teacher), axis=-1)
-    count = jnp.maximum(jnp.sum(valid), 1)
-    return jnp.sum(square * valid) / count, jnp.sum(cosine * valid) / count
+    return jnp.mean(jnp.square(student - teacher), axis=-1), cosine

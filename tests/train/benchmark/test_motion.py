@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.benchmark.chain import Chain
 from train.benchmark.evaluation import systems
 from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, GIVEN, Evidence
 from train.benchmark.motion import late_units, motion_columns, motion_kept, motion_table, motion_targets, variety_of
@@ -16,6 +15,7 @@ from train.benchmark.statistics import Estimator
 from train.benchmark.students import HISTORIES, ONE_STEP
 from train.benchmark.targets import targets
 from train.benchmark.tiers import TIERS
+from train.benchmark.whole_chain import WholeChain
 from train.shapes.attributes import estimate
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import COLLAPSE
@@ -63,7 +63,8 @@ def test_motion_and_variety_of_distorted_clips(evidence):
 
 def test_targets_find_the_student_that_stops_and_the_mean_one(evidence):
     verdicts = {
-        target.name: target.reached(target.value(evidence)) for target in motion_targets(COLLAPSE, UNITS, HISTORIES)
+        target.name: target.reached(target.value(evidence))
+        for target in motion_targets(COLLAPSE, UNITS, HISTORIES, 'text')
     }
     assert verdicts['own_history: motion kept in the last units, 1 as drawn'] is True
     assert verdicts['student: motion kept in the last units, 1 as drawn'] is None
@@ -73,7 +74,7 @@ def test_targets_find_the_student_that_stops_and_the_mean_one(evidence):
         results={**evidence.results, f'own_history/{GENERATED}': evidence.results[f'student/{GENERATED}']}
     )
     (target,) = (
-        one for one in motion_targets(COLLAPSE, UNITS, HISTORIES) if one.name.startswith('own_history: motion')
+        one for one in motion_targets(COLLAPSE, UNITS, HISTORIES, 'text') if one.name.startswith('own_history: motion')
     )
     assert target.reached(target.value(stopped)) is False
 
@@ -91,17 +92,17 @@ def test_the_table_has_errors_of_clustered_clips(evidence):
 
 def test_chains_of_the_tiers(tmp_path):
     for name, students in (('collapse', HISTORIES), ('one_step', ONE_STEP)):
-        chain = Chain(TIERS[name], tmp_path, 0)
+        chain = WholeChain(TIERS[name], tmp_path, 0)
         names = [step.name for step in chain.steps()]
         assert [one for one in names if one in students] == list(students)
         assert not {'importance', 'stage1', 'text_without_cosine'} & set(names)
         assert set(systems(chain)) == {'teacher', 'text', 'teacher_1', *students}
         assert not any('pruning' in target.name for target in targets(chain))
-    steps = {step.name: step for step in Chain(TIERS['one_step'], tmp_path, 0).steps()}
+    steps = {step.name: step for step in WholeChain(TIERS['one_step'], tmp_path, 0).steps()}
     start = str(steps['consistency'].result.parent)
     assert f'--config.dmd.start={start}' in steps['after_consistency'].arguments
     assert '--config=configs/dmd.py:shapes-adversarial' in steps['adversarial'].arguments
-    assert systems(Chain(TIERS['one_step'], tmp_path, 0))['even'].steps == (2, 2, 1)
+    assert systems(WholeChain(TIERS['one_step'], tmp_path, 0))['even'].steps == (2, 2, 1)
 
 
 def test_recipes_are_compared_with_their_teacher():
@@ -112,10 +113,12 @@ def test_recipes_are_compared_with_their_teacher():
         for first in (GENERATED, GIVEN)
     }
     seen = Evidence(results, {}, 0.0, True)
-    lines = recipe_table([seen], lambda value: f'{value(seen):.2f}', ONE_STEP)
+    lines = recipe_table([seen], lambda value: f'{value(seen):.2f}', ONE_STEP, 'text')
     assert '| student | generated | 5.00 | 0.85 | 0.75 | 0.15 | 0.95 | 0.45 |' in lines
     assert '| adversarial | given | 0.00 | 0.90 | 0.80 | 0.20 | 1.00 | 0.50 |' in lines
     wanted = {
-        target.name: target.value(seen) for target in targets(Chain(TIERS['one_step'], '', 0)) if 'best' in target.name
+        target.name: target.value(seen)
+        for target in targets(WholeChain(TIERS['one_step'], '', 0))
+        if 'best' in target.name
     }
     assert wanted['best recipe: points of shape lost to its teacher'] == pytest.approx(0)

@@ -250,6 +250,10 @@ def test_evaluation_is_that_of_the_result(folders, unbroken):
     pooled = [(states * mask).sum(axis=1) / mask.sum(axis=1) for states in (student, teacher)]
     distance = np.linalg.norm(pooled[0][:, None] - pooled[1][None], axis=-1)
     assert last['eval/retrieval/top1'] == np.mean(distance.argmin(axis=1) == np.arange(8))
+    product = np.sum(student * teacher, axis=-1)
+    cosines = product / np.linalg.norm(student, axis=-1) / np.linalg.norm(teacher, axis=-1)
+    valid = np.asarray(held_out[text.MASK]) != 0
+    assert last['eval/cosine_distance/p99'] == pytest.approx(np.quantile(1 - cosines[valid], 0.99), rel=1e-4)
 
 
 def test_resumed_run_ends_where_an_unbroken_one_does(folders, unbroken, tmp_path):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import text as text_settings
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import ContextAdapterConfig
 from train import random_teacher
 from train.runtime.settings import freeze
@@ -33,6 +36,25 @@ def test_the_random_teacher_suits_the_tiny_settings(tmp_path, monkeypatch, tiny_
     encoder = tiny_checkpoint / 'text_encoder_3'
     parts = text.read_parts(str(encoder), config.embedder, config.teacher, '', 'float32')
     assert parts.embedder_params['kernel'].shape == (40, 64)
+
+
+def test_outlier_channels_of_a_given_encoder(tmp_path):
+    assert random_teacher.main(['--out', str(tmp_path / 'plain')]) == 0
+    plain = tmp_path / 'plain' / random_teacher.TEXT_ENCODER
+    options = ['--encoder', str(plain), '--outliers', '3', '--out', str(tmp_path / 'outliers')]
+    assert random_teacher.main(options) == 0
+    module, params = checkpoint.load(plain)
+    _, scaled = checkpoint.load(tmp_path / 'outliers' / random_teacher.TEXT_ENCODER)
+    inputs = jnp.arange(6).reshape(1, 6), jnp.ones((1, 6), jnp.int32)
+    before, after = (np.asarray(module.apply({'params': tree}, *inputs)) for tree in (params, scaled))
+    gains = np.unique(np.round(np.median(after / before, axis=(0, 1)), 3), return_counts=True)
+    assert dict(zip(*gains, strict=True)) == {1.0: 37, random_teacher.OUTLIER_GAIN: 3}
+
+
+@pytest.mark.parametrize(('count', 'message'), [('41', 'the states have 40 channels'), ('-1', 'give at least 0')])
+def test_a_wrong_number_of_outliers_is_refused(tmp_path, capsys, count, message):
+    assert random_teacher.main(['--outliers', count, '--out', str(tmp_path / 'out')]) == 2
+    assert f'--outliers {count}: {message}' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
