@@ -19,6 +19,7 @@ from neodragon_jax.base.json_file import read_json
 from train.benchmark.chain import Chain
 from train.benchmark.cosine_term import CosineTerm, cosine_table
 from train.benchmark.evidence import Evidence, Target
+from train.benchmark.first_frame import first_frame_table
 from train.benchmark.motion import motion_table
 from train.benchmark.recipes import recipe_table
 from train.benchmark.recovery import Recovery, recovery_table
@@ -78,10 +79,7 @@ def write(chains: Sequence[Chain]) -> int:
             *target_table(rows),
             '',
             *tier_table(chains[0], seen, estimate),
-            '## Every system',
-            '',
-            *system_table(seen, estimate),
-            '',
+            *(system_tables(seen, estimate) if seen[0].results else ()),
             *pictures(chains[0]),
             *seconds(chains),
         ]
@@ -166,6 +164,11 @@ def verdict_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def system_tables(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
+    """Return the sections on all systems that generate videos."""
+    return [*first_frame_table(seen, estimate), '## Every system', '', *system_table(seen, estimate), '']
+
+
 def system_table(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
     """Return a row per system with the means over seeds and their standard errors."""
     lines = [f'| system / first frame | {" | ".join(COLUMNS)} |', f'|---{"|---:" * len(COLUMNS)}|']
@@ -178,8 +181,9 @@ def system_table(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
 
 def pictures(chain: Chain) -> list[str]:
     """Return the contact sheets and curves of a seed."""
-    lines = ['## Videos', '', 'The same captions in every picture, a video per row.', '']
-    for path in sorted((chain.folder / 'evaluation').rglob('*.png')):
+    sheets = sorted((chain.folder / 'evaluation').rglob('*.png'))
+    lines = ['## Videos', '', 'The same captions in every picture, a video per row.', ''] if sheets else []
+    for path in sheets:
         name = path.relative_to(chain.folder / 'evaluation').with_suffix('')
         lines += [f'{name}:', '', f'![{name}]({path.relative_to(chain.out)})', '']
     lines += ['## Curves', '']

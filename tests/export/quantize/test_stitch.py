@@ -301,6 +301,7 @@ def stages(denoiser, quantized, tmp_path_factory) -> dict[str, pathlib.Path]:
     return {**models, 'denoiser_stage2': quantized}
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_stages_share_weights(denoiser, stages, tmp_path):
     """Three stages in one binary smaller than separate ones; each matches its separate binary bit for bit."""

@@ -29,6 +29,7 @@ def test_wrong_input_is_one_line(arguments, complaint, tmp_path, capsys):
     assert complaint in line and not (tmp_path / 'out').exists()
 
 
+@pytest.mark.long
 @pytest.mark.qnn
 def test_a_full_size_stage_is_compiled(tmp_path):
     """With one head of 24: the number of tokens is that of the released stage."""

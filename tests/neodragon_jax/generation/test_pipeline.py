@@ -155,6 +155,7 @@ def test_prompt_to_frames(run):
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 
+@pytest.mark.long
 def test_a_sample_does_not_depend_on_its_batch_or_devices():
     plan = components('hybrid').check(make_plan('hybrid', 9, 64, 128))
     prompts, numbers = ['a cat', 'a dog', 'a cat'], [0, 0, 1]

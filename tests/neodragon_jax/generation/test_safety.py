@@ -254,6 +254,7 @@ def root(tmp_path) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.long
 def test_refused_videos_are_black_and_named(tmp_path, root, capsys):
     write_checker(root, threshold=-2.0)
     assert make(tmp_path / 'out', '--prompt', 'a cat', root=root) == 0

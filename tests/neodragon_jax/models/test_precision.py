@@ -13,7 +13,7 @@ from support.mmdit import inputs, model_and_params
 CASE = 'u1_s1_b1'
 
 
-@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('scan', [pytest.param(False, marks=pytest.mark.long), True])
 def test_float32_streams_remove_most_of_the_rounding(scan):
     golden = load_golden('dit_a')
     model, params = model_and_params('dit_a')

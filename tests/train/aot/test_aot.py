@@ -208,15 +208,26 @@ def test_model_flops_know_no_recomputation():
     assert flops[0] == pytest.approx(14 * forward, rel=0.02)
     assert flops[0] < flops[1] < flops[2]
 
+
+@pytest.mark.long
+def test_model_flops_count_roll_outs_to_their_last_unit(monkeypatch):
+    monkeypatch.setattr(jobs, 'variants', lambda program: [0])
+    settings = tiny_settings()
+    (alone,) = jobs.model_flops('dmd', settings, batch_size=1).values()
+
     def rolled(batch_size: int, videos: int) -> float:
         """Return the FLOPs of own histories."""
         settings.dmd.own_history.update(first=0.5, last=0.5, videos=videos)
-        return jobs.model_flops('dmd', settings, batch_size)[0] - batch_size * flops[0]
+        (with_videos,) = jobs.model_flops('dmd', settings, batch_size).values()
+        return with_videos - batch_size * alone
 
-    # Videos are rolled out to their last unit, in all stages, whatever the batch.
-    assert rolled(4, videos=2) == pytest.approx(rolled(2, videos=2), rel=1e-6)
-    assert rolled(4, videos=4) == pytest.approx(2 * rolled(4, videos=2), rel=1e-4)
-    assert rolled(4, videos=2) > 2 * (settings.blank_sample.frames - 1) * 3 * forward
+    config = dmd_teacher.abstract_teacher(str(TINY_CHECKPOINT)).module.config
+    forward = denoiser_flops(config, image=1 + 1 + 1, keep=1, text=128)
+    two = rolled(4, videos=2)
+    # In all stages, whatever the batch.
+    assert two == pytest.approx(rolled(2, videos=2), rel=1e-6)
+    assert rolled(4, videos=4) == pytest.approx(2 * two, rel=1e-4)
+    assert two > 2 * (settings.blank_sample.frames - 1) * 3 * forward
 
 
 # Estimates.

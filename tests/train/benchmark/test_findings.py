@@ -9,6 +9,7 @@ from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.folders import VIDEO_VAE
 from train.benchmark.cosine_term import RUNS, SPIKE, WINDOW, CosineTerm, cosine_table, cosine_targets, numbers_of
 from train.benchmark.evidence import GENERATED, GIVEN, Evidence
+from train.benchmark.first_frame import first_frame_table
 from train.benchmark.recovery import BOTH, FULL, TOTALS, UNTRAINED, Recovery, recovery_table, recovery_targets, runs
 from train.benchmark.run import make_chain
 from train.benchmark.statistics import Estimator
@@ -106,3 +107,12 @@ def test_the_cosine_term_is_judged_over_the_seeds():
     assert [one.reached(one.value(swapped[0])) for one in cosine_targets()] == [False, False, True]
     table = cosine_table(seen, Estimator(seen))
     assert any(line.startswith('| cosine distance, 99th percentile | 0.200') for line in table)
+
+
+def test_the_first_frame_is_compared_for_every_system():
+    value = lambda shape: {'shape': [shape, 0.0], 'all': [0.5, 0.0]}
+    results = {'drawn': value(1.0), f'student/{GENERATED}': value(0.7), f'student/{GIVEN}': value(0.95)}
+    seen = Evidence(results, {}, 0.0, True)
+    lines = first_frame_table([seen], lambda value: f'{value(seen):.2f}')
+    assert [line for line in lines if 'student' in line] == ['| student | 0.70 | 0.95 | 25.00 | 0.50 | 0.50 | 0.00 |']
+    assert not any('drawn' in line for line in lines)

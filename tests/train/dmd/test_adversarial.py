@@ -82,6 +82,7 @@ def test_the_pull_is_the_slope_of_the_loss():
         assert float(jnp.sum(slope * direction)) == pytest.approx(rise, rel=0.02, abs=2e-4)
 
 
+@pytest.mark.long
 def test_fake_model_and_critic_learn_together_and_the_student_does_not():
     critic, examples, batch, fake, params = world()
     updates = Updates(*[critic.module.apply] * 3, examples, [], 1.0, 1.0, critic)

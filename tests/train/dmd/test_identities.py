@@ -201,6 +201,7 @@ def test_gradient_of_the_fake_model_and_the_critic(adversarial, stage):
         assert_equal({name: float(of_critic[name]) for name in used}, want)
 
 
+@pytest.mark.long
 def test_parts_of_a_batch_make_the_step_of_the_whole_with_a_critic():
     """The noise of R1 and R2 travels with its rows, too."""
     states = []

@@ -135,6 +135,7 @@ def test_everything_but_positions_is_trained(samples):
         assert {path for path in still if 'text_query' not in path} == {"['positions']"}
 
 
+@pytest.mark.long
 def test_it_learns(samples):
     """On one batch, the student comes to predict the teacher's samples in one step, and the fake model follows."""
     step, begin, frozen, batch, key = placed_step(samples, ONE_DEVICE)

