@@ -198,6 +198,7 @@ def given(tmp_path: pathlib.Path) -> dict[str, list[str]]:
         'train.prompts': [*checkpoint, '--file', file, *out],
         'train.prune': ['apply', '--denoiser', folder('clips'), '--keep', '0', *out],
         'train.random_teacher': out,
+        'train.lpips_weights': ['--linear', file, '--backbone', file, '--out', 'OUT/lpips.safetensors'],
         'train.teacher_samples': [*checkpoint, *prompts, '--count', '1', *out],
         'train.shapes.language': out,
         'train.text_states': ['--data', folder('clips'), '--teacher', folder('clips'), *out],
@@ -281,7 +282,7 @@ def test_the_folder_of_a_training_run_is_tried_before_any_work(name, tmp_path, c
 
 # They write single files, which appear when complete; export takes its locks after it has read the checkpoint.
 WITHOUT_LOCK = {'neodragon_jax.evaluate', 'export', 'export.compare_options', 'export.compare_stage', 'export.device'}
-WITHOUT_LOCK |= {'train.measure.against_torch'}
+WITHOUT_LOCK |= {'train.measure.against_torch', 'train.lpips_weights'}
 
 
 def test_a_folder_in_use_is_refused_before_any_work(tmp_path, capsys, monkeypatch):

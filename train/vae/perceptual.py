@@ -2,10 +2,8 @@
 
 LPIPS compares the features of an image classification network. Per layer, features are scaled to unit length over their
 channels; squared differences are weighted by learned numbers per channel, averaged over pixels, and summed over five
-layers. The weights file is the state dict of the public package, safetensors or npz:
-
-    python -c "import lpips, safetensors.torch as s; s.save_file({k: v.clone() for k, v in
-        lpips.LPIPS(net='vgg').state_dict().items()}, 'lpips_vgg.safetensors')"
+layers. `train.lpips_weights` makes the weights file from the published files. The state dict of lpips.LPIPS(net='vgg'),
+saved as safetensors or npz, has the same tensors:
 
     net.slice{s}.{i}.weight [out, in, k, k]   convolution i of torchvision's VGG16 or AlexNet
     net.slice{s}.{i}.bias [out]
@@ -157,8 +155,8 @@ def load_lpips(path: PathLike, dtype: Any = None) -> tuple[LPIPS, Params]:
         missing = {name: sorted(layout[name].keys() - tensors.keys()) for name in layout}
         name = min(missing, key=lambda name: len(missing[name]))
         raise InputError(
-            f'{path}: not LPIPS weights ({missing[name][0]} is missing for {name}); save lpips.LPIPS'
-            "(net='vgg').state_dict() with safetensors; train/vae/perceptual.py has the command."
+            f'{path}: not LPIPS weights ({missing[name][0]} is missing for {name}); python -m train.lpips_weights '
+            'makes the file.'
         )
     params: Params = {}
     for name, (owner, leaf, shape) in layout[kind].items():
@@ -172,6 +170,11 @@ def load_lpips(path: PathLike, dtype: Any = None) -> tuple[LPIPS, Params]:
         else:
             params[owner] = value.reshape(-1)
     return LPIPS(kind, dtype), params
+
+
+def tensor_names(network: str) -> list[str]:
+    """Return the names of all tensors of a weights file of one of the NETWORKS."""
+    return list(_layout(NETWORKS[network]))
 
 
 def _layout(network: Network) -> dict[str, tuple[str, str, tuple[int, ...]]]:
