@@ -23,8 +23,8 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json, shown
 from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import shipped
-from neodragon_jax.checkpoint.abstract import tensor_shapes
 from neodragon_jax.checkpoint.classes import COMPONENTS, class_name, class_names
+from neodragon_jax.checkpoint.shape_cache import released_shapes
 from neodragon_jax.checkpoint.weights import Weights
 from neodragon_jax.config.neodragon import (
     ComponentConfig,
@@ -98,7 +98,7 @@ def open_weights(folder: Path, module: nn.Module) -> Weights:
     config: Any = module.config  # pyright: ignore[reportAttributeAccessIssue]
     # Names first: the shapes require tracing all layers that the config declares.
     weights.check_names(entry.torch_name for entry in component.entries(config))
-    weights.check({name: shape.shape for name, shape in tensor_shapes(class_name(module), config).items()})
+    weights.check(released_shapes(class_name(module), config))
     return weights
 
 
