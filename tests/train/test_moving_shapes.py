@@ -24,8 +24,9 @@ from train.moving_shapes import write_samples
 from train.runtime.loader import Loader
 from train.runtime.sharding import MeshConfig, batch_sharding, make_mesh
 from train.shapes.captions import caption, parse
+from train.shapes.drawing import draw, track
 from train.shapes.source import MovingShapesSource
-from train.shapes.world import COLORS, CPU, DIRECTIONS, GPU, REACHES, SIZES, SPEEDS, Scene, Traits, draw, track
+from train.shapes.world import COLORS, CPU, DIRECTIONS, GPU, REACHES, SIZES, SPEEDS, Scene, Traits
 
 BOTH = pytest.mark.parametrize('world', [CPU, GPU], ids=['cpu', 'gpu'])
 RED_CIRCLE = Traits('small', 'red', 'circle', 'right', '', 'blue')

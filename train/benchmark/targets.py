@@ -119,14 +119,25 @@ TARGETS = (
         least=10.0,
     ),
     Target('small decoder: encoder kept bit for bit', lambda seen: float(seen.encoder_kept), least=1.0),
-    *_of_videos('student: mismatch over its teacher at 1-1-1', _mismatch_over('student', 'teacher_1'), most=0.6),
-    # The teacher that the student learns from reads the same distilled text encoder, also at 1-1-1.
-    *_of_videos('student: mismatch over its teacher', _mismatch_over('student', 'text'), most=1.1),
-    *_of_videos('student: mismatch over the teacher with the big text encoder', _mismatch_over('student', 'teacher')),
-    *_of_videos('student: points of shape lost to its teacher', _points_of('shape', 'student', 'text'), most=5.0),
-    *_of_videos('student: points of all attributes lost', _points_of('all', 'student', 'text'), most=5.0),
-    *_of_videos('student: motion, 1 as drawn', lambda seen, first: seen.mean('student', 'motion', first), 0.9, 1.1),
 )
+
+
+def _student_targets(name: str) -> tuple[Target, ...]:
+    """Return the targets of the student that a whole chain ships.
+
+    Args:
+      name: of the student. Its teacher reads the same distilled text encoder, also at 1-1-1.
+    """
+    return (
+        *_of_videos('student: mismatch over its teacher at 1-1-1', _mismatch_over(name, 'teacher_1'), most=0.6),
+        *_of_videos('student: mismatch over its teacher', _mismatch_over(name, 'text'), most=1.1),
+        *_of_videos('student: mismatch over the teacher with the big text encoder', _mismatch_over(name, 'teacher')),
+        *_of_videos('student: points of shape lost to its teacher', _points_of('shape', name, 'text'), most=5.0),
+        *_of_videos('student: points of all attributes lost', _points_of('all', name, 'text'), most=5.0),
+        *_of_videos('student: motion, 1 as drawn', lambda seen, first: seen.mean(name, 'motion', first), 0.9, 1.1),
+    )
+
+
 # Only for tiers with ablations.
 ABLATIONS = (
     Target('text without the cosine term: cosine', lambda seen: seen.text_cosine['text_without_cosine']),
@@ -200,6 +211,6 @@ def targets(chain: Chain) -> list[Target]:
     recipes = recipe_targets(chain.students, teacher) if set(ONE_STEP) <= set(chain.students) else ()
     if isinstance(chain, Continuation):
         return [*(CONTINUED if SHIPPED in chain.students else ()), *recipes]
-    found = [*TARGETS, *(ABLATIONS if tier.ablations else ()), *recipes]
+    found = [*TARGETS, *_student_targets(chain.students[0]), *(ABLATIONS if tier.ablations else ()), *recipes]
     controls = (CONTROLS[name] for name in tier.students if name in CONTROLS)
     return [*found, *itertools.chain.from_iterable(controls)]

@@ -69,6 +69,7 @@ _WIDER = tuple(
         'caption_projection_dim': 256,
     }.items()
 )
+_LARGER = ('--config.clips.height=96', '--config.clips.width=96')
 _DEEPER = (
     *(
         f'--config.teacher.sizes.{name}={value}'
@@ -109,6 +110,21 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
                     '--config.dmd.own_history.ramp_steps=750',
                 ),
             },
+        ),
+        # Longer and larger clips with light and texture, for pictures that look like video.
+        'vivid': Tier(
+            world='vivid',
+            frames=33,
+            height=96,
+            width=96,
+            captions=144,
+            settings={
+                'autoencoder': _LARGER,
+                'decoder': _LARGER,
+                'students': ('--config.dmd.student.decay_steps=700', '--config.loop.steps=700'),
+            },
+            students=('first_frame',),
+            ablations=False,
         ),
         # Recipes of one-step students, on the teacher of tier cpu, or on that of an existing checkpoint.
         'one_step': Tier(students=ONE_STEP, ablations=False, further=(), continued=RECIPES),

@@ -36,8 +36,9 @@ from jaxtyping import Float, UInt8
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.evaluation import clip_metrics as metrics
+from train.shapes.drawing import coverage
 from train.shapes.masks import Mask, border_colors, centers_of_mass, find_shape, stretched, track_of_mask
-from train.shapes.world import COLORS, DIRECTIONS, REACHES, SIZES, SPEEDS, Traits, World, coverage
+from train.shapes.world import COLORS, DIRECTIONS, REACHES, SIZES, SPEEDS, Traits, World
 
 # A value is read only if the clip is at most this factor away from it, in radius or displacement.
 TOLERANCE = 1.5

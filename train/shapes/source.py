@@ -11,7 +11,8 @@ import numpy as np
 
 from neodragon_jax.base.errors import InputError
 from train.shapes.captions import caption
-from train.shapes.world import Scene, World, draw, track
+from train.shapes.drawing import draw, track
+from train.shapes.world import Scene, World
 
 # fold_in tag of the wording: its random numbers are not those of the scene.
 WORDING = 1

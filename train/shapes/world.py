@@ -10,11 +10,12 @@ with any number of frames:
   random time in the first half of part k of the clip, which is cut in n + 1 equal parts; there the shape keeps its
   direction, turns left or turns right, with equal probability. Captions omit the turns.
 * Place: the start is uniform over all places that keep the shape inside the picture for the whole path.
+* Light and texture: in a shaded world, light falls on the shape from the upper left, and the background has a smooth
+  pattern of its own in every clip. Neither hides an attribute, see `train.shapes.drawing`.
 * Held out: the values of each attribute are numbered in the world's order; combinations whose numbers add up to
   m - 1 modulo m, m = `held_out`, are never trained on. Whatever is chosen for all attributes but one (of those that
   vary), it still occurs in training.
 
-Legend: T frames, H W pixels, K side of a box around the shape, S any shape.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
 
 from neodragon_jax.base.errors import InputError, did_you_mean
 
@@ -46,12 +46,12 @@ SPEEDS = {'slowly': 0.15, '': 0.26, 'quickly': 0.4}  # path length in a clip, in
 DIRECTIONS = {'right': (1, 0), 'down': (0, 1), 'left': (-1, 0), 'up': (0, -1)}  # x, y, clockwise on the screen
 
 # Half the side of a square, and the inner radius of an equilateral triangle, of area pi.
-_SQUARE, _INNER = math.sqrt(math.pi) / 2, math.sqrt(math.pi / (3 * math.sqrt(3)))
+HALF_SQUARE, INNER_RADIUS = math.sqrt(math.pi) / 2, math.sqrt(math.pi / (3 * math.sqrt(3)))
 # How far a shape of radius 1 reaches from its center of mass: left or right, up, down.
 REACHES = {
     'circle': (1.0, 1.0, 1.0),
-    'square': (_SQUARE, _SQUARE, _SQUARE),
-    'triangle': (math.sqrt(3) * _INNER, 2 * _INNER, _INNER),
+    'square': (HALF_SQUARE, HALF_SQUARE, HALF_SQUARE),
+    'triangle': (math.sqrt(3) * INNER_RADIUS, 2 * INNER_RADIUS, INNER_RADIUS),
 }
 
 SPLITS = ('train', 'held_out', 'all')
@@ -75,11 +75,13 @@ class Scene:
     Attributes:
       start: x, y in 0..1 within the range of permitted starts, see the module's docstring.
       turns: (time in 0..1, new direction), in order; includes the times at which the shape goes straight on.
+      texture: seed of light and texture; None for flat colors.
     """
 
     traits: Traits
     start: tuple[float, float] = (0.5, 0.5)
     turns: tuple[tuple[float, str], ...] = ()
+    texture: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,7 @@ class World:
       sizes ... backgrounds: words of the values that occur.
       turns: how often a shape may turn in a clip.
       omitted: attributes that captions leave out, 'direction' or 'speed'.
+      shaded: whether scenes have light and texture.
       held_out: m, of which one combination in m is held out; see the module.
     """
 
@@ -102,6 +105,7 @@ class World:
     turns: int = 0
     held_out: int = 2
     omitted: tuple[str, ...] = ()
+    shaded: bool = False
 
     def __post_init__(self) -> None:
         known = (SIZES, COLORS, REACHES, DIRECTIONS, SPEEDS, COLORS)
@@ -163,7 +167,8 @@ class World:
         for part in range(1, self.turns + 1):
             heading = order[(order.index(heading) + int(rng.integers(-1, 2))) % len(order)]
             turns.append((float((part + rng.random() / 2) * self.steady), heading))
-        return Scene(traits, (float(x), float(y)), tuple(turns))
+        texture = int(rng.integers(2**31)) if self.shaded else None
+        return Scene(traits, (float(x), float(y)), tuple(turns), texture)
 
 
 @functools.cache
@@ -197,63 +202,6 @@ GPU = World(
 )
 # Captions omit direction and speed, and there is a turn: a student that ignores its history loses the motion.
 COLLAPSE = dataclasses.replace(CPU, speeds=('slowly', 'quickly'), turns=1, omitted=('direction', 'speed'))
-WORLDS = {'cpu': CPU, 'gpu': GPU, 'collapse': COLLAPSE}
-
-
-def coverage(
-    shape: str, radius: float, x: Float[np.ndarray, '*#S'], y: Float[np.ndarray, '*#S']
-) -> Float[np.ndarray, '*S']:
-    """Return the covered share of each pixel, from its distance to the outline: an antialiased mask in 0..1.
-
-    Args:
-      radius: of the circle of equal area, in pixels.
-      x, y: pixel centers seen from the shape's center of mass; y points down.
-    """
-    if shape == 'circle':
-        inside = radius - np.sqrt(np.square(x) + np.square(y))
-    elif shape == 'square':
-        inside = radius * _SQUARE - np.maximum(np.abs(x), np.abs(y))
-    else:
-        inside = radius * _INNER - np.maximum(y, math.sqrt(3) / 2 * np.abs(x) - y / 2)
-    return np.clip(inside + 0.5, 0, 1)
-
-
-def track(scene: Scene, frames: int, height: int, width: int) -> Float[np.ndarray, 'T 2']:
-    """Return the center of mass of the shape in every frame, x and y in pixels from the upper left corner."""
-    traits, side = scene.traits, min(height, width)
-    time = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
-    starts = (0.0, *(moment for moment, _ in scene.turns))
-    headings = (traits.direction, *(direction for _, direction in scene.turns))
-    way = np.zeros((frames, 2))
-    for start, end, heading in zip(starts, (*starts[1:], 1.0), headings, strict=True):
-        way += np.clip(time - start, 0, end - start)[:, None] * DIRECTIONS[heading]
-    way *= SPEEDS[traits.speed] * side
-    across, above, below = np.array(REACHES[traits.shape]) * SIZES[traits.size] * side
-    least = np.array([across, above]) - way.min(axis=0)
-    most = np.array([width - across, height - below]) - way.max(axis=0)
-    return (way + least + scene.start * (most - least)).astype(np.float32)
-
-
-def draw(scene: Scene, frames: int, height: int, width: int) -> UInt8[np.ndarray, 'T H W 3']:
-    """Draw a scene, antialiased, as RGB bytes.
-
-    Raises:
-      InputError: there is no frame, or the picture is smaller than 16 pixels.
-    """
-    if frames < 1 or min(height, width) < 16:
-        raise InputError(f'{frames} frames of {height}x{width}; give at least 1 of 16x16 pixels.')
-    traits, side = scene.traits, min(height, width)
-    radius, centers = SIZES[traits.size] * side, track(scene, frames, height, width)
-    # Only a box around the shape is computed. It is shifted into the picture, which holds all of the shape.
-    box = min(2 * math.ceil(max(REACHES[traits.shape]) * radius) + 3, side)
-    corners = np.clip(np.floor(centers).astype(int) - box // 2, 0, [width - box, height - box])
-    columns, rows = (corners[:, axis, None] + np.arange(box) for axis in (0, 1))  # T K
-    x, y = (places - centers[:, axis, None] + 0.5 for axis, places in ((0, columns), (1, rows)))
-    alpha = coverage(traits.shape, radius, x[:, None, :], y[:, :, None])
-    shades = np.linspace(COLORS[traits.background], COLORS[traits.color], 256).round().astype(np.uint8)
-    video = np.empty((frames, height, width, 3), np.uint8)
-    video[:] = shades[0]
-    video[np.arange(frames)[:, None, None], rows[:, :, None], columns[:, None, :]] = shades[
-        np.rint(alpha * 255).astype(int)
-    ]
-    return video
+# 864 combinations, 144 held out, with light and texture: clips that look like video.
+VIVID = dataclasses.replace(GPU, speeds=('slowly', 'quickly'), turns=0, shaded=True)
+WORLDS = {'cpu': CPU, 'gpu': GPU, 'collapse': COLLAPSE, 'vivid': VIVID}

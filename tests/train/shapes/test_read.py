@@ -7,7 +7,8 @@ import pytest
 from neodragon_jax.base.video import write_mp4
 from train.shapes import read
 from train.shapes.captions import parse
-from train.shapes.world import CPU, Scene, draw
+from train.shapes.drawing import draw
+from train.shapes.world import CPU, Scene
 
 ASKED = 'a small red circle moves right on a blue background'
 
