@@ -23,6 +23,8 @@ from neodragon_jax.checkpoint.abstract import tensor_shapes
 from neodragon_jax.config.neodragon import ComponentConfig
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# Number of entries that are kept; one has some ten to hundred kilobytes, and every change of the source makes new ones.
+MOST = 128
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -47,10 +49,13 @@ def _read(entry: pathlib.Path) -> Shapes | None:
 
 
 def _write(entry: pathlib.Path, shapes: Shapes) -> None:
-    """Store an entry, unless the folder is not writable."""
+    """Store an entry and remove the oldest ones beyond `MOST`, unless the folder is not writable."""
     try:
         with atomic_file(entry) as partial:
             partial.write_text(json.dumps(shapes))
+        kept = sorted(entry.parent.glob('*.json'), key=lambda path: path.stat().st_mtime_ns)
+        for old in kept[:-MOST]:
+            old.unlink(missing_ok=True)
     except (InputError, OSError):
         return
 

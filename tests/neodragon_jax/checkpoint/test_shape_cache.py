@@ -69,6 +69,17 @@ def test_other_source_has_other_entries(folder, traced, tmp_path, monkeypatch):
     assert traced == [KIND] * 3 and len(list(folder.iterdir())) == 3
 
 
+def test_the_oldest_entries_are_removed(folder, traced, tmp_path, monkeypatch):
+    monkeypatch.setattr(shape_cache, 'MOST', 2)
+    monkeypatch.setattr(shape_cache, 'PACKAGE', tmp_path)
+    seen = []
+    for number in range(4):
+        (tmp_path / 'module.py').write_text(f'x = {number}')
+        again()
+        seen += [path for path in folder.iterdir() if path not in seen]
+    assert len(seen) == 4 and sorted(folder.iterdir()) == sorted(seen[2:])
+
+
 def test_a_folder_that_cannot_be_written_keeps_nothing(folder, traced):
     folder.parent.mkdir()
     folder.write_text('')
