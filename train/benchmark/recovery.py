@@ -6,7 +6,7 @@ The video VAE and the text encoders are those of the checkpoint that --start nam
 weights, with twelve narrow blocks; nine are kept. Both ways have the same total of steps; the one with stage 1 spends
 half of them there. All use AdamW at a constant rate, so that a run of 100 steps is the beginning of one of 200.
 
-Source: Neodragon, arXiv 2511.06055, section on block pruning: "stage 2 fails without stage 1".
+Source: Neodragon, arXiv 2511.06055, section on block pruning, which reports that stage 2 fails without stage 1.
 """
 
 from __future__ import annotations

@@ -64,10 +64,9 @@ class WholeChain(Chain):
 
     def _text(self) -> Iterator[Step]:
         language = self.out / 'language'
-        prompts = self.out / 'prompts'
         yield self._prompts(self.out / 'base_checkpoint')
         common = [
-            f'--config.data={prompts}',
+            f'--config.data={self.out / "prompts"}',
             f'--config.teacher={language / TEACHER_ENCODER}',
             f'--config.embedder={self.result("teacher") / WITH_EMBEDDER}',
             f'--config.encoder={language / TEXT_ENCODER}',
