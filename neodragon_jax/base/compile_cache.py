@@ -11,8 +11,8 @@ import jax
 
 # Bytes; JAX removes the least recently used programs above this.
 MAX_BYTES = 4 * 2**30
-# Programs that compile faster than this are not worth a file.
-MIN_SECONDS = 0.2
+# All programs are kept: a video runs some seventy small ones, and compiling them takes longer than reading them.
+MIN_SECONDS = 0.0
 
 
 def default_folder() -> pathlib.Path:
