@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation import defaults as generation
+from train.benchmark.evidence import GENERATED, GIVEN
 from train.benchmark.students import STUDENTS
 from train.benchmark.tiers import TIERS, Tier
 from train.shapes.text_encoders import TEACHER_ENCODER
@@ -76,6 +77,11 @@ class Chain:
     def sampled_teacher(self) -> str:
         """The name of the system that the students learn from: the teacher with the distilled text encoder."""
         return 'text'
+
+    @property
+    def first_frames(self) -> tuple[str, ...]:
+        """The kinds of first frames with which systems are evaluated."""
+        return GENERATED, GIVEN
 
     def steps(self) -> list[Step]:
         """Return all commands in order; the evaluation is the last one."""

@@ -31,7 +31,7 @@ from neodragon_jax.pyramid.sampler import DrawnNoise
 from neodragon_jax.pyramid.schedule import Schedule
 from train.benchmark.chain import AUTOENCODER, VAE, Chain
 from train.benchmark.continuation import Continuation
-from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, GIVEN
+from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GIVEN
 from train.benchmark.motion import motion_columns
 from train.benchmark.recovery import Recovery
 from train.benchmark.systems import System, systems
@@ -152,7 +152,7 @@ def evaluate(chain: Chain) -> dict[str, Any]:
     todo = [
         (f'{name}/{first}', system, first)
         for name, system in (chain.systems() if isinstance(chain, Recovery) else systems(chain)).items()
-        for first in (GENERATED, GIVEN)
+        for first in chain.first_frames
         if f'{name}/{first}' not in results
     ]
     for name, system, first in tqdm.tqdm(todo, desc='evaluation', unit='system', disable=None):

@@ -18,7 +18,7 @@ from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.json_file import read_json
 from train.benchmark.chain import Chain
 from train.benchmark.cosine_term import CosineTerm, cosine_table
-from train.benchmark.evidence import Evidence, Target
+from train.benchmark.evidence import GIVEN, Evidence, Target
 from train.benchmark.first_frame import first_frame_table
 from train.benchmark.motion import motion_table
 from train.benchmark.recipes import recipe_table
@@ -166,7 +166,8 @@ def verdict_table(rows: Sequence[Row]) -> list[str]:
 
 def system_tables(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
     """Return the sections on all systems that generate videos."""
-    return [*first_frame_table(seen, estimate), '## Every system', '', *system_table(seen, estimate), '']
+    first = first_frame_table(seen, estimate) if any(name.endswith(f'/{GIVEN}') for name in seen[0].results) else []
+    return [*first, '## Every system', '', *system_table(seen, estimate), '']
 
 
 def system_table(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:

@@ -70,13 +70,7 @@ _WIDER = tuple(
     }.items()
 )
 _LARGER = ('--config.clips.height=96', '--config.clips.width=96')
-_DEEPER = (
-    *(
-        f'--config.teacher.sizes.{name}={value}'
-        for name, value in {'num_layers': 12, 'num_attention_heads': 2, 'caption_projection_dim': 64}.items()
-    ),
-    '--config.teacher.context_embedder=False',
-)
+_DEEPER = ('--config.teacher.sizes.num_layers=12', '--config.teacher.context_embedder=False')
 
 
 def _constant(section: str, rate: float, warmup: int) -> tuple[str, ...]:
@@ -138,15 +132,16 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
             further=('continued',),
             continued=HISTORIES,
         ),
-        # Twelve narrow blocks, to prune.
+        # Twelve blocks, to prune.
         'recovery': Tier(
+            steps=(4, 4, 4),
             students=(),
             ablations=False,
             further=('continued',),
             continued=(),
-            training={'teacher': 4000},
+            training={'teacher': 1500},
             settings={
-                'teacher': (*_DEEPER, '--config.teacher.optimizer.decay_steps=4000'),
+                'teacher': (*_DEEPER, '--config.teacher.optimizer.decay_steps=1500'),
                 'pruning': _constant('flow', 1e-3, 10),
             },
         ),

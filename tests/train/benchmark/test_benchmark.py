@@ -24,7 +24,8 @@ from train.benchmark import schedule, shipping
 from train.benchmark import targets as benchmark_targets
 from train.benchmark.chain import Step
 from train.benchmark.continuation import Continuation
-from train.benchmark.evaluation import CLIPS, COMBINATIONS, GENERATED, GIVEN, HeldOutCaptions, psnr_db, show
+from train.benchmark.evaluation import HeldOutCaptions, psnr_db, show
+from train.benchmark.evidence import CLIPS, COMBINATIONS, GENERATED, GIVEN
 from train.benchmark.statistics import Estimator
 from train.benchmark.students import STUDENTS
 from train.benchmark.systems import systems
