@@ -127,6 +127,8 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
         'collapse': Tier(
             world='collapse',
             frames=65,
+            # The weights of the recipe `continued` are those of three units.
+            settings={'teacher': ('--config.teacher.unit_weights=()',)},
             students=HISTORIES,
             ablations=False,
             further=('continued',),
