@@ -71,10 +71,16 @@ def check_width(given: int, taken: int) -> None:
 
 
 def examples_of(config: DMDConfig, frames: int, schedule: Schedule) -> Examples:
-    """Return the distribution of the student's inputs; `frames` is T of the samples."""
+    """Return the distribution of the student's inputs; `frames` is T of the samples.
+
+    Raises:
+      InputError: there are too few unit weights.
+    """
+    first_unit = PROTOCOLS[config.protocol]
+    flow_matching.check_unit_weights(config.unit_weights, frames - first_unit)
     return Examples(
         frames,
-        PROTOCOLS[config.protocol],
+        first_unit,
         config.student_steps,
         config.student_first_steps,
         schedule,

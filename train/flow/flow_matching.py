@@ -156,6 +156,20 @@ def check_weights(name: str, weights: Sequence[float], count: int | None = None)
         raise InputError(f'{name} is {tuple(weights)}; give {number} of at least 0, not all 0, or ().')
 
 
+def check_unit_weights(weights: Sequence[float], units: int) -> None:
+    """Raise InputError if the weights leave out units of the longest clip without saying so.
+
+    Args:
+      weights: relative frequency of the units; () for equal ones.
+      units: number of units of the longest clip that are trained.
+    """
+    if weights and len(weights) < units:
+        raise InputError(
+            f'unit_weights is {tuple(weights)}, but clips have {units} trained units: the last {units - len(weights)} '
+            f'would never be trained. Give {units} numbers, 0 for a unit to leave out, or () for equal ones.'
+        )
+
+
 def unit_sums(values: Float[Array, ' B'], unit: Int[Array, ' B'], frames: int) -> Float[Array, '2 T']:
     """Return for every unit the sum of its examples' values, and the number of its examples."""
     here = jax.nn.one_hot(unit, frames)

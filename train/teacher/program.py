@@ -286,7 +286,8 @@ def load_program(
       weights: share of each folder.
       make: constructor of the program, with the arguments of `TeacherTraining`.
     Raises:
-      InputError: a folder does not hold latents or is too small, or the folders are incompatible.
+      InputError: a folder does not hold latents or is too small, the folders are incompatible, or there are too few
+        unit weights.
     """
     examples, seed = config.evaluation.examples, config.seed
     if len(folders) != len(weights) or examples % len(folders):
@@ -296,6 +297,7 @@ def load_program(
         )
     sources = [SampleSource(folder) for folder in folders]
     shapes = [list(source.spec.latents) for source in sources]
+    flow_matching.check_unit_weights(config.unit_weights, max(frames for frames, *_ in shapes))
     parts = [hold_out(source, examples // len(sources)) for source in sources]
     training = Mixture([part for part, _ in parts], weights, seed)
     held_out = stacked(Mixture([part for _, part in parts], [1] * len(parts), seed))
@@ -308,9 +310,10 @@ def abstract(settings: Settings) -> Training:
     """Return the training as shapes.
 
     Raises:
-      InputError: the folder `start` holds no denoiser.
+      InputError: the folder `start` holds no denoiser, or there are too few unit weights.
     """
     config = settings.teacher
+    flow_matching.check_unit_weights(config.unit_weights, settings.blank_sample.frames)
     denoiser = abstract_denoiser(config.start) if config.start else None
     blank = blank_latents(settings.blank_sample, config if denoiser is None else sized(config, denoiser[0]))
     return Training(TeacherTraining(config, blank[0], denoiser=denoiser), blank, settings.loop)

@@ -28,6 +28,7 @@ from support.training_runs import copy_killed, digests
 from train import teacher_samples
 from train.data import SampleSource
 from train.dmd import program as dmd
+from train.dmd.distillation import examples_of
 from train.dmd.evaluation import EvaluationConfig
 from train.flow.stage_starts import check_stored, start_name
 from train.runtime import loop
@@ -232,6 +233,14 @@ def test_more_roll_outs_than_samples_of_a_batch_are_refused():
     config.dmd.own_history.last = 0.5
     with pytest.raises(InputError, match=r'own_history\.videos is 9, but config\.loop\.batch_size is 8'):
         dmd.RECIPE.read(config)
+
+
+def test_weights_that_leave_units_out_in_silence_are_refused():
+    examples = lambda weights: examples_of(dmd.DMDConfig(checkpoint='x', unit_weights=weights), 7, SCHEDULE)
+    # Unit 0 is given in protocol 18.
+    assert examples((1.0,) * 5 + (0.0,)).unit_weights[-1] == 0
+    with pytest.raises(InputError, match='clips have 6 trained units: the last 2 would never be trained'):
+        examples((1.0,) * 4)
 
 
 def test_full_settings_are_valid():

@@ -153,3 +153,12 @@ def test_data_that_do_not_fit_are_refused(data):
         teacher.RECIPE.run(config)
     with pytest.raises(InputError, match=r'config\.data is empty'):
         teacher.RECIPE.run(settings(''))
+
+
+@pytest.mark.parametrize('dry_run', [False, True])
+def test_weights_that_leave_units_out_in_silence_are_refused(data, dry_run):
+    config = settings('' if dry_run else data)
+    config.blank_sample.frames = FRAMES
+    config.teacher.unit_weights = (1.0,) * (FRAMES - 1)
+    with pytest.raises(InputError, match=f'clips have {FRAMES} trained units: the last 1 would never be trained'):
+        teacher.RECIPE.run(config, dry_run=dry_run)
