@@ -18,13 +18,18 @@ def recipe_table(seen: Sequence[Evidence], estimate: Any, students: Sequence[str
       teacher: name of the system that the students learn from.
     """
     lines = ['## Recipes', '', 'Every student has one step per stage, but "even", which has 2-2-1.', '']
-    lines += [f'| recipe | first frame | points of shape lost | {" | ".join(COLUMNS)} |']
-    lines += [f'|---|---|---:{"|---:" * len(COLUMNS)}|']
+    lines += [
+        f'| recipe | first frame | points of shape lost | mismatch beyond {students[0]} | {" | ".join(COLUMNS)} |'
+    ]
+    lines += [f'|---|---|---:|---:{"|---:" * len(COLUMNS)}|']
     for first in (GENERATED, GIVEN):
         for name in (teacher, 'teacher_1', *students):
             mean = lambda one, column, name=name, first=first: one.mean(name, column, first)
             lost = lambda one, mean=mean, first=first: 100 * (one.mean(teacher, 'shape', first) - mean(one, 'shape'))
-            cells = [estimate(lost)]
+            beyond = lambda one, mean=mean, first=first: (
+                mean(one, 'mismatch') - one.mean(students[0], 'mismatch', first)
+            )
+            cells = [estimate(lost), estimate(beyond)]
             cells += [estimate(lambda one, column=column, mean=mean: mean(one, column)) for column in COLUMNS]
             title = {teacher: 'teacher', 'teacher_1': 'teacher at 1-1-1'}.get(name, name)
             lines.append(f'| {title} | {first} | {" | ".join(map(str, cells))} |')
