@@ -115,7 +115,6 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
             settings={
                 'autoencoder': _LARGER,
                 'decoder': _LARGER,
-                'students': ('--config.dmd.student.decay_steps=700', '--config.loop.steps=700'),
             },
             students=('first_frame',),
             ablations=False,

@@ -19,6 +19,7 @@ from neodragon_jax.models.teacher import TeacherMMDiT
 from train.data.record_spec import DTYPES, T5_STATES, TEXT_STATES
 from train.data.sources import Repeated
 from train.flow.blank_sample import BlankSample
+from train.flow.flow_matching import check_unit_weights
 from train.teacher.config import TeacherConfig
 
 AnyDenoiser = PyramidMMDiT | TeacherMMDiT
@@ -65,7 +66,12 @@ def check_widths(module: PyramidMMDiT | TeacherMMDiT, null: Mapping[str, np.ndar
 
 
 def blank_latents(blank_sample: BlankSample, config: TeacherConfig) -> Repeated:
-    """Return samples of zeros that match a configuration, for a plan without data."""
+    """Return samples of zeros that match a configuration, for a plan without data.
+
+    Raises:
+      InputError: there are fewer unit weights than units of a sample.
+    """
+    check_unit_weights(config.unit_weights, blank_sample.frames)
     sizes, stored = config.sizes, DTYPES['bfloat16']
     text_width = sizes.joint_attention_dim if config.context_embedder else sizes.width
     sample = {

@@ -313,7 +313,6 @@ def abstract(settings: Settings) -> Training:
       InputError: the folder `start` holds no denoiser, or there are too few unit weights.
     """
     config = settings.teacher
-    flow_matching.check_unit_weights(config.unit_weights, settings.blank_sample.frames)
     denoiser = abstract_denoiser(config.start) if config.start else None
     blank = blank_latents(settings.blank_sample, config if denoiser is None else sized(config, denoiser[0]))
     return Training(TeacherTraining(config, blank[0], denoiser=denoiser), blank, settings.loop)

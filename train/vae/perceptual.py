@@ -205,7 +205,9 @@ def _read(path: pathlib.Path) -> Mapping[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, zipfile.BadZipFile, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f'{path}: neither safetensors nor npz ({reason}). Save the weights as one of them.') from None
+        raise InputError(
+            f'{path}: neither safetensors nor npz ({reason}). python -m train.lpips_weights makes the file.'
+        ) from None
 
 
 def edge_error(got: Float[Array, 'B T H W 3'], want: Float[Array, 'B T H W 3']) -> Float[Array, '']:

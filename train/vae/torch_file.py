@@ -14,6 +14,7 @@ import io
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ _TYPES = {
 }
 # Errors of damaged files.
 _DAMAGE = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, RecursionError, MemoryError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, MemoryError),
     *(ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, AssertionError, ImportError),
 )
 
@@ -129,7 +130,10 @@ def _read_zip(content: bytes) -> tuple[Any, Mapping[str, bytes]]:
     """Return the unpickled object, and the bytes of the storages, of a new file."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith('/data.pkl'))
-        root = pickled.removesuffix('data.pkl') + 'data/'
+        folder = pickled.removesuffix('data.pkl')
+        if f'{folder}byteorder' in archive.namelist():
+            _check_order(archive.read(f'{folder}byteorder') == b'little')
+        root = f'{folder}data/'
         members = [name for name in archive.namelist() if name.startswith(root)]
         storages = {name.removeprefix(root): archive.read(name) for name in members}
         return _Unpickler(io.BytesIO(archive.read(pickled))).load(), storages
@@ -140,8 +144,8 @@ def _read_old(content: bytes) -> tuple[Any, Mapping[str, bytes]]:
     file = io.BytesIO(content)
     if _Unpickler(file).load() != _MAGIC:
         raise ValueError('no file of PyTorch')
-    for _ in ('version', 'system'):
-        _Unpickler(file).load()
+    _Unpickler(file).load()  # version
+    _check_order(_Unpickler(file).load()['little_endian'])
     reader = _Recorded(file)
     found = reader.load()
     storages = {}
@@ -149,6 +153,12 @@ def _read_old(content: bytes) -> tuple[Any, Mapping[str, bytes]]:
         (count,) = struct.unpack('<q', file.read(8))
         storages[key] = file.read(count * reader.types[key].itemsize)
     return found, storages
+
+
+def _check_order(little: bool) -> None:
+    """Refuse a file of a big-endian machine, whose values would be misread."""
+    if not little:
+        raise ValueError('written on a big-endian machine')
 
 
 class _Recorded(_Unpickler):

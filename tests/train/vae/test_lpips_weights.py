@@ -79,6 +79,7 @@ def written(tensors: dict[str, Tensor], kind: str) -> bytes:
     if kind == NEW:
         with zipfile.ZipFile(file, 'w') as archive:
             archive.writestr('archive/data.pkl', content)
+            archive.writestr('archive/byteorder', 'little')
             for key, values in raw.items():
                 archive.writestr(f'archive/data/{key}', values)
         return file.getvalue()
@@ -151,12 +152,27 @@ def test_damaged_files_are_refused_in_one_line(kind):
     assert refused > 200
 
 
+@pytest.mark.parametrize('kind', [OLD, NEW])
+def test_values_of_a_big_endian_machine_are_refused(kind):
+    content = written(plain({'a': np.ones((2, 3), np.float32)}), kind)
+    if kind == NEW:
+        file = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(file, 'w') as other:
+            for name in archive.namelist():
+                other.writestr(name, b'big' if name.endswith('byteorder') else archive.read(name))
+        content = file.getvalue()
+    else:
+        content = content.replace(pickle.dumps({'little_endian': True}, 2), pickle.dumps({'little_endian': False}, 2))
+    with pytest.raises(InputError, match='written on a big-endian machine'):
+        parse_torch(content, 'weights.pth')
+
+
 def test_no_code_of_a_file_runs(tmp_path):
     class Evil:
         def __reduce__(self) -> Any:
             return pathlib.Path.touch, (tmp_path / 'ran',)
 
-    head = b''.join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}))
+    head = b''.join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {'little_endian': True}))
     (tmp_path / 'evil.pth').write_bytes(head + pickle.dumps({'a': Evil()}, 2))
     with pytest.raises(InputError, match=r'the file refers to .*, which no weights need'):
         read_torch(tmp_path / 'evil.pth', '--linear')
