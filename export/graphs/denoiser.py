@@ -26,10 +26,8 @@ from jaxtyping import Array
 from export.graphs.modulation import modulation_graph, named, unroll, vector_shapes
 from export.graphs.stored_params import read_part, to_float32
 from export.graphs.table import Params, PhoneGraph
-from neodragon_jax.models.attention import strategy
 from neodragon_jax.models.joint_block import JointBlock
-from neodragon_jax.models.mmdit import PyramidMMDiT
-from neodragon_jax.models.rotary import make_rotary
+from neodragon_jax.models.mmdit import PyramidMMDiT, rotary_and_bias
 from neodragon_jax.pyramid.history import envelope
 from neodragon_jax.pyramid.layout import Layout, position_ids
 
@@ -97,13 +95,10 @@ def denoiser_graphs(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def rotary_and_bias(model: PyramidMMDiT, layout: Layout, frame_ids: Array, text_mask: Array) -> dict[str, Any]:
+def placement(model: PyramidMMDiT, layout: Layout, frame_ids: Array, text_mask: Array) -> dict[str, Any]:
     """Return rotary embedding and attention bias, which depend only on the position in the video and the text mask."""
-    config, ids = model.config, position_ids(layout, frame_ids)
-    return {
-        'rotary': make_rotary(model.rotary, layout, ids, config.max_num_frames, config.attention_head_dim),
-        'bias': strategy(model.attention).bias(layout, ids, text_mask, config.num_attention_heads),
-    }
+    rotary, bias = rotary_and_bias(model, layout, position_ids(layout, frame_ids), text_mask)
+    return {'rotary': rotary, 'bias': bias}
 
 
 def _chain(name: str, pieces: tuple[PhoneGraph, ...], fused: bool) -> PhoneGraph:
@@ -127,7 +122,7 @@ def _chain(name: str, pieces: tuple[PhoneGraph, ...], fused: bool) -> PhoneGraph
 def _pieces(name: str, model: PyramidMMDiT, params: Params, layout: Layout) -> Iterator[PhoneGraph]:
     """Yield patch embedding, every block, and the last block with the head."""
     examples = jnp.zeros((1, len(layout.grids)), jnp.int32), jnp.zeros((1, layout.text_tokens), jnp.int32)
-    place = jax.eval_shape(partial(rotary_and_bias, model, layout), *examples)
+    place = jax.eval_shape(partial(placement, model, layout), *examples)
     vectors = vector_shapes(model)
     yield _embedding(name, model, params, layout)
     for index in range(model.config.num_layers - 1):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from export.graphs.denoiser import SHIPPED, Form, for_export, rotary_and_bias
+from export.graphs.denoiser import SHIPPED, Form, for_export, placement
 from export.graphs.modulation import modulate_blockwise, named
 from export.graphs.runners import GraphRunner
 from export.graphs.table import FORBIDDEN, Feeds, Params
@@ -83,7 +83,7 @@ class DenoiserHost:
         )
         frame_ids = envelope_frame_ids(jnp.asarray(unit), len(history))
         floor = np.float32(FORBIDDEN)
-        place = jax.device_get(named(rotary_and_bias(self._model, layout, frame_ids, jnp.asarray(prompt.mask))))
+        place = jax.device_get(named(placement(self._model, layout, frame_ids, jnp.asarray(prompt.mask))))
         conditioning = self.modulation_inputs(prompt, timestep)
         return {
             'patches': np.concatenate([self.patches(clip) for clip in clips]),

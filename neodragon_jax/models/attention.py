@@ -9,7 +9,8 @@ output at real tokens; their outputs at padding differ and are never read.
   prefix_folded   Use the same groups, but forbid keys inside the contraction: queries and keys get additional
                   dimensions whose product is very negative. The scores are then written once and read once; on a
                   phone, this memory traffic bounds attention.
-  splash          Use the prefixes in a TPU kernel that never writes the scores to memory; for training.
+  splash          Forbid keys inside the contraction of one TPU kernel for all queries, which never writes the scores to
+                  memory; for training.
 
 A strategy is two functions: `bias` turns layout, positions and text mask into arrays once per condition, and `attend`
 uses them in every block. To add a strategy, add a row to `STRATEGIES`.
@@ -31,8 +32,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.models import splash
+from neodragon_jax.models.heads import LANES, ROWS, HeadOrder
 from neodragon_jax.models.layers import last_entries
-from neodragon_jax.models.splash import Prefixes, attend_prefixes
 from neodragon_jax.pyramid.layout import (
     Layout,
     QueryGroup,
@@ -45,16 +47,22 @@ from neodragon_jax.pyramid.layout import (
 # The product of these factors is added to a forbidden score. exp(-100) is negligible, and neither factor widens the
 # value range of its tensor much.
 QUERY_FEATURE, KEY_FEATURE = 4.0, -25.0
+# The same for training, where weights may grow and no range is quantized: exp(-1024) is 0.
+QUERY_HIDES, KEY_HIDES = 32.0, -32.0
 
 
 class Queries(NamedTuple):
-    """Scaled queries of the two streams, the image's rotated; `text` is None if its output is not used."""
+    """Scaled queries of the two streams, the image's rotated; `text` is None if its output is not used.
 
-    text: Float[Array, 'B L N K'] | None
-    image: Float[Array, 'B X N K']
+    In ROWS [B, L, N, K] and [B, X, N, K]; in LANES the last axes are tokens.
+    """
+
+    text: Float[Array, 'B _ _ _'] | None
+    image: Float[Array, 'B _ _ _']
 
 
-Attended = tuple[Array | None, Array]  # text [B, L, N*K] or None, image [B, X, N*K]
+# Output of text, or None, and of the image: in ROWS [B, L, N*K] and [B, X, N*K]; in LANES [B, N, L, K], [B, N, X, K].
+Attended = tuple[Array | None, Array]
 
 
 class Strategy(NamedTuple):
@@ -62,11 +70,14 @@ class Strategy(NamedTuple):
 
     Attributes:
       bias: (layout, position ids [B, S], text mask [B, L], heads) -> any tree of arrays.
-      attend: (queries, keys [B, S, N, K], values [B, S, N, K], that tree) -> Attended; text comes first in S.
+      attend: (queries, keys [B, S, N, K], values [B, S, N, K], that tree) -> Attended; text comes first in S. With
+        LANES, keys and values are [B, N, K, S].
+      order: of the axes of heads.
     """
 
     bias: Callable[[Layout, Array, Array, int], Any]
     attend: Callable[[Queries, Array, Array, Any], Attended]
+    order: HeadOrder = ROWS
 
 
 def strategy(name: str) -> Strategy:
@@ -135,12 +146,10 @@ class FoldedBias(NamedTuple):
 
 
 class SplashBias(NamedTuple):
-    """Addends of the text scores, as in PrefixBias, and the inputs of the kernel for the image."""
+    """Additional dimensions of queries and keys, the latter padded to whole tiles."""
 
-    groups: Groups
-    text: Array
-    prefixes: Prefixes
-    valid: Bool[Array, 'B S']
+    query: Float[Array, 'B 1 F S']
+    key: Float[Array, 'B 1 F _']
 
 
 def _seen_by_text(ids: Int[Array, 'B S']) -> Bool[Array, 'B S']:
@@ -166,30 +175,46 @@ def _attend_prefix(queries: Queries, key: Array, value: Array, bias: PrefixBias)
     return _attend_groups(queries, key, value, bias.groups, bias.text, bias.image)
 
 
-def _folded_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> FoldedBias:
-    """Return dimensions for padding, for frames that text does not see, and for each frame of a group but its first."""
-    groups, length = Groups.of(layout), layout.text_tokens
-    is_text = np.arange(layout.tokens) < length
-    # Query and key side of one dimension each: a score is forbidden where both are set.
-    columns: list[tuple[Any, Any]] = [
+# Query and key side of one additional dimension, [S] or [B, S]: a score is forbidden where both are set.
+Column = tuple[Any, Any]
+
+
+def _hidden_always(layout: Layout, ids: Array, text_mask: Array) -> list[Column]:
+    """Return columns that hide padding from all, and the frames after the first from text."""
+    is_text = np.arange(layout.tokens) < layout.text_tokens
+    return [
         (np.ones(layout.tokens), ~valid_tokens(ids, text_mask)),
         (is_text, ~is_text & ~_seen_by_text(ids)),
     ]
+
+
+def _hidden_later(layout: Layout, start: int, stop: int) -> list[Column]:
+    """Return columns that hide each frame of the image tokens start..stop but the first from the earlier ones."""
+    frames, columns = layout.frame_of_token[start:stop], []
+    for frame in range(frames[0] + 1, frames[-1] + 1):
+        earlier, same = np.zeros((2, layout.tokens))
+        earlier[layout.text_tokens + start : layout.text_tokens + stop] = frames < frame
+        same[layout.text_tokens + start : layout.text_tokens + stop] = frames == frame
+        columns.append((earlier, same))
+    return columns
+
+
+def _sides(columns: Sequence[Column], shape: tuple[int, ...]) -> tuple[list[Array], list[Array]]:
+    """Return the query and the key side of columns, each [B, S]."""
+    spread = lambda side: jnp.broadcast_to(jnp.asarray(side, jnp.float32), shape)
+    return [spread(query) for query, _ in columns], [spread(key) for _, key in columns]
+
+
+def _folded_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> FoldedBias:
+    """Return dimensions for padding, for frames that text does not see, and for each frame of a group but its first."""
+    groups, length = Groups.of(layout), layout.text_tokens
+    columns = _hidden_always(layout, ids, text_mask)
     for start, stop, _, _ in groups.image:
-        frames = layout.frame_of_token[start:stop]
-        for frame in range(frames[0] + 1, frames[-1] + 1):
-            earlier, same = np.zeros((2, layout.tokens))
-            earlier[length + start : length + stop] = frames < frame
-            same[length + start : length + stop] = frames == frame
-            columns.append((earlier, same))
-
-    def spread(columns: Sequence[Any]) -> Float[Array, 'B S N F']:
-        rows = [jnp.broadcast_to(jnp.asarray(column, jnp.float32), ids.shape) for column in columns]
-        return jnp.broadcast_to(jnp.stack(rows, axis=-1)[:, :, None], (*ids.shape, heads, len(columns)))
-
-    query = QUERY_FEATURE * spread([column for column, _ in columns])
-    key = KEY_FEATURE * spread([column for _, column in columns])
-    return FoldedBias(groups, query[:, :length], query[:, length:], key)
+        columns += _hidden_later(layout, start, stop)
+    heads_of = lambda rows: jnp.broadcast_to(jnp.stack(rows, axis=-1)[:, :, None], (*ids.shape, heads, len(columns)))
+    query, key = (heads_of(rows) for rows in _sides(columns, ids.shape))
+    query = QUERY_FEATURE * query
+    return FoldedBias(groups, query[:, :length], query[:, length:], KEY_FEATURE * key)
 
 
 def _attend_folded(queries: Queries, key: Array, value: Array, bias: FoldedBias) -> Attended:
@@ -201,18 +226,22 @@ def _attend_folded(queries: Queries, key: Array, value: Array, bias: FoldedBias)
 
 
 def _splash_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> SplashBias:
-    prefix = _prefix_bias(layout, ids, text_mask, heads)
-    return SplashBias(prefix.groups, prefix.text, Prefixes.of(layout), valid_tokens(ids, text_mask))
+    del heads
+    padding = splash.tiles(layout.tokens)[0] - layout.tokens
+    columns = [*_hidden_always(layout, ids, text_mask), *_hidden_later(layout, 0, layout.image_tokens)]
+    query, key = (jnp.stack(rows, axis=1)[:, None] for rows in _sides(columns, ids.shape))
+    # Tokens behind the sequence are padding too.
+    behind = jnp.zeros((*key.shape[:3], padding)).at[:, :, 0].set(1)
+    return SplashBias(QUERY_HIDES * query, KEY_HIDES * jnp.concatenate([key, behind], axis=3))
 
 
 def _attend_splash(queries: Queries, key: Array, value: Array, bias: SplashBias) -> Attended:
-    query, key, value = queries.image.swapaxes(1, 2), key.swapaxes(1, 2), value.swapaxes(1, 2)
-    out, text_out = _merge_heads(attend_prefixes(query, key, value, bias.valid, bias.prefixes)), None
-    if queries.text is not None:
-        keys = bias.groups.text_keys
-        text = queries.text.swapaxes(1, 2)
-        text_out = _merge_heads(_weigh(text, key[:, :, :keys].swapaxes(2, 3), value[:, :, :keys], bias.text))
-    return text_out, out
+    query = queries.image if queries.text is None else jnp.concatenate([queries.text, queries.image], axis=3)
+    out = splash.attend(query, key, value, *bias)
+    if queries.text is None:
+        return None, out
+    length = queries.text.shape[3]
+    return out[:, :, :length], out[:, :, length:]
 
 
 def _attend_groups(
@@ -268,5 +297,5 @@ STRATEGIES: dict[str, Strategy] = {
     'masked': Strategy(_masked_bias, _attend_masked),
     'prefix': Strategy(_prefix_bias, _attend_prefix),
     'prefix_folded': Strategy(_folded_bias, _attend_folded),
-    'splash': Strategy(_splash_bias, _attend_splash),
+    'splash': Strategy(_splash_bias, _attend_splash, LANES),
 }

@@ -6,6 +6,7 @@ Source: arXiv 2403.03206 (SD3).
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.attention import Queries, strategy
+from neodragon_jax.models.heads import LANES, XAVIER, FromHeads, ToLanes
 from neodragon_jax.models.mesh import keep_batch_split
 from neodragon_jax.models.modulation import BlockModulation, Modulation, modulate
 from neodragon_jax.models.rotary import rotate
@@ -23,8 +25,6 @@ QK_NORM_EPSILON = 1e-5
 # Name of the two token streams among the intermediates, where the caller makes these mutable: before the first block at
 # the top, and after every block in its own scope.
 STREAMS = 'streams'
-
-_XAVIER = nn.initializers.xavier_uniform()
 
 
 class FeedForward(nn.Module):
@@ -35,9 +35,9 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-        x = nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=_XAVIER, name='linear_1')(x)
+        x = nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=XAVIER, name='linear_1')(x)
         x = nn.gelu(x, approximate=True)
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=_XAVIER, name='linear_2')(x)
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=XAVIER, name='linear_2')(x)
 
 
 class JointBlock(nn.Module):
@@ -64,21 +64,23 @@ class JointBlock(nn.Module):
         """Return (last `keep` image tokens, text) and None, the empty per-step output that a scan needs."""
         image, text = keep_batch_split(streams)
         tokens = image.shape[-2]
+        attention = strategy(self.attention)
+        join = functools.partial(jnp.concatenate, axis=attention.order.tokens)
         on_image, on_text = modulation
-        normed = modulate(image, on_image.gain_attention, on_image.shift_attention)
+        normed = self._modulate(image, on_image.gain_attention, on_image.shift_attention)
         if isinstance(on_text, Modulation):
-            text_normed = modulate(text, on_text.gain_attention, on_text.shift_attention)
+            text_normed = self._modulate(text, on_text.gain_attention, on_text.shift_attention)
         else:
-            text_normed = modulate(text, on_text.gain, on_text.shift)
+            text_normed = self._modulate(text, on_text.gain, on_text.shift)
 
         # The last block's text query is unused, but every released checkpoint has its parameters.
         text_query = self._heads('text_query', text_normed)
-        query = rotate(self._heads('image_query', normed[..., -keep:, :]), rotary, tokens)
-        key = rotate(self._heads('image_key', normed), rotary, tokens)
-        attended_text, attended = strategy(self.attention).attend(
+        query = rotate(self._heads('image_query', normed[..., -keep:, :]), rotary, tokens, attention.order)
+        key = rotate(self._heads('image_key', normed), rotary, tokens, attention.order)
+        attended_text, attended = attention.attend(
             Queries(None if self.last else text_query, query),
-            jnp.concatenate([self._heads('text_key', text_normed), key], axis=1),
-            jnp.concatenate([self._heads('text_value', text_normed), self._heads('image_value', normed)], axis=1),
+            join([self._heads('text_key', text_normed), key]),
+            join([self._heads('text_value', text_normed), self._heads('image_value', normed)]),
             bias,
         )
         image = self._residual('image', image[..., -keep:, :], attended, on_image)
@@ -87,21 +89,33 @@ class JointBlock(nn.Module):
         self.sow('intermediates', STREAMS, (image, text))
         return (image, text), None
 
-    def _heads(self, name: str, x: Array) -> Float[Array, 'B _ N K']:
+    def _modulate(self, x: Array, gain: Array, shift: Array) -> Array:
+        """Normalize and modulate; in one pass where the attention is for training on a TPU."""
+        return modulate(x, gain, shift, one_pass=strategy(self.attention).order == LANES)
+
+    def _heads(self, name: str, x: Array) -> Float[Array, 'B _ _ _']:
         """Project to heads; apply an RMS norm per head to queries and keys, and scale queries by 1 / sqrt(K)."""
-        config = self.config
-        x = nn.Dense(config.width, dtype=self.dtype, kernel_init=_XAVIER, name=name)(x)
-        x = x.reshape(-1, x.shape[-2], config.num_attention_heads, config.attention_head_dim)
+        heads, head_dim = self.config.num_attention_heads, self.config.attention_head_dim
+        order = strategy(self.attention).order
+        if order == LANES:
+            x = ToLanes(heads, head_dim, self.dtype, name=name)(x)
+        else:
+            x = nn.Dense(heads * head_dim, dtype=self.dtype, kernel_init=XAVIER, name=name)(x)
+            x = x.reshape(-1, x.shape[-2], heads, head_dim)
         if name.endswith('value'):
             return x
-        x = nn.RMSNorm(epsilon=QK_NORM_EPSILON, dtype=self.dtype, name=f'{name}_norm')(x)
-        return x * (1 / math.sqrt(config.attention_head_dim)) if name.endswith('query') else x
+        axes: Any = {'reduction_axes': order.features, 'feature_axes': order.features}
+        x = nn.RMSNorm(epsilon=QK_NORM_EPSILON, dtype=self.dtype, name=f'{name}_norm', **axes)(x)
+        return x * (1 / math.sqrt(head_dim)) if name.endswith('query') else x
 
     def _residual(self, stream: str, x: Array, attended: Array, modulation: Modulation) -> Array:
         """Add the gated attention output, then the gated MLP."""
-        width = self.config.width
-        attended = attended.reshape(*x.shape[:-1], width)
-        attended = nn.Dense(width, dtype=self.dtype, kernel_init=_XAVIER, name=f'{stream}_out')(attended)
+        width, name = self.config.width, f'{stream}_out'
+        if strategy(self.attention).order == LANES:
+            attended = FromHeads(width, self.dtype, name=name)(attended)
+        else:
+            attended = attended.reshape(*x.shape[:-1], width)
+            attended = nn.Dense(width, dtype=self.dtype, kernel_init=XAVIER, name=name)(attended)
         x = x + modulation.gate_attention.astype(x.dtype) * attended
-        normed = modulate(x, modulation.gain_mlp, modulation.shift_mlp)
+        normed = self._modulate(x, modulation.gain_mlp, modulation.shift_mlp)
         return x + modulation.gate_mlp.astype(x.dtype) * FeedForward(width, self.dtype, name=f'{stream}_mlp')(normed)

@@ -37,6 +37,7 @@ from neodragon_jax.models.modulation import (
     modulate,
 )
 from neodragon_jax.models.rotary import make_rotary
+from neodragon_jax.models.splash import OUTPUT
 from neodragon_jax.pyramid.layout import Layout, layout_of, patchify, position_ids, unpatchify
 
 TIMESTEP_WIDTH = 256
@@ -44,9 +45,13 @@ _XAVIER = nn.initializers.xavier_uniform()
 _ZEROS = nn.initializers.zeros_init()
 
 # Residuals that rematerialization keeps from the forward pass of a block.
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(OUTPUT)
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'kernel': _ATTENTION,
+    'dots': jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION
+    ),
 }
 
 
@@ -79,7 +84,8 @@ class PyramidMMDiT(nn.Module):
       dtype: compute type of the blocks; conditioning, norms and softmax stay float32.
       scan: run all blocks but the last as one scan over stacked parameters (fast to compile, for training and
         sampling) instead of one after the other (for export). `stack_blocks` and `unstack_blocks` convert parameters.
-      remat: rematerialization of a block in the backward pass: 'none', 'full', or 'dots' (all but matrix products).
+      remat: rematerialization of a block in the backward pass: 'none', 'full', 'kernel' (all but the output of the
+        attention kernel), or 'dots' (all but that and matrix products).
       attention: how the mask is applied, see models/attention.py; all but 'masked' take frames in the order of their
         ids, as `pyramid.history.envelope` has them.
       rotary: form of the rotary embedding, see `rotary.make_rotary`.
@@ -179,9 +185,7 @@ class PyramidMMDiT(nn.Module):
         return self._condition(layout, frame_ids, text_mask, modulation)
 
     def _condition(self, layout: Layout, frame_ids: Array, text_mask: Array, modulation: Any) -> Condition:
-        config, ids = self.config, position_ids(layout, frame_ids)
-        rotary = make_rotary(self.rotary, layout, ids, config.max_num_frames, config.attention_head_dim)
-        bias = strategy(self.attention).bias(layout, ids, text_mask, config.num_attention_heads)
+        rotary, bias = rotary_and_bias(self, layout, position_ids(layout, frame_ids), text_mask)
         return Condition(self.position_rows(layout), rotary, bias, *modulation)
 
     def modulate(
@@ -268,6 +272,16 @@ class PyramidMMDiT(nn.Module):
             for grid in dict.fromkeys(layout.grids)
         }
         return jnp.concatenate([resized[grid].reshape(-1, crop.shape[-1]) for grid in layout.grids])
+
+
+def rotary_and_bias(
+    model: PyramidMMDiT, layout: Layout, ids: Int[Array, 'B S'], text_mask: Int[Array, 'B L']
+) -> tuple[Any, Any]:
+    """Return rotary embedding and attention bias as the model's blocks take them; no parameters are needed."""
+    config, attention = model.config, strategy(model.attention)
+    sizes = config.max_num_frames, config.attention_head_dim
+    rotary = make_rotary(model.rotary, layout, ids, *sizes, order=attention.order)
+    return rotary, attention.bias(layout, ids, text_mask, config.num_attention_heads)
 
 
 def _block_class(remat: str, scan: bool) -> Any:

@@ -108,6 +108,6 @@ class BlockModulator(nn.Module):
         return BlockModulation(image, FinalModulation(*ModulationLinear(TWO_PARTS, name='text')(active)))
 
 
-def modulate(x: Array, gain: Array, shift: Array) -> Array:
-    """Layer norm without learned parameters, then gain and shift."""
-    return layer_norm(x) * gain.astype(x.dtype) + shift.astype(x.dtype)
+def modulate(x: Array, gain: Array, shift: Array, one_pass: bool = False) -> Array:
+    """Layer norm without learned parameters, then gain and shift; `one_pass` as in `layer_norm`."""
+    return layer_norm(x, one_pass=one_pass) * gain.astype(x.dtype) + shift.astype(x.dtype)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.models.heads import ROWS, HeadOrder
 from neodragon_jax.models.layers import last_entries
 from neodragon_jax.pyramid.layout import Layout
 
@@ -21,10 +22,13 @@ ROTARY_FORMS = ('halves', 'matrices')
 
 
 class Rotary(NamedTuple):
-    """Rotary embedding of the image tokens, half by half; text is at position 0 and is not rotated."""
+    """Rotary embedding of the image tokens, half by half; text is at position 0 and is not rotated.
 
-    cos: Float[Array, 'B I 1 k']
-    sin: Float[Array, 'B I 1 k']
+    Both are [B, I, 1, k], or [B, 1, k, I] for heads in LANES.
+    """
+
+    cos: Float[Array, 'B _ _ _']
+    sin: Float[Array, 'B _ _ _']
 
 
 class RotaryMatrices(NamedTuple):
@@ -41,15 +45,16 @@ def rotary_table(positions: int, head_dim: int, theta: float = 10000.0) -> tuple
 
 
 def make_rotary(
-    form: str, layout: Layout, ids: Int[Array, 'B S'], positions: int, head_dim: int
+    form: str, layout: Layout, ids: Int[Array, 'B S'], positions: int, head_dim: int, order: HeadOrder = ROWS
 ) -> Rotary | RotaryMatrices:
     """Return the rotary embedding of the image tokens.
 
     Args:
       form: 'halves', or 'matrices': one product instead of five passes over queries and keys, for a phone.
       positions: length of the table.
+      order: of the heads that are rotated; 'matrices' takes ROWS only.
     Raises:
-      InputError: the form is unknown, or the sequence has more frames than the table.
+      InputError: the form is unknown or does not take the order, or the sequence has more frames than the table.
     """
     if form not in ROTARY_FORMS:
         raise InputError(f'rotary is {form!r}.{did_you_mean(form, ROTARY_FORMS)} Use one of {", ".join(ROTARY_FORMS)}.')
@@ -59,23 +64,33 @@ def make_rotary(
     cos, sin = rotary_table(positions, head_dim)
     image = jnp.clip(ids[:, layout.text_tokens :], 0)
     if form == 'halves':
-        return Rotary(*(jnp.asarray(table)[image][:, :, None] for table in (cos, sin)))
+        tables = [jnp.asarray(table)[image] for table in (cos, sin)]
+        return Rotary(*(table[:, :, None] if order == ROWS else table.swapaxes(1, 2)[:, None] for table in tables))
+    if order != ROWS:
+        raise InputError('rotary is "matrices", which this attention does not take; use "halves".')
     diagonal = lambda table: np.eye(head_dim // 2, dtype=np.float32) * table[:, None, :]
     matrices = np.block([[diagonal(cos), diagonal(sin)], [-diagonal(sin), diagonal(cos)]])
     return RotaryMatrices(jnp.asarray(matrices)[image[:, :: layout.equal_run]])
 
 
-def rotate(x: Float[Array, 'B X N K'], rotary: Rotary | RotaryMatrices, image_tokens: int) -> Float[Array, 'B X N K']:
+def rotate(
+    x: Float[Array, 'B _ _ _'], rotary: Rotary | RotaryMatrices, image_tokens: int, order: HeadOrder = ROWS
+) -> Float[Array, 'B _ _ _']:
     """Apply the rotary embedding of the last X of all image tokens: dimension i pairs with i + K/2.
 
     The released weights pair neighbors (2i, 2i + 1); loading permutes them, because contiguous halves are cheap on a
     phone, while interleaving costs a quarter of the graph.
+
+    Args:
+      x: [B, X, N, K], or [B, N, K, X] in LANES.
+      order: of x and of the embedding.
     """
-    batch, rows, _, width = x.shape
     if isinstance(rotary, RotaryMatrices):
+        batch, rows, _, width = x.shape
         runs = rows * rotary.matrices.shape[1] // image_tokens
         matrices = last_entries(rotary.matrices, runs, axis=1).astype(x.dtype)
         return jnp.matmul(x.reshape(batch, runs, -1, width), matrices).reshape(x.shape)
-    cos, sin = last_entries(rotary.cos, rows, axis=1), last_entries(rotary.sin, rows, axis=1)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    cos, sin = (last_entries(table, x.shape[order.tokens], axis=order.tokens) for table in rotary)
+    first, second = jnp.split(x, 2, axis=order.features)
+    halves = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(halves, axis=order.features).astype(x.dtype)

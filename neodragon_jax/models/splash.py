@@ -1,70 +1,59 @@
-"""Attention over prefixes on TPUs by the Pallas splash kernel, which never writes the scores to memory.
+"""Attention on TPUs by the Pallas splash kernel, which never writes the scores to memory.
 
-In a sequence that is causal over frames every image token sees a prefix of the keys: the text and the frames up to its
-own. The kernel computes that mask from one number per row, and the padding mask from two segments, valid and padding.
+Keys are hidden by additional dimensions of queries and keys whose product is very negative. At a head dimension of 64,
+which fills half of a matrix unit, they cost nothing, while a mask inside the kernel costs several operations per score.
 On other devices than TPUs the kernel is interpreted: correct but slow, for tests only.
 
-Legend: B batch, S tokens, X image tokens whose output is wanted (the last ones), N heads, K head dim.
+Legend: B batch, S tokens, R tokens whose output is wanted (the last ones), N heads, K head dim, F dimensions that hide,
+P keys padded to whole tiles.
 Source: arXiv 2205.14135 (attention in tiles); `jax.experimental.pallas.ops.tpu.splash_attention`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from neodragon_jax.models.layers import last_entries
 from neodragon_jax.models.mesh import HEADS_AXIS, batch_axes
-from neodragon_jax.pyramid.layout import Layout
 
 # Tiles are multiples of a vector register's lanes, and their scores must fit a core's vector memory in float32.
-LANES, LONGEST_TILE = 128, 1024
+REGISTER, LONGEST_TILE = 128, 1024
+# Dimensions that hide are filled with zeros to a multiple of this: a register holds 16 rows of bfloat16.
+FEATURES = 16
+# Name of the kernel's output for policies of rematerialization.
+OUTPUT = 'attention'
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Prefixes:
-    """Number of keys that each image token sees: static, but part of the tree of a bias."""
-
-    keys: tuple[int, ...]
-
-    @classmethod
-    def of(cls, layout: Layout) -> Prefixes:
-        """Return the prefixes of a sequence whose frames are sorted by id."""
-        ends = layout.text_tokens + np.cumsum([rows * columns for rows, columns in layout.grids])
-        return cls(tuple(ends[layout.frame_of_token].tolist()))
-
-
-def attend_prefixes(
-    query: Float[Array, 'B N X K'],
-    key: Float[Array, 'B N S K'],
-    value: Float[Array, 'B N S K'],
-    valid: Bool[Array, 'B S'],
-    prefixes: Prefixes,
-) -> Float[Array, 'B N X K']:
-    """Attend with the last X image tokens to their prefixes; on a mesh each device computes its samples and heads.
+def attend(
+    query: Float[Array, 'B N K R'],
+    key: Float[Array, 'B N K S'],
+    value: Float[Array, 'B N K S'],
+    query_hides: Float[Array, 'B 1 F S'],
+    key_hides: Float[Array, 'B 1 F P'],
+) -> Float[Array, 'B N R K']:
+    """Attend with the last R tokens; on a mesh each device computes its samples and heads.
 
     Args:
       query: scaled.
-      valid: False for padding, which only sees padding.
+      query_hides, key_hides: additional dimensions of queries and keys, the same for all heads. Those of the keys hide
+        the padding behind S from every query.
     """
-    local = functools.partial(_attend, ends=np.array(prefixes.keys[-query.shape[2] :], np.int32))
-    mesh = jax.sharding.get_abstract_mesh()
+    local, mesh = _attend, jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         # The partitioner cannot look into a kernel.
         batch = batch_axes()
         heads = PartitionSpec(batch, HEADS_AXIS if HEADS_AXIS in mesh.axis_names else None)
-        specs = (heads, heads, heads, PartitionSpec(batch))
+        specs = (heads, heads, heads, PartitionSpec(batch), PartitionSpec(batch))
         local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
-    return local(query, key, value, valid.astype(jnp.int32))
+    return local(query, key, value, last_entries(query_hides, query.shape[3], axis=3), key_hides)
 
 
 def _block_sizes(row_tile: int, key_tile: int, keys: int) -> Any:
@@ -88,37 +77,45 @@ def _block_sizes(row_tile: int, key_tile: int, keys: int) -> Any:
 
 
 def _attend(
-    query: Float[Array, 'B N X K'],
-    key: Float[Array, 'B N S K'],
-    value: Float[Array, 'B N S K'],
-    segments: Int[Array, 'B S'],
-    ends: np.ndarray,
-) -> Float[Array, 'B N X K']:
-    """Run the kernel on whole tiles: padded keys come after every prefix, padded rows are cut off again."""
-    rows, keys = query.shape[2], key.shape[2]
-    (padded_rows, row_tile), (padded_keys, key_tile) = tiles(rows), tiles(keys)
-    causal = pallas.CausalMask((padded_rows, padded_keys))
-    # Row i sees keys 0..q_sequence[i]. A padded row sees them all: one without any would divide by zero.
-    causal.q_sequence = np.pad(ends, (0, padded_rows - rows), constant_values=padded_keys).astype(np.int32) - 1
+    query: Float[Array, 'B N K R'],
+    key: Float[Array, 'B N K S'],
+    value: Float[Array, 'B N K S'],
+    query_hides: Float[Array, 'B 1 F R'],
+    key_hides: Float[Array, 'B 1 F P'],
+) -> Float[Array, 'B N R K']:
+    """Run the kernel on whole tiles; padded rows, which see all keys, are cut off again."""
+    rows = query.shape[3]
+    (padded_rows, row_tile), (padded_keys, key_tile) = tiles(rows), tiles(key.shape[3])
     sizes = _block_sizes(row_tile, key_tile, padded_keys)
 
-    def attend(interpret: bool, *arrays: Any) -> Array:
-        mask = pallas.MultiHeadMask([causal] * query.shape[1])
-        kernel = pallas.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    def run(interpret: bool, *arrays: Any) -> Array:
+        mask = pallas.MultiHeadMask([pallas.FullMask((padded_rows, padded_keys))] * query.shape[1])
+        splits: Any = {'head_shards': 1, 'q_seq_shards': 1, 'residual_checkpoint_name': OUTPUT}
+        kernel = pallas.make_splash_mha(mask, block_sizes=sizes, interpret=interpret, **splits)
         out: Any = jax.vmap(kernel)(*arrays)
         return out
 
-    pad = lambda x, length: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
-    ids = pallas.SegmentIds(pad(segments[:, -rows:], padded_rows), pad(segments, padded_keys))
-    lengthen = lambda x, length: jnp.pad(x, [(0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)])
-    operands = lengthen(query, padded_rows), lengthen(key, padded_keys), lengthen(value, padded_keys), ids
-    on_tpu, elsewhere = functools.partial(attend, False), functools.partial(attend, True)
+    operands = _pad(query, query_hides, padded_rows), _pad(key, key_hides, padded_keys), _pad(value, None, padded_keys)
+    # The kernel takes [tokens, K] and, by its layout, transposes back: the two cancel.
+    operands = [x.swapaxes(2, 3) for x in operands]
+    on_tpu, elsewhere = functools.partial(run, False), functools.partial(run, True)
     out = jax.lax.platform_dependent(*operands, tpu=on_tpu, default=elsewhere)
     return out[:, :, :rows].astype(value.dtype)
+
+
+def _pad(x: Float[Array, 'B N K L'], hides: Float[Array, 'B 1 F _'] | None, length: int) -> Float[Array, 'B N _ _']:
+    """Pad the tokens with zeros, and append the dimensions that hide, whole registers of them."""
+    x = jnp.pad(x, [(0, 0)] * 3 + [(0, length - x.shape[3])])
+    if hides is None:
+        return x
+    added = -(-hides.shape[2] // FEATURES) * FEATURES
+    empty = [(0, 0), (0, 0), (0, added - hides.shape[2]), (0, length - hides.shape[3])]
+    hides = jnp.broadcast_to(jnp.pad(hides.astype(x.dtype), empty), (*x.shape[:2], added, length))
+    return jnp.concatenate([x, hides], axis=2)
 
 
 def tiles(length: int) -> tuple[int, int]:
     """Return (padded length, tile): the fewest equal tiles of at most LONGEST_TILE that hold `length` tokens."""
     count = math.ceil(length / LONGEST_TILE)
-    tile = math.ceil(length / (count * LANES)) * LANES
+    tile = math.ceil(length / (count * REGISTER)) * REGISTER
     return count * tile, tile

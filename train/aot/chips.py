@@ -29,8 +29,8 @@ class Chip:
       link_bytes: bytes per second, one way, of one link of a device.
       dcn_bytes: bytes per second, one way, of a device's share of its host's network cards, which join slices.
       attention: share of the peak rate that the attention kernel reaches by the compiler's schedule at head dimension
-        64, forward and backward: 2 and 5 products of a tile of 896 rows and 1,792 keys / cycles of its loop. Compiled
-        for v5e and v6e; the others are taken to be like the one with the same matrix unit.
+        64, forward and backward: 2 and 5 products of a tile of 896 rows and 1,792 keys / instructions of its schedule.
+        Compiled for v5e and v6e; the others are taken to be like the one with the same matrix unit.
       grid_axes: dimensions of the interconnect grid: 2 or 3.
       wrap: an axis of the slice closes to a ring when its length is a multiple of this (3 axes: when all are).
       topologies: shapes that Google Cloud offers.
@@ -61,7 +61,7 @@ class Chip:
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16')
 # Kernels at head dimension 64, which fills a half or a quarter of a matrix unit.
-_HALF, _QUARTER = (0.356, 0.460), (0.118, 0.184)
+_HALF, _QUARTER = (0.389, 0.467), (0.148, 0.213)
 _MEGACORE = (('chip_config_name', 'megacore'),)
 
 # The matrix units of v6e and tpu7x are 256 x 256; the compiler's estimates for them exceed what two units could do in a

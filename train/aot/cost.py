@@ -279,12 +279,18 @@ def _add_kernel(total: Cost, instruction: Instruction, computation: Computation)
 
 
 def _attention_product(instruction: Instruction, computation: Computation) -> float:
-    """Return the FLOPs of one product of queries and keys in an attention kernel: [*, N, R, K] with [*, N, S, K]."""
+    """Return the FLOPs of one product of queries and keys in an attention kernel: [*, N, R, K] with [*, N, S, K].
+
+    K is that of the values: dimensions of queries and keys that hide scores are no arithmetic of the model, and cost
+    nothing where K fills only a part of a matrix unit.
+    """
     operands = [shape for name in instruction.operands for shape in computation[name].shapes]
-    query, key = [shape.dims for shape in operands if len(shape.dims) >= 3 and shape.dtype in ('bf16', 'f32')][:2]
-    transposed = [number == '2' for number in re.findall(r'[qk]_layout\W+(\d)', instruction.attributes)]
-    keys = key[-1] if transposed and transposed[-1] else key[-2]
-    return 2.0 * math.prod(query) * keys
+    query, _, value = [shape.dims for shape in operands if len(shape.dims) >= 3 and shape.dtype in ('bf16', 'f32')][:3]
+    layouts = dict(re.findall(r'([qv])_layout\W+(\d)', instruction.attributes))
+    transposed = lambda name: layouts.get(name) == '2'
+    rows = query[-1] if transposed('q') else query[-2]
+    keys, width = value[-2:][::-1] if transposed('v') else value[-2:]
+    return 2.0 * math.prod(query[:-2]) * rows * keys * width
 
 
 def collective_bytes(cost: Cost, mesh_shape: Mapping[str, int]) -> dict[tuple[str, str], float]:

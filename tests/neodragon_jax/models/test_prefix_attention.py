@@ -1,4 +1,4 @@
-"""Tests of attention by key prefixes and of rotary matrices: the flow equals that with one mask over all scores."""
+"""Tests of all forms of attention and of rotary matrices: the flow equals that with one mask over all scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.goldens import channels_last, load_golden, relative_error
 from support.mmdit import inputs, model_and_params
 
 TOLERANCE = 2e-6
-FORMS = [('prefix', 'halves'), ('prefix_folded', 'halves'), ('prefix_folded', 'matrices')]
+FORMS = [('prefix', 'halves'), ('prefix_folded', 'halves'), ('prefix_folded', 'matrices'), ('splash', 'halves')]
 CASE, PADDING = 'u3_s2_b2', 3
 
 
@@ -83,7 +83,10 @@ def test_text_blind_to_the_current_unit():
     assert relative_error(flow('prefix', blind, 0), flow('masked', layout, 0)) > 1e-4
 
 
-def test_gradients_of_the_scanned_form():
+@pytest.mark.parametrize(
+    ('attention', 'rotary', 'remat'), [('prefix_folded', 'matrices', 'full'), ('splash', 'halves', 'kernel')]
+)
+def test_gradients_of_the_scanned_form(attention, rotary, remat):
     model, params = model_and_params('dit_a')
     args = padded_call(1.0)
 
@@ -92,7 +95,7 @@ def test_gradients_of_the_scanned_form():
 
     stacked = stack_blocks(params, model.config.num_layers)
     want = gradient(model.clone(scan=True), stacked)
-    got = gradient(model.clone(scan=True, remat='full', attention='prefix_folded', rotary='matrices'), stacked)
+    got = gradient(model.clone(scan=True, remat=remat, attention=attention, rotary=rotary), stacked)
     for (path, one), two in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
         assert np.allclose(one, two, atol=1e-6), jax.tree_util.keystr(path)
 
@@ -126,4 +129,6 @@ def test_wrong_names_are_answered():
         compiled_form('prefx', 'halves')(*args)
     with pytest.raises(InputError, match='Did you mean "matrices"'):
         compiled_form('masked', 'matrixes')(*args)
+    with pytest.raises(InputError, match='use "halves"'):
+        compiled_form('splash', 'matrices')(*args)
     assert set(STRATEGIES) >= {'masked', 'prefix', 'prefix_folded'}

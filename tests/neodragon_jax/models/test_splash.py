@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from neodragon_jax.models import attention, splash
+from neodragon_jax.models.heads import LANES
 from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.layout import Layout, position_ids
 from support.goldens import relative_error
@@ -33,8 +34,12 @@ def attend(name: str, arrays, ids, mask, rows: int | None):
     text, image, key, value = arrays
     strategy = attention.strategy(name)
     bias = strategy.bias(LAYOUT, ids, mask, HEADS)
-    queries = attention.Queries(text if rows is None else None, image if rows is None else image[:, -rows:])
-    return strategy.attend(queries, key, value, bias)
+    image = image if rows is None else image[:, -rows:]
+    if strategy.order == LANES:
+        text, image, key, value = (x.transpose(0, 2, 3, 1) for x in (text, image, key, value))
+    outs = strategy.attend(attention.Queries(text if rows is None else None, image), key, value, bias)
+    merge = lambda x: x.swapaxes(1, 2).reshape(*x.shape[::2], -1)
+    return tuple(merge(x) if x is not None and strategy.order == LANES else x for x in outs)
 
 
 def valid_rows(ids, mask, rows: int | None):
@@ -92,9 +97,16 @@ def test_splash_on_a_mesh_splits_samples_and_heads():
     assert relative_error(got, attend('masked', arrays, ids, mask, 96)[1]) < 2e-6
 
 
-def test_prefixes_and_tiles():
-    prefixes = splash.Prefixes.of(LAYOUT)
-    assert prefixes.keys == (30,) * 6 + (36,) * 6 + (60,) * 24 + (156,) * 96
-    # Stage 2 of the released sizes: 1600 rows and 1728 keys in two tiles each.
+def test_tiles():
+    # Stage 2 of the released sizes: 1728 tokens in two tiles.
     assert splash.tiles(1600) == (1792, 896) and splash.tiles(1728) == (1792, 896)
     assert splash.tiles(408) == (512, 512) and splash.tiles(1) == (128, 128) and splash.tiles(1024) == (1024, 1024)
+
+
+@pytest.mark.parametrize(('frames', 'added'), [(7, 16), (20, 32)])
+def test_dimensions_that_hide(frames, added):
+    """Seven frames, as released, need one group of rows; more frames, more rows."""
+    layout = Layout(TEXT, ((1, 2),) * frames)
+    bias = attention.strategy('splash').bias(layout, jnp.zeros((1, layout.tokens), int), jnp.ones((1, TEXT), int), 1)
+    assert bias.query.shape == (1, 1, 2 + frames - 1, layout.tokens)
+    assert -(-bias.query.shape[2] // splash.FEATURES) * splash.FEATURES == added

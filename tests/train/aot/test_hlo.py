@@ -106,12 +106,13 @@ def test_trip_count_from_a_fused_condition_and_a_start_that_is_not_zero():
 # As the TPU compiler writes it: attributes with line breaks, tiled layouts, a tuple of results.
 KERNEL = """HloModule m, num_partitions=4
 
-ENTRY %main (q: bf16[2,4,64,896]) -> bf16[2,4,896,64] {
-  %q = bf16[2,4,64,896]{3,2,1,0:T(8,128)(2,1)} parameter(0)
-  %k = bf16[2,4,64,1792]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+ENTRY %main (q: bf16[2,4,80,896]) -> bf16[2,4,896,64] {
+  %q = bf16[2,4,80,896]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %k = bf16[2,4,80,1792]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %v = bf16[2,4,64,1792]{3,2,1,0:T(8,128)(2,1)} parameter(3)
   %ids = s8[1,1,1]{2,1,0:T(4,128)(4,1)} parameter(2)
   %splash_mha_fwd_segmented_residuals.11 = (f32[2,128,128]{2,1,0:T(8,128)}, bf16[2,4,896,64]{3,2,1,0}) \
-custom-call(%ids, %q, %k, /*index=3*/%k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+custom-call(%ids, %q, %k, /*index=3*/%v), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 896, \\"q_layout\\": 2, \\"k_layout\\": 2, \\"v_layout\\": 2}"
 }}, backend_config={"custom_call_config":{"body":"TUzv"}}
   %other.3 = f32[8]{0} custom-call(%q), custom_call_target="tpu_custom_call"
@@ -121,6 +122,7 @@ custom-call(%ids, %q, %k, /*index=3*/%k), custom_call_target="tpu_custom_call", 
 
 
 def test_attention_kernel_is_two_products_and_others_are_named():
+    """The 16 dimensions of queries and keys beyond those of the values hide scores, and do not count."""
     cost = cost_of(KERNEL)
     assert cost.kernels == {'splash_mha_fwd_segmented_residuals': (1, 2 * 2 * (2 * 4) * 896 * 1792 * 64)}
     assert cost.unknown_kernels == {'other': 1}
