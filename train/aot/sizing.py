@@ -1,7 +1,7 @@
 """Sizing of a training program for a TPU slice: compiles its training step for the slice on this machine's CPU.
 
     python -m train.aot --config=configs/dmd.py --topology=v5e:4x4
-    python -m train.aot --config=configs/dmd.py --topology=v5e:4x4,v5p:2x2x4 --sweep --batches=1,8 --remats=full,dots
+    python -m train.aot --config=configs/dmd.py --topology=v5e:4x4,v5p:2x2x4 --sweep --batches=1,8 --remats=kernel,dots
 
 The step is the one that the training loop runs, with its settings, mesh and shardings; --config.KEY=VALUE changes them.
 Prints memory per device against capacity, arithmetic, communication, step time, utilization and samples per second;
@@ -39,7 +39,7 @@ from train.aot.request import INPUT_ERROR, QUIET, Request
 from train.aot.xla_flags import FLAGS
 from train.runtime import runner
 
-SWEPT_BATCHES, SWEPT_REMATS = (1, 4, 8), ('full', 'dots')
+SWEPT_BATCHES, SWEPT_REMATS = (1, 4, 8), ('kernel', 'dots')
 
 
 def compile_job(job: Job, options: Options) -> Facts:
@@ -141,7 +141,8 @@ def define_flags() -> None:
     command_flags.DEFINE_bool('sweep', False, 'try meshes, batches and choices; print a table with the best in bold')
     command_flags.DEFINE_list('meshes', [], 'data x fsdp x tensor, such as 1x16x1,4x4x1; a sweep tries two by default')
     command_flags.DEFINE_list('batches', [], 'samples per device; a sweep tries 1,4,8 by default')
-    command_flags.DEFINE_list('remats', [], 'values of the setting remat; a sweep tries full,dots by default')
+    tried = ','.join(SWEPT_REMATS)
+    command_flags.DEFINE_list('remats', [], f'values of the setting remat; a sweep tries {tried} by default')
     command_flags.DEFINE_list('attentions', [], 'values of the setting attention')
     command_flags.DEFINE_list('flags', [], 'compiler flags, NAME=VALUE, in addition to those of train/aot/xla_flags.py')
     command_flags.DEFINE_string('cache', 'out/aot', 'folder in which results are cached')

@@ -91,7 +91,7 @@ class DMDConfig:
     accumulate: int = 1
     dtype: str = 'bfloat16'
     float32_probes: bool = False
-    remat: str = 'full'
+    remat: str = 'kernel'
     attention: str = AUTO
     seed: int = top_level(0)
     student: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from neodragon_jax.models import attention, splash
 from neodragon_jax.models.heads import LANES
+from neodragon_jax.models.mmdit import REMAT_POLICIES
 from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.layout import Layout, position_ids
 from support.goldens import relative_error
@@ -110,3 +111,14 @@ def test_dimensions_that_hide(frames, added):
     bias = attention.strategy('splash').bias(layout, jnp.zeros((1, layout.tokens), int), jnp.ones((1, TEXT), int), 1)
     assert bias.query.shape == (1, 1, 2 + frames - 1, layout.tokens)
     assert -(-bias.query.shape[2] // splash.FEATURES) * splash.FEATURES == added
+
+
+@pytest.mark.parametrize(('remat', 'kept'), [('kernel', 2), ('dots', 2), ('full', 0)])
+def test_rematerialization_keeps_the_kernel_output(remat, kept, capsys):
+    """Output and log-sum-exp of the kernel are residuals, so that the backward pass does not run it forward again."""
+    arrays, ids, mask = inputs(batch=1)
+    outs = jax.checkpoint(lambda arrays: loss('splash', arrays, ids, mask, None), policy=REMAT_POLICIES[remat])
+    jax.ad_checkpoint.print_saved_residuals(outs, arrays)
+    lines = [line for line in capsys.readouterr().out.splitlines() if 'argument' not in line and 'constant' not in line]
+    sizes = [f'[1,{HEADS},{splash.tiles(LAYOUT.tokens)[0]}{end}]' for end in ('', f',{WIDTH}')]
+    assert sum(any(size in line for size in sizes) for line in lines) == kept, lines
