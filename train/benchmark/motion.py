@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, Evidence, Target, Value
-from train.shapes.motion import motion_of, variety
+from train.shapes.motion import motion_of, spread, variety
 from train.shapes.world import World
 
 UNIT, HEADINGS = 'unit', ('heading_x', 'heading_y')
@@ -34,10 +34,27 @@ def motion_kept(evidence: Evidence, system: str, units: Sequence[int]) -> float:
 
 def variety_of(evidence: Evidence, system: str, world: World) -> float:
     """Return the variety of direction of a system's clips of one caption, see `shapes.motion`."""
+    return variety(*_headings(evidence, system, world))
+
+
+def spread_of(evidence: Evidence, system: str, world: World, units: int) -> float:
+    """Return the spread of displacement before the turn over that of the drawn clips, see `shapes.motion`."""
+
+    def of(name: str) -> float:
+        headings, captions = _headings(evidence, name, world)
+        clips: Any = evidence.results[name][CLIPS]
+        lengths = sum(np.array(clips[f'{UNIT}{unit}']) for unit in range(1, int(units * world.steady) + 1))
+        return spread(headings * lengths[:, None], captions)
+
+    return of(system) / of(DRAWN)
+
+
+def _headings(evidence: Evidence, system: str, world: World) -> tuple[np.ndarray, list[Any]]:
+    """Return heading [N, 2] and caption of each clip of a system."""
     results: Any = evidence.results[system]
     headings = np.stack([results[CLIPS][name] for name in HEADINGS], axis=1)
     combinations = world.combinations('all')
-    return variety(headings, [world.captioned(combinations[number]) for number in results[COMBINATIONS]])
+    return headings, [world.captioned(combinations[number]) for number in results[COMBINATIONS]]
 
 
 def late_units(units: int) -> range:
@@ -63,7 +80,7 @@ def motion_targets(world: World, units: int, students: Sequence[str], teacher: s
         )
 
     bounds: dict[str, dict[str, float]] = {'own_history': {'least': 0.9}, 'student': {}, teacher: {}}
-    spread: dict[str, dict[str, float]] = {
+    varied: dict[str, dict[str, float]] = {
         'matching': {'least': 0.8},
         'student': {'least': 0.8},
         'regression': {'most': 0.5},
@@ -74,8 +91,8 @@ def motion_targets(world: World, units: int, students: Sequence[str], teacher: s
         for name in shown
     ]
     return made + [
-        Target(f"{name}: variety of direction over its teacher's", _generated(relative_variety(name)), **spread[name])
-        for name in spread
+        Target(f"{name}: variety of direction over its teacher's", _generated(relative_variety(name)), **varied[name])
+        for name in varied
         if name in shown
     ]
 
@@ -86,15 +103,16 @@ def _generated(value: Value) -> Any:
 
 
 def motion_table(seen: Sequence[Evidence], estimate: Any, world: World, units: int) -> list[str]:
-    """Return the report's section: displacement by unit over the drawn clips', and the variety of direction.
+    """Return the report's section: displacement by unit over the drawn clips', variety and spread.
 
     Args:
       estimate: function from a number of the evidence to its mean and error, see `statistics.Estimator`.
     """
-    lines = ['## Motion by unit, 1 as drawn', '', f'| system | {" | ".join(map(str, range(1, units + 1)))} | variety |']
-    lines.append(f'|---{"|---:" * (units + 1)}|')
+    names = ('system', *map(str, range(1, units + 1)), 'variety', 'spread')
+    lines = ['## Motion by unit, 1 as drawn', '', f'| {" | ".join(names)} |', f'|---{"|---:" * (units + 2)}|']
     for system in (name for name in seen[0].results if name == DRAWN or name.endswith(f'/{GENERATED}')):
         cells = [estimate(lambda one, u=unit, s=system: motion_kept(one, s, [u])) for unit in range(1, units + 1)]
         cells.append(estimate(lambda one, s=system: variety_of(one, s, world)))
+        cells.append(estimate(lambda one, s=system: spread_of(one, s, world, units)))
         lines.append(f'| {system} | {" | ".join(map(str, cells))} |')
     return [*lines, '']

@@ -8,6 +8,8 @@ lose the motion, unit after unit; and for one caption it may always choose the s
 * Heading: the direction of the displacement before the first turn, as a unit vector; (0, 0) without a track or motion.
 * Variety of direction: 1 - the mean of h_i . h_j over all pairs of clips of one caption, averaged over captions. It is
   1 for independent, uniform directions, and 0 if a caption always gives the same.
+* Spread of displacement: the variance of the displacement vectors over the clips of a caption, averaged over captions.
+  A mean of many directions is short but still points somewhere: it loses spread, not variety.
 
 Legend: T frames, U units, N clips.
 """
@@ -72,11 +74,27 @@ def variety(headings: Float[np.ndarray, 'N 2'], captions: Sequence[Hashable]) ->
     Args:
       captions: of each clip: clips with equal entries are compared.
     """
-    groups: dict[Hashable, list[np.ndarray]] = collections.defaultdict(list)
-    for vector, caption in zip(headings, captions, strict=True):
-        groups[caption].append(vector)
     values = []
-    for vectors in (np.stack(group) for group in groups.values() if len(group) > 1):
+    for vectors in _by_caption(headings, captions):
         count, products = len(vectors), vectors @ vectors.T
         values.append(1 - (products.sum() - np.trace(products)) / (count * (count - 1)))
     return float(np.mean(values)) if values else float('nan')
+
+
+def spread(ways: Float[np.ndarray, 'N 2'], captions: Sequence[Hashable]) -> float:
+    """Return the spread of displacement, in the square of the unit of `ways`; NaN if no caption has two clips.
+
+    Args:
+      ways: displacement of each clip before the first turn.
+      captions: as in `variety`.
+    """
+    values = [vectors.var(axis=0, ddof=1).sum() for vectors in _by_caption(ways, captions)]
+    return float(np.mean(values)) if values else float('nan')
+
+
+def _by_caption(vectors: Float[np.ndarray, 'N 2'], captions: Sequence[Hashable]) -> list[Float[np.ndarray, '_ 2']]:
+    """Return the vectors of every caption that has at least two clips."""
+    groups: dict[Hashable, list[np.ndarray]] = collections.defaultdict(list)
+    for vector, caption in zip(vectors, captions, strict=True):
+        groups[caption].append(vector)
+    return [np.stack(group) for group in groups.values() if len(group) > 1]

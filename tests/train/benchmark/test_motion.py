@@ -9,7 +9,15 @@ import pytest
 
 from train.benchmark.evaluation import systems
 from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, GIVEN, Evidence
-from train.benchmark.motion import late_units, motion_columns, motion_kept, motion_table, motion_targets, variety_of
+from train.benchmark.motion import (
+    late_units,
+    motion_columns,
+    motion_kept,
+    motion_table,
+    motion_targets,
+    spread_of,
+    variety_of,
+)
 from train.benchmark.recipes import recipe_table
 from train.benchmark.statistics import Estimator
 from train.benchmark.students import HISTORIES, ONE_STEP
@@ -59,6 +67,9 @@ def test_motion_and_variety_of_distorted_clips(evidence):
     assert motion_kept(evidence, generated('student'), range(1, 7)) == pytest.approx(1, abs=0.02)
     assert variety_of(evidence, generated('regression'), COLLAPSE) == pytest.approx(0, abs=0.02)
     assert variety_of(evidence, DRAWN, COLLAPSE) > 0.5
+    spread = lambda name: spread_of(evidence, name, COLLAPSE, UNITS)
+    assert spread(DRAWN) == spread(generated('student')) == 1
+    assert spread(generated('regression')) == pytest.approx(0, abs=0.02)
 
 
 def test_targets_find_the_student_that_stops_and_the_mean_one(evidence):
@@ -83,11 +94,11 @@ def test_the_table_has_errors_of_clustered_clips(evidence):
     lines = motion_table([evidence], Estimator([evidence]), COLLAPSE, UNITS)
     (row,) = (line for line in lines if line.startswith('| student/generated'))
     cells = row.split('|')[2:-1]
-    assert len(cells) == UNITS + 1
+    assert len(cells) == UNITS + 2
     assert [cell.strip()[:5] for cell in cells[6:8]] == ['0.000', '0.000']
     assert cells[0].strip().startswith('1.000')
     drawn = next(line for line in lines if line.startswith('| drawn'))
-    assert float(drawn.split('|')[-2].partition('±')[2]) > 0
+    assert float(drawn.split('|')[-3].partition('±')[2]) > 0
 
 
 def test_chains_of_the_tiers(tmp_path):

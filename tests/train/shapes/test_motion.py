@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from train.shapes.captions import caption
-from train.shapes.motion import displacements, heading, motion_of, variety
+from train.shapes.motion import displacements, heading, motion_of, spread, variety
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import COLLAPSE, DIRECTIONS, SPEEDS
 
@@ -54,6 +54,15 @@ def test_variety_of_known_directions():
     assert variety(drawn, np.repeat(np.arange(100), 40).tolist()) == pytest.approx(1, abs=0.05)
     # A still clip has no direction and so no common one.
     assert heading(straight(0.0), 0.5) == pytest.approx([0, 0])
+
+
+def test_spread_is_lost_by_short_ways_and_variety_is_not():
+    four = np.asarray(list(DIRECTIONS.values()), float)
+    # Squared lengths of 1 about a mean of 0, over three degrees of freedom.
+    assert spread(four, ['a'] * 4) == pytest.approx(4 / 3)
+    assert spread(four / 2, ['a'] * 4) == pytest.approx(1 / 3)
+    assert spread(np.tile(four[:1], (4, 1)), ['a'] * 4) == pytest.approx(0)
+    assert math.isnan(spread(four, ['a', 'b', 'c', 'd']))
 
 
 def test_drawn_clips_of_the_world_are_read_right():
