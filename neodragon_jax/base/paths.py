@@ -29,7 +29,7 @@ _REMEDIES = {
     'gs': 'mount the bucket (Cloud Storage FUSE) and give its folder; or give a local folder, and copy to or from the '
     'bucket with gcloud storage cp -r.',
     's3': 'give a local folder, and copy to or from the bucket with aws s3 cp --recursive.',
-    'hf': 'only --checkpoint and --student take names of the Hugging Face hub, hf://ORG/NAME@REVISION.',
+    'hf': 'only --checkpoint, --student and --start take names of the Hugging Face hub, hf://ORG/NAME@REVISION.',
     'http': 'download it first, and give the path of the file.',
     'https': 'download it first, and give the path of the file.',
 }

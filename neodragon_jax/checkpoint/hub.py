@@ -65,11 +65,12 @@ def needed_folders(mode: str, first_frame: str) -> tuple[str, ...]:
     )
 
 
-def fetch(name: HubName, needed: Sequence[str] | None) -> pathlib.Path:
+def fetch(name: HubName, needed: Sequence[str] | None, option: str = '--checkpoint') -> pathlib.Path:
     """Return the local folder of a repository, after downloading the files that are missing.
 
     Args:
       needed: component folders to download; None downloads all of the repository.
+      option: the option that names it, for messages.
     Raises:
       InputError: the hub cannot be reached and the files are not in the cache; or the name or the revision is unknown,
         or the repository is private or gated.
@@ -77,7 +78,7 @@ def fetch(name: HubName, needed: Sequence[str] | None) -> pathlib.Path:
     import huggingface_hub
 
     patterns = None if needed is None else [*ROOT_FILES, *(f'{folder}/*' for folder in needed)]
-    with _one_line(name):
+    with _one_line(name, option):
         # A separate request, because a download reports an unknown name and a lost connection alike.
         if not _offline() and name not in _COMMITS:
             huggingface_hub.HfApi().model_info(name.repository, revision=name.revision)
@@ -121,7 +122,7 @@ def _offline() -> bool:
 
 
 @contextmanager
-def _one_line(name: HubName, option: str = '--checkpoint') -> Iterator[None]:
+def _one_line(name: HubName, option: str) -> Iterator[None]:
     """Turn the errors of the hub's library into one line with the remedy."""
     from huggingface_hub import errors
     from huggingface_hub.utils import logging

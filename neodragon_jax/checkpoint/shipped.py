@@ -44,7 +44,7 @@ def find(
     given = os.fspath(given)
     name = hub.parse(given)
     if hub.is_explicit(given) or (given and is_bucket(storage_path(given, option))):
-        return resolve(given, needed)
+        return resolve(given, needed, option)
     # An empty name comes from an unset variable and must not mean the current folder.
     if given and user_path(given, option).is_dir():
         return user_path(given, option)
@@ -53,9 +53,9 @@ def find(
     said = ''
     if name is not None and not user_path(given, option).parent.is_dir():
         try:
-            return hub.fetch(name, needed)
+            return hub.fetch(name, needed, option)
         except InputError as error:
-            said = ' ' + str(error).removeprefix('--checkpoint ')
+            said = ' ' + str(error).removeprefix(f'{option} ')
     shipped = f'the name of a shipped one: {", ".join(known)}.' if known else 'nothing else: none is shipped.'
     raise InputError(
         f'{option} {given}: no such checkpoint folder.{did_you_mean(given, known)} Pass the folder that holds '
@@ -63,19 +63,22 @@ def find(
     )
 
 
-def resolve(given: str | os.PathLike[str], needed: Sequence[str] | None = None) -> pathlib.Path:
+def resolve(
+    given: str | os.PathLike[str], needed: Sequence[str] | None = None, option: str = '--checkpoint'
+) -> pathlib.Path:
     """Return the folder that a user typed; one of the hub, hf://ORG/NAME@REVISION, or of a bucket is downloaded first.
 
     Args:
       given: a path, which need not exist, or a name.
       needed: component folders to download; None downloads all.
+      option: the option that names it, for messages.
     Raises:
       InputError: the path is of another kind, or the files cannot be downloaded from the hub.
     """
     text = os.fspath(given)
     if not hub.is_explicit(text):
-        return input_path(text, '--checkpoint', needed)
+        return input_path(text, option, needed)
     name = hub.parse(text)
     if name is None:
-        raise InputError(f'--checkpoint {text}: not a name of the hub; write hf://ORG/NAME@REVISION.')
-    return hub.fetch(name, needed)
+        raise InputError(f'{option} {text}: not a name of the hub; write hf://ORG/NAME@REVISION.')
+    return hub.fetch(name, needed, option)

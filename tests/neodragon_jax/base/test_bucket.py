@@ -1,4 +1,4 @@
-"""Tests of buckets (issue 18) on an emulator of Google Cloud Storage: uploads, copies on local disk, and locks."""
+"""Tests of buckets on an emulator of Google Cloud Storage: uploads, copies on local disk, and locks."""
 
 from __future__ import annotations
 

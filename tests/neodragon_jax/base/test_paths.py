@@ -1,4 +1,4 @@
-"""Tests of path parsing (issue 18): no path is read as another kind; one table lists the meaning of each text."""
+"""Tests of path parsing: no path is read as another kind; one table lists the meaning of each text."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_other_texts_of_buckets_are_refused_with_the_remedy(text, remedy):
         ('gs://', 'gcloud storage cp'),
         ('s3://bucket/x', 's3://bucket/x: give a local folder'),
         ('S3://bucket/x', 'aws s3 cp'),
-        ('hf://org/name', 'only --checkpoint and --student take names'),
+        ('hf://org/name', 'only --checkpoint, --student and --start take names'),
         ('https://host/x.png', 'download it first'),
         ('file://host/x', 'names a host'),
         ('ftp://host/x', 'not supported'),

@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from neodragon_jax import upload
-from neodragon_jax.checkpoint import folders, hub
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import folders, hub, shipped
 from support.goldens import ROOT, TINY_CHECKPOINT
 from support.hub_server import COMMIT, Hub, serve
 
@@ -67,7 +68,7 @@ def test_only_the_folders_of_a_mode_are_needed():
 
 
 def test_two_interruptions_and_no_file_twice(served, tmp_path):
-    """Issue 18: the download ends twice in the middle of a file; no complete file is fetched again."""
+    """The download ends twice in the middle of a file; no complete file is fetched again."""
     needed = hub.needed_folders('monolithic', 'denoiser')
     for _ in range(2):
         served.files_left = 5
@@ -116,6 +117,14 @@ def test_programs_take_names_and_fetch_the_components_they_read(served, tmp_path
 def test_unknown_names_are_one_line(served, tmp_path, name, message):
     got = run(served, tmp_path, '-m', 'neodragon_jax', '--prompt', 'x', '--out', str(tmp_path), '--checkpoint', name)
     assert got.returncode == 2 and message in got.stderr and got.stderr.count('\n') == 1, got.stderr
+
+
+def test_messages_name_the_option_that_was_given(served, tmp_path):
+    argv = ['-m', 'train.benchmark', '--out', str(tmp_path / 'out'), '--start', 'hf://someone/else']
+    got = run(served, tmp_path, *argv)
+    assert got.returncode == 2 and '--start hf://someone/else: no such repository' in got.stderr, got.stderr
+    with pytest.raises(InputError, match='--start hf://someone: not a name of the hub'):
+        shipped.find('hf://someone', option='--start')
 
 
 def test_gated_and_offline_are_one_line(served, tmp_path):

@@ -75,7 +75,7 @@ def test_missing_file_is_named_with_its_option(tmp_path):
 
 
 def test_no_two_prompts_share_a_file():
-    """Lossy names as keys (issue 19): a changed name gets a digest; plain prompts keep VBench's names."""
+    """Lossy names as keys: a changed name gets a digest; plain prompts keep VBench's names."""
     assert video_name('a cat', 3) == 'a cat-3'
     odd = ['a/b', 'a_b', 'a\\b', 'a\nb', '', '.', '..', '...x', '_..x', '_', 'é' * 400, 'é' * 399, 'a\0b', 'a\u2028b']
     names = [video_name(prompt, 0) for prompt in odd]

@@ -1,4 +1,4 @@
-"""Sizing over several slices (issue 18): bytes between slices in compiled programs, and their exposed time."""
+"""Sizing over several slices: bytes between slices in compiled programs, and their exposed time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sample sets in a bucket (issue 18): written shard by shard from two machines, interrupted, and read from a copy."""
+"""Sample sets in a bucket: written shard by shard from two machines, interrupted, and read from a copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the pairs of pictures and prompts (issue 19, lossy names as keys): by number or by table, never by order."""
+"""Tests of the pairs of pictures and prompts: by number or by table, never by order."""
 
 from __future__ import annotations
 

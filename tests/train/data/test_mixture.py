@@ -174,7 +174,7 @@ def counted(folder, first: int) -> SampleSource:
 
 
 def test_the_identity_of_data_is_its_content(tmp_path):
-    """Sample sets with equal settings and other samples differ; a copy does not (issue 19, agreement at resume)."""
+    """Sample sets with equal settings and other samples differ; a copy does not."""
     one, same, other = (counted(tmp_path / name, first) for name, first in (('a', 0), ('b', 0), ('c', 1)))
     assert one.protocol == other.protocol
     assert identity(one) == identity(same) != identity(other)
