@@ -43,7 +43,8 @@ def spread_of(evidence: Evidence, system: str, world: World, units: int) -> floa
     def of(name: str) -> float:
         headings, captions = _headings(evidence, name, world)
         clips: Any = evidence.results[name][CLIPS]
-        lengths = sum(np.array(clips[f'{UNIT}{unit}']) for unit in range(1, int(units * world.steady) + 1))
+        before = range(1, int(units * world.steady) + 1)
+        lengths = np.sum([clips[f'{UNIT}{unit}'] for unit in before], axis=0)
         return spread(headings * lengths[:, None], captions)
 
     return of(system) / of(DRAWN)
