@@ -69,7 +69,8 @@ FULL = {
         'ema_decay': 0.9999,
         'accumulate': 1,
         'dtype': 'bfloat16',
-        'remat': 'full',
+        'remat': 'kernel',  # or 'full', 'dots', 'none': what the backward pass keeps instead of computing it again
+        'attention': 'auto',  # 'splash', the TPU kernel, on TPUs, else 'masked'
         'optimizer': {
             'kind': 'adamw',
             'learning_rate': 5e-5,

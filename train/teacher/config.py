@@ -6,10 +6,12 @@ import dataclasses
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.config.neodragon import MMDiTConfig
+from neodragon_jax.models.attention import STRATEGIES
 from neodragon_jax.models.mmdit import REMAT_POLICIES
 from train.data.record_spec import DTYPES
 from train.flow.flow_matching import CORRUPTION, check_weights
 from train.runtime.optimizer import OptimizerConfig
+from train.runtime.platform import AUTO
 from train.runtime.settings import PathText, top_level
 from train.teacher.evaluation import EvaluationConfig
 
@@ -32,7 +34,7 @@ class TeacherConfig:
       corruption: largest amount of noise in the history.
       ema_decay: decay of the averaged parameters, which are evaluated and saved; 0 for no average.
       dtype: compute type, 'float32' or 'bfloat16'; master parameters stay float32.
-      remat: see `PyramidMMDiT`.
+      remat, attention: see `PyramidMMDiT`; attention 'auto' is 'splash' on TPUs and 'masked' elsewhere.
       stage_weights: relative frequency of the stages of single-stage steps; () for equal ones (Pyramid-Flow: 1, 2, 1).
       unit_weights: relative frequency of the units; () for equal ones.
       seed: seed of the order of the stages.
@@ -47,7 +49,8 @@ class TeacherConfig:
     ema_decay: float = 0.0
     accumulate: int = 1
     dtype: str = 'bfloat16'
-    remat: str = 'full'
+    remat: str = 'kernel'
+    attention: str = AUTO
     stage_weights: tuple[float, ...] = ()
     unit_weights: tuple[float, ...] = ()
     seed: int = top_level(0)
@@ -57,7 +60,12 @@ class TeacherConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        choices = {'stages': STAGES_PER_STEP, 'dtype': DTYPES, 'remat': ('none', *REMAT_POLICIES)}
+        choices = {
+            'stages': STAGES_PER_STEP,
+            'dtype': DTYPES,
+            'remat': ('none', *REMAT_POLICIES),
+            'attention': (AUTO, *STRATEGIES),
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(f'{name} is {getattr(self, name)!r}; use one of {", ".join(known)}.')

@@ -50,6 +50,7 @@ from train.flow import flow_matching, losses
 from train.flow.blank_sample import BlankSample
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState, make_optimizer, masters
+from train.runtime.platform import attention_on_platform
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
 from train.runtime.sharding import to_host
@@ -98,7 +99,8 @@ class TeacherTraining:
         if denoiser is None and config.start:
             denoiser = read_denoiser(config.start)
         module, self.start = denoiser or (fresh_denoiser(config.sizes, config.context_embedder), None)
-        self.module = module.clone(scan=True, dtype=DTYPES[config.dtype], remat=config.remat)
+        options = {'dtype': DTYPES[config.dtype], 'remat': config.remat}
+        self.module = module.clone(scan=True, attention=attention_on_platform(config.attention), **options)
         self.null = self.prompts(null)
         check_widths(self.module, self.null)
         self.tx = make_optimizer(config.optimizer)
