@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import importlib.util
@@ -13,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import dmd as dmd_config
+from configs import teacher as teacher_config
 from neodragon_jax.base.errors import InputError
 from support.goldens import TINY_CHECKPOINT
 from support.sizing_cases import FITS, GIB, ON_V5E, case, tiny_settings
@@ -174,6 +176,17 @@ def test_jobs_of_a_sweep(quick):
     assert all(job.settings.loop.batch_size == job.case.batch_size for job in made)
     assert all(job.settings.dmd.remat == job.case.options['remat'] for job in made)
     assert cases[0].model_flops == 3.0 * cases[0].batch_size
+
+
+@pytest.mark.parametrize(('program', 'configs'), [('dmd', dmd_config), ('teacher', teacher_config)])
+def test_attention_is_that_of_tpus(monkeypatch, program, configs):
+    monkeypatch.setattr(jobs, 'model_flops', lambda *_: collections.defaultdict(float))
+    settings = configs.get_config('tiny')
+    settings[program].update(remat='kernel', attention='auto')
+    if program == 'dmd':
+        settings.checkpoint = str(TINY_CHECKPOINT)
+    made = jobs.make_jobs(program, settings, jobs.Options(('v5e:2x2',), variant=jobs.ALL, batches=(1,)))
+    assert [job.case.options for job in made] == [{'remat': 'kernel', 'attention': 'splash'}] * len(made) != []
 
 
 def test_jobs_of_the_settings_as_they_stand(quick, capsys):

@@ -33,6 +33,7 @@ def test_full_settings_make_the_teacher_of_the_paper(capsys):
     ('changes', 'message'),
     [
         ({'stages': 'some'}, "stages is 'some'; use one of one, all"),
+        ({'attention': 'splush'}, "attention is 'splush'; use one of auto, masked"),
         ({'caption_dropout': 1.0}, 'caption_dropout is 1.0'),
         ({'accumulate': 0}, 'accumulate is 0'),
         ({'evaluation': {'examples': 10, 'batch': 4}}, 'examples is 10 and batch 4'),
