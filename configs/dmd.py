@@ -106,7 +106,8 @@ FULL = {
         'accumulate': 1,  # parts of a batch, for less memory
         'dtype': 'bfloat16',
         'float32_probes': False,  # float32 token streams where teacher and fake model are compared
-        'remat': 'kernel',  # or 'full', 'dots', 'none': what the backward pass keeps instead of computing it again
+        # What the backward pass keeps instead of computing it again: 'full' keeps least, then 'kernel', 'dots', 'none'.
+        'remat': 'kernel',
         'attention': 'auto',  # 'splash', the TPU kernel, on TPUs, else 'masked'; or 'prefix', with fewer scores
         'student': defaults(OptimizerConfig),
         'fake': defaults(OptimizerConfig),

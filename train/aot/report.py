@@ -33,7 +33,8 @@ class Facts:
     """Facts from one compilation; bytes, FLOPs and cycles are per device and step.
 
     Attributes:
-      fits: False when the compiler ran out of memory; then only `needed_bytes`, `compile_s` and `lower_s` are known.
+      fits: False when the compiler ran out of memory: then only `needed_bytes`, `compile_s` and `lower_s` are known.
+        Also False when it did not, but the program needs more than the device has.
       memory: bytes of arguments, output, alias (output that lives in arguments), temporaries and code.
       needed_bytes: total memory.
       flops: executed FLOPs of matrix products, without custom kernels.

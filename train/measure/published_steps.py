@@ -194,7 +194,7 @@ def run(models: Sequence[str], cache: str) -> None:
     for name in models:
         case, facts = compile_model(name, cache)
         print(text(case, facts))
-        if not facts.fits:
+        if not facts.cycles:  # not compiled
             continue
         per_chip = case.model_flops / case.devices
         best, worst = (per_chip / seconds / 1e12 for seconds in estimate(case, facts, ATTENTION).step_s)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import gzip
 import importlib.util
+import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from support.goldens import TINY_CHECKPOINT
 from support.sizing_cases import FITS, GIB, ON_V5E, case, tiny_settings
 from train import tpu_flags
 from train.aot import chips as aot_chips
-from train.aot import jobs
+from train.aot import compilation, jobs
 from train.aot import report as aot_report
 from train.aot import sizing as aot
 from train.aot.jobs import traced_flops
@@ -298,6 +301,21 @@ def test_report_and_table():
     assert '**' not in rows[0] and rows[1].count('**') >= 20 and 'needs 20.50 of 15.75' in rows[2]
     assert all(line.count('|') == len(aot_report.COLUMNS) + 1 for line in table.splitlines())
     assert aot_report.best([(case(), full)]) == set()
+
+
+@pytest.mark.parametrize(('gib', 'fits'), [(15.7, True), (15.8, False)])
+def test_a_compiled_program_that_is_too_large_does_not_fit(gib, fits, tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, 'PACKAGES', ('jax',))
+    lowered, slice_ = types.SimpleNamespace(as_text=lambda: 'text'), aot_chips.topology('v5e:1x1')
+    key = compilation._key('text', slice_, {})
+    compiled = Facts(fits=True, needed_bytes=gib * GIB, lower_s=1, compile_s=1)
+    (tmp_path / f'{key}.json').write_text(json.dumps(dataclasses.asdict(compiled)))
+    with gzip.open(tmp_path / f'{key}.hlo.gz', 'wt') as file:
+        file.write('HloModule m\n\nENTRY %main (x: f32[2]) -> f32[2] {\n  ROOT %x = f32[2]{0} parameter(0)\n}\n')
+    facts = compilation.facts_of(lowered, types.SimpleNamespace(devices=np.array([])), slice_, {}, tmp_path, 1)
+    assert facts.fits is fits
+    if not fits:
+        assert 'does not fit: needs 15.80 of 15.75 GiB' in aot_report.text(case(), facts)
 
 
 def test_mean_of_variants_weighs_their_shares():
