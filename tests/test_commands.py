@@ -214,7 +214,7 @@ def given(tmp_path: pathlib.Path) -> dict[str, list[str]]:
 READ_ONLY = {
     *('neodragon_jax.sizes', 'neodragon_jax.upload'),
     *('train.launch', 'train.measure.loader', 'train.measure.packing', 'train.measure.probes', 'train.tpu_flags'),
-    *('train.measure.published_steps', 'train.measure.blocks'),  # write only a cache
+    *('train.measure.published_steps', 'train.measure.blocks', 'train.measure.kernel'),  # write at most a cache
     'train.shapes.read',
 }
 # How an output cannot be written: status and part of the message.

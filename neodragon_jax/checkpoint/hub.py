@@ -65,7 +65,7 @@ def needed_folders(mode: str, first_frame: str) -> tuple[str, ...]:
     )
 
 
-def fetch(name: HubName, needed: Sequence[str] | None, option: str = '--checkpoint') -> pathlib.Path:
+def fetch(name: HubName, needed: Sequence[str] | None, option: str) -> pathlib.Path:
     """Return the local folder of a repository, after downloading the files that are missing.
 
     Args:

@@ -13,7 +13,7 @@ import pathlib
 from typing import Any
 
 from neodragon_jax.base.json_file import checked, read_json
-from neodragon_jax.checkpoint import folders, hub
+from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.checkpoint.results import find_result
 from neodragon_jax.generation.defaults import GenerationDefaults, StepsPerStage
 from neodragon_jax.pyramid.spacings import Spacing
@@ -32,11 +32,10 @@ class _Levels:
 
 def find_student(given: str | os.PathLike[str]) -> pathlib.Path:
     """Return the folder of a student: RUN/result or RUN, local or in a bucket, or hf://ORG/NAME@REVISION."""
-    given = os.fspath(given)
-    name = hub.parse(given)
-    if hub.is_explicit(given) and name is not None:
-        return hub.fetch(name, (folders.STUDENT, folders.STUDENT_ADAPTER))
-    return find_result(given, (folders.STUDENT, folders.STUDENT_ADAPTER), '--student')
+    parts, option = (folders.STUDENT, folders.STUDENT_ADAPTER), '--student'
+    if hub.is_explicit(os.fspath(given)):
+        return shipped.resolve(given, parts, option)
+    return find_result(given, parts, option)
 
 
 def with_student(defaults: GenerationDefaults, folder: str | os.PathLike[str]) -> GenerationDefaults:

@@ -8,9 +8,12 @@ of the two cores is a device.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any
+
+from jax.experimental import topologies
 
 from neodragon_jax.base.errors import InputError, did_you_mean
 from train.runtime.peaks import PEAK_FLOPS
@@ -30,7 +33,8 @@ class Chip:
       dcn_bytes: bytes per second, one way, of a device's share of its host's network cards, which join slices.
       attention: share of the peak rate that the attention kernel reaches by the compiler's schedule at head dimension
         64, forward and backward: 2 and 5 products of a tile of 896 rows and 1,792 keys / instructions of its schedule.
-        Compiled for v5e and v6e; the others are taken to be like the one with the same matrix unit.
+        Of `python -m train.measure.kernel` for v5e
+        and v6e; the others are taken to be like the one with the same matrix unit.
       grid_axes: dimensions of the interconnect grid: 2 or 3.
       wrap: an axis of the slice closes to a ring when its length is a multiple of this (3 axes: when all are).
       topologies: shapes that Google Cloud offers.
@@ -61,7 +65,7 @@ class Chip:
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16')
 # Kernels at head dimension 64, which fills a half or a quarter of a matrix unit.
-_HALF, _QUARTER = (0.389, 0.467), (0.148, 0.213)
+_HALF, _QUARTER = (0.393, 0.467), (0.152, 0.213)
 _MEGACORE = (('chip_config_name', 'megacore'),)
 
 # The matrix units of v6e and tpu7x are 256 x 256; the compiler's estimates for them exceed what two units could do in a
@@ -102,6 +106,15 @@ class Topology:
     def devices(self) -> int:
         return self.chips * self.chip.devices
 
+    def compile_devices(self) -> Sequence[Any]:
+        """Return the devices that stand for the slice at compile time.
+
+        Raises:
+          InputError: libtpu is not installed.
+        """
+        require_compiler()
+        return topologies.get_topology_desc(self.name, platform='tpu', **self.options()).devices
+
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of `jax.experimental.topologies.get_topology_desc`."""
         single = {'chips_per_host_bounds': (1, 1, 1)} if math.prod(self.shape) == 1 else {}
@@ -127,6 +140,12 @@ class Topology:
                 links += 2 if rings[axis] and extent == length else 1
         # Two cores of one chip exchange data faster than any link, so they count as one device.
         return max(links, 1) * self.chip.link_bytes
+
+
+def require_compiler() -> None:
+    """Raise InputError unless libtpu, which contains the TPU compiler, is installed."""
+    if importlib.util.find_spec('libtpu') is None:
+        raise InputError("libtpu, the TPU compiler, is not installed; run: pip install -e '.[tpu]'")
 
 
 def known_topologies() -> list[str]:

@@ -24,6 +24,7 @@ from typing import Any
 from train.aot.chips import Topology
 
 GIB, DAY = 2**30, 86400.0
+WAY_OUT = 'try a smaller batch, remat full, or more devices along fsdp'
 # Prefix of the names of attention kernels that run backward.
 BACKWARD = ('splash_mha_dkv', 'splash_mha_dq')
 
@@ -33,8 +34,7 @@ class Facts:
     """Facts from one compilation; bytes, FLOPs and cycles are per device and step.
 
     Attributes:
-      fits: False when the compiler ran out of memory: then only `needed_bytes`, `compile_s` and `lower_s` are known.
-        Also False when it did not, but the program needs more than the device has.
+      fits: False when the compiler ran out of memory, or the program that it made needs more than the device has.
       memory: bytes of arguments, output, alias (output that lives in arguments), temporaries and code.
       needed_bytes: total memory.
       flops: executed FLOPs of matrix products, without custom kernels.
@@ -62,6 +62,11 @@ class Facts:
     kernels: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     unknown: list[str] = dataclasses.field(default_factory=list)
     message: str = ''
+
+    @property
+    def compiled(self) -> bool:
+        """Return whether the compiler made a program; else only `needed_bytes`, `compile_s` and `lower_s` are known."""
+        return bool(self.memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +174,13 @@ def text(case: Case, facts: Facts) -> str:
         f'host       lowering {facts.lower_s:.0f} s, compiling {facts.compile_s:.0f} s '
         f'({facts.compile_cpu_s:.0f} s of CPU, {facts.compile_rss_bytes / GIB:.1f} GiB)'
     )
+    lines = [head]
     if not facts.fits:
-        return f'{head}\nmemory     does not fit: {_needs(facts, chip.hbm_gib)}\n{host}'
+        lines.append(f'memory     does not fit: {_needs(facts, chip.hbm_gib)}; {WAY_OUT}')
+    if not facts.compiled:
+        return '\n'.join([*lines, host])
     times = estimate(case, facts)
-    lines = [head, _memory_line(facts, chip.hbm_gib), *_work_lines(case, facts, times)]
+    lines += [_memory_line(facts, chip.hbm_gib), *_work_lines(case, facts, times)]
     for kind, axes, size, seconds in sorted(facts.collectives, key=lambda row: -row[2]):
         lines.append(f'           {kind:18} over {axes or "-":16} {size / 1e9:10.3f} GB {seconds * 1e3:10.2f} ms')
     for kind, slices, size, seconds, exposed in facts.between_slices:

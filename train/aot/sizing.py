@@ -14,7 +14,6 @@ same command again to resume.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -33,6 +32,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json
 from neodragon_jax.base.paths import user_path
 from train.aot import report as aot_report
+from train.aot.chips import require_compiler
 from train.aot.jobs import ALL, LARGEST, Job, Options, Settings, make_jobs, sections
 from train.aot.report import Case, Facts
 from train.aot.request import INPUT_ERROR, QUIET, Request
@@ -49,8 +49,7 @@ def compile_job(job: Job, options: Options) -> Facts:
       InputError: libtpu is absent, or a setting is wrong.
       RuntimeError: the compiler failed for a reason other than memory.
     """
-    if importlib.util.find_spec('libtpu') is None:
-        raise InputError("libtpu, the TPU compiler, is not installed; run: pip install -e '.[tpu]'")
+    require_compiler()
     request = Request(
         program=job.case.program,
         settings=job.settings.to_json(),

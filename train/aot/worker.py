@@ -13,7 +13,6 @@ import sys
 import time
 from typing import Any
 
-from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError
@@ -39,8 +38,7 @@ def answer(request: Request) -> Facts:
 
 def lower(program: runner.Training, variant: str, slice_: aot_chips.Topology) -> tuple[Any, Any]:
     """Return the lowered step, identical to the one that `loop.run` compiles, and its mesh."""
-    description = topologies.get_topology_desc(slice_.name, platform='tpu', **slice_.options())
-    mesh = make_mesh(program.run.mesh, description.devices)
+    mesh = make_mesh(program.run.mesh, slice_.compile_devices())
     arguments = loop.abstract_arguments(program.program, program.program.frozen(), program.source, program.run, mesh)
     by_name = {str(value): value for value in variants(program.program)}
     step = loop.jit_step(program.program, by_name[variant], arguments)

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
@@ -63,7 +62,7 @@ class Options:
 
 
 def gradient(module: PyramidMMDiT, layout: Layout, forward: bool) -> Any:
-    """Return a function of abstract arguments, see `arguments`: the blocks' output, or its gradients."""
+    """Return a function of the arguments of `arguments`: the squared sum of the blocks' output, or its gradients."""
 
     def loss(params: Any, streams: Any, modulation: Any, ids: Any, text_mask: Any) -> Any:
         run = lambda model, *given: model.blocks(*given)
@@ -100,7 +99,7 @@ def compile_row(slice_: Topology, stage: int, attention: str, remat: str, option
     """Return the case and the facts of one combination."""
     config = dataclasses.replace(FULL.denoiser, num_layers=options.blocks + 1)
     layout = envelope(stage, UNITS, STAGES, GRID, TEXT)
-    device = topologies.get_topology_desc(slice_.name, platform='tpu', **slice_.options()).devices[0]
+    device = slice_.compile_devices()[0]
     mesh = Mesh(np.array(device).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     given = arguments(config, layout, options.batch, NamedSharding(mesh, PartitionSpec()))
     make = lambda **form: PyramidMMDiT(config, jnp.bfloat16, scan=True, **form)

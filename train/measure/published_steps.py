@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import topologies
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -174,8 +173,7 @@ def lower(model: Model, mesh: Mesh) -> Any:
 def compile_model(name: str, cache: str) -> tuple[Case, Facts]:
     """Return the case and the facts of a published step."""
     model, slice_ = MODELS[name], topology(TOPOLOGY)
-    devices = topologies.get_topology_desc(slice_.name, platform='tpu', **slice_.options()).devices
-    mesh = Mesh(np.array(devices), (FSDP,), axis_types=(AxisType.Auto,))
+    mesh = Mesh(np.array(slice_.compile_devices()), (FSDP,), axis_types=(AxisType.Auto,))
     start = time.perf_counter()
     lowered = lower(model, mesh)
     facts = facts_of(lowered, mesh, slice_, FLAGS, cache, time.perf_counter() - start)
@@ -194,7 +192,7 @@ def run(models: Sequence[str], cache: str) -> None:
     for name in models:
         case, facts = compile_model(name, cache)
         print(text(case, facts))
-        if not facts.cycles:  # not compiled
+        if not facts.compiled:
             continue
         per_chip = case.model_flops / case.devices
         best, worst = (per_chip / seconds / 1e12 for seconds in estimate(case, facts, ATTENTION).step_s)

@@ -14,6 +14,7 @@ import pytest
 from neodragon_jax import upload
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import folders, hub, shipped
+from neodragon_jax.generation.student import find_student
 from support.goldens import ROOT, TINY_CHECKPOINT
 from support.hub_server import COMMIT, Hub, serve
 
@@ -123,8 +124,12 @@ def test_messages_name_the_option_that_was_given(served, tmp_path):
     argv = ['-m', 'train.benchmark', '--out', str(tmp_path / 'out'), '--start', 'hf://someone/else']
     got = run(served, tmp_path, *argv)
     assert got.returncode == 2 and '--start hf://someone/else: no such repository' in got.stderr, got.stderr
+    got = run(served, tmp_path, '-m', 'neodragon_jax', '--prompt', 'x', '--out', str(tmp_path), '--student', 'hf://a/b')
+    assert got.returncode == 2 and '--student hf://a/b: no such repository' in got.stderr, got.stderr
     with pytest.raises(InputError, match='--start hf://someone: not a name of the hub'):
         shipped.find('hf://someone', option='--start')
+    with pytest.raises(InputError, match='--student hf://someone: not a name of the hub'):
+        find_student('hf://someone')
 
 
 def test_gated_and_offline_are_one_line(served, tmp_path):
