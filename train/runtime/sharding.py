@@ -86,8 +86,9 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh with axes ('data', 'fsdp', 'tensor') over all devices.
 
-    A single process may use fewer devices than it has if all three sizes are given. Over several TPU slices, only
-    `data` crosses the links between them.
+    A single process may use fewer devices than it has if all three sizes are given. Neighbors along an axis are
+    neighbors in a TPU slice where the sizes allow it; an axis may also cover a part of a physical axis. Over several
+    slices, only `data` crosses the links between them.
 
     Raises:
       InputError: the sizes do not fit the number of devices.
@@ -110,7 +111,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     slices = len({getattr(device, 'slice_index', 0) for device in used})
     if slices > 1:
         return _mesh_over_slices(sizes, used, slices)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
+    return _named(mesh_utils.create_device_mesh(sizes, used, allow_split_physical_axes=True))
+
+
+def _named(devices: np.ndarray) -> Mesh:
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _mesh_over_slices(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> Mesh:
@@ -126,8 +131,7 @@ def _mesh_over_slices(sizes: Sequence[int], devices: Sequence[Any], slices: int)
             f'inside a slice; choose a multiple of {slices} for data.'
         )
     shape, between = (data // slices, *inside), (slices, 1, 1)
-    array = mesh_utils.create_hybrid_device_mesh(shape, between, devices)
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return _named(mesh_utils.create_hybrid_device_mesh(shape, between, devices, allow_split_physical_axes=True))
 
 
 def param_shardings(mesh: Mesh, tree: Any) -> Any:

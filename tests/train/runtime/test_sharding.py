@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -188,6 +189,42 @@ def test_description_reads_like_a_table(tiny):
     assert len(lines) == 1 + len(jax.tree.leaves(tiny[True]))
     row = next(line for line in lines if line.startswith('blocks/image_mlp/linear_2/kernel'))
     assert row.split(None, 3) == ['blocks/image_mlp/linear_2/kernel', '1x256x64', 'float32', '-, tensor, fsdp']
+
+
+# TPU slices, whose devices stand on a grid.
+
+KINDS = {'v4': 'TPU v4', 'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite'}
+
+
+class GridDevice:
+    """A TPU device at a place of its slice's grid."""
+
+    platform, core_on_chip, process_index = 'tpu', 0, 0
+
+    def __init__(self, kind: str, coords: tuple[int, ...], slice_index: int) -> None:
+        self.device_kind, self.coords, self.slice_index = KINDS[kind], (*coords, 0, 0)[:3], slice_index
+        self.id = hash((slice_index, coords))
+
+
+def grid_devices(name: str, slices: int = 1) -> list[Any]:
+    kind, _, shape = name.partition(':')
+    places = [range(int(size)) for size in shape.split('x')]
+    return [GridDevice(kind, coords, number) for number in range(slices) for coords in itertools.product(*places)]
+
+
+@pytest.mark.parametrize('slices', [1, 2])
+@pytest.mark.parametrize('name', ['v4:4x4x4', 'v5e:4x4', 'v5e:8x8', 'v5p:2x2x4', 'v5p:4x4x4', 'v6e:4x4', 'v6e:8x8'])
+def test_every_mesh_fits_on_every_slice(name, slices):
+    """An axis of the mesh may be a part of a physical axis, such as 16 devices of 8x8."""
+    devices = grid_devices(name, slices)
+    each = len(devices) // slices
+    powers = [2**power for power in range(each.bit_length())]
+    sizes = [size for size in itertools.product(powers, repeat=3) if math.prod(size) == each]
+    assert len(sizes) >= 15
+    for data, fsdp, tensor in sizes:
+        mesh = make_mesh(MeshConfig(data * slices, fsdp, tensor), devices)
+        assert mesh.devices.shape == (data * slices, fsdp, tensor)
+        assert {id(device) for device in mesh.devices.flat} == {id(device) for device in devices}
 
 
 # Several slices.
