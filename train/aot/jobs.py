@@ -74,6 +74,8 @@ def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
     """
     slices = [aot_chips.topology(name, options.slices) for name in options.topologies]
     settings = _on_tpu(settings)
+    run = runner.size(program, settings).run
+    run_samples = run.steps * run.batch_size * (run.updates or 1)
     counted = functools.cache(lambda batch_size: model_flops(program, settings, batch_size))
     made = []
     for slice_, changed in itertools.product(slices, _changes(settings, options.choices)):
@@ -84,12 +86,17 @@ def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
                 placed = changed.copy_and_resolve_references()
                 placed.loop.batch_size = batch
                 placed.loop.mesh.update(dict(zip(AXES, sizes, strict=True)))
-                made += _of_variants(program, placed, slice_, options.variant, counted(batch))
+                made += _of_variants(program, placed, slice_, options.variant, counted(batch), run_samples)
     return made
 
 
 def _of_variants(
-    program: str, settings: Settings, slice_: aot_chips.Topology, wanted: str, counted: dict[Any, float]
+    program: str,
+    settings: Settings,
+    slice_: aot_chips.Topology,
+    wanted: str,
+    counted: dict[Any, float],
+    run_samples: int,
 ) -> Iterator[Job]:
     """Yield a job for each requested variant of the step, whose model FLOPs are `counted`."""
     abstract = runner.size(program, settings)
@@ -103,6 +110,7 @@ def _of_variants(
         chosen = [names[wanted]]
     else:
         raise InputError(f'--variant={wanted}: {program} has no such step; use {", ".join(names)}, {LARGEST} or {ALL}.')
+    unused = getattr(abstract.program, 'unused', lambda variant, sample: None)
     for variant in chosen:
         case = Case(
             program=program,
@@ -114,6 +122,8 @@ def _of_variants(
             samples=run.batch_size * (run.updates or 1),
             options={name: section[name] for name, section in sections(settings)},
             model_flops=counted[variant],
+            run_samples=run_samples,
+            unused=unused(variant, abstract.source[0]),
         )
         yield Job(case, settings)
 

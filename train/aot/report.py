@@ -12,7 +12,11 @@ The times are estimates. `train.measure.published_steps` compares them with publ
                  transfers queue
   optimistic     max(compute + kernels, communication inside a slice) + exposed: all other communication is hidden
   pessimistic    compute + kernels + communication: no overlap
-  MFU            model FLOPs / (step time x peak); model FLOPs exclude recomputation and padding
+  MFU            model FLOPs / (step time x peak); model FLOPs exclude recomputation and the
+                 padding of kernels
+  unused         shares of the model FLOPs that are padding of short histories, and scores of tokens that may not see
+                 each other (`train.flow.unused`)
+  run            chip-hours of as many samples as the settings train on, if every step took as long as this one
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import re
 from typing import Any
 
 from train.aot.chips import Topology
+from train.flow.unused import Unused
 
 GIB, DAY = 2**30, 86400.0
 WAY_OUT = 'try a smaller batch, remat full, or more devices along fsdp'
@@ -78,6 +83,8 @@ class Case:
       batch_size: samples of one batch.
       samples: samples read in a step: several batches where a program makes several updates.
       model_flops: model FLOPs of a whole step on all devices.
+      run_samples: samples that a run of the settings trains on.
+      unused: shares of the model FLOPs that no result depends on; None if unknown.
     """
 
     program: str
@@ -89,6 +96,8 @@ class Case:
     samples: int
     options: dict[str, str]
     model_flops: float
+    run_samples: int = 0
+    unused: Unused | None = None
 
     @property
     def devices(self) -> int:
@@ -113,6 +122,16 @@ class Estimate:
     step_s: tuple[float, float]
     mfu: tuple[float, float]
     samples_per_s: tuple[float, float]
+
+    @property
+    def communication_share(self) -> float:
+        """Communication / step time, if nothing hides."""
+        return (self.communication_s + self.between_slices_s) / self.step_s[1]
+
+    def chip_hours(self, case: Case) -> tuple[float, float]:
+        """Return the chip-hours of a run with this step."""
+        least, most = (case.run_samples / rate * case.topology.chips / 3600 for rate in self.samples_per_s)
+        return least, most
 
 
 def estimate(case: Case, facts: Facts, attention: tuple[float, float] | None = None) -> Estimate:
@@ -188,7 +207,7 @@ def text(case: Case, facts: Facts) -> str:
             f'           {kind:18} over {f"{slices} slices":16} {size / 1e9:10.3f} GB {seconds * 1e3:10.2f} ms, '
             f'{exposed * 1e3:.2f} ms exposed'
         )
-    lines += [*_time_lines(times), host]
+    lines += [*_time_lines(case, times), host]
     lines += [f'not counted: {name}' for name in facts.unknown]
     return '\n'.join(lines)
 
@@ -224,25 +243,33 @@ def _work_lines(case: Case, facts: Facts, times: Estimate) -> list[str]:
     total = sum(size for _, _, size, _ in facts.collectives)
     between = sum(size for _, _, size, _, _ in facts.between_slices)
     apart = f', and {between / 1e9:.3f} GB from other slices' if case.topology.slices > 1 else ''
+    if case.unused is not None:
+        lines.append(
+            f'unused     {case.unused.padding:.1%} of the model FLOPs are padding of short histories, '
+            f'{case.unused.masked:.1%} masked scores'
+        )
     return [*lines, f'network    {total / 1e9:.3f} GB received per device and step{apart}']
 
 
-def _time_lines(times: Estimate) -> list[str]:
+def _time_lines(case: Case, times: Estimate) -> list[str]:
     rate = ' to '.join(f'{value:.2f}' for value in reversed(times.samples_per_s))
     per_day = ' to '.join(f'{value * DAY:,.0f}' for value in reversed(times.samples_per_s))
     return [
         f'time       compute {times.compute_s:.3f} s, kernels {times.kernels_s:.3f} s, '
         f'communication {times.communication_s:.3f} s'
         + (f', between slices {times.between_slices_s:.3f} s' if times.between_slices_s else ''),
-        f'step       {times.step_s[0]:.3f} s if communication hides, {times.step_s[1]:.3f} s if it does not',
+        f'step       {times.step_s[0]:.3f} s if communication hides, {times.step_s[1]:.3f} s if it does not '
+        f'({times.communication_share:.0%} communication)',
         f'MFU        at most {times.mfu[0]:.1%}, {times.mfu[1]:.1%} if nothing hides',
         f'rate       {rate} samples/s, {per_day} samples/day',
+        f'run        {" to ".join(f"{hours:.1f}" for hours in times.chip_hours(case))} chip-hours for the '
+        f'{case.run_samples:,} samples of the settings',
     ]
 
 
 COLUMNS = (
     'topology', 'mesh', 'variant', 'batch per device', 'options', 'GiB', 'TFLOP executed / model', 'GB received',
-    'step s', 'MFU %', 'samples/s', 'samples/day', 'compile s',
+    'communication %', 'step s', 'MFU %', 'samples/s', 'samples/day', 'chip-hours of a run', 'compile s',
 )  # fmt: skip
 
 
@@ -257,7 +284,7 @@ def row(case: Case, facts: Facts) -> list[str]:
         ' '.join(case.options.values()),
     ]
     if not facts.fits:
-        return [*cells, f'does not fit: {_needs(facts, chip.hbm_gib)}', *[''] * 6, f'{facts.compile_s:.0f}']
+        return [*cells, f'does not fit: {_needs(facts, chip.hbm_gib)}', *[''] * 8, f'{facts.compile_s:.0f}']
     times = estimate(case, facts)
     executed = facts.flops + sum(flops for _, flops in facts.kernels.values())
     return [
@@ -265,10 +292,12 @@ def row(case: Case, facts: Facts) -> list[str]:
         f'{facts.needed_bytes / GIB:.1f} of {chip.hbm_gib:.1f}',
         f'{executed / 1e12:.1f} / {case.model_flops / case.devices / 1e12:.1f}',
         f'{sum(row[2] for row in (*facts.collectives, *facts.between_slices)) / 1e9:.1f}',
+        f'{100 * times.communication_share:.0f}',
         f'{times.step_s[0]:.2f}-{times.step_s[1]:.2f}',
         f'{100 * times.mfu[0]:.0f}-{100 * times.mfu[1]:.0f}',
         f'{times.samples_per_s[1]:.1f}-{times.samples_per_s[0]:.1f}',
         f'{DAY * times.samples_per_s[1]:,.0f}-{DAY * times.samples_per_s[0]:,.0f}',
+        '-'.join(f'{hours:.1f}' for hours in times.chip_hours(case)),
         f'{facts.compile_s:.0f}',
     ]
 

@@ -40,6 +40,7 @@ from train.dmd.trained import Start, Trained
 from train.dmd.updates import Updates
 from train.flow import flow_matching
 from train.flow.stage_starts import start_name
+from train.flow.unused import Unused, unused_in_stages
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import make_optimizer
 from train.runtime.platform import attention_on_platform
@@ -183,6 +184,11 @@ class DMD:
         """Return the stage of a step."""
         weights = self.config.stage_weights
         return flow_matching.stage_of_step(self.config.seed, step, self.schedule.stages, weights)
+
+    def unused(self, variant: int, sample: Mapping[str, Any]) -> Unused:
+        """Return the unused shares of the arithmetic of a step on samples of one shape."""
+        config, first_unit = self.module.config, self.examples.first_unit
+        return unused_in_stages([variant], sample, config, self.schedule, first_unit, self.config.unit_weights)
 
     def train_step(
         self, variant: int, state: DMDState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray

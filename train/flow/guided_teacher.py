@@ -49,7 +49,13 @@ def calls_of(plan: Plan, first_unit: int) -> Iterator[Call]:
 
 
 class GuidedTeacher:
-    """The teacher with guidance, for batches of videos of one plan."""
+    """The teacher with guidance, for batches of videos of one plan.
+
+    Attributes:
+      modulate: (params, pooled [B, p], timestep) -> modulation of every prompt of a batch; compiled.
+      flow: (params, modulation, history, x, unit [B], prompt) -> guided flow of a batch; compiled. The modulation is a
+        pair: that of the negative prompt, for a batch of one, and that of the prompts.
+    """
 
     def __init__(
         self, module: PyramidMMDiT, params: Callable[[], Any], negative: Prompt, scale: _Scale, plan: Plan, mesh: Mesh
@@ -64,7 +70,7 @@ class GuidedTeacher:
         """
         self._module, self._params, self._negative, self._scale, self._plan = module, params, negative, scale, plan
         self._mesh = mesh.abstract_mesh
-        self._modulate, self._flow = jax.jit(self._modulate_of), jax.jit(self._flow_of)
+        self.modulate, self.flow = jax.jit(self._modulate_of), jax.jit(self._flow_of)
         self._negatives: dict[float, Any] = {}
 
     def denoiser(self, first_unit: int) -> Denoiser:
@@ -82,9 +88,9 @@ class GuidedTeacher:
             if call.unit == 1 and call.step == 0 and stage == 0:
                 modulations.clear()  # those of unit 0
             if key not in modulations:
-                modulations[key] = self._modulate(params, prompt.pooled, jnp.float32(call.timestep))
+                modulations[key] = self.modulate(params, prompt.pooled, jnp.float32(call.timestep))
             modulation = self._of_negative(params, call.timestep), modulations[key]
-            return self._flow(params, modulation, list(history) if call.unit else [], x, unit, prompt)
+            return self.flow(params, modulation, list(history) if call.unit else [], x, unit, prompt)
 
         return predict
 
@@ -92,20 +98,14 @@ class GuidedTeacher:
         """Return the modulation of the negative prompt, for a batch of one."""
         if timestep not in self._negatives:
             pooled = jnp.asarray(self._negative.pooled)[None]
-            self._negatives[timestep] = self._modulate(params, pooled, jnp.float32(timestep))
+            self._negatives[timestep] = self.modulate(params, pooled, jnp.float32(timestep))
         return self._negatives[timestep]
 
     def _modulate_of(self, params: Any, pooled: Float[Array, 'B p'], timestep: Array) -> Any:
-        """Return the modulation of every prompt of a batch."""
         sinusoid = timestep_sinusoid(jnp.broadcast_to(timestep, pooled.shape[:1]), TIMESTEP_WIDTH)
         return self._module.apply({'params': params}, sinusoid, pooled, method='modulate')
 
     def _flow_of(self, params: Any, modulation: Any, history: History, x: Unit, unit: Array, prompt: Prompt) -> Unit:
-        """Return the guided flow of a batch.
-
-        Args:
-          modulation: of the negative prompt, for a batch of one, and of the prompts.
-        """
         batch = x.shape[0]
         null = jax.tree.map(lambda n, p: jnp.broadcast_to(n, p.shape), self._negative, prompt)
         given = list(history), x, unit

@@ -37,7 +37,9 @@ class State(Protocol):
 class Program(Protocol):
     """A training objective.
 
-    An optional attribute `shown` lists the metrics that the console shows first; the files have all of them.
+    An optional attribute `shown` lists the metrics that the console shows first; the files have all of them. An
+    optional method `unused(variant, sample)` tells `train.aot` which shares of the arithmetic are padding and masked
+    scores, as `train.flow.unused.Unused`.
     """
 
     name: str

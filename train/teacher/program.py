@@ -48,6 +48,7 @@ from train.data.record_spec import T5_STATES, TEXT_STATES
 from train.data.sources import hold_out, stacked
 from train.flow import flow_matching, losses
 from train.flow.blank_sample import BlankSample
+from train.flow.unused import Unused, unused_in_stages
 from train.runtime.gradients import value_and_grad
 from train.runtime.optimizer import AveragedState, make_optimizer, masters
 from train.runtime.platform import attention_on_platform
@@ -143,6 +144,10 @@ class TeacherTraining:
         if self.config.stages == 'all':
             return tuple(range(stages))
         return (flow_matching.stage_of_step(self.config.seed, step, stages, self.config.stage_weights),)
+
+    def unused(self, variant: tuple[int, ...], sample: Mapping[str, Any]) -> Unused:
+        """Return the unused shares of the arithmetic of a step on samples of one shape, all of whole videos."""
+        return unused_in_stages(variant, sample, self.module.config, self.schedule, 0, self.config.unit_weights)
 
     def train_step(
         self, variant: tuple[int, ...], state: AveragedState, frozen: Any, batch: Mapping[str, Array], key: PRNGKeyArray

@@ -29,6 +29,7 @@ from train.aot import sizing as aot
 from train.aot.jobs import traced_flops
 from train.aot.report import Facts
 from train.dmd import teacher as dmd_teacher
+from train.flow.unused import Unused
 from train.runtime import runner
 from train.runtime.step import variants
 
@@ -179,6 +180,9 @@ def test_jobs_of_a_sweep(quick):
     assert all(job.settings.loop.batch_size == job.case.batch_size for job in made)
     assert all(job.settings.dmd.remat == job.case.options['remat'] for job in made)
     assert cases[0].model_flops == 3.0 * cases[0].batch_size
+    # The run is that of the settings, whatever batch is sized.
+    loop_settings = tiny_settings().loop
+    assert {case.run_samples for case in cases} == {3 * loop_settings.steps * loop_settings.batch_size}
 
 
 @pytest.mark.parametrize(('program', 'configs'), [('dmd', dmd_config), ('teacher', teacher_config)])
@@ -190,6 +194,8 @@ def test_attention_is_that_of_tpus(monkeypatch, program, configs):
         settings.checkpoint = str(TINY_CHECKPOINT)
     made = jobs.make_jobs(program, settings, jobs.Options(('v5e:2x2',), variant=jobs.ALL, batches=(1,)))
     assert [job.case.options for job in made] == [{'remat': 'kernel', 'attention': 'splash'}] * len(made) != []
+    # Short histories are padded in every stage.
+    assert all(0 < job.case.unused.padding < 1 and 0 < job.case.unused.masked < 1 for job in made)
 
 
 def test_jobs_of_the_settings_as_they_stand(quick, capsys):
@@ -258,6 +264,9 @@ def test_estimate():
     assert times.step_s == pytest.approx((1.5, 1.9), rel=3e-3)
     assert times.mfu == pytest.approx((100 / 197 / 1.5, 100 / 197 / 1.9), rel=3e-3)
     assert times.samples_per_s == pytest.approx((96 / 1.5, 96 / 1.9), rel=3e-3)
+    assert times.communication_share == pytest.approx(0.4 / 1.9, rel=3e-3)
+    # 1,000 such steps on 16 chips.
+    assert times.chip_hours(case(run_samples=96_000)) == pytest.approx((16e3 * 1.5 / 3600, 16e3 * 1.9 / 3600), rel=3e-3)
     on_v6e = aot_report.estimate(case(topology=aot_chips.topology('v6e:4x4')), FITS)
     assert on_v6e.kernels_s == pytest.approx(0.5 * ON_V5E[0] / aot_chips.CHIPS['v6e'].attention[0] * 197 / 918)
     backward = dataclasses.replace(FITS, kernels={'splash_mha_dkv.3': (18, ON_V5E[1] * 197e12)})
@@ -289,7 +298,11 @@ def test_message_of_exhausted_memory(message, sizes):
 
 
 def test_report_and_table():
-    report, kernel = aot_report.text(case(), FITS), FITS.kernels['splash_mha_fwd'][1]
+    whole = case(run_samples=96_000, unused=Unused(padding=0.07, masked=0.056))
+    report, kernel = aot_report.text(whole, FITS), FITS.kernels['splash_mha_fwd'][1]
+    assert '7.0% of the model FLOPs are padding of short histories, 5.6% masked scores' in report
+    assert '(21% communication)' in report and '6.7 to 8.4 chip-hours for the 96,000 samples' in report
+    assert 'unused' not in aot_report.text(case(), FITS)
     ratio = f'{(110e12 + kernel) / 100e12:.2f} times'
     for expected in ('4.00 of 15.75 GiB', ratio, 'all-gather', '40.000 GB received', f'{ON_V5E[0]:.1%}', 'MFU'):
         assert expected in report, expected
