@@ -20,11 +20,20 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 def checksums(tree: Any) -> dict[str, int]:
     """Return name -> checksum of the arrays of a tree, modulo 2^32; all processes of the mesh must call it."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    values = jax.device_get([_checksum(leaf) for _, leaf in leaves])
+    values = jax.device_get(_checksums([leaf for _, leaf in leaves]))
     return {path_name(path): int(value) for (path, _), value in zip(leaves, values, strict=True)}
 
 
 @jax.jit
+def _checksums(leaves: list[Array]) -> list[UInt32[Array, '']]:
+    """Return the checksums of all arrays.
+
+    They are one program: several processes on CPUs may start the sums of many programs in different orders, and then
+    wait for each other forever.
+    """
+    return [_checksum(leaf) for leaf in leaves]
+
+
 def _checksum(array: Array) -> UInt32[Array, '']:
     """Return the sum of all numbers' bits, each times an odd factor that depends on its place.
 

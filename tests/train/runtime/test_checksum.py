@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from neodragon_jax.base.processes import start_processes
+from support.jobs import Job
 from train.runtime.checksum import checksums
-from train.runtime.sharding import AXES, MeshConfig, make_mesh
+from train.runtime.sharding import AXES, FSDP, MeshConfig, make_mesh
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -50,3 +55,32 @@ def test_every_change_is_seen(name):
 
 def test_a_scalar_has_one():
     assert number_of(np.float32(1.0)) == np.float32(1.0).view(np.uint32)
+
+
+def many_checksums(sizes: tuple[int, int, int]) -> dict[str, int]:
+    """Return the checksums of a state with as many arrays as a distillation has, just before its step has ended."""
+    mesh, made = make_mesh(MeshConfig(*sizes)), {}
+    for number in range(400):
+        array = number + np.arange(4096, dtype=np.uint32).reshape(64, 64)
+        sharding = jax.sharding.NamedSharding(mesh, PartitionSpec(None, (None, FSDP, AXES)[number % 3]))
+        made[str(number)] = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    @jax.jit
+    def step(state):
+        busy = jax.lax.fori_loop(0, 200, lambda _, x: jnp.tanh(x @ x), jnp.full((512, 512), 1e-3))
+        return jax.tree.map(lambda array: array + (busy[0, 0] > 1).astype(array.dtype), state)
+
+    return checksums(step(made))
+
+
+def test_many_arrays_on_two_processes(tmp_path):
+    """The sums of many programs once waited for each other, so that a run stopped at its first checkpoint."""
+    with Job([__file__], tmp_path / 'log.txt') as job:
+        assert job.wait() == 0, job.output
+        found = re.findall(r'sums (\{.*\})', job.output)
+    assert [json.loads(text) for text in found] == [many_checksums((8, 1, 1))] * 2
+
+
+if __name__ == '__main__':
+    start_processes()
+    print('sums', json.dumps(many_checksums((2, 4, 1))), flush=True)
