@@ -33,8 +33,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.models import splash
-from neodragon_jax.models.heads import LANES, ROWS, HeadOrder
+from neodragon_jax.models.heads import HeadOrder
 from neodragon_jax.models.layers import last_entries
+from neodragon_jax.models.operands import Heads
+from neodragon_jax.models.rotary import Rotary
 from neodragon_jax.pyramid.layout import (
     Layout,
     QueryGroup,
@@ -52,13 +54,10 @@ QUERY_HIDES, KEY_HIDES = 32.0, -32.0
 
 
 class Queries(NamedTuple):
-    """Scaled queries of the two streams, the image's rotated; `text` is None if its output is not used.
+    """Scaled queries of the two streams, the image's rotated; `text` is None if its output is not used."""
 
-    In ROWS [B, L, N, K] and [B, X, N, K]; in LANES the last axes are tokens.
-    """
-
-    text: Float[Array, 'B _ _ _'] | None
-    image: Float[Array, 'B _ _ _']
+    text: Float[Array, 'B L N K'] | None
+    image: Float[Array, 'B X N K']
 
 
 # Output of text, or None, and of the image: in ROWS [B, L, N*K] and [B, X, N*K]; in LANES [B, N, L, K], [B, N, X, K].
@@ -70,14 +69,15 @@ class Strategy(NamedTuple):
 
     Attributes:
       bias: (layout, position ids [B, S], text mask [B, L], heads) -> any tree of arrays.
-      attend: (queries, keys [B, S, N, K], values [B, S, N, K], that tree) -> Attended; text comes first in S. With
-        LANES, keys and values are [B, N, K, S].
+      attend: returns Attended. In ROWS its arguments are queries, keys [B, S, N, K] and values [B, S, N, K], in which
+        text comes first, and that tree. In LANES they are the `operands.Heads` of queries, keys and values, the rotary
+        embedding, and that tree: norm and rotation are a part of the kernel's operands.
       order: of the axes of heads.
     """
 
     bias: Callable[[Layout, Array, Array, int], Any]
-    attend: Callable[[Queries, Array, Array, Any], Attended]
-    order: HeadOrder = ROWS
+    attend: Callable[..., Attended]
+    order: HeadOrder = HeadOrder.ROWS
 
 
 def strategy(name: str) -> Strategy:
@@ -235,9 +235,8 @@ def _splash_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> Sp
     return SplashBias(QUERY_HIDES * query, KEY_HIDES * jnp.concatenate([key, behind], axis=3))
 
 
-def _attend_splash(queries: Queries, key: Array, value: Array, bias: SplashBias) -> Attended:
-    query = queries.image if queries.text is None else jnp.concatenate([queries.text, queries.image], axis=3)
-    out = splash.attend(query, key, value, *bias)
+def _attend_splash(queries: Heads, keys: Heads, values: Heads, rotary: Rotary, bias: SplashBias) -> Attended:
+    out = splash.attend(queries, keys, values, rotary, *bias)
     if queries.text is None:
         return None, out
     length = queries.text.shape[3]
@@ -297,5 +296,5 @@ STRATEGIES: dict[str, Strategy] = {
     'masked': Strategy(_masked_bias, _attend_masked),
     'prefix': Strategy(_prefix_bias, _attend_prefix),
     'prefix_folded': Strategy(_folded_bias, _attend_folded),
-    'splash': Strategy(_splash_bias, _attend_splash, LANES),
+    'splash': Strategy(_splash_bias, _attend_splash, HeadOrder.LANES),
 }

@@ -1,4 +1,4 @@
-"""Attention heads in two orders of axes, and the linear layers into and out of them.
+"""Attention heads in two orders of axes, and the layers into and out of them.
 
   ROWS    [B, tokens, N, K], as a plain linear layer gives them; for phones and CPUs.
   LANES   [B, N, K, tokens]: tokens in the lanes of a TPU's registers, which K = 64 would fill by half. The TPU kernel
@@ -11,7 +11,8 @@ Legend: B batch, L tokens, D width, N heads, K head dim.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import enum
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,21 +20,25 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 XAVIER = nn.initializers.xavier_uniform()
+# Of the RMS norms of queries and keys.
+QK_NORM_EPSILON = 1e-5
 
 
-class HeadOrder(NamedTuple):
-    """Axes of queries, keys and values.
+class HeadOrder(enum.Enum):
+    """Order of the axes of queries, keys and values; see the module."""
 
-    Attributes:
-      tokens: axis of the tokens.
-      features: axis of the head dimension.
-    """
-
-    tokens: int
-    features: int
+    ROWS = 'rows'
+    LANES = 'lanes'
 
 
-ROWS, LANES = HeadOrder(tokens=1, features=-1), HeadOrder(tokens=3, features=2)
+class HeadScale(nn.Module):
+    """The parameters of `nn.RMSNorm` over the head dimension, for norms that a kernel computes."""
+
+    head_dim: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, ' K']:
+        return self.param('scale', nn.initializers.ones_init(), (self.head_dim,))
 
 
 class ToLanes(nn.Module):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from neodragon_jax.base.errors import InputError, did_you_mean
-from neodragon_jax.models.heads import ROWS, HeadOrder
+from neodragon_jax.models.heads import HeadOrder
 from neodragon_jax.models.layers import last_entries
 from neodragon_jax.pyramid.layout import Layout
 
@@ -45,7 +45,7 @@ def rotary_table(positions: int, head_dim: int, theta: float = 10000.0) -> tuple
 
 
 def make_rotary(
-    form: str, layout: Layout, ids: Int[Array, 'B S'], positions: int, head_dim: int, order: HeadOrder = ROWS
+    form: str, layout: Layout, ids: Int[Array, 'B S'], positions: int, head_dim: int, order: HeadOrder = HeadOrder.ROWS
 ) -> Rotary | RotaryMatrices:
     """Return the rotary embedding of the image tokens.
 
@@ -65,32 +65,29 @@ def make_rotary(
     image = jnp.clip(ids[:, layout.text_tokens :], 0)
     if form == 'halves':
         tables = [jnp.asarray(table)[image] for table in (cos, sin)]
-        return Rotary(*(table[:, :, None] if order == ROWS else table.swapaxes(1, 2)[:, None] for table in tables))
-    if order != ROWS:
+        return Rotary(
+            *(table[:, :, None] if order is HeadOrder.ROWS else table.swapaxes(1, 2)[:, None] for table in tables)
+        )
+    if order is not HeadOrder.ROWS:
         raise InputError('rotary is "matrices", which this attention does not take; use "halves".')
     diagonal = lambda table: np.eye(head_dim // 2, dtype=np.float32) * table[:, None, :]
     matrices = np.block([[diagonal(cos), diagonal(sin)], [-diagonal(sin), diagonal(cos)]])
     return RotaryMatrices(jnp.asarray(matrices)[image[:, :: layout.equal_run]])
 
 
-def rotate(
-    x: Float[Array, 'B _ _ _'], rotary: Rotary | RotaryMatrices, image_tokens: int, order: HeadOrder = ROWS
-) -> Float[Array, 'B _ _ _']:
+def rotate(x: Float[Array, 'B X N K'], rotary: Rotary | RotaryMatrices, image_tokens: int) -> Float[Array, 'B X N K']:
     """Apply the rotary embedding of the last X of all image tokens: dimension i pairs with i + K/2.
 
     The released weights pair neighbors (2i, 2i + 1); loading permutes them, because contiguous halves are cheap on a
     phone, while interleaving costs a quarter of the graph.
 
-    Args:
-      x: [B, X, N, K], or [B, N, K, X] in LANES.
-      order: of x and of the embedding.
+    The TPU kernel's operands are rotated by `operands`.
     """
     if isinstance(rotary, RotaryMatrices):
         batch, rows, _, width = x.shape
         runs = rows * rotary.matrices.shape[1] // image_tokens
         matrices = last_entries(rotary.matrices, runs, axis=1).astype(x.dtype)
         return jnp.matmul(x.reshape(batch, runs, -1, width), matrices).reshape(x.shape)
-    cos, sin = (last_entries(table, x.shape[order.tokens], axis=order.tokens) for table in rotary)
-    first, second = jnp.split(x, 2, axis=order.features)
-    halves = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(halves, axis=order.features).astype(x.dtype)
+    cos, sin = (last_entries(table, x.shape[1], axis=1) for table in rotary)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

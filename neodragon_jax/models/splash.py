@@ -21,8 +21,11 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from neodragon_jax.models.heads import QK_NORM_EPSILON
 from neodragon_jax.models.layers import last_entries
 from neodragon_jax.models.mesh import HEADS_AXIS, batch_axes
+from neodragon_jax.models.operands import Form, Heads, place_normed, place_values
+from neodragon_jax.models.rotary import Rotary
 
 # Tiles are multiples of a vector register's lanes, and their scores must fit a core's vector memory in float32.
 REGISTER, LONGEST_TILE = 128, 1024
@@ -33,27 +36,32 @@ OUTPUT = 'attention'
 
 
 def attend(
-    query: Float[Array, 'B N K R'],
-    key: Float[Array, 'B N K S'],
-    value: Float[Array, 'B N K S'],
+    queries: Heads,
+    keys: Heads,
+    values: Heads,
+    rotary: Rotary,
     query_hides: Float[Array, 'B 1 F S'],
     key_hides: Float[Array, 'B 1 F P'],
 ) -> Float[Array, 'B N R K']:
-    """Attend with the last R tokens; on a mesh each device computes its samples and heads.
+    """Attend with the queries of both streams; on a mesh each device computes its samples and heads.
 
     Args:
-      query: scaled.
+      queries: of the last image tokens, all or fewer.
+      rotary: of all image tokens.
       query_hides, key_hides: additional dimensions of queries and keys, the same for all heads. Those of the keys hide
         the padding behind S from every query.
     """
     local, mesh = _attend, jax.sharding.get_abstract_mesh()
+    rows = sum(x.shape[3] for x in (queries.text, queries.image) if x is not None)
+    given = queries, keys, values, rotary, last_entries(query_hides, rows, axis=3), key_hides
     if not mesh.empty:
         # The partitioner cannot look into a kernel.
-        batch = batch_axes()
-        heads = PartitionSpec(batch, HEADS_AXIS if HEADS_AXIS in mesh.axis_names else None)
-        specs = (heads, heads, heads, PartitionSpec(batch), PartitionSpec(batch))
+        batch = PartitionSpec(batch_axes())
+        heads = PartitionSpec(*batch, HEADS_AXIS if HEADS_AXIS in mesh.axis_names else None)
+        specs_of = lambda heads_: jax.tree.map(lambda x: heads if x.ndim == 4 else PartitionSpec(), heads_)
+        specs = (*map(specs_of, given[:3]), batch, batch, batch)
         local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
-    return local(query, key, value, last_entries(query_hides, query.shape[3], axis=3), key_hides)
+    return local(*given)
 
 
 def _block_sizes(row_tile: int, key_tile: int, keys: int) -> Any:
@@ -77,41 +85,46 @@ def _block_sizes(row_tile: int, key_tile: int, keys: int) -> Any:
 
 
 def _attend(
-    query: Float[Array, 'B N K R'],
-    key: Float[Array, 'B N K S'],
-    value: Float[Array, 'B N K S'],
+    queries: Heads,
+    keys: Heads,
+    values: Heads,
+    rotary: Rotary,
     query_hides: Float[Array, 'B 1 F R'],
     key_hides: Float[Array, 'B 1 F P'],
 ) -> Float[Array, 'B N R K']:
-    """Run the kernel on whole tiles; padded rows, which see all keys, are cut off again."""
-    rows = query.shape[3]
-    (padded_rows, row_tile), (padded_keys, key_tile) = tiles(rows), tiles(key.shape[3])
-    sizes = _block_sizes(row_tile, key_tile, padded_keys)
+    """Make the operands in whole tiles and run the kernel; padded rows, which see all keys, are cut off again."""
+    rows, width = query_hides.shape[3], queries.image.shape[2]
+    (padded_rows, row_tile), (padded_keys, key_tile) = tiles(rows), tiles(key_hides.shape[3])
+    cos, sin = (last_entries(table, queries.image.shape[3], axis=3) for table in rotary)
+    form = Form(padded_rows, QK_NORM_EPSILON, 1 / math.sqrt(width))
+    query = place_normed(queries, cos, sin, _whole(query_hides, padded_rows), form)
+    key = place_normed(keys, rotary.cos, rotary.sin, _whole(key_hides, padded_keys), Form(padded_keys, QK_NORM_EPSILON))
+    out = _kernel(query, key, place_values(values, padded_keys), _block_sizes(row_tile, key_tile, padded_keys))
+    return out[:, :, :rows].astype(values.image.dtype)
+
+
+def _whole(hides: Float[Array, 'B 1 F _'], tokens: int) -> Float[Array, 'B 1 _ _']:
+    """Return additional dimensions in whole registers, for all tokens."""
+    return jnp.pad(hides, [(0, 0), (0, 0), (0, -hides.shape[2] % FEATURES), (0, tokens - hides.shape[3])])
+
+
+def _kernel(
+    query: Float[Array, 'B N _ R'], key: Float[Array, 'B N _ P'], value: Float[Array, 'B N K P'], sizes: Any
+) -> Float[Array, 'B N R K']:
+    """Run the kernel on its operands."""
 
     def run(interpret: bool, *arrays: Any) -> Array:
-        mask = pallas.MultiHeadMask([pallas.FullMask((padded_rows, padded_keys))] * query.shape[1])
+        mask = pallas.MultiHeadMask([pallas.FullMask((query.shape[3], key.shape[3]))] * query.shape[1])
         splits: Any = {'head_shards': 1, 'q_seq_shards': 1, 'residual_checkpoint_name': OUTPUT}
         kernel = pallas.make_splash_mha(mask, block_sizes=sizes, interpret=interpret, **splits)
         out: Any = jax.vmap(kernel)(*arrays)
         return out
 
-    operands = _pad(query, query_hides, padded_rows), _pad(key, key_hides, padded_keys), _pad(value, None, padded_keys)
     # The kernel takes [tokens, K] and, by its layout, transposes back: the two cancel.
-    operands = [x.swapaxes(2, 3) for x in operands]
-    on_tpu, elsewhere = functools.partial(run, False), functools.partial(run, True)
-    out = jax.lax.platform_dependent(*operands, tpu=on_tpu, default=elsewhere)
-    return out[:, :, :rows].astype(value.dtype)
-
-
-def _pad(x: Float[Array, 'B N K L'], hides: Float[Array, 'B 1 F _'] | None, length: int) -> Float[Array, 'B N _ _']:
-    """Pad the tokens with zeros, and append the dimensions that hide, whole registers of them."""
-    x = jnp.pad(x, [(0, 0)] * 3 + [(0, length - x.shape[3])])
-    if hides is None:
-        return x
-    added = -(-hides.shape[2] // FEATURES) * FEATURES
-    empty = [(0, 0), (0, 0), (0, added - hides.shape[2]), (0, length - hides.shape[3])]
-    hides = jnp.broadcast_to(jnp.pad(hides.astype(x.dtype), empty), (*x.shape[:2], added, length))
-    return jnp.concatenate([x, hides], axis=2)
+    operands = [x.swapaxes(2, 3) for x in (query, key, value)]
+    return jax.lax.platform_dependent(
+        *operands, tpu=functools.partial(run, False), default=functools.partial(run, True)
+    )
 
 
 def tiles(length: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from neodragon_jax.models.operands import NAME as OPERAND_KERNEL
 from train.aot.chips import Chip
 from train.aot.collectives import COLLECTIVES, Transfer, transfer_of
 from train.aot.hlo import Computation, Instruction, Module, first_group, group_axes, integers, trip_count
@@ -36,6 +37,11 @@ MEMORY_BUSY, SLOWEST_PRODUCT, PLAIN_PRODUCT = 0.8, 0.25, 0.5
 # attention computes scores and values in the forward pass. The backward pass recomputes the scores and computes four
 # gradients, or three and two of these products in separate kernels.
 ATTENTION_KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5, 'splash_mha_dq': 3}
+
+# Prefixes of the names of kernels that are bound by memory: they take the time to read their operands and write their
+# results. By the compiler's schedules, the arithmetic of these takes 52 to 99% of that time on v5e and v6e
+# (`train.measure.kernel`).
+MEMORY_KERNELS = (OPERAND_KERNEL,)
 
 
 @dataclasses.dataclass
@@ -126,7 +132,7 @@ class _CallGraph:
                 total.add(self.cost(instruction.called('to_apply')[0]))
                 return
             case 'custom-call' if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
-                _add_kernel(total, instruction, computation)
+                _add_kernel(total, instruction, computation, self._chip)
             case 'fusion' | 'async-start':
                 for name in instruction.called('calls'):
                     self._add_fused(total, name, channels)
@@ -176,13 +182,25 @@ class _CallGraph:
                 for called in instruction.called('calls', 'to_apply'):
                     self._add_fused(total, called, channels)
             else:
-                self._add_plain(total, instruction, computation, channels)
+                # The TPU compiler writes a reduce-scatter as an all-reduce and slices of its results, fused.
+                self._add_plain(total, instruction, computation, channels, name.startswith('all-reduce-scatter'))
 
     def _add_plain(
-        self, total: Cost, instruction: Instruction, computation: Computation, channels: set[tuple[str, str]]
+        self,
+        total: Cost,
+        instruction: Instruction,
+        computation: Computation,
+        channels: set[tuple[str, str]],
+        scattered: bool = False,
     ) -> None:
-        """Add a matrix product or a collective."""
+        """Add a matrix product or a collective.
+
+        Args:
+          scattered: whether an all-reduce is a reduce-scatter.
+        """
         kind = instruction.opcode.removesuffix('-start')
+        if scattered and kind == 'all-reduce':
+            kind = 'reduce-scatter'
         if kind in ('dot', 'convolution'):
             total.flops += product_flops(instruction, computation)
         elif kind in COLLECTIVES:
@@ -262,9 +280,14 @@ def _valid_products(size: int, window: int, out: int, stride: int, pad: int, dil
     return int(np.count_nonzero((place >= 0) & (place < (size - 1) * dilate + 1) & (place % dilate == 0)))
 
 
-def _add_kernel(total: Cost, instruction: Instruction, computation: Computation) -> None:
+def _add_kernel(total: Cost, instruction: Instruction, computation: Computation, chip: Chip | None) -> None:
     """Add a call of a custom kernel."""
     name = re.sub(r'[.\d]+$', '', instruction.name)
+    if name.startswith(MEMORY_KERNELS):
+        operands = [shape for operand in instruction.operands for shape in computation[operand].shapes]
+        moved = sum(shape.bytes for shape in (*operands, *instruction.shapes))
+        total.calibrated += 0.0 if chip is None else moved / (MEMORY_BUSY * chip.hbm_bytes / chip.clock)
+        return
     products = next((count for start, count in ATTENTION_KERNELS.items() if name.startswith(start)), None)
     stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
     if products is not None:

@@ -195,7 +195,7 @@ def text(case: Case, facts: Facts) -> str:
     )
     lines = [head]
     if not facts.fits:
-        lines.append(f'memory     does not fit: {_needs(facts, chip.hbm_gib)}; {WAY_OUT}')
+        lines.append(f'memory     does not fit: {needs(facts, chip.hbm_gib)}; {WAY_OUT}')
     if not facts.compiled:
         return '\n'.join([*lines, host])
     times = estimate(case, facts)
@@ -212,7 +212,8 @@ def text(case: Case, facts: Facts) -> str:
     return '\n'.join(lines)
 
 
-def _needs(facts: Facts, capacity_gib: float) -> str:
+def needs(facts: Facts, capacity_gib: float) -> str:
+    """Return the words on the memory of a program that does not fit."""
     if not facts.needed_bytes:
         return f'more than {capacity_gib:.2f} GiB'
     return f'needs {facts.needed_bytes / GIB:.2f} of {capacity_gib:.2f} GiB'
@@ -284,7 +285,7 @@ def row(case: Case, facts: Facts) -> list[str]:
         ' '.join(case.options.values()),
     ]
     if not facts.fits:
-        return [*cells, f'does not fit: {_needs(facts, chip.hbm_gib)}', *[''] * 8, f'{facts.compile_s:.0f}']
+        return [*cells, f'does not fit: {needs(facts, chip.hbm_gib)}', *[''] * 8, f'{facts.compile_s:.0f}']
     times = estimate(case, facts)
     executed = facts.flops + sum(flops for _, flops in facts.kernels.values())
     return [

@@ -5,7 +5,8 @@
 The kernel of attention `splash` is compiled alone at the last stage of the released sizes, forward and backward. The
 compiler writes its schedule to a scratch folder. One step of the kernel's grid is a tile of rows times all keys; its
 instructions are counted. The share is the arithmetic of 2 products forward and 5 backward / that of all matrix units in
-so many cycles. `train.aot.chips` holds the shares, which estimates use. The extra `tpu` is needed.
+so many cycles. `train.aot.chips` holds the shares, which estimates use. The kernels of its operands are compared with
+the time to move their bytes, which estimates take for them. The extra `tpu` is needed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ from jax.sharding import SingleDeviceSharding
 from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.config.neodragon import FULL
 from neodragon_jax.models.attention import strategy
-from neodragon_jax.models.splash import attend, tiles
+from neodragon_jax.models.heads import QK_NORM_EPSILON
+from neodragon_jax.models.operands import NAME as OPERAND
+from neodragon_jax.models.operands import Form, Heads, place_normed
+from neodragon_jax.models.rotary import Rotary
+from neodragon_jax.models.splash import FEATURES, attend, tiles
 from neodragon_jax.pyramid.history import envelope
 from neodragon_jax.pyramid.layout import Layout
 from train.aot.chips import Chip, Topology, topology
-from train.aot.cost import ATTENTION_KERNELS
+from train.aot.cost import ATTENTION_KERNELS, MEMORY_BUSY
 from train.aot.request import QUIET
 
 EXAMPLES = """examples:
@@ -68,18 +73,20 @@ def share(schedule: str, products: int, chip: Chip, layout: Layout = LAYOUT) -> 
     return arithmetic / chip.flops_per_cycle / instructions(schedule)
 
 
-def gradient(layout: Layout, *arrays: Any) -> Any:
+def gradient(layout: Layout, heads: Sequence[Heads], rotary: Rotary, ids: Any, text_mask: Any) -> Any:
     """Return the gradient of the kernel's output, so that it is compiled forward and backward.
 
     Args:
-      arrays: queries, keys and values [1, N, K, S], position ids [1, S] and text mask [1, L].
+      heads: of queries, keys and values.
+      ids, text_mask: position ids [1, S] and text mask [1, L].
     """
 
-    def loss(query: Any, key: Any, value: Any, ids: Any, text_mask: Any) -> Any:
-        out = attend(query, key, value, *strategy('splash').bias(layout, ids, text_mask, query.shape[1]))
-        return jnp.sum(jnp.square(out.astype(jnp.float32)))
+    def loss(heads: Sequence[Heads]) -> Any:
+        queries, keys, values = heads
+        hides = strategy('splash').bias(layout, ids, text_mask, HEADS)
+        return jnp.sum(jnp.square(attend(queries, keys, values, rotary, hides.query, hides.key).astype(jnp.float32)))
 
-    return jax.grad(loss, argnums=(0, 1, 2))(*arrays)
+    return jax.grad(loss)(heads)
 
 
 def compile_kernels(slice_: Topology, folder: pathlib.Path) -> dict[str, str]:
@@ -88,18 +95,61 @@ def compile_kernels(slice_: Topology, folder: pathlib.Path) -> dict[str, str]:
     Args:
       folder: where the compiler writes them; it is emptied first.
     """
+    _clear(folder)
+    at, width = _abstract(slice_), FULL.denoiser.attention_head_dim
+    text, image = (at((1, HEADS, width, tokens), jnp.bfloat16) for tokens in (LAYOUT.text_tokens, LAYOUT.image_tokens))
+    scale, table = at((width,), jnp.float32), at((1, 1, width // 2, LAYOUT.image_tokens), jnp.float32)
+    heads = Heads(text, image, scale, scale), Heads(text, image, scale, scale), Heads(text, image)
+    rotary = Rotary(table, table)
+    given = heads, rotary, at((1, LAYOUT.tokens), jnp.int32), at((1, LAYOUT.text_tokens), jnp.int32)
+    jax.jit(gradient, static_argnums=0).lower(LAYOUT, *given).compile()
+    return {name: _schedule(folder, name) for name in (FORWARD, BACKWARD)}
+
+
+def compile_operands(slice_: Topology, folder: pathlib.Path) -> tuple[float, float]:
+    """Return the share of the time of their bytes that the kernels of an operand compute, forward and backward.
+
+    Args:
+      folder: as in `compile_kernels`.
+    """
+    at, width, chip = _abstract(slice_), FULL.denoiser.attention_head_dim, slice_.chip
+    tokens, features = tiles(LAYOUT.tokens)[0], FEATURES
+    text, image = (at((1, HEADS, width, tokens), jnp.bfloat16) for tokens in (LAYOUT.text_tokens, LAYOUT.image_tokens))
+    scale, table = at((width,), jnp.float32), at((1, 1, width // 2, LAYOUT.image_tokens), jnp.float32)
+    heads, hides = Heads(text, image, scale, scale), at((1, 1, features, tokens), jnp.bfloat16)
+    change = at((1, HEADS, width + features, tokens), jnp.bfloat16)
+
+    def place(heads: Heads, cos: Any, sin: Any, hides: Any) -> Any:
+        return place_normed(heads, cos, sin, hides, Form(tokens, QK_NORM_EPSILON))
+
+    def pull_back(change: Any, heads: Heads, *tables: Any) -> Any:
+        return jax.vjp(lambda heads: place(heads, *tables), heads)[1](change)
+
+    read, written = 2 * width * LAYOUT.tokens, 2 * (width + features) * tokens
+    shares = []
+    for function, given, moved in ((place, (), read + written), (pull_back, (change,), 2 * read + written)):
+        _clear(folder)
+        jax.jit(function).lower(*given, heads, table, table, hides).compile()
+        cycles = moved / (MEMORY_BUSY * chip.hbm_bytes / chip.clock)
+        shares.append(instructions(_schedule(folder, OPERAND)) / cycles)
+    return shares[0], shares[1]
+
+
+def _abstract(slice_: Topology) -> Any:
+    """Return a function that makes abstract arrays on a chip, of a shape and a type."""
+    sharding = SingleDeviceSharding(slice_.compile_devices()[0])
+    return lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _clear(folder: pathlib.Path) -> None:
     for path in folder.glob('*.txt'):
         path.unlink()
-    device = slice_.compile_devices()[0]
-    at: Any = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
-    heads = at((1, HEADS, FULL.denoiser.attention_head_dim, LAYOUT.tokens), jnp.bfloat16)
-    given = heads, heads, heads, at((1, LAYOUT.tokens), jnp.int32), at((1, LAYOUT.text_tokens), jnp.int32)
-    jax.jit(gradient, static_argnums=0).lower(LAYOUT, *given).compile()
-    found = {}
-    for name in (FORWARD, BACKWARD):
-        (path,) = folder.glob(f'*-{name}*[0-9]-final_bundles.txt')
-        found[name] = path.read_text()
-    return found
+
+
+def _schedule(folder: pathlib.Path, name: str) -> str:
+    """Return the only schedule of a kernel."""
+    (path,) = folder.glob(f'*-{name}*[0-9]-final_bundles.txt')
+    return path.read_text()
 
 
 def run(slices: Sequence[str]) -> None:
@@ -122,6 +172,12 @@ def run(slices: Sequence[str]) -> None:
             print(
                 f'{slice_.name}: forward {rates[0]:.1%} of the peak rate ({counts[0]} cycles), backward {rates[1]:.1%} '
                 f'({counts[1]} cycles); train.aot uses {held}',
+                flush=True,
+            )
+            forward, backward = compile_operands(slice_, pathlib.Path(folder))
+            print(
+                f'{slice_.name}: the operands are computed in {forward:.0%} of the time of their bytes, '
+                f'their gradients in {backward:.0%}',
                 flush=True,
             )
 

@@ -37,7 +37,7 @@ from neodragon_jax.pyramid.sampler import Plan, Prompt
 from train.aot.chips import Topology, topology
 from train.aot.compilation import facts_of
 from train.aot.jobs import traced_flops
-from train.aot.report import Case, Facts, estimate
+from train.aot.report import Case, Facts, estimate, needs
 from train.aot.request import QUIET
 from train.aot.xla_flags import FLAGS
 from train.flow.guidance import scale_by_unit
@@ -185,10 +185,9 @@ def compile_parts(slice_: Topology, plan: Plan, options: Options) -> Iterator[tu
 def row(slice_: Topology, parts: dict[Part, Compiled], options: Options) -> list[str]:
     """Return the cells of a row, see COLUMNS."""
     cells = [slice_.name, options.attention, str(options.batch)]
+    if too_large := [part.facts for part in parts.values() if not part.facts.fits]:
+        return [*cells, f'does not fit: {needs(too_large[0], slice_.chip.hbm_gib)}', *[''] * (len(COLUMNS) - 4)]
     needed = max(part.facts.needed_bytes for part in parts.values()) / 2**30
-    memory = f'{needed:.1f} of {slice_.chip.hbm_gib:.1f}'
-    if not all(part.facts.fits for part in parts.values()):
-        return [*cells, f'does not fit: {memory}', *[''] * (len(COLUMNS) - 4)]
     seconds = {part: compiled.runs * compiled.seconds for part, compiled in parts.items()}
     video = sum(seconds.values()) / options.batch
     modulation = sum(value for (stage, _), value in seconds.items() if stage is None) / options.batch
@@ -198,7 +197,7 @@ def row(slice_: Topology, parts: dict[Part, Compiled], options: Options) -> list
     per_hour = 3600 / video * slice_.chip.devices
     return [
         *cells,
-        memory,
+        f'{needed:.1f} of {slice_.chip.hbm_gib:.1f}',
         ' / '.join(f'{1e3 * value:.0f}' for value in calls),
         f'{video:.2f}',
         f'{modulation:.2f}',

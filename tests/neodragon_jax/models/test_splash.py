@@ -9,38 +9,72 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from neodragon_jax.models import attention, splash
-from neodragon_jax.models.heads import LANES
+from neodragon_jax.models.heads import QK_NORM_EPSILON, HeadOrder
 from neodragon_jax.models.mmdit import REMAT_POLICIES
+from neodragon_jax.models.operands import Heads
+from neodragon_jax.models.rotary import make_rotary, rotate
 from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.layout import Layout, position_ids
 from support.goldens import relative_error
 
 HEADS, WIDTH, TEXT = 2, 16, 24
+KINDS = ('query', 'key', 'value')
 # Uneven frames; the current unit is the last.
 LAYOUT = Layout(TEXT, ((2, 3), (2, 3), (4, 6), (8, 12)))
 # Full history, padding frames, only the current unit; full, partial and minimal text.
 UNITS, TEXTS = (3, 1, 0, 2), (24, 7, 1, 13)
 
 
+# Arrays of the two streams: queries, keys and values, and the scales of the norms of queries and keys.
+STREAMS = ('text', 'image')
+
+
 def inputs(batch: int):
     rng = np.random.default_rng(0)
-    draw = lambda rows: jnp.asarray(rng.standard_normal((batch, rows, HEADS, WIDTH)), jnp.float32)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    rows = {'text': TEXT, 'image': LAYOUT.image_tokens}
+    arrays = {(kind, stream): draw(batch, rows[stream], HEADS, WIDTH) for kind in KINDS for stream in STREAMS}
+    arrays |= {(f'{kind}_scale', stream): 1 + draw(WIDTH) / 4 for kind in KINDS[:2] for stream in STREAMS}
     ids = position_ids(LAYOUT, envelope_frame_ids(jnp.array(UNITS[:batch]), 3))
     mask = (jnp.arange(TEXT)[None] < jnp.array(TEXTS[:batch])[:, None]).astype(jnp.int32)
-    return (draw(TEXT), draw(LAYOUT.image_tokens), draw(LAYOUT.tokens), draw(LAYOUT.tokens)), ids, mask
+    return arrays, ids, mask
 
 
 def attend(name: str, arrays, ids, mask, rows: int | None):
     """Return text and image output; with `rows` only the last image rows, as in the last block."""
-    text, image, key, value = arrays
     strategy = attention.strategy(name)
     bias = strategy.bias(LAYOUT, ids, mask, HEADS)
-    image = image if rows is None else image[:, -rows:]
-    if strategy.order == LANES:
-        text, image, key, value = (x.transpose(0, 2, 3, 1) for x in (text, image, key, value))
-    outs = strategy.attend(attention.Queries(text if rows is None else None, image), key, value, bias)
+    rotary = make_rotary('halves', LAYOUT, ids, 8, WIDTH, strategy.order)
+    arrays = dict(arrays)
+    if rows is not None:
+        arrays['query', 'image'] = arrays['query', 'image'][:, -rows:]
+    if strategy.order is HeadOrder.ROWS:
+        return strategy.attend(*rows_of(arrays, rotary, rows), bias)
+    outs = strategy.attend(
+        *(lanes_of(arrays, kind, kind == 'query' and rows is not None) for kind in KINDS), rotary, bias
+    )
     merge = lambda x: x.swapaxes(1, 2).reshape(*x.shape[::2], -1)
-    return tuple(merge(x) if x is not None and strategy.order == LANES else x for x in outs)
+    return tuple(x if x is None else merge(x) for x in outs)
+
+
+def lanes_of(arrays, kind: str, without_text: bool) -> Heads:
+    text, image = (arrays[kind, stream].transpose(0, 2, 3, 1) for stream in STREAMS)
+    text_scale, image_scale = (arrays.get((f'{kind}_scale', stream)) for stream in STREAMS)
+    return Heads(None, image, None, image_scale) if without_text else Heads(text, image, text_scale, image_scale)
+
+
+def rows_of(arrays, rotary, rows: int | None):
+    """Return queries, keys and values with norm and rotation as single steps."""
+
+    def normed(kind: str, stream: str):
+        x = arrays[kind, stream]
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + QK_NORM_EPSILON)
+        x = x * arrays[f'{kind}_scale', stream] * (WIDTH**-0.5 if kind == 'query' else 1)
+        return rotate(x, rotary, LAYOUT.image_tokens) if stream == 'image' else x
+
+    join = lambda of: jnp.concatenate([of(stream) for stream in STREAMS], axis=1)
+    queries = attention.Queries(None if rows is not None else normed('query', 'text'), normed('query', 'image'))
+    return queries, join(lambda stream: normed('key', stream)), join(lambda stream: arrays['value', stream])
 
 
 def valid_rows(ids, mask, rows: int | None):
@@ -79,14 +113,15 @@ def test_splash_is_masked_attention(rows, small_tiles):
 def test_gradients_of_splash_are_those_of_masked_attention(small_tiles):
     arrays, ids, mask = inputs(batch=2)
     gradient = jax.jit(jax.grad(loss, argnums=1), static_argnums=(0, 4))
-    for got, want in zip(*(gradient(name, arrays, ids, mask, None) for name in ('splash', 'masked')), strict=True):
-        assert relative_error(got, want) < 5e-6
+    found, wanted = (gradient(name, arrays, ids, mask, None) for name in ('splash', 'masked'))
+    for name, want in wanted.items():
+        assert relative_error(found[name], want) < 5e-6, name
 
 
 def test_splash_on_a_mesh_splits_samples_and_heads():
     arrays, ids, mask = inputs(batch=4)
     mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
-    place = lambda tree, *spec: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+    place = lambda array, *spec: jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
     batch = ('data', 'fsdp')
 
     @jax.jit
@@ -94,8 +129,17 @@ def test_splash_on_a_mesh_splits_samples_and_heads():
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return attend('splash', arrays, ids, mask, 96)[1]
 
-    got = on_mesh(place(arrays, batch, None, 'tensor'), place(ids, batch), place(mask, batch))
-    assert relative_error(got, attend('masked', arrays, ids, mask, 96)[1]) < 2e-6
+    of_head = lambda array: place(array, batch, None, 'tensor') if array.ndim == 4 else place(array)
+    placed = {name: of_head(array) for name, array in arrays.items()}, place(ids, batch), place(mask, batch)
+    assert relative_error(on_mesh(*placed), attend('masked', arrays, ids, mask, 96)[1]) < 2e-6
+    # A scale serves all samples and heads: its gradient is the sum over the devices.
+    gradient = jax.jit(jax.grad(lambda arrays, ids, mask: jnp.sum(jnp.sin(on_mesh(arrays, ids, mask)))))
+    found, wanted = (
+        gradient(*placed),
+        jax.grad(lambda a: jnp.sum(jnp.sin(attend('masked', a, ids, mask, 96)[1])))(arrays),
+    )
+    for name, want in wanted.items():
+        assert relative_error(found[name], want) < 5e-6, name
 
 
 def test_tiles():

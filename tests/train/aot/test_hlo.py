@@ -103,6 +103,29 @@ def test_trip_count_from_a_fused_condition_and_a_start_that_is_not_zero():
     assert not cost.unknown_loops
 
 
+SCATTER = """HloModule m, num_partitions=4
+
+%all-reduce-scatter.3.clone (input: bf16[4,8]) -> bf16[2,8] {
+  %input = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %sum.5 = bf16[4,8]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=1, replica_groups=[2,2]<=[4], to_apply=%sum
+  %start = u32[] constant(2)
+  %zero = u32[] constant(0)
+  ROOT %part = bf16[2,8]{1,0:T(8,128)(2,1)} dynamic-slice(%sum.5, %start, %zero), dynamic_slice_sizes={2,8}
+}
+
+ENTRY %main (x: bf16[4,8]) -> bf16[2,8] {
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %fusion.1 = bf16[2,8]{1,0:T(8,128)(2,1)} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3.clone
+}
+"""
+
+
+def test_fused_slices_of_an_all_reduce_are_a_reduce_scatter():
+    assert cost_of(SCATTER).collectives == {('reduce-scatter', (0, 1)): 4 * 8 * 2 / 2}
+    apart = SCATTER.replace('all-reduce-scatter.3.clone', 'fused_computation.3')
+    assert cost_of(apart).collectives == {('all-reduce', (0, 1)): 2 * 4 * 8 * 2 / 2}
+
+
 # As the TPU compiler writes it: attributes with line breaks, tiled layouts, a tuple of results.
 KERNEL = """HloModule m, num_partitions=4
 
@@ -119,6 +142,22 @@ custom-call(%ids, %q, %k, /*index=3*/%v), custom_call_target="tpu_custom_call", 
   ROOT %out = bf16[2,4,896,64]{3,2,1,0} get-tuple-element(%splash_mha_fwd_segmented_residuals.11), index=1
 }
 """
+OPERAND = """HloModule m, num_partitions=1
+
+ENTRY %main (x: bf16[2,4,64,1600]) -> bf16[2,4,80,1792] {
+  %x = bf16[2,4,64,1600]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %attention_operand.7 = bf16[2,4,80,1792]{3,2,1,0:T(8,128)(2,1)S(1)} custom-call(%x), \
+custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzv"}}
+}
+"""
+
+
+def test_kernels_of_operands_take_the_time_of_their_bytes():
+    chip = CHIPS['v5e']
+    cost = aot_cost.analyze(hlo.parse(OPERAND), chip)
+    moved = 2 * 4 * (64 * 1600 + 80 * 1792) * 2
+    assert cost.calibrated == pytest.approx(moved / (0.8 * chip.hbm_bytes) * chip.clock)
+    assert not cost.kernels and not cost.unknown_kernels
 
 
 def test_attention_kernel_is_two_products_and_others_are_named():

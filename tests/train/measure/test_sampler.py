@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from neodragon_jax.pyramid.sampler import DrawnNoise, sample
+from train.aot.chips import topology
 from train.aot.jobs import traced_flops
+from train.aot.report import Case, Facts
 from train.measure import sampler
 from train.runtime.sharding import MeshConfig, make_mesh
 
@@ -87,3 +89,34 @@ def test_flops_are_those_of_the_formula(mesh):
 def test_wrong_options_are_refused(arguments, message, capsys):
     assert sampler.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def compiled(runs: int, gib: float = 3.0) -> sampler.Compiled:
+    """Return a program of 0.3 s on a v5e."""
+    slice_ = topology('v5e:1x1')
+    facts = Facts(
+        fits=gib < slice_.chip.hbm_gib,
+        needed_bytes=gib * 2**30,
+        lower_s=1,
+        compile_s=1,
+        memory={'arguments': 1.0},
+        calibrated_cycles=0.3 * slice_.chip.clock,
+    )
+    case = Case('sampler', '', 1.0, slice_, (1, 1, 1), BATCH, BATCH, {}, model_flops=0.15 * slice_.chip.peak_flops)
+    return sampler.Compiled(case, facts, runs)
+
+
+def test_row_adds_the_runs_of_every_program():
+    options = sampler.Options(BATCH, 'splash', 0, '')
+    parts = {(0, True): compiled(2), (0, False): compiled(5), (1, False): compiled(2), (None, False): compiled(1)}
+    cells = dict(zip(sampler.COLUMNS, sampler.row(topology('v5e:1x1'), parts, options), strict=True))
+    # Ten runs of 0.3 s for two videos, half of them arithmetic.
+    assert cells['s a video'] == '1.50' and cells['of it modulation'] == '0.15'
+    assert cells['ms of a call'] == '300 / 300' and cells['MFU %'] == '50'
+    assert cells['videos per chip-hour'] == '2,400' and cells['chip-hours of 350,000'] == '146'
+
+
+def test_row_of_what_does_not_fit():
+    options = sampler.Options(BATCH, 'splash', 0, '')
+    cells = sampler.row(topology('v5e:1x1'), {(0, False): compiled(1, gib=20)}, options)
+    assert cells[3] == 'does not fit: needs 20.00 of 15.75 GiB' and len(cells) == len(sampler.COLUMNS)
