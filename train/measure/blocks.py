@@ -21,8 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
@@ -38,7 +37,7 @@ from train.aot.jobs import traced_flops
 from train.aot.report import Case, Facts, estimate
 from train.aot.request import QUIET
 from train.aot.xla_flags import FLAGS
-from train.runtime.sharding import AXES
+from train.runtime.sharding import MeshConfig, make_mesh
 
 EXAMPLES = """examples:
   the block at full resolution on three chips:
@@ -99,8 +98,7 @@ def compile_row(slice_: Topology, stage: int, attention: str, remat: str, option
     """Return the case and the facts of one combination."""
     config = dataclasses.replace(FULL.denoiser, num_layers=options.blocks + 1)
     layout = envelope(stage, UNITS, STAGES, GRID, TEXT)
-    device = slice_.compile_devices()[0]
-    mesh = Mesh(np.array(device).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = make_mesh(MeshConfig(1, 1, 1), slice_.compile_devices()[:1])
     given = arguments(config, layout, options.batch, NamedSharding(mesh, PartitionSpec()))
     make = lambda **form: PyramidMMDiT(config, jnp.bfloat16, scan=True, **form)
     start = time.perf_counter()

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
@@ -43,7 +43,7 @@ from train.aot.xla_flags import FLAGS
 from train.flow.guidance import scale_by_unit
 from train.flow.guided_teacher import GuidedTeacher, calls_of
 from train.runtime.platform import ON_TPU
-from train.runtime.sharding import AXES
+from train.runtime.sharding import MeshConfig, make_mesh
 
 EXAMPLES = """examples:
   videos that the teacher samples whole, on two chips:
@@ -169,7 +169,7 @@ class Compiled:
 
 def compile_parts(slice_: Topology, plan: Plan, options: Options) -> Iterator[tuple[Part, Compiled]]:
     """Compile every program for one chip."""
-    mesh = Mesh(np.array(slice_.compile_devices()[0]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = make_mesh(MeshConfig(1, 1, 1), slice_.compile_devices()[:1])
     teacher, plain = (make_teacher(attention, plan, mesh) for attention in (options.attention, 'masked'))
     for part, count in runs(plan, options.first_unit).items():
         function, given = arguments(teacher, plan, part, options.batch, NamedSharding(mesh, PartitionSpec()))
