@@ -93,6 +93,11 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
+def with_forward_mode(name: str) -> str:
+    """Return a strategy that `jax.jvp` differentiates: this one, or `masked` for one that is a kernel."""
+    return 'masked' if strategy(name).order is HeadOrder.LANES else name
+
+
 def _masked_bias(layout: Layout, ids: Array, text_mask: Array, heads: int) -> Float[Array, 'B 1 S S']:
     del layout, heads
     return attention_bias(attention_mask(ids, text_mask))

@@ -23,6 +23,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import as_json
+from neodragon_jax.models.attention import with_forward_mode
 from neodragon_jax.pyramid.sampler import Prompt
 from neodragon_jax.pyramid.schedule import Schedule
 from train.data import DTYPES
@@ -162,9 +163,19 @@ class DMD:
         probe: Any = module.clone(residual_dtype=jnp.float32) if config.float32_probes else module
         teacher: Any = self.teacher_module
         teacher = teacher.clone(residual_dtype=jnp.float32) if config.float32_probes else teacher
-        scales = {'guidance': config.guidance, 'first_guidance': config.first_guidance}
+        attention = attention_on_platform(config.attention)
+        forward_mode = with_forward_mode(attention)
+        tangent = module if forward_mode == attention else module.clone(attention=forward_mode)
         return Updates(
-            module.apply, probe.apply, teacher.apply, self.examples, objectives, critic=self.critic, **scales
+            module.apply,
+            probe.apply,
+            teacher.apply,
+            self.examples,
+            objectives,
+            guidance=config.guidance,
+            first_guidance=config.first_guidance,
+            critic=self.critic,
+            tangent_apply=tangent.apply,
         )
 
     def frozen(self) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Updates:
       parts: the student's objectives.
       guidance, first_guidance: the teacher's scales for units > 0 and for unit 0.
       critic: critic of the adversarial objective, or None.
+      tangent_apply: the student's where objectives differentiate it in forward mode; None for `apply`.
     """
 
     apply: Callable[..., Any]
@@ -54,6 +55,7 @@ class Updates:
     guidance: float
     first_guidance: float
     critic: FeatureCritic | None = None
+    tangent_apply: Callable[..., Any] | None = None
 
     def denoiser(self, params: Any) -> Denoiser:
         """Return the student or the fake model as a function."""
@@ -137,7 +139,7 @@ class Updates:
         detached = jax.lax.stop_gradient
         fake, critic = detached(trained)
         models = Models(
-            student=self.denoiser(detached(student)),
+            student=jax_denoiser(self.tangent_apply or self.apply, detached(student)),
             fake=jax_denoiser(self.probe_apply, fake),
             teacher=self.teacher(frozen),
             critic=None if self.critic is None else functools.partial(self.critic.logit, fake, critic),

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import teacher as teacher_config
+from configs.dmd import RECIPES
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.abstract import abstract_params
@@ -237,6 +238,34 @@ def test_arithmetic_does_not_depend_on_how_memory_is_saved():
     plain = jobs.model_flops('decoder', settings, 4)
     settings.decoder.update({'accumulate': 4, 'memory': {'blocks': True, 'window': 8}})
     assert jobs.model_flops('decoder', settings, 4) == plain
+
+
+@pytest.mark.parametrize(
+    ('name', 'preset'),
+    [
+        pytest.param('dmd', f'tiny-{recipe}', marks=[] if recipe == 'consistency' else pytest.mark.long)
+        for recipe in ('paper', *RECIPES)
+    ]
+    + [
+        pytest.param(name, preset, marks=pytest.mark.long)
+        for name, preset in (('teacher', 'tiny'), ('pruning', 'stage2-tiny'))
+    ],
+)
+def test_every_recipe_traces_with_the_attention_of_tpus(name, preset):
+    """A kernel has no derivative in forward mode, for example."""
+    settings = settings_of(name, preset)
+    sections = [section for _, section in jobs.sections(settings, ('attention',))]
+    for section in sections:
+        section.attention = 'splash'
+    assert sections
+    abstract = runner.size(name, settings)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    arguments = loop.abstract_arguments(
+        abstract.program, abstract.program.frozen(), abstract.source, abstract.run, mesh
+    )
+    variant = abstract.program.variant(0)
+    _, metrics = jax.eval_shape(functools.partial(loop.guarded_step, abstract.program, variant), *arguments)
+    assert metrics
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ CriticLogit = Callable[[Example, int, Probe], Float[Array, ' B']]
 class Models(NamedTuple):
     """The models of a step; no gradient reaches their parameters through an objective."""
 
-    student: Denoiser
+    student: Denoiser  # `jax.jvp` differentiates it
     fake: Denoiser
     teacher: Denoiser  # guided
     critic: CriticLogit | None = None  # for the adversarial objective
