@@ -214,7 +214,8 @@ def given(tmp_path: pathlib.Path) -> dict[str, list[str]]:
 READ_ONLY = {
     *('neodragon_jax.sizes', 'neodragon_jax.upload'),
     *('train.launch', 'train.measure.loader', 'train.measure.packing', 'train.measure.probes', 'train.tpu_flags'),
-    *('train.measure.published_steps', 'train.measure.blocks', 'train.measure.kernel'),  # write at most a cache
+    # These write at most a cache.
+    *(f'train.measure.{name}' for name in ('blocks', 'kernel', 'published_steps', 'sampler')),
     'train.shapes.read',
 }
 # How an output cannot be written: status and part of the message.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -102,6 +102,17 @@ def first_unit_of(config: DMDConfig, frames: int) -> int:
     return first_unit
 
 
+def applies(config: DMDConfig, module: Any, teacher: Any) -> tuple[Callable[..., Any], ...]:
+    """Return the apply functions of `Updates`: of student and fake model, of both probes, and in forward mode."""
+    probe = module
+    if config.float32_probes:
+        probe, teacher = (each.clone(residual_dtype=jnp.float32) for each in (module, teacher))
+    attention = attention_on_platform(config.attention)
+    forward_mode = with_forward_mode(attention)
+    tangent = module if forward_mode == attention else module.clone(attention=forward_mode)
+    return module.apply, probe.apply, teacher.apply, tangent.apply
+
+
 class DMD:
     """The step distillation as a program of the loop."""
 
@@ -158,25 +169,10 @@ class DMD:
     @property
     def updates(self) -> Updates:
         """The losses of both models."""
-        config, objectives = self.config, self.config.objectives.parts()
-        module: Any = self.module
-        probe: Any = module.clone(residual_dtype=jnp.float32) if config.float32_probes else module
-        teacher: Any = self.teacher_module
-        teacher = teacher.clone(residual_dtype=jnp.float32) if config.float32_probes else teacher
-        attention = attention_on_platform(config.attention)
-        forward_mode = with_forward_mode(attention)
-        tangent = module if forward_mode == attention else module.clone(attention=forward_mode)
-        return Updates(
-            module.apply,
-            probe.apply,
-            teacher.apply,
-            self.examples,
-            objectives,
-            guidance=config.guidance,
-            first_guidance=config.first_guidance,
-            critic=self.critic,
-            tangent_apply=tangent.apply,
-        )
+        apply, probe, teacher, tangent = applies(self.config, self.module, self.teacher_module)
+        scales = {'guidance': self.config.guidance, 'first_guidance': self.config.first_guidance}
+        more = {'critic': self.critic, 'tangent_apply': tangent}
+        return Updates(apply, probe, teacher, self.examples, self.config.objectives.parts(), **scales, **more)
 
     def frozen(self) -> dict[str, Any]:
         """Return the teacher's parameters, its negative prompt, and a start that is stored apart."""
