@@ -116,7 +116,7 @@ def _run(body: Callable[..., None], arrays: Sequence[Array], outs: Sequence[Any]
     def block(array: Any) -> pl.BlockSpec:
         if array.ndim == 2:  # a scale, for all samples and heads
             return pl.BlockSpec(array.shape, lambda b, n: (0, 0))
-        if array.shape[1] == 1 != heads:
+        if array.shape[1] < heads:  # one for all heads
             return pl.BlockSpec((1, 1, *array.shape[2:]), lambda b, n: (b, 0, 0, 0))
         return pl.BlockSpec((1, 1, *array.shape[2:]), lambda b, n: (b, n, 0, 0))
 

@@ -58,7 +58,7 @@ def attend(
         # The partitioner cannot look into a kernel.
         batch = PartitionSpec(batch_axes())
         heads = PartitionSpec(*batch, HEADS_AXIS if HEADS_AXIS in mesh.axis_names else None)
-        specs_of = lambda heads_: jax.tree.map(lambda x: heads if x.ndim == 4 else PartitionSpec(), heads_)
+        specs_of = lambda streams: jax.tree.map(lambda x: heads if x.ndim == 4 else PartitionSpec(), streams)
         specs = (*map(specs_of, given[:3]), batch, batch, batch)
         local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
     return local(*given)

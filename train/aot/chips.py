@@ -33,8 +33,8 @@ class Chip:
       dcn_bytes: bytes per second, one way, of a device's share of its host's network cards, which join slices.
       attention: share of the peak rate that the attention kernel reaches by the compiler's schedule at head dimension
         64, forward and backward: 2 and 5 products of a tile of 896 rows and 1,792 keys / instructions of its schedule.
-        Of `python -m train.measure.kernel` for v5e
-        and v6e; the others are taken to be like the one with the same matrix unit.
+        Measured for v5e and v6e (`train.measure.kernel`); the others are taken to be like the one with the same matrix
+        unit.
       grid_axes: dimensions of the interconnect grid: 2 or 3.
       wrap: an axis of the slice closes to a ring when its length is a multiple of this (3 axes: when all are).
       topologies: shapes that Google Cloud offers.

@@ -74,8 +74,7 @@ def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
     """
     slices = [aot_chips.topology(name, options.slices) for name in options.topologies]
     settings = _on_tpu(settings)
-    run = runner.size(program, settings).run
-    run_samples = run.steps * run.batch_size * (run.updates or 1)
+    run_samples = runner.size(program, settings).run.samples
     counted = functools.cache(lambda batch_size: model_flops(program, settings, batch_size))
     made = []
     for slice_, changed in itertools.product(slices, _changes(settings, options.choices)):

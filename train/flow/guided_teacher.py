@@ -52,6 +52,7 @@ class GuidedTeacher:
     """The teacher with guidance, for batches of videos of one plan.
 
     Attributes:
+      module: the denoiser.
       modulate: (params, pooled [B, p], timestep) -> modulation of every prompt of a batch; compiled.
       flow: (params, modulation, history, x, unit [B], prompt) -> guided flow of a batch; compiled. The modulation is a
         pair: that of the negative prompt, for a batch of one, and that of the prompts.
@@ -68,7 +69,7 @@ class GuidedTeacher:
           plan: of the generation, without guidance.
           mesh: of parameters and batches.
         """
-        self._module, self._params, self._negative, self._scale, self._plan = module, params, negative, scale, plan
+        self.module, self._params, self._negative, self._scale, self._plan = module, params, negative, scale, plan
         self._mesh = mesh.abstract_mesh
         self.modulate, self.flow = jax.jit(self._modulate_of), jax.jit(self._flow_of)
         self._negatives: dict[float, Any] = {}
@@ -103,7 +104,7 @@ class GuidedTeacher:
 
     def _modulate_of(self, params: Any, pooled: Float[Array, 'B p'], timestep: Array) -> Any:
         sinusoid = timestep_sinusoid(jnp.broadcast_to(timestep, pooled.shape[:1]), TIMESTEP_WIDTH)
-        return self._module.apply({'params': params}, sinusoid, pooled, method='modulate')
+        return self.module.apply({'params': params}, sinusoid, pooled, method='modulate')
 
     def _flow_of(self, params: Any, modulation: Any, history: History, x: Unit, unit: Array, prompt: Prompt) -> Unit:
         batch = x.shape[0]
@@ -117,5 +118,5 @@ class GuidedTeacher:
         frame_ids = envelope_frame_ids(unit, len(clips))
         inputs = ([*clips, x], prompt.text, prompt.mask, modulation, frame_ids)
         with jax.sharding.use_abstract_mesh(self._mesh):
-            flow: Any = self._module.apply({'params': params}, *inputs, method='modulated')
+            flow: Any = self.module.apply({'params': params}, *inputs, method='modulated')
         return guide(flow, self._scale(unit.reshape(batch, 2)[:, 1]))

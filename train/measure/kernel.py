@@ -96,11 +96,9 @@ def compile_kernels(slice_: Topology, folder: pathlib.Path) -> dict[str, str]:
       folder: where the compiler writes them; it is emptied first.
     """
     _clear(folder)
-    at, width = _abstract(slice_), FULL.denoiser.attention_head_dim
-    text, image = (at((1, HEADS, width, tokens), jnp.bfloat16) for tokens in (LAYOUT.text_tokens, LAYOUT.image_tokens))
-    scale, table = at((width,), jnp.float32), at((1, 1, width // 2, LAYOUT.image_tokens), jnp.float32)
-    heads = Heads(text, image, scale, scale), Heads(text, image, scale, scale), Heads(text, image)
-    rotary = Rotary(table, table)
+    at = _abstract(slice_)
+    normed, rotary = _inputs(at)
+    heads = normed, normed, Heads(normed.text, normed.image)
     given = heads, rotary, at((1, LAYOUT.tokens), jnp.int32), at((1, LAYOUT.text_tokens), jnp.int32)
     jax.jit(gradient, static_argnums=0).lower(LAYOUT, *given).compile()
     return {name: _schedule(folder, name) for name in (FORWARD, BACKWARD)}
@@ -114,9 +112,7 @@ def compile_operands(slice_: Topology, folder: pathlib.Path) -> tuple[float, flo
     """
     at, width, chip = _abstract(slice_), FULL.denoiser.attention_head_dim, slice_.chip
     tokens, features = tiles(LAYOUT.tokens)[0], FEATURES
-    text, image = (at((1, HEADS, width, tokens), jnp.bfloat16) for tokens in (LAYOUT.text_tokens, LAYOUT.image_tokens))
-    scale, table = at((width,), jnp.float32), at((1, 1, width // 2, LAYOUT.image_tokens), jnp.float32)
-    heads, hides = Heads(text, image, scale, scale), at((1, 1, features, tokens), jnp.bfloat16)
+    (heads, rotary), hides = _inputs(at), at((1, 1, features, tokens), jnp.bfloat16)
     change = at((1, HEADS, width + features, tokens), jnp.bfloat16)
 
     def place(heads: Heads, cos: Any, sin: Any, hides: Any) -> Any:
@@ -129,7 +125,7 @@ def compile_operands(slice_: Topology, folder: pathlib.Path) -> tuple[float, flo
     shares = []
     for function, given, moved in ((place, (), read + written), (pull_back, (change,), 2 * read + written)):
         _clear(folder)
-        jax.jit(function).lower(*given, heads, table, table, hides).compile()
+        jax.jit(function).lower(*given, heads, *rotary, hides).compile()
         cycles = moved / (MEMORY_BUSY * chip.hbm_bytes / chip.clock)
         shares.append(instructions(_schedule(folder, OPERAND)) / cycles)
     return shares[0], shares[1]
@@ -139,6 +135,14 @@ def _abstract(slice_: Topology) -> Any:
     """Return a function that makes abstract arrays on a chip, of a shape and a type."""
     sharding = SingleDeviceSharding(slice_.compile_devices()[0])
     return lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _inputs(at: Any) -> tuple[Heads, Rotary]:
+    """Return heads that are normalized, and their rotary embedding, as abstract arrays."""
+    width = FULL.denoiser.attention_head_dim
+    text, image = (at((1, HEADS, width, tokens), jnp.bfloat16) for tokens in (LAYOUT.text_tokens, LAYOUT.image_tokens))
+    scale, table = at((width,), jnp.float32), at((1, 1, width // 2, LAYOUT.image_tokens), jnp.float32)
+    return Heads(text, image, scale, scale), Rotary(table, table)
 
 
 def _clear(folder: pathlib.Path) -> None:

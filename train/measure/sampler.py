@@ -28,8 +28,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.config.neodragon import FULL
 from neodragon_jax.generation import defaults as generation
+from neodragon_jax.generation.options import VideoOptions
+from neodragon_jax.generation.plan import video_settings
 from neodragon_jax.models.attention import strategy
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.history import history_stage
@@ -42,6 +45,7 @@ from train.aot.request import QUIET
 from train.aot.xla_flags import FLAGS
 from train.flow.guidance import scale_by_unit
 from train.flow.guided_teacher import GuidedTeacher, calls_of
+from train.flow.teacher_sampler import MODE
 from train.runtime.platform import ON_TPU
 from train.runtime.sharding import MeshConfig, make_mesh
 
@@ -75,16 +79,8 @@ class Options:
 
 def released_plan() -> Plan:
     """Return the plan of the released teacher, without guidance, which is a part of its programs."""
-    values = generation.RELEASED
-    many = values.monolithic
-    return Plan(
-        frames=1 + (values.frames - 1) // generation.TEMPORAL_FACTOR,
-        height=values.height // generation.SPATIAL_FACTOR,
-        width=values.width // generation.SPATIAL_FACTOR,
-        channels=FULL.denoiser.in_channels,
-        steps=many.steps,
-        first_steps=many.first_steps,
-    )
+    settings = video_settings(VideoOptions(), MODE, generation.RELEASED)
+    return dataclasses.replace(settings.plan, guidance=None, first_guidance=None)
 
 
 def runs(plan: Plan, first_unit: int) -> dict[Part, int]:
@@ -99,7 +95,7 @@ def runs(plan: Plan, first_unit: int) -> dict[Part, int]:
 
 def make_teacher(attention: str, plan: Plan, mesh: Mesh) -> GuidedTeacher:
     """Return the full-size teacher with its released guidance, without parameters."""
-    many = generation.RELEASED.monolithic
+    many = generation.RELEASED.of(MODE)
     guidance, first_guidance = many.guidance, many.first_guidance
     assert guidance is not None and first_guidance is not None
     module = PyramidMMDiT(FULL.denoiser, jnp.bfloat16, scan=True, attention=attention)
@@ -123,7 +119,7 @@ def arguments(
     """Return a compiled function of the teacher and its arguments as abstract arrays."""
     at: Any = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
     placed = functools.partial(jax.tree.map, lambda leaf: at(leaf.shape, leaf.dtype))
-    params = placed(_params())
+    params = jax.tree.map(lambda leaf: at(leaf.shape, jnp.bfloat16), abstract_params(teacher.module))
     timestep, given = at((), jnp.float32), prompts(batch, at)
     stage, first = part
     if stage is None:
@@ -138,18 +134,6 @@ def arguments(
 
     past = [] if first else [frame(history_stage(stage, distance)) for distance in range(plan.frames - 1, 0, -1)]
     return teacher.flow, (params, modulation, past, frame(stage), at((batch,), jnp.int32), given)
-
-
-@functools.cache
-def _params() -> Any:
-    """Return the denoiser's parameters in bfloat16 as abstract arrays."""
-    module = PyramidMMDiT(FULL.denoiser, jnp.bfloat16, scan=True)
-    clip = jnp.zeros((1, 1, 4, 4, FULL.denoiser.in_channels))
-    states = FULL.denoiser.caption_projection_dim
-    given = ([clip], jnp.zeros((1, 4, states)), jnp.ones((1, 4), jnp.int32))
-    pooled = jnp.zeros((1, FULL.denoiser.pooled_projection_dim))
-    params = jax.eval_shape(module.init, jax.random.key(0), *given, pooled, jnp.zeros(1))['params']
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +170,8 @@ def row(slice_: Topology, parts: dict[Part, Compiled], options: Options) -> list
     """Return the cells of a row, see COLUMNS."""
     cells = [slice_.name, options.attention, str(options.batch)]
     if too_large := [part.facts for part in parts.values() if not part.facts.fits]:
-        return [*cells, f'does not fit: {needs(too_large[0], slice_.chip.hbm_gib)}', *[''] * (len(COLUMNS) - 4)]
+        memory = f'does not fit: {needs(too_large[0], slice_.chip.hbm_gib)}; try fewer videos at a time'
+        return [*cells, memory, *[''] * (len(COLUMNS) - 4)]
     needed = max(part.facts.needed_bytes for part in parts.values()) / 2**30
     seconds = {part: compiled.runs * compiled.seconds for part, compiled in parts.items()}
     video = sum(seconds.values()) / options.batch

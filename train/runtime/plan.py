@@ -26,8 +26,7 @@ def plan(program: Program, source: Source, config: LoopConfig) -> str:
     arguments = abstract_arguments(program, program.frozen(), source, config, mesh)
     lines = [f'{program.name}: {config.steps} steps on {mesh.size} of {jax.device_count()} devices']
     lines += [f'batch  {name}  {list(array.shape)}  {array.dtype}' for name, array in arguments.batch.items()]
-    read = config.steps * config.batch_size * (config.updates or 1)
-    lines.append(f'the run reads {read:,} samples; the data may hold fewer, which are then read again')
+    lines.append(f'the run reads {config.samples:,} samples; the data may hold fewer, which are then read again')
     held = {'state': arguments.carry.state, 'frozen': arguments.frozen, 'batch': arguments.batch}
     rows = [(name, tree) for name, tree in _parts(held['state'])] + [('frozen', held['frozen'])]
     width = max(len(name) for name, _ in rows)

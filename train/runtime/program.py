@@ -146,6 +146,11 @@ class LoopConfig:
         """Return `workdir` as a path."""
         return storage_path(self.workdir, 'config.workdir')
 
+    @property
+    def samples(self) -> int:
+        """Return the samples that the whole run reads."""
+        return self.steps * self.batch_size * (self.updates or 1)
+
     def __post_init__(self) -> None:
         if self.workdir:
             object.__setattr__(self, 'workdir', str(self.folder))

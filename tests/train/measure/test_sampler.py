@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.pyramid.sampler import DrawnNoise, sample
 from train.aot.chips import topology
 from train.aot.jobs import traced_flops
@@ -47,7 +48,7 @@ def test_programs_are_those_of_a_generation(first_unit, mesh):
         assert timestep.shape == ()
         # The negative prompt is modulated once for all batches.
         seen[None, False] += len(pooled) == BATCH
-        return jax.tree.map(jnp.zeros_like, jax.eval_shape(compiled, sampler._params(), pooled, timestep))
+        return jax.tree.map(jnp.zeros_like, jax.eval_shape(compiled, abstract_params(teacher.module), pooled, timestep))
 
     compiled, teacher.modulate, teacher.flow = teacher.modulate, modulate, flow
     prompt = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sampler.prompts(BATCH))
@@ -119,4 +120,6 @@ def test_row_adds_the_runs_of_every_program():
 def test_row_of_what_does_not_fit():
     options = sampler.Options(BATCH, 'splash', 0, '')
     cells = sampler.row(topology('v5e:1x1'), {(0, False): compiled(1, gib=20)}, options)
-    assert cells[3] == 'does not fit: needs 20.00 of 15.75 GiB' and len(cells) == len(sampler.COLUMNS)
+    assert cells[3] == 'does not fit: needs 20.00 of 15.75 GiB; try fewer videos at a time' and len(cells) == len(
+        sampler.COLUMNS
+    )
