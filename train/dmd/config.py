@@ -56,6 +56,8 @@ class DMDConfig:
       average: of the student; evaluated, and written as the result.
       evaluation: evaluation of the student during the run, every `loop.evaluate_every` steps.
       accumulate: number of parts of a batch; their gradients are computed one after the other, in less memory.
+      gather_student: gather the student's blocks once per iteration for its roll-outs and the fake model's examples,
+        instead of once per call, where a mesh splits parameters; each device then holds them whole.
       dtype: compute type of the denoisers, 'float32' or 'bfloat16'; masters stay float32.
       float32_probes: where teacher and fake model are compared, keep the token streams between their layers, and their
         heads, in float32; with 'bfloat16' the rounding of both is several percent of their difference.
@@ -89,6 +91,7 @@ class DMDConfig:
     average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     accumulate: int = 1
+    gather_student: bool = False
     dtype: str = 'bfloat16'
     float32_probes: bool = False
     remat: str = 'kernel'

@@ -31,6 +31,7 @@ from train.dmd.config import PROTOCOLS, DMDConfig
 from train.dmd.critic import FeatureCritic
 from train.dmd.evaluation import StudentEvaluation, checkpoint_decoder
 from train.dmd.examples import Examples
+from train.dmd.gather import gather_blocks
 from train.dmd.metrics import Sums, gradient_metrics, means
 from train.dmd.own_history import OwnHistories
 from train.dmd.result import NOT_AVERAGED, write_student
@@ -57,6 +58,7 @@ NOT_IN_IDENTITY = (
     'remat',
     'attention',
     'accumulate',
+    'gather_student',
     'evaluation',
     'student',
     'fake',
@@ -207,15 +209,16 @@ class DMD:
         """
         keys, updates = jax.random.split(key, self.config.updates), self.updates
         student_of, fake_of = self.trained.whole(frozen)
-        own_key = jax.random.fold_in(key, OWN_HISTORY)
-        batches, own = self.batches(variant, state.step, student_of(state.student), batch, keys, own_key)
+        fixed = student_of(state.student)
+        fixed = gather_blocks(fixed, self.module.dtype) if self.config.gather_student else fixed
+        batches, own = self.batches(variant, state.step, fixed, batch, keys, jax.random.fold_in(key, OWN_HISTORY))
         shape = batch['latents'].shape[1:]
         fake_batches = {name: array[:-1] for name, array in batches.items()}
         fake_batches |= jax.vmap(functools.partial(updates.draw_fake, variant, shape))(keys[:-1])
         student_batch = {name: array[-1] for name, array in batches.items()}
         student_batch |= updates.draw_student(variant, shape, keys[-1])
 
-        state, fake_metrics, sums = self.update_fake(variant, state, frozen, fake_batches, key)
+        state, fake_metrics, sums = self.update_fake(variant, state, frozen, fixed, fake_batches, key)
         trained = fake_of(state.fake), state.critic
 
         def loss(student: Any, rows: Mapping[str, Array], key: PRNGKeyArray) -> tuple[Array, Sums]:
@@ -231,11 +234,10 @@ class DMD:
         return state.replace(student=student, student_opt=student_opt, average=average), metrics  # pyright: ignore[reportAttributeAccessIssue]
 
     def update_fake(
-        self, stage: int, state: DMDState, frozen: Any, batches: Mapping[str, Array], key: PRNGKeyArray
+        self, stage: int, state: DMDState, frozen: Any, student: Any, batches: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[DMDState, dict[str, Array], Sums]:
         """Update the fake model and the critic, one batch per update; also return metrics and unit sums."""
-        student_of, fake_of = self.trained.whole(frozen)
-        student, updates = student_of(state.student), self.updates
+        (_, fake_of), updates = self.trained.whole(frozen), self.updates
 
         def loss(trained: Any, rows: Mapping[str, Array], key: PRNGKeyArray) -> tuple[Array, Sums]:
             return updates.fake_loss(stage, state.step, student, (fake_of(trained[0]), trained[1]), rows, key)
