@@ -12,11 +12,13 @@ from typing import TypeVar
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float
 
 Tree = TypeVar('Tree')
 
-# The mesh axis that splits heads; all others split the batch.
-HEADS_AXIS = 'tensor'
+# The mesh axis that splits heads; all others split the batch. That of parameters also splits the input dimension of the
+# modulation's kernels.
+HEADS_AXIS, PARAMETERS_AXIS = 'tensor', 'fsdp'
 
 
 def batch_axes() -> tuple[str, ...]:
@@ -42,3 +44,16 @@ def keep_batch_split(activations: Tree) -> Tree:
         return x if x.shape[0] % parts else jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
     return jax.tree.map(pin, activations)
+
+
+def split_inputs(x: Float[Array, 'B D']) -> Float[Array, 'B D']:
+    """Return the inputs of a product split like its kernel [D, ...]: features over the axis that splits parameters.
+
+    Each device then multiplies its own part of the kernel, and the sums are exchanged. For a large kernel and a small
+    batch that is far less than the kernel, which the partitioner gathers on some meshes.
+    """
+    axes, sizes = batch_axes(), jax.sharding.get_abstract_mesh().shape
+    rows = tuple(name for name in axes if name != PARAMETERS_AXIS)
+    if rows == axes or x.shape[0] % math.prod(sizes[name] for name in rows) or x.shape[1] % sizes[PARAMETERS_AXIS]:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, PARAMETERS_AXIS))

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from neodragon_jax.models.layers import layer_norm
+from neodragon_jax.models.mesh import keep_batch_split, split_inputs
 
 _SMALL = nn.initializers.normal(0.02)
 _ZEROS = nn.initializers.zeros_init()
@@ -80,8 +81,8 @@ class OffsetLinear(nn.Module):
         # Flax's layer rather than its formula: exporters turn it into one native node.
         params = {'kernel': kernel.reshape(width, -1), 'bias': bias.reshape(-1)}
         dense = nn.Dense(parts * width, dtype=jnp.float32, precision=EXACT, parent=None)
-        flat: Any = dense.apply({'params': params}, x)
-        return flat.reshape(-1, parts, width)
+        flat: Any = dense.apply({'params': params}, split_inputs(x))
+        return keep_batch_split(flat.reshape(-1, parts, width))
 
 
 class ModulationLinear(nn.Module):
