@@ -104,7 +104,7 @@ FULL = {
         'average': {'decay': 0.99, 'start': 50},  # of the student; decay 0 for none
         'evaluation': defaults(EvaluationConfig, videos=8),  # videos 0 and loop.evaluate_every 0 for none
         'accumulate': 1,  # parts of a batch, for less memory
-        'gather_student': False,  # once per iteration instead of per call: less communication, 2 GB more per device
+        'gather_student': False,  # once per iteration, not per call: less communication, more memory
         'dtype': 'bfloat16',
         'float32_probes': False,  # float32 token streams where teacher and fake model are compared
         # What the backward pass keeps instead of computing it again: 'full' keeps least, then 'kernel', 'dots', 'none'.

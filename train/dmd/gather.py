@@ -21,7 +21,7 @@ def gather_blocks(params: Any, dtype: Any) -> Any:
     """Return parameters whose block kernels are in the compute type and whole along `fsdp`; the others are unchanged.
 
     The blocks cast these kernels to their compute type themselves, so their results are the same. A device holds all
-    of them until their last use: 2 bytes a parameter of the blocks in bfloat16. Outside a step, nothing is moved.
+    of them until their last use. Outside a step, nothing is moved.
 
     Args:
       params: of `PyramidMMDiT`, with scanned blocks.

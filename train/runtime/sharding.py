@@ -19,8 +19,9 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.models.mesh import HEADS_AXIS, PARAMETERS_AXIS
 
-DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
+DATA, FSDP, TENSOR = 'data', PARAMETERS_AXIS, HEADS_AXIS
 AXES, BATCH_AXES = (DATA, FSDP, TENSOR), (DATA, FSDP)
 
 # Mesh axes of a parameter's last dimensions, by the end of its path; the first matching rule applies. Dimensions to the
