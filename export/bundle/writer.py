@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -104,6 +105,11 @@ def write_bundle(
         (target / 'manifest.json.sha256').write_text(f'{digest}  manifest.json\n')
 
 
+def name_of(root: os.PathLike[str] | str) -> str:
+    """Return the name of a checkpoint's folder, also of a path such as `.` or `..`."""
+    return pathlib.Path(root).resolve().name
+
+
 def _identity(model: Model, tools: Mapping[str, str]) -> dict[str, Any]:
     """Return the entries that tell one bundle from another."""
     plan = model.options.plan
@@ -111,7 +117,7 @@ def _identity(model: Model, tools: Mapping[str, str]) -> dict[str, Any]:
     return {
         'schema': SCHEMA,
         'version': VERSION,
-        'name': pathlib.Path(model.options.root).name,
+        'name': name_of(model.options.root),
         'checkpoint': {
             'mode': model.options.mode,
             'schedule': schedule,

@@ -15,6 +15,7 @@ from export.bundle.host_tables import choose_rows
 from export.bundle.meanings import input_meaning, output_meaning
 from export.bundle.memory import memory
 from export.bundle.readme import memory_line
+from export.bundle.writer import name_of
 from export.graphs.table import GRAPH_SPECS
 from support.goldens import ROOT
 
@@ -126,3 +127,12 @@ def test_two_exports_give_the_same_bytes(bundle_folder, bundle_arguments, tmp_pa
         name for name in names if (bundle_folder / name).read_bytes() != (other / 'bundle' / name).read_bytes()
     ]
     assert not different
+
+
+@pytest.mark.parametrize(
+    ('given', 'name'), [('weights', 'weights'), ('.', 'here'), ('..', 'there'), ('weights/', 'weights')]
+)
+def test_a_bundle_has_the_name_of_the_checkpoints_folder(tmp_path, monkeypatch, given, name):
+    (tmp_path / 'there' / 'here' / 'weights').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / 'there' / 'here')
+    assert name_of(given) == name
