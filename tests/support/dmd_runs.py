@@ -66,16 +66,15 @@ OBJECTIVE = {
 }
 
 
-# Everything at once: a critic, an average from the first step on, own histories, batches in parts, and blocks that are
-# gathered once. The default recipe is the paper's.
+# Everything at once: a critic, an average from the first step on, own histories, and batches in parts. The default
+# recipe is the paper's.
 WHOLE = {
     'objectives': {'regression': {'weight': 10.0}, 'adversarial': {'weight': 0.03}},
     'own_history': {'first': 0.5, 'last': 0.5, 'videos': 4},
     'average': {'decay': 0.9, 'start': 0},
     'accumulate': 2,
-    'gather_student': True,
 }
-RECIPES = {'paper': {}, 'whole': WHOLE}
+RECIPES = {'paper': {}, 'whole': WHOLE, 'gathered': WHOLE | {'gather_student': True}}
 
 
 SEED = 39

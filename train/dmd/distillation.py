@@ -236,7 +236,7 @@ class DMD:
     def update_fake(
         self, stage: int, state: DMDState, frozen: Any, student: Any, batches: Mapping[str, Array], key: PRNGKeyArray
     ) -> tuple[DMDState, dict[str, Array], Sums]:
-        """Update the fake model and the critic, one batch per update; also return metrics and unit sums."""
+        """Update fake model and critic on a fixed student, one batch per update; also return metrics and unit sums."""
         (_, fake_of), updates = self.trained.whole(frozen), self.updates
 
         def loss(trained: Any, rows: Mapping[str, Array], key: PRNGKeyArray) -> tuple[Array, Sums]:

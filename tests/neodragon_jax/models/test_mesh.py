@@ -55,7 +55,7 @@ def test_a_batch_that_cannot_be_split_goes_through():
 
 @pytest.mark.parametrize('shape', [(1, 8, 1), (2, 4, 1), (4, 2, 1), (2, 2, 2), (8, 1, 1)])
 def test_modulation_exchanges_sums_and_not_its_kernel(shape):
-    """Without the constraint, a step on 16 x 16 devices gathered the kernels of all blocks, half of all its bytes."""
+    """Without the constraint, a step on 16 x 16 devices gathered the kernels of all blocks in float32."""
     mesh, parts = make_mesh(MeshConfig(*shape), jax.devices()), 6
     linear = OffsetLinear((0.0,) * parts)
     rng = np.random.default_rng(0)

@@ -22,9 +22,9 @@ MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.pro
 
 
 @functools.cache
-def after_one_step(samples: str, mesh: tuple[int, int, int]):
+def after_one_step(samples: str, mesh: tuple[int, int, int], recipe: str = 'whole'):
     """Return the metrics of a step on a mesh, and the movement of every tree."""
-    step, begin, frozen, batch, key = placed_step(samples, mesh, 'whole')
+    step, begin, frozen, batch, key = placed_step(samples, mesh, recipe)
     carry = begin()
     before = to_host(carry.state)
     carry, metrics = step(carry, frozen, batch, key)
@@ -35,12 +35,13 @@ def after_one_step(samples: str, mesh: tuple[int, int, int]):
 
 
 # Each mesh is a minute of compiling; the one that splits everything stands for all.
+@pytest.mark.parametrize('recipe', ['whole', 'gathered'])
 @pytest.mark.parametrize(
     'mesh', [pytest.param(mesh, marks=pytest.mark.long if mesh == (2, 2, 2) else pytest.mark.slow) for mesh in MESHES]
 )
-def test_meshes_agree(samples, mesh):
+def test_meshes_agree(samples, mesh, recipe):
     want_metrics, want = after_one_step(samples, (1, 1, 1))
-    metrics, moved = after_one_step(samples, mesh)
+    metrics, moved = after_one_step(samples, mesh, recipe)
     assert metrics['own_history'] > 0 and np.isfinite(metrics['critic'])
     for name, value in want_metrics.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-6, nan_ok=True), name
