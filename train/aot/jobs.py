@@ -74,7 +74,6 @@ def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
     """
     slices = [aot_chips.topology(name, options.slices) for name in options.topologies]
     settings = _on_tpu(settings)
-    run_samples = runner.size(program, settings).run.samples
     counted = functools.cache(lambda batch_size: model_flops(program, settings, batch_size))
     made = []
     for slice_, changed in itertools.product(slices, _changes(settings, options.choices)):
@@ -85,7 +84,7 @@ def make_jobs(program: str, settings: Settings, options: Options) -> list[Job]:
                 placed = changed.copy_and_resolve_references()
                 placed.loop.batch_size = batch
                 placed.loop.mesh.update(dict(zip(AXES, sizes, strict=True)))
-                made += _of_variants(program, placed, slice_, options.variant, counted(batch), run_samples)
+                made += _of_variants(program, placed, slice_, options.variant, counted(batch), settings.loop.batch_size)
     return made
 
 
@@ -95,9 +94,12 @@ def _of_variants(
     slice_: aot_chips.Topology,
     wanted: str,
     counted: dict[Any, float],
-    run_samples: int,
+    run_batch: int,
 ) -> Iterator[Job]:
-    """Yield a job for each requested variant of the step, whose model FLOPs are `counted`."""
+    """Yield a job for each requested variant of the step, whose model FLOPs are `counted`.
+
+    A run of the unplaced settings has batches of `run_batch`.
+    """
     abstract = runner.size(program, settings)
     shares, run = variants(abstract.program), abstract.run
     names = {str(variant): variant for variant in shares}
@@ -121,7 +123,7 @@ def _of_variants(
             samples=run.batch_size * (run.updates or 1),
             options={name: section[name] for name, section in sections(settings)},
             model_flops=counted[variant],
-            run_samples=run_samples,
+            run_samples=run.samples // run.batch_size * run_batch,
             unused=unused(variant, abstract.source[0]),
         )
         yield Job(case, settings)

@@ -185,6 +185,18 @@ def test_jobs_of_a_sweep(quick):
     assert {case.run_samples for case in cases} == {3 * loop_settings.steps * loop_settings.batch_size}
 
 
+def test_settings_are_checked_with_the_batch_that_is_sized(quick):
+    settings = tiny_settings()
+    own_batch = settings.loop.batch_size
+    settings.dmd.own_history.update(first=0.5, last=0.5, videos=2 * own_batch)
+    options = jobs.Options(('v5e:2x2',), meshes=((1, -1, 1),), batches=(own_batch,))
+    (job,) = jobs.make_jobs('dmd', settings, options)
+    assert job.case.batch_size == 4 * own_batch
+    assert job.case.run_samples == 3 * settings.loop.steps * own_batch
+    with pytest.raises(InputError, match=r'own_history\.videos'):
+        jobs.make_jobs('dmd', settings, jobs.Options(('v5e:1x1',), meshes=((1, 1, 1),), batches=(own_batch,)))
+
+
 @pytest.mark.parametrize(('program', 'configs'), [('dmd', dmd_config), ('teacher', teacher_config)])
 def test_attention_is_that_of_tpus(monkeypatch, program, configs):
     monkeypatch.setattr(jobs, 'model_flops', lambda *_: collections.defaultdict(float))
