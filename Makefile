@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo benchmark test test-long test-slow lint docs lock clean help
+NEWEST := .venv-newest/bin/python -m
+
+.PHONY: demo benchmark test test-long test-slow test-newest lint docs lock clean help
 
 help:
 	@echo "make demo        generate, distill, export with the shipped model; results in out/demo/"
@@ -11,6 +13,7 @@ help:
 	@echo "make test        the default test suite"
 	@echo "make test-long   the whole chains, which CI runs, too"
 	@echo "make test-slow   the tests that take minutes each"
+	@echo "make test-newest models and training with the newest jax, flax and Orbax; PYTHON=python3.13 chooses the interpreter"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        the documentation site in out/site; broken links are errors"
 	@echo "make lock        pin the newest versions that setup.cfg allows into requirements.lock"
@@ -38,6 +41,13 @@ test-long: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -n0
 
+# Without the exporter and its limits. Prints the versions that pass or fail.
+test-newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	$(NEWEST) pip install --quiet --disable-pip-version-check --editable '.[train,gcs,test]'
+	$(NEWEST) pip list --disable-pip-version-check | grep -E '^(jax|jaxlib|flax|optax|orbax-checkpoint|grain|numpy) '
+	$(NEWEST) pytest tests/neodragon_jax tests/train
+
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
@@ -51,4 +61,4 @@ lock: $(STAMP)
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra train --extra export --extra gcs --extra test --extra docs --generate-hashes setup.cfg --output-file requirements.lock
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-newest out

@@ -1,7 +1,6 @@
 """Step distillation: the multi-step denoiser becomes a 1-1-1 student (Neodragon, arXiv 2511.06055, pyramidal DMD).
 
-    python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --first-frame PICTURES \
-        --out SAMPLES --count 350000
+    python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --out SAMPLES --count 350000
     python -m train.dmd --config=configs/dmd.py --config.checkpoint=CKPT --config.data=SAMPLES --config.workdir=RUN
 
 full (default): the paper's sizes, 5,000 iterations of three batches of 8. Teacher, student and fake model have 1.5B
@@ -13,7 +12,7 @@ external first frame. Every 250 steps eight held-out videos are written beside t
 tiny: the miniature checkpoint of the test suite; any computer, two minutes on two cores, mostly compilation:
 
     python -m train.teacher_samples --checkpoint tests/goldens/tiny_checkpoint --prompts-file prompts.txt \
-        --first-frame PICTURES --out SAMPLES --count 16 --frames 17 --height 64 --width 64 --steps 2 2 2
+        --out SAMPLES --count 16 --frames 17 --height 64 --width 64 --steps 2 2 2
     JAX_NUM_CPU_DEVICES=8 python -m train.dmd --config=configs/dmd.py:tiny --config.data=SAMPLES --config.workdir=RUN
 
 Expected: RUN/result with a student in the released layout; in RUN/metrics.jsonl `fake_mse` falls from 1.7 to 0.8. The

@@ -14,7 +14,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from configs import dmd as dmd_settings
+from neodragon_jax.generation.defaults import RELEASED
 from support.goldens import ROOT
+from train.dmd.provenance import FIRST_FRAMES
+from train.flow.teacher_sampler import PICTURES, SOURCES
 
 DOCUMENTS = sorted(
     path
@@ -135,6 +139,27 @@ def test_settings_shown_exist():
                 assert setting_exists(settings, key), f'{key} in {words}'
                 checked += 1
     assert checked > 10
+
+
+def test_samples_shown_suit_the_distillation_shown():
+    """Each distillation takes the samples of the command above it, of a checkpoint in the released layout."""
+    # Not at the top: the tests of --help run this module as a command.
+    from train import teacher_samples
+
+    checked = 0
+    for path in DOCUMENTS:
+        source = ''
+        for module, *words in commands(path.read_text()):
+            if module == 'train.teacher_samples' and '--count' in words:
+                chosen = teacher_samples.parse_options([word.replace('BUCKET', 'bucket') for word in words])
+                given = chosen.first_frame or SOURCES[RELEASED.hybrid.first_frame]
+                source = given if isinstance(given, str) else PICTURES
+            if module == 'train.dmd' and source:
+                (name,) = (word for word in words if word.startswith('--config='))
+                protocol = dmd_settings.get_config(*name.split(':')[1:]).dmd.protocol
+                assert source in FIRST_FRAMES[protocol], f'{path}: {words}'
+                checked += 1
+    assert checked > 2
 
 
 def test_options_shown_exist():

@@ -33,7 +33,15 @@ from neodragon_jax.models.attention import STRATEGIES
 from train.data import DTYPES, SampleSpec, SampleWriter
 from train.data.first_frames import describe_pairs
 from train.flow.stage_starts import start_shapes
-from train.flow.teacher_sampler import GENERATED, TeacherSampler, TeacherSamplesOptions, load_teacher, make_request
+from train.flow.teacher_sampler import (
+    DRAWN,
+    GENERATED,
+    Request,
+    TeacherSampler,
+    TeacherSamplesOptions,
+    load_teacher,
+    make_request,
+)
 from train.runtime.platform import AUTO
 
 # Options that override generation.json.
@@ -45,13 +53,16 @@ _CHOICES = (
 
 _EXAMPLES = """
 examples:
-  the data of the paper's distillation; the first frame of every video is a picture:
-    python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --first-frame PICTURES \\
-        --out SAMPLES --count 350000
+  the data of the paper's distillation; the checkpoint's first-frame model draws the first frame of every video:
+    python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --out SAMPLES --count 350000
 
   the same on every machine of a TPU pod, SAMPLES on a disk that all of them see:
+    python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --out SAMPLES --count 350000 \\
+        --distributed --batch 4
+
+  the first frame of every video is a picture:
     python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --first-frame PICTURES \\
-        --out SAMPLES --count 350000 --distributed --batch 4
+        --out SAMPLES --count 350000
 
 The same command resumes an interrupted run.
 """
@@ -69,8 +80,8 @@ def parse_options(argv: Sequence[str] | None = None) -> TeacherSamplesOptions:
     _add_sampling(parser.add_argument_group('videos').add_argument)
     _add_computation(parser.add_argument_group('computation').add_argument)
     args = vars(parser.parse_args(argv))
-    if args['first_frame'] == pathlib.Path(GENERATED):
-        args['first_frame'] = None
+    if args['first_frame'] in map(pathlib.Path, (GENERATED, DRAWN)):
+        args['first_frame'] = str(args['first_frame'])
     return TeacherSamplesOptions(video=VideoOptions(**{name: args.pop(name) for name in _CHOICES}), **args)
 
 
@@ -95,10 +106,11 @@ def _add_sampling(add: Callable[..., Any]) -> None:
     """Add the options of the videos; those that are left out take the values of generation.json."""
     values, many = generation.RELEASED, generation.RELEASED.monolithic
     steps, first_steps = (' '.join(map(str, counts)) for counts in (many.steps, many.first_steps))
-    add('--first-frame', action=PathOption, default=GENERATED, metavar=f'{GENERATED}|DIR|FILE',
-        help='source of unit 0: the teacher; a folder of pictures that are numbered like the prompts, from 0 or 1; or '
-        'a table with the columns file and caption, whose captions are the prompts. Pictures are cropped at the '
-        "center to the video's shape (default: %(default)s)")  # fmt: skip
+    add('--first-frame', action=PathOption, metavar=f'{DRAWN}|{GENERATED}|DIR|FILE',
+        help=f"source of unit 0, that of the student's videos: {DRAWN}, the checkpoint's first-frame model; "
+        f'{GENERATED}, the teacher; a folder of pictures that are numbered like the prompts, from 0 or 1; or a table '
+        'with the columns file and caption, whose captions are the prompts. Pictures are cropped at the center to the '
+        f"video's shape ({released(values.hybrid.first_frame)})")  # fmt: skip
     add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 ({released(values.frames)})')
     add('--height', type=int, metavar='PX', help=f'height of the videos ({released(values.height)})')
     add('--width', type=int, metavar='PX', help=f'width of the videos ({released(values.width)})')
@@ -153,9 +165,18 @@ def run(options: TeacherSamplesOptions) -> None:
     start_processes(options.distributed, options.start_timeout_s)
     use_compile_cache(tell=jax.process_index() == 0)
     with output_folder(options.out, jax.process_index(), jax.process_count()):
-        if jax.process_index() == 0 and request.pictures is not None:
-            print(describe_pairs(request.pictures, request.prompts))
+        if jax.process_index() == 0:
+            print(_describe_first_frames(request))
         write_samples(load_teacher(request))
+
+
+def _describe_first_frames(request: Request) -> str:
+    """Return the source of the first frames, and the students that it is for."""
+    if request.pictures is not None:
+        return describe_pairs(request.pictures, request.prompts)
+    if request.first_frame == DRAWN:
+        return "first frames: drawn by the checkpoint's first-frame model, for students that are given them, too"
+    return 'first frames: sampled by the teacher, for students that generate them, too'
 
 
 def _writer(teacher: TeacherSampler) -> SampleWriter:

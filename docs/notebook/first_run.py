@@ -31,7 +31,6 @@ import os
 import pathlib
 
 import jax
-from PIL import Image
 
 import neodragon_jax as nd
 from configs import dmd
@@ -63,20 +62,16 @@ video
 # ## Sample the teacher
 #
 # The training data of the distillation are videos that the multi-step denoiser samples, stored as latents. The same
-# cell continues an interrupted set. With `tiny`, the first frame is given: a picture for each prompt, numbered from 0.
+# cell continues an interrupted set. The first frame comes from where the student's videos have it: with `shapes` the
+# denoiser samples it, with `tiny` the first-frame model of the checkpoint draws it.
 
 # %%
 CHECKPOINT = {'shapes': 'neodragon_jax/assets/moving_shapes', 'tiny': 'tests/goldens/tiny_checkpoint'}[PRESET]
 (OUT / 'prompts.txt').write_text('\n'.join(PROMPTS) + '\n')
-pictures = OUT / 'pictures'
-pictures.mkdir(exist_ok=True)
-for number, made in enumerate(system.generate(PROMPTS)):
-    Image.fromarray(made.frames[0]).save(pictures / f'{number}.png')
-
 arguments = [word for name, value in SIZE.items() for word in (f'--{name}', str(value))]
 arguments += ['--checkpoint', CHECKPOINT, '--prompts-file', str(OUT / 'prompts.txt'), '--out', str(OUT / 'samples')]
 if PRESET == 'tiny':
-    arguments += ['--first-frame', str(pictures), '--count', '8', '--steps', '2', '2', '2', '--dtype', 'float32']
+    arguments += ['--count', '8', '--steps', '2', '2', '2', '--dtype', 'float32']
 else:
     arguments += ['--count', '64', '--batch', '4']
 assert teacher_samples.main(arguments) == 0

@@ -25,7 +25,7 @@ from export.graphs import text as text_graphs
 from export.graphs.runners import GraphRunner
 from export.graphs.stored_params import read_float32
 from export.graphs.table import Feeds
-from export.host.modules import FIRST_FRAME, PICTURE_SCALE, ProgramOptions
+from export.host.modules import FIRST_FRAME, ProgramOptions
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation import consistency_sampler, first_frame, pipeline
 from neodragon_jax.generation.tokens import ClipTokenizer, Tokenizers
@@ -105,7 +105,7 @@ class FirstFrameHost:
         unet = text_graphs.open_component(find(folders.FIRST_FRAME_UNET), UNet2DConditionModel)
         vae = text_graphs.open_component(find(folders.FIRST_FRAME_VAE), AutoencoderKL)
         params = read_float32(find(folders.FIRST_FRAME_UNET), *picture_graphs.UNET_HOST)
-        height, width = (PICTURE_SCALE * size for size in options.size)
+        height, width = first_frame.picture_size(*options.size)
         factor = vae.config.spatial_factor
         return cls(
             [ClipTokenizer.load(find(name)) for name in folders.FIRST_FRAME_TOKENIZERS],

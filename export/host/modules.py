@@ -19,6 +19,7 @@ from neodragon_jax.base.lists import comma_list
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation import pipeline
+from neodragon_jax.generation.first_frame import picture_size
 from neodragon_jax.generation.tokens import T5Tokenizer
 from neodragon_jax.models.sdxl_vae import AutoencoderKL
 from neodragon_jax.pyramid.sampler import Plan
@@ -26,8 +27,6 @@ from neodragon_jax.pyramid.sampler import Plan
 Path = str | os.PathLike[str]
 
 FIRST_FRAME = ('first_frame_clip_l', 'first_frame_clip_g', 'first_frame_unet', 'first_frame_decoder')
-# The first frame is drawn at twice the video's size.
-PICTURE_SCALE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _first_frame_modules(options: ProgramOptions) -> list[PhoneGraph]:
     """Return the text towers, the UNet and the decoder of the first-frame model."""
     find = options.find
     image_vae = text_graphs.open_component(find(folders.FIRST_FRAME_VAE), AutoencoderKL)
-    latents = [PICTURE_SCALE * size // image_vae.config.spatial_factor for size in options.size]
+    latents = [side // image_vae.config.spatial_factor for side in picture_size(*options.size)]
     return [
         text_graphs.clip_states('first_frame_clip_l', find(folders.FIRST_FRAME_CLIP_L), pooled=False),
         text_graphs.clip_states('first_frame_clip_g', find(folders.FIRST_FRAME_CLIP_G), pooled=True),

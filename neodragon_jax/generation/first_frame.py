@@ -37,7 +37,9 @@ from neodragon_jax.models.sdxl_vae import AutoencoderKL
 # Names of the modules in a store.
 TEXT_ENCODERS, UNET, DECODER = 'first frame: text encoders', 'first frame: UNet', 'first frame: decoder'
 
-# Size of the released system's picture; the video shows it at half that size.
+# The released model draws at twice the video's size.
+PICTURE_SCALE = 2
+# Size of the released system's picture.
 HEIGHT, WIDTH = 640, 1024
 
 
@@ -189,6 +191,11 @@ def make_condition(first: CLIPTextOutput, second: CLIPTextOutput, height: int, w
     text = jnp.concatenate([first.hidden_states[-2], second.hidden_states[-2]], axis=-1)
     sizes = jnp.asarray([height, width, 0, 0, height, width], jnp.float32)
     return Condition(text, second.pooled, jnp.broadcast_to(sizes, (text.shape[0], sizes.shape[0])))
+
+
+def picture_size(height: int, width: int) -> tuple[int, int]:
+    """Return height and width of the picture that becomes the first frame of a video of that size, in pixels."""
+    return PICTURE_SCALE * height, PICTURE_SCALE * width
 
 
 def to_picture(pixels: Float[Array | np.ndarray, 'B H W 3']) -> UInt8[np.ndarray, 'B H W 3']:

@@ -25,9 +25,6 @@ from neodragon_jax.generation.profile import UPSCALER, Profile
 from neodragon_jax.generation.student import find_student, with_student
 from neodragon_jax.models.super_resolution import QuickSRNet, upscale
 
-# The released first-frame model draws at twice the video's size.
-PICTURE_SCALE = 2
-
 
 @dataclasses.dataclass(frozen=True)
 class LoadedCheckpoint:
@@ -72,7 +69,7 @@ class LoadedCheckpoint:
                 'too, with --first-frame denoiser, or give a picture with --image.'
             )
         if (height, width) not in self._first_frame_models:
-            size = (PICTURE_SCALE * height, PICTURE_SCALE * width)
+            size = first_frame.picture_size(height, width)
             model = first_frame.load(self.root, *size, dtype=self.dtype, store=self.store)
             self._first_frame_models[height, width] = self.profile.first_frame(model) if self.profile else model
         return self._first_frame_models[height, width]

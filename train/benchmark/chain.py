@@ -130,7 +130,7 @@ class Chain:
         arguments = ['--checkpoint', str(self.distilled_text), '--prompts-file', str(self.out / 'prompts.txt')]
         arguments += ['--out', str(samples), '--count', str(self.tier.samples), *self.tier.size, *self._sampling]
         arguments += ['--prompt-modifier', '', '--negative-prompt', '', '--seed', str(self.seed), '--batch', '32']
-        arguments += ['--dtype', 'float32', '--store-dtype', 'float32']
+        arguments += ['--first-frame', 'generated', '--dtype', 'float32', '--store-dtype', 'float32']
         return Step('samples', samples / 'dataset_info.json', 'train.teacher_samples', arguments, parts)
 
     def _student(self, name: str) -> Step:

@@ -8,38 +8,41 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from neodragon_jax.base import video
 from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import file_sha256
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders as names
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.results import DenoiserFolders, find_teacher
 from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import defaults as generation
-from neodragon_jax.generation import pipeline
+from neodragon_jax.generation import first_frame, pipeline
 from neodragon_jax.generation.options import VideoOptions, check_seed
 from neodragon_jax.generation.plan import VideoSettings, video_settings
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, sample
 from train.data.first_frames import pair_pictures
+from train.flow.first_frames import FirstFrames, drawn_frames, given_frames
 from train.flow.guidance import scale_by_unit
 from train.flow.guided_teacher import GuidedTeacher
 from train.flow.stage_starts import StartRecorder, Starts
 from train.runtime.platform import attention_on_platform
 from train.runtime.sharded_store import ShardedStore
-from train.runtime.sharding import BATCH_AXES, MeshConfig, batch_sharding, make_mesh, replicated
+from train.runtime.sharding import MeshConfig, batch_groups, batch_sharding, make_mesh, replicated
 
-GENERATED = 'generated'
+# Sources of unit 0, as samples record them: the teacher; the checkpoint's first-frame model; a picture for each prompt.
+GENERATED, DRAWN, PICTURES = 'generated', 'model', 'pictures'
+# By the few-step mode's source in generation.json, whose students learn from the samples.
+SOURCES = {'denoiser': GENERATED, 'model': DRAWN}
 MODE = 'monolithic'  # of generation.json
 
 
@@ -49,7 +52,7 @@ class TeacherSamplesOptions:
 
     Attributes:
       teacher: result of a training run; None takes the checkpoint's multi-step denoiser.
-      first_frame: pictures of unit 0; None lets the teacher generate it.
+      first_frame: GENERATED, DRAWN, or pictures of unit 0; None takes the checkpoint's own source.
       video: choices that override generation.json.
     """
 
@@ -58,7 +61,7 @@ class TeacherSamplesOptions:
     prompts_file: StoragePath
     out: StoragePath
     count: int
-    first_frame: pathlib.Path | None
+    first_frame: pathlib.Path | str | None
     video: VideoOptions
     seed: int
     batch: int
@@ -85,13 +88,15 @@ class Request:
 
     Attributes:
       settings: with the choices of generation.json.
-      pictures: first frames, one per prompt; None if the teacher samples them.
+      first_frame: source of unit 0: GENERATED, DRAWN or PICTURES.
+      pictures: first frames, one per prompt; None for other sources.
       folders: the denoiser and its adapter.
     """
 
     options: TeacherSamplesOptions
     settings: VideoSettings
     prompts: list[str]
+    first_frame: str
     pictures: list[pathlib.Path] | None
     folders: DenoiserFolders
 
@@ -112,7 +117,7 @@ class Request:
         record |= {'guidance': guidance, 'first_guidance': first_guidance}
         record |= {'prompt_modifier': settings.modifier, 'negative_prompt': settings.negative}
         record |= {'seed': options.seed, 'dtype': options.dtype}
-        record |= {'first_frame': GENERATED if self.pictures is None else 'pictures'}
+        record |= {'first_frame': self.first_frame}
         if self.pictures is not None:
             digests = ''.join(file_sha256(path) for path in self.pictures)
             record |= {'pictures': hashlib.sha256(digests.encode()).hexdigest()[:16]}
@@ -129,13 +134,26 @@ def make_request(options: TeacherSamplesOptions) -> Request:
     Raises:
       InputError: the prompts, the pictures, generation.json or a choice is not usable.
     """
-    prompts = read_prompts(options.prompts_file)
-    pictures = None
-    if options.first_frame is not None:
-        pictures = pair_pictures(options.first_frame, prompts, '--first-frame')
-    settings = video_settings(options.video, MODE, generation.read(options.checkpoint))
+    prompts, defaults = read_prompts(options.prompts_file), generation.read(options.checkpoint)
+    source, pictures = options.first_frame or SOURCES[defaults.of('hybrid').first_frame], None
+    if isinstance(source, pathlib.Path):
+        source, pictures = PICTURES, pair_pictures(source, prompts, '--first-frame')
+    elif source == DRAWN:
+        _check_first_frame_model(options.checkpoint)
+    settings = video_settings(options.video, MODE, defaults)
     folders = find_teacher(options.checkpoint, options.teacher, '--teacher')
-    return Request(options, settings, prompts, pictures, folders)
+    return Request(options, settings, prompts, source, pictures, folders)
+
+
+def _check_first_frame_model(root: StoragePath | str) -> None:
+    """Raise InputError unless a checkpoint has the first-frame model."""
+    try:
+        checkpoint.component_folder(root, names.FIRST_FRAME_UNET)
+    except InputError as error:
+        raise InputError(
+            f'--first-frame {DRAWN}: {error} Or give --first-frame DIR, a folder of pictures, or --first-frame '
+            f'{GENERATED}, for students that generate the first frame, too.'
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +164,7 @@ class TeacherSampler:
       teacher: the denoiser with guidance.
       plan: sampling plan, without guidance.
       negative: conditioning of the negative prompt: text [L, D], mask [L], pooled [p].
+      first_frames: source of unit 0; None lets the teacher generate it.
     """
 
     components: pipeline.Components
@@ -154,6 +173,7 @@ class TeacherSampler:
     negative: Prompt
     mesh: Mesh
     request: Request
+    first_frames: FirstFrames | None
 
     def draw(self, indices: Sequence[int]) -> tuple[Prompt, Float[Array, 'B T H W C'], Starts]:
         """Return conditioning, latents and starts of some samples, which depend on their indices and the seed only.
@@ -164,11 +184,11 @@ class TeacherSampler:
         prompts, numbers = [request.prompts[index % count] for index in indices], [index // count for index in indices]
         texts = [text + request.settings.modifier for text in prompts]
         prompt = self.shard(self.components.encode_prompt(texts))
-        noise = DrawnNoise(self.shard(pipeline.sample_keys(request.options.seed, prompts, numbers)))
-        first = None
-        if request.pictures is not None:
-            frames = [self._frame(request.pictures[index % count]) for index in indices]
-            first = pipeline.encode_first_frame(self.components, self.shard(jnp.asarray(frames)[:, None]), noise)
+        keys = pipeline.sample_keys(request.options.seed, prompts, numbers)
+        noise, first = DrawnNoise(self.shard(keys)), None
+        if self.first_frames is not None:
+            frames = self.first_frames([index % count for index in indices], texts, keys)
+            first = pipeline.encode_first_frame(self.components, self.shard(frames), noise)
         denoise = StartRecorder(self.teacher.denoiser(0 if first is None else 1))
         latents = sample(denoise, self.plan, prompt, noise, first_frame=first)
         return prompt, latents, denoise.starts(self.plan.frames) if request.options.store_starts else {}
@@ -180,10 +200,7 @@ class TeacherSampler:
     @property
     def groups(self) -> int:
         """Parts of a batch."""
-        return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-
-    def _frame(self, path: pathlib.Path) -> np.ndarray:
-        return video.picture_to_frame(video.read_image(path), *self.request.settings.size[1:])
+        return batch_groups(self.mesh)
 
 
 def load_teacher(request: Request) -> TeacherSampler:
@@ -203,4 +220,10 @@ def load_teacher(request: Request) -> TeacherSampler:
     module, params = pipeline.load_denoiser(request.folders.denoiser, dtype, store)
     module = module.clone(attention=attention_on_platform(options.attention))
     teacher = GuidedTeacher(module, params, negative, scale_by_unit(*request.guidance), plan, mesh)
-    return TeacherSampler(components, teacher, plan, negative, mesh, request)
+    size, first_frames = settings.size[1:], None
+    if request.pictures is not None:
+        first_frames = given_frames(request.pictures, size)
+    elif request.first_frame == DRAWN:
+        model = first_frame.load(options.checkpoint, *first_frame.picture_size(*size), dtype, copy, store)
+        first_frames = drawn_frames(model, size, mesh)
+    return TeacherSampler(components, teacher, plan, negative, mesh, request, first_frames)

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding
 
 from neodragon_jax.base.errors import InputError
 from train.data import Source
-from train.runtime.sharding import BATCH_AXES
+from train.runtime.sharding import batch_groups
 
 # Threads suffice for stored arrays: reading and copying them releases the GIL.
 READ_THREADS = 2
@@ -174,7 +174,7 @@ def _leading(source: Source, sharding: NamedSharding, batch_size: int, updates: 
     """Return the leading dimensions of batches, or raise InputError where source, mesh and batch do not fit."""
     if len(source) == 0:
         raise InputError('the data source is empty; generate samples or choose another one.')
-    groups = math.prod(sharding.mesh.shape[axis] for axis in BATCH_AXES)
+    groups = batch_groups(sharding.mesh)
     if batch_size < 1 or batch_size % groups:
         raise InputError(
             f'batch_size is {batch_size}, but data x fsdp of the mesh is {groups}; choose a multiple of {groups}.'

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.mesh import HEADS_AXIS, PARAMETERS_AXIS
@@ -187,6 +187,11 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
 
 
+def batch_groups(mesh: Mesh | AbstractMesh) -> int:
+    """Return the number of parts of a batch on a mesh."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def split_batch(tree: Any, axis: int = 0) -> Any:
     """Constrain dimension `axis` of arrays to ('data', 'fsdp'), like the batch; outside a step, do nothing.
 
@@ -212,8 +217,7 @@ def place(tree: Any, params: Any) -> Any:
     if not isinstance(sharding, NamedSharding):
         return tree
     mesh, rows = sharding.mesh, jax.tree.leaves(tree)[0].shape[0]
-    groups = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    batch = batch_sharding(mesh) if rows % groups == 0 else replicated(mesh)  # pyright: ignore[reportArgumentType]
+    batch = batch_sharding(mesh) if rows % batch_groups(mesh) == 0 else replicated(mesh)  # pyright: ignore[reportArgumentType]
     return put(tree, jax.tree.map(lambda _: batch, tree))
 
 

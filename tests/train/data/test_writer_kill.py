@@ -192,7 +192,8 @@ def teacher_command(folder: pathlib.Path) -> list[str]:
         '41',
     ]
     given += ['--out', str(folder / 'set'), '--frames', '9', '--height', '64', '--width', '64', '--steps', *'222']
-    given += ['--first-steps', *'222', '--dtype', 'float32', '--store-dtype', 'float32', '--samples-per-shard', '16']
+    given += ['--first-steps', *'222', '--first-frame', 'generated', '--samples-per-shard', '16']
+    given += ['--dtype', 'float32', '--store-dtype', 'float32']
     return [sys.executable, '-m', 'train.teacher_samples', *given]
 
 

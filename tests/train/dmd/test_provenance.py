@@ -55,7 +55,8 @@ def test_samples_without_an_adapter_are_refused_in_one_line(tmp_path, content, p
 
 def test_samples_made_as_the_settings_say_are_accepted():
     check_samples(CONFIG, RECORD)
-    check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | {'first_frame': 'pictures'})
+    for source in ('pictures', 'model'):
+        check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | {'first_frame': source})
     # Unit 0 is a picture, so its sampling settings do not matter.
     pictures = {'first_frame': 'pictures', 'first_guidance': 1.0, 'first_steps': [1, 1, 1]}
     check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | pictures)
@@ -79,7 +80,7 @@ def test_samples_made_otherwise_are_refused_in_one_line(changes, message):
 
 
 def test_the_external_first_frame_must_be_one():
-    with pytest.raises(InputError, match='first frame comes from pictures, these come from generated'):
+    with pytest.raises(InputError, match=r'from model or pictures, these come from generated.* --first-frame model'):
         check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD)
 
 
