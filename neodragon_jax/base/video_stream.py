@@ -216,7 +216,7 @@ def _signs(frame: av.VideoFrame) -> Signs:
       Unusable: the matrix does more than rotate by right angles, mirror and scale.
     """
     sides: Any = frame.side_data
-    matrix = next((side for side in sides if side.type.name == 'DISPLAYMATRIX'), None)
+    matrix = sides.get('DISPLAYMATRIX')
     if matrix is None:
         return 1, 0, 0, 1
     a, b, _, c, d, *_ = struct.unpack('=9i', bytes(matrix)[:36])
