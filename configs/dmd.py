@@ -26,13 +26,6 @@ well, from step 1,000 on, and in all examples from step 3,000 on:
 
     --config.dmd.own_history.last=1.0 --config.dmd.own_history.ramp_start=1000 --config.dmd.own_history.ramp_steps=2000
 
-To train without videos of the teacher, from prompts and first frames alone (train.latents of captioned pictures,
---text out):
-
-    --config.dmd.input=prompts --config.dmd.objectives.regression.weight=0.0 --config.dmd.evaluation.videos=0 \
-        --config.dmd.own_history.first=1.0 --config.dmd.own_history.last=1.0 --config.loop.evaluate_every=0 \
-        --config.loop.keep_best=0
-
 Recipes are presets too, alone or after a size, as in shapes-adversarial:
 
 paper (default): matching, and half the regression; bit for bit the objective of the paper.
@@ -47,6 +40,8 @@ pairs: regression on the teacher's own paths from noise to data, of samples made
 progressive: one step covers two of the teacher's. From 4-4-4 to 1-1-1 in three runs: the first with student_steps and
     student_first_steps (4, 4, 4), each later one with half as many, `--config.dmd.start` of the run before, and
     `--config.dmd.objectives.progressive.finer=start`.
+prompts: matching alone, on the student's own videos; the data are prompts and first frames, of train.teacher_samples
+    --frames 1 or train.latents --text out. No evaluation, which compares with the teacher's videos.
 matching, regression: one of the paper's two terms alone, as controls.
 
 A student of another depth than the teacher: `--config.dmd.start` with a pruned denoiser of train.pruning, or
@@ -209,8 +204,17 @@ RECIPES = {
     },
     'matching': {'objectives': {'regression': {'weight': 0.0}}},
     'regression': {'objectives': {'matching': {'weight': 0.0}}},
+    'prompts': {
+        'input': 'prompts',
+        'objectives': {'regression': {'weight': 0.0}},
+        'own_history': {'first': 1.0, 'last': 1.0},
+        'evaluation': {'videos': 0},
+    },
     'paper': {},
 }
+# Without videos of the teacher, there is nothing to evaluate.
+_LOOPS = {'prompts': {'evaluate_every': 0, 'keep_best': 0}}
+_CHANGES = {recipe: {'dmd': changes, 'loop': _LOOPS.get(recipe, {})} for recipe, changes in RECIPES.items()}
 # Small models learn at the rates of their size.
 _SIZES = {
     'full': ((), {}),
@@ -219,11 +223,11 @@ _SIZES = {
 }
 PRESETS = {
     **{size: changes for size, (changes, _) in _SIZES.items()},
-    **{recipe: ({'dmd': changes},) for recipe, changes in RECIPES.items()},
+    **{recipe: (changes,) for recipe, changes in _CHANGES.items()},
     **{
-        f'{size}-{recipe}': (*before, {'dmd': changes}, rates)
+        f'{size}-{recipe}': (*before, changes, rates)
         for size, (before, rates) in _SIZES.items()
-        for recipe, changes in RECIPES.items()
+        for recipe, changes in _CHANGES.items()
     },
 }
 

@@ -64,6 +64,9 @@ examples:
     python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --first-frame PICTURES \\
         --out SAMPLES --count 350000
 
+  first frames alone, for a distillation from prompts (config.dmd.input=prompts):
+    python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --frames 1 --out FRAMES --count 100000
+
 The same command resumes an interrupted run.
 """
 

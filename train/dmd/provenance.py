@@ -50,8 +50,9 @@ def check_samples(config: DMDConfig, record: Mapping[str, Any]) -> None:
     for field, setting in SETTINGS.items():
         wanted, got = getattr(config, setting), record.get(field)
         wanted, got = (list(value) if isinstance(value, (tuple, list)) else value for value in (wanted, got))
-        # Unit 0 of a protocol with an external first frame is not sampled.
-        if got != wanted and not (config.protocol == '18' and field.startswith('first_')):
+        # What is not sampled is free: unit 0 behind an external first frame, all units where only prompts are used.
+        free = config.input == 'prompts' or (config.protocol == '18' and field.startswith('first_'))
+        if got != wanted and not free:
             option = field.replace('_', '-')
             raise InputError(
                 f'the samples were made with {field} {got}, config.dmd.{setting} is {wanted}; change the setting, or '

@@ -15,6 +15,9 @@ from support.goldens import TINY_CHECKPOINT
 from support.point_world import point_program
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.dmd import program as dmd
+from train.dmd.objectives.regression import RegressionConfig
+from train.dmd.objectives.weighted import ObjectivesConfig
+from train.dmd.own_history import OwnHistoryConfig
 from train.dmd.provenance import check_samples
 
 CONFIG = dmd.DMDConfig(checkpoint=str(TINY_CHECKPOINT), protocol='21', dtype='float32', remat='none')
@@ -60,6 +63,11 @@ def test_samples_made_as_the_settings_say_are_accepted():
     # Unit 0 is a picture, so its sampling settings do not matter.
     pictures = {'first_frame': 'pictures', 'first_guidance': 1.0, 'first_steps': [1, 1, 1]}
     check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | pictures)
+    # Where only first frames are used, no unit is sampled.
+    prompts = {'objectives': ObjectivesConfig(regression=RegressionConfig(weight=0.0)), 'input': 'prompts'}
+    prompts |= {'own_history': OwnHistoryConfig(first=1.0, last=1.0), 'protocol': '18'}
+    others = {'first_frame': 'model', 'steps': [2, 2, 2], 'guidance': 2.0}
+    check_samples(dataclasses.replace(CONFIG, **prompts), RECORD | others)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import dmd as dmd_settings
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation import pipeline
@@ -21,6 +22,7 @@ from support.dmd_runs import PROMPTS, write_pictures
 from support.goldens import TINY_CHECKPOINT, relative_error
 from train import teacher_samples
 from train.data import SampleSource
+from train.dmd.program import RECIPE
 from train.flow.first_frames import drawn_frames
 from train.flow.teacher_sampler import make_request
 from train.runtime.sharding import MeshConfig, make_mesh
@@ -72,6 +74,18 @@ def test_drawn_first_frames_are_those_of_generation(tmp_path, capsys):
         assert relative_error(drawn[index]['latents'], given[index]['latents']) < 0.01
     # The fourth sample is the second of the first prompt: another drawing.
     assert relative_error(drawn[3]['latents'][0], given[3]['latents'][0]) > 0.02
+
+
+@pytest.mark.long
+def test_first_frames_alone_are_the_data_of_the_recipe_prompts(tmp_path):
+    assert teacher_samples.main(arguments(tmp_path, '--frames', '1')) == 0
+    settings = dmd_settings.get_config('tiny-prompts')
+    settings.update(data=str(tmp_path / 'samples'), workdir=str(tmp_path / 'run'))
+    training = RECIPE.load(RECIPE.read(settings))
+    stored, given = SampleSource(tmp_path / 'samples')[1]['latents'], training.source[1]['latents']
+    assert stored.shape == (1, SIDE // 8, SIDE // 8, 16) and given.shape == (settings.dmd.frames, *stored.shape[1:])
+    np.testing.assert_array_equal(given[:1], stored)
+    assert not given[1:].any()
 
 
 def test_pictures_are_drawn_one_at_a_time_on_every_device():
