@@ -185,7 +185,7 @@ def find_prompts(options: GenerateOptions) -> list[str]:
     if options.vbench is not None:
         prompts += read_prompts(vbench.find_prompts(options.vbench), '--vbench')
     if not prompts:
-        example = defaults.read(shipped.find(options.model.checkpoint, needed=())).example
+        example = defaults.read(options.model.checkpoint).example
         raise InputError(f'no prompt given. Use --prompt "{example or "TEXT"}", --prompts-file FILE or --vbench.')
     return list(dict.fromkeys(prompts))
 
@@ -202,11 +202,10 @@ def load_system(options: GenerateOptions, videos: int) -> System:
     from neodragon_jax import api
     from neodragon_jax.generation.plan import video_settings
 
-    root = shipped.find(options.model.checkpoint, needed=())
-    values = defaults.read(root)
+    values = defaults.read(options.model.checkpoint)
     if options.model.checkpoint is None:
         about = f', trained on {values.prompts}' if values.prompts else ''
-        print(f'Using the shipped checkpoint {root.name}{about}. --checkpoint takes another.')
+        print(f'Using the shipped checkpoint {shipped.DEFAULT}{about}. --checkpoint takes another.')
     mode = options.model.mode or values.mode
     settings = video_settings(
         options.video, mode, values

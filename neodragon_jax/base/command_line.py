@@ -90,9 +90,10 @@ def command_parser(command: str, description: str, examples: str) -> argparse.Ar
 
 
 def add_checkpoint(add: Callable[..., Any]) -> None:
-    """Add the required option --checkpoint, a folder or a name of the Hugging Face hub."""
-    add('--checkpoint', action=PathOption, names=('hf',), bucket=True, required=True, metavar='DIR',
-        help='root of a checkpoint in the released layout, or hf://ORG/NAME@REVISION')  # fmt: skip
+    """Add the required option --checkpoint, a folder or a name."""
+    add('--checkpoint', action=PathOption, names=('hf',), bucket=True, required=True, metavar='DIR|NAME',
+        help='root of a checkpoint in the released layout, the name of one that is installed with this package, or one '
+        'of the Hugging Face hub, hf://ORG/NAME@REVISION')  # fmt: skip
 
 
 def add_distributed(add: Callable[..., Any], purpose: str = 'this is one of several processes') -> None:

@@ -143,14 +143,12 @@ def _unrolled(module: nn.Module, params: Mapping[str, Any]) -> Params:
 def component_folder(root: Path, name: str) -> pathlib.Path:
     """Return the folder of a component in a checkpoint; from the hub, only this component is downloaded.
 
+    Args:
+      root: a folder or a name, see `shipped.find`.
     Raises:
       InputError: the checkpoint or the component does not exist.
     """
-    root = shipped.resolve(root, [name])
-    if not root.is_dir():
-        raise InputError(
-            f'{root}: no such checkpoint folder. Pass the folder that holds diffusion_transformer_320p/ etc.'
-        )
+    root = shipped.find(root, [name], 'checkpoint')
     if not (root / name).is_dir():
         raise InputError(
             f'{root}: no component "{name}" in it. Pass the root of the released checkpoint, or complete it.'

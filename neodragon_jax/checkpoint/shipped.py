@@ -43,8 +43,12 @@ def find(
         return FOLDER / DEFAULT
     given = os.fspath(given)
     name = hub.parse(given)
-    if hub.is_explicit(given) or (given and is_bucket(storage_path(given, option))):
-        return resolve(given, needed, option)
+    if hub.is_explicit(given):
+        if name is None:
+            raise InputError(f'{option} {given}: not a name of the hub; write hf://ORG/NAME@REVISION.')
+        return hub.fetch(name, needed, option)
+    if given and is_bucket(storage_path(given, option)):
+        return input_path(given, option, needed)
     # An empty name comes from an unset variable and must not mean the current folder.
     if given and user_path(given, option).is_dir():
         return user_path(given, option)
@@ -61,24 +65,3 @@ def find(
         f'{option} {given}: no such checkpoint folder.{did_you_mean(given, known)} Pass the folder that holds '
         f'diffusion_transformer_320p/ etc., or {shipped}{said}'
     )
-
-
-def resolve(
-    given: str | os.PathLike[str], needed: Sequence[str] | None = None, option: str = '--checkpoint'
-) -> pathlib.Path:
-    """Return the folder that a user typed; one of the hub, hf://ORG/NAME@REVISION, or of a bucket is downloaded first.
-
-    Args:
-      given: a path, which need not exist, or a name.
-      needed: component folders to download; None downloads all.
-      option: the option that names it, for messages.
-    Raises:
-      InputError: the path is of another kind, or the files cannot be downloaded from the hub.
-    """
-    text = os.fspath(given)
-    if not hub.is_explicit(text):
-        return input_path(text, option, needed)
-    name = hub.parse(text)
-    if name is None:
-        raise InputError(f'{option} {text}: not a name of the hub; write hf://ORG/NAME@REVISION.')
-    return hub.fetch(name, needed, option)

@@ -201,13 +201,15 @@ def choose_first_frame(given: str | None, mode: str, defaults: GenerationDefault
     return given or defaults.of(mode).first_frame
 
 
-def read(root: str | os.PathLike[str]) -> GenerationDefaults:
-    """Return the defaults of the checkpoint in a folder; without the file, the released ones.
+def read(given: str | os.PathLike[str] | None) -> GenerationDefaults:
+    """Return the defaults of a checkpoint; without the file, the released ones.
 
+    Args:
+      given: a folder or a name, see `shipped.find`.
     Raises:
-      InputError: the file is damaged, a key is unknown, or a value is of a wrong kind.
+      InputError: there is no such checkpoint, the file is damaged, a key is unknown, or a value is of a wrong kind.
     """
-    path = shipped.resolve(root, ()) / FILE
+    path = shipped.find(given, ()) / FILE
     if not path.exists():
         return RELEASED
     values = read_json(path, object, MAX_BYTES)

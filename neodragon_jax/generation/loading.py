@@ -81,7 +81,7 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
     Raises:
       InputError: there is no such checkpoint, an option does not fit it, or a file is missing or damaged.
     """
-    values = defaults.read(shipped.find(options.checkpoint, needed=()))
+    values = defaults.read(options.checkpoint)
     mode = options.mode or values.mode
     root = shipped.find(options.checkpoint, hub.needed_folders(mode, values.of(mode).first_frame))
     spread, dtype = Spread(devices), jnp.dtype(options.dtype)

@@ -34,7 +34,7 @@ def find_student(given: str | os.PathLike[str]) -> pathlib.Path:
     """Return the folder of a student: RUN/result or RUN, local or in a bucket, or hf://ORG/NAME@REVISION."""
     parts, option = (folders.STUDENT, folders.STUDENT_ADAPTER), '--student'
     if hub.is_explicit(os.fspath(given)):
-        return shipped.resolve(given, parts, option)
+        return shipped.find(given, parts, option)
     return find_result(given, parts, option)
 
 

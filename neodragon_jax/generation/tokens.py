@@ -100,7 +100,7 @@ class Tokenizers:
         Raises:
           InputError: a folder or a file in it is missing, empty or unreadable.
         """
-        root = shipped.resolve(root, folders.TOKENIZERS)
+        root = shipped.find(root, folders.TOKENIZERS, 'checkpoint')
         return cls(
             clip_l=ClipTokenizer.load(root / folders.CLIP_L_TOKENIZER),
             clip_g=ClipTokenizer.load(root / folders.CLIP_G_TOKENIZER),

@@ -66,7 +66,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     [
         (b'\n \n', [], 'no prompt in it'),
         (b'x', ['--file', 'nowhere.txt'], '--file nowhere.txt: no such file'),
-        (b'x', ['--checkpoint', 'nowhere'], 'no such tokenizer folder'),
+        (b'x', ['--checkpoint', 'nowhere'], 'no such checkpoint folder'),
     ],
 )
 def test_wrong_arguments_are_one_line(tmp_path, capsys, content, more, message):

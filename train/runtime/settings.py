@@ -27,7 +27,7 @@ _LOCAL, _CHECKPOINT = 'local', 'checkpoint'
 
 # Text settings that are paths: `freeze` stores the path of `storage_path`, and refuses others. '' is none.
 PathText = Annotated[str, _LOCAL]
-# A path, or the name of a checkpoint on the Hugging Face hub, hf://ORG/NAME.
+# A path, or the name of a checkpoint: a shipped one, or one of the Hugging Face hub.
 CheckpointText = Annotated[str, _CHECKPOINT]
 
 

@@ -14,6 +14,8 @@ import pytest
 from neodragon_jax import upload
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import folders, hub, shipped
+from neodragon_jax.checkpoint.components import component_folder
+from neodragon_jax.generation import defaults
 from neodragon_jax.generation.student import find_student
 from support.goldens import ROOT, TINY_CHECKPOINT
 from support.hub_server import COMMIT, Hub, serve
@@ -92,18 +94,28 @@ def test_two_interruptions_and_no_file_twice(served, tmp_path):
     assert offline.returncode == 0 and pathlib.Path(offline.stdout.strip()) == root, offline.stderr
 
 
-def test_programs_take_names_and_fetch_the_components_they_read(served, tmp_path):
+@pytest.mark.parametrize('scheme', ['hf://', ''])
+def test_programs_take_names_and_fetch_the_components_they_read(served, tmp_path, scheme):
     code = (
         'from neodragon_jax.checkpoint.components import component_folder, load_module\n'
         'from neodragon_jax.generation import defaults, tokens\n'
         'import pathlib\n'
-        f'name = pathlib.Path("hf://{NAME}")\n'
+        f'name = pathlib.Path("{scheme}{NAME}")\n'
         'tokens.Tokenizers.load(name), defaults.read(name)\n'
         'print(type(load_module(component_folder(name, "context_adapter"))).__name__)'
     )
     got = run(served, tmp_path, '-c', code)
     assert got.returncode == 0 and got.stdout.strip() == 'ContextAdapter', got.stderr
     assert {name.split('/')[0] for name in served.sent} <= {*folders.TOKENIZERS, 'context_adapter', 'generation.json'}
+
+
+def test_programs_take_the_names_of_shipped_checkpoints():
+    root = shipped.FOLDER / shipped.DEFAULT
+    assert component_folder(shipped.DEFAULT, folders.TEACHER) == root / folders.TEACHER
+    assert component_folder(pathlib.Path(shipped.DEFAULT), folders.TEACHER) == root / folders.TEACHER
+    assert defaults.read(shipped.DEFAULT) == defaults.read(root) != defaults.RELEASED
+    with pytest.raises(InputError, match=rf'no such checkpoint folder. Did you mean "{shipped.DEFAULT}"'):
+        component_folder(shipped.DEFAULT[:-1], folders.TEACHER)
 
 
 @pytest.mark.parametrize(
