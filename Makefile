@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-
 NEWEST := .venv-newest/bin/python -m
 
 .PHONY: demo benchmark test test-long test-slow test-newest lint docs lock clean help

@@ -206,6 +206,7 @@ RECIPES = {
     'regression': {'objectives': {'matching': {'weight': 0.0}}},
     'prompts': {
         'input': 'prompts',
+        'protocol': '18',
         'objectives': {'regression': {'weight': 0.0}},
         'own_history': {'first': 1.0, 'last': 1.0},
         'evaluation': {'videos': 0},

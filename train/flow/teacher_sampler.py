@@ -121,6 +121,9 @@ class Request:
         if self.pictures is not None:
             digests = ''.join(file_sha256(path) for path in self.pictures)
             record |= {'pictures': hashlib.sha256(digests.encode()).hexdigest()[:16]}
+        if self.first_frame == DRAWN:
+            unet = checkpoint.component_folder(options.checkpoint, names.FIRST_FRAME_UNET)
+            record |= {'first_frame_model': fingerprint(unet)}
         return record | {
             'prompts': hashlib.sha256('\n'.join(self.prompts).encode()).hexdigest()[:16],
             'teacher': fingerprint(self.folders.denoiser),

@@ -14,6 +14,7 @@ from PIL import Image
 from configs import dmd as dmd_settings
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.consistency_sampler import DrawnPictureNoise
 from neodragon_jax.generation.loading import load_checkpoint
@@ -115,7 +116,11 @@ def test_the_default_is_the_source_of_the_students_videos(tmp_path, hybrid, give
     options = teacher_samples.parse_options(arguments(tmp_path, *(['--first-frame', given] if given else [])))
     request = make_request(dataclasses.replace(options, checkpoint=root))
     assert request.first_frame == (source or given) and request.pictures is None
-    assert request.protocol()['first_frame'] == request.first_frame
+    record = request.protocol()
+    assert record['first_frame'] == request.first_frame
+    assert record.get('first_frame_model') == (
+        fingerprint(root / folders.FIRST_FRAME_UNET) if 'model' in source else None
+    )
 
 
 def test_pictures_are_a_source(tmp_path):
