@@ -83,7 +83,7 @@ class Case:
       batch_size: samples of one batch.
       samples: samples read in a step: several batches where a program makes several updates.
       model_flops: model FLOPs of a whole step on all devices.
-      run_samples: samples that a run of the settings trains on.
+      run_samples: samples that a run of the settings trains on; 0 if unknown.
       unused: shares of the model FLOPs that no result depends on; None if unknown.
     """
 
@@ -255,7 +255,7 @@ def _work_lines(case: Case, facts: Facts, times: Estimate) -> list[str]:
 def _time_lines(case: Case, times: Estimate) -> list[str]:
     rate = ' to '.join(f'{value:.2f}' for value in reversed(times.samples_per_s))
     per_day = ' to '.join(f'{value * DAY:,.0f}' for value in reversed(times.samples_per_s))
-    return [
+    lines = [
         f'time       compute {times.compute_s:.3f} s, kernels {times.kernels_s:.3f} s, '
         f'communication {times.communication_s:.3f} s'
         + (f', between slices {times.between_slices_s:.3f} s' if times.between_slices_s else ''),
@@ -263,9 +263,11 @@ def _time_lines(case: Case, times: Estimate) -> list[str]:
         f'({times.communication_share:.0%} communication)',
         f'MFU        at most {times.mfu[0]:.1%}, {times.mfu[1]:.1%} if nothing hides',
         f'rate       {rate} samples/s, {per_day} samples/day',
-        f'run        {" to ".join(f"{hours:.1f}" for hours in times.chip_hours(case))} chip-hours for the '
-        f'{case.run_samples:,} samples of the settings',
     ]
+    if case.run_samples:
+        hours = ' to '.join(f'{hours:.1f}' for hours in times.chip_hours(case))
+        lines.append(f'run        {hours} chip-hours for the {case.run_samples:,} samples of the settings')
+    return lines
 
 
 COLUMNS = (
