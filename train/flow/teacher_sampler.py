@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from neodragon_jax.base.bucket import StoragePath
-from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.base.files import file_sha256
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders as names
@@ -140,6 +140,12 @@ def make_request(options: TeacherSamplesOptions) -> Request:
     prompts, defaults = read_prompts(options.prompts_file), generation.read(options.checkpoint)
     source, pictures = options.first_frame or SOURCES[defaults.of('hybrid').first_frame], None
     if isinstance(source, pathlib.Path):
+        if not source.exists():
+            known = (DRAWN, GENERATED)
+            raise InputError(
+                f'--first-frame {source}: no such folder.{did_you_mean(str(source), known)} Give {" or ".join(known)}, '
+                'a folder of numbered pictures, or a table.'
+            )
         source, pictures = PICTURES, pair_pictures(source, prompts, '--first-frame')
     elif source == DRAWN:
         _check_first_frame_model(options.checkpoint)

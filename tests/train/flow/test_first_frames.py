@@ -130,6 +130,12 @@ def test_pictures_are_a_source(tmp_path):
     assert request.first_frame == 'pictures' and len(request.pictures or []) == len(PROMPTS)
 
 
+def test_an_unknown_source_is_refused_with_the_known_ones(tmp_path):
+    options = teacher_samples.parse_options(arguments(tmp_path, '--first-frame', 'Model'))
+    with pytest.raises(InputError, match=r'no such folder\. Did you mean "model"\? Give model or generated, a folder'):
+        make_request(options)
+
+
 def test_a_checkpoint_without_the_model_is_refused_with_the_remedy(tmp_path):
     root = linked_checkpoint(tmp_path / 'checkpoint', without=folders.FIRST_FRAME_UNET)
     options = dataclasses.replace(teacher_samples.parse_options(arguments(tmp_path)), checkpoint=root)
