@@ -41,8 +41,10 @@ PREVIEW_CLIPS, PREVIEW_FRAMES, PREVIEW_HEIGHT, PREVIEW_LABEL = 12, 6, 96, 20
 
 EXAMPLES = """
 worlds, at any size and length:
-  cpu   4 colors x 3 shapes x 4 directions x 2 backgrounds, one size and one speed: learned in minutes
-  gpu   6 colors x 3 shapes x 2 sizes x 4 directions x 3 speeds x 3 backgrounds, and turns that captions omit
+  cpu       4 colors x 3 shapes x 4 directions x 2 backgrounds, one size and one speed: learned in minutes
+  gpu       6 colors x 3 shapes x 2 sizes x 4 directions x 3 speeds x 3 backgrounds, and turns that captions omit
+  collapse  that of cpu at two speeds, with one turn; captions omit direction and speed, so that only history tells them
+  vivid     that of gpu at two speeds, without turns, with light and textured backgrounds
 Combinations of the split held_out never occur in the split train; train/shapes/world.py has the rules.
 
 examples:
