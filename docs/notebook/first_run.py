@@ -104,13 +104,13 @@ RECIPE.run(settings)
 
 # %%
 student = nd.load(CHECKPOINT, student=OUT / 'dmd' / 'result')
-new_video = student.generate(PROMPTS[0], image=pictures / '0.png' if PRESET == 'tiny' else None, **SIZE)
+new_video = student.generate(PROMPTS[0], **SIZE)
 new_video.save(OUT / 'new_student.mp4')
 new_video
 
 # %% [markdown]
 # ## The released model
 #
-# For the released weights, `CHECKPOINT` is their folder or hub name, the settings are `dmd.get_config('full')`, and
-# first frames are given as pictures. Student, fake score and their moments need 16 chips of 16 GB: see
-# `docs/first_hour.md`, and the table of slices in `docs/tpu_sizing.md`.
+# For the released weights, `CHECKPOINT` is their folder or hub name, and the settings are `dmd.get_config('full')`.
+# Student, fake score and their moments need 16 chips of 16 GB: see `docs/first_hour.md`, and the table of slices in
+# `docs/tpu_sizing.md`.
