@@ -34,7 +34,7 @@ EXAMPLES = """
 tiers:
   cpu       about two hours on two cores
   gpu       longer clips of a richer world, for an accelerator
-  vivid     33 frames of 96x96 with light and texture
+  vivid     33 frames of 128x128 with light and texture
   one_step  recipes of one-step students, on the teacher of tier cpu
   collapse  motion with the student's own frames as history: long clips whose captions omit it
   recovery  a pruned denoiser after 50 to 400 steps, with stage 1 and without it; needs --start

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from neodragon_jax.generation.defaults import check_size
 from train.benchmark.students import HISTORIES, ONE_STEP, RECIPES, STUDENTS
 
 
@@ -48,6 +49,7 @@ class Tier:
     def __post_init__(self) -> None:
         unknown = {*self.students, *self.continued} - set(STUDENTS)
         assert not unknown, f'no such students: {unknown}'
+        check_size(self.frames, self.height, self.width)
 
     @property
     def units(self) -> int:
@@ -69,7 +71,6 @@ _WIDER = tuple(
         'caption_projection_dim': 256,
     }.items()
 )
-_LARGER = ('--config.clips.height=96', '--config.clips.width=96')
 _DEEPER = ('--config.teacher.sizes.num_layers=12', '--config.teacher.context_embedder=False')
 
 
@@ -105,17 +106,14 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
                 ),
             },
         ),
-        # Longer and larger clips with light and texture, for pictures that look like video.
+        # Longer and larger clips with light and texture, for pictures that look like video. The autoencoder learns from
+        # parts of 64x64.
         'vivid': Tier(
             world='vivid',
             frames=33,
-            height=96,
-            width=96,
+            height=128,
+            width=128,
             captions=144,
-            settings={
-                'autoencoder': _LARGER,
-                'decoder': _LARGER,
-            },
             students=('first_frame',),
             ablations=False,
         ),

@@ -70,6 +70,13 @@ def test_every_command_is_understood_by_its_program(tmp_path, tier, continued):
         assert step.result.is_relative_to(tmp_path)
 
 
+def test_a_tier_of_a_size_that_no_pyramid_has_is_refused():
+    with pytest.raises(InputError, match='height 96 is not a positive multiple of 64'):
+        dataclasses.replace(TIERS['vivid'], height=96)
+    with pytest.raises(InputError, match='16 frames'):
+        dataclasses.replace(TIERS['cpu'], frames=16)
+
+
 def test_a_step_reads_only_what_earlier_steps_write(tmp_path):
     made = {tmp_path / 'prompts.txt'}
     for step in chain(tmp_path).steps():
