@@ -18,7 +18,7 @@ from configs import dmd as dmd_settings
 from neodragon_jax.generation.defaults import RELEASED
 from support.goldens import ROOT
 from train.dmd.provenance import FIRST_FRAMES
-from train.flow.teacher_sampler import PICTURES, SOURCES
+from train.flow.first_frames import PICTURES, SOURCES
 
 DOCUMENTS = sorted(
     path

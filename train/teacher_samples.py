@@ -32,16 +32,9 @@ from neodragon_jax.generation.tokens import cut_notice
 from neodragon_jax.models.attention import STRATEGIES
 from train.data import DTYPES, SampleSpec, SampleWriter
 from train.data.first_frames import describe_pairs
+from train.flow.first_frames import DRAWN, GENERATED
 from train.flow.stage_starts import start_shapes
-from train.flow.teacher_sampler import (
-    DRAWN,
-    GENERATED,
-    Request,
-    TeacherSampler,
-    TeacherSamplesOptions,
-    load_teacher,
-    make_request,
-)
+from train.flow.teacher_sampler import Request, TeacherSampler, TeacherSamplesOptions, load_teacher, make_request
 from train.runtime.platform import AUTO
 
 # Options that override generation.json.
@@ -64,7 +57,7 @@ examples:
     python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --first-frame PICTURES \\
         --out SAMPLES --count 350000
 
-  first frames alone, for a distillation from prompts (config.dmd.input=prompts):
+  first frames alone, the data of configs/dmd.py:prompts:
     python -m train.teacher_samples --checkpoint CKPT --prompts-file prompts.txt --frames 1 --out FRAMES --count 100000
 
 The same command resumes an interrupted run.

@@ -265,7 +265,7 @@ def _time_lines(case: Case, times: Estimate) -> list[str]:
         f'rate       {rate} samples/s, {per_day} samples/day',
     ]
     if case.run_samples:
-        hours = ' to '.join(f'{hours:.1f}' for hours in times.chip_hours(case))
+        hours = ' to '.join(f'{value:.1f}' for value in times.chip_hours(case))
         lines.append(f'run        {hours} chip-hours for the {case.run_samples:,} samples of the settings')
     return lines
 

@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.errors import InputError, did_you_mean
 from train.data.captions import read_table
 
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
@@ -17,20 +17,27 @@ SHOWN = 4  # pairs that are printed
 _NUMBER = re.compile(r'\d+')
 
 
-def pair_pictures(given: pathlib.Path, prompts: Sequence[str], option: str) -> list[pathlib.Path]:
+def pair_pictures(
+    given: pathlib.Path, prompts: Sequence[str], option: str, words: Sequence[str] = ()
+) -> list[pathlib.Path]:
     """Return the picture of each prompt, in the order of the prompts.
 
     Args:
       given: a folder of numbered pictures, 1 to N or 0 to N - 1 (the last number of a name counts), or a table with the
         columns file and caption, whose captions are the prompts.
       option: the option that named it, for error messages.
+      words: other values of the option.
     Raises:
       InputError: there is no such folder or table, or a prompt has no picture or several.
     """
     if given.suffix.lower() in TABLES:
         return _by_table(given, prompts, option)
     if not given.is_dir():
-        raise InputError(f'{option} {given}: no such folder. Give a folder of numbered pictures, or a table.')
+        also = ''.join(f'{word}, ' for word in words)
+        raise InputError(
+            f'{option} {given}: no such folder.{did_you_mean(str(given), words)} Give {also}a folder of numbered '
+            'pictures, or a table.'
+        )
     return _by_number(given, len(prompts), option)
 
 

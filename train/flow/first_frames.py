@@ -5,6 +5,7 @@ Legend: B batch, H W pixels.
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -13,14 +14,33 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import picture_to_frame, read_image
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation.consistency_sampler import DrawnPictureNoise
 from neodragon_jax.generation.first_frame import FirstFrameModel, to_frames
 from train.runtime.sharding import batch_groups, batch_sharding
 
+# Sources of unit 0, as samples record them: the teacher; the checkpoint's first-frame model; a picture for each prompt.
+GENERATED, DRAWN, PICTURES = 'generated', 'model', 'pictures'
+# By the few-step mode's source in generation.json, whose students learn from the samples.
+SOURCES = {'denoiser': GENERATED, 'model': DRAWN}
+
 Frames = Float[np.ndarray, 'B 1 H W 3']
 # (numbers of the prompts, their texts with the modifier, keys [B] of the samples) -> frames in [-1, 1].
 FirstFrames = Callable[[Sequence[int], Sequence[str], Array], Frames]
+
+
+def first_frame_model(root: str | os.PathLike[str]) -> pathlib.Path:
+    """Return the folder of a checkpoint's first-frame model; raise InputError if it has none."""
+    try:
+        return checkpoint.component_folder(root, folders.FIRST_FRAME_UNET)
+    except InputError as error:
+        raise InputError(
+            f'--first-frame {DRAWN}: {error} Or give --first-frame DIR, a folder of pictures, or --first-frame '
+            f'{GENERATED}, for students that generate the first frame, too.'
+        ) from error
 
 
 def given_frames(pictures: Sequence[pathlib.Path], size: tuple[int, int]) -> FirstFrames:

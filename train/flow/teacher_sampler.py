@@ -18,10 +18,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from neodragon_jax.base.bucket import StoragePath
-from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import file_sha256
-from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.checkpoint import folders as names
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.results import DenoiserFolders, find_teacher
 from neodragon_jax.evaluation.prompt_files import read_prompts
@@ -31,7 +29,16 @@ from neodragon_jax.generation.options import VideoOptions, check_seed
 from neodragon_jax.generation.plan import VideoSettings, video_settings
 from neodragon_jax.pyramid.sampler import DrawnNoise, Plan, Prompt, sample
 from train.data.first_frames import pair_pictures
-from train.flow.first_frames import FirstFrames, drawn_frames, given_frames
+from train.flow.first_frames import (
+    DRAWN,
+    GENERATED,
+    PICTURES,
+    SOURCES,
+    FirstFrames,
+    drawn_frames,
+    first_frame_model,
+    given_frames,
+)
 from train.flow.guidance import scale_by_unit
 from train.flow.guided_teacher import GuidedTeacher
 from train.flow.stage_starts import StartRecorder, Starts
@@ -39,10 +46,6 @@ from train.runtime.platform import attention_on_platform
 from train.runtime.sharded_store import ShardedStore
 from train.runtime.sharding import MeshConfig, batch_groups, batch_sharding, make_mesh, replicated
 
-# Sources of unit 0, as samples record them: the teacher; the checkpoint's first-frame model; a picture for each prompt.
-GENERATED, DRAWN, PICTURES = 'generated', 'model', 'pictures'
-# By the few-step mode's source in generation.json, whose students learn from the samples.
-SOURCES = {'denoiser': GENERATED, 'model': DRAWN}
 MODE = 'monolithic'  # of generation.json
 
 
@@ -122,8 +125,7 @@ class Request:
             digests = ''.join(file_sha256(path) for path in self.pictures)
             record |= {'pictures': hashlib.sha256(digests.encode()).hexdigest()[:16]}
         if self.first_frame == DRAWN:
-            unet = checkpoint.component_folder(options.checkpoint, names.FIRST_FRAME_UNET)
-            record |= {'first_frame_model': fingerprint(unet)}
+            record |= {'first_frame_model': fingerprint(first_frame_model(options.checkpoint))}
         return record | {
             'prompts': hashlib.sha256('\n'.join(self.prompts).encode()).hexdigest()[:16],
             'teacher': fingerprint(self.folders.denoiser),
@@ -140,29 +142,12 @@ def make_request(options: TeacherSamplesOptions) -> Request:
     prompts, defaults = read_prompts(options.prompts_file), generation.read(options.checkpoint)
     source, pictures = options.first_frame or SOURCES[defaults.of('hybrid').first_frame], None
     if isinstance(source, pathlib.Path):
-        if not source.exists():
-            known = (DRAWN, GENERATED)
-            raise InputError(
-                f'--first-frame {source}: no such folder.{did_you_mean(str(source), known)} Give {" or ".join(known)}, '
-                'a folder of numbered pictures, or a table.'
-            )
-        source, pictures = PICTURES, pair_pictures(source, prompts, '--first-frame')
+        source, pictures = PICTURES, pair_pictures(source, prompts, '--first-frame', (DRAWN, GENERATED))
     elif source == DRAWN:
-        _check_first_frame_model(options.checkpoint)
+        first_frame_model(options.checkpoint)
     settings = video_settings(options.video, MODE, defaults)
     folders = find_teacher(options.checkpoint, options.teacher, '--teacher')
     return Request(options, settings, prompts, source, pictures, folders)
-
-
-def _check_first_frame_model(root: StoragePath | str) -> None:
-    """Raise InputError unless a checkpoint has the first-frame model."""
-    try:
-        checkpoint.component_folder(root, names.FIRST_FRAME_UNET)
-    except InputError as error:
-        raise InputError(
-            f'--first-frame {DRAWN}: {error} Or give --first-frame DIR, a folder of pictures, or --first-frame '
-            f'{GENERATED}, for students that generate the first frame, too.'
-        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,10 +48,10 @@ def linked_checkpoint(folder: pathlib.Path, without: str = '') -> pathlib.Path:
     return folder
 
 
-def drawn_pictures(numbers: list[int]) -> np.ndarray:
-    """Return the pictures that generation draws for PROMPTS, as bytes."""
+def drawn_pictures() -> np.ndarray:
+    """Return the pictures that generation draws for the first videos of PROMPTS, as bytes."""
     loaded = load_checkpoint(ModelOptions(checkpoint=str(TINY_CHECKPOINT), mode='hybrid'), jax.devices()[:1])
-    keys = pipeline.sample_keys(SEED, PROMPTS, numbers)
+    keys = pipeline.sample_keys(SEED, PROMPTS, [0] * len(PROMPTS))
     texts = [prompt + loaded.defaults.prompt_modifier for prompt in PROMPTS]
     model, places = loaded.first_frame_model(SIDE, SIDE), range(len(PROMPTS))
     return np.concatenate([model(texts[at : at + 1], DrawnPictureNoise(keys[at : at + 1])) for at in places])
@@ -66,7 +66,7 @@ def test_drawn_first_frames_are_those_of_generation(tmp_path, capsys):
     assert drawn.protocol['first_frame'] == 'model'
     shutil.move(tmp_path / 'samples', tmp_path / 'drawn')
     (tmp_path / 'pictures').mkdir()
-    for number, picture in enumerate(drawn_pictures([0] * len(PROMPTS))):
+    for number, picture in enumerate(drawn_pictures()):
         Image.fromarray(picture).save(tmp_path / 'pictures' / f'{number}.png')
     assert teacher_samples.main(arguments(tmp_path, '--first-frame', str(tmp_path / 'pictures'))) == 0
     drawn, given = SampleSource(tmp_path / 'drawn'), SampleSource(tmp_path / 'samples')
@@ -132,7 +132,7 @@ def test_pictures_are_a_source(tmp_path):
 
 def test_an_unknown_source_is_refused_with_the_known_ones(tmp_path):
     options = teacher_samples.parse_options(arguments(tmp_path, '--first-frame', 'Model'))
-    with pytest.raises(InputError, match=r'no such folder\. Did you mean "model"\? Give model or generated, a folder'):
+    with pytest.raises(InputError, match=r'no such folder\. Did you mean "model"\? Give model, generated, a folder'):
         make_request(options)
 
 
