@@ -76,7 +76,7 @@ def readable(name: str) -> str:
     return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
-def read_table(path: str | os.PathLike[str], folder: pathlib.Path) -> Captions:
+def read_table(path: str | os.PathLike[str], folder: pathlib.Path, option: str = '--captions') -> Captions:
     """Return the captions of a .csv or .tsv file with a header, or of a .jsonl file with one object per line.
 
     An unusable row is recorded in `Captions.problems`. An unclosed quotation mark is an error, because the rows after
@@ -84,22 +84,23 @@ def read_table(path: str | os.PathLike[str], folder: pathlib.Path) -> Captions:
 
     Args:
       folder: base of the relative file names in the table; absolute names are accepted as well.
+      option: the option that named the table, for messages.
     Raises:
       InputError: the table cannot be read, or does not say which columns are the file and the caption.
     """
-    path = pathlib.Path(path)
+    path, named = pathlib.Path(path), f'{option} {path}'
     readers = {'.csv': _table_rows, '.tsv': _table_rows, '.jsonl': _jsonl_rows}
     if path.suffix.lower() not in readers:
-        raise InputError(f'--captions {path}: give a .csv or .jsonl file, or nothing to read NAME.txt beside NAME.mp4.')
+        raise InputError(f'{named}: give a .csv or .jsonl file, or nothing to read NAME.txt beside NAME.mp4.')
     if not path.is_file():
-        raise InputError(f'--captions {path}: no such file. Give a .csv or .jsonl file with files and captions.')
+        raise InputError(f'{named}: no such file. Give a .csv or .jsonl file with files and captions.')
     content = path.read_bytes()
     if content.startswith((b'\xff\xfe', b'\xfe\xff')):
-        raise InputError(f'--captions {path}: UTF-16 text. Save it as UTF-8.')
+        raise InputError(f'{named}: UTF-16 text. Save it as UTF-8.')
     # Bytes that are not UTF-8 become surrogates, which `clean` detects, so that only the affected line is rejected.
     text = content.decode('utf-8-sig', 'surrogateescape')
     captions = Captions()
-    for line, row in readers[path.suffix.lower()](text, path):
+    for line, row in readers[path.suffix.lower()](text, path, named):
         file, caption = (_pick(row, keys) for keys in (FILE_KEYS, CAPTION_KEYS))
         if not isinstance(file, str) or not file or '\0' in file:
             captions.problems[f'{path.name}:{line}'] = row.get(FIELDS) or 'line has no file or no caption'
@@ -134,13 +135,13 @@ def sidecars(name: str) -> tuple[str, str]:
 FIELDS = ''
 
 
-def _table_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _table_rows(text: str, path: pathlib.Path, named: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the first line and the fields of each row of a table, by column name in lower case."""
     delimiter = '\t' if path.suffix.lower() == '.tsv' else ','
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True, strict=True)
     line = 1
     try:
-        names = _header(next(reader, []), path)
+        names = _header(next(reader, []), path, named)
         line = reader.line_num + 1
         for fields in reader:
             if any(SWALLOWED_ROW.search(field.partition('\n')[2]) for field in fields):
@@ -153,25 +154,25 @@ def _table_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[st
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f'--captions {path}: the row of line {line} has a quotation mark that is not closed or not doubled '
+            f'{named}: the row of line {line} has a quotation mark that is not closed or not doubled '
             f'({error}); correct that line.'
         ) from None
 
 
-def _header(columns: list[str], path: pathlib.Path) -> list[str]:
+def _header(columns: list[str], path: pathlib.Path, named: str) -> list[str]:
     """Return the column names in lower case, or raise InputError if the file or the caption is not among them."""
     names = [column.strip().lower() for column in columns]
     if not all(any(key in names for key in keys) for keys in (FILE_KEYS, CAPTION_KEYS)):
         raise InputError(
-            f'--captions {path}: its first line names the columns {_printable(", ".join(columns))}; name one of '
+            f'{named}: its first line names the columns {_printable(", ".join(columns))}; name one of '
             f'them {FILE_KEYS[0]} and one {CAPTION_KEYS[0]}, separated by '
             f'{"tabs" if path.suffix.lower() == ".tsv" else "commas"}.'
         )
     return names
 
 
-def _jsonl_rows(text: str, path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    del path
+def _jsonl_rows(text: str, path: pathlib.Path, named: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    del path, named
     for number, line in enumerate(text.split('\n'), 1):
         if line.strip():
             try:

@@ -69,7 +69,7 @@ def _by_number(folder: pathlib.Path, count: int, option: str) -> list[pathlib.Pa
 
 def _by_table(table: pathlib.Path, prompts: Sequence[str], option: str) -> list[pathlib.Path]:
     """Return the pictures that a table names for the prompts."""
-    captions = read_table(table, table.parent)
+    captions = read_table(table, table.parent, option)
     if captions.problems:
         place, problem = next(iter(captions.problems.items()))
         raise InputError(f'{option} {table}: {place}: {problem}; correct it.')

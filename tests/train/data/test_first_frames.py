@@ -58,6 +58,12 @@ def test_a_table_pairs_by_prompt(tmp_path):
         table.write_text('file,caption\n' + rows)
         with pytest.raises(InputError, match=message):
             pair_pictures(table, ['a cat', 'a dog, running'], '--first-frame')
+    for content, message in {'': 'its first line names the columns', 'file,caption\n"x.png,a': 'not closed'}.items():
+        table.write_text(content)
+        with pytest.raises(InputError, match=f'--first-frame .*table.csv: .*{message}'):
+            pair_pictures(table, ['a cat'], '--first-frame')
+    with pytest.raises(InputError, match=r'--first-frame .*nowhere.csv: no such file'):
+        pair_pictures(tmp_path / 'nowhere.csv', ['a cat'], '--first-frame')
 
 
 def test_the_pairs_are_shown(tmp_path):
