@@ -103,7 +103,7 @@ def _add_arguments(add: Callable[..., object]) -> None:
     """Add the options of this command."""
     add('--out', action=PathOption, required=True, metavar='DIR', help='root of the new checkpoint')
     add('--size', choices=PRESETS, default='full',
-        help='full: the released sizes, 12 GB in bfloat16 (default: %(default)s)')  # fmt: skip
+        help='full: the released sizes, 10 GB in bfloat16 (default: %(default)s)')  # fmt: skip
     add('--tokenizers', action=PathOption, required=True, metavar='DIR',
         help='checkpoint to copy the tokenizers from; its vocabulary may be smaller than that of the text '
         'encoders')  # fmt: skip

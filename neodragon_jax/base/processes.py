@@ -94,6 +94,7 @@ def _recognized_place(timeout_s: float) -> Place:
     address, count, index, devices = found
     if address is None or count is None or index is None:
         raise InputError(
-            f'distributed is set, but JAX recognizes no cluster here: set {", ".join(PROCESS_VARIABLES)}, or unset it.'
+            f'distributed is set, but JAX recognizes no cluster here. Set {", ".join(PROCESS_VARIABLES)}, or leave '
+            'distributed out.'
         )
     return Place(address, count, index, devices)

@@ -111,6 +111,8 @@ def save(folder: Path, module: nn.Module, params: Mapping[str, Any]) -> None:
     Args:
       folder: created if absent; an older component in it is replaced.
       params: in the unrolled or the scanned form, according to `module.scan`.
+    Raises:
+      InputError: the module is not a released component, or has no parameter of that name.
     """
     folder = pathlib.Path(folder)
     name = class_name(module)

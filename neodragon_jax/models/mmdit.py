@@ -258,6 +258,9 @@ class PyramidMMDiT(nn.Module):
 
         The table is cropped to its center at the current unit's grid; coarser history sees that crop resized
         (bilinear, no antialiasing). The table is stored with the weights and is not trained.
+
+        Raises:
+          InputError: the grid is larger than the table.
         """
         rows, columns = layout.grids[-1]
         size = self.config.pos_embed_max_size

@@ -82,7 +82,11 @@ class Schedule:
         return np.array([self._bounds[0], *corrected])
 
     def upsample_coefficients(self, stage: int) -> tuple[float, float]:
-        """Return (alpha, beta) of `x <- alpha Up(x) + beta block_noise` on entering a stage > 0."""
+        """Return (alpha, beta) of `x <- alpha Up(x) + beta block_noise` on entering a stage > 0.
+
+        Raises:
+          InputError: the stage is 0 or does not exist.
+        """
         if not 0 < stage < self.stages:
             raise InputError(f'stage {stage} has no upsampling before it; use 1..{self.stages - 1}.')
         alpha = self._rescale(stage)

@@ -24,6 +24,9 @@ def down(x: Float[Array, '*B H W C'], times: int = 1) -> Float[Array, '*B h w C'
     """Halve height and width `times` times: bilinear, align_corners false, no antialiasing.
 
     For even sizes this is the mean of every 2x2 block. Odd sizes are rounded down: 7 becomes 3.
+
+    Raises:
+      InputError: height or width is less than 2 before a halving.
     """
     for _ in range(times):
         *lead, height, width, channels = x.shape

@@ -186,7 +186,7 @@ def _encoded(options: ClipOptions, clips: Sequence[Clip]) -> Iterator[bytes]:
         cut = read_clips(options.videos / verdict.file, [verdict.clips[clip.number] for clip in clips], verdict.size)
     except Unusable as problem:
         raise InputError(
-            f'{readable(verdict.file)} was usable when it was inspected, and now: {problem}. Put it back as it was, or '
-            'begin with another --out.'
+            f'{readable(verdict.file)} has changed since it was inspected: {problem}. Restore it, or choose another '
+            '--out.'
         ) from None
     yield from (mp4_bytes.encode(frames, FPS, options.quality) for frames in cut)

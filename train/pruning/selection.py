@@ -180,4 +180,6 @@ def check_choice(blocks: int, remove: int, candidates: int) -> None:
     if not 1 <= remove <= removable:
         raise InputError(f'--remove {remove}: the denoiser has {removable} removable blocks; give 1 to {removable}.')
     if not remove <= candidates <= removable:
-        raise InputError(f'--candidates {candidates}: give {remove}, as many as go, to {removable}, as many as may.')
+        raise InputError(
+            f'--candidates {candidates}: give a number from {remove} (--remove) to {removable} (the removable blocks).'
+        )

@@ -119,10 +119,10 @@ class TeacherTraining:
         """
         name = T5_STATES if isinstance(self.module, TeacherMMDiT) else TEXT_STATES
         if name not in batch:
-            kind, option = ('', 't5') if name == T5_STATES else ('out', 'states')
+            kind, option = ('with a', 't5') if name == T5_STATES else ('without a', 'states')
             raise InputError(
-                f'the samples have no {name}, which a denoiser with{kind} context embedder takes: make them with '
-                f'--text {option}, or change context_embedder.'
+                f'the samples have no {name}, which a denoiser {kind} context embedder reads: make them with '
+                f'train.latents --text {option}, or change config.teacher.context_embedder.'
             )
         return {'text': batch[name], 'text_mask': batch['text_mask'], 'pooled': batch['pooled']}
 
