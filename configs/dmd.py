@@ -31,7 +31,8 @@ Recipes are presets too, alone or after a size, as in shapes-adversarial:
 paper (default): matching, and half the regression; bit for bit the objective of the paper.
 adversarial: the paper's with the adversarial term, for sharper single steps; five updates of fake model and critic per
     update of the student, at the rates and Adam betas of One-Forcing (arXiv 2605.23458).
-decayed: the regression fades out between steps 1,000 and 2,000 of 5,000, at the coarsest stage from the start.
+decayed: the regression fades out between steps 1,000 and 2,000 of 5,000, at the coarsest stage from the start; with
+    another `loop.steps`, change its ramp_start and ramp_steps.
 even: two steps at the two coarse stages, one at full resolution.
 first_frame: for a student that also generates unit 0, in two steps per stage. No regression at the coarsest stage:
     there the input is noise that does not depend on the data, and a regression leads to the mean.
@@ -222,11 +223,17 @@ _SIZES = {
     'tiny': ((TINY,), {'dmd': {name: TINY['dmd'][name] for name in ('student', 'fake')}}),
     'shapes': ((SHAPES,), {'dmd': {name: SHAPES['dmd'][name] for name in ('student', 'fake')}}),
 }
+# As at full size, the regression of recipe `decayed` fades out from a fifth to two fifths of the steps.
+_FIFTHS = {'tiny': TINY['loop']['steps'] // 5, 'shapes': SHAPES['loop']['steps'] // 5}
+_SHORTER = {
+    (size, 'decayed'): {'dmd': {'objectives': {'regression': {'ramp_start': fifth, 'ramp_steps': fifth}}}}
+    for size, fifth in _FIFTHS.items()
+}
 PRESETS = {
     **{size: changes for size, (changes, _) in _SIZES.items()},
     **{recipe: (changes,) for recipe, changes in _CHANGES.items()},
     **{
-        f'{size}-{recipe}': (*before, changes, rates)
+        f'{size}-{recipe}': (*before, changes, rates, _SHORTER.get((size, recipe), {}))
         for size, (before, rates) in _SIZES.items()
         for recipe, changes in _CHANGES.items()
     },

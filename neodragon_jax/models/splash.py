@@ -45,6 +45,8 @@ def attend(
 ) -> Float[Array, 'B N R K']:
     """Attend with the queries of both streams; on a mesh each device computes its samples and heads.
 
+    Axes of the mesh that do not divide the samples do not split them: their devices compute the same samples.
+
     Args:
       queries: of the last image tokens, all or fewer.
       rotary: of all image tokens.
@@ -56,7 +58,7 @@ def attend(
     given = queries, keys, values, rotary, last_entries(query_hides, rows, axis=3), key_hides
     if not mesh.empty:
         # The partitioner cannot look into a kernel.
-        batch = PartitionSpec(batch_axes())
+        batch = PartitionSpec(batch_axes(query_hides.shape[0]))
         heads = PartitionSpec(*batch, HEADS_AXIS if HEADS_AXIS in mesh.axis_names else None)
         specs_of = lambda streams: jax.tree.map(lambda x: heads if x.ndim == 4 else PartitionSpec(), streams)
         specs = (*map(specs_of, given[:3]), batch, batch, batch)

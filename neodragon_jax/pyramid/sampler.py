@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.on_mesh import jit_on_mesh
 from neodragon_jax.pyramid.history import envelope_frame_ids, envelope_history
 from neodragon_jax.pyramid.schedule import Schedule, euler_step
 from neodragon_jax.pyramid.spacings import MAX_STEPS
@@ -180,7 +181,7 @@ def jax_denoiser(apply: Callable[..., Any], params: Any) -> Denoiser:
     """
     current = params if callable(params) else lambda: params
 
-    @jax.jit
+    @jit_on_mesh
     def flow(params: Any, history: History, x: Unit, unit: Array, prompt: Prompt, timestep: Array) -> Unit:
         frame_ids = envelope_frame_ids(unit, len(history))
         return apply({'params': params}, [*history, x], prompt.text, prompt.mask, prompt.pooled, timestep, frame_ids)

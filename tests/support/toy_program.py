@@ -95,8 +95,10 @@ class Toy:
         return state.replace(student=student, optimizer=optimizer, seen=seen), metrics | distance
 
     def finish(self, state, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / 'bias.npy', to_host(state.student['image_mlp']['linear_2']['bias']))
+        bias, step = to_host((state.student['image_mlp']['linear_2']['bias'], state.step))
+        if jax.process_index() == 0:
+            np.save(folder / 'bias.npy', bias)
+            (folder / 'step.txt').write_text(str(int(step)))
 
     def metadata(self):
         return {'flavor': self.flavor}

@@ -42,11 +42,7 @@ STUDENTS: Mapping[str, Student] = MappingProxyType(
         'adversarial': Student('adversarial'),
         'consistency': Student('consistency'),
         'after_consistency': Student(start='consistency'),
-        # Within the 700 steps of the preset.
-        'decayed': Student(
-            'decayed',
-            tuple(f'--config.dmd.objectives.regression.{name}=140' for name in ('ramp_start', 'ramp_steps')),
-        ),
+        'decayed': Student('decayed'),
         'clip_10': Student(settings=tuple(f'--config.dmd.{name}.clip_norm=10.0' for name in ('student', 'fake'))),
         'even': Student('even', steps=(2, 2, 1), first_steps=(2, 2, 1)),
         # Of `train.benchmark --start`.

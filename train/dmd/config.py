@@ -120,9 +120,9 @@ class DMDConfig:
             if len(count) != 3 or min(count) < 1:
                 raise InputError(f'{name} is {count}; give three positive numbers, one per stage.')
         if self.input == 'prompts':
-            shares, objectives = (self.own_history.first, self.own_history.last), self.objectives
+            own, objectives = self.own_history, self.objectives
             used = objectives.regression.used, objectives.adversarial.used
-            check_prompt_only(self.protocol, shares, *used, self.evaluation.videos)
+            check_prompt_only(self.protocol, (own.first, own.last), own.arrive, *used, self.evaluation.videos)
         self._check_levels()
         if self.accumulate < 1:
             raise InputError(f'accumulate is {self.accumulate}; it must be at least 1.')
@@ -136,6 +136,10 @@ class DMDConfig:
             raise InputError(
                 "levels is 'uniform', but own histories arrive at the student's steps; set own_history.arrive to False."
             )
+        if self.levels == 'student' and objectives.consistency.used:
+            raise InputError(
+                "objectives.consistency needs examples at all levels, but levels is 'student'; set it to 'uniform'."
+            )
         if self.levels == 'uniform' and objectives.progressive.used:
             raise InputError(
                 "levels is 'uniform', but objectives.progressive covers the student's own steps; set levels to "
@@ -147,6 +151,10 @@ class DMDConfig:
             )
         if self.pairs and self.input == 'prompts':
             raise InputError("pairs is True, but input is 'prompts', without stored paths; set one of them back.")
+        if self.pairs and not objectives.regression.used:
+            raise InputError(
+                'pairs is True, but objectives.regression.weight is 0, so that no target is used; set one of them back.'
+            )
 
     @property
     def updates(self) -> int:

@@ -73,19 +73,23 @@ class FeatureCritic:
     ) -> tuple[Unit, Float[Array, ' B'], Values]:
         """Return the fake model's flow at the generated probe, the critic's loss of every sample, and values to log.
 
+        The data is judged behind its own history, also where the student's prediction has the student's history: behind
+        the latter, the data's frame is not what follows.
+
         Args:
           trained: parameters of the fake model and of the critic.
           generated, real: the student's predictions and the data, with the same level and noise.
           slope_noise: white noise for 'r1' and 'r2', where their weights are not 0.
         """
         flow, logit = self.flow_and_logit(*trained, example, stage, generated)
-        _, real_logit = self.flow_and_logit(*trained, example, stage, real)
+        of_data = example._replace(history=example.data_history)
+        _, real_logit = self.flow_and_logit(*trained, of_data, stage, real)
         loss = critic_loss(real_logit, logit)
         values = {'critic': loss, 'real_logit': real_logit, 'fake_logit': logit}
         step = self.config.slope_step
-        for name, probe, here in (('r1', real, real_logit), ('r2', generated, logit)):
+        for name, given, probe, here in (('r1', of_data, real, real_logit), ('r2', example, generated, logit)):
             if name in slope_noise:
-                there = self.logit(*trained, example, stage, probe._replace(x=probe.x + step * slope_noise[name]))
+                there = self.logit(*trained, given, stage, probe._replace(x=probe.x + step * slope_noise[name]))
                 values[f'{name}_slope'] = squared_slope(there, here, step)
                 loss = loss + getattr(self.config, name) * values[f'{name}_slope']
         return flow, loss, values

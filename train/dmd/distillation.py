@@ -288,7 +288,7 @@ class DMD:
         """Write the averaged student's videos; return their comparison with the teacher's."""
         if self.evaluation is None:
             raise InputError('config.loop.evaluate_every is set: set config.dmd.evaluation.videos, too.')
-        student = jax.jit(self.trained.whole(frozen)[0])(state.result)
+        student = self.trained.whole_student(state.result, frozen)
         return self.evaluation(student, frozen['teacher'], int(to_host(state.step)), folder)
 
     def finish(self, state: DMDState, folder: pathlib.Path) -> None:

@@ -118,7 +118,7 @@ class StudentEvaluation:
           last as a ratio, also by unit; `distance`, the mean |log ratio| of the BAND_METRICS over the units, by which
           the best checkpoint may be kept; `outside_band`, the number of those ratios outside the band.
         Raises:
-          DivergedError: a ratio is outside the band and the configuration says to stop.
+          DivergedError: a ratio is outside the band and the configuration says to stop; it has the comparison.
         """
         self._params = {'student': student, 'teacher': teacher}
         try:
@@ -206,7 +206,7 @@ class StudentEvaluation:
             'videos of this step'
         )
         if config.stop and step >= config.stop_after:
-            raise DivergedError(f'{message}, then lower the learning rate or change the objectives.')
+            raise DivergedError(f'{message}, then lower the learning rate or change the objectives.', metrics)
         if jax.process_index() == 0:
             print(f'warning: {message}.')
 

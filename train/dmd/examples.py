@@ -35,6 +35,7 @@ class Example(NamedTuple):
     """A batch of student inputs at one stage, each at its own unit.
 
     Attributes:
+      history, data_history: that before x, and the data's; they differ where the student generated the former.
       clean: z, the data's clean latent at the stage's resolution.
       target: of the regression; z, or with pairs the clean latent to which the teacher's own path from x leads.
       level: local level of x.
@@ -43,6 +44,7 @@ class Example(NamedTuple):
 
     unit: Int[Array, ' B']
     history: list[Unit]
+    data_history: list[Unit]
     clean: Unit
     target: Unit
     prompt: Prompt
@@ -136,8 +138,8 @@ class Examples:
         own = batch.get('own', jnp.zeros(unit.shape, bool))
         if 'arrival' in batch:
             x = jnp.where(losses.per_sample(own, x) > 0, batch['arrival'], x)
-        history = envelope_history(past, unit, stage, self.frames - 1)
-        return Example(unit, history, clean, target, prompt_of(batch), x, level, own)
+        histories = (envelope_history(levels, unit, stage, self.frames - 1) for levels in (past, pyramid))
+        return Example(unit, *histories, clean, target, prompt_of(batch), x, level, own)
 
     def predict(self, denoise: Denoiser, stage: int, example: Example) -> Unit:
         """Return the student's clean prediction z_theta."""

@@ -115,6 +115,8 @@ def load_program(config: DMDConfig, source: SampleSource, held_out: Mapping[str,
 def abstract(settings: Settings) -> Training:
     """Return the training as shapes: of the released sizes where the settings name no checkpoint."""
     teacher, shapes = abstract_teacher(settings.checkpoint), settings.blank_sample
+    if settings.dmd.input == 'prompts':
+        shapes = dataclasses.replace(shapes, frames=settings.dmd.frames)
     sizes, stored = teacher.module.config, DTYPES['bfloat16']
     sample = {
         'latents': np.zeros((shapes.frames, shapes.height, shapes.width, sizes.in_channels), stored),

@@ -43,18 +43,20 @@ class PromptSource:
 
 
 def check_prompt_only(
-    protocol: str, own_history: tuple[float, float], regression: bool, adversarial: bool, videos: int
+    protocol: str, own_history: tuple[float, float], arrive: bool, regression: bool, adversarial: bool, videos: int
 ) -> None:
     """Raise InputError if a recipe needs videos of the data.
 
     Args:
       own_history: first and last share of the examples with the student's own history.
+      arrive: whether these examples start at the student's own states; a noisy latent of the data would be of no video.
       regression, adversarial: whether these objectives use the data.
       videos: samples held out for the evaluation, which compares with the teacher's videos.
     """
     problems = {
         'protocol must be "18": the data gives the first frame': protocol != '18',
         'own_history.first and last must be 1': own_history != (1.0, 1.0),
+        'own_history.arrive must be True': not arrive,
         'objectives.regression.weight must be 0': regression,
         'objectives.adversarial.weight must be 0': adversarial,
         'evaluation.videos must be 0': videos > 0,

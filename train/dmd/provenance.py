@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
+from neodragon_jax.checkpoint.folders import FIRST_FRAME_UNET
 from neodragon_jax.checkpoint.results import find_teacher
+from neodragon_jax.generation import defaults as generation
 from train.dmd.config import DMDConfig
 from train.flow.first_frames import DRAWN, GENERATED, PICTURES
 
@@ -59,6 +64,7 @@ def check_samples(config: DMDConfig, record: Mapping[str, Any]) -> None:
                 f'make them again with train.teacher_samples --{option}.'
             )
     _check_first_frame(config, record)
+    _compare_modifiers(config, record)
 
 
 def _check_first_frame(config: DMDConfig, record: Mapping[str, Any]) -> None:
@@ -69,4 +75,24 @@ def _check_first_frame(config: DMDConfig, record: Mapping[str, Any]) -> None:
             f'protocol {config.protocol} needs samples whose first frame comes from {" or ".join(wanted)}, these come '
             f'from {got}; make them with train.teacher_samples --first-frame {wanted[0]}, or change '
             'config.dmd.protocol.'
+        )
+    if got == DRAWN:
+        folder = checkpoint.component_folder(config.checkpoint, FIRST_FRAME_UNET)
+        made_by, model = record.get('first_frame_model'), fingerprint(folder)
+        if made_by != model:
+            raise InputError(
+                f"the samples' first frames were drawn by the first-frame model {made_by}, the checkpoint "
+                f'{config.checkpoint} has {model}; use the checkpoint that made them, or make them again with '
+                'train.teacher_samples.'
+            )
+
+
+def _compare_modifiers(config: DMDConfig, record: Mapping[str, Any]) -> None:
+    """Warn if generation appends other words to a prompt than the samples had."""
+    used, appended = record.get('prompt_modifier'), generation.read(config.checkpoint).prompt_modifier
+    if used is not None and used != appended and jax.process_index() == 0:
+        print(
+            f'warning: the samples were made with prompt_modifier {used!r}, generation with the checkpoint '
+            f'{config.checkpoint} appends {appended!r}. Make the samples without --prompt-modifier, or write the '
+            "samples' modifier into the checkpoint's generation.json."
         )

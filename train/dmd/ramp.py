@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from neodragon_jax.base.errors import InputError
+from train.flow.flow_matching import check_weights
 
 
 def ramp(step: Int[Array, ''] | int, first: float, last: float, ramp_start: int, ramp_steps: int) -> Float[Array, '']:
@@ -44,6 +45,12 @@ class Weight:
         for name, value in values.items():
             if not value >= 0:
                 raise InputError(f'{name} is {value}; it must be at least 0.')
+        check_weights('stages', self.stages, count=3)
+        if self.decayed == 1.0 and (self.ramp_start or self.ramp_steps):
+            raise InputError(
+                f'ramp_start is {self.ramp_start} and ramp_steps {self.ramp_steps}, but decayed is 1: the weight stays '
+                'as it is; lower decayed.'
+            )
 
     @property
     def used(self) -> bool:

@@ -8,6 +8,7 @@ trained, averaged and stored with their moments; `whole` adds them to the start.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -101,6 +102,11 @@ class Trained:
         """Return the functions from the trained parameters of the student and of the fake model to the whole ones."""
         start = self.start.of(frozen, self.teacher)
         return (lambda trained: self.student.whole(trained, start)), (lambda trained: self.fake.whole(trained, start))
+
+    @functools.cached_property
+    def whole_student(self) -> Callable[[Any, Mapping[str, Any]], Any]:
+        """The compiled function from the student's trained parameters, and a step's constants, to the whole ones."""
+        return jax.jit(lambda trained, frozen: self.whole(frozen)[0](trained))
 
 
 def read_start(folder: str, keep: str, teacher: PyramidMMDiT, abstract: bool = False) -> Start:

@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import file_sha256
+from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.components import component_folder
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.results import DenoiserFolders, find_teacher
 from neodragon_jax.evaluation.prompt_files import read_prompts
@@ -47,6 +49,8 @@ from train.runtime.sharded_store import ShardedStore
 from train.runtime.sharding import MeshConfig, batch_groups, batch_sharding, make_mesh, replicated
 
 MODE = 'monolithic'  # of generation.json
+# Components, besides denoiser, adapter and first-frame model, on which the samples depend.
+ENCODERS = (folders.CLIP_L, folders.CLIP_G, folders.T5, *folders.TOKENIZERS, folders.VIDEO_VAE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +130,10 @@ class Request:
             record |= {'pictures': hashlib.sha256(digests.encode()).hexdigest()[:16]}
         if self.first_frame == DRAWN:
             record |= {'first_frame_model': fingerprint(first_frame_model(options.checkpoint))}
+        encoders = {name: fingerprint(component_folder(options.checkpoint, name)) for name in ENCODERS}
         return record | {
+            'spacing': settings.plan.schedule.spacing,
+            'encoders': encoders,
             'prompts': hashlib.sha256('\n'.join(self.prompts).encode()).hexdigest()[:16],
             'teacher': fingerprint(self.folders.denoiser),
             'adapter': fingerprint(self.folders.adapter),

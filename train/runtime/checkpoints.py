@@ -110,6 +110,10 @@ class Checkpoints:
         """Return the step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
+    def best(self) -> int | None:
+        """Return the step of the best checkpoint by the metric of its evaluation; None if none has the metric."""
+        return next(iter(self._keep.ranked(self._metrics)), None)
+
     def _check(self, step: int) -> None:
         """Raise InputError if a checkpoint's metadata are damaged, or differ from this run's."""
         try:

@@ -12,14 +12,18 @@ import jax
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError, did_you_mean
 from train.runtime.processes import of_first_process
-from train.runtime.program import EVALUATION, LoopConfig
+from train.runtime.program import EVALUATION, DivergedError, LoopConfig
 
 # Folder of the samples inside the run's folder.
 SAMPLES = 'samples'
 
 
 class Evaluator:
-    """Runner of a program's evaluations."""
+    """Runner of a program's evaluations.
+
+    Attributes:
+      diverged: error by which an evaluation says that the run should end, or None.
+    """
 
     def __init__(self, program: Any, config: LoopConfig) -> None:
         """Check that the program can evaluate if the settings ask for it.
@@ -32,6 +36,7 @@ class Evaluator:
                 f'evaluate_every is {config.evaluate_every}, but program {program.name} has no evaluation; set it to 0.'
             )
         self._program, self._config = program, config
+        self.diverged: DivergedError | None = None
 
     def due(self, done: int) -> bool:
         """Return whether an evaluation follows after `done` steps."""
@@ -58,12 +63,12 @@ class Evaluator:
             for abandoned in samples.glob('.step_*'):  # left by a killed process
                 shutil.rmtree(abandoned)
             with atomic_folder(folder, replace=True) as partial:
-                numbers = self._program.evaluate(state, frozen, partial)
+                numbers = self._numbers(state, frozen, partial)
                 show(done, partial)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         else:
-            numbers = self._program.evaluate(state, frozen, folder.with_name(f'.not_of_process_{jax.process_index()}'))
+            numbers = self._numbers(state, frozen, folder.with_name(f'.not_of_process_{jax.process_index()}'))
         scores = {EVALUATION + name: float(value) for name, value in of_first_process(numbers).items()}
         wanted = self._config.best_metric
         if self._config.keep_best and wanted not in scores:
@@ -71,3 +76,11 @@ class Evaluator:
                 f'best_metric is {wanted!r}, no metric of {self._program.name}.{did_you_mean(wanted, scores)}'
             )
         return scores
+
+    def _numbers(self, state: Any, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+        """Return the metrics of an evaluation, also of one that ends the run."""
+        try:
+            return self._program.evaluate(state, frozen, folder)
+        except DivergedError as error:
+            self.diverged = error
+            return error.metrics

@@ -76,7 +76,7 @@ __all__ = [
 ]
 
 # Names inside the run's folder.
-CHECKPOINTS, RESULT, PROFILE = 'checkpoints', 'result', 'profile'
+CHECKPOINTS, RESULT, BEST, PROFILE = 'checkpoints', 'result', 'best', 'profile'
 
 
 def run(program: Program, source: Source, config: LoopConfig) -> Any:
@@ -129,10 +129,15 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
                 parts.log.write(done, values | scores)
             # Called every step: the processes of a pod agree on the step at which they stop.
             stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
-            if last or stopped or done % config.checkpoint_every == 0 or (scores and config.keep_best):
+            every = done % config.checkpoint_every == 0 or bool(scores and config.keep_best)
+            if last or stopped or every or evaluator.diverged:
                 with goodput.spending(CHECKPOINT):
                     parts.log.sync()
                     parts.checkpoints.save(done, carry, _place(parts.loader, root_key), scores)
+                    _write_best(program, carry.state, parts.checkpoints, config, done)
+            if evaluator.diverged:
+                parts.checkpoints.wait()
+                raise evaluator.diverged
             if stopped and not last:
                 _stop(parts, program, done)
         parts.checkpoints.wait()
@@ -206,12 +211,18 @@ def _open(
 
 
 def _finish(program: Program, state: Any, folder: StoragePath) -> None:
-    """Write the result; for a bucket on local disk first."""
-    if not is_bucket(folder):
-        program.finish(state, pathlib.Path(folder))
+    """Write the result of a state; it takes the place of an earlier one when it is complete."""
+    if jax.process_index() != 0:
+        program.finish(state, pathlib.Path('unused'))
         return
     with atomic_folder(folder, replace=True) as local:
         program.finish(state, local)
+
+
+def _write_best(program: Program, state: Any, checkpoints: Checkpoints, config: LoopConfig, step: int | None) -> None:
+    """Write the result of a state into the folder BEST if the checkpoint of its step is the best."""
+    if config.keep_best and checkpoints.best() == step:
+        _finish(program, state, config.folder / BEST)
 
 
 def _stop(parts: _Parts, program: Program, done: int) -> None:
@@ -260,6 +271,8 @@ def _begin(
         wait_for_processes()
         return compiled(init_key, frozen), root_key
     carry, place = parts.checkpoints.restore(abstract.carry)
+    # The run may have been killed between this checkpoint and its result.
+    _write_best(program, carry.state, parts.checkpoints, config, parts.checkpoints.latest())
     parts.log.print_line(f'{program.name}: continuing from the checkpoint of step {parts.checkpoints.latest()}')
     parts.loader.set_state(place['data'])
     # Use the stored key: another version of JAX may derive a different key from the seed.

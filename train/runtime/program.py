@@ -23,7 +23,15 @@ EVALUATION = 'eval/'
 
 
 class DivergedError(RuntimeError):
-    """Error after too many consecutive non-finite steps; the message names the folder of the last good state."""
+    """Error of a run that goes wrong: its steps are not finite, or its evaluation says so. Nothing of it is lost.
+
+    Attributes:
+      metrics: those of the evaluation that found it, which are logged before the run ends.
+    """
+
+    def __init__(self, message: str, metrics: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.metrics = dict(metrics or {})
 
 
 class State(Protocol):
@@ -71,7 +79,11 @@ class Program(Protocol):
         ...
 
     def finish(self, state: Any, folder: pathlib.Path) -> None:
-        """Write the result into `folder`, replacing an older one. Every process calls it, with sharded arrays."""
+        """Write the result into `folder`, which is empty.
+
+        Every process calls it, with sharded arrays; only process 0 writes. The state is the last one, or the best so
+        far where the settings keep that.
+        """
         ...
 
     def metadata(self) -> dict[str, Any]:
@@ -89,6 +101,9 @@ class EvaluatedProgram(Program, Protocol):
         sharded arrays. Only process 0 writes, and only its metrics are logged; on other processes `folder` does not
         exist. The folder appears as workdir/samples/step_000123 when the call returns, unless it is empty. Derive
         randomness from the step, so that a resumed run evaluates like an uninterrupted one.
+
+        Raises:
+          DivergedError: the run should end; samples, metrics and a checkpoint are kept.
         """
         ...
 
@@ -105,7 +120,8 @@ class LoopConfig:
       seed: seed of the initial state, the data order and all randomness in steps.
       checkpoint_every: steps between checkpoints.
       keep: newest checkpoints to keep.
-      keep_best: best checkpoints by `best_metric` to keep as well; if positive, every evaluation saves a checkpoint.
+      keep_best: best checkpoints by `best_metric` to keep as well; if positive, every evaluation saves a checkpoint,
+        and workdir/best holds the result as of the best one.
       best_metric: a metric of the program's evaluation, such as 'eval/psnr'.
       best_mode: 'min' where lower is better, or 'max'.
       evaluate_every: steps between evaluations; the last one is at the end. 0 turns evaluations off.

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.on_mesh import jit_on_mesh
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import Denoiser, DrawnNoise, Plan, Prompt, guided, jax_denoiser, sample
@@ -88,7 +89,7 @@ class FlowEvaluation:
         self.negative = Prompt(null['text'], null['text_mask'], null['pooled'])
         self._params: Any = None  # an argument of the denoiser, so that it is compiled once for all evaluations
         self._denoise = jax_denoiser(apply, lambda: self._params)
-        self._errors = jax.jit(functools.partial(unit_errors, apply, schedule), static_argnums=0)
+        self._errors = jit_on_mesh(functools.partial(unit_errors, apply, schedule), static_argnums=(0,))
 
     def __call__(self, params: Any, folder: pathlib.Path) -> dict[str, float]:
         """Return the losses and the statistics of sampled videos; write the videos into `folder`."""

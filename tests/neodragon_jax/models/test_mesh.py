@@ -31,7 +31,7 @@ def on_mesh(mesh, function):
 
 def test_off_a_mesh_nothing_happens():
     x = jnp.ones((3, 4))
-    assert batch_axes() == ()
+    assert batch_axes(8) == ()
     assert keep_batch_split(x) is x
     assert split_inputs(x) is x
 
@@ -44,6 +44,17 @@ def test_the_batch_is_split_over_all_axes_but_the_heads(shape):
     out = on_mesh(mesh, lambda x: keep_batch_split(x) * 2)(x)
     np.testing.assert_array_equal(out, np.asarray(x) * 2)
     assert out.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(('data', 'fsdp'))), out.ndim)
+
+
+@pytest.mark.parametrize(
+    ('rows', 'axes'),
+    [(16, ('data', 'fsdp')), (8, ('data', 'fsdp')), (4, ('fsdp',)), (12, ('fsdp',)), (2, ('data',)), (3, ())],
+)
+def test_a_part_of_a_batch_is_split_over_the_axes_that_divide_it(rows, axes):
+    """A few roll-outs, the parts of an accumulated batch, or the videos of an evaluation."""
+    mesh = make_mesh(MeshConfig(2, 4, 1), jax.devices())
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        assert batch_axes(rows) == axes
 
 
 def test_a_batch_that_cannot_be_split_goes_through():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from neodragon_jax.base.on_mesh import jit_on_mesh
 from neodragon_jax.models import attention, splash
 from neodragon_jax.models.heads import QK_NORM_EPSILON, HeadOrder
 from neodragon_jax.models.mmdit import REMAT_POLICIES
@@ -140,6 +141,16 @@ def test_splash_on_a_mesh_splits_samples_and_heads():
     )
     for name, want in wanted.items():
         assert relative_error(found[name], want) < 5e-6, name
+
+
+@pytest.mark.parametrize('batch', [2, 3])
+def test_samples_that_the_mesh_does_not_divide_are_computed_on_several_devices(batch):
+    """A part of a batch, such as two roll-outs, may have fewer samples than the mesh has groups."""
+    arrays, ids, mask = inputs(batch)
+    mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
+    arrays, ids, mask = jax.device_put((arrays, ids, mask), NamedSharding(mesh, PartitionSpec()))
+    out = jit_on_mesh(lambda *given: attend('splash', *given, 96)[1])(arrays, ids, mask)
+    assert relative_error(out, attend('masked', arrays, ids, mask, 96)[1]) < 2e-6
 
 
 def test_tiles():

@@ -10,7 +10,8 @@ import pytest
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint.fingerprint import fingerprint
-from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
+from neodragon_jax.checkpoint.folders import FIRST_FRAME_UNET, TEACHER, TEACHER_ADAPTER
+from neodragon_jax.generation.defaults import RELEASED
 from support.goldens import TINY_CHECKPOINT
 from support.point_world import point_program
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
@@ -30,6 +31,7 @@ RECORD = {
     'first_steps': [20, 20, 20],
     'first_frame': 'generated',
 }
+DRAWN = {'first_frame': 'model', 'first_frame_model': fingerprint(TINY_CHECKPOINT / FIRST_FRAME_UNET)}
 LATENTS, MASK, POOLED = (2, 8, 8, 16), np.ones(4, np.int32), np.zeros(48, np.float32)
 # Arrays of train.latents with --text ids and --text t5, and of train.prompts.
 CONTENTS = {
@@ -58,15 +60,15 @@ def test_samples_without_an_adapter_are_refused_in_one_line(tmp_path, content, p
 
 def test_samples_made_as_the_settings_say_are_accepted():
     check_samples(CONFIG, RECORD)
-    for source in ('pictures', 'model'):
-        check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | {'first_frame': source})
+    for source in ({'first_frame': 'pictures'}, DRAWN):
+        check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | source)
     # Unit 0 is a picture, so its sampling settings do not matter.
     pictures = {'first_frame': 'pictures', 'first_guidance': 1.0, 'first_steps': [1, 1, 1]}
     check_samples(dataclasses.replace(CONFIG, protocol='18'), RECORD | pictures)
     # Where only first frames are used, no unit is sampled.
     prompts = {'objectives': ObjectivesConfig(regression=RegressionConfig(weight=0.0)), 'input': 'prompts'}
     prompts |= {'own_history': OwnHistoryConfig(first=1.0, last=1.0), 'protocol': '18'}
-    others = {'first_frame': 'model', 'steps': [2, 2, 2], 'guidance': 2.0}
+    others = DRAWN | {'steps': [2, 2, 2], 'guidance': 2.0}
     check_samples(dataclasses.replace(CONFIG, **prompts), RECORD | others)
 
 
@@ -85,6 +87,19 @@ def test_samples_made_otherwise_are_refused_in_one_line(changes, message):
     with pytest.raises(InputError, match=message) as error:
         check_samples(CONFIG, RECORD | changes)
     assert '\n' not in str(error.value)
+
+
+def test_first_frames_of_another_model_are_refused():
+    config = dataclasses.replace(CONFIG, protocol='18')
+    with pytest.raises(InputError, match=r'drawn by the first-frame model another, the checkpoint .* has'):
+        check_samples(config, RECORD | DRAWN | {'first_frame_model': 'another'})
+
+
+def test_another_modifier_of_the_prompts_is_named(capsys):
+    check_samples(CONFIG, RECORD | {'prompt_modifier': RELEASED.prompt_modifier})
+    assert not capsys.readouterr().out
+    check_samples(CONFIG, RECORD | {'prompt_modifier': ', as a sketch'})
+    assert "warning: the samples were made with prompt_modifier ', as a sketch'" in capsys.readouterr().out
 
 
 def test_the_external_first_frame_must_be_one():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from support import goldens
 from support.toy_program import LinearSource, Toy, checkpoint_steps, config_for, traces
 from train.runtime.loop import LoopConfig, run
 from train.runtime.metrics import read_metrics
+from train.runtime.program import DivergedError
 from train.runtime.settings import defaults, freeze
 from train.runtime.sharding import MeshConfig, to_host
 
@@ -70,6 +72,28 @@ def test_newest_and_best_checkpoints_stay(tmp_path, mode, best):
     assert best_steps(tmp_path) == best
     assert json.loads((tmp_path / 'best.json').read_text())['best_first'][0]['eval/distance'] == program.scores[best[0]]
     assert read_metrics(tmp_path)[4]['eval/distance'] is None
+    assert (tmp_path / 'best' / 'step.txt').read_text() == str(best[0])
+
+
+def test_the_best_result_that_a_killed_run_did_not_write_is_written_by_its_successor(tmp_path):
+    settings = {'evaluate_every': 1, 'keep_best': 1, 'best_metric': 'eval/distance'}
+    program = WithEvaluations(scores={1: 2.0, 2: 1.0, 3: 3.0})
+    run(program, LinearSource(), config_for(tmp_path, steps=2, **settings))
+    shutil.rmtree(tmp_path / 'best')
+    run(program, LinearSource(), config_for(tmp_path, steps=3, **settings))
+    assert (tmp_path / 'best' / 'step.txt').read_text() == '2'
+
+
+def test_an_evaluation_that_ends_the_run_keeps_samples_metrics_and_checkpoint(tmp_path):
+    class Diverging(WithEvaluations):
+        def evaluate(self, state, frozen, folder):
+            metrics = super().evaluate(state, frozen, folder)
+            raise DivergedError('the picture is black.', metrics)
+
+    with pytest.raises(DivergedError, match='black'):
+        run(Diverging(), LinearSource(), config_for(tmp_path, steps=8, evaluate_every=3))
+    assert [path.name for path in (tmp_path / 'samples' / 'step_000003').iterdir()] == ['bias.npy']
+    assert 'eval/distance' in read_metrics(tmp_path)[-1] and checkpoint_steps(tmp_path) == [3]
 
 
 def test_evaluation_that_killed_processes_left_is_cleared_away(tmp_path):
