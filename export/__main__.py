@@ -254,7 +254,7 @@ def _program(args: argparse.Namespace, root: pathlib.Path, mode: str, chosen: De
     defaults, frames = chosen.defaults, args.frames or chosen.defaults.frames
     height, width = args.height or defaults.height, args.width or defaults.width
     plan = make_plan(mode, frames, height, width, args.steps, defaults=defaults.of(mode))
-    first_frame = generation.choose_first_frame(args.first_frame, mode, defaults)
+    first_frame = generation.choose_first_frame(args.first_frame, mode, defaults, picture=bool(args.image))
     return ProgramOptions(root, mode, plan, chosen.adapter, args.upscale, first_frame, images=bool(args.image))
 
 

@@ -65,6 +65,8 @@ class ModeDefaults:
       guidance, first_guidance: classifier-free guidance scale, None for no guidance; that of unit 0.
       first_frame: one of FIRST_FRAMES.
       spacing: levels of several steps in a stage, see `Schedule`.
+      given_first_frame: whether the denoiser has learned only what follows a given first frame (a student of protocol
+        18), so that it cannot make the first frame itself.
     """
 
     steps: tuple[int, ...]
@@ -73,6 +75,7 @@ class ModeDefaults:
     first_guidance: float | None
     first_frame: str
     spacing: str = 'released'
+    given_first_frame: bool = False
 
     def with_values(self, given: Mapping[str, Any]) -> ModeDefaults:
         """Return a copy with some values changed; `steps` or `guidance` alone also changes unit 0."""
@@ -190,15 +193,23 @@ def check_size(frames: int, height: int, width: int) -> None:
             raise InputError(f'{name} {side} {problem}; use {min(near, MAX_SIDE)}.')
 
 
-def choose_first_frame(given: str | None, mode: str, defaults: GenerationDefaults) -> str:
+def choose_first_frame(given: str | None, mode: str, defaults: GenerationDefaults, picture: bool) -> str:
     """Return the source of frame 0: the given one, else the default of a mode.
 
+    Args:
+      picture: whether a picture is given, which takes the place of that source.
     Raises:
-      InputError: the mode does not support the choice.
+      InputError: the mode or the denoiser does not support the choice.
     """
     if given == 'model' and mode == 'monolithic':
         raise InputError('--first-frame model is for --mode hybrid; in monolithic mode the denoiser makes all frames.')
-    return given or defaults.of(mode).first_frame
+    chosen = given or defaults.of(mode).first_frame
+    if chosen == 'denoiser' and defaults.of(mode).given_first_frame and not picture:
+        raise InputError(
+            'the first frame is to come from the denoiser, but this student has learned only what follows a given one '
+            '(protocol 18 in its student.json); give --image, or --first-frame model if the checkpoint has that model.'
+        )
+    return chosen
 
 
 def read(given: str | os.PathLike[str] | None) -> GenerationDefaults:

@@ -64,7 +64,7 @@ def video_settings(options: VideoOptions, mode: str, defaults: GenerationDefault
     }
     size = (chosen['frames'], chosen['height'], chosen['width'])
     steps, guidance = (options.steps, options.first_steps), (options.guidance, options.first_guidance)
-    first_frame = choose_first_frame(options.first_frame, mode, defaults)
+    first_frame = choose_first_frame(options.first_frame, mode, defaults, picture=options.image is not None)
     plan = make_plan(mode, *size, *steps, *guidance, defaults.of(mode))
     image = options.image
     if isinstance(image, str | os.PathLike):

@@ -1,6 +1,6 @@
 """A distilled student: its folder, and its schedule in the record `student.json`, as `train.dmd` writes it.
 
-    {"student_steps": [2, 2, 1], "student_first_steps": [2, 2, 2], "spacing": "even", ...}
+    {"student_steps": [2, 2, 1], "student_first_steps": [2, 2, 2], "spacing": "even", "protocol": "21", ...}
 
 A student is valid only at the levels that it was distilled at.
 """
@@ -19,6 +19,8 @@ from neodragon_jax.generation.defaults import GenerationDefaults, StepsPerStage
 from neodragon_jax.pyramid.spacings import Spacing
 
 FILE = 'student.json'
+# Protocol of a student that generates all units but the first one (`train.dmd`).
+FIRST_FRAME_GIVEN = '18'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class _Levels:
     student_steps: StepsPerStage
     student_first_steps: StepsPerStage
     spacing: Spacing
+    protocol: str = ''  # absent from older records
 
 
 def find_student(given: str | os.PathLike[str]) -> pathlib.Path:
@@ -52,6 +55,10 @@ def with_student(defaults: GenerationDefaults, folder: str | os.PathLike[str]) -
     record, names = read_json(path, dict[str, Any]), [field.name for field in dataclasses.fields(_Levels)]
     levels = checked({name: record[name] for name in names if name in record}, _Levels, str(path))
     hybrid = dataclasses.replace(
-        defaults.hybrid, steps=levels.student_steps, first_steps=levels.student_first_steps, spacing=levels.spacing
+        defaults.hybrid,
+        steps=levels.student_steps,
+        first_steps=levels.student_first_steps,
+        spacing=levels.spacing,
+        given_first_frame=levels.protocol == FIRST_FRAME_GIVEN,
     )
     return dataclasses.replace(defaults, hybrid=hybrid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,22 +34,23 @@ def joint_identity(*parts: object) -> str:
 
 
 class Part:
-    """The samples of a source from `start` to before `stop`, as a `Source`."""
+    """Some samples of a source, as a `Source`."""
 
-    def __init__(self, source: Source, start: int, stop: int) -> None:
-        self._source, self._range = source, range(len(source))[start:stop]
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, indices
 
     @property
     def identity(self) -> str:
         """See `identity`."""
-        inner = identity(self._source)
-        return inner and joint_identity(inner, self._range.start, self._range.stop)
+        inner, indices = identity(self._source), self._indices
+        given = (indices.start, indices.stop) if isinstance(indices, range) else (list(indices),)
+        return inner and joint_identity(inner, *given)
 
     def __len__(self) -> int:
-        return len(self._range)
+        return len(self._indices)
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
-        return self._source[self._range[index]]
+        return self._source[self._indices[index]]
 
 
 class Repeated:
@@ -65,15 +66,25 @@ class Repeated:
         return self._sample
 
 
-def hold_out(source: Source, count: int) -> tuple[Part, Part]:
-    """Return (all samples but the last `count`, these).
+def hold_out(source: Source, count: int, prompts: int = 0) -> tuple[Part, Part]:
+    """Return (the samples to train on, the last `count` samples).
 
+    Args:
+      prompts: number of prompts that the samples repeat in order; a prompt that is held out is in no sample to train
+        on. 0 where samples do not repeat prompts.
     Raises:
       InputError: nothing would be left to train on.
     """
-    if not 0 <= count < len(source):
-        raise InputError(f'{count} samples are to be held out of {len(source)}; hold out fewer, or add data.')
-    return Part(source, 0, len(source) - count), Part(source, len(source) - count, len(source))
+    rest = range(max(len(source) - count, 0))
+    held_out = range(len(rest), len(source))
+    left: Sequence[int] = rest
+    if held_out and 0 < prompts < len(source):
+        unseen = {index % prompts for index in held_out}
+        left = [index for index in rest if index % prompts not in unseen]
+    if count < 0 or not left:
+        of = f'{len(source)} with {prompts} prompts' if prompts else f'{len(source)}'
+        raise InputError(f'{count} samples are to be held out of {of}; hold out fewer, or add data.')
+    return Part(source, left), Part(source, held_out)
 
 
 def stacked(source: Source) -> dict[str, np.ndarray]:

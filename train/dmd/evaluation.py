@@ -25,7 +25,7 @@ from neodragon_jax.base import video
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import VIDEO_VAE
-from neodragon_jax.evaluation.clip_metrics import ClipMetrics, measure
+from neodragon_jax.evaluation.clip_metrics import MIN_FRAMES, ClipMetrics, measure
 from neodragon_jax.models.vae import CausalVAE, denormalize
 from neodragon_jax.pyramid.sampler import DrawnNoise, Latents, Plan, Prompt, guided, jax_denoiser, sample
 from train.dmd.closeness import behind_teacher_history, deviation, teacher_error
@@ -214,15 +214,31 @@ class StudentEvaluation:
 def compared(
     student: list[UInt8[np.ndarray, 'F h w 3']], teacher: list[UInt8[np.ndarray, 'F h w 3']], first_unit: int
 ) -> dict[str, float]:
-    """Return METRIC/unit{u} for every generated unit > 0, and METRIC, of the units' means: student over teacher."""
+    """Return METRIC/unit{u} for every generated unit, and METRIC, of the units' means: student over teacher.
+
+    Unit 0 is one frame, so that it has sharpness and saturation alone; METRIC is without it.
+    """
     units = range(max(first_unit, 1), 1 + (len(student[0]) - 1) // FRAMES_PER_UNIT)
     ours, theirs = (np.asarray([unit_metrics(videos, unit) for unit in units]) for videos in (student, teacher))
-    floors = np.asarray(_FLOORS)
-    ratios, whole = (ours + floors) / (theirs + floors), (ours.mean(0) + floors) / (theirs.mean(0) + floors)
-    metrics = dict(zip(ClipMetrics._fields, whole.tolist(), strict=True))
-    for unit, row in zip(units, ratios.tolist(), strict=True):
-        metrics |= {f'{name}/unit{unit}': value for name, value in zip(ClipMetrics._fields, row, strict=True)}
+    metrics = _ratios(ours.mean(axis=0), theirs.mean(axis=0))
+    for unit, pair in zip(units, zip(ours, theirs, strict=True), strict=True):
+        metrics |= {f'{name}/unit{unit}': value for name, value in _ratios(*pair).items()}
+    if first_unit == 0:
+        of_frame = _ratios(first_frame_metrics(student), first_frame_metrics(teacher))
+        metrics |= {f'{name}/unit0': of_frame[name] for name in ('sharpness', 'saturation')}
     return metrics
+
+
+def _ratios(ours: Float[np.ndarray, ' 4'], theirs: Float[np.ndarray, ' 4']) -> dict[str, float]:
+    """Return METRIC, ours over theirs."""
+    floors = np.asarray(_FLOORS)
+    return dict(zip(ClipMetrics._fields, ((ours + floors) / (theirs + floors)).tolist(), strict=True))
+
+
+def first_frame_metrics(videos: list[UInt8[np.ndarray, 'F h w 3']]) -> Float[np.ndarray, ' 4']:
+    """Return the metrics of frame 0, as a still; means over videos."""
+    stills = [frames[:1].repeat(MIN_FRAMES, axis=0) for frames in videos]
+    return np.asarray([measure(still) for still in stills], np.float64).mean(axis=0)
 
 
 def unit_metrics(videos: list[UInt8[np.ndarray, 'F h w 3']], unit: int) -> Float[np.ndarray, ' 4']:

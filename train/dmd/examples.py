@@ -138,8 +138,9 @@ class Examples:
         own = batch.get('own', jnp.zeros(unit.shape, bool))
         if 'arrival' in batch:
             x = jnp.where(losses.per_sample(own, x) > 0, batch['arrival'], x)
-        histories = (envelope_history(levels, unit, stage, self.frames - 1) for levels in (past, pyramid))
-        return Example(unit, *histories, clean, target, prompt_of(batch), x, level, own)
+        history = envelope_history(past, unit, stage, self.frames - 1)
+        of_data = envelope_history(pyramid, unit, stage, self.frames - 1) if past is not pyramid else history
+        return Example(unit, history, of_data, clean, target, prompt_of(batch), x, level, own)
 
     def predict(self, denoise: Denoiser, stage: int, example: Example) -> Unit:
         """Return the student's clean prediction z_theta."""

@@ -134,6 +134,7 @@ class Request:
         return record | {
             'spacing': settings.plan.schedule.spacing,
             'encoders': encoders,
+            'prompt_count': len(self.prompts),
             'prompts': hashlib.sha256('\n'.join(self.prompts).encode()).hexdigest()[:16],
             'teacher': fingerprint(self.folders.denoiser),
             'adapter': fingerprint(self.folders.adapter),

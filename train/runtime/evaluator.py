@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from neodragon_jax.base.atomic import atomic_folder
+from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.errors import InputError, did_you_mean
 from train.runtime.processes import of_first_process
 from train.runtime.program import EVALUATION, DivergedError, LoopConfig
@@ -77,7 +78,7 @@ class Evaluator:
             )
         return scores
 
-    def _numbers(self, state: Any, frozen: Any, folder: pathlib.Path) -> dict[str, float]:
+    def _numbers(self, state: Any, frozen: Any, folder: StoragePath) -> dict[str, float]:
         """Return the metrics of an evaluation, also of one that ends the run."""
         try:
             return self._program.evaluate(state, frozen, folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation import defaults
-from neodragon_jax.generation.plan import make_plan
+from neodragon_jax.generation.options import VideoOptions
+from neodragon_jax.generation.plan import make_plan, video_settings
 from neodragon_jax.generation.student import with_student
 from neodragon_jax.pyramid.schedule import Schedule
 
@@ -28,6 +31,21 @@ def test_the_plan_has_the_student_s_steps_and_levels(tmp_path):
     # Without a student, the released levels apply, whose last step is 0.001 long.
     released = make_plan('hybrid', 17, 64, 64, steps=(2, 2, 2)).schedule.steps(1, 2)
     np.testing.assert_allclose(released.levels, [1, 0.001, 0])
+
+
+@pytest.mark.parametrize(('protocol', 'makes'), [('18', False), ('21', True)])
+def test_a_student_that_learned_no_first_frame_makes_none(tmp_path, protocol, makes):
+    (tmp_path / 'student.json').write_text(json.dumps(RECORD | {'protocol': protocol}))
+    of_checkpoint = dataclasses.replace(
+        defaults.RELEASED, hybrid=dataclasses.replace(defaults.RELEASED.hybrid, first_frame='denoiser')
+    )
+    chosen = with_student(of_checkpoint, tmp_path)
+    given = np.zeros((64, 64, 3), np.uint8)
+    for options in ({'first_frame': 'model'}, {'image': given}):
+        video_settings(VideoOptions(frames=17, height=64, width=64, **options), 'hybrid', chosen)
+    for options in ({}, {'first_frame': 'denoiser'}):
+        with contextlib.nullcontext() if makes else pytest.raises(InputError, match=r'protocol 18.*give --image'):
+            video_settings(VideoOptions(frames=17, height=64, width=64, **options), 'hybrid', chosen)
 
 
 def test_one_step_is_the_released_one():

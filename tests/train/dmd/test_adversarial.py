@@ -71,6 +71,22 @@ def pull_of(z_theta):
     return gradient(z_theta), loss
 
 
+def test_data_is_judged_behind_its_own_history():
+    """Behind the student's history, the data's frame is not what follows: the critic would learn to ignore history."""
+    critic, examples, batch, fake, params = world()
+    own = batch | {'history': batch['latents'] + 1.0, 'own': jnp.ones(2, bool)}
+    logits = []
+    for rows in (batch, own):
+        example = examples.build(STAGE, rows, rows)
+        z_theta = 0 * example.clean
+        probe = lambda z: examples.probe(z, STAGE, jnp.full(2, 0.5), jnp.zeros_like(z))
+        given = (fake, params), example, STAGE, probe(z_theta), probe(example.clean), {}
+        logits.append(critic.losses(*given)[2])
+    plain, behind_own = logits
+    np.testing.assert_allclose(behind_own['real_logit'], plain['real_logit'], rtol=1e-6)
+    assert np.abs(behind_own['fake_logit'] - plain['fake_logit']).min() > 1e-3
+
+
 def test_the_pull_is_the_slope_of_the_loss():
     z_theta = jax.random.normal(jax.random.key(4), (2, 1, 4, 4, CHANNELS))
     (slope, values), loss = pull_of(z_theta)

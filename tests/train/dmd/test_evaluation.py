@@ -113,6 +113,16 @@ def test_collapse_and_wash_out_leave_the_band(student, name, value):
     assert band_metrics(compared([clip(60, 2)], [clip(60, 2)], 1), EvaluationConfig())['outside_band'] == 0
 
 
+def test_a_generated_first_frame_is_compared_too():
+    teacher, gray = clip(60, 2), clip(60, 2)
+    gray[0] = gray[0].mean(axis=-1, keepdims=True).astype(np.uint8)
+    metrics = compared([gray], [teacher], 0)
+    assert metrics['saturation/unit0'] < 0.2 and metrics['sharpness/unit0'] == pytest.approx(1, abs=0.1)
+    assert metrics['saturation/unit2'] == 1 and not {'motion/unit0', 'flicker/unit0'} & set(metrics)
+    assert band_metrics(metrics, EvaluationConfig())['outside_band'] == 1
+    assert 'saturation/unit0' not in compared([gray], [teacher], 1)
+
+
 def test_outside_the_band_it_warns_or_stops(capsys, tmp_path):
     program, rows = point_program(), held_out()
     still = {'point': 0 * point(1)['point']}
