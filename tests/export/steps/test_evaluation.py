@@ -61,5 +61,5 @@ def test_without_ratios_it_runs_calls_of_different_prompts(recorded):
 )
 def test_few_prompts_are_said_loudly(prompts, videos, validated, evaluated, words):
     scenes = (Scenes([str(number) for number in range(count)]) for count in (prompts, validated, evaluated))
-    found = warnings_of(Protocol({}, *scenes, make_plan('hybrid', 9, 64, 64), {}, videos))
+    found = warnings_of(Protocol({}, *scenes, make_plan('hybrid', 9, 64, 64), {}, videos, {}))
     assert len(found) == len(words) and all(line.startswith(word) for line, word in zip(found, words, strict=True))
