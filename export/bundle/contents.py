@@ -19,7 +19,7 @@ class GraphFiles:
 
     Attributes:
       precision: precision of `onnx`, 'w8a16' or 'fp16'.
-      onnx: portable file; its weights may be in a `.onnx.data` file of the same name beside it.
+      onnx: portable file; its weights may be in other files of its folder.
       specs: `inputs` and `outputs`: shape, dtype and quantization of each tensor, by name.
       compared: names of the outputs that are compared with JAX.
       target_db: lowest signal-to-noise ratio of the compared outputs against JAX.

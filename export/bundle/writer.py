@@ -24,6 +24,7 @@ from export.host.denoiser_host import DenoiserHost
 from export.host.graph_program import TextHost
 from export.host.modules import ProgramOptions
 from export.host.recording import Scenes, Video
+from export.rewrite.onnx_graph import external_files
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR, GenerationDefaults
@@ -169,8 +170,7 @@ def _video_entry(model: Model) -> dict[str, Any]:
 def _graph_entry(draft: Draft, name: str, graph: GraphFiles, call: Call) -> dict[str, Any]:
     """Write a graph and its test vector; return its part of the manifest."""
     folder = f'portable/{name}-onnx-{graph.precision}'
-    data = graph.onnx.with_name(graph.onnx.name + '.data')
-    files = [graph.onnx, *([data] if data.is_file() else [])]
+    files = [graph.onnx.name, *external_files(onnx.load(graph.onnx, load_external_data=False).graph)]
     inputs = {
         tensor: dict(zip(('source', 'meaning'), input_meaning(name, tensor), strict=True)) | _tensor_entry(spec)
         for tensor, spec in graph.specs['inputs'].items()
@@ -181,7 +181,7 @@ def _graph_entry(draft: Draft, name: str, graph: GraphFiles, call: Call) -> dict
     }
     return {
         'precision': graph.precision,
-        'portable': [draft.link(path, f'{folder}/{path.name}') for path in files],
+        'portable': [draft.link(graph.onnx.parent / file, f'{folder}/{file}') for file in files],
         'inputs': inputs,
         'outputs': outputs,
         'vector': write_call(draft, name, graph, call),

@@ -15,11 +15,9 @@ import numpy as np
 from jaxtyping import Array
 
 from export.graphs.stored_params import read_part, to_float32
-from export.graphs.table import Feeds, Params, PhoneGraph
+from export.graphs.table import MODULATION, Feeds, Params, PhoneGraph
 from neodragon_jax.models.mmdit import TIMESTEP_WIDTH, PyramidMMDiT
 from neodragon_jax.models.modulation import BlockModulator
-
-MODULATION = 'denoiser_modulation'
 
 
 def modulation_graph(model: PyramidMMDiT, params: Params) -> PhoneGraph:

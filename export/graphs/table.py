@@ -20,6 +20,7 @@ Feeds = dict[str, np.ndarray]
 
 # Prefix of the names of the denoiser's graphs; the number of the stage follows.
 DENOISER = 'denoiser_stage'
+MODULATION = 'denoiser_modulation'  # of all stages
 
 # Lowest acceptable ratio of the last latent frame of a video, in which the errors of all calls accumulate.
 VIDEO_TARGET_DB = 25.0

@@ -3,8 +3,9 @@
 There are three kinds of videos, of disjoint prompts: calibration, validation and evaluation.
 
 The folder of a video is created when the video is complete, so that an interrupted recording resumes. Its `record.json`
-holds the sizes and hashes of its files; a damaged video is recorded again. A set is reused for the same protocol and
-rejected for any other.
+holds the sizes and hashes of its files, and the SHA-256 of the protocol that it depends on; a damaged video is recorded
+again. A set is reused for the same protocol and rejected for any other; only the code and tools may differ, and its
+videos are then recorded again.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from typing import Any
 import numpy as np
 
 from export.host.file_records import damage, file_records, read_json
-from export.host.protocol import KEPT, VALIDATION, VIDEOS, Protocol
+from export.host.protocol import KEPT, MADE_BY, VALIDATION, VIDEOS, Protocol, differences
 from export.host.recording import (
-    EVALUATION_CALLS,
     Call,
     Recording,
     Sample,
     Scenes,
     Video,
     flatten,
-    rotating,
+    kept_for_calibration,
+    kept_for_evaluation,
     spread,
     unflatten,
 )
@@ -48,10 +49,12 @@ class CalibrationSet:
     Attributes:
       folder: where the set is stored.
       protocol: prompts, weights and settings of the recording.
+      is_larger: whether the set has more graphs or videos than this program records.
     """
 
     folder: pathlib.Path
     protocol: Protocol
+    is_larger: bool = False
 
     @classmethod
     def open(cls, folder: pathlib.Path, protocol: Protocol) -> CalibrationSet:
@@ -60,8 +63,8 @@ class CalibrationSet:
         Raises:
           InputError: the folder holds a set of another protocol, or its protocol is damaged.
         """
-        found = cls(folder, protocol)
-        return dataclasses.replace(found, protocol=found._check_or_write_protocol())
+        agreed = cls(folder, protocol)._check_or_write_protocol()
+        return cls(folder, agreed, (agreed.keep, agreed.videos) != (protocol.keep, protocol.videos))
 
     @property
     def videos(self) -> int:
@@ -74,6 +77,8 @@ class CalibrationSet:
         Args:
           open_recording: loads the program; called only if a video has to be generated.
           on_video: called with one line per video, also for those recorded before.
+        Raises:
+          InputError: a video is damaged, and the program does not run all graphs of the set.
         """
         recording = None
         for kind, number in self._videos():
@@ -82,6 +87,12 @@ class CalibrationSet:
             if harm == '':
                 on_video(f'{name}: recorded before')
                 continue
+            if self.is_larger:
+                raise InputError(
+                    f'{self._folder(kind, number)}: {harm or "missing"}, and the set has more graphs or videos than '
+                    'this export records. Repeat the export that recorded it, or name another folder with '
+                    '--calibration.'
+                )
             with measured() as resources:
                 recording = recording or open_recording()
                 video, calls = recording.generate(self._scenes(kind), number)
@@ -124,20 +135,11 @@ class CalibrationSet:
 
     def video(self, number: int) -> Video:
         """Return the video of an evaluation prompt."""
-        return self._read_video(_EVALUATION, number)
+        return _read_video(self._folder(_EVALUATION, number))
 
     def validation_video(self, number: int) -> Video:
         """Return the video of a validation prompt."""
-        return self._read_video(_VALIDATION, number)
-
-    def _read_video(self, kind: str, number: int) -> Video:
-        with np.load(self._folder(kind, number) / 'video.npz') as arrays:
-            prompts = [
-                Prompt(*(arrays[f'{kind}.{field}'] for field in Prompt._fields)) if f'{kind}.text' in arrays else None
-                for kind in ('prompt', 'negative')
-            ]
-            others = [arrays.get(name) for name in ('first_frame', 'latents', 'frames')]
-        return Video(*prompts, *others)  # pyright: ignore[reportArgumentType]
+        return _read_video(self._folder(_VALIDATION, number))
 
     def _videos(self) -> list[tuple[str, int]]:
         kinds = (_EVALUATION, _VALIDATION, _CALIBRATION)
@@ -147,12 +149,9 @@ class CalibrationSet:
         return self.protocol.videos if kind == _CALIBRATION else len(self._scenes(kind).prompts)
 
     def _scenes(self, kind: str) -> Scenes:
-        scenes = {
-            _CALIBRATION: self.protocol.scenes,
-            _VALIDATION: self.protocol.validation,
-            _EVALUATION: self.protocol.evaluation,
-        }
-        return scenes[kind]
+        protocol = self.protocol
+        kinds = {_CALIBRATION: protocol.scenes, _VALIDATION: protocol.validation, _EVALUATION: protocol.evaluation}
+        return kinds[kind]
 
     def _folder(self, kind: str, number: int) -> pathlib.Path:
         return self.folder / f'{kind}-{number:05d}'
@@ -165,7 +164,12 @@ class CalibrationSet:
         record = read_json(folder / _RECORD)
         if record is None:
             return f'{folder / _RECORD} is missing or damaged'
+        if record.get('made_from_sha256') != self._made_from(kind):
+            return 'it was recorded by other code or another protocol'
         return damage(folder, record.get('files')) or ''
+
+    def _made_from(self, kind: str) -> str:
+        return self.protocol.video_sha256(validates=kind == _VALIDATION)
 
     def _read(self, kind: str, number: int, name: str, index: int) -> Call | Sample:
         prefix = f'{index}|'
@@ -176,17 +180,16 @@ class CalibrationSet:
         self, kind: str, number: int, video: Video, calls: Mapping[str, Sequence[Any]], resources: Resources
     ) -> None:
         """Write the kept calls of a video; for a validation or evaluation video, also its latents and frames."""
-        # Shift by one per pass over the prompts, so that every prompt covers all units and steps.
-        turn = number + number // len(self.protocol.scenes.prompts)
+        prompts = len(self.protocol.scenes.prompts)
         with atomic_folder(self._folder(kind, number), replace=True) as draft:
             for name, keep in self.protocol.keep.items():
-                calibrates = kind == _CALIBRATION
-                kept = rotating(calls[name], keep, turn) if calibrates else spread(calls[name], EVALUATION_CALLS)
+                calibrates, made = kind == _CALIBRATION, calls[name]
+                kept = kept_for_calibration(made, keep, number, prompts) if calibrates else kept_for_evaluation(made)
                 arrays = {f'{i}|{path}': array for i, call in enumerate(kept) for path, array in flatten(call).items()}
                 np.savez(draft / f'{name}.npz', **arrays)  # pyright: ignore[reportArgumentType]
             if kind != _CALIBRATION:
                 np.savez(draft / 'video.npz', **flatten(video))  # pyright: ignore[reportArgumentType]
-            record = {'resources': resources, 'files': file_records(draft)}
+            record = {'resources': resources, 'made_from_sha256': self._made_from(kind), 'files': file_records(draft)}
             (draft / _RECORD).write_text(json.dumps(record, indent=2) + '\n')
 
     def _check_or_write_protocol(self) -> Protocol:
@@ -199,27 +202,33 @@ class CalibrationSet:
         """
         path = self.folder / _PROTOCOL
         if not path.is_file():
-            with atomic_file(path) as draft:
-                draft.write_text(json.dumps(self.protocol.to_json(), indent=2) + '\n')
-            return self.protocol
+            return self._write_protocol()
         found = read_json(path)
         if found is None or not {KEPT, VIDEOS} <= set(found):
             raise InputError(f'{path}: damaged. Remove {self.folder} to record the calibration set again.')
         return self._agreed(found)
 
+    def _write_protocol(self) -> Protocol:
+        with atomic_file(self.folder / _PROTOCOL) as draft:
+            draft.write_text(json.dumps(self.protocol.to_json(), indent=2) + '\n')
+        return self.protocol
+
     def _agreed(self, found: Mapping[str, Any]) -> Protocol:
         """Return this protocol with the calls and videos of the set in the folder.
+
+        For a set of other code or tools, and nothing else, this protocol is written: `record` then repeats its videos.
 
         Raises:
           InputError: the set has another protocol, or fewer calls.
         """
         wanted = self.protocol.to_json()
+        if found == wanted | {MADE_BY: found.get(MADE_BY)}:
+            return self.protocol if found == wanted else self._write_protocol()
         if self._has_enough(found):
             wanted |= {key: found[key] for key in (KEPT, VIDEOS)}
             # Without quantized graphs no validation videos are asked for; those in the folder do no harm.
             wanted[VALIDATION] = wanted[VALIDATION] or found.get(VALIDATION)
-        different = sorted(key for key in {**wanted, **found} if found.get(key) != wanted.get(key))
-        if different:
+        if different := differences(found, wanted):
             raise InputError(
                 f'{self.folder}: this calibration set was recorded with other {", ".join(different)}. '
                 'Remove it, or name another folder with --calibration.'
@@ -227,10 +236,16 @@ class CalibrationSet:
         return dataclasses.replace(self.protocol, keep=wanted[KEPT], videos=wanted[VIDEOS])
 
     def _has_enough(self, found: Mapping[str, Any]) -> bool:
-        """Return whether the set in the folder has at least as many calls of each graph as this protocol requires."""
-        videos, wanted = found[VIDEOS], self.protocol.keep.items()
-        if not isinstance(videos, int) or not isinstance(found[KEPT], dict):
-            return False
-        calls = {name: count * videos for name, count in found[KEPT].items()}
-        enough = all(count * self.protocol.videos <= calls.get(name, -1) for name, count in wanted)
-        return enough and all(self._folder(_CALIBRATION, number).is_dir() for number in range(videos))
+        """Return whether the set in the folder has all its videos and as many calls as this protocol requires."""
+        enough = self.protocol.takes_no_more_calls_than(found)
+        return enough and all(self._folder(_CALIBRATION, number).is_dir() for number in range(found[VIDEOS]))
+
+
+def _read_video(folder: pathlib.Path) -> Video:
+    with np.load(folder / 'video.npz') as arrays:
+        prompts = [
+            Prompt(*(arrays[f'{kind}.{field}'] for field in Prompt._fields)) if f'{kind}.text' in arrays else None
+            for kind in ('prompt', 'negative')
+        ]
+        others = [arrays.get(name) for name in ('first_frame', 'latents', 'frames')]
+    return Video(*prompts, *others)  # pyright: ignore[reportArgumentType]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from export.graphs.denoiser import Form, denoiser_graphs
-from export.graphs.modulation import MODULATION, modulation_graph
+from export.graphs.modulation import modulation_graph
 from export.graphs.runners import GraphRunner
 from export.graphs.stored_params import StoredParams
-from export.graphs.table import DENOISER, Feeds, PhoneGraph
+from export.graphs.table import DENOISER, MODULATION, Feeds, PhoneGraph
 from export.host.denoiser_host import DenoiserHost, GraphDenoiser
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.config.neodragon import MMDiTConfig

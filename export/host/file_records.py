@@ -25,7 +25,7 @@ FileRecords = Mapping[str, Mapping[str, Any]]  # file name -> `bytes` and `sha25
 
 def file_records(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Return `bytes` and `sha256` of every file of a folder, by name."""
-    return {path.name: _record(path) for path in sorted(folder.iterdir())}
+    return {path.name: record_of(path) for path in sorted(folder.iterdir())}
 
 
 def damage(folder: pathlib.Path, records: Any) -> str | None:
@@ -60,5 +60,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
         return None
 
 
-def _record(path: pathlib.Path) -> dict[str, Any]:
+def record_of(path: pathlib.Path) -> dict[str, Any]:
+    """Return `bytes` and `sha256` of a file."""
     return {'bytes': path.stat().st_size, 'sha256': file_sha256(path)}

@@ -7,9 +7,8 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from export.graphs.modulation import MODULATION
 from export.graphs.runners import Call
-from export.graphs.table import DENOISER, GRAPH_SPECS, Feeds, GraphSpec, PhoneGraph
+from export.graphs.table import DENOISER, GRAPH_SPECS, MODULATION, Feeds, GraphSpec, PhoneGraph
 from export.host.calibration_set import CalibrationSet
 from export.host.phone_program import PhoneProgram
 from export.host.recording import Sample
@@ -26,7 +25,7 @@ class RecordedGraph:
       name: row of the table.
       compared: names of the outputs that the ratio is measured on.
       make: returns the graph.
-      made_from: hashes and sizes that determine the result of `make`.
+      made_from: hashes and sizes that determine the result of `make`, besides its code.
       calibration_sha256: hash of the calibration set.
       calibration: yields the inputs that activation ranges are measured on.
       validation: returns the calls that quantization settings are chosen on, with their JAX outputs; their prompts are
@@ -58,17 +57,17 @@ def recorded_graphs(
       counts: calibration calls per graph.
       evaluation: evaluation calls per graph and prompt.
     """
-    plan = {'plan': calibration.protocol.to_json()['plan']}
+    sizes = {'plan': calibration.protocol.to_json()['plan'], 'text_tokens': program.options.text_tokens}
     for name in program.names:
         if name in program.modules:
             module = program.modules[name]
             compared, weights = module.compared, program.weights[name]
             make = functools.partial(program.modules.__getitem__, name)
-            made_from = {'weights_sha256': weights, **plan}
+            made_from = {'weights_sha256': weights, **sizes}
         else:
             make, weights = functools.partial(program.denoiser.graph, name), program.weights['denoiser']
             compared = make().compared if name == MODULATION else ['flow']
-            made_from = {'weights_sha256': weights, 'form': dataclasses.asdict(program.denoiser.form), **plan}
+            made_from = {'weights_sha256': weights, 'form': dataclasses.asdict(program.denoiser.form), **sizes}
         calls = _Calls(program, calibration, name)
         yield RecordedGraph(
             name=name,

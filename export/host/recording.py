@@ -226,6 +226,23 @@ def videos_needed(calls: Mapping[str, int], counts: Mapping[str, int]) -> int:
     return max((-(-count // calls[name]) for name, count in counts.items()), default=0)
 
 
+def kept_for_calibration(calls: Sequence[Any], keep: int, number: int, prompts: int) -> list[Any]:
+    """Return the calls of a calibration video that are kept.
+
+    Args:
+      keep: how many.
+      number: of the video.
+      prompts: number of prompts, which the videos use in turn.
+    """
+    # Shift by one per pass over the prompts, so that every prompt covers all units and steps.
+    return rotating(calls, keep, number + number // prompts)
+
+
+def kept_for_evaluation(calls: Sequence[Any]) -> list[Any]:
+    """Return the calls of a validation or evaluation video that are kept."""
+    return spread(calls, EVALUATION_CALLS)
+
+
 def rotating(calls: Sequence[Any], keep: int, turn: int) -> list[Any]:
     """Return `keep` evenly spaced calls of a video; the first index depends on `turn`.
 

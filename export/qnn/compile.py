@@ -25,7 +25,7 @@ from neodragon_jax.base.files import file_sha256
 
 PRECISIONS = ('w8a16', 'fp16')
 Simulate = Callable[[Mapping[str, ContextGraph]], dict[str, Any]]
-_TOOLS = ('neodragon-jax', 'jax', 'flax', 'jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime-qnn')
+_TOOLS = ('neodragon-jax', 'jax', 'jaxlib', 'flax', 'numpy', 'jax2onnx', 'onnx', 'onnxruntime', 'onnxruntime-qnn')
 
 
 def provider_options(target: Target, precision: str) -> dict[str, str]:

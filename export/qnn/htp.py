@@ -27,6 +27,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json
 
 ROOT = pathlib.Path(__file__).parents[2]
+_WORKER = 'export.qnn.htp_worker'
 _NOT_WRITTEN = re.compile(r'No space left on device|Errno 28|Failed to write context')
 _ERROR_LINE = re.compile(r'\[E:onnxruntime:[^\]]*\]\s*(?P<text>[^\x1b]+)')
 
@@ -65,7 +66,7 @@ class _Child:
         self._pipe, child = multiprocessing.Pipe()
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'export.qnn.htp_worker', str(child.fileno())],
+            [sys.executable, '-m', _WORKER, str(child.fileno())],
             pass_fds=[child.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._log,

@@ -32,7 +32,9 @@ GRAPHS = ('super_resolution', 'video_decoder')
 # Maximum number of recorded calls to optimize the rounding on.
 CALLS = 64
 PACKAGE = 'aimet-onnx'
-_WORKER = pathlib.Path(__file__).with_name('adaround_worker.py')
+# Run as a file: the project is not installed in the other environment.
+_WORKER = 'export.quantize.adaround_worker'
+_WORKER_FILE = pathlib.Path(__file__).parents[2].joinpath(*_WORKER.split('.')).with_suffix('.py')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ def round_weights(settings: AdaRound, source: pathlib.Path, feeds: Iterable[Feed
             np.savez(folder / f'calls-{number:03d}.npz', **arrays)
         (folder / 'request.json').write_text(json.dumps({'nodes': nodes, 'iterations': settings.iterations}))
         # The standard error of the worker shows its progress bar and its error messages.
-        done = subprocess.run([settings.python, _WORKER, scratch], stdout=subprocess.DEVNULL)
+        done = subprocess.run([settings.python, _WORKER_FILE, scratch], stdout=subprocess.DEVNULL)
         if done.returncode:
             raise InputError(
                 f'--adaround {settings.python}: {PACKAGE} {settings.version} failed on {source.name} with status '

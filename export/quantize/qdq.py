@@ -25,7 +25,7 @@ from export.graphs.table import Feeds
 from export.quantize.adaround import Rounding, apply
 from export.quantize.indexed_model import indexed_quantizer
 from export.quantize.ranges import MARGIN, OnOutputs, measure_ranges
-from export.rewrite.onnx_graph import constants_of, drop_unused, producers_of
+from export.rewrite.onnx_graph import constants_of, drop_unused, external_files, producers_of
 
 _REORDERING = ('Transpose', 'Reshape')
 _SYMMETRIC = {8: QuantType.QInt8, 16: QuantType.QInt16}
@@ -194,7 +194,7 @@ def to_fp16(source: pathlib.Path, destination: pathlib.Path) -> None:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
-    for data in _external_files(model):
+    for data in external_files(model.graph):
         shutil.copyfile(source.parent / data, destination.parent / data)
     onnx.save(model, destination)
 
@@ -237,17 +237,6 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
     """Return the static shape of every value."""
     values = [*graph.input, *graph.value_info, *graph.output]
     return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
-
-
-def _external_files(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the files beside a model that hold its weights."""
-    return {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == 'location'
-    }
 
 
 def quantization_parameters(path: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,18 @@ def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in graph.initializer}
 
 
+def external_files(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of the files that hold weights of a graph, relative to the folder of its own file."""
+    names = {
+        entry.value
+        for tensor in graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == 'location'
+    }
+    return sorted(names)
+
+
 def shapes_of(graph: onnx.GraphProto) -> dict[str, list[int]]:
     """Infer the static shape of every value from the inputs; the shapes that the exporter stored may be outdated."""
     bare = onnx.GraphProto(name=graph.name, input=graph.input, output=graph.output)

@@ -1,27 +1,18 @@
-"""The fidelity of a finished graph: its ratio against JAX on the calls of every evaluation prompt.
-
-All calls run on the CPU. The simulator takes minutes per call at full size and runs only the calls with the lowest
-ratios.
-"""
+"""The fidelity of a finished graph: its ratio against JAX on the calls of every evaluation prompt, see ratios.py."""
 
 from __future__ import annotations
 
 import json
 import pathlib
-import time
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from export.graphs.runners import Call, GraphRunner, OnnxSession
-from export.host.recording import spread
-from export.measure.snr import lowest_db
 from export.qnn.chipsets import Target
 from export.qnn.compile import binary_mb, provider_options
-from export.qnn.htp import HtpSession
 from export.report.rows import Row
 from export.steps.code_identity import made_by
 from export.steps.graph import ExportedGraph, OnStep
 from export.steps.options import GraphOptions
+from export.steps.ratios import Ratios, cpu_ratios, simulate_binary, simulated_calls
 from export.steps.step_cache import finished_or_made
 from neodragon_jax.base.errors import InputError
 
@@ -29,8 +20,8 @@ from neodragon_jax.base.errors import InputError
 # 100 dB. The exception (84 dB) is a norm over ten million values of a 640x1024 picture, which ONNX Runtime sums in
 # float32.
 EXPORT_DB = 80.0
-
-Ratios = Mapping[str, Sequence[float]]  # evaluation prompt -> ratio of each of its calls in dB
+# Module whose code determines a measured ratio.
+RATIOS_CODE = 'export.steps.ratios'
 
 
 def check_float(exported: ExportedGraph, options: GraphOptions, on_step: OnStep) -> float:
@@ -61,36 +52,14 @@ def _ratios(exported: ExportedGraph, precision: str, path: pathlib.Path, options
     recorded = exported.recorded
 
     def write(draft: pathlib.Path) -> dict[str, Any]:
-        session, ratios = OnnxSession(path), {}
-        for prompt, found in recorded.evaluation().items():
-            ratios[prompt] = [lowest_db(session, [call], recorded.compared) for call in found[:calls]]
+        ratios = cpu_ratios(recorded, path, calls)
         (draft / 'ratios.json').write_text(json.dumps(ratios, indent=2) + '\n')
         return {'ratios_db': ratios}
 
     files = exported.files if precision == 'float' else exported.details[precision]['files']
     source = {'model': files, 'calibration_sha256': recorded.calibration_sha256, 'calls': calls}
     folder = options.out / f'{exported.name}-cpu-{precision}'
-    return finished_or_made(folder, source | made_by('export.graphs.runners'), write)['ratios_db']
-
-
-def simulated_calls(exported: ExportedGraph, ratios: Ratios | None, count: int) -> list[Call]:
-    """Return the calls to simulate: those with the lowest ratios on the CPU, or the first calls of different prompts.
-
-    Args:
-      ratios: ratios on the CPU; None if they are unknown.
-    """
-    calls = exported.recorded.evaluation()
-    if ratios is None:
-        return spread([found[0] for found in calls.values()], count)
-    entries = [(db, prompt, index) for prompt, found in ratios.items() for index, db in enumerate(found)]
-    return [calls[prompt][index] for _, prompt, index in sorted(entries)[:count]]
-
-
-def simulate(runner: GraphRunner, exported: ExportedGraph, calls: Sequence[Call], peak: Callable[[], float]) -> Any:
-    """Return the lowest ratio of a graph on the simulator, with the time and peak memory of the runs."""
-    start = time.monotonic()
-    reached = float(lowest_db(runner, calls, exported.recorded.compared))
-    return {'db': reached, 'seconds': round(time.monotonic() - start, 1), 'peak_gb': round(peak(), 2)}
+    return finished_or_made(folder, source | made_by(RATIOS_CODE), write)['ratios_db']
 
 
 def measure(exported: ExportedGraph, onnx_db: float, options: GraphOptions, on_step: OnStep) -> list[Row]:
@@ -112,20 +81,19 @@ def _simulated(
     """Return the simulator's result for a binary; a shared binary was measured when it was compiled."""
     if not options.simulate:
         return None
-    metadata = exported.metadata[precision, target.chipset]
+    metadata, recorded = exported.metadata[precision, target.chipset], exported.recorded
     if metadata.get('shared'):
         return metadata['simulated']
 
     def write(draft: pathlib.Path) -> dict[str, Any]:
-        calls = simulated_calls(exported, ratios, options.simulated_samples)
+        calls = simulated_calls(recorded, ratios, options.simulated_samples)
         wrapper = exported.wrappers[precision, target.chipset]
-        with HtpSession(wrapper, provider_options(target, precision)) as session:
-            simulated = simulate(session, exported, calls, session.peak_gb)
+        simulated = simulate_binary(recorded, wrapper, provider_options(target, precision), calls)
         (draft / 'simulated.json').write_text(json.dumps(simulated, indent=2) + '\n')
         return {'simulated': simulated}
 
-    source = {'binary': metadata['model_files'], 'calibration_sha256': exported.recorded.calibration_sha256}
-    source |= {'calls': options.simulated_samples, 'cpu_db': ratios} | made_by('export.qnn.htp')
+    source = {'binary': metadata['model_files'], 'calibration_sha256': recorded.calibration_sha256}
+    source |= {'calls': options.simulated_samples, 'cpu_db': ratios} | made_by(RATIOS_CODE)
     folder = options.out / f'{exported.name}-htp-{precision}-{target.chipset}'
     return finished_or_made(folder, source, write)['simulated']
 

@@ -26,7 +26,7 @@ from export.steps.step_cache import finished, finished_or_made
 
 OnStep = Callable[[str], object]
 # Modules whose code determines the result of each kind of step.
-_FLOAT_CODE, _PRECISE_CODE = 'export.steps.float_graph', 'export.steps.quantization'
+FLOAT_CODE, PRECISE_CODE = 'export.steps.float_graph', 'export.steps.quantization'
 COMPILE_CODE = 'export.qnn.compile'
 
 
@@ -81,7 +81,7 @@ def export_graph(
     name = recorded.name
 
     folder = options.out / f'{name}-onnx-float'
-    source = recorded.made_from | {'graph': name} | made_by(_FLOAT_CODE)
+    source = recorded.made_from | {'graph': name} | made_by(FLOAT_CODE)
     made = finished_or_made(folder, source, functools.partial(write_float, recorded))
     exported = ExportedGraph(recorded, folder / f'{name}.onnx', made['files'], made['operations'], made['resources'])
     on_step(f'{name}: ONNX, {sum(exported.operations.values())} operations')
@@ -99,14 +99,14 @@ def _precise_source(
     recorded: RecordedGraph, precision: str, options: GraphOptions, key_value_bits: int | None
 ) -> dict[str, Any]:
     """Return the inputs that determine a graph at a precision, besides the float graph."""
-    source: dict[str, Any] = {'precision': precision} | made_by(_PRECISE_CODE)
+    source: dict[str, Any] = {'precision': precision, 'calibration_sha256': recorded.calibration_sha256}
+    source |= made_by(PRECISE_CODE)
     if precision != 'w8a16':
         return source
     adaround = options.adaround_of(recorded.name)
     if recorded.name.startswith(DENOISER):
         source['key_value_bits'] = key_value_bits
     return source | {
-        'calibration_sha256': recorded.calibration_sha256,
         'calibration_samples': options.samples_of(recorded.name),
         'ranges': list(options.ranges),
         'target_db': recorded.spec.target_db if options.two_parts else None,

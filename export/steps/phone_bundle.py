@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from export.bundle.contents import BinaryFiles, GraphFiles
-from export.bundle.writer import Model, write_bundle
+from export.bundle.writer import Model, name_of, write_bundle
 from export.graphs.runners import Call
 from export.host.calibration_set import CalibrationSet
-from export.host.file_records import damage, read_json
+from export.host.file_records import record_of
 from export.host.phone_program import PhoneProgram, available
 from export.qnn.compile import Target, provider_options, tool_versions
 from export.report.rows import VideoRow
@@ -19,12 +20,16 @@ from export.steps.code_identity import made_by
 from export.steps.graph import ExportedGraph
 from export.steps.options import ExportOptions
 from export.steps.shared_binary import BINARY
+from export.steps.step_cache import finished
 from neodragon_jax.base import json_file
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.json_file import as_json
 from neodragon_jax.generation import defaults as generation
 
-FOLDER, _RECORD = 'bundle', 'bundle-source.json'
+FOLDER, RECORD = 'bundle', 'bundle-source.json'
+# Files of a bundle that its manifest does not list.
+_UNLISTED = ('manifest.json', 'manifest.json.sha256')
+# Packages that the bundle's tokenizers are read and written with.
+_TOKENIZER_PACKAGES = ('tokenizers', 'transformers')
 
 
 def is_complete(program: PhoneProgram) -> bool:
@@ -45,14 +50,14 @@ def write(
       made: evaluation videos made with the exported graphs on the CPU; None if none were made.
     """
     out = options.graphs.out
-    source = _source(exported, options, calibration)
-    record = read_json(out / _RECORD) or {}
-    if record.get('source') == source and damage(out / FOLDER, record.get('files')) is None:
+    model = _model(program, options, calibration, made)
+    source = _source(exported, options, model)
+    if finished(out / FOLDER, source, out / RECORD) is not None:
         return
     graphs = {graph.name: _graph_files(graph, options) for graph in exported}
     write_bundle(
         out / FOLDER,
-        _model(program, options, calibration, made),
+        model,
         graphs,
         {graph.name: _last_call(graph) for graph in exported},
         _binaries(exported, options),
@@ -60,25 +65,40 @@ def write(
         tool_versions(),
     )
     files = json_file.read_json(out / FOLDER / 'manifest.json', dict[str, Any])['files']
-    with atomic_file(out / _RECORD) as draft:
+    files |= {name: record_of(out / FOLDER / name) for name in _UNLISTED}
+    with atomic_file(out / RECORD) as draft:
         draft.write_text(json.dumps({'source': source, 'files': files}, indent=1) + '\n')
 
 
-def _source(exported: Sequence[ExportedGraph], options: ExportOptions, calibration: CalibrationSet) -> dict[str, Any]:
-    """Return everything that determines the bundle, as JSON values."""
+def _source(exported: Sequence[ExportedGraph], options: ExportOptions, model: Model) -> dict[str, Any]:
+    """Return everything that determines the bundle."""
     first = {graph.name: _precision(graph, options) for graph in exported}
-    source = {
+    return {
         'graphs': {graph.name: graph.details[first[graph.name]]['files'] for graph in exported},
         'binaries': {
             f'{graph.name} {target.chipset}': graph.metadata[first[graph.name], target.chipset]['model_files']
             for graph in exported
             for target in options.graphs.targets
         },
-        'calibration_sha256': calibration.sha256,
-        'whole_video': options.whole_video,
+        'evaluation_samples': options.graphs.evaluation_samples,  # the last is the recorded call
+        'model': _identity(model),
+        'package_versions': {name: importlib.metadata.version(name) for name in _TOKENIZER_PACKAGES},
         **made_by(__name__),
     }
-    return as_json(source)
+
+
+def _identity(model: Model) -> dict[str, Any]:
+    """Return what the tables, the text and the vectors of the bundle depend on, without the paths of folders."""
+    options = model.options
+    return {
+        'name': name_of(options.root),
+        'program': [options.mode, dataclasses.asdict(options.plan), options.first_frame, options.images],
+        'text_tokens': options.text_tokens,
+        'defaults': dataclasses.asdict(model.defaults),
+        'weights_sha256': dict(model.weights),
+        'calibration': dict(model.protocol),
+        'video_db': model.video_db and round(model.video_db, 2),
+    }
 
 
 def _model(program: PhoneProgram, options: ExportOptions, calibration: CalibrationSet, made: VideoRow | None) -> Model:

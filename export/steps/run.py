@@ -21,7 +21,7 @@ from export.host.recording import Scenes, videos_needed
 from export.report.report import Report
 from export.report.rows import Row, SharedBinary, VideoRow
 from export.steps import comparison, graph, key_value_bits, phone_bundle, shared_binary, whole_video
-from export.steps.code_identity import made_by
+from export.steps.code_identity import made_by, recorded_by
 from export.steps.evaluation import check_float, measure
 from export.steps.graph import ExportedGraph, OnStep
 from export.steps.options import ExportOptions
@@ -116,7 +116,8 @@ def _protocol(options: ExportOptions, program: PhoneProgram) -> Protocol:
     keep = {name: min(program.calls[name], -(-count // max(videos, 1))) for name, count in recorded.items()}
     videos, validation = (videos, options.validation) if any(keep.values()) else (0, Scenes(()))
     plan = options.program.plan
-    return Protocol(program.weights, options.scenes, validation, options.evaluation, plan, keep, videos)
+    scenes = (options.scenes, validation, options.evaluation)
+    return Protocol(program.weights, *scenes, plan, keep, videos, recorded_by())
 
 
 def _steps(options: ExportOptions, calibration: CalibrationSet) -> int:

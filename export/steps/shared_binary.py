@@ -16,9 +16,10 @@ from export.qnn.compile import binary_mb, compile_together, provider_options
 from export.qnn.htp import ContextGraph
 from export.report.rows import SharedBinary
 from export.steps.code_identity import made_by
-from export.steps.evaluation import Ratios, measure_on_cpu, simulate, simulated_calls
+from export.steps.evaluation import RATIOS_CODE, measure_on_cpu
 from export.steps.graph import COMPILE_CODE, ExportedGraph, OnStep, compile_alone
 from export.steps.options import GraphOptions
+from export.steps.ratios import Ratios, simulate, simulated_calls
 from export.steps.step_cache import finished
 
 BINARY = 'denoiser'  # first part of the folders' names
@@ -64,6 +65,7 @@ def _compile(
         'calibration_sha256': stages[0].recorded.calibration_sha256,
         'samples': options.simulated_samples,
         'cpu_db': ratios,
+        **made_by(RATIOS_CODE),
     }
     metadata = finished(folder, source)
     if metadata is None or (simulated and (metadata['simulated'] or {}).get('calls') != calls):
@@ -94,8 +96,8 @@ def _add_to(
 
 
 def _simulate(stage: ExportedGraph, runner: ContextGraph, ratios: Ratios | None, options: GraphOptions) -> Any:
-    calls = simulated_calls(stage, ratios, options.simulated_samples)
-    return simulate(runner, stage, calls, runner.context.peak_gb)
+    calls = simulated_calls(stage.recorded, ratios, options.simulated_samples)
+    return simulate(runner, stage.recorded, calls, runner.context.peak_gb)
 
 
 def _separate_mb(

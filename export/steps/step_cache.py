@@ -22,18 +22,20 @@ from neodragon_jax.base.json_file import as_json, parse_json
 METADATA = 'metadata.json'
 
 
-def finished(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, Any] | None:
+def finished(folder: pathlib.Path, source: dict[str, Any], record: pathlib.Path | None = None) -> dict[str, Any] | None:
     """Return the metadata of a finished step, or None if the step has to be made.
 
     Args:
       folder: folder of the step.
       source: inputs of the step, as JSON values.
+      record: file of the metadata; None if it is METADATA in the folder.
     """
     if not folder.is_dir():
         return None
-    metadata = read_json(folder / METADATA)
+    record = record or folder / METADATA
+    metadata = read_json(record)
     if metadata is None:
-        return _remade(folder, f'{METADATA} is missing or damaged')
+        return _remade(folder, f'{record.name} is missing or damaged')
     if metadata.get('source') != as_json(source):
         return None
     harm = damage(folder, metadata.get('model_files', metadata.get('files')))

@@ -1,4 +1,4 @@
-"""Identity of a component folder."""
+"""Identity of the folder of a component or a tokenizer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import pathlib
 
 from neodragon_jax.base.files import file_sha256
 
+# Configs, weights, and the vocabularies of tokenizers. Others, such as README.md, do not count.
+_SUFFIXES = ('.json', '.safetensors', '.txt', '.model')
+
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:
-    """Return a short SHA-256 of a component's config and weights; copying or moving the folder keeps it."""
+    """Return a short SHA-256 of the files of a component or a tokenizer; copying or moving the folder keeps it."""
     digest = hashlib.sha256()
     for path in sorted(pathlib.Path(folder).iterdir()):
-        if path.suffix in ('.json', '.safetensors'):
+        if path.suffix in _SUFFIXES:
             digest.update(path.name.encode())
             digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()[:16]

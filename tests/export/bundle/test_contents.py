@@ -4,18 +4,24 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 import re
+import shutil
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from export.__main__ import main
-from export.bundle.contents import Draft
+from export.bundle.contents import Draft, GraphFiles
 from export.bundle.host_tables import choose_rows
 from export.bundle.meanings import input_meaning, output_meaning
 from export.bundle.memory import memory
 from export.bundle.readme import memory_line
-from export.bundle.writer import name_of
+from export.bundle.writer import _graph_entry, name_of
+from export.graphs import to_onnx
+from export.graphs.runners import Call, OnnxSession
 from export.graphs.table import GRAPH_SPECS
 from support.goldens import ROOT
 
@@ -47,6 +53,43 @@ def test_graphs_are_hard_links_where_the_disk_has_them(tmp_path, monkeypatch):
     draft.link(source, 'copied.onnx')
     assert not (draft.folder / 'copied.onnx').samefile(source)
     assert draft.files['copied.onnx'] == draft.files['linked.onnx']
+
+
+def save_inline_limit(model: onnx.ModelProto, path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the float export saves more weights than fit into a file."""
+    monkeypatch.setattr(to_onnx, 'INLINE_BYTES', 0)
+    to_onnx.save(model, path)
+
+
+def save_two_files(model: onnx.ModelProto, path: pathlib.Path, _: pytest.MonkeyPatch) -> None:
+    """As jax2onnx and the quantizer save, but with the weights in two files."""
+    for number, tensor in enumerate(model.graph.initializer):
+        onnx.external_data_helper.set_external_data(tensor, f'{path.name}.data{number or ""}')
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize('save', [onnx.save, save_inline_limit, save_two_files])
+def test_all_files_of_a_graph_are_in_the_bundle(save, tmp_path, monkeypatch):
+    """The graph of the bundle runs without the export's folder, wherever its weights are stored."""
+    weights = [numpy_helper.from_array(np.full((64, 64), value, np.float32), f'w{value}') for value in (1, 2)]
+    nodes = [helper.make_node('MatMul', ['states', 'w1'], ['x']), helper.make_node('MatMul', ['x', 'w2'], ['text'])]
+    sides = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 64]) for name in ('states', 'text')]
+    graph = helper.make_graph(nodes, 'context_adapter', sides[:1], sides[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 21)], ir_version=10)
+    path = tmp_path / 'export' / 'context_adapter.onnx'
+    path.parent.mkdir()
+    arguments = (monkeypatch,) if save is not onnx.save else ()
+    save(model, path, *arguments)
+    feeds = {'states': np.ones((1, 64), np.float32)}
+    call = Call(feeds, OnnxSession(path).run(feeds))
+    specs = {'inputs': {'states': {'shape': [1, 64], 'dtype': 'float32'}},
+             'outputs': {'text': {'shape': [1, 64], 'dtype': 'float32'}}}  # fmt: skip
+    draft = Draft(tmp_path / 'bundle')
+    entry = _graph_entry(draft, 'context_adapter', GraphFiles('fp16', path, specs, ('text',), 40.0), call)
+    assert set(entry['portable']) == {name for name in draft.files if name.startswith('portable/')}
+    shutil.rmtree(path.parent)
+    outputs = OnnxSession(draft.folder / entry['portable'][0]).run(feeds)
+    np.testing.assert_array_equal(outputs['text'], call.outputs['text'])
 
 
 def test_every_key_is_documented(manifest):

@@ -26,7 +26,7 @@ PROMPTS, EVALUATION, VALIDATION = ('one', 'two'), ('three', 'four'), ('five',)
 def make_protocol(**changes: Any) -> Protocol:
     plan = make_plan('hybrid', 9, 64, 64)
     scenes = (Scenes(PROMPTS), Scenes(VALIDATION), Scenes(EVALUATION))
-    protocol = Protocol({'vae': 'abc'}, *scenes, plan, {'video_decoder': KEEP}, VIDEOS)
+    protocol = Protocol({'vae': 'abc'}, *scenes, plan, {'video_decoder': KEEP}, VIDEOS, {'code_sha256': 'abc'})
     return dataclasses.replace(protocol, **changes)
 
 
@@ -130,4 +130,54 @@ def test_other_protocols_are_refused_and_larger_sets_serve(tmp_path):
     path = tmp_path / 'protocol.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | {'videos': 'many'}))
     with pytest.raises(InputError, match='recorded with other videos'):
+        record(tmp_path)
+
+
+OTHER_CODE = {'code_sha256': 'other'}
+
+
+def test_other_code_records_again_and_resumes(tmp_path):
+    """As every finished step; an interruption leaves a set of videos of both codes."""
+    record(tmp_path)
+    changed = make_protocol(made_by=OTHER_CODE)
+    _, program, lines = record(tmp_path, changed)
+    assert len(program.generated) == len(lines) == VIDEOS + len(VALIDATION) + len(EVALUATION)
+    assert all('recorded again, because it was recorded by other code' in line for line in lines)
+    assert not record(tmp_path, changed)[1].generated
+    CalibrationSet.open(tmp_path, make_protocol())
+    assert len(record(tmp_path)[1].generated) == len(lines), 'the videos, not the protocol, say what is recorded'
+
+
+def test_a_lost_protocol_does_not_make_old_videos_pass_for_new(tmp_path):
+    record(tmp_path)
+    (tmp_path / 'protocol.json').unlink()
+    assert not record(tmp_path)[1].generated
+    (tmp_path / 'protocol.json').unlink()
+    *_, lines = record(tmp_path, make_protocol(scenes=Scenes(PROMPTS, seed=1)))
+    assert all('recorded again' in line for line in lines)
+
+
+def test_sets_without_validation_videos_serve_the_same_calls(tmp_path):
+    record(tmp_path)
+    assert not record(tmp_path, make_protocol(validation=Scenes(())))[1].generated
+
+
+def test_a_larger_set_is_not_repaired_by_a_smaller_export(tmp_path):
+    """The smaller one does not run all graphs of the set."""
+    record(tmp_path)
+    smaller = make_protocol(videos=2, keep={'video_decoder': 1})
+    with pytest.raises(InputError, match='recorded with other code and tools'):
+        record(tmp_path, make_protocol(videos=2, keep={'video_decoder': 1}, made_by=OTHER_CODE))
+    path = tmp_path / 'calibration-00001' / 'video_decoder.npz'
+    path.write_bytes(b'')
+    with pytest.raises(InputError, match=r'video_decoder\.npz has 0 bytes .*more graphs or videos than this export'):
+        record(tmp_path, smaller)
+    assert len(record(tmp_path)[1].generated) == 1
+
+
+def test_other_formats_are_named_alone(tmp_path):
+    record(tmp_path)
+    path = tmp_path / 'protocol.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'format': 5, 'weights of vae': 'abc'}))
+    with pytest.raises(InputError, match=r'recorded with other format\. Remove it'):
         record(tmp_path)

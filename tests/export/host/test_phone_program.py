@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -13,10 +14,15 @@ from export import __main__ as command
 from export.graphs.runners import Call
 from export.graphs.table import GRAPH_SPECS
 from export.host import modules
+from export.host.calibration_set import CalibrationSet
 from export.host.phone_program import PhoneProgram
-from export.host.recording import calls_per_video, flatten, rotating, spread, unflatten, videos_needed
+from export.host.protocol import Protocol
+from export.host.recorded_graph import recorded_graphs
+from export.host.recording import Scenes, calls_per_video, flatten, rotating, spread, unflatten, videos_needed
 from export.steps import whole_video
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation.plan import make_plan
 from support.arrays import normal
 from support.goldens import TINY_CHECKPOINT
@@ -102,3 +108,70 @@ def test_videos_that_the_table_takes():
     assert videos_needed(hybrid, counts) == 500, 'one picture of the first-frame decoder per video'
     guided = calls_per_video(make_plan('monolithic', 17, 64, 128, steps=(2, 1, 1)), first_frame_given=False)
     assert (guided['dt5'], guided['denoiser_stage0']) == (2, 12)
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> pathlib.Path:
+    """A copy of the miniature checkpoint that a test may change."""
+    return pathlib.Path(shutil.copytree(TINY_CHECKPOINT, tmp_path / 'checkpoint'))
+
+
+def program_of(root: pathlib.Path, options: modules.ProgramOptions, names: list[str] | None = None) -> PhoneProgram:
+    given = dataclasses.replace(options, root=root)
+    return PhoneProgram(given, root / folders.STUDENT, names or ['clip_l'])
+
+
+def is_read(root: pathlib.Path, folder: pathlib.Path, options: modules.ProgramOptions) -> bool:
+    """Return whether the program does not load without a folder."""
+    away = folder.rename(root.parent / folder.name)
+    try:
+        program = program_of(root, options, ['first_frame_unet', 'video_decoder'])
+        program.open_recording()
+        return False
+    except InputError:
+        return True
+    finally:
+        away.rename(folder)
+
+
+@pytest.mark.long
+def test_every_folder_that_the_program_reads_is_fingerprinted(checkpoint, options):
+    """A folder without which the program does not load is an input: each of its files changes the fingerprints."""
+    before, read = program_of(checkpoint, options).weights, []
+    for folder in sorted(path for path in checkpoint.iterdir() if path.is_dir()):
+        if not is_read(checkpoint, folder, options):
+            continue
+        read.append(folder.name)
+        for path in sorted(folder.iterdir()):
+            content, program = path.read_bytes(), program_of(checkpoint, options)
+            assert program.modules
+            path.write_bytes(content + b'\n')
+            assert program.weights != before, path
+            path.write_bytes(content)
+    assert {*folders.TOKENIZERS, *folders.FIRST_FRAME_TOKENIZERS, folders.T5, folders.STUDENT} <= set(read)
+    assert program_of(checkpoint, options).weights == before
+
+
+def test_model_cards_are_no_part_of_a_fingerprint(checkpoint):
+    before = fingerprint(checkpoint / folders.STUDENT)
+    (checkpoint / folders.STUDENT / 'README.md').write_text('text')
+    assert fingerprint(checkpoint / folders.STUDENT) == before
+
+
+def identities(root: pathlib.Path, options: modules.ProgramOptions) -> tuple[str, dict[str, object]]:
+    """Return the hash of the protocol, and what the graphs are made from."""
+    program = program_of(root, options, ['dt5', 'context_adapter', 'denoiser_stage0'])
+    nothing = Scenes(())
+    protocol = Protocol(program.weights, nothing, nothing, nothing, program.options.plan, {}, 0, {})
+    graphs = recorded_graphs(program, CalibrationSet(root, protocol), dict.fromkeys(program.names, 1), 1)
+    return protocol.sha256, {graph.name: graph.made_from for graph in graphs}
+
+
+def test_the_length_of_prompts_is_part_of_recordings_and_graphs(checkpoint, options):
+    before, length = identities(checkpoint, options), program_of(checkpoint, options).options.text_tokens
+    config = checkpoint / folders.T5_TOKENIZER / 'tokenizer_config.json'
+    config.write_text(json.dumps(json.loads(config.read_text()) | {'model_max_length': length // 2}))
+    after = identities(checkpoint, options)
+    assert program_of(checkpoint, options).options.text_tokens == length // 2
+    assert after[0] != before[0]
+    assert all(after[1][name] != before[1][name] for name in before[1])

@@ -20,11 +20,10 @@ import safetensors.numpy
 from onnx import numpy_helper
 
 from export.graphs.denoiser import FORMS, SHIPPED, Form, denoiser_graphs
-from export.graphs.modulation import MODULATION
 from export.graphs.modulation import modulation_graph as make_modulation_graph
 from export.graphs.runners import OnnxSession
 from export.graphs.stored_params import StoredParams
-from export.graphs.table import PhoneGraph
+from export.graphs.table import MODULATION, PhoneGraph
 from export.graphs.to_onnx import to_onnx
 from export.host.denoiser_host import DenoiserHost
 from export.measure.snr import snr_db

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,7 @@ from export.graphs.runners import Call
 from export.host.protocol import Protocol
 from export.host.recorded_graph import RecordedGraph
 from export.host.recording import Scenes
-from export.steps.evaluation import simulated_calls
-from export.steps.graph import ExportedGraph
+from export.steps.ratios import simulated_calls
 from export.steps.run import warnings_of
 from neodragon_jax.generation.plan import make_plan
 
@@ -22,27 +19,26 @@ def make_call(number: int) -> Call:
 
 
 @pytest.fixture
-def exported() -> ExportedGraph:
+def recorded() -> RecordedGraph:
     """A graph with three evaluation prompts of two calls each."""
     calls = {prompt: [make_call(10 * index), make_call(10 * index + 1)] for index, prompt in enumerate('abc')}
     never = lambda: pytest.fail('not needed')
-    recorded = RecordedGraph('clip_l', ['y'], never, {}, '', never, never, lambda: calls)
-    return ExportedGraph(recorded, pathlib.Path(), {}, {}, {})
+    return RecordedGraph('clip_l', ['y'], never, {}, '', never, never, lambda: calls)
 
 
 def numbers(calls: list[Call]) -> list[int]:
     return [int(call.inputs['x'][0]) for call in calls]
 
 
-def test_the_simulator_runs_the_calls_with_the_lowest_ratios(exported):
+def test_the_simulator_runs_the_calls_with_the_lowest_ratios(recorded):
     ratios = {'a': [40.0, 30.0], 'b': [45.0, 44.0], 'c': [20.0, 50.0]}
-    assert numbers(simulated_calls(exported, ratios, 2)) == [20, 1]
-    assert numbers(simulated_calls(exported, ratios, 3)) == [20, 1, 0]
+    assert numbers(simulated_calls(recorded, ratios, 2)) == [20, 1]
+    assert numbers(simulated_calls(recorded, ratios, 3)) == [20, 1, 0]
 
 
-def test_without_ratios_it_runs_calls_of_different_prompts(exported):
-    assert numbers(simulated_calls(exported, None, 2)) == [0, 20]
-    assert numbers(simulated_calls(exported, None, 9)) == [0, 10, 20]
+def test_without_ratios_it_runs_calls_of_different_prompts(recorded):
+    assert numbers(simulated_calls(recorded, None, 2)) == [0, 20]
+    assert numbers(simulated_calls(recorded, None, 9)) == [0, 10, 20]
 
 
 @pytest.mark.parametrize(
@@ -65,5 +61,5 @@ def test_without_ratios_it_runs_calls_of_different_prompts(exported):
 )
 def test_few_prompts_are_said_loudly(prompts, videos, validated, evaluated, words):
     scenes = (Scenes([str(number) for number in range(count)]) for count in (prompts, validated, evaluated))
-    found = warnings_of(Protocol({}, *scenes, make_plan('hybrid', 9, 64, 64), {}, videos))
+    found = warnings_of(Protocol({}, *scenes, make_plan('hybrid', 9, 64, 64), {}, videos, {}))
     assert len(found) == len(words) and all(line.startswith(word) for line, word in zip(found, words, strict=True))

@@ -1,4 +1,4 @@
-"""Finished steps: reuse, repetition of damaged ones, and the identity of their code."""
+"""Finished steps: reuse, and repetition of damaged ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from export.steps.code_identity import code_sha256, import_closure
 from export.steps.step_cache import METADATA, finished_or_made
 
 SOURCE = {'weights': 'abc', 'sizes': (1, 2)}
@@ -99,65 +98,3 @@ def test_a_failed_step_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match='No space left'):
         finished_or_made(tmp_path / 'step', SOURCE, fail)
     assert not list(tmp_path.iterdir())
-
-
-MODULE = '''"""A."""
-from export import b
-
-
-def f():
-    """F."""
-    from neodragon_jax.c import g
-    return g
-'''
-PACKAGE = {
-    'export/a.py': MODULE,
-    'export/b.py': 'X = 1  # one\n',
-    'export/unused.py': 'Y = 1\n',
-    'neodragon_jax/c.py': 'from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import export.unused\ng = 1\n',
-}
-
-
-@pytest.fixture
-def project(tmp_path) -> Callable[..., str]:
-    """Return a function that hashes module export.a of a project whose files are changed as given."""
-    count = 0
-
-    def hashed(**changes: str) -> str:
-        nonlocal count
-        count += 1
-        root = tmp_path / str(count)
-        for name, text in (PACKAGE | {f'{key}.py': value for key, value in changes.items()}).items():
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return code_sha256('export.a', root)
-
-    return hashed
-
-
-@pytest.mark.parametrize(
-    ('file', 'text'),
-    [
-        ('export/a', MODULE.replace('"""A."""', '"""Another."""').replace('"""F."""', '"""More."""')),
-        ('export/b', '# a comment\nX    = 1\n'),
-        ('export/unused', 'Y = 2\n'),
-    ],
-)
-def test_documentation_and_unused_modules_do_not_change_the_identity(file, text, project):
-    assert project(**{file: text}) == project()
-
-
-@pytest.mark.parametrize(('file', 'text'), [('export/b', 'X = 2\n'), ('neodragon_jax/c', 'g = 2\n')])
-def test_code_that_is_imported_changes_the_identity(file, text, project):
-    assert project(**{file: text}) != project()
-
-
-def test_closures_of_the_steps_hold_their_code_and_no_more():
-    compiler = import_closure('export.qnn.compile')
-    assert {'export.qnn.htp', 'export.qnn.static_view'} <= compiler
-    quantization = import_closure('export.steps.quantization')
-    assert {'export.quantize.two_parts', 'export.quantize.ranges'} <= quantization
-    assert 'neodragon_jax.models.attention' in import_closure('export.steps.float_graph')
-    for closure in (compiler, quantization):
-        assert not [name for name in closure if name.startswith('export.report')]
