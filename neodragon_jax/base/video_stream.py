@@ -1,7 +1,8 @@
 """Frames of video files of unknown origin, as a player shows them; files that cannot be shown correctly are rejected.
 
-Handled: rotation and mirroring, edit lists, uneven frame times, untagged colors, cover pictures. Rejected, with a
-reason: damage, truncation, HDR and wide colors, interlacing, transparency, skewed display matrices.
+Handled: rotation and mirroring, edit lists, uneven frame times, untagged colors, cover pictures, several tracks.
+Rejected, with a reason: damage, truncation, colors that are not those of BT.709 or BT.601, interlacing, transparency,
+skewed display matrices, crops by the container.
 
 Legend: H W pixels.
 """
@@ -24,13 +25,13 @@ import av.video.stream
 import numpy as np
 from jaxtyping import UInt8
 
+from neodragon_jax.base.color_tags import UNTAGGED, color_problem
+from neodragon_jax.base.container_crop import is_cropped
+
 # Largest number of pixels of a frame, checked before decoding: 8K video has 33 million.
 MOST_PIXELS = 2**25
 # Containers round times to milliseconds, and tracks of one file end at slightly different times.
 ROUNDING_S, TRACKS_S = 2e-3, 0.5
-# Values of ITU-T H.273.
-HDR_TRANSFERS = {16: 'PQ', 18: 'HLG'}
-BT2020_PRIMARIES, UNSPECIFIED = 9, 2
 # Players take untagged video of at least this size for BT.709, and smaller video for BT.601.
 HD_HEIGHT, HD_WIDTH = 720, 1280
 
@@ -75,7 +76,7 @@ class ShownFrame:
     def pixels(self) -> UInt8[np.ndarray, 'H W 3']:
         """Return the stored pixels as RGB, upright and not mirrored."""
         frame, hd = self.frame, self.frame.height >= HD_HEIGHT or self.frame.width >= HD_WIDTH
-        untagged = frame.colorspace == UNSPECIFIED and not frame.format.is_rgb
+        untagged = frame.colorspace in UNTAGGED and not frame.format.is_rgb
         stored = frame.reformat(format='rgb24', src_colorspace='ITU709' if untagged and hd else None).to_ndarray()
         a, b, c, d = self.signs
         if self.transposed:
@@ -86,17 +87,15 @@ class ShownFrame:
 class VideoStream:
     """The video track of an open file."""
 
-    def __init__(self, container: av.container.InputContainer) -> None:
-        """Choose the first track that is no cover picture, and make the decoder report damage.
+    def __init__(self, container: av.container.InputContainer, path: str | os.PathLike[str]) -> None:
+        """Choose the track that players show, and make the decoder report damage.
 
+        Args:
+          path: of the container.
         Raises:
-          Unusable: there is no such track, or its frames are too large.
+          Unusable: there is no such track, its frames are too large, or only a part of them is shown.
         """
-        cover = av.stream.Disposition.attached_pic
-        tracks = [track for track in container.streams.video if not track.disposition & cover]
-        if not tracks:
-            raise Unusable('no video in it')
-        self._container, self._track = container, tracks[0]
+        self._container, self._track = container, _shown_track(container.streams.video)
         context = self._track.codec_context
         if context is None:
             raise Unusable('its codec is unknown here')
@@ -104,6 +103,8 @@ class VideoStream:
             raise Unusable(f'{context.width}x{context.height} pixels, more than {MOST_PIXELS}')
         if self._track.metadata.get('alpha_mode') == '1':
             raise Unusable('has transparency')
+        if is_cropped(path, container.format.name, self._track.id, (context.width, context.height)):
+            raise Unusable('cropped by its container; crop its frames instead')
         context.options = {'err_detect': 'explode'}  # otherwise FFmpeg conceals damage
         context.thread_count = 1  # many files are read in parallel
 
@@ -141,10 +142,9 @@ class VideoStream:
             raise Unusable(f'frame {number} is damaged')
         if frame.interlaced_frame:
             raise Unusable('interlaced; deinterlace it first')
-        if frame.color_trc in HDR_TRANSFERS:
-            raise Unusable(f'HDR ({HDR_TRANSFERS[frame.color_trc]}); tone-map it to BT.709 first')
-        if frame.color_primaries == BT2020_PRIMARIES:
-            raise Unusable('wide colors (BT.2020); convert it to BT.709 first')
+        matrix = None if frame.format.is_rgb else frame.colorspace
+        if problem := color_problem(frame.color_primaries, frame.color_trc, matrix):
+            raise Unusable(problem)
         if any(component.is_alpha for component in frame.format.components):
             raise Unusable('has transparency')
         return ShownFrame(frame, frame.time, self._pixel_aspect, _signs(frame))
@@ -186,9 +186,22 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[VideoStream]:
     try:
         # Without "file:", FFmpeg takes the beginning of "2024-05-01T12:30.mp4" for a protocol.
         with av.open(f'file:{os.fspath(path)}') as container:
-            yield VideoStream(container)
+            yield VideoStream(container, path)
     except (av.error.FFmpegError, OSError) as error:
         raise Unusable(f'damaged, or not a video ({error.strerror})') from None
+
+
+def _shown_track(tracks: Sequence[av.video.stream.VideoStream]) -> av.video.stream.VideoStream:
+    """Return the first track that is the default one, otherwise the first; a cover picture is neither.
+
+    Raises:
+      Unusable: there is none.
+    """
+    flags = av.stream.Disposition
+    videos = [track for track in tracks if not track.disposition & flags.attached_pic]
+    if not videos:
+        raise Unusable('no video in it')
+    return max(videos, key=lambda track: bool(track.disposition & flags.default))
 
 
 def mean_interval(times: Sequence[float] | np.ndarray) -> float:

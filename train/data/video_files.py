@@ -57,6 +57,8 @@ def inspect(path: pathlib.Path) -> Footage:
     with open_video(path) as stream:
         times, sizes = [], set()
         for frame in stream.frames():
+            if not times:
+                frame.pixels()  # raises here, and not when clips are cut, if FFmpeg cannot convert the colors
             times.append(frame.time_s)
             sizes.add(frame.size)
     if len(sizes) > 1:

@@ -134,6 +134,47 @@ def mirrored(folder: pathlib.Path, plain: pathlib.Path) -> pathlib.Path:
     return with_matrix(folder / 'mirrored.mp4', plain, -1, 0, 0, 1)
 
 
+def with_aperture(folder: pathlib.Path, plain: pathlib.Path, width: int, height: int) -> pathlib.Path:
+    """Copy an mp4 with a clean aperture at the end of its sample entry."""
+    content, box = bytearray(plain.read_bytes()), struct.pack('>I4s8i', 40, b'clap', width, 1, height, 1, 0, 1, 0, 1)
+    boxes = [content.rfind(name) - 4 for name in (b'moov', b'trak', b'mdia', b'minf', b'stbl', b'stsd', b'avc1')]
+    end = boxes[-1] + int.from_bytes(content[boxes[-1] : boxes[-1] + 4])
+    for place in boxes:
+        content[place : place + 4] = (int.from_bytes(content[place : place + 4]) + len(box)).to_bytes(4)
+    content[end:end] = box
+    (folder / 'aperture.mp4').write_bytes(content)
+    return folder / 'aperture.mp4'
+
+
+def with_pixel_crop(folder: pathlib.Path, left: int) -> pathlib.Path:
+    """Write a Matroska file that crops its left border: the element takes the place of DisplayUnit."""
+    content = write(folder / 'a.mkv').read_bytes()
+    assert content.count(b'\x54\xb2\x81\x04') == 1
+    (folder / 'crop.mkv').write_bytes(content.replace(b'\x54\xb2\x81\x04', b'\x54\xcc\x81' + bytes([left])))
+    return folder / 'crop.mkv'
+
+
+def two_tracks(folder: pathlib.Path, plain: pathlib.Path) -> pathlib.Path:
+    """Write a file whose second track, of the four quadrants, is the default one."""
+    del plain
+    with av.open(str(folder / 'two.mkv'), 'w') as container:
+        pictures = (255 - quadrants(), quadrants())
+        streams = [container.add_stream('libx264', rate=24, options={'crf': '4'}) for _ in pictures]
+        for stream, flag in zip(streams, (0, av.stream.Disposition.default), strict=True):
+            stream.height, stream.width, stream.pix_fmt, stream.disposition = HEIGHT, WIDTH, 'yuv420p', flag
+        for _ in range(24):
+            for stream, picture in zip(streams, pictures, strict=True):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+        for stream in streams:
+            container.mux(stream.encode())
+    return folder / 'two.mkv'
+
+
+def tagged(**tags: int):
+    """Return a maker of a video with color tags of ITU-T H.273."""
+    return lambda folder, plain: write(folder / 'a.mkv', **tags)
+
+
 HDR = {'color_primaries': 9, 'colorspace': 9}
 # What a reader must not ignore -> the file, and its quadrants, or the reason for leaving it out.
 METADATA = {
@@ -148,6 +189,25 @@ METADATA = {
         lambda folder, plain: write(folder / 'a.mkv', codec='ffv1', pix_fmt='yuva420p', options={}),
         'has transparency',
     ),
+    'Display P3': (tagged(color_primaries=12), r'wide colors \(Display P3\); convert it'),
+    'DCI-P3': (tagged(color_primaries=11), r'wide colors \(DCI-P3\)'),
+    'XYZ': (tagged(color_primaries=10), r'wide colors \(CIE XYZ\)'),
+    'film': (tagged(color_primaries=8), r'wide colors \(film\)'),
+    'BT.2020 by its matrix': (tagged(colorspace=9), r'wide colors \(BT\.2020\)'),
+    'gamma 2.8': (tagged(color_trc=5), 'transfer curve gamma 2.8; convert it'),
+    'linear': (tagged(color_trc=8), 'transfer curve linear'),
+    'logarithmic': (tagged(color_trc=9), 'transfer curve logarithmic 100:1'),
+    'SMPTE 428': (tagged(color_trc=17), 'transfer curve SMPTE 428'),
+    'YCgCo': (tagged(colorspace=8), 'color matrix YCgCo; convert it'),
+    'constant luminance': (tagged(colorspace=10, color_primaries=1), 'color matrix BT.2020 with constant luminance'),
+    'SMPTE 2085': (tagged(colorspace=11), 'color matrix SMPTE 2085'),
+    'derived': (tagged(colorspace=12), 'color matrix derived'),
+    'ICtCp': (tagged(colorspace=14), 'color matrix ICtCp'),
+    'clap': (lambda folder, plain: with_aperture(folder, plain, WIDTH // 2, HEIGHT), 'cropped by its container'),
+    'whole clap': (lambda folder, plain: with_aperture(folder, plain, WIDTH, HEIGHT), UPRIGHT),
+    'PixelCrop': (lambda folder, plain: with_pixel_crop(folder, 32), 'cropped by its container'),
+    'no PixelCrop': (lambda folder, plain: with_pixel_crop(folder, 0), UPRIGHT),
+    'default track': (two_tracks, UPRIGHT),
 }
 
 
@@ -170,6 +230,12 @@ def test_ordinary_color_tags_are_converted(tmp_path):
     assert colors_of(write(tmp_path / 'rgb.mkv', codec='ffv1', pix_fmt='bgr0', options={})) == UPRIGHT
     assert colors_of(write(tmp_path / 'gbr.mkv', codec='libx264rgb', pix_fmt='rgb24')) == UPRIGHT
     assert colors_of(write(tmp_path / 'full.mkv', pix_fmt='yuvj420p')) == UPRIGHT
+
+
+@pytest.mark.parametrize('tags', [{'color_primaries': 5}, {'color_primaries': 6, 'color_trc': 6}, {'color_trc': 13},
+                                  {'colorspace': 3}, {'color_primaries': 1, 'color_trc': 15}])  # fmt: skip
+def test_tags_near_srgb_are_read(tmp_path, tags):
+    assert colors_of(write(tmp_path / 'a.mkv', **tags)) == UPRIGHT
 
 
 def test_untagged_video_is_converted_as_players_do(tmp_path):
