@@ -3,7 +3,8 @@
     python -m train.captioned_clips --videos DIR --captions captions.csv --out CLIPS --frames 49 --sizes 320x512 512x320
 
 Every video is decoded to its end. Videos are left out if they are damaged, truncated, too short or too small, if they
-have no usable caption, or if they are HDR, interlaced or transparent; CLIPS/report.tsv has the reasons. All others are
+have no usable caption, or if they are HDR, interlaced, transparent or of unusual colors; CLIPS/report.tsv has the
+reasons. All others are
 resampled to 24 frames per second by their frame timestamps, cropped to the size that keeps most of the picture, and
 stored as H.264 with their captions.
 
@@ -34,8 +35,8 @@ from neodragon_jax.base.output import output_folder
 from neodragon_jax.generation.plan import make_plan
 from train.data.captions import Captions, file_key, read_sidecars, read_table, sidecars
 from train.data.clip_report import REPORT, print_summary, write_report
-from train.data.clip_writer import ClipOptions, size_name, write_clips
-from train.data.inspection import Criteria, Verdict, inspect_files
+from train.data.clip_writer import ClipOptions, Unreadable, size_name, write_clips
+from train.data.inspection import Criteria, Verdict, inspect_files, log_left_out
 
 EXAMPLES = """
 captions: a .csv or .tsv with a header, or a .jsonl with one object per line. The columns are file (or file_name, path,
@@ -154,6 +155,9 @@ def read_options(args: argparse.Namespace) -> ClipOptions:
         raise InputError(f'--quality is {args.quality}; give 0 (largest files) to 51.')
     if not 0 <= args.min_fps < math.inf:
         raise InputError(f'--min-fps is {args.min_fps}; give frames per second, such as 23.')
+    videos, out = pathlib.Path(os.path.realpath(args.videos)), pathlib.Path(os.path.realpath(args.out))
+    if out.is_relative_to(videos):
+        raise InputError(f'--out {args.out}: lies in the folder of --videos; choose a folder outside of it.')
     sizes = read_sizes(args.sizes, args.frames)
     criteria = Criteria(args.frames, args.clips_per_video, args.min_fps, tuple(sizes))
     return ClipOptions(args.videos, args.out, criteria, args.quality, args.samples_per_shard, args.workers)
@@ -181,22 +185,36 @@ def cut_clips(options: ClipOptions, table: pathlib.Path | None) -> None:
     folder, out = options.videos, options.out
     names = find_files(folder, [out, *([table] if table else [])])
     captions = read_table(table, folder) if table else read_sidecars(folder, names)
-    verdicts = inspect_all(options, names, captions)
-    write_report(out / REPORT, verdicts)
-    by_size: dict[tuple[int, int], list[Verdict]] = collections.defaultdict(list)
-    for verdict in verdicts:
-        if verdict.size is not None:
-            by_size[verdict.size].append(verdict)
-    counts = {
-        size_name(size): write_clips(options, size, by_size[size], captions)
-        for size in options.criteria.sizes
-        if by_size[size]
-    }
+    while True:
+        verdicts = inspect_all(options, names, captions)
+        write_report(out / REPORT, verdicts)
+        try:
+            counts = write_sets(options, verdicts, captions)
+            break
+        except Unreadable as problem:
+            log_left_out(problem.verdict, problem.reason, out)
     if captions.repeated:
         print(f'{len(captions.repeated)} files have several captions; the first is used. One: {captions.repeated[0]}')
     print_summary(out, verdicts, counts)
     if not counts:
         raise InputError(f'--videos {folder}: no file is usable; see {out / REPORT} for the reasons.')
+
+
+def write_sets(options: ClipOptions, verdicts: Sequence[Verdict], captions: Captions) -> dict[str, int]:
+    """Write the missing clips of every size; return the folder of each size -> number of its clips.
+
+    Raises:
+      InputError, Unreadable: as of `write_clips`.
+    """
+    by_size: dict[tuple[int, int], list[Verdict]] = collections.defaultdict(list)
+    for verdict in verdicts:
+        if verdict.size is not None:
+            by_size[verdict.size].append(verdict)
+    return {
+        size_name(size): write_clips(options, size, by_size[size], captions)
+        for size in options.criteria.sizes
+        if by_size[size]
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

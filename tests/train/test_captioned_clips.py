@@ -134,6 +134,16 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, more, message):
     assert error.count('\n') == 1
 
 
+@pytest.mark.parametrize('out', ['in', 'in/clips', 'link/clips'])
+def test_clips_are_not_written_among_the_videos(tmp_path, capsys, out):
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'a.mp4').touch()
+    (tmp_path / 'link').symlink_to(tmp_path / 'in')
+    assert captioned_clips.main(arguments(tmp_path / 'in', tmp_path / out)) == 2
+    assert 'lies in the folder of --videos; choose a folder outside of it' in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / 'in').iterdir()] == ['a.mp4']
+
+
 def test_a_folder_without_a_usable_file_is_an_error(tmp_path, capsys):
     (tmp_path / 'in').mkdir()
     (tmp_path / 'in' / 'a.mp4').touch()
@@ -175,6 +185,49 @@ def test_an_added_video_and_a_changed_caption_cost_only_what_is_new(tmp_path, mo
     assert captioned_clips.main(arguments(tmp_path / 'in', out)) == 0
     assert len(ClipSource(out / '64x128')) == 2
     assert sorted(path.name for path in out.iterdir()) == ['64x128', 'inspection.jsonl', 'report.tsv']
+
+
+@pytest.mark.parametrize('begun', [False, True])
+def test_an_unchanged_file_that_cannot_be_cut_is_left_out(tmp_path, monkeypatch, begun):
+    """One file must not stop the command at every start, whether its set is new or gets an addition."""
+    (tmp_path / 'in').mkdir()
+    for name in 'acb':
+        if begun and name == 'b':
+            assert captioned_clips.main(arguments(tmp_path / 'in', tmp_path / 'out')) == 0
+        movie(tmp_path / 'in' / f'{name}.mp4', size=(64, 128))
+        (tmp_path / 'in' / f'{name}.txt').write_text(name)
+    read_clips = clip_writer.read_clips
+
+    def fails(path, *more):
+        if path.name == 'b.mp4':
+            raise video_files.Unusable('color matrix unknown')
+        return read_clips(path, *more)
+
+    monkeypatch.setattr(clip_writer, 'read_clips', fails)
+    for _ in range(2):
+        assert captioned_clips.main(arguments(tmp_path / 'in', tmp_path / 'out')) == 0
+        assert report_of(tmp_path / 'out')['b.mp4'] == {
+            'file': 'b.mp4', 'clips': '0', 'size': '', 'reason': 'color matrix unknown'
+        }  # fmt: skip
+        source = ClipSource(tmp_path / 'out' / '64x128', verify=True)
+        assert [source[index]['prompt'] for index in range(len(source))] == ['a', 'c']
+        assert not list((tmp_path / 'out').glob('.*64*'))
+
+
+def test_a_file_that_changes_meanwhile_is_an_error_with_its_remedy(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'in').mkdir()
+    movie(tmp_path / 'in' / 'a.mp4', size=(64, 128))
+    (tmp_path / 'in' / 'a.txt').write_text('a')
+
+    def changed(path, *more):
+        path.touch()
+        raise video_files.Unusable('truncated')
+
+    monkeypatch.setattr(clip_writer, 'read_clips', changed)
+    assert captioned_clips.main(arguments(tmp_path / 'in', tmp_path / 'out')) == 2
+    assert 'a.mp4 has changed since it was inspected: truncated. Run the same command again' in capsys.readouterr().err
+    monkeypatch.undo()
+    assert captioned_clips.main(arguments(tmp_path / 'in', tmp_path / 'out')) == 0
 
 
 @pytest.mark.parametrize('renamed', [False, True])

@@ -33,8 +33,8 @@ def print_summary(out: pathlib.Path, verdicts: Sequence[Verdict], counts: Mappin
     rejected = [verdict for verdict in verdicts if verdict.reason]
     if not rejected:
         return
-    # Reasons that differ only in numbers are counted together.
-    kinds = collections.Counter(re.sub(r'\d[\d.x]*', 'N', verdict.reason) for verdict in rejected)
+    # Reasons that differ only in numbers are counted together; BT.709 and P3 are names.
+    kinds = collections.Counter(re.sub(r'(?<![\w.])\d[\d.x]*', 'N', verdict.reason) for verdict in rejected)
     print(f'left out: {len(rejected)} of {len(verdicts)}, all in {out / REPORT}')
     for kind, count in kinds.most_common():
         print(f'{count:8}  {kind}')

@@ -53,6 +53,19 @@ class ClipOptions:
     workers: int
 
 
+class Unreadable(Exception):
+    """Error for an unchanged file that could be inspected, but whose clips cannot be cut.
+
+    Attributes:
+      verdict: of the inspection.
+      reason: for leaving the file out.
+    """
+
+    def __init__(self, verdict: Verdict, reason: str) -> None:
+        super().__init__(f'{readable(verdict.file)}: {reason}')
+        self.verdict, self.reason = verdict, reason
+
+
 @dataclasses.dataclass(frozen=True)
 class Clip:
     """One clip to store: the `number`-th of a file."""
@@ -78,6 +91,7 @@ def write_clips(options: ClipOptions, size: tuple[int, int], verdicts: Sequence[
 
     Raises:
       InputError: the folder holds a set with other settings, or a file has changed since its inspection.
+      Unreadable: a file must be left out. What is written by then is kept only if the set was complete before.
     """
     numbered = ((verdict, number) for verdict in verdicts for number in range(len(verdict.clips)))
     clips = [Clip(index, verdict, number) for index, (verdict, number) in enumerate(numbered)]
@@ -90,6 +104,8 @@ def write_clips(options: ClipOptions, size: tuple[int, int], verdicts: Sequence[
     }  # fmt: skip
     folder = options.out / size_name(size)
     with_changes = folder.with_name(f'.next-{folder.name}')
+    if _has_changed(with_changes, protocol):  # left by a run that was stopped before the latest changes
+        shutil.rmtree(with_changes)
     if with_changes.exists() or _has_changed(folder, protocol):
         _write(options, with_changes, protocol, clips, captions, _stored_clips(folder))
         _replace(folder, with_changes)
@@ -185,8 +201,10 @@ def _encoded(options: ClipOptions, clips: Sequence[Clip]) -> Iterator[bytes]:
     try:
         cut = read_clips(options.videos / verdict.file, [verdict.clips[clip.number] for clip in clips], verdict.size)
     except Unusable as problem:
+        if verdict.is_current(options.videos):
+            raise Unreadable(verdict, str(problem)) from None
         raise InputError(
-            f'{readable(verdict.file)} has changed since it was inspected: {problem}. Restore it, or choose another '
-            '--out.'
+            f'{readable(verdict.file)} has changed since it was inspected: {problem}. Run the same command again: it '
+            'inspects changed files.'
         ) from None
     yield from (mp4_bytes.encode(frames, FPS, options.quality) for frames in cut)

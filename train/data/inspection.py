@@ -16,6 +16,8 @@ from train.data.parallel import ordered_map
 from train.data.video_files import Unusable, choose_size, cut, inspect
 
 LOG = 'inspection.jsonl'
+# Counts up when the rules for usable files change: verdicts by older rules are not taken over.
+RULES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,13 @@ class Verdict:
     bytes: int = 0
     changed_ns: int = 0
 
+    def is_current(self, folder: pathlib.Path) -> bool:
+        """Return whether the file is there and as it was when it was inspected."""
+        try:
+            return _mark(folder / self.file) == (self.bytes, self.changed_ns)
+        except OSError:
+            return False
+
 
 def inspect_file(folder: pathlib.Path, name: str, criteria: Criteria) -> Verdict:
     """Return the verdict on one file; any problem with it becomes a reason, not an exception."""
@@ -78,7 +87,7 @@ def inspect_files(
 
     A file whose size or modification time has changed is inspected again.
     """
-    log, settings = out / LOG, as_json(dataclasses.asdict(criteria))
+    log, settings = out / LOG, as_json(dataclasses.asdict(criteria) | {'rules': RULES})
     known = _read_log(log, settings)
     marks = {name: _mark(folder / name) for name in names}
     is_known = lambda name: name in known and (known[name].bytes, known[name].changed_ns) == marks[name]
@@ -95,6 +104,13 @@ def inspect_files(
             print(json.dumps(_to_json(verdicts[verdict.file])), file=file, flush=True)
             bar.update()
     return [verdicts[name] for name in names]
+
+
+def log_left_out(verdict: Verdict, reason: str, out: pathlib.Path) -> None:
+    """Log another verdict on a file, which `inspect_files` then returns: it is left out."""
+    later = Verdict(verdict.file, reason, bytes=verdict.bytes, changed_ns=verdict.changed_ns)
+    with (out / LOG).open('a') as file:
+        print(json.dumps(_to_json(later)), file=file)
 
 
 def _mark(path: pathlib.Path) -> tuple[int, int]:
