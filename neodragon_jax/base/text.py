@@ -1,9 +1,11 @@
-"""Cleaning of user-written texts: repairs formatting, and rejects damaged texts."""
+"""Reading and cleaning of user-written texts: repairs formatting, and rejects damaged texts."""
 
 from __future__ import annotations
 
 import unicodedata
 from typing import Any
+
+from neodragon_jax.base.errors import InputError
 
 # 128 T5 tokens are about 500 characters; much longer texts come from an unclosed quotation mark.
 MAX_CHARACTERS = 10_000
@@ -11,6 +13,24 @@ MAX_CHARACTERS = 10_000
 
 class BadText(ValueError):
     """Error for a damaged text; the message has the reason."""
+
+
+def decode(content: bytes, named: str) -> str:
+    """Return the text of a file in UTF-8, without its byte order mark.
+
+    Bytes that are not UTF-8 become surrogates, which `clean` refuses: only the lines with them are affected.
+
+    Args:
+      named: the file, for messages.
+    Raises:
+      InputError: it is UTF-16 or UTF-32, with or without a byte order mark, or no text.
+    """
+    if content.startswith((b'\xff\xfe', b'\xfe\xff')):
+        raise InputError(f'{named}: UTF-16 text. Save it as UTF-8.')
+    line, _, rest = content.partition(b'\n')
+    if b'\0' in line + rest[:1]:
+        raise InputError(f'{named}: NUL characters in its first line (UTF-16, or no text). Save it as UTF-8 text.')
+    return content.decode('utf-8-sig', 'surrogateescape')
 
 
 def clean(text: Any, noun: str = 'caption') -> str:
@@ -25,6 +45,8 @@ def clean(text: Any, noun: str = 'caption') -> str:
         raise BadText(f'{noun} is not a text')
     if any(unicodedata.category(character) == 'Cs' for character in text):
         raise BadText(f'{noun} is not valid Unicode (not UTF-8?)')
+    if '\0' in text:
+        raise BadText(f'{noun} has NUL characters (UTF-16? save it as UTF-8)')
     if '\ufffd' in text:
         raise BadText(f'{noun} has lost characters (U+FFFD)')
     text = unicodedata.normalize('NFC', text).replace('\ufeff', '')

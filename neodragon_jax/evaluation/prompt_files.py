@@ -3,8 +3,9 @@
 | suffix | content |
 |---|---|
 | .json | a list of texts, or of objects with a prompt, such as VBench's `VBench_full_info.json` |
-| .jsonl | a text or an object with a prompt on each line |
+| .jsonl, .ndjson | a text or an object with a prompt on each line |
 | .csv, .tsv | a table with a header; one column holds the prompts |
+| those of NO_LINES | refused: their lines are not prompts |
 | any other | text, one prompt per line |
 
 The prompt of an object or a table is under one of the names COLUMNS. Lines end in LF, CRLF or CR; other separators,
@@ -15,8 +16,6 @@ cleaned by `base.text.clean`.
 from __future__ import annotations
 
 import collections
-import csv
-import io
 import os
 import pathlib
 from collections.abc import Iterator
@@ -25,9 +24,14 @@ from typing import Any
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json
 from neodragon_jax.base.paths import input_path
-from neodragon_jax.base.text import BadText, clean
+from neodragon_jax.base.table import read_rows
+from neodragon_jax.base.text import BadText, clean, decode
 
 COLUMNS = ('prompt', 'prompt_en', 'caption', 'text')
+NO_LINES = (
+    *('.yaml', '.yml', '.toml', '.xml', '.html', '.htm', '.ini', '.rtf', '.pdf', '.doc', '.docx', '.odt'),
+    *('.xls', '.xlsx', '.ods', '.parquet', '.arrow', '.feather', '.npy', '.npz', '.pkl', '.zip', '.gz', '.zst'),
+)
 
 
 def read_prompts(
@@ -47,6 +51,8 @@ def read_prompts(
     name = f'{option} {path}'
     if not path.is_file():
         raise InputError(f'{name}: no such file. Give a text file with one prompt per line.')
+    if path.suffix.lower() in NO_LINES:
+        raise InputError(f'{name}: {path.suffix} is not read. Save it as text with one prompt per line, CSV or JSON.')
     prompts: dict[str, None] = {}
     counts = collections.Counter[str]() if left_out is None else left_out
     for line, value in _values(name, path.suffix.lower(), _read_text(name, path)):
@@ -67,12 +73,9 @@ def read_prompts(
 
 
 def _read_text(name: str, path: pathlib.Path) -> str:
-    """Return a file's text; bytes that are not UTF-8 become surrogates, which `clean` refuses line by line."""
-    content = path.read_bytes()
-    if content.startswith((b'\xff\xfe', b'\xfe\xff')):
-        raise InputError(f'{name}: UTF-16 text. Save it as UTF-8.')
+    """Return a file's text with LF line ends."""
     # Neither splitlines nor text mode: both also end a line at rare characters that occur within prompts.
-    return content.decode('utf-8-sig', 'surrogateescape').replace('\r\n', '\n').replace('\r', '\n')
+    return decode(path.read_bytes(), name).replace('\r\n', '\n').replace('\r', '\n')
 
 
 def _values(name: str, suffix: str, text: str) -> Iterator[tuple[int, Any]]:
@@ -82,7 +85,7 @@ def _values(name: str, suffix: str, text: str) -> Iterator[tuple[int, Any]]:
         if not isinstance(rows, list):
             raise InputError(f'{name}: not a list of prompts; write ["a cat", ...] or [{{"prompt": "a cat"}}, ...].')
         yield from ((row, _prompt_of(f'{name}, entry {row}', value)) for row, value in enumerate(rows, 1))
-    elif suffix == '.jsonl':
+    elif suffix in ('.jsonl', '.ndjson'):
         for line, entry in enumerate(text.split('\n'), 1):
             if entry.strip():
                 yield line, _prompt_of(f'{name}, line {line}', parse_json(entry, object, f'{name}, line {line}'))
@@ -114,20 +117,15 @@ def _column(where: str, names: list[str]) -> str:
     return found[0]
 
 
-def _table_rows(name: str, text: str, delimiter: str) -> Iterator[tuple[int, str]]:
-    """Yield the prompts of a table, each with the line on which its row ends."""
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, [])
-        column = header.index(_column(f'{name}, line 1', header))
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise InputError(
-                    f'{name}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}. Put quotation '
-                    'marks around a prompt that contains the separator.'
-                )
-            yield reader.line_num, row[column]
-    except csv.Error as error:
-        raise InputError(f'{name}, line {reader.line_num}: {error}. Close or double the quotation marks.') from None
+def _table_rows(name: str, text: str, separator: str) -> Iterator[tuple[int, str]]:
+    """Yield the prompts of a table, each with the line on which its row begins."""
+    rows = read_rows(text, separator, name)
+    _, header = next(rows, (1, []))
+    column = header.index(_column(f'{name}, line 1', header))
+    for line, row in rows:
+        if len(row) != len(header):
+            raise InputError(
+                f'{name}, line {line}: {len(row)} fields, the header has {len(header)}. Put quotation marks around a '
+                'prompt that contains the separator.'
+            )
+        yield line, row[column]

@@ -139,7 +139,7 @@ def make_folder(folder: pathlib.Path) -> None:
     for name in ('empty_caption', 'latin1', 'lost'):
         (folder / f'{name}.mp4').write_bytes(whole.read_bytes())
     captions = {unicodedata.normalize('NFC', name): text for name, text in GOOD.items()}
-    captions['tall.mp4'] = 'second\r\n\tline\0'
+    captions['tall.mp4'] = 'second\r\n\tline\x0b'
     captions |= {name: 'any' for name in BAD if name not in ('uncaptioned.mp4',)}
     captions |= {'empty_caption.mp4': ' \ufeff\u200b\n', 'lost.mp4': 'caf\ufffd'}
     with (folder / 'captions.csv').open('w', encoding='utf-8-sig', newline='') as file:

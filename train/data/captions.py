@@ -5,26 +5,25 @@ An unusable caption is recorded with a reason instead of raising: among a millio
 
 from __future__ import annotations
 
-import csv
+import collections
 import dataclasses
-import io
 import os
 import pathlib
 import posixpath
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json
-from neodragon_jax.base.text import BadText, clean
+from neodragon_jax.base.table import read_rows
+from neodragon_jax.base.text import BadText, clean, decode
 
 # Column names in any case, best first.
 FILE_KEYS = ('file', 'file_name', 'filename', 'path', 'file_path', 'video', 'video_path', 'image')
 CAPTION_KEYS = ('caption', 'text', 'prompt', 'description')
-# A line like this inside a quoted caption is another row, swallowed because of an unclosed quotation mark.
-SWALLOWED_ROW = re.compile(r'^[^,"\n]+\.\w{2,4}"?[,\t]', re.MULTILINE)
+JSON_LINES = ('.jsonl', '.ndjson')
+TABLES = ('.csv', '.tsv', *JSON_LINES)
 
 
 @dataclasses.dataclass
@@ -77,10 +76,10 @@ def readable(name: str) -> str:
 
 
 def read_table(path: str | os.PathLike[str], folder: pathlib.Path, option: str = '--captions') -> Captions:
-    """Return the captions of a .csv or .tsv file with a header, or of a .jsonl file with one object per line.
+    """Return the captions of a .csv or .tsv file with a header, or of a .jsonl or .ndjson file with an object per line.
 
     An unusable row is recorded in `Captions.problems`. An unclosed quotation mark is an error, because the rows after
-    it cannot be separated.
+    it cannot be separated. Blanks around a file's name are not part of it.
 
     Args:
       folder: base of the relative file names in the table; absolute names are accepted as well.
@@ -89,20 +88,18 @@ def read_table(path: str | os.PathLike[str], folder: pathlib.Path, option: str =
       InputError: the table cannot be read, or does not say which columns are the file and the caption.
     """
     path, named = pathlib.Path(path), f'{option} {path}'
-    readers = {'.csv': _table_rows, '.tsv': _table_rows, '.jsonl': _jsonl_rows}
-    if path.suffix.lower() not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
         raise InputError(f'{named}: give a .csv or .jsonl file, or nothing to read NAME.txt beside NAME.mp4.')
     if not path.is_file():
         raise InputError(f'{named}: no such file. Give a .csv or .jsonl file with files and captions.')
-    content = path.read_bytes()
-    if content.startswith((b'\xff\xfe', b'\xfe\xff')):
-        raise InputError(f'{named}: UTF-16 text. Save it as UTF-8.')
-    # Bytes that are not UTF-8 become surrogates, which `clean` detects, so that only the affected line is rejected.
-    text = content.decode('utf-8-sig', 'surrogateescape')
+    text = decode(path.read_bytes(), named)
     captions = Captions()
-    for line, row in readers[path.suffix.lower()](text, path, named):
+    rows = _jsonl_rows(text) if suffix in JSON_LINES else _table_rows(text, path, named)
+    for line, row in rows:
         file, caption = (_pick(row, keys) for keys in (FILE_KEYS, CAPTION_KEYS))
-        if not isinstance(file, str) or not file or '\0' in file:
+        file = file.strip() if isinstance(file, str) else ''
+        if not file or '\0' in file:
             captions.problems[f'{path.name}:{line}'] = row.get(FIELDS) or 'line has no file or no caption'
         elif isinstance(row.get(FIELDS), str):
             captions.problems[file_key(_relative(file, folder))] = f'{path.name}, line {line}: {row[FIELDS]}'
@@ -131,32 +128,20 @@ def sidecars(name: str) -> tuple[str, str]:
     return f'{os.path.splitext(name)[0]}.txt', f'{name}.txt'
 
 
-# Key of a row that cannot be read, or whose number of fields differs from the header's; its value is the message.
-FIELDS = ''
+# Key of a row that cannot be read, or whose number of fields differs from the header's; its value is the message. No
+# column has this name, because names are stripped. One without a name is ordinary: the index of a data frame.
+FIELDS = '\n'
 
 
 def _table_rows(text: str, path: pathlib.Path, named: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the first line and the fields of each row of a table, by column name in lower case."""
-    delimiter = '\t' if path.suffix.lower() == '.tsv' else ','
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True, strict=True)
-    line = 1
-    try:
-        names = _header(next(reader, []), path, named)
-        line = reader.line_num + 1
-        for fields in reader:
-            if any(SWALLOWED_ROW.search(field.partition('\n')[2]) for field in fields):
-                raise csv.Error('a caption holds other rows')
-            if len(fields) == len(names):
-                yield line, dict(zip(names, fields, strict=True))
-            elif fields:
-                many = f'{len(fields)} fields, its header has {len(names)}; put quotation marks around the caption'
-                yield line, dict(zip(names, fields, strict=False)) | {FIELDS: many}
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(
-            f'{named}: the row of line {line} has a quotation mark that is not closed or not doubled '
-            f'({error}); correct that line.'
-        ) from None
+    rows = read_rows(text, '\t' if path.suffix.lower() == '.tsv' else ',', named)
+    names = _header(next(rows, (1, []))[1], path, named)
+    for line, fields in rows:
+        row = dict(zip(names, fields, strict=False))
+        if len(fields) != len(names):
+            row[FIELDS] = f'{len(fields)} fields, its header has {len(names)}; put quotation marks around the caption'
+        yield line, row
 
 
 def _header(columns: list[str], path: pathlib.Path, named: str) -> list[str]:
@@ -168,18 +153,34 @@ def _header(columns: list[str], path: pathlib.Path, named: str) -> list[str]:
             f'them {FILE_KEYS[0]} and one {CAPTION_KEYS[0]}, separated by '
             f'{"tabs" if path.suffix.lower() == ".tsv" else "commas"}.'
         )
+    if twice := _twice(names):
+        raise InputError(f'{named}: its first line names the column {twice} twice; rename one of them.')
     return names
 
 
-def _jsonl_rows(text: str, path: pathlib.Path, named: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    del path, named
+def _twice(names: Iterable[str]) -> str | None:
+    """Return a name of the file or the caption that appears more than once."""
+    counts = collections.Counter(names)
+    return next((name for name in (*FILE_KEYS, *CAPTION_KEYS) if counts[name] > 1), None)
+
+
+def _jsonl_rows(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the line and the values of each object, by key in lower case."""
     for number, line in enumerate(text.split('\n'), 1):
         if line.strip():
-            try:
-                row = parse_json(line, dict[str, Any], f'line {number}')
-            except InputError as error:
-                row = {FIELDS: str(error)}
-            yield number, {key.lower(): value for key, value in row.items()}
+            yield number, _object(line, f'line {number}')
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    """Return the values of a line of JSON by key in lower case, or the problem of the line."""
+    try:
+        given = parse_json(line, dict[str, Any], where)
+    except InputError as error:
+        return {FIELDS: str(error)}
+    names = [key.strip().lower() for key in given]
+    if twice := _twice(names):
+        return {FIELDS: f'{where}: has the key {twice} twice, in different spellings'}
+    return dict(zip(names, given.values(), strict=True))
 
 
 def _printable(text: str) -> str:

@@ -8,10 +8,9 @@ import re
 from collections.abc import Sequence
 
 from neodragon_jax.base.errors import InputError, did_you_mean
-from train.data.captions import read_table
+from train.data.captions import TABLES, read_table
 
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
-TABLES = ('.csv', '.tsv', '.jsonl')
 SHOWN = 4  # pairs that are printed
 
 _NUMBER = re.compile(r'\d+')

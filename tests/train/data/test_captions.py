@@ -14,7 +14,8 @@ from train.data.captions import read_table
 @pytest.mark.parametrize(
     ('text', 'want'),
     [
-        ('  a\r\n b\0c\t', 'a b c'),
+        ('  a\r\n b\x0cc\t', 'a b c'),
+        ('b\0c', BadText(r'caption has NUL characters \(UTF-16')),
         ('e\u0301', 'é'),
         ('\ufeffx', 'x'),
         ('👩\u200d🚀 می\u200cخواهم', '👩\u200d🚀 می\u200cخواهم'),  # joiners are meaningful
@@ -98,12 +99,69 @@ def test_a_row_with_other_fields_than_the_header_is_left_out_by_line(tmp_path):
         ('a.mp4,"a sign that says \\"open\\" blinks"\n', 2),  # not doubled
         ('a.mp4,"a dog" runs\n', 2),
         ('a.mp4,"two\nlines"\nb.mp4,"open\n', 4),
+        ('v1.mp4,"a red\nsub/v2,b blue\nv3,c"\n', 2),  # names without suffix
+        ('v0,x\nv1,"a red\nv2"\nv3,"c,d\ne,f"\n', 5),
+        ('v1, "a red\nv2, b blue\nv3, c"\n', 2),  # blanks after the separators
     ],
 )
 def test_an_open_quotation_mark_is_an_error_with_its_line(tmp_path, rows, line):
     (tmp_path / 'c.csv').write_text(f'file,caption\n{rows}')
     with pytest.raises(InputError, match=rf'c\.csv: the row of line {line} has a quotation mark that is not closed'):
         read_table(tmp_path / 'c.csv', tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('header', 'rows'),
+    [
+        ('caption,file', '"a red one,clap\nclap caption,crop\nx",prim_p3.mp4\n'),
+        ('caption,file', '"a red one,clap\nx",prim_p3.mp4\n'),
+        ('n,caption,file', '1,"a red,v1\n2,b,v2\n3,c",v3\n'),
+        ('n,caption,file', '1,"a red\n2,c",v2\n'),
+        ('file, caption', 'v1,"a red\nv2, b"\n'),
+        ('file\tcaption', 'v1\t"a red\nv2\t b"\n'),
+    ],
+)
+def test_an_open_quotation_mark_is_found_in_any_column(tmp_path, header, rows):
+    path = tmp_path / ('c.tsv' if '\t' in header else 'c.csv')
+    path.write_text(f'{header}\n{rows}')
+    with pytest.raises(InputError, match=r'the row of line 2 has a quotation mark .* write its field on one line'):
+        read_table(path, tmp_path)
+
+
+PROSE = 'A dog runs, then jumps,\nwith a red ball, for 1,000 times.\n\nA cat, black, sleeps\n(quietly)'
+
+
+@pytest.mark.parametrize('header', ['file,caption', 'caption,file', 'n,caption,file', 'file,n,caption'])
+def test_captions_of_several_lines_are_prose(tmp_path, header):
+    cells = {'file': 'v1', 'caption': f'"{PROSE}"', 'n': '1'}
+    (tmp_path / 'c.csv').write_text(f'{header}\n{",".join(cells[name] for name in header.split(","))}\n')
+    assert read_table(tmp_path / 'c.csv', tmp_path).by_file == {'v1': ' '.join(PROSE.split())}
+
+
+def test_a_column_named_twice_is_refused(tmp_path):
+    for header in ('file,caption,caption', 'file,File ,caption', 'path,text,TEXT'):
+        (tmp_path / 'c.csv').write_text(f'{header}\nv1.mp4,a,b\n')
+        with pytest.raises(InputError, match=r'its first line names the column (caption|file|text) twice'):
+            read_table(tmp_path / 'c.csv', tmp_path)
+    (tmp_path / 'c.jsonl').write_text('{"file": "v1", "File": "v2", "caption": "a"}\n{"file": "v3", "caption": "c"}')
+    captions = read_table(tmp_path / 'c.jsonl', tmp_path)
+    assert captions.by_file == {'v3': 'c'}
+    assert captions.problems == {'c.jsonl:1': 'line 1: has the key file twice, in different spellings'}
+
+
+@pytest.mark.parametrize('table', ['file,caption,,\nv1.mp4,a,,\n', ',file,caption\n0,v1.mp4,a\n'])
+def test_columns_without_a_name_are_ignored(tmp_path, table):
+    """As software leaves them: commas at the end, or the index of a data frame at the beginning."""
+    (tmp_path / 'c.csv').write_text(table)
+    captions = read_table(tmp_path / 'c.csv', tmp_path)
+    assert (captions.by_file, captions.problems) == ({'v1.mp4': 'a'}, {})
+
+
+def test_blanks_around_a_name_are_not_part_of_it(tmp_path):
+    (tmp_path / 'c.csv').write_text('file , caption\n v1.mp4 , a\n"v2.mp4 ",b\n')
+    assert read_table(tmp_path / 'c.csv', tmp_path).by_file == {'v1.mp4': 'a', 'v2.mp4': 'b'}
+    (tmp_path / 'c.ndjson').write_text('{"file": " v1.mp4 ", "caption": "a"}')
+    assert read_table(tmp_path / 'c.ndjson', tmp_path).by_file == {'v1.mp4': 'a'}
 
 
 def test_quoted_captions_may_have_quotes_and_lines(tmp_path):
@@ -119,6 +177,8 @@ def test_quoted_captions_may_have_quotes_and_lines(tmp_path):
         (b'file;caption\na.mp4;a dog\n', 'the columns file;caption; name one of them file .* separated by commas'),
         (b'file\tcaption\na.mp4\ta dog\n', 'separated by commas'),
         ('file,caption\na.mp4,a dog\n'.encode('utf-16'), 'UTF-16 text. Save it as UTF-8'),
+        ('file,caption\na.mp4,a dog\n'.encode('utf-16-le'), 'NUL characters in its first line .UTF-16'),
+        ('file,caption\na.mp4,a dog\n'.encode('utf-16-be'), 'NUL characters in its first line .UTF-16'),
         (b'', 'its first line names the columns'),
     ],
 )
