@@ -15,6 +15,7 @@ from neodragon_jax.base.command_line import EXIT_CODES, PathOption, add_distribu
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.progress import ProgressBar
+from neodragon_jax.base.text import BadText, clean
 from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
@@ -175,11 +176,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def find_prompts(options: GenerateOptions) -> list[str]:
-    """Return the prompts of the command line, of the prompts file and of VBench, without repetitions."""
-    prompts = list(options.prompts)
-    for text in prompts:
-        if any('\ud800' <= character <= '\udfff' for character in text):
-            raise InputError(f'--prompt {text!r} is not valid UTF-8; type it in a UTF-8 terminal.')
+    """Return the prompts of the command line, of the prompts file and of VBench, cleaned and without repetitions.
+
+    Raises:
+      InputError: there is none, or one is empty or damaged.
+    """
+    prompts = [_typed(text) for text in options.prompts]
     if options.prompts_file is not None:
         prompts += read_prompts(options.prompts_file)
     if options.vbench is not None:
@@ -188,6 +190,14 @@ def find_prompts(options: GenerateOptions) -> list[str]:
         example = defaults.read(options.model.checkpoint).example
         raise InputError(f'no prompt given. Use --prompt "{example or "TEXT"}", --prompts-file FILE or --vbench.')
     return list(dict.fromkeys(prompts))
+
+
+def _typed(text: str) -> str:
+    """Return a prompt of the command line, cleaned like those of files."""
+    try:
+        return clean(text, 'text')
+    except BadText as problem:
+        raise InputError(f'--prompt {text[:200]!r}: {problem}; correct it.') from None
 
 
 def load_system(options: GenerateOptions, videos: int) -> System:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neodragon_jax.__main__ import main
+from neodragon_jax.__main__ import find_prompts, main, parse_options
 from neodragon_jax.base.video import read_mp4
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
@@ -189,6 +189,20 @@ def refusal(capsys, argv: list[str]) -> str:
 def test_bad_options_in_one_line(tmp_path, capsys, more, message):
     assert message in refusal(capsys, command(tmp_path / 'out', *more))
     assert not list(tmp_path.rglob('*.mp4'))
+
+
+@pytest.mark.parametrize('text', ['', ' ', '\ufeff', 'caf\udce9', 'a\0cat'])
+def test_prompts_that_a_file_refuses_are_refused(tmp_path, capsys, text):
+    assert '--prompt ' in refusal(capsys, command(tmp_path / 'out', '--mode', 'monolithic', '--prompt', text))
+    assert not list(tmp_path.rglob('*.mp4'))
+
+
+def test_prompts_are_cleaned_as_in_files(tmp_path):
+    texts = ['\ufeffa  cat', ' a cat\n', 'cafe\u0301']
+    (tmp_path / 'p.json').write_text(json.dumps(texts))
+    typed = parse_options(command(tmp_path, *(option for text in texts for option in ('--prompt', text))))
+    listed = parse_options(command(tmp_path, '--prompts-file', str(tmp_path / 'p.json')))
+    assert find_prompts(typed) == find_prompts(listed) == ['a cat', 'café']
 
 
 def test_empty_prompts_file(tmp_path, capsys):
