@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from neodragon_jax.base.atomic import PathLike, atomic_file
-from neodragon_jax.base.color_profile import to_srgb
+from neodragon_jax.base.color_profile import take_tags, to_srgb
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video_stream import Unusable, open_video
 
@@ -140,7 +140,8 @@ def read_image(path: PathLike) -> UInt8[np.ndarray, 'H W 3']:
     """Read a picture as sRGB bytes, upright by its orientation tag; transparent areas become white.
 
     Raises:
-      InputError: the file cannot be read, has more than 8 bits per color, or more than MAX_PIXELS pixels.
+      InputError: the file cannot be read, has more than 8 bits per color, more than MAX_PIXELS pixels, or tags of other
+        colors than sRGB; profiles are converted.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -150,6 +151,8 @@ def read_image(path: PathLike) -> UInt8[np.ndarray, 'H W 3']:
                 )
             if image.mode.startswith(('I', 'F')):
                 raise InputError(f'{path} has more than 8 bits per color (mode {image.mode}); save it as 8-bit RGB.')
+            if other := take_tags(image, path):
+                raise InputError(f'{path} has other colors than sRGB ({other}); convert it to sRGB.')
             upright = to_srgb(ImageOps.exif_transpose(image))
             if upright.mode == 'RGBA':
                 upright = Image.alpha_composite(Image.new('RGBA', upright.size, BACKGROUND), upright)

@@ -23,6 +23,7 @@ from neodragon_jax.base.video import (
     write_mp4,
 )
 from support.goldens import load_golden
+from support.png_tags import TAGS, linear_profile, with_chunks
 
 COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200]], np.uint8)
 
@@ -248,6 +249,39 @@ def test_colors_are_those_of_the_profile(tmp_path, mode):
     for profile in (None, ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes(), b'damaged'):
         picture.save(tmp_path / 'a.png', icc_profile=profile)
         assert (read_image(tmp_path / 'a.png') == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize('name', ['GIMP built-in Linear sRGB', 'another'])
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_a_profile_is_judged_by_its_colors_and_not_by_its_name(tmp_path, mode, name):
+    Image.new(mode, (8, 8), 'gray').save(tmp_path / 'a.png', icc_profile=linear_profile(name))
+    linear = 128 / 255
+    assert np.abs(read_image(tmp_path / 'a.png') - 255 * (1.055 * linear ** (1 / 2.4) - 0.055)).max() < 2
+
+
+@pytest.mark.parametrize('kind', TAGS)
+def test_tags_of_other_colors_are_refused(tmp_path, kind):
+    chunks, usual = TAGS[kind]
+    Image.new('RGB', (8, 8), (200, 100, 50)).save(tmp_path / 'a.png')
+    (tmp_path / 'a.png').write_bytes(with_chunks((tmp_path / 'a.png').read_bytes(), chunks))
+    if usual:
+        assert (read_image(tmp_path / 'a.png') == [200, 100, 50]).all()
+    else:
+        with pytest.raises(
+            InputError, match=r'a\.png has other colors than sRGB \((cICP|gAMA|cHRM) .*convert it to sRGB'
+        ):
+            read_image(tmp_path / 'a.png')
+
+
+def test_a_tag_goes_before_the_profile_and_the_profile_before_others(tmp_path):
+    """The order of the PNG specification: cICP, profile, sRGB, gAMA and cHRM."""
+    path = tmp_path / 'a.png'
+    Image.new('RGB', (8, 8), 'red').save(path, icc_profile=exchanged_profile())
+    content = path.read_bytes()
+    path.write_bytes(with_chunks(content, TAGS['gamma 1'][0]))
+    assert np.abs(read_image(path).astype(int) - [0, 0, 255]).max() < 8
+    path.write_bytes(with_chunks(content, TAGS['sRGB'][0]))
+    assert (read_image(path) == [255, 0, 0]).all()
 
 
 def test_formats_that_may_hold_hdr_are_refused(tmp_path):
