@@ -20,8 +20,8 @@ PROMPTS = [
     *('a small green square', '', 'word ' * 200, '  two  spaces ', 'tab\tand\nlines', "don't I'LL WE'VE"),
     *('A “big” red  circle, it’s here!', 'a „big“ circle', '‚single‘ «guillemets»', 'ʼtis a cat', 'cafe\u0301'),
     *('ﬁne ﬂower', 'ＡＢＣ circle', 'ideographic\u3000space', 'no\u00a0break', 'zero\u200bwidth\u200djoiner'),
-    *('a &amp; b &lt;i&gt;', 'cafÃ© schÃ¶n', 'a circleâ€™s edge', '\ufeffa red cat', 'a\r\nb\rc', 'a\x85b\u2028c', '½ Ⅷ'),
-    *('\x00a\x07b', '\x1b[31mred', 'İstanbul ß ǅ', '😀 👨‍👩‍👧 日本語', '</s> <pad> <|endoftext|> <extra_id_0>'),
+    *('a &amp; b &lt;i&gt;', 'cafÃ© schÃ¶n', 'a circleâ€™s edge', '\ufeffa red cat', 'a\r\nb\rc', 'a\x85b\u2028c'),
+    *('\x00a\x07b', '\x1b[31mred', '½ Ⅷ', 'İstanbul ß ǅ', '😀 👨‍👩‍👧 日本語', '</s> <pad> <|endoftext|> <extra_id_0>'),
 ]
 
 
