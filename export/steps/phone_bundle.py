@@ -23,6 +23,7 @@ from neodragon_jax.base import json_file
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.json_file import as_json
 from neodragon_jax.generation import defaults as generation
+from neodragon_jax.generation.safety import has_checker
 
 FOLDER, _RECORD = 'bundle', 'bundle-source.json'
 
@@ -76,6 +77,7 @@ def _source(exported: Sequence[ExportedGraph], options: ExportOptions, calibrati
         },
         'calibration_sha256': calibration.sha256,
         'whole_video': options.whole_video,
+        'safety_checker': has_checker(options.program.root),
         **made_by(__name__),
     }
     return as_json(source)

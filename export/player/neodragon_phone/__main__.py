@@ -16,6 +16,7 @@ from neodragon_phone.bundle import Bundle
 from neodragon_phone.errors import BundleError
 from neodragon_phone.frames import check_encoder, write_video
 from neodragon_phone.generation import Request, check_video, generate, given_frame
+from neodragon_phone.manifest import Manifest
 from neodragon_phone.output import check_output, written
 from neodragon_phone.player import Player, lines_of_times
 
@@ -114,6 +115,7 @@ def run(options: Options) -> None:
     if request is not None:  # a wrong picture is reported before graphs are loaded
         request = dataclasses.replace(request, image=given_frame(bundle.manifest, request.image))
     print(f'{bundle.manifest["name"]}: {len(bundle.verified)} files verified')
+    print(_safety_note(bundle.manifest))
     for phase in bundle.manifest['phases']:
         print(f'  memory of phase {phase["name"]}: {phase["bytes"].get(bundle.place, 0) / 1e6:.0f} MB')
     backend = open_backend(options.backend, bundle, options.chipset)
@@ -129,6 +131,13 @@ def run(options: Options) -> None:
     print('\n'.join(lines_of_times(player.times)))
     if options.report is not None:
         _write_report(options.report, player)
+
+
+def _safety_note(manifest: Manifest) -> str:
+    """Return a line on unsafe content; bundles of before may not tell of a checker."""
+    dropped = manifest.get('safety', {}).get('checkpoint_has_checker', False)
+    reason = ": the checkpoint's safety checker is not part of the bundle." if dropped else '.'
+    return f'Videos are not checked for unsafe content{reason}'
 
 
 def _check_outputs(options: Options) -> None:
