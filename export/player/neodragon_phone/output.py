@@ -53,6 +53,8 @@ def written(path: pathlib.Path, option: str) -> Iterator[pathlib.Path]:
 
 def reason_of(error: Exception) -> str:
     """Return why a file was refused, in one line."""
+    if isinstance(error, FileExistsError | NotADirectoryError):  # of making the parent folder
+        return 'a part of the path is a file'
     return getattr(error, 'strerror', None) or str(error).partition('\n')[0] or type(error).__name__
 
 

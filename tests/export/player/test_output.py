@@ -51,6 +51,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_any_work(option, tmp_pa
     for path in (tmp_path, tmp_path / 'file' / 'x', tmp_path / 'file' / 'y' / 'x', tmp_path / ('x' * 300), 'a\0b'):
         line = refused(capsys, monkeypatch, '--out', tmp_path / 'video.mp4', option, path)
         assert f'{option} ' in line and 'cannot be written' in line and f'Give another {option}.' in line
+    assert 'a part of the path is a file' in refused(capsys, monkeypatch, option, tmp_path / 'file' / 'x')
     assert [path.name for path in tmp_path.iterdir()] == ['file'] and not (tmp_path / 'file').read_bytes()
 
 
