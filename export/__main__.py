@@ -16,6 +16,7 @@ from neodragon_jax.base.lists import known_entries
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import RELEASED
+from neodragon_jax.generation.options import check_seed
 from neodragon_jax.generation.plan import make_plan
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         help='first frame of recorded videos; may be repeated (default: generated from the prompt)')  # fmt: skip
     add('--calibration-samples', type=int, metavar='N',
         help='calls per quantized graph (default: 50 to 500, as in the paper)')  # fmt: skip
-    add('--seed', type=int, default=0, help='seed of the noise of recorded videos (default: %(default)s)')
+    add('--seed', type=int, default=0,
+        help='seed of the noise of recorded videos, 0 to 4294967295 (default: %(default)s)')  # fmt: skip
 
 
 def _add_graphs(group: argparse._ArgumentGroup) -> None:
@@ -300,6 +302,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise InputError(f'--{option.replace("_", "-")} is {value}; give at least 1.')
+    check_seed(args.seed)
     if args.evaluation_samples > EVALUATION_CALLS:
         raise InputError(f'--evaluation-samples is {args.evaluation_samples}; a video keeps {EVALUATION_CALLS} calls.')
 

@@ -65,6 +65,7 @@ $phases
    something else; do not use its results.
 4. Graphs that share a binary need one process and the session options in `binaries`.
 5. Measure load time and run time apart; report the median of several runs and the thermal state.
+6. $safety
 
 ## License
 
@@ -89,8 +90,19 @@ def readme(manifest: Mapping[str, Any]) -> str:
         phases=_phases(manifest),
         chipsets=', '.join(f'{name}: {entry["product"]}' for name, entry in manifest['chipsets'].items()),
         runtime=', '.join(f'{name} {version}' for name, version in manifest['minimum_runtime'].items()),
+        safety=_safety(manifest['safety']),
         license='\n'.join(f'* {part}: {text}' for part, text in manifest['license'].items()),
     )
+
+
+def _safety(safety: Mapping[str, Any]) -> str:
+    """Return the item on unsafe content."""
+    if safety['checkpoint_has_checker']:
+        lines = ('Videos are not checked for unsafe content. The checkpoint has a safety checker, which makes refused',
+                 'frames black in JAX; it is not part of the bundle.')  # fmt: skip
+    else:
+        lines = ('Videos are not checked for unsafe content, and the checkpoint has no safety checker.',)
+    return '\n   '.join((*lines, 'Check prompts and frames in your app.'))
 
 
 def _flow(manifest: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from export.rewrite.onnx_graph import external_files
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR, GenerationDefaults
+from neodragon_jax.generation.safety import has_checker
 
 # Increases when a reader of the version before cannot read a bundle; the players have their own constant.
 SCHEMA, VERSION = 'neodragon-bundle', 2
@@ -128,6 +129,7 @@ def _identity(model: Model, tools: Mapping[str, str]) -> dict[str, Any]:
         'tool_versions': dict(tools),
         'minimum_runtime': {name: tools[name] for name in ('onnxruntime', 'onnxruntime-qnn') if name in tools},
         'license': _license_notes(),
+        'safety': {'checkpoint_has_checker': has_checker(model.options.root)},
     }
 
 

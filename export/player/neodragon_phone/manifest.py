@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from neodragon_phone.errors import BundleError
-from neodragon_phone.schema import REMEDY, Items, Kind, Number, Optional, Record, Table, Text, Whole, wrong
+from neodragon_phone.schema import REMEDY, Flag, Items, Kind, Number, Optional, Record, Table, Text, Whole, wrong
 
 NAME = 'manifest.json'
 SCHEMA, VERSION = 'neodragon-bundle', 2
@@ -140,7 +140,8 @@ _MANIFEST: Kind = Record(
         'chipsets': Table(Record({'soc_model': Whole(), 'htp_arch': Whole()})),
         'binaries': Items(_BINARY),
         'files': Table(Record({'bytes': Whole(0, 2**50), 'sha256': Text()})),
-    }
+    },
+    {'safety': Record({'checkpoint_has_checker': Flag()})},
 )
 
 
