@@ -76,5 +76,5 @@ def test_what_is_no_picture_is_refused(tmp_path):
 
 def test_ratios_are_in_decibels():
     x = random(50)
-    assert snr_db(x, x) == 300 and snr_db(x, x * np.nan) == -300
+    assert snr_db(x, x) == 300 and snr_db(x, x * np.nan) == -300 and snr_db(x * np.nan, x) == -300
     assert snr_db(x, 1.01 * x) == pytest.approx(40, abs=0.01)

@@ -1,7 +1,9 @@
 """The C++ runner: built by the test, run on the CPU provider, compared with the player on the same encoded prompt."""
 
 import json
+import math
 import pathlib
+import shutil
 import subprocess
 
 import numpy as np
@@ -62,15 +64,48 @@ def test_latents_and_frames_are_the_players(runner, player, bundle_folder, tmp_p
     assert np.abs(frames.astype(int).reshape(-1) - np.fromfile(tmp_path / 'frames.bin', np.uint8)).max() <= 1
 
 
+@pytest.mark.parametrize('side', ['inputs', 'outputs'])
+def test_numbers_that_are_not_finite_fail_the_canary(runner, player, bundle_folder, tmp_path, side):
+    """In the inputs they give such a result; in the outputs they are the reference."""
+    graph = player.manifest['graphs']['video_decoder']
+    file, first = graph['vector']['file'], sum(math.prod(entry['shape']) for entry in graph['inputs'].values())
+    numbers = np.fromfile(bundle_folder / file, '<f4')
+    numbers[first - 1 if side == 'inputs' else first :] = np.nan
+    bundle = _changed(bundle_folder, tmp_path, file, numbers)
+    assert 'video_decoder: computes another result than recorded' in _error(runner, bundle, tmp_path)
+
+
+def test_frames_that_are_not_finite_are_an_error(runner, player, bundle_folder, tmp_path):
+    """A prompt of such numbers makes them; the recorded calls do not use it."""
+    tables = player.manifest['vectors']['video']['prompt_tables']
+    entry = player.manifest['tables'][tables['text']]
+    numbers = np.full(math.prod(entry['shape']), np.nan, '<f4')
+    bundle = _changed(bundle_folder, tmp_path, entry['file'], numbers)
+    assert 'a frame has numbers that are not finite' in _error(runner, bundle, tmp_path)
+    assert not (tmp_path / 'frames.bin').exists()
+
+
 def test_errors_are_one_line(runner, bundle_folder, tmp_path):
     old = tmp_path / 'old'
     old.mkdir()
     (old / 'manifest.json').write_text(json.dumps({'schema': 'neodragon-bundle', 'version': 1}))
     for arguments, complaint in (
-        ([str(tmp_path), str(tmp_path)], 'manifest.json: cannot be read'),
-        ([str(old), str(tmp_path)], 'not a bundle of version 2'),
-        ([str(bundle_folder), str(tmp_path), 'sm0000'], 'sm0000'),
+        ([tmp_path, tmp_path], 'manifest.json: cannot be read'),
+        ([old, tmp_path], 'not a bundle of version 2'),
+        ([bundle_folder, tmp_path, 'sm0000'], 'sm0000'),
     ):
-        run = subprocess.run([str(runner), *arguments], capture_output=True, text=True)
-        assert run.returncode == 2 and run.stderr.startswith('error: ') and run.stderr.count('\n') == 1
-        assert complaint in run.stderr
+        assert complaint in _error(runner, *arguments)
+
+
+def _error(runner, *arguments) -> str:
+    """Return the error message of a call that fails."""
+    run = subprocess.run([runner, *arguments], capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.startswith('error: ') and run.stderr.count('\n') == 1, run
+    return run.stderr
+
+
+def _changed(bundle: pathlib.Path, folder: pathlib.Path, file: str, numbers: np.ndarray) -> pathlib.Path:
+    """Return a copy of a bundle in which one file has other numbers."""
+    copy = shutil.copytree(bundle, folder / 'bundle')
+    numbers.astype('<f4').tofile(copy / file)
+    return copy
