@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ from export.bundle.readme import readme
 from export.bundle.vectors import write_call, write_video
 from export.graphs.runners import Call
 from export.host.denoiser_host import DenoiserHost
+from export.host.file_records import digest_line
 from export.host.graph_program import TextHost
 from export.host.modules import ProgramOptions
 from export.host.recording import Scenes, Video
@@ -101,8 +101,7 @@ def write_bundle(
         manifest |= {'tables': draft.tables, 'files': dict(sorted(draft.files.items()))}
         content = (json.dumps(manifest, indent=1, ensure_ascii=False) + '\n').encode()
         (target / 'manifest.json').write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        (target / 'manifest.json.sha256').write_text(f'{digest}  manifest.json\n')
+        (target / 'manifest.json.sha256').write_text(digest_line(target / 'manifest.json'))
 
 
 def name_of(root: os.PathLike[str] | str) -> str:

@@ -15,6 +15,8 @@ from neodragon_phone.frames import decode
 from neodragon_phone.player import snr_db
 from neodragon_phone.text import Prompt
 
+from export.phone.copies import CPU, runner_files, runner_graphs
+from export.phone.session import read_output
 from support.goldens import ROOT
 
 # Both run the same library; the host's arithmetic differs by rounding.
@@ -62,6 +64,18 @@ def test_latents_and_frames_are_the_players(runner, player, bundle_folder, tmp_p
     assert snr_db(latents, got) > EXACT_DB
     frames = decode(player, latents)
     assert np.abs(frames.astype(int).reshape(-1) - np.fromfile(tmp_path / 'frames.bin', np.uint8)).max() <= 1
+
+
+def test_the_device_command_copies_all_that_the_runner_reads(runner, bundle_folder, tmp_path):
+    manifest = json.loads((bundle_folder / 'manifest.json').read_text())
+    names = [*runner_files(manifest, CPU), 'manifest.json']
+    for name in names:
+        (tmp_path / 'bundle' / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle_folder / name, tmp_path / 'bundle' / name)
+    assert len(names) < len(manifest['files'])
+    run = subprocess.run([runner, tmp_path / 'bundle', tmp_path / 'out'], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert read_output(run.stdout).keys() == set(runner_graphs(manifest))
 
 
 @pytest.mark.parametrize('side', ['inputs', 'outputs'])
