@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from neodragon_phone.bundle import Bundle, version_key
+from neodragon_phone.chipsets import find_chipset
 from neodragon_phone.errors import BundleError
 
 Arrays = Mapping[str, np.ndarray]
@@ -99,11 +100,11 @@ def open_backend(name: str, bundle: Bundle, chipset: str | None) -> Backend:
 def _simulated_chipset(bundle: Bundle, chipset: str | None) -> str:
     """Return the given chipset, or the bundle's first for None; raise BundleError if the bundle has no such chipset."""
     known = bundle.manifest['chipsets']
-    if chipset is not None and chipset not in known:
-        raise BundleError(f'--chipset {chipset}: the bundle is for {", ".join(known)}.')
-    chosen = chipset or next(iter(known), None)
-    if chosen is None:
+    if not known:
         raise BundleError('the bundle names no chipset; use --backend cpu.')
+    chosen = next(iter(known)) if chipset is None else find_chipset(known, chipset)
+    if chosen is None:
+        raise BundleError(f'--chipset {chipset}: the bundle is for {", ".join(known)}.')
     return chosen
 
 
