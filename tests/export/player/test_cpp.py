@@ -32,6 +32,20 @@ int main() {
 }
 """
 
+SEED_PROGRAM = """
+#include <cinttypes>
+#include <cstdio>
+#include <exception>
+#include "json.h"
+int main(int, char** argv) {
+  try {
+    std::printf("%" PRIu64, neodragon::Json::parse(argv[1])["seed"].whole64());
+  } catch (const std::exception& error) {
+    std::printf("%s", error.what());
+  }
+}
+"""
+
 
 @pytest.fixture(scope='module')
 def runner(tmp_path_factory) -> pathlib.Path:
@@ -43,14 +57,29 @@ def runner(tmp_path_factory) -> pathlib.Path:
     return build / 'neodragon_runner'
 
 
+def _program(folder: pathlib.Path, text: str, source: str) -> pathlib.Path:
+    """Compile a program with one file of the runner."""
+    (folder / 'main.cpp').write_text(text)
+    command = ['g++', '-std=c++17', '-O2', '-ffp-contract=off', '-I', SOURCE / 'src', folder / 'main.cpp']
+    subprocess.run([*command, SOURCE / 'src' / source, '-o', folder / 'program'], check=True)
+    return folder / 'program'
+
+
 def test_noise_is_the_players_bit_for_bit(tmp_path):
-    program = tmp_path / 'noise.cpp'
-    program.write_text(NOISE_PROGRAM)
-    command = ['g++', '-std=c++17', '-O2', '-ffp-contract=off', '-I', str(SOURCE / 'src'), str(program)]
-    subprocess.run([*command, str(SOURCE / 'src/noise.cpp'), '-o', str(tmp_path / 'noise')], check=True)
-    numbers = subprocess.run([str(tmp_path / 'noise')], check=True, capture_output=True).stdout
+    program = _program(tmp_path, NOISE_PROGRAM, 'noise.cpp')
+    numbers = subprocess.run([program], check=True, capture_output=True).stdout
     expected = noise.normals(2**64 - 1, noise.BLOCK, 3, 2, (10001,))
     np.testing.assert_array_equal(np.frombuffer(numbers, '<f4'), expected)
+
+
+def test_all_bits_of_a_seed_are_read(tmp_path):
+    program = _program(tmp_path, SEED_PROGRAM, 'json.cpp')
+    read = lambda text: subprocess.check_output([program, f'{{"seed": {text}}}'], text=True)
+    for seed in (0, 7, 2**53 + 1, 2**63 + 1, 2**64 - 1):
+        assert read(str(seed)) == str(seed)
+    assert read(str(2**64)) == 'manifest.json: a whole number is too large'
+    for text in ('-1', '1.5', '1e3', 'null', '"1"'):
+        assert read(text) == 'manifest.json: a value is not a whole number'
 
 
 def test_latents_and_frames_are_the_players(runner, player, bundle_folder, tmp_path):

@@ -73,8 +73,8 @@ int run(const std::string& folder, const std::string& out, const std::string& ch
   Tensor first;
   const bool given = !recorded["first_frame"].is_null();
   if (given) first = bundle.table(recorded["first_frame"].text());
-  const auto seed = static_cast<uint64_t>(video["seed"].number());
-  const std::vector<Tensor> latents = generate_latents(bundle, prompt, seed, given ? &first : nullptr);
+  const std::vector<Tensor> latents =
+      generate_latents(bundle, prompt, video["seed"].whole64(), given ? &first : nullptr);
   std::vector<float> numbers;
   for (const Tensor& frame : latents) numbers.insert(numbers.end(), frame.data.begin(), frame.data.end());
   const std::vector<uint8_t> frames = decode(bundle, latents);
