@@ -203,18 +203,20 @@ def _tensor_entry(spec: Mapping[str, Any]) -> dict[str, Any]:
 def _binary_entry(draft: Draft, binary: BinaryFiles) -> dict[str, Any]:
     """Add a context binary and its wrappers; return their part of the manifest."""
     folder = f'binaries/{binary.name}-qnn-{binary.precision}-{binary.chipset}'
-    graphs, files = {}, set()
+    graphs, files, versions = {}, set(), set()
     for graph, wrapper in binary.wrappers.items():
         (node,) = onnx.load(wrapper, load_external_data=False).graph.node
         values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         files.add(wrapper.with_name(values['ep_cache_context'].decode()))
+        versions.add(values['ep_sdk_version'].decode())
         path = draft.link(wrapper, f'{folder}/{wrapper.name}')
         graphs[graph] = {'wrapper': path, 'qnn_graph': values['partition_name'].decode()}
-    (file,) = files
+    (file,), (qnn_sdk,) = files, versions
     shared = len(graphs) > 1
     return {
         'chipset': binary.chipset,
         'precision': binary.precision,
+        'qnn_sdk': qnn_sdk,
         'file': draft.link(file, f'{folder}/{file.name}'),
         'graphs': graphs,
         'provider_options': dict(binary.provider_options),

@@ -27,6 +27,8 @@ from neodragon_jax.base.json_file import checked, read_json
 
 FOLDER = '/data/local/tmp/neodragon'
 RUNNER = 'neodragon_runner'
+# The runner loads them by name; stub and skel depend on the phone.
+_QNN_LIBRARIES = ('libonnxruntime_providers_qnn.so', 'libQnnHtp.so', 'libQnnSystem.so')
 _LINE = re.compile(r'(load|run|canary) (\S+) (-?[0-9.]+)')
 
 
@@ -102,6 +104,11 @@ def measure(phone: Phone, bundle: pathlib.Path, runtime: pathlib.Path, chipset: 
         raise InputError(f'--runtime {runtime}: has no {RUNNER}. Build export/player/cpp for the phone.')
     phone.check()
     chosen = _chosen(phone, bundle, manifest, chipset)
+    for name in () if chosen == CPU else _QNN_LIBRARIES:
+        if not (runtime / name).is_file():
+            raise InputError(
+                f'--runtime {runtime}: has no {name}. Copy the libraries of onnxruntime-qnn for the phone.'
+            )
     # The folder on the phone holds nothing else: no file of another bundle or runtime, no output of another run.
     synchronize(phone, FOLDER, _copies(bundle, manifest, chosen, runtime))
     phone.shell('chmod', '755', f'{FOLDER}/{RUNNER}')

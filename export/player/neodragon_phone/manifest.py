@@ -94,7 +94,8 @@ _BINARY = Record(
         'graphs': Table(Record({'wrapper': Text(), 'qnn_graph': Text()})),
         'provider_options': Table(Text()),
         'session_options': Table(Text()),
-    }
+    },
+    {'qnn_sdk': Text()},
 )
 _DENOISER = Record(
     {

@@ -48,6 +48,9 @@ pathlib.Path('out/latents.bin').write_bytes(numbers)
 """
 
 
+LIBRARIES = ('libonnxruntime_providers_qnn.so', 'libQnnHtp.so', 'libQnnSystem.so')
+
+
 def executable(path: pathlib.Path, text: str) -> str:
     path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -109,6 +112,8 @@ def setup(tmp_path):
     write_manifest(bundle, manifest)
     executable(runtime / 'neodragon_runner', RUNNER.format(python=sys.executable))
     (runtime / 'video').write_bytes(latents.tobytes())
+    for library in LIBRARIES:
+        (runtime / library).write_bytes(b'library')
 
     def run(*arguments: str, **answers: str) -> int:
         recorded = {
@@ -149,7 +154,7 @@ def on_phone(folder: pathlib.Path) -> set[str]:
 
 
 OURS = ('denoiser_modulation', 'denoiser_stage0', 'video_decoder')
-ALWAYS = {f'bundle/vectors/{name}' for name in OURS} | {'neodragon_runner', 'bundle/manifest.json'}
+ALWAYS = {f'bundle/vectors/{name}' for name in OURS} | {'neodragon_runner', 'bundle/manifest.json', *LIBRARIES}
 TABLES = {f'bundle/tables/{name}.bin' for name in ('sinusoid', 'rotary', 'padded', 'text', 'mask', 'pooled')}
 
 
@@ -260,6 +265,15 @@ def test_errors_are_one_line(setup, capsys, arguments, answers, message):
     assert run(*arguments, **answers) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_a_runtime_without_the_plugin_is_refused_before_the_copies(setup, capsys, library):
+    run, folder = setup
+    (folder / 'runtime' / library).unlink()
+    assert run() == 2
+    assert f'has no {library}' in capsys.readouterr().err and not pushed(folder)
+    assert run('--chipset', 'cpu') == 0
 
 
 def test_a_damaged_bundle_is_not_pushed(setup, capsys):

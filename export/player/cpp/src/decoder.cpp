@@ -23,7 +23,8 @@ uint8_t to_byte(float pixel) {
 std::vector<uint8_t> decode(const Bundle& bundle, const std::vector<Tensor>& latents) {
   const Json& video = bundle.manifest()["video"];
   const Json& statistics = video["normalization"];
-  const Session graph(bundle, "video_decoder");
+  const Sessions sessions = open_graphs(bundle, {"video_decoder"});
+  const Session& graph = *sessions.at("video_decoder");
   Tensors inputs;
   for (const auto& [name, shape] : graph.inputs()) inputs[name] = Tensor::zeros(shape);
   std::vector<uint8_t> frames;
