@@ -11,7 +11,7 @@ import re
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,15 +100,11 @@ def measure(phone: Phone, bundle: pathlib.Path, runtime: pathlib.Path, chipset: 
       InputError: the bundle, the runner or the phone is unsuitable, or a graph or the video computes another result.
     """
     manifest = read_bundle(bundle)
-    if not (runtime / RUNNER).is_file():
-        raise InputError(f'--runtime {runtime}: has no {RUNNER}. Build export/player/cpp for the phone.')
+    _check_files(runtime, [RUNNER], 'Build export/player/cpp for the phone')
     phone.check()
     chosen = _chosen(phone, bundle, manifest, chipset)
-    for name in () if chosen == CPU else _QNN_LIBRARIES:
-        if not (runtime / name).is_file():
-            raise InputError(
-                f'--runtime {runtime}: has no {name}. Copy the libraries of onnxruntime-qnn for the phone.'
-            )
+    if chosen != CPU:
+        _check_files(runtime, _QNN_LIBRARIES, 'Copy the libraries of onnxruntime-qnn for the phone')
     # The folder on the phone holds nothing else: no file of another bundle or runtime, no output of another run.
     synchronize(phone, FOLDER, _copies(bundle, manifest, chosen, runtime))
     phone.shell('chmod', '755', f'{FOLDER}/{RUNNER}')
@@ -124,6 +120,13 @@ def measure(phone: Phone, bundle: pathlib.Path, runtime: pathlib.Path, chipset: 
     ratio = _last_frame_db(phone, bundle, manifest['vectors']['video'])
     model = phone.shell('getprop', 'ro.product.model').strip()
     return Measured(model, chosen, graphs, ratio, (before, after))
+
+
+def _check_files(runtime: pathlib.Path, names: Sequence[str], remedy: str) -> None:
+    """Raise InputError unless the folder of the runtime has files."""
+    for name in names:
+        if not (runtime / name).is_file():
+            raise InputError(f'--runtime {runtime}: has no {name}. {remedy}.')
 
 
 def _chosen(phone: Phone, bundle: pathlib.Path, manifest: Mapping[str, Any], given: str | None) -> str:
