@@ -6,13 +6,12 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from neodragon_phone.backends import NAMES, exit_process, open_backend
 from neodragon_phone.bundle import Bundle
+from neodragon_phone.chipsets import detect_chipset
 from neodragon_phone.errors import BundleError
 from neodragon_phone.frames import check_encoder, write_video
 from neodragon_phone.generation import Request, check_video, generate, given_frame
@@ -85,25 +84,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     add('--report', type=pathlib.Path, metavar='FILE', help='write times and ratios of all graphs as JSON')
     given = parser.parse_args(argv)
     request = None if given.prompt is None else Request(given.prompt, given.seed, given.image)
-    chipset = given.chipset and given.chipset.lower()
-    return Options(given.bundle, request, given.out, given.backend, chipset, given.canary, given.report)
-
-
-def detect_chipset() -> str:
-    """Return the chipset of this machine.
-
-    Raises:
-      BundleError: it cannot be detected.
-    """
-    if platform.system() == 'Windows' and 'Snapdragon' in platform.processor():
-        return 'sc8380xp'
-    try:
-        name = subprocess.run(['getprop', 'ro.soc.model'], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        name = ''
-    if not name:
-        raise BundleError('--backend htp: the chipset of this machine cannot be detected; name it with --chipset.')
-    return name.lower()
+    return Options(given.bundle, request, given.out, given.backend, given.chipset, given.canary, given.report)
 
 
 def run(options: Options) -> None:

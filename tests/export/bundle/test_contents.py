@@ -115,6 +115,14 @@ def test_every_tensor_has_a_source_and_a_meaning(manifest):
             assert entry['meaning'] == output_meaning(name, tensor)
 
 
+def test_a_binary_tells_the_sdk_that_made_it(bundle_folder, manifest):
+    readme = (bundle_folder / 'README.md').read_text()
+    for binary in manifest['binaries']:
+        metadata = json.loads((bundle_folder.parent / binary['file'].split('/')[1] / 'metadata.json').read_text())
+        assert binary['qnn_sdk'] == metadata['tool_versions']['qnn_sdk']
+        assert f'QNN SDK {binary["qnn_sdk"]}' in readme
+
+
 def test_phases_hold_every_graph_once(manifest):
     assert sorted(name for phase in manifest['phases'] for name in phase['graphs']) == sorted(manifest['graphs'])
     assert set(manifest['graphs']) <= set(GRAPH_SPECS)

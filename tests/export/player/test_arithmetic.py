@@ -53,5 +53,5 @@ def test_patches_are_the_librarys():
 
 def test_ratios_are_in_decibels():
     x = random(50)
-    assert snr_db(x, x) == 300 and snr_db(x, x * np.nan) == -300
+    assert snr_db(x, x) == 300 and snr_db(x, x * np.nan) == -300 and snr_db(x * np.nan, x) == -300
     assert snr_db(x, 1.01 * x) == pytest.approx(40, abs=0.01)

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from neodragon_phone import __main__ as command
-from neodragon_phone.backends import check_runtime
+from neodragon_phone.backends import check_runtime, check_sdk
 from neodragon_phone.bundle import Bundle
 from neodragon_phone.errors import BundleError
 from neodragon_phone.generation import Request, check_video, generate
@@ -78,6 +78,18 @@ def test_an_older_runtime_is_one_line(player):
     with pytest.raises(BundleError, match=r'onnxruntime 1\.20\.1 is older than the bundle, made with 1\.\d+'):
         check_runtime(player.bundle, ['onnxruntime'], lambda package: '1.20.1')
     check_runtime(player.bundle, ['onnxruntime'], lambda package: '1.100.0')
+
+
+def test_an_older_sdk_is_one_line(bundle_folder):
+    bundle = Bundle.open(bundle_folder, 'sm8750')
+    needed = bundle.manifest['binaries'][0]['qnn_sdk']
+    with pytest.raises(BundleError, match=rf'QNN SDK 2\.9\.0 is older than binaries/.*\.bin, compiled with {needed}'):
+        check_sdk(bundle, '2.9.0')
+    check_sdk(bundle, '2.100.0')
+    check_sdk(bundle, '.'.join(needed.removeprefix('v').split('.')[:3]))
+    for binary in bundle.manifest['binaries']:
+        del binary['qnn_sdk']
+    check_sdk(bundle, '2.9.0')
 
 
 def test_the_command_refuses_an_older_runtime_in_one_line(bundle_folder, monkeypatch, capsys):
