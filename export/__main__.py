@@ -88,7 +88,7 @@ def _add_program(group: argparse._ArgumentGroup) -> None:
     add('--mode', choices=generation.MODES,
         help=f'mode, which selects the denoiser {_DEFAULT % RELEASED.mode}')  # fmt: skip
     add('--first-frame', choices=generation.FIRST_FRAMES,
-        help='source of frame 0 in hybrid mode without --image: the first-frame model, whose graphs are then exported, '
+        help='source of frame 0 in hybrid mode: the first-frame model, whose graphs are then exported, '
         f'or the few-step denoiser {_DEFAULT % RELEASED.hybrid.first_frame}')  # fmt: skip
     add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 {_DEFAULT % RELEASED.frames}')
     add('--height', type=int, metavar='PX', help=f'height of the video {_DEFAULT % RELEASED.height}')
@@ -115,7 +115,8 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         help="evaluation prompts, one per line, none of them a calibration prompt (default: the checkpoint's "
         'evaluation_prompts.txt, or else a built-in list)')  # fmt: skip
     add('--image', action=PathOption, append=True, default=[], metavar='FILE',
-        help='first frame of recorded videos; may be repeated (default: generated from the prompt)')  # fmt: skip
+        help='first frame of the recorded videos, for calibration and evaluation; may be repeated '
+        '(default: generated from the prompt)')  # fmt: skip
     add('--calibration-samples', type=int, metavar='N',
         help='calls per quantized graph (default: 50 to 500, as in the paper)')  # fmt: skip
     add('--seed', type=int, default=0,
