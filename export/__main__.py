@@ -16,6 +16,7 @@ from neodragon_jax.base.lists import known_entries
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import RELEASED
+from neodragon_jax.generation.options import check_seed
 from neodragon_jax.generation.plan import make_plan
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _add_program(group: argparse._ArgumentGroup) -> None:
     add('--mode', choices=generation.MODES,
         help=f'mode, which selects the denoiser {_DEFAULT % RELEASED.mode}')  # fmt: skip
     add('--first-frame', choices=generation.FIRST_FRAMES,
-        help='source of frame 0 in hybrid mode without --image: the first-frame model, whose graphs are then exported, '
+        help='source of frame 0 in hybrid mode: the first-frame model, whose graphs are then exported, '
         f'or the few-step denoiser {_DEFAULT % RELEASED.hybrid.first_frame}')  # fmt: skip
     add('--frames', type=int, metavar='N', help=f'video frames, 8 n + 1 {_DEFAULT % RELEASED.frames}')
     add('--height', type=int, metavar='PX', help=f'height of the video {_DEFAULT % RELEASED.height}')
@@ -114,10 +115,12 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         help="evaluation prompts, one per line, none of them a calibration prompt (default: the checkpoint's "
         'evaluation_prompts.txt, or else a built-in list)')  # fmt: skip
     add('--image', action=PathOption, append=True, default=[], metavar='FILE',
-        help='first frame of recorded videos; may be repeated (default: generated from the prompt)')  # fmt: skip
+        help='first frame of the recorded videos, for calibration and evaluation; may be repeated '
+        '(default: generated from the prompt)')  # fmt: skip
     add('--calibration-samples', type=int, metavar='N',
         help='calls per quantized graph (default: 50 to 500, as in the paper)')  # fmt: skip
-    add('--seed', type=int, default=0, help='seed of the noise of recorded videos (default: %(default)s)')
+    add('--seed', type=int, default=0,
+        help='seed of the noise of recorded videos, 0 to 4294967295 (default: %(default)s)')  # fmt: skip
 
 
 def _add_graphs(group: argparse._ArgumentGroup) -> None:
@@ -300,6 +303,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise InputError(f'--{option.replace("_", "-")} is {value}; give at least 1.')
+    check_seed(args.seed)
     if args.evaluation_samples > EVALUATION_CALLS:
         raise InputError(f'--evaluation-samples is {args.evaluation_samples}; a video keeps {EVALUATION_CALLS} calls.')
 

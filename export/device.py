@@ -19,7 +19,9 @@ example:
   python -m export.device phone/bundle --serial R5CX10ABCDE --runtime RUNTIME
 
 RUNTIME holds neodragon_runner, built from export/player/cpp with the Android NDK, and the libraries that it loads:
-libonnxruntime.so with QNN, libQnnHtp.so, libQnnSystem.so and the stub and skel of the phone's HTP.
+libonnxruntime.so of onnxruntime for Android, and of onnxruntime-qnn, a plugin since its version 2.0, the libraries
+libonnxruntime_providers_qnn.so, libQnnHtp.so, libQnnSystem.so, and stub and skel of the phone's HTP, such as
+libQnnHtpV79Stub.so and libQnnHtpV79Skel.so. They may not be older than the bundle's `minimum_runtime` and `qnn_sdk`.
 """
 
 

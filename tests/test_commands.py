@@ -46,7 +46,7 @@ def commands() -> list[str]:
     found = []
     for package in ('neodragon_jax', 'train', 'export'):
         for path in sorted((ROOT / package).rglob('*.py')):
-            if "if __name__ == '__main__'" in path.read_text() and 'player' not in path.parts:
+            if "if __name__ == '__main__'" in path.read_text() and 'player' not in path.relative_to(ROOT).parts:
                 found.append('.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__main__'))
     return [name for name in found if name not in NO_PARSER]
 
@@ -128,6 +128,38 @@ def test_local_paths_are_as_typed(name, monkeypatch):
                 line = arguments(parser, command, action, text)
                 value = getattr(parser.parse_args(line[1:] if command else line), action.dest)
                 assert value == pathlib.Path(path) or value == [pathlib.Path(path)], f'{name} {label(action)}'
+
+
+# Commands whose seeds make keys of JAX, which takes a seed modulo 2^32: 0, 2^32 and 2^40 would give the same numbers.
+SEEDED = {
+    *('neodragon_jax', 'neodragon_jax.random_checkpoint', 'train.benchmark', 'train.latents', 'train.moving_shapes'),
+    *('train.prune', 'train.random_teacher', 'train.shapes.language', 'train.shapes.read', 'train.teacher_samples'),
+    'export',
+}
+
+
+@pytest.mark.parametrize('name', commands())
+def test_every_seed_is_read_by_one_rule(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = False
+    for command, parser in parsers(name).items():
+        for action in (action for action in parser._actions if 'seed' in action.dest):
+            found = True
+            for seed in (-1, 2**32, 2**40):
+                assert run(name, arguments(parser, command, action, str(seed))) == 2
+                said = capsys.readouterr().err
+                assert said.count('\n') == 1 and said.startswith(f'error: {label(action)} '), said
+                assert str(seed) in said and '4294967295' in said
+    assert found == (name in SEEDED) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_the_seed_of_a_training_run_is_read_by_the_same_rule(name):
+    config = importlib.import_module(f'configs.{name}').get_config(PROGRAMS[name])
+    for seed in (-1, 2**32, 2**40):
+        config.seed = seed
+        with pytest.raises(InputError, match='seed is'):
+            recipe_of(name).read(config)
 
 
 # --- Settings --------------------------------------------------------------------------------------------------------

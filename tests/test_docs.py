@@ -84,7 +84,11 @@ def parser_commands() -> list[str]:
     """Return the commands that parse their options with argparse; programs with settings files are not among them."""
     paths = (path for package in ('neodragon_jax', 'train', 'export') for path in (ROOT / package).rglob('*.py'))
     found = (path for path in paths if 'add_argument' in path.read_text() and '__main__' in path.read_text())
-    names = ('.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in found if 'player' not in path.parts)
+    names = (
+        '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+        for path in found
+        if 'player' not in path.relative_to(ROOT).parts
+    )
     return sorted(name.removesuffix('.__main__') for name in names)
 
 

@@ -60,11 +60,12 @@ $phases
 
 1. Compare every file with the hashes in `manifest.json` when it arrives on the device.
 2. Check the chipset ($chipsets) and the runtime ($runtime, or newer): a binary of another chip or for a newer runtime
-   fails late or not at all.
+   fails late or not at all. The version of QNN's libraries is that of their SDK, not that of ONNX Runtime.
 3. Run the recorded calls once on each device model. A ratio below `minimum_db` means that this runtime computes
    something else; do not use its results.
 4. Graphs that share a binary need one process and the session options in `binaries`.
 5. Measure load time and run time apart; report the median of several runs and the thermal state.
+6. $safety
 
 ## License
 
@@ -88,9 +89,26 @@ def readme(manifest: Mapping[str, Any]) -> str:
         memory=memory_line(manifest['memory']),
         phases=_phases(manifest),
         chipsets=', '.join(f'{name}: {entry["product"]}' for name, entry in manifest['chipsets'].items()),
-        runtime=', '.join(f'{name} {version}' for name, version in manifest['minimum_runtime'].items()),
+        runtime=', '.join(_versions(manifest)),
+        safety=_safety(manifest['safety']),
         license='\n'.join(f'* {part}: {text}' for part, text in manifest['license'].items()),
     )
+
+
+def _safety(safety: Mapping[str, Any]) -> str:
+    """Return the item on unsafe content."""
+    if safety['checkpoint_has_checker']:
+        lines = ('Videos are not checked for unsafe content. The checkpoint has a safety checker, which makes refused',
+                 'frames black in JAX; it is not part of the bundle.')  # fmt: skip
+    else:
+        lines = ('Videos are not checked for unsafe content, and the checkpoint has no safety checker.',)
+    return '\n   '.join((*lines, 'Check prompts and frames in your app.'))
+
+
+def _versions(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the lowest versions of the runtime, with that of QNN's SDK for the binaries."""
+    packages = [f'{name} {version}' for name, version in manifest['minimum_runtime'].items()]
+    return packages + [f'QNN SDK {version}' for version in sorted({entry['qnn_sdk'] for entry in manifest['binaries']})]
 
 
 def _flow(manifest: Mapping[str, Any]) -> str:

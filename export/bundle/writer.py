@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ from export.bundle.readme import readme
 from export.bundle.vectors import write_call, write_video
 from export.graphs.runners import Call
 from export.host.denoiser_host import DenoiserHost
+from export.host.file_records import digest_line
 from export.host.graph_program import TextHost
 from export.host.modules import ProgramOptions
 from export.host.recording import Scenes, Video
@@ -28,6 +28,7 @@ from export.rewrite.onnx_graph import external_files
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR, GenerationDefaults
+from neodragon_jax.generation.safety import has_checker
 
 # Increases when a reader of the version before cannot read a bundle; the players have their own constant.
 SCHEMA, VERSION = 'neodragon-bundle', 2
@@ -102,8 +103,7 @@ def write_bundle(
         manifest |= {'tables': draft.tables, 'files': dict(sorted(draft.files.items()))}
         content = (json.dumps(manifest, indent=1, ensure_ascii=False) + '\n').encode()
         (target / 'manifest.json').write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        (target / 'manifest.json.sha256').write_text(f'{digest}  manifest.json\n')
+        (target / 'manifest.json.sha256').write_text(digest_line(target / 'manifest.json'))
 
 
 def name_of(root: os.PathLike[str] | str) -> str:
@@ -128,6 +128,7 @@ def _identity(model: Model, tools: Mapping[str, str]) -> dict[str, Any]:
         'tool_versions': dict(tools),
         'minimum_runtime': {name: tools[name] for name in ('onnxruntime', 'onnxruntime-qnn') if name in tools},
         'license': _license_notes(),
+        'safety': {'checkpoint_has_checker': has_checker(model.options.root)},
     }
 
 
@@ -204,18 +205,20 @@ def _tensor_entry(spec: Mapping[str, Any]) -> dict[str, Any]:
 def _binary_entry(draft: Draft, binary: BinaryFiles) -> dict[str, Any]:
     """Add a context binary and its wrappers; return their part of the manifest."""
     folder = f'binaries/{binary.name}-qnn-{binary.precision}-{binary.chipset}'
-    graphs, files = {}, set()
+    graphs, files, versions = {}, set(), set()
     for graph, wrapper in binary.wrappers.items():
         (node,) = onnx.load(wrapper, load_external_data=False).graph.node
         values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         files.add(wrapper.with_name(values['ep_cache_context'].decode()))
+        versions.add(values['ep_sdk_version'].decode())
         path = draft.link(wrapper, f'{folder}/{wrapper.name}')
         graphs[graph] = {'wrapper': path, 'qnn_graph': values['partition_name'].decode()}
-    (file,) = files
+    (file,), (qnn_sdk,) = files, versions
     shared = len(graphs) > 1
     return {
         'chipset': binary.chipset,
         'precision': binary.precision,
+        'qnn_sdk': qnn_sdk,
         'file': draft.link(file, f'{folder}/{file.name}'),
         'graphs': graphs,
         'provider_options': dict(binary.provider_options),

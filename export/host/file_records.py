@@ -28,6 +28,11 @@ def file_records(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     return {path.name: record_of(path) for path in sorted(folder.iterdir())}
 
 
+def digest_line(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file as the line that `sha256sum` writes in its folder."""
+    return f'{file_sha256(path)}  {path.name}\n'
+
+
 def damage(folder: pathlib.Path, records: Any) -> str | None:
     """Return a phrase that describes how the files of a folder differ from their records, or None if they match.
 

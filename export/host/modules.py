@@ -94,7 +94,7 @@ def phone_modules(options: ProgramOptions) -> dict[str, PhoneGraph]:
     ]
     if options.has_model:
         modules += _first_frame_modules(options)
-    if options.mode == 'hybrid' and (options.has_model or options.images):
+    if options.has_model or options.images:
         modules.append(picture_graphs.video_encoder(find(folders.VIDEO_VAE), height, width))
     if options.upscaler is not None:
         modules.append(picture_graphs.super_resolution(options.upscaler, height, width))

@@ -13,8 +13,8 @@ EQUAL_DB, BROKEN_DB = 300.0, -300.0
 
 
 def snr_db(reference: np.ndarray, got: np.ndarray) -> float:
-    """Return the ratio of two arrays of one shape: EQUAL_DB if they are equal, BROKEN_DB if `got` is not finite."""
-    if not np.isfinite(got).all():
+    """Return the ratio of two arrays of one shape: EQUAL_DB if they are equal, BROKEN_DB if one is not finite."""
+    if not (np.isfinite(reference).all() and np.isfinite(got).all()):
         return BROKEN_DB
     signal = np.linalg.norm(np.asarray(reference, np.float64))
     noise = np.linalg.norm(np.asarray(reference, np.float64) - np.asarray(got, np.float64))

@@ -1,4 +1,4 @@
-"""Run a bundle on a phone: push, recorded calls, one video, pull.
+"""Run a bundle on a phone: copy, recorded calls, one video, pull.
 
 The runner of export/player/cpp does the work on the phone; it prints one line per load, run and ratio.
 """
@@ -11,20 +11,24 @@ import re
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from export.host.file_records import damage
+from export.host.file_records import damage, digest_line
 from export.measure.snr import snr_db
 from export.phone.adb import Phone
+from export.phone.copies import CPU, Copy, runner_files, runner_graphs, synchronize
+from export.qnn.chipsets import find_target
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import file_sha256
 from neodragon_jax.base.json_file import checked, read_json
 
 FOLDER = '/data/local/tmp/neodragon'
 RUNNER = 'neodragon_runner'
-CPU = 'cpu'
+# The runner loads them by name; stub and skel depend on the phone.
+_QNN_LIBRARIES = ('libonnxruntime_providers_qnn.so', 'libQnnHtp.so', 'libQnnSystem.so')
 _LINE = re.compile(r'(load|run|canary) (\S+) (-?[0-9.]+)')
 
 
@@ -68,14 +72,16 @@ class Measured:
 
 
 def read_bundle(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the manifest of a bundle after checking all files against it.
+    """Return the manifest of a bundle after checking it against its digest, and all files against it.
 
     Raises:
       InputError: the folder is no bundle, or a file is damaged.
     """
-    path = folder / 'manifest.json'
+    path, digest = folder / 'manifest.json', folder / 'manifest.json.sha256'
     if not path.is_file():
         raise InputError(f'{folder}: not a bundle. Give the folder that holds manifest.json.')
+    if not digest.is_file() or digest.read_bytes() != digest_line(path).encode():
+        raise InputError(f'{path}: differs from {digest.name}. Export the bundle again.')
     manifest = read_json(path, dict[str, Any])
     harm = damage(folder, checked(manifest.get('files'), dict[str, dict[str, Any]], str(path), 'files'))
     if harm is not None:
@@ -91,35 +97,80 @@ def measure(phone: Phone, bundle: pathlib.Path, runtime: pathlib.Path, chipset: 
       chipset: chipset of the binaries to run; CPU runs the portable graphs; None queries the phone.
       runs: runs of each recorded call.
     Raises:
-      InputError: the bundle, the runner or the phone is unsuitable, or a graph computes another result.
+      InputError: the bundle, the runner or the phone is unsuitable, or a graph or the video computes another result.
     """
     manifest = read_bundle(bundle)
-    if not (runtime / RUNNER).is_file():
-        raise InputError(f'--runtime {runtime}: has no {RUNNER}. Build export/player/cpp for the phone.')
+    _check_files(runtime, [RUNNER], 'Build export/player/cpp for the phone')
     phone.check()
-    chosen = chipset or phone.shell('getprop', 'ro.soc.model').strip().lower()
-    if chosen != CPU and chosen not in manifest['chipsets']:
-        known = ', '.join(manifest['chipsets'])
-        raise InputError(f'{bundle}: the phone is {chosen}, the bundle is for {known}. Export with --soc {chosen}.')
-    _push(phone, bundle, _needed(manifest, chosen), runtime)
+    chosen = _chosen(phone, bundle, manifest, chipset)
+    if chosen != CPU:
+        _check_files(runtime, _QNN_LIBRARIES, 'Copy the libraries of onnxruntime-qnn for the phone')
+    # The folder on the phone holds nothing else: no file of another bundle or runtime, no output of another run.
+    synchronize(phone, FOLDER, _copies(bundle, manifest, chosen, runtime))
+    phone.shell('chmod', '755', f'{FOLDER}/{RUNNER}')
     before = _celsius(phone)
     output = phone.script(
         f'cd {FOLDER} && LD_LIBRARY_PATH=. ADSP_LIBRARY_PATH=. ./{RUNNER} bundle out {chosen} {int(runs)} 2>&1'
     )
     after = _celsius(phone)
-    ratio = _last_frame_db(phone, bundle, manifest['vectors']['video']['latents'])
+    graphs = read_output(output)
+    for graph in runner_graphs(manifest):
+        if graph not in graphs:
+            raise InputError(f'{phone.serial}: the runner reports no times of {graph}. Build it again.')
+    ratio = _last_frame_db(phone, bundle, manifest['vectors']['video'])
     model = phone.shell('getprop', 'ro.product.model').strip()
-    return Measured(model, chosen, read_output(output), ratio, (before, after))
+    return Measured(model, chosen, graphs, ratio, (before, after))
 
 
-def _last_frame_db(phone: Phone, bundle: pathlib.Path, entry: Mapping[str, Any]) -> float:
+def _check_files(runtime: pathlib.Path, names: Sequence[str], remedy: str) -> None:
+    """Raise InputError unless the folder of the runtime has files."""
+    for name in names:
+        if not (runtime / name).is_file():
+            raise InputError(f'--runtime {runtime}: has no {name}. {remedy}.')
+
+
+def _chosen(phone: Phone, bundle: pathlib.Path, manifest: Mapping[str, Any], given: str | None) -> str:
+    """Return the chipset whose binaries run, as the bundle names it, or CPU.
+
+    Args:
+      given: option --chipset; None queries the phone, whose name of the chipset may carry a grade.
+    Raises:
+      InputError: the phone does not name its chipset, the name is unknown, or the bundle has no binaries for it.
+    """
+    name = given or phone.shell('getprop', 'ro.soc.model').strip()
+    if not name:
+        raise InputError(
+            f'{phone.serial}: the phone does not name its chipset (ro.soc.model is empty). Name it with --chipset.'
+        )
+    if name.lower() in (CPU, *manifest['chipsets']):
+        return name.lower()
+    chosen = find_target(name).chipset
+    if chosen not in manifest['chipsets']:
+        known = ', '.join(manifest['chipsets']) or 'no chipset'
+        subject = f'--chipset is {given}' if given else f'the phone is {name}'
+        raise InputError(f'{bundle}: {subject}, the bundle is for {known}. Export with --soc {chosen}.')
+    return chosen
+
+
+def _copies(bundle: pathlib.Path, manifest: Mapping[str, Any], chipset: str, runtime: pathlib.Path) -> dict[str, Copy]:
+    """Return the files of a run by their path in the folder on the phone."""
+    libraries = sorted(path for path in runtime.iterdir() if path.is_file())
+    copies = {path.name: Copy(path, file_sha256(path)) for path in libraries}
+    for name in runner_files(manifest, chipset):
+        copies[f'bundle/{name}'] = Copy(bundle / name, manifest['files'][name]['sha256'])
+    path = bundle / 'manifest.json'
+    return copies | {'bundle/manifest.json': Copy(path, file_sha256(path))}
+
+
+def _last_frame_db(phone: Phone, bundle: pathlib.Path, video: Mapping[str, Any]) -> float:
     """Return the ratio of the last latent frame of the video that the phone has made.
 
     Args:
-      entry: file and shape of the expected latents, from the manifest.
+      video: the recorded video, from the manifest.
     Raises:
-      InputError: the latents have another size.
+      InputError: the latents have another size, or the ratio is below the recorded minimum.
     """
+    entry, minimum = video['latents'], video.get('minimum_db')
     with tempfile.TemporaryDirectory() as folder:
         pulled = pathlib.Path(folder) / 'latents.bin'
         phone.pull(f'{FOLDER}/out/latents.bin', pulled)
@@ -129,7 +180,13 @@ def _last_frame_db(phone: Phone, bundle: pathlib.Path, entry: Mapping[str, Any])
         raise InputError(
             f'{phone.serial}: the runner gives {latents.size} numbers, not {expected.size}. Build it again.'
         )
-    return snr_db(expected[-1], latents.reshape(expected.shape)[-1])
+    reached = snr_db(expected[-1], latents.reshape(expected.shape)[-1])
+    if minimum is not None and not reached >= minimum:
+        raise InputError(
+            f'{phone.serial}: the recorded video comes out at {reached:.1f} dB, not {minimum:.1f}: this runtime or '
+            'chip computes something else. Update the libraries of --runtime, or run with --chipset cpu.'
+        )
+    return reached
 
 
 def read_output(output: str) -> dict[str, GraphTimes]:
@@ -144,34 +201,6 @@ def read_output(output: str) -> dict[str, GraphTimes]:
         graph: GraphTimes(lines['canary'][-1], lines['load'][-1], tuple(lines['run']))
         for graph, lines in complete.items()
     }
-
-
-def _needed(manifest: Mapping[str, Any], chipset: str) -> list[str]:
-    """Return the files that the runner reads."""
-    other = 'portable/' if chipset != CPU else 'binaries/'
-    binaries = {
-        path
-        for binary in manifest['binaries']
-        if binary['chipset'] != chipset
-        for path in (binary['file'], *(entry['wrapper'] for entry in binary['graphs'].values()))
-    }
-    return [name for name in manifest['files'] if not name.startswith(other) and name not in binaries]
-
-
-def _push(phone: Phone, bundle: pathlib.Path, names: list[str], runtime: pathlib.Path) -> None:
-    """Copy the required files to the phone, and compare the copies with the hashes of the manifest."""
-    folders = sorted({str(pathlib.PurePosixPath('bundle', name).parent) for name in names})
-    phone.shell('mkdir', '-p', *(f'{FOLDER}/{folder}' for folder in folders))
-    for path in sorted(path for path in runtime.iterdir() if path.is_file()):
-        phone.push(path, f'{FOLDER}/{path.name}')
-    phone.shell('chmod', '755', f'{FOLDER}/{RUNNER}')
-    for name in (*names, 'manifest.json'):
-        phone.push(bundle / name, f'{FOLDER}/bundle/{name}')
-    records = read_json(bundle / 'manifest.json', dict[str, Any])['files']
-    for name in names:
-        digest = phone.shell('sha256sum', f'{FOLDER}/bundle/{name}').split()[0]
-        if digest != records[name]['sha256']:
-            raise InputError(f'{phone.serial}: {name} arrived damaged. Check the cable and run again.')
 
 
 def _celsius(phone: Phone) -> float | None:

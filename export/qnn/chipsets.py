@@ -18,7 +18,7 @@ from neodragon_jax.base.lists import comma_list
 _OLDEST_ARCH = 73
 _NUMBERS = re.compile(r'(?P<soc>\d{1,4}):v?(?P<arch>\d{2})')
 # Suffix of the model number on a package or in Android's `ro.soc.model`: speed grade and package.
-_GRADE = re.compile(r'(?<=\d)(-?[1-9]?-?(a[abc]|p))$')
+_GRADE = re.compile(r'(?<=\d)(-[1-9])?-?(a[abc]|p)$')
 _BINARY = re.compile(rb'soc_type=(\w+);arch=(\d+);')
 
 

@@ -27,7 +27,7 @@ class Report:
       shared: binaries of several graphs.
       comparison: Markdown lines that compare the denoiser with a straightforward export; empty unless asked for.
       recording: time and memory of recording each video.
-      warnings: one line for each reason to trust the ratios less.
+      warnings: one line for each reason to trust the ratios less, and for what is not exported.
     """
 
     rows: Sequence[Row]

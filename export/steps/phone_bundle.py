@@ -24,6 +24,7 @@ from export.steps.step_cache import finished
 from neodragon_jax.base import json_file
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.generation import defaults as generation
+from neodragon_jax.generation.safety import has_checker
 
 FOLDER, RECORD = 'bundle', 'bundle-source.json'
 # Files of a bundle that its manifest does not list.
@@ -83,6 +84,7 @@ def _source(exported: Sequence[ExportedGraph], options: ExportOptions, model: Mo
         'evaluation_samples': options.graphs.evaluation_samples,  # the last is the recorded call
         'model': _identity(model),
         'package_versions': {name: importlib.metadata.version(name) for name in _TOKENIZER_PACKAGES},
+        'safety_checker': has_checker(options.program.root),
         **made_by(__name__),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import jax
@@ -28,6 +29,7 @@ from export.steps.options import ExportOptions
 from export.steps.progress import Progress
 from neodragon_jax.base.compile_cache import use_compile_cache
 from neodragon_jax.base.output import output_folder
+from neodragon_jax.generation.safety import has_checker
 
 
 def run(options: ExportOptions) -> Report:
@@ -74,7 +76,8 @@ def _make(
         videos[replay], lowest = row, min(row.latents_db.values())
         progress(f'whole videos, {replay.graphs} on the {replay.runner}: {lowest:.1f} dB')
     progress.close()
-    made_from, warnings = _made_from(options, program, calibration), warnings_of(calibration.protocol)
+    made_from = _made_from(options, program, calibration)
+    warnings = [*warnings_of(calibration.protocol), *safety_warnings(options.program.root)]
     made_from['keys_and_values'] = None if choice is None else dataclasses.asdict(choice)
     report = Report(rows, list(videos.values()), made_from, binaries, compared, calibration.resources, warnings)
     report.write(options.graphs.out)
@@ -148,6 +151,16 @@ def warnings_of(protocol: Protocol) -> list[str]:
             f'least {FEWEST_EVALUATION_PROMPTS} (--evaluation-prompts).'
         )
     return warnings
+
+
+def safety_warnings(root: str | os.PathLike[str]) -> list[str]:
+    """Return a line if a checkpoint has a safety checker, which is not exported."""
+    if not has_checker(root):
+        return []
+    return [
+        f'The safety checker of {root} is not exported: JAX makes refused frames black, the exported graphs show them. '
+        'Check prompts and frames in the app.'
+    ]
 
 
 def _made_from(options: ExportOptions, program: PhoneProgram, calibration: CalibrationSet) -> dict[str, object]:

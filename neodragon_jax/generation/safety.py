@@ -57,6 +57,11 @@ class SafetyChecker:
         return np.asarray(self.classify(self.prepare(pictures)))
 
 
+def has_checker(root: str | os.PathLike[str]) -> bool:
+    """Return whether a checkpoint has a safety checker."""
+    return (pathlib.Path(root) / folders.SAFETY_CHECKER).exists()
+
+
 def load(
     root: str | os.PathLike[str], store: Store, shard: Callable[[Any], Any] = lambda tree: tree
 ) -> SafetyChecker | None:
@@ -69,9 +74,9 @@ def load(
     Raises:
       InputError: the component is damaged or of another class.
     """
-    folder = pathlib.Path(root) / folders.SAFETY_CHECKER
-    if not folder.exists():
+    if not has_checker(root):
         return None
+    folder = pathlib.Path(root) / folders.SAFETY_CHECKER
     module = checkpoint.load_module(folder, StableDiffusionSafetyChecker)
     prepare = Preparation.load(checkpoint.component_folder(root, folders.FEATURE_EXTRACTOR))
     if prepare.crop != module.config.image_size:

@@ -246,6 +246,24 @@ def test_exit_status_is_the_verdict(monkeypatch, tmp_path, capsys):
     assert other.below_target and not Report([*good.rows, *other.rows], [], {}).below_target
 
 
+@pytest.mark.long
+@pytest.mark.qnn
+@pytest.mark.parametrize('checker', [False, True])
+def test_a_safety_checker_is_not_dropped_without_a_word(checker, tmp_path, capsys):
+    """JAX makes refused frames black; the exported graphs show them."""
+    root = tmp_path / 'checkpoint'
+    root.mkdir()
+    for folder in TINY_CHECKPOINT.iterdir():
+        (root / folder.name).symlink_to(folder)
+    if checker:
+        (root / 'safety_checker').mkdir()
+    command = ['--checkpoint', str(root), *SIZE, *COUNTS, '--graphs', 'clip_l', '--no-simulate']
+    assert main([*command, '--out', str(tmp_path / 'out')]) == 0
+    said = f'The safety checker of {root} is not exported'
+    assert (f'warning: {said}' in capsys.readouterr().err) == checker
+    assert (said in (tmp_path / 'out' / 'report.md').read_text()) == checker
+
+
 def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
     def fail(args: object) -> None:
         raise OSError(28, 'No space left on device')

@@ -26,6 +26,7 @@ from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation.devices import Spread
+from neodragon_jax.generation.options import check_seed
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.models.vae import CausalVAE, denormalize
@@ -69,6 +70,7 @@ class Sampling:
     dtype: str = 'bfloat16'
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ('prompts', 'samples', 'batch'):
             if getattr(self, name) < 1:
                 raise InputError(f'--{name} is {getattr(self, name)}; give at least 1.')

@@ -23,7 +23,7 @@ class Evaluator:
     """Runner of a program's evaluations.
 
     Attributes:
-      diverged: error by which an evaluation says that the run should end, or None.
+      failure: error with which the run should end once everything is saved, or None.
     """
 
     def __init__(self, program: Any, config: LoopConfig) -> None:
@@ -37,7 +37,7 @@ class Evaluator:
                 f'evaluate_every is {config.evaluate_every}, but program {program.name} has no evaluation; set it to 0.'
             )
         self._program, self._config = program, config
-        self.diverged: DivergedError | None = None
+        self.failure: DivergedError | InputError | None = None
 
     def due(self, done: int) -> bool:
         """Return whether an evaluation follows after `done` steps."""
@@ -55,8 +55,6 @@ class Evaluator:
 
         Args:
           show: called by process 0 with the step and the folder of the samples, on the local disk.
-        Raises:
-          InputError: the metric that ranks the checkpoints is missing.
         """
         samples = self._config.folder / SAMPLES
         folder = samples / f'step_{done:06d}'
@@ -73,7 +71,7 @@ class Evaluator:
         scores = {EVALUATION + name: float(value) for name, value in of_first_process(numbers).items()}
         wanted = self._config.best_metric
         if self._config.keep_best and wanted not in scores:
-            raise InputError(
+            self.failure = InputError(
                 f'best_metric is {wanted!r}, no metric of {self._program.name}.{did_you_mean(wanted, scores)}'
             )
         return scores
@@ -83,5 +81,5 @@ class Evaluator:
         try:
             return self._program.evaluate(state, frozen, folder)
         except DivergedError as error:
-            self.diverged = error
+            self.failure = error
             return error.metrics

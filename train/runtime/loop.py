@@ -130,14 +130,14 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             # Called every step: the processes of a pod agree on the step at which they stop.
             stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
             every = done % config.checkpoint_every == 0 or bool(scores and config.keep_best)
-            if last or stopped or every or evaluator.diverged:
+            if last or stopped or every or evaluator.failure:
                 with goodput.spending(CHECKPOINT):
                     parts.log.sync()
                     parts.checkpoints.save(done, carry, _place(parts.loader, root_key), scores)
                     _write_best(program, carry.state, parts.checkpoints, config, done)
-            if evaluator.diverged:
+            if evaluator.failure:
                 parts.checkpoints.wait()
-                raise evaluator.diverged
+                raise evaluator.failure
             if stopped and not last:
                 _stop(parts, program, done)
         parts.checkpoints.wait()

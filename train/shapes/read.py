@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import read_mp4
+from neodragon_jax.generation.options import check_seed
 from train.shapes.attributes import NUMBERS, Attributes, columns, measure
 from train.shapes.captions import parse
 from train.shapes.source import MovingShapesSource
@@ -53,7 +54,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ReadOptions:
     """Return the options of a command line.
 
     Raises:
-      InputError: neither videos nor a number of captions is given, or both are.
+      InputError: the seed is out of range, or neither videos nor a number of captions is given, or both are.
     """
     description = 'Read color, shape, direction and background from videos, and compare them with the captions.'
     parser = command_parser('python -m train.shapes.read', description, EXAMPLES)
@@ -63,6 +64,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ReadOptions:
     add('--world', choices=WORLDS, default='cpu', help='world of the captions (default: %(default)s)')
     add('--seed', type=int, default=0, help='seed of the captions (default: %(default)s)')
     options = ReadOptions(**vars(parser.parse_args(argv)))
+    check_seed(options.seed)
     if (options.videos is None) == (options.captions is None):
         raise InputError('give either --videos DIR or --captions N.')
     return options

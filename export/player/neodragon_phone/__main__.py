@@ -6,16 +6,17 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from neodragon_phone.backends import NAMES, exit_process, open_backend
 from neodragon_phone.bundle import Bundle
+from neodragon_phone.chipsets import detect_chipset
 from neodragon_phone.errors import BundleError
-from neodragon_phone.frames import write_mp4
-from neodragon_phone.generation import Request, check_video, generate
+from neodragon_phone.frames import check_encoder, write_video
+from neodragon_phone.generation import Request, check_video, generate, given_frame
+from neodragon_phone.manifest import Manifest
+from neodragon_phone.output import check_output, written
 from neodragon_phone.player import Player, lines_of_times
 
 CANARIES = ('graphs', 'video', 'none')
@@ -83,32 +84,19 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     add('--report', type=pathlib.Path, metavar='FILE', help='write times and ratios of all graphs as JSON')
     given = parser.parse_args(argv)
     request = None if given.prompt is None else Request(given.prompt, given.seed, given.image)
-    chipset = given.chipset and given.chipset.lower()
-    return Options(given.bundle, request, given.out, given.backend, chipset, given.canary, given.report)
-
-
-def detect_chipset() -> str:
-    """Return the chipset of this machine.
-
-    Raises:
-      BundleError: it cannot be detected.
-    """
-    if platform.system() == 'Windows' and 'Snapdragon' in platform.processor():
-        return 'sc8380xp'
-    try:
-        name = subprocess.run(['getprop', 'ro.soc.model'], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        name = ''
-    if not name:
-        raise BundleError('--backend htp: the chipset of this machine cannot be detected; name it with --chipset.')
-    return name.lower()
+    return Options(given.bundle, request, given.out, given.backend, given.chipset, given.canary, given.report)
 
 
 def run(options: Options) -> None:
-    """Check the bundle, then make the video."""
+    """Check outputs and bundle, then make the video."""
+    _check_outputs(options)
     place = (options.chipset or detect_chipset()) if options.backend == 'htp' else None
     bundle = Bundle.open(options.bundle, place)
+    request = options.request
+    if request is not None:  # a wrong picture is reported before graphs are loaded
+        request = dataclasses.replace(request, image=given_frame(bundle.manifest, request.image))
     print(f'{bundle.manifest["name"]}: {len(bundle.verified)} files verified')
+    print(_safety_note(bundle.manifest))
     for phase in bundle.manifest['phases']:
         print(f'  memory of phase {phase["name"]}: {phase["bytes"].get(bundle.place, 0) / 1e6:.0f} MB')
     backend = open_backend(options.backend, bundle, options.chipset)
@@ -117,13 +105,33 @@ def run(options: Options) -> None:
         player.check_all()
     if options.canary == 'video':
         print(f'recorded video: {check_video(player):.1f} dB at its last latent frame')
-    if options.request is not None:
-        video = generate(player, options.request)
-        write_mp4(options.out, video.frames, bundle.manifest['video']['frames_per_second'])
+    if request is not None:
+        video = generate(player, request)
+        write_video(options.out, video.frames, bundle.manifest['video']['frames_per_second'])
         print(options.out)
     print('\n'.join(lines_of_times(player.times)))
     if options.report is not None:
         _write_report(options.report, player)
+
+
+def _safety_note(manifest: Manifest) -> str:
+    """Return a line on unsafe content; bundles of before may not tell of a checker."""
+    dropped = manifest.get('safety', {}).get('checkpoint_has_checker', False)
+    reason = ": the checkpoint's safety checker is not part of the bundle." if dropped else '.'
+    return f'Videos are not checked for unsafe content{reason}'
+
+
+def _check_outputs(options: Options) -> None:
+    """Raise BundleError unless all outputs can be written, before the minutes that a video takes."""
+    outputs = {'--report': options.report}
+    if options.request is not None:
+        check_encoder()
+        outputs['--out'] = options.out
+    for option, path in outputs.items():
+        if path is not None:
+            check_output(path, option)
+    if len(outputs) > 1 and options.report is not None and options.report.absolute() == options.out.absolute():
+        raise BundleError(f'--report {options.report}: the same file as --out. Give another --report.')
 
 
 def _write_report(path: pathlib.Path, player: Player) -> None:
@@ -132,17 +140,14 @@ def _write_report(path: pathlib.Path, player: Player) -> None:
         name: {'load_s': times.load, 'run_s': times.runs, 'canary_db': player.canary_db.get(name)}
         for name, times in player.times.items()
     }
-    try:
-        path.write_text(json.dumps({'place': player.bundle.place, 'graphs': graphs}, indent=1) + '\n')
-    except OSError as error:
-        raise BundleError(f'{path}: cannot be written ({error.strerror}). Give another --report.') from None
+    with written(path, '--report') as draft:
+        draft.write_text(json.dumps({'place': player.bundle.place, 'graphs': graphs}, indent=1) + '\n')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    options = parse_options(argv)
     try:
-        run(options)
+        run(parse_options(argv))
     except BundleError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from neodragon_phone.bundle import Bundle, version_key
+from neodragon_phone.chipsets import find_chipset
 from neodragon_phone.errors import BundleError
 
 Arrays = Mapping[str, np.ndarray]
@@ -79,6 +80,28 @@ def check_runtime(bundle: Bundle, packages: Sequence[str], version: Callable[[st
             )
 
 
+def check_sdk(bundle: Bundle, found: str) -> None:
+    """Raise BundleError if QNN's SDK is older than the one that compiled the binaries of the bundle's place.
+
+    Args:
+      found: version of the SDK whose libraries are installed.
+    """
+    for binary in bundle.manifest['binaries']:
+        needed = binary.get('qnn_sdk')  # older bundles tell only the version of onnxruntime-qnn
+        if binary['chipset'] == bundle.place and needed and version_key(found)[:3] < version_key(needed)[:3]:
+            raise BundleError(
+                f'QNN SDK {found} is older than {binary["file"]}, compiled with {needed}. '
+                'Run: pip install --upgrade onnxruntime-qnn'
+            )
+
+
+def _installed_sdk() -> str:
+    """Return the version of the QNN SDK whose libraries onnxruntime-qnn has."""
+    from onnxruntime_qnn import build_and_package_info  # pyright: ignore[reportMissingImports]
+
+    return build_and_package_info.qnn_version
+
+
 def open_backend(name: str, bundle: Bundle, chipset: str | None) -> Backend:
     """Return a backend for a bundle.
 
@@ -92,6 +115,7 @@ def open_backend(name: str, bundle: Bundle, chipset: str | None) -> Backend:
     if name == 'cpu':
         return CpuBackend(bundle)
     if name == 'htp':
+        check_sdk(bundle, _installed_sdk())
         return HtpBackend(bundle)
     return SimulatorBackend(bundle, _simulated_chipset(bundle, chipset))
 
@@ -99,11 +123,11 @@ def open_backend(name: str, bundle: Bundle, chipset: str | None) -> Backend:
 def _simulated_chipset(bundle: Bundle, chipset: str | None) -> str:
     """Return the given chipset, or the bundle's first for None; raise BundleError if the bundle has no such chipset."""
     known = bundle.manifest['chipsets']
-    if chipset is not None and chipset not in known:
-        raise BundleError(f'--chipset {chipset}: the bundle is for {", ".join(known)}.')
-    chosen = chipset or next(iter(known), None)
-    if chosen is None:
+    if not known:
         raise BundleError('the bundle names no chipset; use --backend cpu.')
+    chosen = next(iter(known)) if chipset is None else find_chipset(known, chipset)
+    if chosen is None:
+        raise BundleError(f'--chipset {chipset}: the bundle is for {", ".join(known)}.')
     return chosen
 
 

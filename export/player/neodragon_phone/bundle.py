@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from neodragon_phone.chipsets import find_chipset
 from neodragon_phone.errors import BundleError
 from neodragon_phone.manifest import Manifest, read_manifest
 from neodragon_phone.schema import REMEDY
@@ -39,17 +40,14 @@ class Bundle:
         """Read the manifest and check the content of every file that a run needs.
 
         Args:
-          chipset: chipset of the binaries to run; None runs the portable graphs.
+          chipset: chipset of the binaries to run, by any of its names; None runs the portable graphs.
         Raises:
           BundleError: the manifest or a file is missing or damaged, a path leaves the bundle, or the bundle has no
             binaries for the chipset.
         """
         folder = pathlib.Path(folder)
         manifest = read_manifest(folder)
-        if chipset is not None and not any(binary['chipset'] == chipset for binary in manifest['binaries']):
-            known = ', '.join(manifest['chipsets']) or 'no chipset'
-            raise BundleError(f'{folder}: has no binaries for {chipset!r}, only for {known}. Export for this chipset.')
-        place = chipset or PORTABLE
+        place = PORTABLE if chipset is None else _place(folder, manifest, chipset)
         files = sorted(set(_needed(manifest, place)))
         for path in files:
             _verify(folder, manifest, path)
@@ -91,6 +89,15 @@ class Bundle:
         """Return the latents of the recorded video, [T, h, w, C]."""
         entry = self.manifest['vectors']['video']['latents']
         return np.fromfile(self.path(entry['file']), '<f4').reshape(entry['shape'])
+
+
+def _place(folder: pathlib.Path, manifest: Manifest, name: str) -> str:
+    """Return the chipset of the bundle with a name; raise BundleError if there are no binaries for it."""
+    chipset = find_chipset(manifest['chipsets'], name)
+    if chipset is None or all(binary['chipset'] != chipset for binary in manifest['binaries']):
+        known = ', '.join(manifest['chipsets']) or 'no chipset'
+        raise BundleError(f'{folder}: has no binaries for {name!r}, only for {known}. Export for this chipset.')
+    return chipset
 
 
 def _needed(manifest: Manifest, place: str) -> Iterator[str]:

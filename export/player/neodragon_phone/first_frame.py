@@ -1,25 +1,19 @@
-"""The first frame: a picture from a file or drawn from the prompt, as a latent.
+"""The first frame: drawn from the prompt, and encoded as a latent.
 
 Legend: H W pixels, h w latent grid, C channels, L tokens.
 """
 
 from __future__ import annotations
 
-import math
-import pathlib
 from typing import Any
 
-import av
-import av.error
 import numpy as np
 
 from neodragon_phone import noise
 from neodragon_phone.errors import BundleError
+from neodragon_phone.pictures import to_frame
 from neodragon_phone.player import Player
 from neodragon_phone.text import tower_inputs
-
-# Pillow's fixed-point precision of resampling weights.
-_WEIGHT_BITS = 22
 
 
 def encode_picture(player: Player, frame: np.ndarray, seed: int) -> np.ndarray:
@@ -32,67 +26,6 @@ def encode_picture(player: Player, frame: np.ndarray, seed: int) -> np.ndarray:
     deviation = np.exp(np.clip(log_variance, low, high) / 2)
     latent = mean + deviation * noise.normals(seed, noise.POSTERIOR, 0, 0, mean.shape)
     return (latent - np.float32(statistics['first_shift'])) * np.float32(statistics['first_scale'])
-
-
-def read_frame(path: pathlib.Path, height: int, width: int) -> np.ndarray:
-    """Return a picture file as a frame [H, W, 3] in [-1, 1], cropped at the center.
-
-    Raises:
-      BundleError: the file is not a picture.
-    """
-    try:
-        with av.open(str(path)) as container:
-            picture = next(container.decode(video=0)).to_ndarray(format='rgb24')
-    except (av.error.FFmpegError, OSError, StopIteration, IndexError):
-        raise BundleError(f'{path}: cannot be read as a picture. Give a PNG or JPEG file.') from None
-    return to_frame(crop_center(picture, height, width), height, width)
-
-
-def crop_center(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the largest centered part of a picture with the shape of height x width."""
-    rows, columns, _ = picture.shape
-    tall = min(rows, max(1, round(columns * height / width)))
-    wide = min(columns, max(1, round(rows * width / height)))
-    top, left = (rows - tall) // 2, (columns - wide) // 2
-    return picture[top : top + tall, left : left + wide]
-
-
-def to_frame(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return RGB bytes resized to a frame [H, W, 3] in [-1, 1]."""
-    return resize(picture, height, width).astype(np.float32) / np.float32(127.5) - 1
-
-
-def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize RGB bytes with a Lanczos filter, as Pillow does: along rows, then along columns, in whole numbers."""
-    for axis, size in ((1, width), (0, height)):
-        if picture.shape[axis] != size:
-            picture = _resize_axis(picture, axis, size)
-    return picture
-
-
-def _resize_axis(picture: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Resize one axis of bytes."""
-    length = picture.shape[axis]
-    scale = length / size
-    stretch = max(scale, 1.0)
-    weights = np.zeros((size, length))
-    for index in range(size):
-        center = (index + 0.5) * scale
-        low, high = max(int(center - 3 * stretch + 0.5), 0), min(int(center + 3 * stretch + 0.5), length)
-        row = np.array([_lanczos((at - center + 0.5) / stretch) for at in range(low, high)])
-        weights[index, low:high] = row / row.sum()
-    whole = np.trunc(weights * (1 << _WEIGHT_BITS) + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
-    moved = np.moveaxis(picture.astype(np.int64), axis, 0)
-    sums = np.tensordot(whole, moved, axes=1) + (1 << (_WEIGHT_BITS - 1))
-    return np.moveaxis(np.clip(sums >> _WEIGHT_BITS, 0, 255).astype(np.uint8), 0, axis)
-
-
-def _lanczos(x: float) -> float:
-    """Return the Lanczos kernel with three lobes."""
-    if not -3 <= x < 3:
-        return 0.0
-    sinc = lambda value: 1.0 if value == 0 else math.sin(math.pi * value) / (math.pi * value)
-    return sinc(x) * sinc(x / 3)
 
 
 def draw_frame(player: Player, prompt: str, seed: int) -> np.ndarray:

@@ -9,8 +9,11 @@ import numpy as np
 
 from neodragon_phone.denoiser import generate_latents
 from neodragon_phone.errors import BundleError
-from neodragon_phone.first_frame import draw_frame, encode_picture, read_frame
+from neodragon_phone.first_frame import draw_frame, encode_picture
 from neodragon_phone.frames import decode
+from neodragon_phone.manifest import Manifest
+from neodragon_phone.noise import check_seed
+from neodragon_phone.pictures import read_frame
 from neodragon_phone.player import Player, snr_db
 from neodragon_phone.text import encode_prompts
 
@@ -18,6 +21,9 @@ from neodragon_phone.text import encode_prompts
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A video to make.
+
+    Raises:
+      BundleError: the seed is out of range, or the prompt is not Unicode.
 
     Attributes:
       prompt: without modifier.
@@ -28,6 +34,13 @@ class Request:
     prompt: str
     seed: int = 0
     image: pathlib.Path | np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError:
+            raise BundleError('--prompt: has bytes that are not UTF-8. Type it in a terminal with UTF-8.') from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,30 +58,31 @@ def generate(player: Player, request: Request) -> Video:
       BundleError: the bundle cannot make such a video, or a graph fails.
     """
     manifest = player.manifest
+    frame = given_frame(manifest, request.image)
     prompt = request.prompt + manifest['video']['prompt_modifier']
     guided = any(manifest['denoiser'][name] is not None for name in ('guidance', 'first_guidance'))
     prompts = encode_prompts(player, [prompt, *([manifest['video']['negative_prompt']] if guided else [])])
-    frame = _first_frame(player, request, prompt)
+    if frame is None and manifest['first_frame'] is not None:
+        frame = draw_frame(player, prompt, request.seed)
     first = None if frame is None else encode_picture(player, frame, request.seed)
     latents = generate_latents(player, prompts, request.seed, first)
     return Video(latents, decode(player, latents))
 
 
-def _first_frame(player: Player, request: Request, prompt: str) -> np.ndarray | None:
-    """Return the first frame [H, W, 3] in [-1, 1], or None if the denoiser makes it."""
-    manifest = player.manifest
+def given_frame(manifest: Manifest, image: pathlib.Path | np.ndarray | None) -> np.ndarray | None:
+    """Return the picture of a request as a frame [H, W, 3] in [-1, 1], in the size of a bundle's video; None if none.
+
+    Raises:
+      BundleError: the file is not a picture, the bundle takes none, or it needs one that is not given.
+    """
     video = manifest['video']
-    if request.image is not None:
-        if not player.has('video_encoder'):
-            raise BundleError('--image: this bundle has no video_encoder. Leave it out, or export with --image.')
-        if isinstance(request.image, np.ndarray):
-            return request.image
-        return read_frame(request.image, video['height'], video['width'])
-    if manifest['first_frame'] is not None:
-        return draw_frame(player, prompt, request.seed)
-    if manifest['denoiser']['first_unit'] > 0:
-        raise BundleError('this bundle has no first-frame model; give a picture with --image.')
-    return None
+    if image is None:
+        if manifest['first_frame'] is None and manifest['denoiser']['first_unit'] > 0:
+            raise BundleError('this bundle has no first-frame model; give a picture with --image.')
+        return None
+    if 'video_encoder' not in manifest['graphs']:
+        raise BundleError('--image: this bundle has no video_encoder. Leave it out, or export with --image.')
+    return image if isinstance(image, np.ndarray) else read_frame(image, video['height'], video['width'])
 
 
 def check_video(player: Player) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from neodragon_phone.errors import BundleError
-from neodragon_phone.schema import REMEDY, Items, Kind, Number, Optional, Record, Table, Text, Whole, wrong
+from neodragon_phone.schema import REMEDY, Flag, Items, Kind, Number, Optional, Record, Table, Text, Whole, wrong
 
 NAME = 'manifest.json'
 SCHEMA, VERSION = 'neodragon-bundle', 2
@@ -94,7 +94,8 @@ _BINARY = Record(
         'graphs': Table(Record({'wrapper': Text(), 'qnn_graph': Text()})),
         'provider_options': Table(Text()),
         'session_options': Table(Text()),
-    }
+    },
+    {'qnn_sdk': Text()},
 )
 _DENOISER = Record(
     {
@@ -137,10 +138,11 @@ _MANIFEST: Kind = Record(
         'phases': Items(Record({'name': Text(), 'graphs': Items(Text()), 'bytes': Table(Whole(0, 2**50))})),
         'tables': Table(Record({'file': Text(), 'dtype': Text(('float32',)), 'shape': _SHAPE})),
         'vectors': Record({'video': _VIDEO_VECTOR}),
-        'chipsets': Table(Record({'soc_model': Whole(), 'htp_arch': Whole()})),
+        'chipsets': Table(Record({'soc_model': Whole(), 'htp_arch': Whole()}, {'aliases': Items(Text())})),
         'binaries': Items(_BINARY),
         'files': Table(Record({'bytes': Whole(0, 2**50), 'sha256': Text()})),
-    }
+    },
+    {'safety': Record({'checkpoint_has_checker': Flag()})},
 )
 
 

@@ -31,14 +31,19 @@ def threefry(key: tuple[int, int], first: np.ndarray, second: np.ndarray) -> tup
     return x0, x1
 
 
+def check_seed(seed: int) -> None:
+    """Raise BundleError unless a seed is in 0..2^64 - 1."""
+    if not 0 <= seed < 2**64:
+        raise BundleError(f'--seed {seed} is out of range; give a number from 0 to 2^64 - 1.')
+
+
 def normals(seed: int, purpose: int, unit: int, stage: int, shape: Sequence[int]) -> np.ndarray:
     """Return the standard normal numbers of one use of noise, as float32.
 
     Raises:
       BundleError: the seed is not in 0..2^64 - 1.
     """
-    if not 0 <= seed < 2**64:
-        raise BundleError(f'--seed {seed} is out of range; give a number from 0 to 2^64 - 1.')
+    check_seed(seed)
     count = math.prod(shape)
     first = np.arange((count + 1) // 2, dtype=np.uint32)
     stream = np.full_like(first, purpose << 24 | unit << 8 | stage)

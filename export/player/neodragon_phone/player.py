@@ -115,8 +115,8 @@ class Player:
 
 
 def snr_db(reference: np.ndarray, got: np.ndarray) -> float:
-    """Return 20 log10(|reference| / |reference - got|) in dB; 300 where they are equal, -300 for NaN."""
-    if not np.isfinite(got).all():
+    """Return 20 log10(|reference| / |reference - got|) in dB; 300 where they are equal, -300 if one is not finite."""
+    if not (np.isfinite(reference).all() and np.isfinite(got).all()):
         return -300.0
     signal = np.linalg.norm(np.asarray(reference, np.float64))
     noise = np.linalg.norm(np.asarray(reference, np.float64) - np.asarray(got, np.float64))

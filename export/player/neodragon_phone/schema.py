@@ -55,6 +55,15 @@ class Number:
 
 
 @dataclasses.dataclass(frozen=True)
+class Flag:
+    """true or false."""
+
+    def check(self, value: Any, path: str) -> None:
+        if not isinstance(value, bool):
+            raise wrong(path, value, 'true or false')
+
+
+@dataclasses.dataclass(frozen=True)
 class Optional:
     """null, or a value of a kind."""
 

@@ -5,18 +5,15 @@ Legend: L tokens, D width, P pooled width.
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any, NamedTuple
 
+import ftfy
 import numpy as np
 import tokenizers
 
 from neodragon_phone.bundle import Bundle
 from neodragon_phone.errors import BundleError
 from neodragon_phone.player import Player, Sessions
-
-# Typographic quotes and spaces, which CLIP's training text did not have.
-_PLAIN = {0x2018: "'", 0x2019: "'", 0x201B: "'", 0x201C: '"', 0x201D: '"', 0x201F: '"', 0x00A0: ' '}
 
 
 class Prompt(NamedTuple):
@@ -47,8 +44,7 @@ def _encode_prompt(bundle: Bundle, graphs: Sessions, prompt: str) -> Prompt:
 
 def tower_inputs(bundle: Bundle, entry: Any, prompt: str) -> dict[str, np.ndarray]:
     """Return the inputs of a CLIP tower: the embeddings [L, D], and 1 at the end-of-text token [1, L]."""
-    repaired = unicodedata.normalize('NFC', prompt.translate(_PLAIN))
-    ids, _ = encode(bundle, entry, repaired)
+    ids = tower_ids(bundle, entry, prompt)
     embeddings, positions = rows(bundle.table(entry['token_table']), ids), bundle.table(entry['position_table'])
     if embeddings.shape != positions.shape:
         raise BundleError(
@@ -57,6 +53,11 @@ def tower_inputs(bundle: Bundle, entry: Any, prompt: str) -> dict[str, np.ndarra
     rule = entry['end_of_text']
     at = np.argmax(ids) if rule['rule'] == 'first largest id' else np.argmax(ids == rule.get('id'))
     return {'embeddings': embeddings + positions, 'end': np.eye(len(ids), dtype=np.float32)[at][None]}
+
+
+def tower_ids(bundle: Bundle, entry: Any, prompt: str) -> np.ndarray:
+    """Return the ids [L] of a prompt for a CLIP tower: its training text had straight quotes and no mojibake."""
+    return encode(bundle, entry, ftfy.fix_text(prompt))[0]
 
 
 def encode(bundle: Bundle, entry: Any, prompt: str) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from export.bundle.contents import Draft, GraphFiles
 from export.bundle.host_tables import choose_rows
 from export.bundle.meanings import input_meaning, output_meaning
 from export.bundle.memory import memory
-from export.bundle.readme import memory_line
+from export.bundle.readme import memory_line, readme
 from export.bundle.writer import _graph_entry, name_of
 from export.graphs import to_onnx
 from export.graphs.runners import Call, OnnxSession
@@ -98,6 +98,13 @@ def test_every_key_is_documented(manifest):
         assert f'`{key}' in document or f'`{key}.' in document, key
 
 
+def test_the_bundle_says_that_videos_are_not_checked(bundle_folder, manifest):
+    assert manifest['safety'] == {'checkpoint_has_checker': False}
+    assert 'the checkpoint has no safety checker' in (bundle_folder / 'README.md').read_text()
+    text = readme(manifest | {'safety': {'checkpoint_has_checker': True}})
+    assert 'The checkpoint has a safety checker' in text and 'it is not part of the bundle' in text
+
+
 def test_every_tensor_has_a_source_and_a_meaning(manifest):
     for name, graph in manifest['graphs'].items():
         for tensor, entry in graph['inputs'].items():
@@ -106,6 +113,14 @@ def test_every_tensor_has_a_source_and_a_meaning(manifest):
             assert producer in ('host', 'table') or output in manifest['graphs'][producer]['outputs'], tensor
         for tensor, entry in graph['outputs'].items():
             assert entry['meaning'] == output_meaning(name, tensor)
+
+
+def test_a_binary_tells_the_sdk_that_made_it(bundle_folder, manifest):
+    readme = (bundle_folder / 'README.md').read_text()
+    for binary in manifest['binaries']:
+        metadata = json.loads((bundle_folder.parent / binary['file'].split('/')[1] / 'metadata.json').read_text())
+        assert binary['qnn_sdk'] == metadata['tool_versions']['qnn_sdk']
+        assert f'QNN SDK {binary["qnn_sdk"]}' in readme
 
 
 def test_phases_hold_every_graph_once(manifest):

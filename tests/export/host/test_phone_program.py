@@ -15,7 +15,7 @@ from export.graphs.runners import Call
 from export.graphs.table import GRAPH_SPECS
 from export.host import modules
 from export.host.calibration_set import CalibrationSet
-from export.host.phone_program import PhoneProgram
+from export.host.phone_program import PhoneProgram, available
 from export.host.protocol import Protocol
 from export.host.recorded_graph import recorded_graphs
 from export.host.recording import Scenes, calls_per_video, flatten, rotating, spread, unflatten, videos_needed
@@ -75,6 +75,32 @@ def test_generation_json_sets_the_options_that_the_command_line_leaves_open(with
         make('nowhere')
     with pytest.raises(InputError, match='--first-frame model is for --mode hybrid'):
         make(str(without_model), '--mode', 'monolithic', '--first-frame', 'model')
+
+
+def all_graphs(mode, first_frame, images):
+    """Return the program of all graphs of the miniature checkpoint."""
+    plan = make_plan(mode, 9, 64, 64, steps=(1, 1, 1))
+    options = modules.ProgramOptions(TINY_CHECKPOINT, mode, plan, first_frame=first_frame, images=images)
+    folder = options.find(folders.DENOISER_FOLDERS[mode])
+    return PhoneProgram(options, folder, available(options))
+
+
+@pytest.mark.parametrize('images', [False, True])
+@pytest.mark.parametrize(
+    ('mode', 'first_frame'), [('hybrid', 'model'), ('hybrid', 'denoiser'), ('monolithic', 'denoiser')]
+)
+def test_a_video_that_starts_from_a_picture_has_the_encoder(mode, first_frame, images):
+    """Images may be given in every mode."""
+    program = all_graphs(mode, first_frame, images)
+    assert program.starts_from_picture == (images or first_frame == 'model')
+    assert ('video_encoder' in program.modules) == ('video_encoder' in program.names) == program.starts_from_picture
+
+
+@pytest.mark.long
+def test_a_given_picture_starts_a_monolithic_video():
+    recording = all_graphs('monolithic', 'denoiser', images=True).open_recording()
+    video, calls = recording.generate(Scenes(['a cat'], images=[np.zeros((64, 64, 3), np.float32)]), 0)
+    assert video.first_frame is not None and video.frames is not None and len(calls['video_encoder']) == 1
 
 
 def test_unknown_graphs_are_refused():

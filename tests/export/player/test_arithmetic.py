@@ -3,13 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from neodragon_phone import first_frame, noise, pyramid
+from neodragon_phone import noise, pyramid
 from neodragon_phone.errors import BundleError
 from neodragon_phone.player import snr_db
-from PIL import Image
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.video import crop_center, image_to_frame
 from neodragon_jax.pyramid import layout, portable_noise, stages
 
 
@@ -53,28 +51,7 @@ def test_patches_are_the_librarys():
     np.testing.assert_array_equal(pyramid.unpatchify(patches, 2, 4, 6), frame)
 
 
-@pytest.mark.parametrize(('size', 'target'), [((33, 47), (16, 24)), ((20, 12), (64, 30)), ((16, 16), (16, 8))])
-def test_resizing_is_pillows(size, target):
-    picture = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
-    expected = Image.fromarray(picture).resize((target[1], target[0]), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(first_frame.resize(picture, *target), np.asarray(expected))
-    np.testing.assert_array_equal(first_frame.to_frame(picture, *target), image_to_frame(picture, *target))
-
-
-def test_a_png_is_read_as_the_library_reads_it(tmp_path):
-    picture = np.random.default_rng(2).integers(0, 256, (24, 40, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / 'picture.png')
-    expected = image_to_frame(crop_center(picture, 16, 16), 16, 16)
-    np.testing.assert_array_equal(first_frame.read_frame(tmp_path / 'picture.png', 16, 16), expected)
-
-
-def test_what_is_no_picture_is_refused(tmp_path):
-    (tmp_path / 'text.png').write_text('no picture')
-    with pytest.raises(BundleError, match='PNG or JPEG'):
-        first_frame.read_frame(tmp_path / 'text.png', 8, 8)
-
-
 def test_ratios_are_in_decibels():
     x = random(50)
-    assert snr_db(x, x) == 300 and snr_db(x, x * np.nan) == -300
+    assert snr_db(x, x) == 300 and snr_db(x, x * np.nan) == -300 and snr_db(x * np.nan, x) == -300
     assert snr_db(x, 1.01 * x) == pytest.approx(40, abs=0.01)

@@ -1,11 +1,12 @@
 """The C++ runner: built by the test, run on the CPU provider, compared with the player on the same encoded prompt."""
 
 import json
+import math
 import pathlib
+import shutil
 import subprocess
 
 import numpy as np
-import onnxruntime
 import pytest
 from neodragon_phone import noise
 from neodragon_phone.denoiser import generate_latents
@@ -13,6 +14,8 @@ from neodragon_phone.frames import decode
 from neodragon_phone.player import snr_db
 from neodragon_phone.text import Prompt
 
+from export.phone.copies import CPU, runner_files, runner_graphs
+from export.phone.session import read_output
 from support.goldens import ROOT
 
 # Both run the same library; the host's arithmetic differs by rounding.
@@ -28,25 +31,44 @@ int main() {
 }
 """
 
+SEED_PROGRAM = """
+#include <cinttypes>
+#include <cstdio>
+#include <exception>
+#include "json.h"
+int main(int, char** argv) {
+  try {
+    std::printf("%" PRIu64, neodragon::Json::parse(argv[1])["seed"].whole64());
+  } catch (const std::exception& error) {
+    std::printf("%s", error.what());
+  }
+}
+"""
 
-@pytest.fixture(scope='module')
-def runner(tmp_path_factory) -> pathlib.Path:
-    build = tmp_path_factory.mktemp('cpp')
-    (library,) = (pathlib.Path(onnxruntime.__file__).parent / 'capi').glob('libonnxruntime.so.*')
-    configure = ['cmake', '-S', str(SOURCE), '-B', str(build), f'-DONNXRUNTIME_LIBRARY={library}']
-    subprocess.run(configure, check=True, capture_output=True)
-    subprocess.run(['cmake', '--build', str(build)], check=True, capture_output=True)
-    return build / 'neodragon_runner'
+
+def _program(folder: pathlib.Path, text: str, source: str) -> pathlib.Path:
+    """Compile a program with one file of the runner."""
+    (folder / 'main.cpp').write_text(text)
+    command = ['g++', '-std=c++17', '-O2', '-ffp-contract=off', '-I', SOURCE / 'src', folder / 'main.cpp']
+    subprocess.run([*command, SOURCE / 'src' / source, '-o', folder / 'program'], check=True)
+    return folder / 'program'
 
 
 def test_noise_is_the_players_bit_for_bit(tmp_path):
-    program = tmp_path / 'noise.cpp'
-    program.write_text(NOISE_PROGRAM)
-    command = ['g++', '-std=c++17', '-O2', '-ffp-contract=off', '-I', str(SOURCE / 'src'), str(program)]
-    subprocess.run([*command, str(SOURCE / 'src/noise.cpp'), '-o', str(tmp_path / 'noise')], check=True)
-    numbers = subprocess.run([str(tmp_path / 'noise')], check=True, capture_output=True).stdout
+    program = _program(tmp_path, NOISE_PROGRAM, 'noise.cpp')
+    numbers = subprocess.run([program], check=True, capture_output=True).stdout
     expected = noise.normals(2**64 - 1, noise.BLOCK, 3, 2, (10001,))
     np.testing.assert_array_equal(np.frombuffer(numbers, '<f4'), expected)
+
+
+def test_all_bits_of_a_seed_are_read(tmp_path):
+    program = _program(tmp_path, SEED_PROGRAM, 'json.cpp')
+    read = lambda text: subprocess.check_output([program, f'{{"seed": {text}}}'], text=True)
+    for seed in (0, 7, 2**53 + 1, 2**63 + 1, 2**64 - 1):
+        assert read(str(seed)) == str(seed)
+    assert read(str(2**64)) == 'manifest.json: a whole number is too large'
+    for text in ('-1', '1.5', '1e3', 'null', '"1"'):
+        assert read(text) == 'manifest.json: a value is not a whole number'
 
 
 def test_latents_and_frames_are_the_players(runner, player, bundle_folder, tmp_path):
@@ -62,15 +84,53 @@ def test_latents_and_frames_are_the_players(runner, player, bundle_folder, tmp_p
     assert np.abs(frames.astype(int).reshape(-1) - np.fromfile(tmp_path / 'frames.bin', np.uint8)).max() <= 1
 
 
-def test_errors_are_one_line(runner, bundle_folder, tmp_path):
+def test_the_device_command_copies_all_that_the_runner_reads(runner, bundle_folder, tmp_path):
+    manifest = json.loads((bundle_folder / 'manifest.json').read_text())
+    names = [*runner_files(manifest, CPU), 'manifest.json']
+    for name in names:
+        (tmp_path / 'bundle' / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle_folder / name, tmp_path / 'bundle' / name)
+    assert len(names) < len(manifest['files'])
+    run = subprocess.run([runner, tmp_path / 'bundle', tmp_path / 'out'], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert read_output(run.stdout).keys() == set(runner_graphs(manifest))
+
+
+@pytest.mark.parametrize('side', ['inputs', 'outputs'])
+def test_numbers_that_are_not_finite_fail_the_canary(refused, player, bundle_folder, tmp_path, side):
+    """In the inputs they give such a result; in the outputs they are the reference."""
+    graph = player.manifest['graphs']['video_decoder']
+    file, first = graph['vector']['file'], sum(math.prod(entry['shape']) for entry in graph['inputs'].values())
+    numbers = np.fromfile(bundle_folder / file, '<f4')
+    numbers[first - 1 if side == 'inputs' else first :] = np.nan
+    bundle = _changed(bundle_folder, tmp_path, file, numbers)
+    assert 'video_decoder: computes another result than recorded' in refused(bundle, tmp_path)
+
+
+def test_frames_that_are_not_finite_are_an_error(refused, player, bundle_folder, tmp_path):
+    """A prompt of such numbers makes them; the recorded calls do not use it."""
+    tables = player.manifest['vectors']['video']['prompt_tables']
+    entry = player.manifest['tables'][tables['text']]
+    numbers = np.full(math.prod(entry['shape']), np.nan, '<f4')
+    bundle = _changed(bundle_folder, tmp_path, entry['file'], numbers)
+    assert 'a frame has numbers that are not finite' in refused(bundle, tmp_path)
+    assert not (tmp_path / 'frames.bin').exists()
+
+
+def test_errors_are_one_line(refused, bundle_folder, tmp_path):
     old = tmp_path / 'old'
     old.mkdir()
     (old / 'manifest.json').write_text(json.dumps({'schema': 'neodragon-bundle', 'version': 1}))
     for arguments, complaint in (
-        ([str(tmp_path), str(tmp_path)], 'manifest.json: cannot be read'),
-        ([str(old), str(tmp_path)], 'not a bundle of version 2'),
-        ([str(bundle_folder), str(tmp_path), 'sm0000'], 'sm0000'),
+        ([tmp_path, tmp_path], 'manifest.json: cannot be read'),
+        ([old, tmp_path], 'not a bundle of version 2'),
+        ([bundle_folder, tmp_path, 'sm0000'], 'sm0000'),
     ):
-        run = subprocess.run([str(runner), *arguments], capture_output=True, text=True)
-        assert run.returncode == 2 and run.stderr.startswith('error: ') and run.stderr.count('\n') == 1
-        assert complaint in run.stderr
+        assert complaint in refused(*arguments)
+
+
+def _changed(bundle: pathlib.Path, folder: pathlib.Path, file: str, numbers: np.ndarray) -> pathlib.Path:
+    """Return a copy of a bundle in which one file has other numbers."""
+    copy = shutil.copytree(bundle, folder / 'bundle')
+    numbers.astype('<f4').tofile(copy / file)
+    return copy

@@ -9,6 +9,7 @@ import random
 import shutil
 
 import pytest
+from neodragon_phone import __main__ as command
 from neodragon_phone.backends import open_backend
 from neodragon_phone.bundle import Bundle
 from neodragon_phone.errors import BundleError
@@ -102,6 +103,22 @@ def test_a_bundle_of_another_version_is_told_from_a_damaged_one(folder, version,
         graph['vector']['judged'] = graph['vector'].pop('compared')
     sign(folder, manifest | {'version': version})
     assert f'version {version}; this player reads version 2. {remedy}.' in message(folder)
+
+
+def test_the_note_on_unsafe_content(folder, capsys):
+    """Bundles of version 2 made before the key `safety` stay valid."""
+    manifest = json.loads((folder / 'manifest.json').read_text())
+    del manifest['safety']
+    for safety, words in (
+        ({}, 'content.'),
+        ({'safety': {'checkpoint_has_checker': False}}, 'content.'),
+        ({'safety': {'checkpoint_has_checker': True}}, "content: the checkpoint's safety checker is not part"),
+    ):
+        sign(folder, manifest | safety)
+        assert command.main([str(folder), '--canary', 'none']) == 0
+        assert f'Videos are not checked for unsafe {words}' in capsys.readouterr().out
+    sign(folder, manifest | {'safety': {'checkpoint_has_checker': 1}})
+    assert '"safety.checkpoint_has_checker" is 1, not true or false' in message(folder)
 
 
 def test_only_verified_files_are_read(folder):

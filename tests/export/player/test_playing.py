@@ -1,22 +1,21 @@
 """The player against JAX on the same seed, and its command line."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 
 import av
 import numpy as np
 import pytest
 from neodragon_phone import __main__ as command
-from neodragon_phone.backends import check_runtime
+from neodragon_phone.backends import check_runtime, check_sdk
 from neodragon_phone.bundle import Bundle
 from neodragon_phone.errors import BundleError
 from neodragon_phone.generation import Request, check_video, generate
 from neodragon_phone.player import snr_db
-from neodragon_phone.text import encode
 
-from neodragon_jax.checkpoint import shipped
-from neodragon_jax.generation.tokens import Tokenizers
 from support.goldens import ROOT
 
 # Both compute in float32, but in a different order.
@@ -51,19 +50,6 @@ def test_seeds_and_prompts_matter(player):
     assert snr_db(videos[0], videos[1]) < 10 and snr_db(videos[0], videos[2]) < 30
 
 
-def test_tokens_are_the_checkpoints(player):
-    tokenizers = Tokenizers.load(shipped.find('moving_shapes'))
-    prompts = [PROMPT, 'A “big” red  circle, it’s here!', '', 'word ' * 200]
-    expected = tokenizers([prompt.replace('“', '"').replace('”', '"').replace('’', "'") for prompt in prompts])
-    text = player.manifest['text']
-    for index, prompt in enumerate(prompts):
-        ids, mask = encode(player.bundle, text['dt5'], prompt.replace('“', '"').replace('”', '"').replace('’', "'"))
-        np.testing.assert_array_equal(ids, expected.t5_ids[index])
-        np.testing.assert_array_equal(mask, expected.t5_mask[index])
-    for name, ids in (('clip_l', expected.clip_l_ids), ('clip_g', expected.clip_g_ids)):
-        np.testing.assert_array_equal(encode(player.bundle, text[name], PROMPT)[0], ids[0])
-
-
 def test_the_command_writes_a_video_and_a_report(bundle_folder, tmp_path, capsys):
     out, report = tmp_path / 'new' / 'video.mp4', tmp_path / 'report.json'
     arguments = [str(bundle_folder), '--prompt', PROMPT, '--seed', '3', '--out', str(out), '--report', str(report)]
@@ -94,6 +80,18 @@ def test_an_older_runtime_is_one_line(player):
     check_runtime(player.bundle, ['onnxruntime'], lambda package: '1.100.0')
 
 
+def test_an_older_sdk_is_one_line(bundle_folder):
+    bundle = Bundle.open(bundle_folder, 'sm8750')
+    needed = bundle.manifest['binaries'][0]['qnn_sdk']
+    with pytest.raises(BundleError, match=rf'QNN SDK 2\.9\.0 is older than binaries/.*\.bin, compiled with {needed}'):
+        check_sdk(bundle, '2.9.0')
+    check_sdk(bundle, '2.100.0')
+    check_sdk(bundle, '.'.join(needed.removeprefix('v').split('.')[:3]))
+    for binary in bundle.manifest['binaries']:
+        del binary['qnn_sdk']
+    check_sdk(bundle, '2.9.0')
+
+
 def test_the_command_refuses_an_older_runtime_in_one_line(bundle_folder, monkeypatch, capsys):
     monkeypatch.setattr('importlib.metadata.version', lambda package: '1.20.1')
     assert command.main([str(bundle_folder), '--prompt', PROMPT]) == 2
@@ -118,11 +116,24 @@ def test_a_folder_that_is_no_bundle_is_one_line(tmp_path, capsys):
 
 def test_the_player_needs_nothing_of_the_library():
     modules = [f'neodragon_phone.{path.stem}' for path in (ROOT / 'export/player/neodragon_phone').glob('[a-z]*.py')]
-    foreign = ('jax', 'flax', 'neodragon_jax', 'export', 'onnx', 'transformers', 'PIL', 'scipy')
+    foreign = ('jax', 'flax', 'neodragon_jax', 'export', 'onnx', 'transformers', 'scipy')
     code = f'import sys, {", ".join(modules)}\nprint([name for name in {foreign!r} if name in sys.modules])'
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                          cwd=ROOT / 'export/player')  # fmt: skip
     assert run.stdout.strip() == '[]'
+
+
+def test_the_player_requires_what_it_imports_as_the_library_does():
+    """Another version of Pillow or ftfy than in JAX could give another first frame or other tokens."""
+    imported = set()
+    for path in (ROOT / 'export/player/neodragon_phone').glob('*.py'):
+        found = re.findall(r'(?m)^ *(?:import|from) (\w+)', path.read_text())
+        imported |= {'pillow' if name == 'PIL' else name for name in found} - sys.stdlib_module_names
+    project = tomllib.loads((ROOT / 'export/player/pyproject.toml').read_text())['project']
+    required = dict(line.split('>=') for line in project['dependencies'])
+    assert imported - {'neodragon_phone', 'onnxruntime_qnn'} == set(required)
+    library = re.findall(r'(?m)^    (\w+)>=([\d.]+)', (ROOT / 'setup.cfg').read_text())
+    assert {name: least for name, least in library if name in required}.items() <= required.items()
 
 
 def _one_line(capsys) -> str:

@@ -22,6 +22,7 @@ from neodragon_jax.base.video import (
     write_contact_sheet,
     write_mp4,
 )
+from support.color_profiles import exchanged_profile
 from support.goldens import load_golden
 from support.png_tags import TAGS, linear_profile, with_chunks
 
@@ -231,14 +232,6 @@ def test_transparent_pictures_show_a_white_background(tmp_path):
     Image.fromarray(pixels).save(tmp_path / 'rgba.png')
     got = read_image(tmp_path / 'rgba.png')
     assert (got[:2] == [200, 0, 0]).all() and (got[2:] == 255).all()
-
-
-def exchanged_profile() -> bytes:
-    """Return a color profile whose red is sRGB's blue, and the reverse."""
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
-    for old, new in ((b'rXYZ', b'____'), (b'bXYZ', b'rXYZ'), (b'____', b'bXYZ')):
-        profile = profile.replace(old, new)
-    return profile.replace('sRGB'.encode('utf-16-be'), 'test'.encode('utf-16-be'))
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P'])

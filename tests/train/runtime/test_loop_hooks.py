@@ -112,6 +112,7 @@ def test_evaluations_that_do_not_fit_are_refused(tmp_path):
     keep = {'keep_best': 1, 'evaluate_every': 1, 'steps': 1}
     with pytest.raises(InputError, match=r'eval/distanse.*Did you mean "eval/distance"'):
         run(WithEvaluations(), LinearSource(), config_for(tmp_path, best_metric='eval/distanse', **keep))
+    assert checkpoint_steps(tmp_path) == [1]  # no step is lost
     with pytest.raises(InputError, match="best_metric is 'loss', but keep_best is 1"):
         config_for(tmp_path, best_metric='loss', **keep)
     with pytest.raises(InputError, match='keep_best is 1, but evaluate_every is 0'):

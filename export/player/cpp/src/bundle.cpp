@@ -1,5 +1,6 @@
 #include "bundle.h"
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
@@ -46,11 +47,44 @@ std::string Bundle::model(const std::string& graph) const {
   return path(manifest_["graphs"][graph]["portable"].items().at(0).text());
 }
 
-const Json& Bundle::binary(const std::string& graph) const {
+std::vector<const Json*> Bundle::binaries() const {
+  std::vector<const Json*> found;
   for (const Json& binary : manifest_["binaries"].items()) {
-    if (binary["chipset"].text() == chipset_ && binary["graphs"].has(graph)) return binary;
+    if (binary["chipset"].text() == chipset_) found.push_back(&binary);
+  }
+  return found;
+}
+
+const Json& Bundle::binary(const std::string& graph) const {
+  for (const Json* binary : binaries()) {
+    if ((*binary)["graphs"].has(graph)) return *binary;
   }
   throw std::runtime_error(graph + ": the bundle has no binary of it for " + chipset_);
+}
+
+std::vector<std::string> Bundle::stage_graphs() const {
+  std::vector<std::string> names;
+  for (const Json& stage : manifest_["denoiser"]["stages"].items()) names.push_back(stage["graph"].text());
+  return names;
+}
+
+std::vector<std::vector<std::string>> Bundle::by_binary(const std::vector<std::string>& graphs) const {
+  std::vector<std::vector<std::string>> groups;
+  if (chipset_.empty()) {
+    for (const std::string& graph : graphs) groups.push_back({graph});
+    return groups;
+  }
+  std::vector<const Json*> seen;
+  for (const std::string& graph : graphs) {
+    const Json* found = &binary(graph);
+    if (std::find(seen.begin(), seen.end(), found) != seen.end()) continue;
+    seen.push_back(found);
+    groups.emplace_back();
+    for (const auto& [name, entry] : (*found)["graphs"].members()) {
+      if (std::find(graphs.begin(), graphs.end(), name) != graphs.end()) groups.back().push_back(name);
+    }
+  }
+  return groups;
 }
 
 Tensor Bundle::table(const std::string& name) const {

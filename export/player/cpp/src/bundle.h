@@ -3,6 +3,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "json.h"
 #include "tensor.h"
@@ -19,6 +20,12 @@ class Bundle {
   std::string path(const std::string& file) const { return folder_ + "/" + file; }
   // The ONNX file of a graph: portable, or the one that wraps its context binary.
   std::string model(const std::string& graph) const;
+  // Graphs of the denoiser's stages.
+  std::vector<std::string> stage_graphs() const;
+  // Graphs in groups that share a binary, in its order.
+  std::vector<std::vector<std::string>> by_binary(const std::vector<std::string>& graphs) const;
+  // Entries of the chipset's context binaries.
+  std::vector<const Json*> binaries() const;
   // The entry of the context binary that holds a graph.
   const Json& binary(const std::string& graph) const;
   Tensor table(const std::string& name) const;

@@ -1,7 +1,6 @@
 #include "denoiser.h"
 
 #include <algorithm>
-#include <memory>
 #include <stdexcept>
 
 #include "noise.h"
@@ -15,7 +14,8 @@ namespace {
 using Modulation = std::map<std::string, Tensors>;
 
 Modulation modulate(const Bundle& bundle, const Tensor& pooled) {
-  const Session graph(bundle, "denoiser_modulation");
+  const Sessions sessions = open_graphs(bundle, {"denoiser_modulation"});
+  const Session& graph = *sessions.at("denoiser_modulation");
   Modulation vectors;
   for (const Json& stage : bundle.manifest()["denoiser"]["stages"].items()) {
     for (const char* kind : {"first_unit_steps", "steps"}) {
@@ -55,9 +55,7 @@ class Generation {
     if (!denoiser_["guidance"].is_null() || !denoiser_["first_guidance"].is_null()) {
       throw std::runtime_error("this bundle uses guidance, which this runner does not support");
     }
-    for (const Json& stage : denoiser_["stages"].items()) {
-      graphs_.push_back(std::make_unique<Session>(bundle, stage["graph"].text()));
-    }
+    graphs_ = open_graphs(bundle, bundle.stage_graphs());
   }
 
   std::vector<Tensor> run(const Tensor* first_frame) const {
@@ -108,7 +106,7 @@ class Generation {
       append_patches(x, patch_, patches);
       inputs["patches"] = {{static_cast<int64_t>(patches.size())}, std::move(patches)};
       for (const auto& [name, vector] : modulation_.at(step["sinusoid"].text())) inputs[name] = vector;
-      const Tensor flow = from_patches(graphs_[number]->run(inputs).at("flow").data, patch_, x.shape);
+      const Tensor flow = from_patches(graphs_.at(stage["graph"].text())->run(inputs).at("flow").data, patch_, x.shape);
       const float length =
           static_cast<float>(step["next_level"].number()) - static_cast<float>(step["level"].number());
       for (size_t i = 0; i < x.data.size(); ++i) x.data[i] = x.data[i] + length * flow.data[i];
@@ -131,7 +129,7 @@ class Generation {
   const uint64_t seed_;
   const int patch_;
   const Modulation modulation_;
-  std::vector<std::unique_ptr<Session>> graphs_;
+  Sessions graphs_;
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "json.h"
 
+#include <cerrno>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -104,7 +105,8 @@ class JsonParser {
     value.number_ = std::strtod(start, &end);
     if (end == start) fail("no value at byte " + std::to_string(at_));
     value.kind_ = Json::Kind::kNumber;
-    at_ += static_cast<size_t>(end - start);
+    value.text_.assign(start, static_cast<size_t>(end - start));
+    at_ += value.text_.size();
   }
 
   std::string parse_text() {
@@ -193,6 +195,16 @@ int Json::whole() const {
   const double value = number();
   if (value < 0 || value > INT32_MAX || value != std::floor(value)) fail("a value is not a whole number");
   return static_cast<int>(value);
+}
+
+uint64_t Json::whole64() const {
+  if (kind_ != Kind::kNumber || text_.find_first_not_of("0123456789") != std::string::npos) {
+    fail("a value is not a whole number");
+  }
+  errno = 0;
+  const unsigned long long value = std::strtoull(text_.c_str(), nullptr, 10);
+  if (errno == ERANGE) fail("a whole number is too large");
+  return value;
 }
 
 std::vector<int64_t> Json::shape() const {

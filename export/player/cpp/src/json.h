@@ -1,6 +1,7 @@
 // A reader for JSON documents of known structure: a missing key or a value of another kind throws std::runtime_error.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <utility>
@@ -23,6 +24,8 @@ class Json {
   double number() const;
   // A whole number in 0..2^31 - 1.
   int whole() const;
+  // A whole number in 0..2^64 - 1, all of whose digits count: a double holds 53 bits.
+  uint64_t whole64() const;
   std::vector<int64_t> shape() const;
 
  private:
@@ -31,7 +34,7 @@ class Json {
 
   Kind kind_ = Kind::kNull;
   double number_ = 0;
-  std::string text_;
+  std::string text_;  // of a number its digits
   std::vector<Json> items_;
   std::vector<std::pair<std::string, Json>> members_;
 };

@@ -7,8 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#define ORT_API_VERSION 17
-
 extern "C" {
 struct OrtEnv;
 struct OrtStatus;
@@ -17,6 +15,7 @@ struct OrtSession;
 struct OrtSessionOptions;
 struct OrtRunOptions;
 struct OrtValue;
+struct OrtEpDevice;
 
 enum OrtLoggingLevel { ORT_LOGGING_LEVEL_ERROR = 3 };
 enum OrtAllocatorType { OrtArenaAllocator = 1 };
@@ -50,9 +49,15 @@ struct OrtApi {
   void (*ReleaseSessionOptions)(OrtSessionOptions*);                           // 100
   const void* slots_101_129[29];
   OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions*, const char* key, const char* value);  // 130
-  const void* slots_131_215[85];
-  OrtStatus* (*SessionOptionsAppendExecutionProvider)(OrtSessionOptions*, const char* provider, const char* const* keys,
-                                                      const char* const* values, size_t count);  // 216
+  const void* slots_131_300[170];
+  OrtStatus* (*RegisterExecutionProviderLibrary)(OrtEnv*, const char* name, const char* path);  // 301
+  const void* slot_302;
+  OrtStatus* (*GetEpDevices)(const OrtEnv*, const OrtEpDevice* const** devices, size_t* count);  // 303
+  OrtStatus* (*SessionOptionsAppendExecutionProvider_V2)(OrtSessionOptions*, OrtEnv*, const OrtEpDevice* const* devices,
+                                                         size_t devices_count, const char* const* keys,
+                                                         const char* const* values, size_t options_count);  // 304
+  const void* slots_305_311[7];
+  const char* (*EpDevice_EpName)(const OrtEpDevice*);                          // 312
 };
 
 struct OrtApiBase {
@@ -66,4 +71,5 @@ const OrtApiBase* OrtGetApiBase(void);
 static_assert(offsetof(OrtApi, Run) == 9 * sizeof(void*), "slot of Run");
 static_assert(offsetof(OrtApi, CreateTensorWithDataAsOrtValue) == 49 * sizeof(void*), "slot of CreateTensor...");
 static_assert(offsetof(OrtApi, CreateCpuMemoryInfo) == 69 * sizeof(void*), "slot of CreateCpuMemoryInfo");
-static_assert(offsetof(OrtApi, SessionOptionsAppendExecutionProvider) == 216 * sizeof(void*), "slot of Append...");
+static_assert(offsetof(OrtApi, AddSessionConfigEntry) == 130 * sizeof(void*), "slot of AddSessionConfigEntry");
+static_assert(offsetof(OrtApi, EpDevice_EpName) == 312 * sizeof(void*), "slot of EpDevice_EpName");

@@ -1,37 +1,12 @@
 #include "session.h"
 
-#ifdef NEODRAGON_OFFICIAL_HEADER
-#include <onnxruntime_c_api.h>
-#else
-#include "onnxruntime_abi.h"
-#endif
-
+#include <chrono>
 #include <stdexcept>
+
+#include "runtime.h"
 
 namespace neodragon {
 namespace {
-
-const OrtApi& api() {
-  static const OrtApi* const kApi = OrtGetApiBase()->GetApi(ORT_API_VERSION);
-  if (!kApi) throw std::runtime_error("ONNX Runtime is too old; use the version of the manifest or a newer one");
-  return *kApi;
-}
-
-void check(OrtStatus* status, const std::string& graph) {
-  if (!status) return;
-  const std::string message = api().GetErrorMessage(status);
-  api().ReleaseStatus(status);
-  throw std::runtime_error(graph + ": " + message);
-}
-
-OrtEnv* environment() {
-  static OrtEnv* const kEnvironment = [] {
-    OrtEnv* made = nullptr;
-    check(api().CreateEnv(ORT_LOGGING_LEVEL_ERROR, "neodragon", &made), "environment");
-    return made;
-  }();
-  return kEnvironment;
-}
 
 // Values that are released together.
 struct Values {
@@ -52,31 +27,30 @@ Specs read_specs(const Json& tensors) {
   return specs;
 }
 
-// Makes a session run on the HTP and nowhere else.
-void use_htp(OrtSessionOptions* options, const Json& binary, const std::string& graph) {
-  std::vector<const char*> keys = {"backend_path"}, values = {"libQnnHtp.so"};
-  for (const auto& [key, value] : binary["provider_options"].members()) {
-    keys.push_back(key.c_str());
-    values.push_back(value.text().c_str());
-  }
+// Makes a session run a context binary. `last` ends the sharing of the binary, which is process-wide.
+void use_binary(OrtSessionOptions* options, const Json& binary, const std::string& graph, bool last) {
   for (const auto& [key, value] : binary["session_options"].members()) {
     check(api().AddSessionConfigEntry(options, key.c_str(), value.text().c_str()), graph);
   }
-  check(api().SessionOptionsAppendExecutionProvider(options, "QNN", keys.data(), values.data(), keys.size()), graph);
+  if (last && binary["session_options"].has("ep.share_ep_contexts")) {
+    check(api().AddSessionConfigEntry(options, "ep.stop_share_ep_contexts", "1"), graph);
+  }
+  use_htp(options, binary["provider_options"], graph);
 }
 
 }  // namespace
 
-Session::Session(const Bundle& bundle, const std::string& graph) : graph_(graph) {
+Session::Session(const Bundle& bundle, const std::string& graph, bool last) : graph_(graph) {
+  const auto start = std::chrono::steady_clock::now();
   const Json& entry = bundle.manifest()["graphs"][graph];
   inputs_ = read_specs(entry["inputs"]);
   outputs_ = read_specs(entry["outputs"]);
-  OrtSessionOptions* options = nullptr;
-  check(api().CreateSessionOptions(&options), graph);
-  if (!bundle.chipset().empty()) use_htp(options, bundle.binary(graph), graph);
-  OrtStatus* status = api().CreateSession(environment(), bundle.model(graph).c_str(), options, &session_);
-  api().ReleaseSessionOptions(options);
-  check(status, graph);
+  OrtSessionOptions* made = nullptr;
+  check(api().CreateSessionOptions(&made), graph);
+  const std::unique_ptr<OrtSessionOptions, void (*)(OrtSessionOptions*)> options(made, api().ReleaseSessionOptions);
+  if (!bundle.chipset().empty()) use_binary(made, bundle.binary(graph), graph, last);
+  check(api().CreateSession(environment(), bundle.model(graph).c_str(), made, &session_), graph);
+  load_ms_ = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
 Session::~Session() {
@@ -116,6 +90,17 @@ Tensors Session::run(const Tensors& inputs) const {
     outputs[name] = {shape, {numbers, numbers + Tensor::count(shape)}};
   }
   return outputs;
+}
+
+Sessions open_graphs(const Bundle& bundle, const std::vector<std::string>& graphs) {
+  check_runtime(bundle);
+  Sessions sessions;
+  for (const std::vector<std::string>& group : bundle.by_binary(graphs)) {
+    for (const std::string& graph : group) {
+      sessions[graph].reset(new Session(bundle, graph, graph == group.back()));
+    }
+  }
+  return sessions;
 }
 
 }  // namespace neodragon
