@@ -1,11 +1,9 @@
-"""Color tags and color profiles of PNG files for tests of pictures."""
+"""Color tags of PNG files for tests of pictures."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-
-from PIL import ImageCms
 
 # Chunks before the pixels -> whether they tell sRGB, or the nearly equal colors of SDR video.
 TAGS = {
@@ -36,20 +34,3 @@ def with_chunks(content: bytes, chunks: dict[bytes, bytes]) -> bytes:
         for kind, data in chunks.items()
     )
     return content[:size] + b''.join(packed) + content[size:]
-
-
-def linear_profile(description: str) -> bytes:
-    """Return a color profile of sRGB's primaries with linear curves, under any name."""
-    base = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
-    (count,) = struct.unpack('>I', base[128:132])
-    entries = [struct.unpack('>4sII', base[132 + 12 * index : 144 + 12 * index]) for index in range(count)]
-    tags = {name: base[start : start + size] for name, start, size in entries}
-    tags |= dict.fromkeys((b'rTRC', b'gTRC', b'bTRC'), b'curv' + bytes(4) + struct.pack('>IH', 1, 256) + bytes(2))
-    text = description.encode('utf-16-be')
-    tags[b'desc'] = b'mluc' + bytes(4) + struct.pack('>II2s2sII', 1, 12, b'en', b'US', len(text), 28) + text
-    table, body, start = b'', b'', 132 + 12 * count
-    for name, data in tags.items():
-        table += struct.pack('>4sII', name, start + len(body), len(data))
-        body += data + bytes(-len(data) % 4)
-    content = base[:128] + struct.pack('>I', count) + table + body
-    return struct.pack('>I', len(content)) + content[4:]

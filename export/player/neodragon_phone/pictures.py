@@ -1,16 +1,16 @@
-"""Picture files as frames, by the rules of `neodragon_jax/base/video.py` and `color_profile.py`.
+"""Picture files as frames, by the rules of `neodragon_jax/base/video.py`.
 
 Legend: H W pixels of the video, h w pixels of the file.
 """
 
 from __future__ import annotations
 
-import io
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 
+from neodragon_phone.colors import take_tags, to_srgb
 from neodragon_phone.errors import BundleError
 
 # Larger pictures are refused before decoding: decoded, they may be a thousand times larger than their file.
@@ -33,7 +33,8 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
     """Return a picture file as sRGB bytes [h, w, 3], upright by its orientation tag; transparent areas become white.
 
     Raises:
-      BundleError: the file cannot be read, has more than 8 bits per color, or more than MAX_PIXELS pixels.
+      BundleError: the file cannot be read, has more than 8 bits per color, more than MAX_PIXELS pixels, or tags of
+        other colors than sRGB; profiles are converted.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -43,7 +44,9 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
                 )
             if image.mode.startswith(('I', 'F')):
                 raise BundleError(f'{path} has more than 8 bits per color (mode {image.mode}); save it as 8-bit RGB.')
-            upright = _to_srgb(ImageOps.exif_transpose(image))
+            if other := take_tags(image, path):
+                raise BundleError(f'{path} has other colors than sRGB ({other}); convert it to sRGB.')
+            upright = to_srgb(ImageOps.exif_transpose(image))
             if upright.mode == 'RGBA':
                 upright = Image.alpha_composite(Image.new('RGBA', upright.size, BACKGROUND), upright)
             return np.array(upright.convert('RGB'))
@@ -67,27 +70,3 @@ def to_frame(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return RGB bytes, resized with a Lanczos filter, as a frame [H, W, 3] in [-1, 1]."""
     resized = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(resized, np.float32) / np.float32(127.5) - 1
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Return a picture in sRGB, RGB or RGBA; one without a profile, or with an unusable one, is taken for sRGB."""
-    alpha = image.convert('RGBA').getchannel('A') if image.has_transparency_data else None
-    colors = image if image.mode in ('RGB', 'L', 'CMYK') else image.convert('RGB')
-    colors = _converted(colors, image.info.get('icc_profile')).convert('RGB')
-    if alpha is not None:
-        colors.putalpha(alpha)
-    return colors
-
-
-def _converted(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return a picture after converting it from a profile to sRGB."""
-    if not profile:
-        return image
-    try:
-        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if 'sRGB' in ImageCms.getProfileDescription(given):
-            return image
-        converted = ImageCms.profileToProfile(image, given, ImageCms.createProfile('sRGB'), outputMode='RGB')
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return image
-    return image if converted is None else converted

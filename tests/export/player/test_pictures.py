@@ -5,13 +5,16 @@ import zlib
 
 import numpy as np
 import pytest
+from neodragon_phone import colors as colors_of_player
 from neodragon_phone.errors import BundleError
 from neodragon_phone.pictures import MAX_PIXELS, read_frame, to_frame
 from PIL import Image, ImageCms
 
+from neodragon_jax.base import color_tags
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import image_to_frame, picture_to_frame, read_image
-from support.color_profiles import exchanged_profile
+from support.color_profiles import exchanged_profile, linear_profile
+from support.png_tags import TAGS, with_chunks
 
 ORIENTATION = 0x0112
 SIZE = 16, 24
@@ -103,6 +106,34 @@ def test_colors_are_those_of_the_profile(tmp_path, mode, profile):
     frame = both_read(path)
     if mode in ('RGB', 'RGBA', 'P'):
         assert np.abs(frame - ([-1, -1, 1] if profile == 'exchanged' else [1, -1, -1])).max() < 0.1
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'LA', 'P'])
+@pytest.mark.parametrize('name', ['GIMP built-in Linear sRGB', 'another'])
+def test_a_profile_is_judged_by_its_colors(tmp_path, mode, name):
+    Image.new(mode, (24, 16), 'gray').save(tmp_path / 'plain.png')
+    Image.new(mode, (24, 16), 'gray').save(tmp_path / 'linear.png', icc_profile=linear_profile(name))
+    difference = both_read(tmp_path / 'linear.png') - both_read(tmp_path / 'plain.png')
+    assert difference.min() > 0.4 or mode == 'P'
+
+
+@pytest.mark.parametrize('profile', [False, True])
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize('kind', TAGS)
+def test_tags_of_colors(tmp_path, kind, mode, profile):
+    path = tmp_path / 'picture.png'
+    Image.new(mode, (24, 16), 'gray').save(path, icc_profile=exchanged_profile() if profile else None)
+    path.write_bytes(with_chunks(path.read_bytes(), TAGS[kind][0]))
+    refused = not TAGS[kind][1]
+    if refused and (b'cICP' in TAGS[kind][0] or not profile) and (kind, mode) != ('P3', 'L'):
+        assert_both_refuse(path, 'has other colors than sRGB')
+    else:
+        both_read(path)
+
+
+def test_the_players_lists_of_colors_are_the_librarys():
+    assert colors_of_player.PRIMARIES == color_tags.PRIMARIES
+    assert colors_of_player.TRANSFERS == color_tags.TRANSFERS
 
 
 def test_sixteen_bits_of_rgb_are_read_and_of_gray_refused(tmp_path):

@@ -22,9 +22,9 @@ from neodragon_jax.base.video import (
     write_contact_sheet,
     write_mp4,
 )
-from support.color_profiles import exchanged_profile
+from support.color_profiles import exchanged_profile, linear_profile
 from support.goldens import load_golden
-from support.png_tags import TAGS, linear_profile, with_chunks
+from support.png_tags import TAGS, with_chunks
 
 COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200]], np.uint8)
 
