@@ -87,8 +87,8 @@ def _converted(image: Image.Image, profile: bytes | None) -> Image.Image:
     try:
         given: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = {'RGB': 'RGB', 'GRAY': 'L', 'CMYK': 'CMYK'}.get(given.profile.xcolor_space.strip())
-        fits = image.mode == 'CMYK' if mode == 'CMYK' else image.mode in GRAY_MODES or mode == 'RGB'
-        if mode is None or not fits or (mode == 'RGB' and image.mode == 'CMYK'):
+        fits = {'RGB': image.mode != 'CMYK', 'L': image.mode in GRAY_MODES, 'CMYK': image.mode == 'CMYK'}
+        if mode is None or not fits[mode]:
             return image
         transform = ImageCms.buildTransform(given, ImageCms.createProfile('sRGB'), mode, 'RGB')
         if mode != 'CMYK' and _keeps_colors(transform, mode):
