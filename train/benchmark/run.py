@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tqdm
 
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
@@ -28,7 +30,7 @@ from train.benchmark.recovery import Recovery
 from train.benchmark.tiers import TIERS, Tier
 from train.benchmark.whole_chain import WholeChain
 from train.shapes.captions import caption
-from train.shapes.world import WORLDS
+from train.shapes.world import WORLDS, World
 
 # Root of the repository. Programs run from it, because the paths of their settings are relative to it.
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -36,6 +38,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 # Number of random wordings of every trained combination among the prompts: nearly all that exist.
 WORDINGS = 400
+# Seed of the order of the prompts.
+PROMPTS_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +135,23 @@ def write_prompts(path: pathlib.Path, tier: Tier) -> None:
     """Write the trained captions in several wordings, one per line, unless the file exists."""
     if path.is_file():
         return
-    world = WORLDS[tier.world]
-    combinations = [world.captioned(traits) for traits in world.combinations('train')]
-    lines = {caption(traits, (row, wording)) for row, traits in enumerate(combinations) for wording in range(WORDINGS)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
-        partial.write_text('\n'.join(sorted(lines)) + '\n')
+        partial.write_text('\n'.join(prompts_of(WORLDS[tier.world])) + '\n')
+
+
+def prompts_of(world: World) -> list[str]:
+    """Return the trained captions of a world in several wordings, in rounds of one wording of every caption.
+
+    The teacher is sampled for the first lines, so that every part of the list has to show all captions equally often.
+    """
+    rng = np.random.default_rng(PROMPTS_SEED)
+    wordings = []
+    for row, traits in enumerate(dict.fromkeys(map(world.captioned, world.combinations('train')))):
+        different = list(dict.fromkeys(caption(traits, (row, wording)) for wording in range(WORDINGS)))
+        wordings.append([different[index] for index in rng.permutation(len(different))])
+    rounds = itertools.zip_longest(*wordings)
+    return [lines[index] for lines in rounds for index in rng.permutation(len(lines)) if lines[index] is not None]
 
 
 def note_time(path: pathlib.Path, name: str, seconds: float) -> None:

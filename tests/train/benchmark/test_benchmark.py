@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import importlib
 import json
 import pathlib
+import re
 import threading
 from typing import Any
 
@@ -34,8 +37,8 @@ from train.benchmark.tiers import TIERS
 from train.benchmark.whole_chain import WholeChain
 from train.shapes import attributes
 from train.shapes.attributes import columns
-from train.shapes.captions import parse
-from train.shapes.world import WORLDS
+from train.shapes.captions import caption, parse
+from train.shapes.world import WORLDS, Traits
 
 
 def chain(tmp_path, tier='cpu') -> WholeChain:
@@ -171,6 +174,48 @@ def test_prompts_are_trained_ones_in_many_words(tmp_path):
     lines = (tmp_path / 'prompts.txt').read_text().splitlines()
     assert len(lines) > 1000 and len(set(lines)) == len(lines)
     assert not any(world.is_held_out(parse(line)) for line in lines)
+
+
+@functools.cache
+def prompts_of(world: str) -> list[str]:
+    return benchmark.prompts_of(WORLDS[world])
+
+
+@pytest.mark.parametrize('name', sorted(TIERS))
+def test_the_sampled_prompts_show_every_trained_caption_equally_often(name):
+    """Students learn from the teacher's videos of the first lines, `train.teacher_samples --count`."""
+    tier = TIERS[name]
+    world, lines = WORLDS[tier.world], prompts_of(tier.world)
+    assert len(set(lines)) == len(lines)
+    wanted = {caption(world.captioned(traits)) for traits in world.combinations('train')}
+    sampled = lines[: tier.samples]
+    counts = collections.Counter(caption(told(line)) for line in sampled)
+    assert set(counts) <= wanted and len(counts) == min(len(wanted), len(sampled))
+    if min(map(len, wordings(lines).values())) * len(wanted) >= len(sampled):
+        assert max(counts.values()) - min(counts.values()) <= 1
+    if tier.samples >= len(wanted):
+        for number, values in enumerate(world.values):
+            shown = {told(line)[number] for line in sampled}
+            assert shown == ({''} if Traits._fields[number] in world.omitted else set(values))
+        last = sum(line.startswith(('on ', 'against ')) for line in sampled)
+        assert 0.4 < last / len(sampled) < 0.6
+        assert {'small', 'little'} <= {line.split('a ')[-1 if ',' in line else 1].split()[0] for line in sampled}
+
+
+def wordings(lines: list[str]) -> dict[str, list[str]]:
+    found = collections.defaultdict(list)
+    for line in lines:
+        found[caption(told(line))].append(line)
+    return found
+
+
+def told(line: str) -> Traits:
+    """Return what a caption tells; '' for a direction that it omits."""
+    try:
+        return parse(line)
+    except InputError:
+        with_direction = re.sub('(moves|goes)', r'\1 right', line)
+        return parse(with_direction)._replace(direction='', speed='')
 
 
 @pytest.fixture(scope='module')
