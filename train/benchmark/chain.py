@@ -167,6 +167,11 @@ class Chain:
         return f'--config.data={self.out / "latents"}'
 
     @property
+    def _half_at_first(self) -> str:
+        """The option by which half of a training's examples are of unit 0."""
+        return f'--config.teacher.unit_weights={self.tier.unit_weights}'
+
+    @property
     def _sampling(self) -> list[str]:
         steps, guidance = [str(n) for n in self.tier.steps], str(self.tier.guidance)
         return ['--steps', *steps, '--first-steps', *steps, '--guidance', guidance, '--first-guidance', guidance]
@@ -184,7 +189,7 @@ class Chain:
     ) -> Step:
         """Return a training program with its preset `shapes` and the tier's changes."""
         config = f'configs/{program}.py:{"-".join(filter(None, (preset, "shapes", recipe)))}'
-        key = 'students' if program == 'dmd' else program
+        key = 'students' if program == 'dmd' else recipe or program
         flags = [
             f'--config={config}',
             f'--config.workdir={workdir}',

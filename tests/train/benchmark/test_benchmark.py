@@ -35,6 +35,7 @@ from train.benchmark.systems import systems
 from train.benchmark.targets import Evidence, Target
 from train.benchmark.tiers import TIERS
 from train.benchmark.whole_chain import WholeChain
+from train.flow.flow_matching import check_unit_weights
 from train.shapes import attributes
 from train.shapes.attributes import columns
 from train.shapes.captions import caption, parse
@@ -60,17 +61,43 @@ def test_every_command_is_understood_by_its_program(tmp_path, tier, continued):
         return
     for step in benchmark.make_chain(tier, tmp_path, 0, start).steps():
         if step.arguments[0].startswith('--config='):
-            values = flags.FlagValues()
-            given = ['program', *step.arguments]
-            config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=given)
-            values(given)
-            settings = values['config'].value
+            settings = settings_of(step)
             assert settings.workdir.startswith(str(tmp_path)), step.name
         else:
             module = importlib.import_module(step.module)
             if hasattr(module, 'parse_args'):
                 module.parse_args(step.arguments)
         assert step.result.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize('continued', [False, True])
+@pytest.mark.parametrize('tier', sorted(TIERS))
+def test_unit_weights_fit_the_clips_of_their_training(tmp_path, tier, continued):
+    """A training with other weights is refused, after the autoencoder and the latents."""
+    if (tier, continued) in (('recovery', False), ('cosine', True)):
+        return
+    start = shipped.find('moving_shapes') if continued else None
+    weighted = []
+    for step in benchmark.make_chain(tier, tmp_path, 0, start).steps():
+        if step.module in ('train.teacher', 'train.pruning', 'train.dmd'):
+            settings = settings_of(step)
+            section = settings[{'train.teacher': 'teacher', 'train.pruning': 'flow', 'train.dmd': 'dmd'}[step.module]]
+            units = 1 if 'still_latents' in settings.get('data', '') else TIERS[tier].units + 1
+            check_unit_weights(section.unit_weights, units)
+            if section.unit_weights:
+                weighted.append(step.name)
+                assert section.unit_weights[0] == sum(section.unit_weights[1:]), step.name
+    further = continued and tier not in ('one_step', 'recovery')
+    assert weighted == (['teacher'] if further or tier == 'vivid' else [])
+
+
+def settings_of(step: Step) -> Any:
+    """Return the settings of a training program."""
+    values = flags.FlagValues()
+    given = ['program', *step.arguments]
+    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=given)
+    values(given)
+    return values['config'].value
 
 
 def test_a_tier_of_a_size_that_no_pyramid_has_is_refused():
@@ -200,6 +227,11 @@ def test_the_sampled_prompts_show_every_trained_caption_equally_often(name):
         last = sum(line.startswith(('on ', 'against ')) for line in sampled)
         assert 0.4 < last / len(sampled) < 0.6
         assert {'small', 'little'} <= {line.split('a ')[-1 if ',' in line else 1].split()[0] for line in sampled}
+
+
+def test_the_samples_of_the_largest_worlds_show_every_caption_several_times():
+    for name in ('vivid', 'gpu'):
+        assert TIERS[name].samples >= 4 * len(WORLDS[TIERS[name].world].combinations('train'))
 
 
 def wordings(lines: list[str]) -> dict[str, list[str]]:
