@@ -46,6 +46,7 @@ def defaults(tier: Tier, student: Student) -> dict[str, object]:
     world = WORLDS[tier.world]
     example = caption(world.captioned(world.combinations('train')[0]))
     return {
+        'world': tier.world,
         'mode': 'hybrid',
         'frames': tier.frames,
         'height': tier.height,

@@ -16,6 +16,7 @@ class Tier:
 
     Attributes:
       world: name of a world of `train.shapes.world`.
+      other_starts: further worlds whose checkpoints a continuation takes.
       clips: number of clips to train denoisers on.
       samples: number of teacher samples for distillation.
       captions: held-out captions for evaluation.
@@ -48,6 +49,7 @@ class Tier:
     half_at_first: bool = False
     further: tuple[str, ...] = ('stills', 'continued')
     continued: tuple[str, ...] = ('first_frame',)
+    other_starts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = {*self.students, *self.continued} - set(STUDENTS)
@@ -58,6 +60,11 @@ class Tier:
     def units(self) -> int:
         """Units > 0 of a clip."""
         return (self.frames - 1) // 8
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The worlds whose checkpoints a continuation takes."""
+        return self.world, *self.other_starts
 
     @property
     def unit_weights(self) -> tuple[float, ...]:
@@ -152,6 +159,7 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
             ablations=False,
             further=('continued',),
             continued=HISTORIES,
+            other_starts=('cpu',),
         ),
         # Twelve blocks, to prune.
         'recovery': Tier(

@@ -9,6 +9,7 @@ import importlib
 import json
 import pathlib
 import re
+import shutil
 import threading
 from typing import Any
 
@@ -20,10 +21,11 @@ from ml_collections import config_flags
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.folders import TEACHER
+from neodragon_jax.generation import defaults as generation
 from train.benchmark import __main__ as command
+from train.benchmark import record, schedule, shipping
 from train.benchmark import report as benchmark_report
 from train.benchmark import run as benchmark
-from train.benchmark import schedule, shipping
 from train.benchmark import targets as benchmark_targets
 from train.benchmark.chain import Step
 from train.benchmark.continuation import Continuation
@@ -46,6 +48,15 @@ def chain(tmp_path, tier='cpu') -> WholeChain:
     return WholeChain(TIERS[tier], tmp_path, 0)
 
 
+def start_of(folder: pathlib.Path, tier: str) -> pathlib.Path:
+    """Return a checkpoint that a tier continues from: the shipped one, as if it were of the tier's world."""
+    root = folder / 'start'
+    shutil.copytree(shipped.find('moving_shapes'), root, dirs_exist_ok=True)
+    values = shipping.defaults(TIERS[tier], STUDENTS['first_frame'])
+    (root / generation.FILE).write_text(json.dumps(values))
+    return root
+
+
 def continuation(tmp_path, tier='cpu') -> Continuation:
     return Continuation(TIERS[tier], tmp_path, 0, shipped.find('moving_shapes'))
 
@@ -54,7 +65,7 @@ def continuation(tmp_path, tier='cpu') -> Continuation:
 @pytest.mark.parametrize('tier', sorted(TIERS))
 def test_every_command_is_understood_by_its_program(tmp_path, tier, continued):
     """Settings exist and have the right types; options are known. Nothing is run."""
-    start = shipped.find('moving_shapes') if continued else None
+    start = start_of(tmp_path, tier) if continued else None
     if (tier, continued) in (('recovery', False), ('cosine', True)):
         with pytest.raises(InputError, match='--start'):
             benchmark.make_chain(tier, tmp_path, 0, start)
@@ -76,7 +87,7 @@ def test_unit_weights_fit_the_clips_of_their_training(tmp_path, tier, continued)
     """A training with other weights is refused, after the autoencoder and the latents."""
     if (tier, continued) in (('recovery', False), ('cosine', True)):
         return
-    start = shipped.find('moving_shapes') if continued else None
+    start = start_of(tmp_path, tier) if continued else None
     weighted = []
     for step in benchmark.make_chain(tier, tmp_path, 0, start).steps():
         if step.module in ('train.teacher', 'train.pruning', 'train.dmd'):
@@ -333,10 +344,18 @@ def test_report(held_out, tmp_path, monkeypatch):
         (['--until', 'nothing', '--only', 'train'], 'no such step; use one of language, scenes'),
         (['--fast'], 'holds the tier cpu'),
         (['--jobs', '3', '--devices', '2'], '--jobs 3, --devices 2'),
+        (['--seeds', '1,0,1'], 'names a seed twice'),
+        (['--until', 'teacher', '--only', 'evaluate'], '--until teacher: is for trainings'),
+        (['--until', 'teacher', '--only', 'report'], '--until teacher: is for trainings'),
+        (['--set', 'teacher:--config.loop.steps=1', '--only', 'report'], 'is for trainings'),
+        (['--set', 'teacher'], '--set teacher: write STEP:--config'),
+        (['--set', 'techer:--config.loop.steps=1', '--only', 'train'], 'Did you mean "teacher"'),
+        (['--set', 'samples:--config.loop.steps=1', '--only', 'train'], 'no such training'),
+        (['--set', 'teacher:--config.loop.stops=1', '--only', 'train'], 'stops'),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, arguments, message):
-    benchmark.check_tier(tmp_path, 'cpu')
+    record.check_tier(tmp_path, 'cpu')
     with pytest.raises(InputError, match=message):
         benchmark.run(command.read_options(command.parse_args(['--out', str(tmp_path), *arguments])))
 
