@@ -33,7 +33,7 @@ from train.benchmark.tiers import TIERS
 
 EXAMPLES = """
 tiers:
-  cpu       about two hours on two cores
+  cpu       two and a half hours of one core for the first seed, one and a half for others
   gpu       longer clips of a richer world, for an accelerator
   vivid     33 frames of 128x128 with light and texture
   one_step  recipes of one-step students, on the teacher of tier cpu

@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation import defaults as generation
@@ -72,6 +72,12 @@ class Chain:
     def students(self) -> tuple[str, ...]:
         """The names of the students; the first one is shipped."""
         return self.tier.students
+
+    def with_students(self, names: Sequence[str]) -> Self:
+        """Return the chain with other students."""
+        return dataclasses.replace(
+            self, tier=dataclasses.replace(self.tier, students=tuple(names), continued=tuple(names))
+        )
 
     @property
     def sampled_teacher(self) -> str:
