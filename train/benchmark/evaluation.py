@@ -32,12 +32,13 @@ from neodragon_jax.pyramid.sampler import DrawnNoise
 from neodragon_jax.pyramid.schedule import Schedule
 from train.benchmark.chain import AUTOENCODER, VAE, Chain
 from train.benchmark.continuation import Continuation
-from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GIVEN, WEIGHTS
+from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GIVEN, SECOND, WEIGHTS
 from train.benchmark.motion import motion_columns
 from train.benchmark.recovery import Recovery
 from train.benchmark.systems import System, systems
 from train.benchmark.tiers import Tier
 from train.shapes.attributes import Attributes, Estimate, columns, estimate, measure, summarize
+from train.shapes.fill import read_fill
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import WORLDS, Traits
 from train.vae.clips import to_float
@@ -76,6 +77,11 @@ class HeldOutCaptions:
     def read(self, videos: Videos) -> list[Attributes]:
         """Return the attributes of the video of each caption."""
         return [measure(clip, expected, self.world) for clip, expected in zip(videos, self.expected, strict=True)]
+
+    def second(self, videos: Videos) -> list[float]:
+        """Return 1 or 0 for the video of each caption: whether the second reader sees its shape."""
+        seen = zip(videos, self.expected, strict=True)
+        return [float(read_fill(clip).shape == expected.shape) for clip, expected in seen]
 
     def __call__(self, videos: Videos) -> dict[str, Estimate]:
         """Return the accuracy of every attribute, and the means of the numbers."""
@@ -140,7 +146,7 @@ def evaluate(chain: Chain) -> dict[str, Any]:
     results: dict[str, Any] = read_json(record, dict[str, Any]) if record.is_file() else {}
 
     def keep(name: str, videos: Videos, weights: str, more: Mapping[str, list[float]] = {}, **numbers: Any) -> None:
-        clips = columns(held_out.read(videos)) | dict(more)
+        clips = columns(held_out.read(videos)) | {SECOND: held_out.second(videos)} | dict(more)
         if held_out.world.omitted:
             clips |= motion_columns(videos, held_out.world)
         means = {column: list(estimate(np.array(values), held_out.told)) for column, values in clips.items()}

@@ -20,6 +20,8 @@ GENERATED, GIVEN = 'generated', 'given'
 # Results of the drawn clips, and keys of a system's results: attribute -> value of each clip, and the combination of
 # each clip.
 DRAWN, CLIPS, COMBINATIONS = 'drawn', 'clips', 'combinations'
+# Column of clips: whether a second reader sees the caption's shape, see `train.shapes.fill`; older results lack it.
+SECOND = 'shape, second reader'
 # Key of a system's results: identity of its weights.
 WEIGHTS = 'weights'
 

@@ -20,7 +20,7 @@ from neodragon_jax.base.json_file import read_json
 from train.benchmark.chain import Chain
 from train.benchmark.continuation import Continuation
 from train.benchmark.cosine_term import CosineTerm, cosine_table
-from train.benchmark.evidence import GIVEN, Evidence, Target
+from train.benchmark.evidence import GIVEN, SECOND, Evidence, Target
 from train.benchmark.first_frame import first_frame_table
 from train.benchmark.motion import motion_table
 from train.benchmark.recipes import recipe_table
@@ -33,7 +33,7 @@ from train.runtime.metrics import read_metrics
 from train.shapes.attributes import NUMBERS, Estimate
 from train.shapes.world import WORLDS, Traits
 
-COLUMNS = (*Traits._fields, 'all', *NUMBERS)
+COLUMNS = (*Traits._fields, 'all', SECOND, *NUMBERS)
 # Metrics whose curves are drawn: every program's loss and evaluation metrics.
 CURVES = ('loss', 'eval/validation', 'eval/psnr', 'fake_mse', 'cauchy')
 STYLE = (
@@ -217,11 +217,12 @@ def system_tables(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
 
 
 def system_table(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
-    """Return a row per system with the means over seeds and their standard errors."""
+    """Return a row per system with the means over seeds and their errors; older results lack the second reader."""
     lines = [f'| system / first frame | {" | ".join(COLUMNS)} |', f'|---{"|---:" * len(COLUMNS)}|']
     for name in seen[0].results:
         of = lambda column, name=name: estimate(lambda evidence: evidence.results[name][column][0])
-        values = (of(column) for column in COLUMNS)
+        known = lambda column, name=name: all(column in evidence.results[name] for evidence in seen)
+        values = (of(column) if known(column) else '' for column in COLUMNS)
         lines.append(f'| {name} | {" | ".join(map(str, values))} |')
     return lines
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, Evidence, captions_of
+from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, SECOND, Evidence, captions_of
 from train.shapes.attributes import Estimate
 from train.shapes.world import Traits, World
 
 # Columns of clips that are 0 or 1.
-SHARES = (*Traits._fields, 'all', 'steady')
+SHARES = (*Traits._fields, 'all', 'steady', SECOND)
 # 97.5% points of Student's distribution with 1, 2, ... degrees of freedom, and of the normal one.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 NORMAL = 1.960

@@ -404,11 +404,24 @@ def test_the_shipped_student_is_sampled_as_it_was_distilled():
     assert shipping.defaults(TIERS['cpu'], STUDENTS['student'])['modes']['hybrid'] == {'first_frame': 'denoiser'}  # pyright: ignore[reportIndexIssue]
 
 
+@pytest.mark.parametrize('name', sorted(WORLDS))
+def test_shipped_checkpoints_have_the_prompts_of_their_exports(name):
+    lists = shipping.prompt_lists(WORLDS[name])
+    calibration, evaluation = lists['calibration_prompts.txt'], lists['evaluation_prompts.txt']
+    assert len(calibration) >= 12 and len(evaluation) >= 8  # export warns below
+    assert len({*calibration, *evaluation}) == len(calibration) + len(evaluation)
+    if not WORLDS[name].omitted:
+        assert not any(WORLDS[name].is_held_out(parse(text)) for text in calibration)
+        assert all(WORLDS[name].is_held_out(parse(text)) for text in evaluation)
+
+
 @pytest.mark.slow
 def test_the_whole_chain_runs(tmp_path):
     """Run every command of the chain with the real programs; the results are noise, but complete."""
     assert command.main(['--fast', '--out', str(tmp_path), '--devices', '2', '--jobs', '2']) == 0
     assert 'student/generated' in (tmp_path / 'report.md').read_text()
+    names = {path.name for path in (tmp_path / 'seed-0' / 'moving_shapes').iterdir()}
+    assert names == {path.name for path in shipped.find('moving_shapes').iterdir()}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
     assert command.main(['--fast', '--out', str(tmp_path), '--only', 'train']) == 0
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('config.json')}
