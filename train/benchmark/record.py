@@ -134,7 +134,8 @@ def _check_settings(step: Step, more: Sequence[str]) -> None:
         config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=given)
         values(given)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f'--set {step.name}:{shlex.join(more)}: {error}') from None
+        said = ' '.join(str(error.args[0] if error.args else error).split())
+        raise InputError(f'--set {step.name}:{shlex.join(more)}: {said}') from None
 
 
 def record_changes(chains: Sequence[Chain], steps: Sequence[Step], changes: Changes) -> None:

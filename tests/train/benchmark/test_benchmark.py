@@ -102,6 +102,21 @@ def test_unit_weights_fit_the_clips_of_their_training(tmp_path, tier, continued)
     assert weighted == (['teacher'] if further or tier == 'vivid' else [])
 
 
+@pytest.mark.parametrize('tier', sorted(set(TIERS) - {'fast', 'recovery', 'cosine'}))
+@pytest.mark.parametrize('continued', [False, True])
+def test_rates_decay_over_the_steps_of_their_training(tmp_path, tier, continued):
+    start = start_of(tmp_path, tier) if continued else None
+    for step in benchmark.make_chain(tier, tmp_path, 0, start).steps():
+        if not step.arguments[0].startswith('--config='):
+            continue
+        settings = settings_of(step)
+        section = next(settings[name] for name in ('autoencoder', 'decoder', 'teacher', 'text', 'flow', 'dmd')
+                       if not isinstance(settings.get(name, ''), str))  # fmt: skip
+        optimizer = section.student if 'student' in section else section.optimizer
+        if optimizer.schedule == 'cosine':
+            assert optimizer.decay_steps == settings.loop.steps, step.name
+
+
 def settings_of(step: Step) -> Any:
     """Return the settings of a training program."""
     values = flags.FlagValues()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from typing import NamedTuple
 
 import pytest
 
@@ -13,12 +14,15 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
 from neodragon_jax.generation import defaults as generation
-from train.benchmark import record
+from train.benchmark import evaluation, record
 from train.benchmark import run as benchmark
 from train.benchmark.chain import Chain, Step
-from train.benchmark.run import Options, make_chain, missing
+from train.benchmark.evidence import GENERATED, GIVEN, WEIGHTS
+from train.benchmark.run import make_chain, missing
 from train.benchmark.tiers import TIERS
+from train.benchmark.whole_chain import WholeChain
 
+FIRST_FRAMES = (GENERATED, GIVEN)
 SHORTER = '--config.loop.steps=7'
 
 
@@ -169,6 +173,35 @@ def test_a_part_is_renewed_with_its_source(tmp_path):
     assert (target / 'config.json').stat().st_ino == before
 
 
-def test_options_of_a_report_need_no_settings():
-    assert Options(pathlib.Path('x'), 'cpu', None, (0,), 'report', None, 1, 1).changes == {}
-    assert dataclasses.replace(TIERS['cpu'], other_starts=('gpu',)).starts == ('cpu', 'gpu')
+class OneSystem(NamedTuple):
+    """A system that generates the drawn clips."""
+
+    denoiser: pathlib.Path
+    weights: str
+
+
+def test_systems_with_other_weights_are_evaluated_again(tmp_path, monkeypatch, capsys):
+    """Results of older versions, without weights, are kept; students that were never trained are left out."""
+    tier = dataclasses.replace(TIERS['cpu'], captions=3, students=('student', 'paper'))
+    chain = WholeChain(tier, tmp_path, 0)
+    (tmp_path / 'config.json').write_text('{}')
+    generated = []
+    found = {name: OneSystem(tmp_path, 'first') for name in ('teacher', 'student')}
+    found['paper'] = OneSystem(tmp_path / 'absent', '')
+    monkeypatch.setattr(evaluation, 'systems', lambda chain: found)
+    monkeypatch.setattr(evaluation, 'autoencoders', lambda chain: {})
+    monkeypatch.setattr(
+        evaluation.HeldOutCaptions, 'generate', lambda self, *system: generated.append(system[0]) or self.drawn
+    )
+    results = evaluation.evaluate(chain)
+    assert len(generated) == 4 and 'paper is not trained, and left out' in capsys.readouterr().out
+    assert set(results) == {'drawn', *(f'{name}/{first}' for name in ('teacher', 'student') for first in FIRST_FRAMES)}
+    evaluation.evaluate(chain)
+    assert len(generated) == 4
+    found['student'] = OneSystem(tmp_path, 'second')
+    evaluation.evaluate(chain)
+    assert generated[4:] == [found['student']] * 2
+    path = chain.folder / 'evaluation.json'
+    old = {name: {key: value for key, value in one.items() if key != WEIGHTS} for name, one in results.items()}
+    path.write_text(json.dumps(old))
+    assert evaluation.evaluate(chain) == old and len(generated) == 6
