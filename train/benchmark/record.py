@@ -172,8 +172,8 @@ def is_training(step: Step) -> bool:
     return step.arguments[0].startswith('--config=')
 
 
-def _folder_of(training: Step) -> pathlib.Path:
-    return next(pathlib.Path(value) for name, value in schedule.options(training) if name == '--config.workdir')
+def _folder_of(step: Step) -> pathlib.Path:
+    return next(pathlib.Path(value) for name, value in schedule.options(step) if name in schedule.OUTPUT)
 
 
 def recorded_changes(out: pathlib.Path) -> dict[str, list[str]]:
@@ -188,6 +188,6 @@ def _check_readers(steps: Sequence[Step], begun: Step) -> None:
     for step in steps[list(steps).index(begun) + 1 :]:
         if not step.after and any(schedule.waits_for(step, one) for one in stale):
             stale.append(step)
-    done = [str(step.result.parent) for step in stale[1:] if step.result.is_file()]
+    done = [str(_folder_of(step)) for step in stale[1:] if step.result.is_file()]
     if done:
         raise InputError(f'--set {begun.name}: these were made from an earlier result; remove them: {", ".join(done)}.')
