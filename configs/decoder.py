@@ -36,7 +36,7 @@ from train.runtime.settings import defaults, preset_of
 from train.vae.clips import ClipsConfig
 
 FULL = {
-    'data': '',  # folder of clips, or shapes:cpu, shapes:gpu
+    'data': '',  # folder of clips, or shapes:WORLD, of train/shapes/world.py
     'workdir': '',
     'seed': 0,
     'decoder': defaults(

@@ -30,7 +30,8 @@ shapes: the denoiser of `train.benchmark` on moving shapes: four blocks of width
 tokens; with Muon, 0.2 s a step on one core.
 
 shapes-stills, shapes-continued: those of `train.benchmark --start`, which continue from a checkpoint's denoiser
-(`--config.teacher.start`) on its text states: on single frames, and on clips, half of whose examples are of unit 0.
+(`--config.teacher.start`) on its text states: on single frames, and on clips, half of whose examples are of unit 0. For
+clips of other than three latent frames, give `--config.teacher.unit_weights`.
 
 Override any setting: `--config.teacher.optimizer.learning_rate=1e-4`. Run the same command again to resume.
 """

@@ -27,14 +27,13 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.base.video import write_mp4
+from neodragon_jax.generation.defaults import SIDE_MULTIPLE, check_size
 from neodragon_jax.generation.options import check_seed
 from train.data import ArraySpec, RecordSpec, SampleWriter
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import SPLITS, WORLDS, Traits
 
 FPS = 24
-# The video VAE takes 8 n + 1 frames, and sides that are even after division by 8.
-TEMPORAL, SPATIAL = 8, 32
 # A hidden file, so that no program reads the settings as a clip.
 CAPTIONS, SETTINGS = 'captions.csv', '.moving_shapes.json'
 PREVIEW_CLIPS, PREVIEW_FRAMES, PREVIEW_HEIGHT, PREVIEW_LABEL = 12, 6, 96, 20
@@ -133,8 +132,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--split', choices=SPLITS, default='train',
         help='split of the combinations of attributes (default: %(default)s)')  # fmt: skip
     add('--frames', type=int, default=17, metavar='N', help='frames of a clip, 8 n + 1 (default: %(default)s)')
-    add('--height', type=int, default=64, metavar='PX', help='height, a multiple of 32 (default: %(default)s)')
-    add('--width', type=int, default=64, metavar='PX', help='width, a multiple of 32 (default: %(default)s)')
+    add('--height', type=int, default=64, metavar='PX',
+        help=f'height, a multiple of {SIDE_MULTIPLE} (default: %(default)s)')  # fmt: skip
+    add('--width', type=int, default=64, metavar='PX',
+        help=f'width, a multiple of {SIDE_MULTIPLE} (default: %(default)s)')  # fmt: skip
     add('--seed', type=int, default=0, help='seed of the scenes (default: %(default)s)')
     add('--paraphrase', action='store_true', help='write captions in random wordings instead of the canonical one')
     add('--videos', action='store_true', help=f'write mp4 files and {CAPTIONS} instead of a TFDS dataset')
@@ -171,13 +172,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise InputError if an option is out of range."""
-    if args.frames < 1 or (args.frames - 1) % TEMPORAL:
-        raise InputError(f'--frames is {args.frames}; use {TEMPORAL} n + 1, such as 17, 33 or 49.')
-    for name in ('height', 'width'):
-        size = getattr(args, name)
-        if size < SPATIAL or size % SPATIAL:
-            near = max(SPATIAL, round(size / SPATIAL) * SPATIAL)
-            raise InputError(f'--{name} is {size}, not a positive multiple of {SPATIAL}; use {near}.')
+    check_size(args.frames, args.height, args.width)
     check_seed(args.seed)
     if args.samples_per_shard < 1:
         raise InputError(f'--samples-per-shard is {args.samples_per_shard}; give at least 1.')

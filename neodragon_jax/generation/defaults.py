@@ -96,6 +96,7 @@ class GenerationDefaults:
       hybrid, monolithic: defaults of each mode; in the file under `modes`.
       prompts: one line on the prompts that the checkpoint was trained on; '' if unknown.
       example: one such prompt.
+      world: name of the drawn world that `train.benchmark` trained the checkpoint on; '' for none.
     """
 
     mode: str = 'hybrid'
@@ -111,6 +112,7 @@ class GenerationDefaults:
     monolithic: ModeDefaults = ModeDefaults((10, 10, 10), (20, 20, 20), 5.0, 7.0, 'denoiser')
     prompts: str = ''
     example: str = ''
+    world: str = ''
 
     def of(self, mode: str) -> ModeDefaults:
         """Return the defaults of a mode.
@@ -167,7 +169,7 @@ _KINDS = {
     'frames': _FRAMES,
     'height': _SIDE,
     'width': _SIDE,
-    **dict.fromkeys(('prompt_modifier', 'negative_prompt', 'prompts', 'example'), _LINE),
+    **dict.fromkeys(('prompt_modifier', 'negative_prompt', 'prompts', 'example', 'world'), _LINE),
     'modes': _OBJECT,
 }
 _MODE_KINDS = {

@@ -210,11 +210,11 @@ def test_source_tells_what_it_gives():
 
 
 def test_dataset_resumes_and_tfds_reads_it(tmp_path, monkeypatch):
-    command = ['--count', '10', '--frames', '9', '--height', '32', '--width', '64', '--samples-per-shard', '4']
+    command = ['--count', '10', '--frames', '9', '--height', '64', '--width', '64', '--samples-per-shard', '4']
     whole = ['--out', str(tmp_path / 'whole'), '--preview', str(tmp_path / 'rows.png')]
     assert moving_shapes.main([*command, *whole]) == 0
     # Stopped at the sixth clip, and started again.
-    source = MovingShapesSource(CPU, 9, (32, 64), count=10)
+    source = MovingShapesSource(CPU, 9, (64, 64), count=10)
     getitem = MovingShapesSource.__getitem__
 
     def interrupted(self, index):
@@ -248,16 +248,16 @@ def test_dataset_resumes_and_tfds_reads_it(tmp_path, monkeypatch):
 
 
 def test_folder_of_videos(tmp_path, capsys):
-    command = ['--count', '3', '--frames', '9', '--height', '32', '--width', '32', '--videos', '--out', str(tmp_path)]
+    command = ['--count', '3', '--frames', '9', '--height', '64', '--width', '64', '--videos', '--out', str(tmp_path)]
     assert moving_shapes.main(command) == 0
     with (tmp_path / 'captions.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
-    source = MovingShapesSource(CPU, 9, (32, 32), count=3)
+    source = MovingShapesSource(CPU, 9, (64, 64), count=3)
     for index, row in enumerate(rows):
         traits = source.scene(index).traits
         assert row['caption'] == caption(traits) and Traits(*(row[name] for name in Traits._fields)) == traits
         clip = read_mp4(tmp_path / row['file'])
-        assert clip.shape == (9, 32, 32, 3)
+        assert clip.shape == (9, 64, 64, 3)
         assert np.abs(clip.astype(int) - source[index]['video']).mean() < 6  # what the codec loses
     # A second run writes only the missing files.
     (tmp_path / '000001.mp4').unlink()
@@ -271,9 +271,11 @@ def test_folder_of_videos(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('option', 'value', 'message'),
     [
-        ('--frames', '16', '--frames is 16; use 8 n [+] 1'),
-        ('--height', '40', '--height is 40, not a positive multiple of 32; use 32'),
-        ('--width', '0', '--width is 0, not a positive multiple of 32; use 32'),
+        ('--frames', '16', '16 frames; use 8 n [+] 1'),
+        ('--height', '40', 'height 40 is not a positive multiple of 64; use 64'),
+        ('--width', '0', 'width 0 is not a positive multiple of 64; use 64'),
+        # The autoencoder takes it, but no denoiser.
+        ('--height', '96', 'height 96 is not a positive multiple of 64; use 128'),
         ('--count', '0', 'count is 0; give at least 1'),
         ('--seed', '-1', '--seed is -1'),
     ],

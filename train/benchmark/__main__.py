@@ -27,12 +27,13 @@ from neodragon_jax.base.lists import comma_list
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.components import component_folder
 from neodragon_jax.checkpoint.folders import TEACHER
+from train.benchmark.record import read_changes
 from train.benchmark.run import Options, run
 from train.benchmark.tiers import TIERS
 
 EXAMPLES = """
 tiers:
-  cpu       about two hours on two cores
+  cpu       two and a half hours of one core for the first seed, one and a half for others
   gpu       longer clips of a richer world, for an accelerator
   vivid     33 frames of 128x128 with light and texture
   one_step  recipes of one-step students, on the teacher of tier cpu
@@ -55,6 +56,9 @@ examples:
 
   recipes of one-step students, on the teacher of the shipped checkpoint:
     python -m train.benchmark --tier one_step --start moving_shapes --out out/one_step
+
+  another setting of one step; OUT is a copy without the folders of that step and of those made from it:
+    python -m train.benchmark --out out/weights --set stage2:--config.pruning.image_weight=0.1
 
 The same command continues a stopped run. With --gate, the exit status is 1 if a target is missed.
 """
@@ -80,6 +84,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--seeds', default='0', metavar='N,N', help='seeds of the teacher and all later steps (default: %(default)s)')
     add('--only', choices=('train', 'evaluate', 'report'), help='run only this part')
     add('--until', metavar='STEP', help='stop after this step of the chain')
+    add('--set', action='append', default=[], metavar='STEP:--config.NAME=VALUE',
+        help='change a setting of one training; may be repeated')  # fmt: skip
     add('--jobs', type=int, default=1, metavar='N',
         help='programs that run side by side, each on its share of the cores (default: %(default)s)')  # fmt: skip
     add('--devices', type=int, default=os.cpu_count(), metavar='N',
@@ -100,6 +106,12 @@ def read_options(args: argparse.Namespace) -> Options:
         raise InputError(f'--seeds {args.seeds}: give numbers, such as 0,1,2.') from None
     if not seeds or not all(0 <= seed < 2**32 for seed in seeds):
         raise InputError(f'--seeds {args.seeds}: give numbers from 0 to 4294967295.')
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f'--seeds {args.seeds}: names a seed twice; name each once.')
+    if args.until and args.only in ('evaluate', 'report'):
+        raise InputError(f'--until {args.until}: is for trainings; leave it out with --only {args.only}.')
+    if args.set and args.only in ('evaluate', 'report'):
+        raise InputError(f'--set {args.set[0]}: is for trainings; leave it out with --only {args.only}.')
     if args.jobs < 1 or args.devices < args.jobs:
         raise InputError(f'--jobs {args.jobs}, --devices {args.devices}: give at least 1, and a device for each job.')
     tier = 'fast' if args.fast else args.tier
@@ -108,7 +120,8 @@ def read_options(args: argparse.Namespace) -> Options:
         if args.start is None
         else component_folder(shipped.find(args.start, option='--start'), TEACHER).parent.resolve()
     )
-    return Options(args.out, tier, start, seeds, args.only, args.until, args.jobs, args.devices)
+    changes = read_changes(args.set)
+    return Options(args.out, tier, start, seeds, args.only, args.until, args.jobs, args.devices, changes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

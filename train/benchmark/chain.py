@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation import defaults as generation
@@ -72,6 +72,12 @@ class Chain:
     def students(self) -> tuple[str, ...]:
         """The names of the students; the first one is shipped."""
         return self.tier.students
+
+    def with_students(self, names: Sequence[str]) -> Self:
+        """Return the chain with other students."""
+        return dataclasses.replace(
+            self, tier=dataclasses.replace(self.tier, students=tuple(names), continued=tuple(names))
+        )
 
     @property
     def sampled_teacher(self) -> str:
@@ -167,6 +173,11 @@ class Chain:
         return f'--config.data={self.out / "latents"}'
 
     @property
+    def _half_at_first(self) -> str:
+        """The option by which half of a training's examples are of unit 0."""
+        return f'--config.teacher.unit_weights={self.tier.unit_weights}'
+
+    @property
     def _sampling(self) -> list[str]:
         steps, guidance = [str(n) for n in self.tier.steps], str(self.tier.guidance)
         return ['--steps', *steps, '--first-steps', *steps, '--guidance', guidance, '--first-guidance', guidance]
@@ -184,7 +195,7 @@ class Chain:
     ) -> Step:
         """Return a training program with its preset `shapes` and the tier's changes."""
         config = f'configs/{program}.py:{"-".join(filter(None, (preset, "shapes", recipe)))}'
-        key = 'students' if program == 'dmd' else program
+        key = 'students' if program == 'dmd' else recipe or program
         flags = [
             f'--config={config}',
             f'--config.workdir={workdir}',

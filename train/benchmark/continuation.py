@@ -62,6 +62,7 @@ class Continuation(Chain):
         start = self.start / DENOISER
         for name in self.tier.further:
             arguments = [f'--config.data={self.out / _LATENTS[name]}', f'--config.teacher.start={start}']
+            arguments += [self._half_at_first] if name == 'continued' else []
             title = self._title(name)
             result = self.result(title) / DENOISER
             yield self._train('teacher', self.folder / title, result, arguments, title, recipe=name)

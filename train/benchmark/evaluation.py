@@ -24,6 +24,7 @@ from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.json_file import read_json
 from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
@@ -31,12 +32,13 @@ from neodragon_jax.pyramid.sampler import DrawnNoise
 from neodragon_jax.pyramid.schedule import Schedule
 from train.benchmark.chain import AUTOENCODER, VAE, Chain
 from train.benchmark.continuation import Continuation
-from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GIVEN
+from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GIVEN, SECOND, WEIGHTS
 from train.benchmark.motion import motion_columns
 from train.benchmark.recovery import Recovery
 from train.benchmark.systems import System, systems
 from train.benchmark.tiers import Tier
 from train.shapes.attributes import Attributes, Estimate, columns, estimate, measure, summarize
+from train.shapes.fill import read_fill
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import WORLDS, Traits
 from train.vae.clips import to_float
@@ -63,17 +65,27 @@ class HeldOutCaptions:
 
     @property
     def combinations(self) -> list[int]:
-        """The number of each caption's combination of attributes, by which clips are clustered."""
+        """The number of each clip's combination of attributes."""
         every = self.world.combinations('all')
         return [every.index(expected) for expected in self.expected]
+
+    @property
+    def told(self) -> list[Traits]:
+        """What each caption tells, by which clips are clustered: a model sees nothing else."""
+        return [self.world.captioned(expected) for expected in self.expected]
 
     def read(self, videos: Videos) -> list[Attributes]:
         """Return the attributes of the video of each caption."""
         return [measure(clip, expected, self.world) for clip, expected in zip(videos, self.expected, strict=True)]
 
+    def second(self, videos: Videos) -> list[float]:
+        """Return 1 or 0 for the video of each caption: whether the second reader sees its shape."""
+        seen = zip(videos, self.expected, strict=True)
+        return [float(read_fill(clip).shape == expected.shape) for clip, expected in seen]
+
     def __call__(self, videos: Videos) -> dict[str, Estimate]:
         """Return the accuracy of every attribute, and the means of the numbers."""
-        return summarize(self.read(videos), self.combinations)
+        return summarize(self.read(videos), self.told)
 
     def generate(self, system: System, first_frame: str, seed: int) -> Videos:
         """Return a video for each caption.
@@ -114,9 +126,9 @@ class HeldOutCaptions:
         return np.concatenate([video.to_uint8(np.asarray(run(params, _floats(clip[None])))) for clip in self.drawn])
 
 
-def psnr_db(videos: Videos, wanted: Videos) -> float:
-    """Return the mean over clips, in decibel."""
-    return float(np.mean([quality(got, want).psnr for got, want in zip(videos, wanted, strict=True)]))
+def psnr_db(videos: Videos, wanted: Videos) -> list[float]:
+    """Return the value of each clip, in decibel."""
+    return [float(quality(got, want).psnr) for got, want in zip(videos, wanted, strict=True)]
 
 
 def _floats(clips: UInt8[np.ndarray, '*S 3']) -> Float[np.ndarray, '*S 3']:
@@ -126,39 +138,53 @@ def _floats(clips: UInt8[np.ndarray, '*S 3']) -> Float[np.ndarray, '*S 3']:
 def evaluate(chain: Chain) -> dict[str, Any]:
     """Evaluate every system of a seed; return and store the results and contact sheets.
 
-    Systems that are in the seed's evaluation.json are not evaluated again.
+    Systems that are in the seed's evaluation.json with the same weights, or from a version without record of
+    them, are not evaluated again. A student that was never trained is named and left out.
     """
     held_out, folder = HeldOutCaptions(chain.tier), chain.folder / 'evaluation'
     record = chain.folder / 'evaluation.json'
     results: dict[str, Any] = read_json(record, dict[str, Any]) if record.is_file() else {}
 
-    def keep(name: str, videos: Videos, **more: Any) -> None:
-        clips = columns(held_out.read(videos))
+    def keep(name: str, videos: Videos, weights: str, more: Mapping[str, list[float]] = {}, **numbers: Any) -> None:
+        clips = columns(held_out.read(videos)) | {SECOND: held_out.second(videos)} | dict(more)
         if held_out.world.omitted:
             clips |= motion_columns(videos, held_out.world)
-        means = {column: list(estimate(np.array(values), held_out.combinations)) for column, values in clips.items()}
-        results[name] = means | more | {CLIPS: clips, COMBINATIONS: held_out.combinations}
+        means = {column: list(estimate(np.array(values), held_out.told)) for column, values in clips.items()}
+        results[name] = means | numbers | {WEIGHTS: weights, CLIPS: clips, COMBINATIONS: held_out.combinations}
         folder.mkdir(parents=True, exist_ok=True)
         show(folder / f'{name}.png', videos)
         with atomic_file(record) as path:
             path.write_text(json.dumps(results, indent=1) + '\n')
 
-    if DRAWN not in results:
-        keep(DRAWN, held_out.drawn)
+    def is_new(name: str, weights: str) -> bool:
+        return name not in results or results[name].get(WEIGHTS, weights) != weights
+
+    if is_new(DRAWN, ''):
+        keep(DRAWN, held_out.drawn, '')
     for name, vae in autoencoders(chain).items():
-        if name not in results:
+        if is_new(name, weights := fingerprint(vae)):
             videos = held_out.reconstruct(vae)
-            keep(name, videos, psnr_db=psnr_db(videos, held_out.drawn), decoder_parameters=_decoder_parameters(vae))
+            more = {'psnr_db': psnr_db(videos, held_out.drawn)}
+            keep(name, videos, weights, more, decoder_parameters=_decoder_parameters(vae))
     todo = [
         (f'{name}/{first}', system, first)
-        for name, system in (chain.systems() if isinstance(chain, Recovery) else systems(chain)).items()
+        for name, system in trained(chain).items()
         for first in chain.first_frames
-        if f'{name}/{first}' not in results
+        if is_new(f'{name}/{first}', system.weights)
     ]
     for name, system, first in tqdm.tqdm(todo, desc='evaluation', unit='system', disable=None):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        keep(name, held_out.generate(system, first, chain.seed))
+        keep(name, held_out.generate(system, first, chain.seed), system.weights)
     return results
+
+
+def trained(chain: Chain) -> dict[str, System]:
+    """Return the systems of a seed, but for students that were never trained; print the names of those."""
+    found = chain.systems() if isinstance(chain, Recovery) else systems(chain)
+    absent = [name for name in chain.students[1:] if not (found[name].denoiser / 'config.json').is_file()]
+    for name in absent:
+        print(f'seed {chain.seed}: student {name} is not trained, and left out. Leave out --only to train it.')
+    return {name: system for name, system in found.items() if name not in absent}
 
 
 def autoencoders(chain: Chain) -> dict[str, pathlib.Path]:

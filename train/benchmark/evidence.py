@@ -1,4 +1,7 @@
-"""The results of a seed, and targets as numbers computed from them."""
+"""The results of a seed, and targets as numbers computed from them.
+
+Legend: N clips.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,19 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
-from train.shapes.world import Traits
+from train.shapes.world import Traits, World
 
 # First frames of the videos: from nothing, or that of the drawn scene.
 GENERATED, GIVEN = 'generated', 'given'
 # Results of the drawn clips, and keys of a system's results: attribute -> value of each clip, and the combination of
 # each clip.
 DRAWN, CLIPS, COMBINATIONS = 'drawn', 'clips', 'combinations'
+# Column of clips: whether a second reader sees the caption's shape, see `train.shapes.fill`; older results lack it.
+SECOND = 'shape, second reader'
+# Key of a system's results: identity of its weights.
+WEIGHTS = 'weights'
 
 # Name of a system and first frame -> attribute -> (mean, standard error); some entries are plain numbers.
 Results = Mapping[str, Mapping[str, Any]]
@@ -42,6 +50,20 @@ class Evidence(NamedTuple):
         """Return a number of a system that generates."""
         return float(self.results[f'{system}/{first}'][attribute][0])
 
+    def number(self, system: str, name: str) -> float:
+        """Return a number of a system that does not generate; older versions stored one without an error."""
+        return float(np.ravel(self.results[system][name])[0])
+
+    def only(self, kept: Bool[np.ndarray, ' N']) -> Evidence:
+        """Return the evidence of some clips."""
+
+        def reduced(system: Mapping[str, Any]) -> Mapping[str, Any]:
+            clips = {name: np.array(values)[kept] for name, values in system.get(CLIPS, {}).items()}
+            means = {name: [float(np.mean(values)), 0.0] for name, values in clips.items()}
+            return {**system, **means, CLIPS: clips, COMBINATIONS: np.array(system.get(COMBINATIONS, ()))[kept]}
+
+        return self._replace(results={name: reduced(system) for name, system in self.results.items()})
+
     def accuracy(self, system: str, first: str = GENERATED) -> float:
         """Return the mean accuracy over all attributes."""
         return float(np.mean([self.mean(system, name, first) for name in Traits._fields]))
@@ -53,12 +75,14 @@ class Target:
 
     Attributes:
       least, most: None for a number that is reported only.
+      exact: whether the number has no error.
     """
 
     name: str
     value: Callable[[Evidence], float]
     least: float | None = None
     most: float | None = None
+    exact: bool = False
 
     @property
     def bounds(self) -> str:
@@ -74,6 +98,13 @@ class Target:
         if self.least is None and self.most is None:
             return None
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+def captions_of(evidence: Evidence, world: World) -> list[Traits]:
+    """Return what the caption of each clip tells; () without clips, or in the oldest results."""
+    combinations = world.combinations('all')
+    found: Any = evidence.results.get(DRAWN, {}).get(COMBINATIONS, ())
+    return [world.captioned(combinations[number]) for number in found]
 
 
 # A number of the videos with a first frame of that kind.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, Evidence, Target, Value
+from train.benchmark.evidence import CLIPS, DRAWN, GENERATED, Evidence, Target, Value, captions_of
 from train.shapes.motion import motion_of, spread, variety
 from train.shapes.world import World
 
@@ -54,8 +54,7 @@ def _headings(evidence: Evidence, system: str, world: World) -> tuple[np.ndarray
     """Return heading [N, 2] and caption of each clip of a system."""
     results: Any = evidence.results[system]
     headings = np.stack([results[CLIPS][name] for name in HEADINGS], axis=1)
-    combinations = world.combinations('all')
-    return headings, [world.captioned(combinations[number]) for number in results[COMBINATIONS]]
+    return headings, captions_of(evidence, world)
 
 
 def late_units(units: int) -> range:
@@ -80,20 +79,20 @@ def motion_targets(world: World, units: int, students: Sequence[str], teacher: s
             variety_of(seen, f'{system}/{first}', world) / variety_of(seen, f'{teacher}/{first}', world)
         )
 
-    bounds: dict[str, dict[str, float]] = {'own_history': {'least': 0.9}, 'student': {}, teacher: {}}
-    varied: dict[str, dict[str, float]] = {
-        'matching': {'least': 0.8},
-        'student': {'least': 0.8},
-        'regression': {'most': 0.5},
+    least = {'own_history': 0.9}
+    varied: dict[str, tuple[float | None, float | None]] = {
+        'matching': (0.8, None),
+        'student': (0.8, None),
+        'regression': (None, 0.5),
     }
     shown = (teacher, *students)
     made = [
-        Target(f'{name}: motion kept in the last units, 1 as drawn', _generated(kept(name)), **bounds.get(name, {}))
+        Target(f'{name}: motion kept in the last units, 1 as drawn', _generated(kept(name)), least.get(name))
         for name in shown
     ]
     return made + [
-        Target(f"{name}: variety of direction over its teacher's", _generated(relative_variety(name)), **varied[name])
-        for name in varied
+        Target(f"{name}: variety of direction over its teacher's", _generated(relative_variety(name)), *bounds)
+        for name, bounds in varied.items()
         if name in shown
     ]
 

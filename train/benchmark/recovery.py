@@ -17,6 +17,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.models.context_adapter import ContextAdapter
 from train.benchmark.chain import ADAPTER, DENOISER, Step
 from train.benchmark.continuation import Continuation
 from train.benchmark.evidence import GENERATED, Evidence, Target
@@ -31,6 +34,8 @@ BOTH, ALONE = 'both', 'alone'
 # The full denoiser, and the pruned one before any step.
 FULL, UNTRAINED = 'teacher', 'untrained'
 COLUMNS = ('shape', 'all', 'mismatch', 'motion')
+# Width of a head of the teacher.
+HEAD = 32
 VALIDATION = 'eval/validation'
 
 
@@ -71,7 +76,16 @@ class Recovery(Continuation):
 
     def _teachers(self) -> Iterator[Step]:
         result = self.result('teacher') / DENOISER
-        yield self._train('teacher', self.folder / 'teacher', result, [self._data])
+        yield self._train('teacher', self.folder / 'teacher', result, [self._data, *self._width()])
+
+    def _width(self) -> list[str]:
+        """Return the options of the teacher's width, which is that of the text states of the start."""
+        width = checkpoint.load_module(self.start / ADAPTER, ContextAdapter).config.output_dims
+        heads, rest = divmod(width, HEAD)
+        if rest:
+            raise InputError(f'--start {self.start}: its text states are {width} wide; give a multiple of {HEAD}.')
+        sizes = {'num_attention_heads': heads, 'attention_head_dim': HEAD, 'caption_projection_dim': width}
+        return [f'--config.teacher.sizes.{name}={value}' for name, value in sizes.items()]
 
     def _choice(self) -> Iterator[Step]:
         full, choice = self.result('teacher') / DENOISER, self.folder / 'choice'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import platform
@@ -17,11 +18,13 @@ from markdown_it import MarkdownIt
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.json_file import read_json
 from train.benchmark.chain import Chain
+from train.benchmark.continuation import Continuation
 from train.benchmark.cosine_term import CosineTerm, cosine_table
-from train.benchmark.evidence import GIVEN, Evidence, Target
+from train.benchmark.evidence import GIVEN, SECOND, Evidence, Target
 from train.benchmark.first_frame import first_frame_table
 from train.benchmark.motion import motion_table
 from train.benchmark.recipes import recipe_table
+from train.benchmark.record import recorded_changes, recorded_start
 from train.benchmark.recovery import Recovery, recovery_table
 from train.benchmark.statistics import Estimator
 from train.benchmark.students import ONE_STEP
@@ -30,7 +33,7 @@ from train.runtime.metrics import read_metrics
 from train.shapes.attributes import NUMBERS, Estimate
 from train.shapes.world import WORLDS, Traits
 
-COLUMNS = (*Traits._fields, 'all', *NUMBERS)
+COLUMNS = (*Traits._fields, 'all', SECOND, *NUMBERS)
 # Metrics whose curves are drawn: every program's loss and evaluation metrics.
 CURVES = ('loss', 'eval/validation', 'eval/psnr', 'fake_mse', 'cauchy')
 STYLE = (
@@ -49,38 +52,50 @@ class Row:
     estimate: Estimate
 
     @property
+    def shown(self) -> str:
+        """The estimate as text."""
+        return f'{self.estimate.mean:.3f}' if self.target.exact else str(self.estimate)
+
+    @property
     def verdict(self) -> str:
         """Return the verdict; a value within two standard errors of a bound is "within the error"."""
-        reached = self.target.reached(self.estimate.mean)
+        mean, error = self.estimate
+        reached = self.target.reached(mean)
         if reached is None:
             return ''
+        said = 'yes' if reached else '**no**'
+        if self.target.exact:
+            return said
+        if math.isnan(error):
+            return f'{said}, error unknown'
         bounds = [bound for bound in (self.target.least, self.target.most) if bound is not None]
-        unclear = any(abs(self.estimate.mean - bound) < 2 * self.estimate.error for bound in bounds)
-        return ('yes' if reached else '**no**') + (', within the error' if unclear else '')
+        return f'{said}, within the error' if any(abs(mean - bound) < 2 * error for bound in bounds) else said
 
 
 def write(chains: Sequence[Chain]) -> int:
     """Write report.md, report.html, report.json and verdicts.md of all seeds; return how many targets were missed."""
     out = chains[0].out
     seen = [gather(chain) for chain in chains]
-    estimate = Estimator(seen)
+    absent = not_evaluated(chains, seen)
+    chain = chains[0].with_students([name for name in chains[0].students if name not in absent])
+    estimate = Estimator(seen, WORLDS[chain.tier.world])
     rows = [
         Row(target, tuple(target.value(evidence) for evidence in seen), estimate(target.value))
-        for target in targets(chains[0])
+        for target in targets(chain)
     ]
-    for chain in chains:
-        for run in sorted(path.parent for path in chain.folder.glob('*/metrics.jsonl')):
-            draw_curves(run / 'metrics.jsonl', chain.folder / 'curves' / f'{run.name}.png')
+    for folder in (out, *(chain.folder for chain in chains)):
+        for run in sorted(path.parent for path in folder.glob('*/metrics.jsonl')):
+            draw_curves(run / 'metrics.jsonl', folder / 'curves' / f'{run.name}.png')
     text = '\n'.join(
         [
-            *head(chains),
+            *head(chains, absent),
             '## Targets',
             '',
             *target_table(rows),
             '',
-            *tier_table(chains[0], seen, estimate),
+            *tier_table(chain, seen, estimate),
             *(system_tables(seen, estimate) if seen[0].results else ()),
-            *pictures(chains[0]),
+            *pictures(chain),
             *seconds(chains),
         ]
     )
@@ -97,14 +112,27 @@ def write(chains: Sequence[Chain]) -> int:
     return sum(row.target.reached(row.estimate.mean) is False for row in rows)
 
 
+def _known(value: float) -> float | None:
+    """Return a number for JSON, which has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def not_evaluated(chains: Sequence[Chain], seen: Sequence[Evidence]) -> list[str]:
+    """Return the students, but for the shipped one, that are not evaluated in every seed."""
+    first = chains[0].first_frames[0]
+    return [
+        name for name in chains[0].students[1:] if not all(f'{name}/{first}' in evidence.results for evidence in seen)
+    ]
+
+
 def _to_json(rows: Sequence[Row], seen: Sequence[Evidence]) -> dict[str, Any]:
     """Return the report's numbers."""
     numbers = {
         row.target.name: {
             'target': row.target.bounds,
-            'seeds': list(row.seeds),
-            'mean': row.estimate.mean,
-            'error': row.estimate.error,
+            'seeds': [_known(value) for value in row.seeds],
+            'mean': _known(row.estimate.mean),
+            'error': _known(row.estimate.error),
             'verdict': row.verdict,
         }
         for row in rows
@@ -112,18 +140,36 @@ def _to_json(rows: Sequence[Row], seen: Sequence[Evidence]) -> dict[str, Any]:
     return {'targets': numbers, 'systems': [evidence.results for evidence in seen]}
 
 
-def head(chains: Sequence[Chain]) -> list[str]:
-    """Return the title, the setting, and how to read the errors."""
-    tier = chains[0].tier
-    return [
-        '# The benchmark on moving shapes',
-        '',
+def head(chains: Sequence[Chain], absent: Sequence[str]) -> list[str]:
+    """Return the title, the setting, and how to read the errors.
+
+    Args:
+      absent: students that are not in the report.
+    """
+    tier, out = chains[0].tier, chains[0].out
+    lines = [
         f'World {tier.world}, {tier.frames} frames of {tier.height}x{tier.width}; {tier.captions} captions of '
         f'combinations that were never trained on; seeds {", ".join(str(chain.seed) for chain in chains)}. '
-        f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}. '
-        'Errors are standard errors: clips are clustered by combination of attributes, and seeds count as random.',
-        '',
+        f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}. {errors_of(len(chains))}'
     ]
+    if isinstance(chains[0], Continuation):
+        start = recorded_start(out) or f'{chains[0].start} (not recorded when the folder was begun)'
+        lines.append(f'Continued from {start}.')
+    lines += [f'Settings of {step}: {" ".join(given)}' for step, given in recorded_changes(out).items()]
+    if absent:
+        lines.append(f'Not trained in every seed, and left out: {", ".join(absent)}.')
+    return ['# The benchmark on moving shapes', *(text for line in lines for text in ('', line)), '']
+
+
+def errors_of(seeds: int) -> str:
+    """Return what the errors of a report contain."""
+    shown = (
+        'Errors are standard errors: clips are clustered by what their caption tells; a share of 0 or 1 has at least '
+    )
+    shown += 'that of one wrong caption'
+    if seeds > 1:
+        return f"{shown}; seeds count as random, and their part is widened by Student's t."
+    return f'{shown}. With one seed, they contain no variation of training, and numbers without clips have none.'
 
 
 def target_table(rows: Sequence[Row]) -> list[str]:
@@ -131,7 +177,7 @@ def target_table(rows: Sequence[Row]) -> list[str]:
     lines = ['| quantity | target | mean over seeds | lowest to highest | reached |', '|---|---|---:|---:|---|']
     for row in rows:
         spread = f'{min(row.seeds):.3f} to {max(row.seeds):.3f}' if len(row.seeds) > 1 else ''
-        lines.append(f'| {row.target.name} | {row.target.bounds} | {row.estimate} | {spread} | {row.verdict} |')
+        lines.append(f'| {row.target.name} | {row.target.bounds} | {row.shown} | {spread} | {row.verdict} |')
     return lines
 
 
@@ -149,7 +195,7 @@ def tier_table(chain: Chain, seen: Sequence[Evidence], estimate: Estimator) -> l
 
 
 def verdict_table(rows: Sequence[Row]) -> list[str]:
-    """Return the table of docs/benchmark.md: generated and given first frames side by side."""
+    """Return a row per target, with generated and given first frames side by side."""
     by_name = {row.target.name: row for row in rows}
     lines = [
         '| quantity | target | first frame generated | reached | first frame given | reached |',
@@ -159,8 +205,8 @@ def verdict_table(rows: Sequence[Row]) -> list[str]:
         if name.endswith(GIVEN_TOO):
             continue
         given = by_name.get(name + GIVEN_TOO)
-        cells = f'{given.estimate} | {given.verdict}' if given else ' | '
-        lines.append(f'| {name} | {row.target.bounds} | {row.estimate} | {row.verdict} | {cells} |')
+        cells = f'{given.shown} | {given.verdict}' if given else ' | '
+        lines.append(f'| {name} | {row.target.bounds} | {row.shown} | {row.verdict} | {cells} |')
     return lines
 
 
@@ -171,25 +217,27 @@ def system_tables(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
 
 
 def system_table(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
-    """Return a row per system with the means over seeds and their standard errors."""
+    """Return a row per system with the means over seeds and their errors; older results lack the second reader."""
     lines = [f'| system / first frame | {" | ".join(COLUMNS)} |', f'|---{"|---:" * len(COLUMNS)}|']
     for name in seen[0].results:
         of = lambda column, name=name: estimate(lambda evidence: evidence.results[name][column][0])
-        values = (of(column) for column in COLUMNS)
+        known = lambda column, name=name: all(column in evidence.results[name] for evidence in seen)
+        values = (of(column) if known(column) else '' for column in COLUMNS)
         lines.append(f'| {name} | {" | ".join(map(str, values))} |')
     return lines
 
 
 def pictures(chain: Chain) -> list[str]:
-    """Return the contact sheets and curves of a seed."""
+    """Return the contact sheets of a seed, and the curves of its trainings and of those that all seeds share."""
     sheets = sorted((chain.folder / 'evaluation').rglob('*.png'))
     lines = ['## Videos', '', 'The same captions in every picture, a video per row.', ''] if sheets else []
     for path in sheets:
         name = path.relative_to(chain.folder / 'evaluation').with_suffix('')
         lines += [f'{name}:', '', f'![{name}]({path.relative_to(chain.out)})', '']
     lines += ['## Curves', '']
-    for path in sorted((chain.folder / 'curves').glob('*.png')):
-        lines += [f'![{path.stem}]({path.relative_to(chain.out)})', '']
+    for folder in (chain.out, chain.folder):
+        for path in sorted((folder / 'curves').glob('*.png')):
+            lines += [f'![{path.stem}]({path.relative_to(chain.out)})', '']
     return lines
 
 

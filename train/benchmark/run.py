@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -12,15 +13,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import tqdm
 
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.json_file import read_json
-from train.benchmark import schedule
+from neodragon_jax.checkpoint.fingerprint import fingerprint
+from train.benchmark import record, schedule
 from train.benchmark.chain import Chain, Step
 from train.benchmark.continuation import Continuation
 from train.benchmark.cosine_term import CosineTerm
@@ -28,14 +30,14 @@ from train.benchmark.recovery import Recovery
 from train.benchmark.tiers import TIERS, Tier
 from train.benchmark.whole_chain import WholeChain
 from train.shapes.captions import caption
-from train.shapes.world import WORLDS
+from train.shapes.world import WORLDS, World
 
-# Root of the repository. Programs run from it, because the paths of their settings are relative to it.
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # CPU steps are faster when their buffers are in huge pages; only Linux reads this variable.
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 # Number of random wordings of every trained combination among the prompts: nearly all that exist.
 WORDINGS = 400
+# Seed of the order of the prompts.
+PROMPTS_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Options:
     Attributes:
       tier: name of one of TIERS.
       start: root of a checkpoint to continue from; None trains the whole system.
+      changes: further settings of steps.
     """
 
     out: pathlib.Path
@@ -55,6 +58,7 @@ class Options:
     until: str | None
     jobs: int
     devices: int
+    changes: record.Changes = dataclasses.field(default_factory=dict)
 
 
 def run_step(step: Step, environment: dict[str, str], log: pathlib.Path) -> float:
@@ -63,17 +67,14 @@ def run_step(step: Step, environment: dict[str, str], log: pathlib.Path) -> floa
     Raises:
       InputError: it failed.
     """
-    for target, source in step.parts.items():
-        if not (target / _sentinel(source)).is_file():
-            with atomic_folder(target) as partial:
-                shutil.copytree(source, partial, dirs_exist_ok=True)
+    copy_parts(step)
     start = time.monotonic()
     command = [sys.executable, '-m', step.module, *step.arguments]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open('a') as file:
         file.write(f'$ python -m {step.module} {shlex.join(step.arguments)}\n')
         file.flush()
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        done = subprocess.run(command, cwd=record.ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
         tail = '\n'.join(log.read_text(errors='replace').splitlines()[-15:])
         raise InputError(
@@ -83,38 +84,30 @@ def run_step(step: Step, environment: dict[str, str], log: pathlib.Path) -> floa
     return time.monotonic() - start
 
 
-def _sentinel(folder: pathlib.Path) -> str:
-    """Return the name of a file that every complete component has."""
-    return 'config.json' if (folder / 'config.json').is_file() else 'tokenizer_config.json'
+def copy_parts(step: Step) -> None:
+    """Copy the components that a program reads into its checkpoint, where they differ."""
+    for target, source in step.parts.items():
+        if not target.is_dir() or fingerprint(target) != fingerprint(source):
+            with atomic_folder(target, replace=True) as partial:
+                shutil.copytree(source, partial, dirs_exist_ok=True)
 
 
-def train(chains: Sequence[Chain], devices: int, jobs: int, until: str | None, evaluate: bool) -> None:
-    """Run the commands of some chains that are not done yet.
+def train(chains: Sequence[Chain], options: Options) -> None:
+    """Run the commands of some chains that are not done yet; the evaluation only if it is asked for.
 
-    Args:
-      until: name of the last step to run.
-      evaluate: whether the evaluation is one of the steps.
     Raises:
-      InputError: a command failed, or `until` names no step.
+      InputError: a command failed, or the options name no step, or settings that a step was not begun with.
     """
-    of_step: dict[pathlib.Path, tuple[Step, Chain]] = {}
-    for chain in chains:
-        steps = chain.steps() if evaluate else chain.steps()[:-1]
-        names = [step.name for step in steps]
-        if until is not None:
-            if until not in names:
-                raise InputError(f'--until {until}: no such step; use one of {", ".join(names)}.')
-            steps = steps[: names.index(until) + 1]
-        # Steps that all seeds share run once, with the first seed.
-        for step in steps:
-            of_step.setdefault(step.result, (step, chain))
+    of_step = _steps(chains, options)
+    record.record_changes(chains, [step for step, _ in of_step.values()], options.changes)
     write_prompts(chains[0].out / 'prompts.txt', chains[0].tier)
+    devices, jobs = options.devices, options.jobs
     environment = os.environ | {
         'JAX_NUM_CPU_DEVICES': str(max(1, devices // jobs)),
         'JAX_COMPILATION_CACHE_DIR': str(chains[0].out / 'compiled'),
         'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', HUGE_PAGES),
     }
-    todo = [step for step, _ in of_step.values() if not step.result.is_file()]
+    todo = missing([step for step, _ in of_step.values()])
     log = lambda step: of_step[step.result][1].folder / 'logs' / f'{step.name}.txt'
     with tqdm.tqdm(total=len(of_step), initial=len(of_step) - len(todo), unit='step', disable=None) as bar:
 
@@ -127,16 +120,50 @@ def train(chains: Sequence[Chain], devices: int, jobs: int, until: str | None, e
         schedule.run_all(todo, jobs, lambda step: run_step(step, environment, log(step)), done)
 
 
+def _steps(chains: Sequence[Chain], options: Options) -> dict[pathlib.Path, tuple[Step, Chain]]:
+    """Return the steps of some chains in order, by their result; steps that all seeds share are of the first."""
+    of_step: dict[pathlib.Path, tuple[Step, Chain]] = {}
+    for chain in chains:
+        steps = record.changed(chain.steps(), options.changes)
+        steps = steps if options.only is None else steps[:-1]
+        names = [step.name for step in steps]
+        if options.until is not None:
+            if options.until not in names:
+                raise InputError(f'--until {options.until}: no such step; use one of {", ".join(names)}.')
+            steps = steps[: names.index(options.until) + 1]
+        for step in steps:
+            of_step.setdefault(step.result, (step, chain))
+    return of_step
+
+
+def missing(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps without a result, and evaluations of systems among them."""
+    todo = [step for step in steps if not step.result.is_file()]
+    results = {step.result for step in todo}
+    return [step for step in steps if step.result in results or results & set(step.after)]
+
+
 def write_prompts(path: pathlib.Path, tier: Tier) -> None:
     """Write the trained captions in several wordings, one per line, unless the file exists."""
     if path.is_file():
         return
-    world = WORLDS[tier.world]
-    combinations = [world.captioned(traits) for traits in world.combinations('train')]
-    lines = {caption(traits, (row, wording)) for row, traits in enumerate(combinations) for wording in range(WORDINGS)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
-        partial.write_text('\n'.join(sorted(lines)) + '\n')
+        partial.write_text('\n'.join(prompts_of(WORLDS[tier.world])) + '\n')
+
+
+def prompts_of(world: World) -> list[str]:
+    """Return the trained captions of a world in several wordings, in rounds of one wording of every caption.
+
+    The teacher is sampled for the first lines, so that every part of the list has to show all captions equally often.
+    """
+    rng = np.random.default_rng(PROMPTS_SEED)
+    wordings = []
+    for row, traits in enumerate(dict.fromkeys(map(world.captioned, world.combinations('train')))):
+        different = list(dict.fromkeys(caption(traits, (row, wording)) for wording in range(WORDINGS)))
+        wordings.append([different[index] for index in rng.permutation(len(different))])
+    rounds = itertools.zip_longest(*wordings)
+    return [lines[index] for lines in rounds for index in rng.permutation(len(lines)) if lines[index] is not None]
 
 
 def note_time(path: pathlib.Path, name: str, seconds: float) -> None:
@@ -156,9 +183,9 @@ def run(options: Options) -> int:
     out = options.out.resolve()
     with folder_lock(out, '-'.join(map(str, options.seeds)) if options.only == 'evaluate' else ''):
         chains = [make_chain(options.tier, out, seed, options.start) for seed in options.seeds]
-        check_tier(out, f'{options.tier}, continued' if options.start else options.tier)
+        record.check_tier(out, options.tier, options.start)
         if options.only in (None, 'train'):
-            train(chains, options.devices, options.jobs, options.until, evaluate=options.only is None)
+            train(chains, options)
         if options.until is not None:
             return 0
         # Imported late, because JAX reserves the devices, which the programs need.
@@ -183,7 +210,7 @@ def make_chain(name: str, out: pathlib.Path, seed: int, start: pathlib.Path | No
     """Return the commands of a seed of a tier.
 
     Raises:
-      InputError: the tier needs a checkpoint to start from, or takes none.
+      InputError: the tier needs a checkpoint to start from, or takes none, or none of that kind.
     """
     tier = TIERS[name]
     if name == 'cosine' and start is not None:
@@ -192,15 +219,6 @@ def make_chain(name: str, out: pathlib.Path, seed: int, start: pathlib.Path | No
         raise InputError('--tier recovery: give --start CKPT, such as moving_shapes, for its VAE and text encoders.')
     if start is None:
         return CosineTerm(tier, out, seed) if name == 'cosine' else WholeChain(tier, out, seed)
+    record.check_start(name, tier, start)
     kind = Recovery if name == 'recovery' else Continuation
     return kind(tier, out, seed, start)
-
-
-def check_tier(out: pathlib.Path, name: str) -> None:
-    """Record the tier of a folder, or raise InputError if the folder was begun with another tier."""
-    note: Any = out / 'tier.txt'
-    if note.is_file() and note.read_text().strip() != name:
-        raise InputError(f'--out {out}: holds the tier {note.read_text().strip()}, not {name}; choose another folder.')
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_file(note) as partial:
-        partial.write_text(name + '\n')

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 
 import jax.numpy as jnp
+import numpy as np
 
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
 from neodragon_jax.checkpoint import components as checkpoint
@@ -14,13 +15,14 @@ from neodragon_jax.checkpoint.folders import CLIP_G, CLIP_L, STUDENT, STUDENT_AD
 from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import defaults as generation
 from train.benchmark.chain import ADAPTER, DENOISER, TEXT_ENCODER, VAE, Chain
-from train.benchmark.continuation import Continuation
 from train.benchmark.students import STUDENTS, Student
 from train.benchmark.tiers import Tier
 from train.shapes.captions import caption
-from train.shapes.world import WORLDS
+from train.shapes.world import WORLDS, World
 
 ENCODERS = (CLIP_L, CLIP_G, TEXT_ENCODER)
+# Numbers of prompts in the lists.
+CALIBRATED, EVALUATED = 60, 16
 
 
 def write(chain: Chain) -> pathlib.Path:
@@ -34,11 +36,28 @@ def write(chain: Chain) -> pathlib.Path:
         for name, source in parts.items():
             module, params = checkpoint.load(source)
             checkpoint.save(partial / name, module, cast(params, jnp.bfloat16))
-        for path in chain.start.glob('*_prompts.txt') if isinstance(chain, Continuation) else ():
-            shutil.copy(path, partial)
+        for name, captions in prompt_lists(WORLDS[chain.tier.world]).items():
+            with atomic_file(partial / name) as path:
+                path.write_text('\n'.join(captions) + '\n')
         with atomic_file(partial / generation.FILE) as path:
             path.write_text(json.dumps(defaults(chain.tier, STUDENTS[chain.students[0]]), indent=2) + '\n')
     return out
+
+
+def prompt_lists(world: World) -> dict[str, list[str]]:
+    """Return the prompts of exports: name of a file -> captions. Those of the evaluation are held out from training.
+
+    In a world whose captions omit attributes, all are trained; there the two lists are disjoint.
+    """
+    rng = np.random.default_rng(0)
+
+    def captions(split: str) -> list[str]:
+        found = list(dict.fromkeys(caption(world.captioned(traits)) for traits in world.combinations(split)))
+        return [found[index] for index in rng.permutation(len(found))]
+
+    evaluation = captions('held_out')[: min(EVALUATED, len(captions('all')) // 3)]
+    calibration = [text for text in captions('train') if text not in evaluation][:CALIBRATED]
+    return {'calibration_prompts.txt': calibration, 'evaluation_prompts.txt': evaluation}
 
 
 def defaults(tier: Tier, student: Student) -> dict[str, object]:
@@ -46,6 +65,7 @@ def defaults(tier: Tier, student: Student) -> dict[str, object]:
     world = WORLDS[tier.world]
     example = caption(world.captioned(world.combinations('train')[0]))
     return {
+        'world': tier.world,
         'mode': 'hybrid',
         'frames': tier.frames,
         'height': tier.height,

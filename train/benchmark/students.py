@@ -25,10 +25,9 @@ class Student:
     first_steps: tuple[int, int, int] = (1, 1, 1)
 
 
-def _own_history(first: int, steps: int) -> tuple[str, ...]:
-    """Return the settings of a ramp to own history in all examples."""
-    ramp = {'last': 1.0, 'ramp_start': first, 'ramp_steps': steps}
-    return tuple(f'--config.dmd.own_history.{name}={value}' for name, value in ramp.items())
+def _own_history(**values: float) -> tuple[str, ...]:
+    """Return settings of the share of examples behind own history."""
+    return tuple(f'--config.dmd.own_history.{name}={value}' for name, value in values.items())
 
 
 STUDENTS: Mapping[str, Student] = MappingProxyType(
@@ -37,8 +36,11 @@ STUDENTS: Mapping[str, Student] = MappingProxyType(
         'regression': Student('regression'),
         'matching': Student('matching'),
         'paper': Student(settings=('--config.dmd.clean_prediction=paper',)),
-        # The ramp starts after a quarter of the preset's 700 steps and lasts a quarter.
-        'own_history': Student(settings=_own_history(175, 175)),
+        # From none to all examples: the ramp starts after a quarter of the preset's 700 steps and lasts a quarter. As
+        # examples behind own history have no regression, there is none in the second half of the training.
+        'own_history': Student(settings=_own_history(last=1.0, ramp_start=175, ramp_steps=175)),
+        # Half of the examples from the first step on, so that the regression stays.
+        'own_half': Student(settings=_own_history(first=0.5, last=0.5)),
         'adversarial': Student('adversarial'),
         'consistency': Student('consistency'),
         'after_consistency': Student(start='consistency'),
@@ -57,5 +59,5 @@ STUDENTS: Mapping[str, Student] = MappingProxyType(
 ONE_STEP = ('student', 'adversarial', 'consistency', 'after_consistency', 'decayed', 'even')
 # The same on the teacher of a checkpoint, with each of the paper's terms alone, and clipping that does not bite.
 RECIPES = (*ONE_STEP, 'matching', 'regression', 'clip_10')
-# Of the tier `collapse`.
-HISTORIES = ('student', 'own_history', 'regression', 'matching')
+# Of the tier `collapse`. A new one is the last, so that an existing folder trains it alone.
+HISTORIES = ('student', 'own_history', 'regression', 'matching', 'own_half')

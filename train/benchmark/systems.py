@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import ModeDefaults
-from train.benchmark.chain import ADAPTER, DENOISER, Chain
+from train.benchmark.chain import ADAPTER, DENOISER, LANGUAGE, TEXT_ENCODER, VAE, Chain
 from train.benchmark.continuation import Continuation
 from train.benchmark.students import STUDENTS
 from train.benchmark.whole_chain import WholeChain
@@ -38,6 +39,12 @@ class System:
     first_steps: Steps
     guidance: float | None
     spacing: str = 'released'
+
+    @property
+    def weights(self) -> str:
+        """An identity of everything that makes the videos."""
+        parts = (self.denoiser, self.adapter, *(self.root / name for name in (VAE, TEXT_ENCODER, *LANGUAGE)))
+        return ' '.join(fingerprint(part) for part in parts)
 
 
 def systems(chain: Chain) -> dict[str, System]:

@@ -16,15 +16,18 @@ class Tier:
 
     Attributes:
       world: name of a world of `train.shapes.world`.
+      other_starts: further worlds whose checkpoints a continuation takes.
       clips: number of clips to train denoisers on.
       samples: number of teacher samples for distillation.
       captions: held-out captions for evaluation.
       steps: sampling steps per stage of the teacher.
       guidance: guidance scale of the teacher, in sampling and in distillation.
-      training: steps of each program; programs not listed use their presets.
-      settings: other settings of each program.
+      training: steps of each program; programs not listed use their presets. Trainings of an existing teacher are
+        listed by their recipe.
+      settings: other settings of each program, listed in the same way.
       students: names from STUDENTS.
       ablations: whether pruning is trained, and the text encoder without the cosine term.
+      half_at_first: whether half of the examples of a teacher from random weights are of unit 0.
       further: recipes of configs/teacher.py, in order, by which the teacher of an existing checkpoint is trained
         further; () keeps it as it is.
       continued: students of an existing checkpoint's teacher.
@@ -43,8 +46,10 @@ class Tier:
     settings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     students: tuple[str, ...] = ('student', 'regression', 'paper', 'own_history')
     ablations: bool = True
+    half_at_first: bool = False
     further: tuple[str, ...] = ('stills', 'continued')
     continued: tuple[str, ...] = ('first_frame',)
+    other_starts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = {*self.students, *self.continued} - set(STUDENTS)
@@ -55,6 +60,16 @@ class Tier:
     def units(self) -> int:
         """Units > 0 of a clip."""
         return (self.frames - 1) // 8
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The worlds whose checkpoints a continuation takes."""
+        return self.world, *self.other_starts
+
+    @property
+    def unit_weights(self) -> tuple[float, ...]:
+        """Relative frequencies of a clip's units in training: unit 0 as often as all others together."""
+        return (float(self.units), *(1.0,) * self.units)
 
     @property
     def size(self) -> list[str]:
@@ -106,16 +121,32 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
                 ),
             },
         ),
-        # Longer and larger clips with light and texture, for pictures that look like video. The autoencoder learns from
-        # parts of 64x64.
+        # Longer and larger clips with light and texture, for pictures that look like video; not trained yet. The world
+        # has ten times the combinations of that of tier cpu, and a latent clip seven times the tokens. The steps are
+        # such that a seed takes about six hours of a machine with two cores that computes 40 GFLOP/s on each. Measured
+        # there: the teacher makes 1.35 steps/s, and 3.9 clips/s are encoded. Estimated from tier cpu: 1.6 samples/s
+        # and 1.9 s per step of the student. Hours: teacher 2.7, student 1.1, autoencoder and decoder 0.8, latents 0.6,
+        # samples 0.5, the rest 0.3. The samples are four of every trained combination. The autoencoder draws whole
+        # scenes at half the size, 64x64, at a quarter of the cost per step; a convolution learns the same edges there.
+        # No training on stills precedes that of the teacher, as in a continuation; instead, half of its examples are
+        # of unit 0.
         'vivid': Tier(
             world='vivid',
             frames=33,
             height=128,
             width=128,
+            clips=8192,
+            samples=2880,
             captions=144,
+            training={'autoencoder': 5000, 'decoder': 6000, 'teacher': 13_000},
+            settings={
+                'autoencoder': ('--config.autoencoder.optimizer.decay_steps=5000',),
+                'decoder': ('--config.decoder.optimizer.decay_steps=6000',),
+                'teacher': ('--config.teacher.optimizer.decay_steps=13000',),
+            },
             students=('first_frame',),
             ablations=False,
+            half_at_first=True,
         ),
         # Recipes of one-step students, on the teacher of tier cpu, or on that of an existing checkpoint.
         'one_step': Tier(students=ONE_STEP, ablations=False, further=(), continued=RECIPES),
@@ -124,12 +155,13 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
         'collapse': Tier(
             world='collapse',
             frames=65,
-            # The weights of the recipe `continued` are those of three units.
-            settings={'teacher': ('--config.teacher.unit_weights=()',)},
             students=HISTORIES,
             ablations=False,
             further=('continued',),
             continued=HISTORIES,
+            other_starts=('cpu',),
+            # All units alike: this tier shows the motion of the last ones.
+            settings={'continued': ('--config.teacher.unit_weights=()',)},
         ),
         # Twelve blocks, to prune.
         'recovery': Tier(
@@ -168,6 +200,8 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
                 'autoencoder': 2,
                 'decoder': 2,
                 'teacher': 2,
+                'stills': 2,
+                'continued': 2,
                 'text': 2,
                 'stage1': 2,
                 'stage2': 2,
@@ -176,7 +210,9 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
             settings={
                 'autoencoder': ('--config.clips.held_out=2', '--config.autoencoder.evaluation.batch=2'),
                 'decoder': ('--config.clips.held_out=2', '--config.decoder.evaluation.batch=2'),
-                'teacher': tuple(flag.format(section='teacher') for flag in _FEW),
+                **dict.fromkeys(
+                    ('teacher', 'stills', 'continued'), tuple(flag.format(section='teacher') for flag in _FEW)
+                ),
                 'text': ('--config.text.held_out=8', '--config.text.held_out_batch=8'),
                 'pruning': tuple(flag.format(section='flow') for flag in _FEW),
                 'students': ('--config.loop.batch_size=8',),

@@ -60,7 +60,8 @@ class WholeChain(Chain):
         yield self._latents('latents', 'scenes', base, 8, text)._replace(parts=parts)
 
     def _teacher(self) -> Iterator[Step]:
-        yield self._train('teacher', self.folder / 'teacher', self.result('teacher') / WITH_EMBEDDER, [self._data])
+        arguments = [self._data, *([self._half_at_first] if self.tier.half_at_first else ())]
+        yield self._train('teacher', self.folder / 'teacher', self.result('teacher') / WITH_EMBEDDER, arguments)
 
     def _text(self) -> Iterator[Step]:
         language = self.out / 'language'

@@ -4,7 +4,8 @@
     python -m neodragon_jax --prompts-file captions.txt --out VIDEOS
     python -m train.shapes.read --videos VIDEOS
 
-No learned model takes part: `train.shapes.attributes` has the rules.
+No learned model takes part: `train.shapes.attributes` has the rules. `train.shapes.fill` reads the shape a second
+time, by other rules.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
@@ -20,6 +22,7 @@ from neodragon_jax.base.video import read_mp4
 from neodragon_jax.generation.options import check_seed
 from train.shapes.attributes import NUMBERS, Attributes, columns, measure
 from train.shapes.captions import parse
+from train.shapes.fill import Filled, read_fill
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import WORLDS, World
 
@@ -84,7 +87,14 @@ def held_out_captions(world: World, count: int, seed: int) -> list[str]:
     return list(drawn)[:count]
 
 
-def read(folder: pathlib.Path, world: World) -> dict[str, Attributes]:
+class Reading(NamedTuple):
+    """What two readers see in a video."""
+
+    attributes: Attributes
+    second: Filled
+
+
+def read(folder: pathlib.Path, world: World) -> dict[str, Reading]:
     """Return the attributes of every video of a folder by its file name.
 
     Raises:
@@ -94,17 +104,22 @@ def read(folder: pathlib.Path, world: World) -> dict[str, Attributes]:
     if not paths:
         raise InputError(f'{folder}: no .mp4 in it. Give the folder that `python -m neodragon_jax --out` wrote.')
     expected = {path: parse(path.stem.rpartition('-')[0]) for path in paths}
-    return {path.name: measure(read_mp4(path), traits, world) for path, traits in expected.items()}
+    found = {}
+    for path, traits in expected.items():
+        video = read_mp4(path)
+        found[path.name] = Reading(measure(video, traits, world), read_fill(video))
+    return found
 
 
-def report(seen: Mapping[str, Attributes]) -> list[str]:
+def report(seen: Mapping[str, Reading]) -> list[str]:
     """Return a line per attribute with the number of videos that show it, and a line per video that misses one."""
-    values = columns(list(seen.values()))
+    values = columns([one.attributes for one in seen.values()])
+    values['shape, second reader'] = [float(one.second.shape == one.attributes.expected.shape) for one in seen.values()]
     shown = [f'| attribute | right in | of {len(seen)} |', '|---|---:|---:|']
     for name, column in values.items():
         count = '' if name in NUMBERS and name != 'steady' else str(round(sum(column)))
         shown.append(f'| {name} | {count} | {sum(column) / len(column):.3f} |')
-    for name, clip in seen.items():
+    for name, (clip, _) in seen.items():
         wrong = [f'{key} {getattr(clip, key) or "unreadable"}' for key, right in clip.correct().items() if not right]
         wrong += [] if clip.steady else ['a shape that changes']
         shown += [f'{name}: {", ".join(wrong)}'] if wrong else []

@@ -14,6 +14,7 @@ from train.benchmark.recovery import BOTH, FULL, TOTALS, UNTRAINED, Recovery, re
 from train.benchmark.run import make_chain
 from train.benchmark.statistics import Estimator
 from train.benchmark.targets import targets
+from train.shapes.world import CPU
 
 
 @pytest.fixture(name='recovery')
@@ -99,11 +100,11 @@ def test_spikes_are_counted_against_the_median_before_them():
 def test_the_cosine_term_is_judged_over_the_seeds():
     calm, wild = numbers_of(metrics(0, 0.2)), numbers_of(metrics(7, 0.4))
     seen = [Evidence({}, {}, 0.0, True, runs={'with_cosine': calm, 'without_cosine': wild}) for _ in range(2)]
-    reached = [one.reached(Estimator(seen)(one.value).mean) for one in cosine_targets()]
+    reached = [one.reached(Estimator(seen, CPU)(one.value).mean) for one in cosine_targets()]
     assert reached == [True, True, True]
     swapped = [one._replace(runs=dict(zip(RUNS, (wild, calm), strict=True))) for one in seen]
     assert [one.reached(one.value(swapped[0])) for one in cosine_targets()] == [False, False, True]
-    table = cosine_table(seen, Estimator(seen))
+    table = cosine_table(seen, Estimator(seen, CPU))
     assert any(line.startswith('| cosine distance, 99th percentile | 0.200') for line in table)
 
 

@@ -20,6 +20,7 @@ def test_a_wrong_shape_is_counted_and_named(tmp_path, capsys):
     assert read.main(['--videos', str(tmp_path)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert '| color | 2 | 1.000 |' in said and '| shape | 1 | 0.500 |' in said and '| steady | 2 | 1.000 |' in said
+    assert '| shape, second reader | 1 | 0.500 |' in said
     assert said[-1] == f'{ASKED}-1.mp4: shape square'
 
 

@@ -1,0 +1,206 @@
+"""What a folder of the benchmark was made with is recorded; another tier, start or setting is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import pytest
+
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.checkpoint import shipped
+from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
+from neodragon_jax.generation import defaults as generation
+from train.benchmark import evaluation, record
+from train.benchmark import run as benchmark
+from train.benchmark.chain import Chain, Step
+from train.benchmark.evidence import GENERATED, GIVEN, WEIGHTS
+from train.benchmark.run import make_chain, missing
+from train.benchmark.tiers import TIERS
+from train.benchmark.whole_chain import WholeChain
+
+FIRST_FRAMES = (GENERATED, GIVEN)
+SHORTER = '--config.loop.steps=7'
+
+
+@pytest.fixture(name='start')
+def _start(tmp_path) -> pathlib.Path:
+    """A checkpoint to start from, which a test may change."""
+    return pathlib.Path(shutil.copytree(shipped.find('moving_shapes'), tmp_path / 'start'))
+
+
+def change(path: pathlib.Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize('tier', ['cpu', 'fast', 'one_step', 'recovery', 'collapse'])
+def test_tiers_that_continue_from_the_shipped_checkpoint(tmp_path, start, tier):
+    make_chain(tier, tmp_path, 0, start)
+
+
+@pytest.mark.parametrize('tier', ['gpu', 'vivid'])
+def test_a_start_of_another_world_is_refused(tmp_path, start, tier):
+    with pytest.raises(InputError, match=f'is of world cpu; tier {tier} continues from {tier}'):
+        make_chain(tier, tmp_path, 0, start)
+    change(start / generation.FILE, world=tier)
+    if tier == 'vivid':
+        with pytest.raises(InputError, match='makes videos of 64x64; tier vivid has 128x128'):
+            make_chain(tier, tmp_path, 0, start)
+    with pytest.raises(InputError, match=f'world {tier}; tier collapse continues from collapse or cpu'):
+        make_chain('collapse', tmp_path, 0, start)
+
+
+def test_a_start_without_a_world_is_refused(tmp_path, start):
+    (start / generation.FILE).write_text('{}')
+    with pytest.raises(InputError, match='does not name the world of its training'):
+        make_chain('cpu', tmp_path, 0, start)
+
+
+def test_the_teacher_of_the_recovery_is_as_wide_as_the_text_states_of_its_start(tmp_path, start):
+    def sizes() -> set[str]:
+        steps = make_chain('recovery', tmp_path, 0, start).steps()
+        return {one for step in steps if step.name == 'teacher' for one in step.arguments if 'sizes.' in one}
+
+    assert {
+        '--config.teacher.sizes.num_attention_heads=3',
+        '--config.teacher.sizes.caption_projection_dim=96',
+    } < sizes()
+    change(start / TEACHER_ADAPTER / 'config.json', output_dims=128)
+    assert '--config.teacher.sizes.caption_projection_dim=128' in sizes()
+    change(start / TEACHER_ADAPTER / 'config.json', output_dims=100)
+    with pytest.raises(InputError, match='text states are 100 wide'):
+        sizes()
+
+
+def test_the_start_is_recorded_and_another_one_refused(tmp_path, start):
+    out = tmp_path / 'out'
+    record.check_tier(out, 'one_step', start)
+    assert (out / record.TIER).read_text() == f'one_step, continued\nstart: {record.identity(start)} {start}\n'
+    moved = start.rename(tmp_path / 'moved')
+    record.check_tier(out, 'one_step', moved)
+    assert record.recorded_start(out).endswith(str(start))
+    change(moved / TEACHER / 'config.json', sample_size=16)
+    with pytest.raises(InputError, match=f'begun from another checkpoint, {start}'):
+        record.check_tier(out, 'one_step', moved)
+    with pytest.raises(InputError, match='holds the tier one_step, continued, not one_step;'):
+        record.check_tier(out, 'one_step')
+
+
+def test_records_of_older_versions_stay(tmp_path, start):
+    for written, options in (('collapse, continued\n', ('collapse', start)), ('cpu\n', ('cpu', None))):
+        (tmp_path / record.TIER).write_text(written)
+        record.check_tier(tmp_path, *options)
+        assert (tmp_path / record.TIER).read_text() == written and record.recorded_start(tmp_path) == ''
+
+
+@pytest.fixture(name='chain')
+def _chain(tmp_path) -> Chain:
+    return make_chain('cpu', tmp_path / 'out', 0, None)
+
+
+def begin(step: Step) -> None:
+    """Leave what a training leaves that was stopped."""
+    step.result.parent.parent.parent.mkdir(parents=True, exist_ok=True)
+
+
+def finish(*steps: Step) -> None:
+    for step in steps:
+        step.result.parent.mkdir(parents=True, exist_ok=True)
+        step.result.write_text('{}')
+
+
+def named(chain: Chain, name: str) -> Step:
+    return next(step for step in chain.steps() if step.name == name)
+
+
+def test_a_setting_is_given_to_its_training_and_recorded(chain):
+    changes = record.read_changes([f'stage2:{SHORTER}', 'stage2:--config.seed=3'])
+    steps = record.changed(chain.steps(), changes)
+    assert [step.name for step in steps if SHORTER in step.arguments] == ['stage2']
+    record.record_changes([chain], steps, changes)
+    assert record.recorded_changes(chain.out) == {'seed-0/stage2': [SHORTER, '--config.seed=3']}
+
+
+def test_a_training_that_began_keeps_its_settings(chain):
+    steps, stage2 = chain.steps(), named(chain, 'stage2')
+    changes = {'stage2': [SHORTER]}
+    record.record_changes([chain], steps, changes)
+    begin(stage2)
+    record.record_changes([chain], steps, changes)
+    for other in ({}, {'stage2': ['--config.loop.steps=8']}):
+        with pytest.raises(InputError, match=f'was begun with {SHORTER}; --set has to say the same'):
+            record.record_changes([chain], steps, other)
+    finish(stage2)
+    record.record_changes([chain], steps, {})
+    assert record.recorded_changes(chain.out) == {'seed-0/stage2': [SHORTER]}
+    with pytest.raises(InputError, match='was begun with unchanged settings'):
+        begin(named(chain, 'stage1'))
+        record.record_changes([chain], steps, {'stage1': [SHORTER]})
+
+
+def test_what_was_made_from_an_earlier_result_has_to_go(chain):
+    """In a copy of a folder without one training, those that learned from it are still there."""
+    steps = chain.steps()
+    finish(*(step for step in steps if step.name != 'text'))
+    with pytest.raises(InputError, match='remove them') as error:
+        record.record_changes([chain], steps, {'text': [SHORTER]})
+    folders = str(error.value).partition('remove them: ')[2].removesuffix('.').split(', ')
+    assert folders == [str(chain.folder / name) for name in ('teacher_samples', 'student', 'regression', 'paper')]
+
+
+def test_an_evaluation_is_repeated_for_a_new_system(chain):
+    steps = chain.steps()
+    finish(*steps)
+    assert missing(steps) == []
+    named(chain, 'paper').result.unlink()
+    assert [step.name for step in missing(steps)] == ['paper', 'evaluation']
+
+
+def test_a_part_is_renewed_with_its_source(tmp_path):
+    source, target = tmp_path / 'made', tmp_path / 'checkpoint' / 'part'
+    source.mkdir()
+    step = Step('samples', tmp_path / 'done', 'this', [], {target: source})
+    for text in ('{"old": 1}', '{"new": 1}'):
+        (source / 'config.json').write_text(text)
+        benchmark.copy_parts(step)
+        assert (target / 'config.json').read_text() == text
+    before = (target / 'config.json').stat().st_ino
+    benchmark.copy_parts(step)
+    assert (target / 'config.json').stat().st_ino == before
+
+
+class OneSystem(NamedTuple):
+    """A system that generates the drawn clips."""
+
+    denoiser: pathlib.Path
+    weights: str
+
+
+def test_systems_with_other_weights_are_evaluated_again(tmp_path, monkeypatch, capsys):
+    """Results of older versions, without weights, are kept; students that were never trained are left out."""
+    tier = dataclasses.replace(TIERS['cpu'], captions=3, students=('student', 'paper'))
+    chain = WholeChain(tier, tmp_path, 0)
+    (tmp_path / 'config.json').write_text('{}')
+    generated = []
+    found = {name: OneSystem(tmp_path, 'first') for name in ('teacher', 'student')}
+    found['paper'] = OneSystem(tmp_path / 'absent', '')
+    monkeypatch.setattr(evaluation, 'systems', lambda chain: found)
+    monkeypatch.setattr(evaluation, 'autoencoders', lambda chain: {})
+    monkeypatch.setattr(
+        evaluation.HeldOutCaptions, 'generate', lambda self, *system: generated.append(system[0]) or self.drawn
+    )
+    results = evaluation.evaluate(chain)
+    assert len(generated) == 4 and 'paper is not trained, and left out' in capsys.readouterr().out
+    assert set(results) == {'drawn', *(f'{name}/{first}' for name in ('teacher', 'student') for first in FIRST_FRAMES)}
+    evaluation.evaluate(chain)
+    assert len(generated) == 4
+    found['student'] = OneSystem(tmp_path, 'second')
+    evaluation.evaluate(chain)
+    assert generated[4:] == [found['student']] * 2
+    path = chain.folder / 'evaluation.json'
+    old = {name: {key: value for key, value in one.items() if key != WEIGHTS} for name, one in results.items()}
+    path.write_text(json.dumps(old))
+    assert evaluation.evaluate(chain) == old and len(generated) == 6
