@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_there
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.params import read_params
@@ -70,7 +71,8 @@ def load(
       InputError: the component is damaged or of another class.
     """
     folder = pathlib.Path(root) / folders.SAFETY_CHECKER
-    if not folder.exists():
+    if not is_there(folder):
+        _check_absent(folder, folder.with_name(folders.FEATURE_EXTRACTOR))
         return None
     module = checkpoint.load_module(folder, StableDiffusionSafetyChecker)
     prepare = Preparation.load(checkpoint.component_folder(root, folders.FEATURE_EXTRACTOR))
@@ -83,6 +85,15 @@ def load(
     module = module.clone(dtype=jnp.float32)
     classify = jax.jit(lambda params, pictures: module.apply({'params': params}, pictures))
     return SafetyChecker(prepare, lambda pictures: classify(params(), shard(pictures)))
+
+
+def _check_absent(folder: pathlib.Path, preparation: pathlib.Path) -> None:
+    """Raise InputError if a checkpoint without a safety checker has the other half of one, its preprocessing."""
+    if is_there(preparation):
+        raise InputError(
+            f'{folder}: no such folder, but {preparation.name}, which only it uses, is there. Copy it again, or use '
+            '--no-safety-checker.'
+        )
 
 
 def _read(folder: pathlib.Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jaxtyping import Int32
 from pydantic import Field
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.json_file import checked, read_json
 from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.generation.defaults import RELEASED
@@ -163,14 +164,14 @@ def _checked_files(folder: pathlib.Path, vocabulary: tuple[str, ...]) -> tuple[s
     Raises:
       InputError: one is missing or empty.
     """
-    if not folder.is_dir():
+    if not (is_there(folder) and folder.is_dir()):
         raise InputError(f'{folder}: no such tokenizer folder. {_REMEDY}')
-    if (folder / 'tokenizer.json').exists():
+    if is_there(folder / 'tokenizer.json'):
         vocabulary = ('tokenizer.json',)
     # Without its config, a tokenizer silently pads with the wrong token.
     names = ('tokenizer_config.json', *vocabulary)
     for path in (folder / name for name in names):
-        if not path.is_file():
+        if not (is_there(path) and path.is_file()):
             raise InputError(f'{path}: the file is missing. {_REMEDY}')
         if path.stat().st_size == 0:
             raise InputError(f'{path}: the file is empty. {_REMEDY}')
