@@ -8,8 +8,11 @@ import re
 from collections.abc import Sequence
 
 from neodragon_jax.base.bucket import StoragePath
+from neodragon_jax.base.errors import InputError
 
 MAX_NAME_BYTES = 200
+# A mistyped number of samples would fill the memory.
+MAX_VIDEOS = 10**6
 # Characters that file names cannot hold, or that a terminal or another file system would not show.
 _UNSAFE = re.compile(r'[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
@@ -50,7 +53,14 @@ def make_jobs(
     Args:
       samples: videos per prompt.
       out: folder of the videos.
+    Raises:
+      InputError: there are more than MAX_VIDEOS.
     """
+    if len(prompts) * samples > MAX_VIDEOS:
+        raise InputError(
+            f'--num-samples {samples}: with {len(prompts)} prompts, that is more than {MAX_VIDEOS:,} videos; make them '
+            'in several runs.'
+        )
     jobs = [
         Job(prompt, number, out / f'{video_name(prompt, number)}.mp4')
         for prompt in prompts

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import first_frame, phases, pipeline
@@ -179,6 +180,11 @@ def test_profile_of_every_module(tmp_path, capsys):
 
 
 # --- several processes -------------------------------------------------------------------------------------------
+
+
+def test_more_videos_than_memory_for_their_names(tmp_path):
+    with pytest.raises(InputError, match=r'--num-samples 1000000000: with 2 prompts, .* in several runs'):
+        make_jobs(['a', 'b'], 10**9, tmp_path)
 
 
 def test_jobs_are_shared_whatever_the_others_have_made(tmp_path):
