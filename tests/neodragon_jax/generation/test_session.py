@@ -24,7 +24,7 @@ from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.session import Session
 from neodragon_jax.pyramid.sampler import DrawnNoise, Prompt, sample
 from support.goldens import TINY_CHECKPOINT, relative_error
-from support.sessions import clips, make, open_session, plain_clip, plain_session
+from support.sessions import clips, make, open_session, plain_clip, plain_session, write_video
 
 
 @functools.cache
@@ -189,16 +189,16 @@ def test_more_videos_than_memory_for_their_names(tmp_path):
 
 def test_jobs_are_shared_whatever_the_others_have_made(tmp_path):
     prompts = ['a', 'b', 'c', 'd']
-    every = make_jobs(prompts, 2, tmp_path)[0]
+    every = make_jobs(prompts, 2, tmp_path).todo
     assert len(every) == 8
-    parts = [make_jobs(prompts, 2, tmp_path, index, 3)[0] for index in range(3)]
+    parts = [make_jobs(prompts, 2, tmp_path, index, 3).todo for index in range(3)]
     assert sorted(len(part) for part in parts) == [2, 3, 3]
     assert {job.path for part in parts for job in part} == {job.path for job in every}
     # A process that starts late, or again, still takes only its own jobs.
-    parts[0][0].path.touch()
-    parts[1][0].path.touch()
-    assert make_jobs(prompts, 2, tmp_path, 1, 3) == (parts[1][1:], 1)
-    assert make_jobs(prompts, 2, tmp_path, 2, 3) == (parts[2], 0)
+    for job in (parts[0][0], parts[1][0]):
+        write_video(job.path)
+    assert make_jobs(prompts, 2, tmp_path, 1, 3) == (parts[1][1:], parts[1][:1], [])
+    assert make_jobs(prompts, 2, tmp_path, 2, 3) == (parts[2], [], [])
 
 
 @pytest.mark.parametrize(
