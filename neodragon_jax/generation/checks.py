@@ -26,7 +26,7 @@ def whole_number(name: str, value: Any, limits: tuple[int, int] | None = None) -
 
 def real_number(name: str, value: Any, most: float) -> float:
     """Return a number from 0 to `most`."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= most:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= most:
         raise InputError(f'{name} is {shown(value)}; give a number from 0 to {most:g}.')
     return float(value)
 

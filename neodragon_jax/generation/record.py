@@ -119,7 +119,7 @@ def is_whole(path: StoragePath) -> bool:
     try:
         with path.with_suffix('.png').open('rb') as file, Image.open(file, formats=('PNG',)) as sheet:
             sheet.verify()
-        with path.open('rb') as file, av.open(file) as container:
+        with path.open('rb') as file, av.open(file, 'r') as container:
             track = container.streams.video[0]
             packets = [packet for packet in container.demux(track) if packet.size]
             return 0 < len(packets) == track.frames and not any(packet.is_corrupt for packet in packets)
