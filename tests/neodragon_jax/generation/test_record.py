@@ -116,6 +116,16 @@ def test_the_command_compares_existing_videos(tmp_path, capsys):
     assert 'a-0.mp4: was made with seed 3; this run has 4.' in capsys.readouterr().err
 
 
+def test_videos_in_a_bucket(bucket):
+    write_video(bucket / 'a-0.mp4', record_of())
+    (bucket / 'b-0.mp4').write_bytes(b'')
+    jobs = make_jobs(['a', 'b', 'c'], 1, bucket)
+    assert [job.prompt for job in jobs.made] == ['a'] and [job.prompt for job in jobs.damaged] == ['b']
+    assert check_record(bucket / 'a-0.png', record_of())
+    with pytest.raises(InputError, match=r'gs://.*/a-0\.mp4: was made with seed 0'):
+        check_record(bucket / 'a-0.png', record_of(seed=1))
+
+
 @pytest.mark.long
 def test_a_made_video_has_the_record_of_its_command(tmp_path, capsys):
     more = ['--mode', 'monolithic', '--prompt', 'a cat', '--steps', '1', '1', '1']
