@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath
@@ -22,7 +22,7 @@ from neodragon_jax.evaluation.prompt_files import read_prompts
 from neodragon_jax.generation import defaults
 from neodragon_jax.generation.arguments import add_sampling_options, add_video_options, released
 from neodragon_jax.generation.defaults import RELEASED
-from neodragon_jax.generation.jobs import Job, make_jobs
+from neodragon_jax.generation.jobs import Job, Jobs, make_jobs
 from neodragon_jax.generation.options import DTYPES, NOISES, ModelOptions, VideoOptions, check_seed
 
 if TYPE_CHECKING:
@@ -236,16 +236,38 @@ def run(options: GenerateOptions) -> None:
         from neodragon_jax.generation.processes import join_processes
 
         index, count = join_processes(options.start_timeout_s)
-    jobs, existing = make_jobs(prompts, options.samples, options.out, index, count)
-    if existing:
-        print(f'{existing} of {existing + len(jobs)} videos exist already in {options.out}; delete them to make them '
-              'again.')  # fmt: skip
-    if jobs:
+    jobs = make_jobs(prompts, options.samples, options.out, index, count)
+    from neodragon_jax.generation.record import make_record
+
+    record = make_record(options.model, options.video, options.seed)
+    tell_existing(jobs, record, options.out)
+    if jobs.todo:
         with output_folder(options.out, index, count):
-            make_videos(options, jobs, index, count)
+            make_videos(options, jobs.todo, record, index, count)
 
 
-def make_videos(options: GenerateOptions, jobs: Sequence[Job], index: int, count: int) -> None:
+def tell_existing(jobs: Jobs, record: Mapping[str, Any], out: StoragePath) -> None:
+    """Print how many videos exist.
+
+    Raises:
+      InputError: one was made with other settings.
+    """
+    from neodragon_jax.generation.record import check_record
+
+    unknown = [job for job in jobs.made if not check_record(job.path.with_suffix('.png'), record)]
+    if jobs.made:
+        total = len(jobs.made) + len(jobs.todo)
+        print(f'{len(jobs.made)} of {total} videos exist already in {out}; delete them to make them again.')
+    if unknown:
+        print(f'{len(unknown)} of these do not tell how they were made and are kept, such as {unknown[0].path}.')
+    if jobs.damaged:
+        print(f'{len(jobs.damaged)} videos are damaged, or without their contact sheet, and are made again, such as '
+              f'{jobs.damaged[0].path}.')  # fmt: skip
+
+
+def make_videos(
+    options: GenerateOptions, jobs: Sequence[Job], record: Mapping[str, Any], index: int, count: int
+) -> None:
     """Load the checkpoint and make the videos of some jobs, those of process `index` of `count`."""
     if options.compile_cache:
         from neodragon_jax.base.compile_cache import use_compile_cache
@@ -253,7 +275,7 @@ def make_videos(options: GenerateOptions, jobs: Sequence[Job], index: int, count
         use_compile_cache()
     system = load_system(options, videos=len(jobs))
     start = time.monotonic()
-    write_videos(system, options, jobs)
+    write_videos(system, options, jobs, record)
     print(f'{len(jobs)} videos in {time.monotonic() - start:.1f} s, compilation included')
     profile = system.loaded.profile
     if profile is not None:
@@ -263,10 +285,9 @@ def make_videos(options: GenerateOptions, jobs: Sequence[Job], index: int, count
             path.write_text(report, encoding='utf-8')
 
 
-def write_videos(system: System, options: GenerateOptions, jobs: Sequence[Job]) -> None:
+def write_videos(system: System, options: GenerateOptions, jobs: Sequence[Job], record: Mapping[str, Any]) -> None:
     """Generate the videos of some jobs, and write each with its contact sheet as soon as it is finished."""
-
-    from neodragon_jax.base import video
+    from neodragon_jax.generation.record import write_sheet
 
     session, devices = system.session(options.video, options.seed), system.loaded.spread.devices
     print(f'{len(jobs)} videos of {"x".join(map(str, session.size))}, {session.calls} denoiser calls each, on '
@@ -282,7 +303,7 @@ def write_videos(system: System, options: GenerateOptions, jobs: Sequence[Job]) 
         prompts, numbers = [job.prompt for job in jobs], [job.number for job in jobs]
         made = system.stream(prompts, numbers, options.seed, options.video, advance)
         for job, clip in zip(jobs, made, strict=True):
-            video.write_contact_sheet(job.path.with_suffix('.png'), clip.frames)
+            write_sheet(job.path.with_suffix('.png'), clip, record)
             clip.save(job.path)
             note = ' (refused by the safety checker, made black)' if clip.refused else ''
             bar.write(f'{job.path}{note}', file=sys.stdout)

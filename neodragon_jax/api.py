@@ -18,10 +18,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from neodragon_jax.base.cpu_compilation import compile_faster_on_cpus
-from neodragon_jax.generation import tokens
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.generation import checks, tokens
 from neodragon_jax.generation.defaults import GenerationDefaults
 from neodragon_jax.generation.loading import LoadedCheckpoint, load_checkpoint
-from neodragon_jax.generation.options import ModelOptions, VideoOptions, check_seed
+from neodragon_jax.generation.options import ModelOptions, VideoOptions, check_number, check_seed
 from neodragon_jax.generation.plan import video_settings
 from neodragon_jax.generation.result import Video
 from neodragon_jax.generation.session import Session
@@ -146,8 +147,8 @@ class System:
             frames, height, width, steps, first_steps, guidance, first_guidance, prompt_modifier, negative_prompt,
             first_frame, image,
         )  # fmt: skip
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        numbers = [number + prompts[:index].count(text) for index, text in enumerate(prompts)]
+        prompts = checks.prompts([prompt] if isinstance(prompt, str) else prompt)
+        numbers = [check_number(number) + prompts[:index].count(text) for index, text in enumerate(prompts)]
         videos = list(self.stream(prompts, numbers, seed, options, progress))
         return videos[0] if isinstance(prompt, str) else videos
 
@@ -170,8 +171,8 @@ class System:
         Raises:
           InputError: an option is out of range or does not fit the checkpoint, or the picture cannot be read.
         """
-        session = self.session(options, seed)
-        numbers = [0] * len(prompts) if numbers is None else numbers
+        session, prompts = self.session(options, seed), checks.prompts(prompts)
+        numbers = [0] * len(prompts) if numbers is None else [check_number(number) for number in numbers]
         count, done = session.videos_at_once, 0
         batches = -(-len(prompts) // len(self.loaded.spread.devices))
 
@@ -185,7 +186,7 @@ class System:
             some = slice(start, start + count)
             clips = session.make(prompts[some], numbers[some], report)
             for prompt, number, clip in zip(prompts[some], numbers[some], clips, strict=True):
-                yield Video(clip.frames, prompt, seed, number, clip.refused)
+                yield Video(clip.frames, prompt, session.seed, number, clip.refused)
 
     def session(self, options: VideoOptions | None = None, seed: int = 0) -> Session:
         """Return the checkpoint prepared for videos of some settings: sizes, steps and denoiser calls.
@@ -224,8 +225,11 @@ def load(
       profile: time every module; `System.loaded.profile` has the times.
       devices: JAX devices such as `jax.local_devices()`; one video of a batch is made on each. None takes the first.
     Raises:
-      InputError: there is no such checkpoint, an option does not fit it, or a file is missing or damaged.
+      InputError: there is no such checkpoint or no device, an option does not fit it, or a file is missing or damaged.
     """
     compile_faster_on_cpus()
     options = ModelOptions(checkpoint, mode, student, upscale, dtype, low_memory, safety_checker, profile)
-    return System(load_checkpoint(options, devices or jax.local_devices()[:1]))
+    devices = jax.local_devices()[:1] if devices is None else devices
+    if not len(devices):
+        raise InputError('devices is empty; give at least one, such as jax.local_devices()[:1].')
+    return System(load_checkpoint(options, devices))

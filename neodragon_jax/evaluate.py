@@ -10,10 +10,10 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from neodragon_jax.base.atomic import atomic_file, check_writable
+from neodragon_jax.base.atomic import atomic_file, check_file_writable, check_writable
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.progress import ProgressBar
@@ -112,7 +112,7 @@ def run(options: EvaluateOptions) -> None:
     dimensions = options.vbench_dimensions or MODES[mode]
     program = None if options.vbench is None else find_vbench(options.vbench, mode, dimensions)
     if options.json is not None:
-        check_writable(options.json.parent)
+        check_file_writable(options.json)
     if program is not None:
         check_writable(options.vbench_out)
     evaluation = evaluate(folder)
@@ -129,6 +129,20 @@ def run(options: EvaluateOptions) -> None:
     if options.json:
         with atomic_file(options.json) as path:
             path.write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+    _check_measured(options, report)
+
+
+def _check_measured(options: EvaluateOptions, report: Mapping[str, Any]) -> None:
+    """Raise InputError if nothing was measured, or nothing by VBench."""
+    if not report['clips']:
+        raise InputError(
+            f'{options.videos}: none of its {len(report["unreadable"])} videos could be measured (reasons above). Give '
+            'the folder that `python -m neodragon_jax --out` wrote.'
+        )
+    if 'vbench' in report and all(score is None for score in report['vbench'].values()):
+        raise InputError(
+            f'--vbench {options.vbench}: no result in any dimension; see its messages above, and install it again.'
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import safetensors.numpy
 
-from neodragon_jax.base.atomic import atomic_file, check_writable
+from neodragon_jax.base.atomic import atomic_file, check_file_writable
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from train.vae.perceptual import NETWORKS, tensor_names
@@ -107,7 +107,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out.suffix != '.safetensors':
         raise InputError(f'--out {args.out}: give a name that ends in .safetensors.')
-    check_writable(args.out.parent)
+    check_file_writable(args.out)
     backbone = read_torch(args.backbone, '--backbone')
     network = network_of(backbone)
     tensors = convert(backbone, read_linear(args.linear, network), network)

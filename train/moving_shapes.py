@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from neodragon_jax.base.atomic import PathLike, atomic_file, check_writable
+from neodragon_jax.base.atomic import PathLike, atomic_file, check_file_writable
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
         WORLDS[args.world], args.frames, size, args.seed, args.count, args.split, args.paraphrase
     )
     if args.preview:
-        check_writable(args.preview.parent)
+        check_file_writable(args.preview)
     with output_folder(args.out):
         if args.videos:
             write_videos(source, args.out)

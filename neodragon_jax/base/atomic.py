@@ -52,8 +52,7 @@ def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
             yield draft
         return
     path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f'{path} is a folder; give the name of a file.')
+    _refuse_folder(path)
     temporary = _temporary(path)
     try:
         yield temporary
@@ -138,6 +137,22 @@ def check_writable(folder: PathLike) -> None:
             probe.write_bytes(b'\0')
         finally:
             probe.unlink(missing_ok=True)
+
+
+def check_file_writable(path: PathLike) -> None:
+    """Try to write beside a file that a long run is to make.
+
+    Raises:
+      InputError: it is a folder, or a part of the path is a file.
+      OSError: the disk or the permissions do not allow it.
+    """
+    _refuse_folder(pathlib.Path(path))
+    check_writable(pathlib.Path(path).parent)
+
+
+def _refuse_folder(path: pathlib.Path) -> None:
+    if path.is_dir():
+        raise InputError(f'{path} is a folder; give the name of a file.')
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:

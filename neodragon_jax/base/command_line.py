@@ -14,12 +14,13 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import has_scheme, storage_path, user_path
 from neodragon_jax.base.roll_call import LONGEST_TIMEOUT_S, PROCESS_VARIABLES, START_TIMEOUT_S
 
-SUCCESS, WRONG_INPUT, FAILED_FILE, INTERRUPTED = 0, 2, 3, 130
+SUCCESS, WRONG_INPUT, FAILED_FILE, INTERRUPTED, CLOSED_OUTPUT = 0, 2, 3, 130, 141
 EXIT_CODES = """exit status:
   0    success
   2    wrong input: an option, a checkpoint or a file; the line on standard error names it and the remedy
   3    the system refused a file: no space, no permission, a read-only disk, too many open files
   130  interrupted with Ctrl-C; finished files are complete, and the same command continues from them
+  141  the reader of the output, such as head, closed it before the work was finished
   1    any other failure, with a traceback: please report it"""
 
 _REMEDIES = {
@@ -131,12 +132,17 @@ def exit_status(program: Callable[[], object]) -> int:
     compile_faster_on_cpus()
     try:
         status = program()
+        _flush()
     except InputError as error:
         return _fail(str(error), WRONG_INPUT)
     except BrokenPipeError:
         # The reader of the output has closed it, as `head` does. Nothing can be written to it, including at exit.
         sys.stdout = None
-        return SUCCESS
+        return _fail(
+            'the reader of the output closed it before the work was finished; finished files are complete. The same '
+            'command continues from them.',
+            CLOSED_OUTPUT,
+        )
     except OSError as error:
         # Without a file, an error that is not in the table may be of any other cause.
         if error.errno not in _REMEDIES and (error.errno is None or not error.filename):
@@ -147,6 +153,15 @@ def exit_status(program: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return _fail('interrupted; finished files are complete. The same command continues from them.', INTERRUPTED)
     return status if type(status) is int else SUCCESS
+
+
+def _flush() -> None:
+    """Write the last output of a finished command. A reader that has closed it by now is no failure."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None
 
 
 def _fail(message: str, status: int) -> int:

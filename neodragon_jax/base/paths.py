@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import re
@@ -74,7 +75,7 @@ def user_path(text: str | os.PathLike[str], option: str) -> pathlib.Path:
     Args:
       option: the option that the text is from, for error messages.
     Raises:
-      InputError: the text is empty, of a scheme that is not a local path, or cannot be a path.
+      InputError: the text is empty, of a scheme that is not a local path, or cannot be a path; its links form a circle.
     """
     text = os.fspath(text)
     _check_text(text, option)
@@ -82,9 +83,21 @@ def user_path(text: str | os.PathLike[str], option: str) -> pathlib.Path:
     if match is not None and _is_scheme(match):
         return _of_scheme(text, option, match)
     try:
-        return pathlib.Path(text).expanduser()
+        path = pathlib.Path(text).expanduser()
     except RuntimeError:
         raise InputError(f'{option} {text}: no such user on this machine; give the whole path.') from None
+    if _is_circle(path):
+        raise InputError(f'{option} {text}: links form a circle; correct the path, or remove the links.')
+    return path
+
+
+def _is_circle(path: pathlib.Path) -> bool:
+    """Return whether the links of a path lead back to themselves. Such a path cannot be resolved."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _check_text(text: str, option: str) -> None:

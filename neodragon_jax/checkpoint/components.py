@@ -20,12 +20,13 @@ from flax import traverse_util
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.json_file import read_json, shown
 from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.classes import COMPONENTS, class_name, class_names
 from neodragon_jax.checkpoint.shape_cache import released_shapes
-from neodragon_jax.checkpoint.weights import Weights
+from neodragon_jax.checkpoint.weights import Weights, remove_other_sets
 from neodragon_jax.config.neodragon import (
     ComponentConfig,
 )
@@ -131,6 +132,7 @@ def save(folder: Path, module: nn.Module, params: Mapping[str, Any]) -> None:
         safetensors.numpy.save_file(tensors, path, metadata={'format': 'pt'})
     with atomic_file(folder / 'config.json') as path:
         path.write_text(json.dumps(label | config.to_json(), indent=2) + '\n')
+    remove_other_sets(folder, component.weight_file)
 
 
 def _unrolled(module: nn.Module, params: Mapping[str, Any]) -> Params:
@@ -151,7 +153,7 @@ def component_folder(root: Path, name: str) -> pathlib.Path:
       InputError: the checkpoint or the component does not exist.
     """
     root = shipped.find(root, [name], 'checkpoint')
-    if not (root / name).is_dir():
+    if not (is_there(root / name) and (root / name).is_dir()):
         raise InputError(
             f'{root}: no component "{name}" in it. Pass the root of the released checkpoint, or complete it.'
         )
@@ -165,7 +167,7 @@ def _read_config(folder: pathlib.Path) -> tuple[str, ComponentConfig]:
         raise InputError(
             f'{folder}: no such folder. Pass the folder of one component, such as CHECKPOINT/context_adapter.'
         )
-    if not path.is_file():
+    if not (is_there(path) and path.is_file()):
         inside = sorted(child.name for child in folder.iterdir() if (child / 'config.json').is_file())
         hint = f'It holds components; pass one of them: {", ".join(inside)}.' if inside else 'Copy the folder again.'
         raise InputError(f'{folder}: no config.json in it. {hint}')

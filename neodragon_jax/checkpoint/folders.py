@@ -18,6 +18,13 @@ ADAPTER_FOLDERS = {'hybrid': STUDENT_ADAPTER, 'monolithic': TEACHER_ADAPTER}
 FIRST_FRAME_UNET, FIRST_FRAME_VAE = 'ssd_1b_unet', 'ssd_1b_vae'
 FIRST_FRAME_CLIP_L, FIRST_FRAME_CLIP_G = 'ssd_1b_text_encoder', 'ssd_1b_text_encoder_2'
 FIRST_FRAME_TOKENIZERS = ('ssd_1b_tokenizer', 'ssd_1b_tokenizer_2')
+# The encoder that takes the ids of each tokenizer.
+ENCODER_FOLDERS = {
+    CLIP_L_TOKENIZER: CLIP_L,
+    CLIP_G_TOKENIZER: CLIP_G,
+    T5_TOKENIZER: T5,
+    **dict(zip(FIRST_FRAME_TOKENIZERS, (FIRST_FRAME_CLIP_L, FIRST_FRAME_CLIP_G), strict=True)),
+}
 
 SAFETY_CHECKER, FEATURE_EXTRACTOR = 'safety_checker', 'feature_extractor'
 SUPER_RESOLUTION = 'quicksrnet'

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
@@ -35,7 +36,7 @@ def find_result(given: str | os.PathLike[str], components: Sequence[str], option
     parts = [*components, *(f'{RESULT}/{name}' for name in components)]
     component, folder = components[0], input_path(given, option, parts)
     for place in (folder, folder / RESULT):
-        if (place / component).is_dir():
+        if is_there(place / component):
             return place
     what = f'no {component} in it or in its folder "{RESULT}"' if folder.is_dir() else 'no such folder'
     raise InputError(f'{option} {folder}: {what}. Give the folder of a finished training run, or RUN/{RESULT}.')
@@ -59,5 +60,5 @@ def find_teacher(root: str | os.PathLike[str], given: str | os.PathLike[str] | N
     result = find_result(given, (TEACHER, TEACHER_ADAPTER), option)
     own = result / TEACHER_ADAPTER
     return DenoiserFolders(
-        result / TEACHER, own if own.is_dir() else checkpoint.component_folder(root, TEACHER_ADAPTER)
+        result / TEACHER, own if is_there(own) else checkpoint.component_folder(root, TEACHER_ADAPTER)
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from neodragon_jax.base.bucket import is_bucket
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.paths import input_path, storage_path, user_path
 from neodragon_jax.checkpoint import hub
 
@@ -50,7 +51,7 @@ def find(
     if given and is_bucket(storage_path(given, option)):
         return input_path(given, option, needed)
     # An empty name comes from an unset variable and must not mean the current folder.
-    if given and user_path(given, option).is_dir():
+    if given and is_there(user_path(given, option)) and user_path(given, option).is_dir():
         return user_path(given, option)
     if given in known:
         return FOLDER / given

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,10 +13,13 @@ import numpy as np
 import safetensors
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.json_file import checked, read_json, shown
 from neodragon_jax.checkpoint.names.text import T5_TIED_NAMES
 
 WEIGHT_FILES = ('diffusion_pytorch_model.safetensors', 'model.safetensors')
+# Each is a whole set of weights: one file, or the index of several.
+_SETS = (*WEIGHT_FILES, *(f'{name}.index.json' for name in WEIGHT_FILES))
 
 # Tensors that some files hold besides the parameters: a second name of a tied weight, and a constant 0, 1, 2, ... that
 # old versions of transformers stored. They are not written back.
@@ -27,6 +31,12 @@ REDUNDANT = {
 
 # Types that parameters may have, as safetensors names them.
 FLOATING = ('F16', 'BF16', 'F32', 'F64')
+# The square of a larger number exceeds float32; trained parameters are smaller by many orders of magnitude.
+LARGEST = 1e18
+# Matrices that are zero until they are trained: those of the modulation, and the last layers of denoisers.
+ZERO_AT_START = re.compile(r'(.*\.)?(norm1|norm1_context|norm_out)\.linear\.weight|proj_out\.weight')
+# All-zero matrices with which a file is damaged; one alone may be a part that a trained model does not use.
+TOO_MANY_ZEROS = 2
 
 _COPY = 'Copy the folder again.'
 _OTHER_MODEL = f'Weights and config belong to different models; {_COPY[0].lower()}{_COPY[1:]}'
@@ -66,9 +76,11 @@ class Weights:
             for name in sorted(set(headers) & set(self.headers)):
                 raise InputError(f'{path}: tensor {shown(name)} is in {self.headers[name].path.name}, too. {_COPY}')
             self.headers |= headers
+        # Second copies of a tensor, by the name of the first.
+        self._copies: dict[str, Header] = {}
         for alias, name in T5_TIED_NAMES.items():
-            if alias in self.headers:
-                self.headers.setdefault(name, self.headers[alias])
+            if alias in self.headers and self.headers.setdefault(name, self.headers[alias]).name != alias:
+                self._copies[name] = self.headers[alias]
 
     def check_names(self, expected: Iterable[str]) -> None:
         """Raise InputError unless the files hold exactly these tensors."""
@@ -103,18 +115,54 @@ class Weights:
         """Yield tensors with their names, file by file.
 
         Raises:
-          InputError: a number is not finite, or a file cannot be read.
+          InputError: a number is not finite or exceeds LARGEST, TOO_MANY_ZEROS matrices are zero, a second copy of a
+        tensor differs, or a file cannot be read.
         """
         by_path: dict[pathlib.Path, list[str]] = {}
         for name in names:
             by_path.setdefault(self.headers[name].path, []).append(name)
         for path, inside in by_path.items():
+            zeros: list[str] = []
             with _opened(path) as file:
                 for name in inside:
                     tensor = file.get_tensor(self.headers[name].name)
-                    if not np.isfinite(tensor).all():
-                        raise InputError(f'{path}: tensor {name} has values that are not finite. Copy the file again.')
+                    _check_numbers(path, name, tensor)
+                    self._check_copy(name, tensor)
+                    _check_zeros(path, name, tensor, zeros)
                     yield name, tensor
+
+    def _check_copy(self, name: str, tensor: np.ndarray) -> None:
+        """Raise InputError if a file holds another tensor under the second name of this one."""
+        copy = self._copies.get(name)
+        if copy is None:
+            return
+        with _opened(copy.path) as file:
+            same = np.array_equal(file.get_tensor(copy.name), tensor)
+        if not same:
+            raise InputError(
+                f'{copy.path}: tensors {name} and {copy.name} are two names of one tensor, but differ. {_COPY}'
+            )
+
+
+def _check_numbers(path: pathlib.Path, name: str, tensor: np.ndarray) -> None:
+    """Raise InputError if a number is not finite, or too large to compute with."""
+    if not np.isfinite(tensor).all():
+        raise InputError(f'{path}: tensor {name} has values that are not finite. Copy the file again.')
+    most = max(float(tensor.max(initial=0)), -float(tensor.min(initial=0)))
+    if most > LARGEST:
+        raise InputError(f'{path}: tensor {name} has values of {most:.1e}, beyond {LARGEST:g}. Copy the file again.')
+
+
+def _check_zeros(path: pathlib.Path, name: str, tensor: np.ndarray, zeros: list[str]) -> None:
+    """Add a matrix of zeros to those of its file; raise InputError if there are too many."""
+    if tensor.ndim < 2 or tensor.any() or ZERO_AT_START.fullmatch(name):
+        return
+    zeros.append(name)
+    if len(zeros) >= TOO_MANY_ZEROS:
+        raise InputError(
+            f'{path}: tensors {" and ".join(zeros)} are all zeros, as an interrupted download leaves them. Copy the '
+            'file again.'
+        )
 
 
 @contextlib.contextmanager
@@ -139,12 +187,14 @@ def _read_headers(path: pathlib.Path) -> dict[str, Header]:
 
 def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
     """Return the safetensors files of a component; for indexed shards, also the tensors listed for each."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return {folder / name: None}
-        index = folder / f'{name}.index.json'
-        if index.is_file():
-            return _shards(index)
+    found = [name for name in _SETS if is_there(folder / name)]
+    if len(found) > 1:
+        raise InputError(
+            f'{folder}: two sets of weights are in it, {found[0]} and {found[1]}. Remove the one that is not meant.'
+        )
+    if found:
+        path = folder / found[0]
+        return {path: None} if found[0] in WEIGHT_FILES else _shards(path)
     pickles = sorted(path.name for path in folder.iterdir() if path.name.endswith(('.pth', '.pth.tar', '.pt', '.bin')))
     if pickles:
         raise InputError(
@@ -152,6 +202,13 @@ def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
             f'safetensors.torch.save_file as {WEIGHT_FILES[0]}.'
         )
     raise InputError(f'{folder}: no weights in it (looked for {" and ".join(WEIGHT_FILES)}). {_COPY}')
+
+
+def remove_other_sets(folder: pathlib.Path, kept: str) -> None:
+    """Remove the weight files and indexes of a component folder, except one."""
+    for name in _SETS:
+        if name != kept:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _shards(index: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
@@ -165,6 +222,6 @@ def _shards(index: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
     for shard in sorted(shards):
         if pathlib.PurePath(shard).name != shard or '\\' in shard or not shard.endswith('.safetensors'):
             raise InputError(f'{index}: shard {shown(shard)} is not a safetensors file of this folder. {_COPY}')
-        if not (index.parent / shard).is_file():
+        if not is_there(index.parent / shard):
             raise InputError(f'{index}: its shard {shard} is missing. {_COPY}')
     return {index.parent / shard: shards[shard] for shard in sorted(shards)}

@@ -28,6 +28,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from neodragon_jax.base.errors import InputError, did_you_mean
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.json_file import SHOWN, read_json
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.pyramid.spacings import MAX_STEPS, SPACINGS
@@ -223,7 +224,7 @@ def read(given: str | os.PathLike[str] | None) -> GenerationDefaults:
       InputError: there is no such checkpoint, the file is damaged, a key is unknown, or a value is of a wrong kind.
     """
     path = shipped.find(given, ()) / FILE
-    if not path.exists():
+    if not is_there(path):
         return RELEASED
     values = read_json(path, object, MAX_BYTES)
     if not isinstance(values, dict):

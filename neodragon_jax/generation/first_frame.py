@@ -28,7 +28,7 @@ from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation.consistency_sampler import Condition, Latents, PictureNoise, sample
 from neodragon_jax.generation.param_store import Store
-from neodragon_jax.generation.phases import Task, finish
+from neodragon_jax.generation.phases import Task, finish, finite
 from neodragon_jax.generation.tokens import ClipTokenizer
 from neodragon_jax.models.clip import CLIPTextModel, CLIPTextOutput
 from neodragon_jax.models.sdxl_unet import UNet2DConditionModel
@@ -82,9 +82,9 @@ class FirstFrameModel:
         on_step: Callable[[int, Latents], object] = lambda number, x: None,
     ) -> Task[UInt8[np.ndarray, 'B H W 3']]:
         """Draw pictures as a task with the phases of `memory`; arguments as in calling the model and in `sample`."""
-        condition = shard(self.encode_prompt(prompts))
+        condition = finite(shard(self.encode_prompt(prompts)), TEXT_ENCODERS)
         yield condition
-        latents = sample(self.denoise, (len(prompts), *self.latent_size), condition, noise, on_step)
+        latents = finite(sample(self.denoise, (len(prompts), *self.latent_size), condition, noise, on_step), UNET)
         yield latents
         return to_picture(np.asarray(self.decode(latents)))
 

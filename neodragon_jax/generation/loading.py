@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders, hub, shipped
@@ -63,7 +64,7 @@ class LoadedCheckpoint:
         Raises:
           InputError: the checkpoint has no such model, or the size does not fit it.
         """
-        if not (self.root / folders.FIRST_FRAME_UNET).is_dir():
+        if not is_there(self.root / folders.FIRST_FRAME_UNET):
             raise InputError(
                 f'{self.root}: no first-frame model ({folders.FIRST_FRAME_UNET}) in it. Let the denoiser make frame 0, '
                 'too, with --first-frame denoiser, or give a picture with --image.'

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from neodragon_jax.base.errors import InputError, did_you_mean
-from neodragon_jax.generation.defaults import MAX_GUIDANCE
+from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.json_file import shown
+from neodragon_jax.generation import checks
+from neodragon_jax.generation.defaults import FIRST_FRAMES, MAX_GUIDANCE, MODES, STAGES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,10 +48,12 @@ class ModelOptions:
     profile: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InputError(
-                f'dtype {self.dtype!r} is unknown.{did_you_mean(self.dtype, DTYPES)} Use {" or ".join(DTYPES)}.'
-            )
+        for name in ('checkpoint', 'student', 'upscale'):
+            _convert(self, name, checks.path)
+        for name in ('low_memory', 'safety_checker', 'profile'):
+            _convert(self, name, checks.truth)
+        _convert(self, 'mode', checks.choice, MODES)
+        _convert(self, 'dtype', checks.choice, DTYPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +88,17 @@ class VideoOptions:
     noise: str = 'jax'
 
     def __post_init__(self) -> None:
-        if self.noise not in NOISES:
-            raise InputError(
-                f'noise {self.noise!r} is unknown.{did_you_mean(self.noise, NOISES)} Use {" or ".join(NOISES)}.'
-            )
+        for name in ('frames', 'height', 'width'):
+            _convert(self, name, checks.whole_number)
+        for name in ('steps', 'first_steps'):
+            _convert(self, name, _three_steps)
         for name in ('guidance', 'first_guidance'):
-            scale = getattr(self, name)
-            if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
-                raise InputError(f'--{name.replace("_", "-")} is {scale}; give a number from 0 to {MAX_GUIDANCE:g}.')
+            _convert(self, name, checks.real_number, MAX_GUIDANCE)
+        for name in ('prompt_modifier', 'negative_prompt'):
+            _convert(self, name, checks.text)
+        _convert(self, 'first_frame', checks.choice, FIRST_FRAMES)
+        _convert(self, 'image', checks.picture)
+        _convert(self, 'noise', checks.choice, NOISES)
         if self.image is not None and self.first_frame is not None:
             given = f'{self.image} ' if isinstance(self.image, str | os.PathLike) else ''
             raise InputError(f'--image {given}and --first-frame both set the first frame; pass one.')
@@ -102,8 +108,33 @@ def check_seed(seed: int) -> int:
     """Return a seed in 0..2**32-1.
 
     Raises:
-      InputError: the seed is outside that range.
+      InputError: the seed is no whole number, or outside that range.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise InputError(f'--seed is {seed}; give a whole number from 0 to {MAX_SEED}.')
-    return seed
+    return checks.whole_number('--seed', seed, (0, MAX_SEED))
+
+
+def check_number(number: int) -> int:
+    """Return a sample number, which the generator of random numbers takes as it takes a seed.
+
+    Raises:
+      InputError: the number is no whole number, or too large.
+    """
+    return checks.whole_number('number', number, (0, MAX_SEED))
+
+
+def _convert(options: Any, name: str, check: Callable[..., Any], *limits: Any) -> None:
+    """Check an option that is given, and keep it in its plain type."""
+    value = getattr(options, name)
+    if value is not None:
+        object.__setattr__(options, name, check(f'--{name.replace("_", "-")}', value, *limits))
+
+
+def _three_steps(name: str, value: Any) -> tuple[int, ...]:
+    """Return the numbers of steps of the three stages."""
+    try:
+        counts = tuple(value)
+    except TypeError:
+        counts = ()
+    if isinstance(value, str) or len(counts) != STAGES:
+        raise InputError(f'{name} is {shown(value)}; give {STAGES} whole numbers, one per stage.')
+    return tuple(checks.whole_number(name, count) for count in counts)

@@ -6,6 +6,9 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+
+from neodragon_jax.base.errors import InputError
 
 Result = TypeVar('Result')
 
@@ -35,3 +38,21 @@ def in_step(tasks: Sequence[Task[Result]]) -> Iterator[Result]:
 def finish(task: Task[Result]) -> Result:
     """Run one task to its end and return its result."""
     return next(in_step([task]))
+
+
+def finite(arrays: Any, module: str) -> Any:
+    """Return the arrays that a module has computed, so that damage is found before the other modules have run.
+
+    Args:
+      arrays: a tree of arrays; None is an empty one.
+      module: its name, for the message.
+    Raises:
+      InputError: a number is not finite.
+    """
+    for leaf in jax.tree.leaves(arrays):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
+            raise InputError(
+                f'{module}: its output has values that are not finite numbers; copy its weights again, or compute in '
+                'float32.'
+            )
+    return arrays

@@ -28,7 +28,7 @@ from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from neodragon_jax.generation.param_store import Store
-from neodragon_jax.generation.phases import Task, finish
+from neodragon_jax.generation.phases import Task, finish, finite
 from neodragon_jax.generation.tokens import Tokenizers, Tokens
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks
 from neodragon_jax.models.vae import VideoVAE, denormalize, normalize, posterior_sample
@@ -240,16 +240,17 @@ def generate_in_phases(
     on_decoded: Callable[[int], object] = lambda index: None,
 ) -> Task[UInt8[np.ndarray, 'B F H W 3']]:
     """Generate one video per prompt as a task, run by `phases`; arguments as in `generate`."""
-    prompt = shard(components.encode_prompt(prompts))
+    prompt = finite(shard(components.encode_prompt(prompts)), TEXT_ENCODERS)
     negative = None
     if plan.guidance is not None or plan.first_guidance is not None:
-        negative = shard(components.encode_prompt([negative_prompt] * len(prompts)))
+        negative = finite(shard(components.encode_prompt([negative_prompt] * len(prompts))), TEXT_ENCODERS)
     yield prompt, negative
     latent = None
     if first_frame is not None:
-        latent = encode_first_frame(components, shard(first_frame), noise)
+        latent = finite(encode_first_frame(components, shard(first_frame), noise), VIDEO_ENCODER)
     yield latent
-    latents = sample(components.denoise, plan, prompt, noise, negative, latent, on_step)
+    told = lambda *step: on_step(*step[:-1], finite(step[-1], DENOISER))
+    latents = sample(components.denoise, plan, prompt, noise, negative, latent, told)
     yield latents
     return decode(components, latents, shard, on_decoded)
 
@@ -281,7 +282,7 @@ def decode(
     chunks = []
     for index in range(frames):
         pixels, memories = components.decode_step(latents[:, index : index + 1], memories)
-        chunks.append(to_uint8(np.asarray(pixels)))
+        chunks.append(to_uint8(np.asarray(finite(pixels, VIDEO_DECODER))))
         on_decoded(index)
     return np.concatenate(chunks, axis=1)[:, TEMPORAL_FACTOR - 1 :]
 

@@ -102,8 +102,8 @@ def make_plan(
     """
     check_size(frames, height, width)
     given = {
-        'steps': tuple(steps) if steps else None,
-        'first_steps': tuple(first_steps) if first_steps else None,
+        'steps': None if steps is None else tuple(steps),
+        'first_steps': None if first_steps is None else tuple(first_steps),
         'guidance': guidance,
         'first_guidance': first_guidance,
     }

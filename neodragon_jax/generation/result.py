@@ -16,6 +16,7 @@ from PIL import Image
 from neodragon_jax.base import video
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.bucket import StoragePath
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import storage_path
 
 
@@ -43,9 +44,11 @@ class Video:
         """Write the video as H.264 in mp4, also into a bucket; return the path. The file appears when it is complete.
 
         Raises:
-          InputError: the path is a folder, or one of its parents is a file.
+          InputError: the name does not end in .mp4, the path is a folder, or one of its parents is a file.
         """
         path = storage_path(path, 'path')
+        if path.suffix.lower() != '.mp4':
+            raise InputError(f'path {path}: give a name that ends in .mp4.')
         video.write_mp4(path, self.frames, fps=self.fps)
         return path
 

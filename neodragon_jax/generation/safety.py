@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_there
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.params import read_params
@@ -58,8 +59,20 @@ class SafetyChecker:
 
 
 def has_checker(root: str | os.PathLike[str]) -> bool:
-    """Return whether a checkpoint has a safety checker."""
-    return (pathlib.Path(root) / folders.SAFETY_CHECKER).exists()
+    """Return whether a checkpoint has a safety checker.
+
+    Raises:
+      InputError: it has half of one: a broken link, or the preprocessing, which nothing else uses, without the checker.
+    """
+    folder = pathlib.Path(root) / folders.SAFETY_CHECKER
+    if is_there(folder):
+        return True
+    if is_there(folder.with_name(folders.FEATURE_EXTRACTOR)):
+        raise InputError(
+            f'{folder}: no such folder, but {folders.FEATURE_EXTRACTOR}, which only it uses, is there. Copy it again, or '
+            'use --no-safety-checker.'
+        )
+    return False
 
 
 def load(

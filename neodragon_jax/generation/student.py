@@ -12,6 +12,7 @@ import os
 import pathlib
 from typing import Any
 
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.json_file import checked, read_json
 from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.checkpoint.results import find_result
@@ -50,7 +51,7 @@ def with_student(defaults: GenerationDefaults, folder: str | os.PathLike[str]) -
       InputError: the record is damaged.
     """
     path = pathlib.Path(folder) / FILE
-    if not path.exists():
+    if not is_there(path):
         return defaults
     record, names = read_json(path, dict[str, Any]), [field.name for field in dataclasses.fields(_Levels)]
     levels = checked({name: record[name] for name in names if name in record}, _Levels, str(path))

@@ -16,6 +16,7 @@ from jaxtyping import Int32
 from pydantic import Field
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.json_file import checked, read_json
 from neodragon_jax.checkpoint import folders, shipped
 from neodragon_jax.generation.defaults import RELEASED
@@ -163,14 +164,14 @@ def _checked_files(folder: pathlib.Path, vocabulary: tuple[str, ...]) -> tuple[s
     Raises:
       InputError: one is missing or empty.
     """
-    if not folder.is_dir():
+    if not (is_there(folder) and folder.is_dir()):
         raise InputError(f'{folder}: no such tokenizer folder. {_REMEDY}')
-    if (folder / 'tokenizer.json').exists():
+    if is_there(folder / 'tokenizer.json'):
         vocabulary = ('tokenizer.json',)
     # Without its config, a tokenizer silently pads with the wrong token.
     names = ('tokenizer_config.json', *vocabulary)
     for path in (folder / name for name in names):
-        if not path.is_file():
+        if not (is_there(path) and path.is_file()):
             raise InputError(f'{path}: the file is missing. {_REMEDY}')
         if path.stat().st_size == 0:
             raise InputError(f'{path}: the file is empty. {_REMEDY}')
@@ -197,10 +198,27 @@ def _load_backend(folder: pathlib.Path, class_name: str, vocabulary: tuple[str, 
         # Config values of the wrong type fail only when the tokenizer is used.
         checked(backend.model_max_length, Annotated[int, Field(ge=2)], str(folder), 'model_max_length')
         _encode(backend, ['a', ''], 2)
-        return backend
     except InputError as error:
         raise InputError(f'{folder}: {", ".join(names)} cannot be read as a tokenizer. {error}') from None
     except Exception as error:  # The backend raises bare Exception for unreadable files.
         raise InputError(f'{folder}: {", ".join(names)} cannot be read as a tokenizer. {_REMEDY}') from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+    _check_ids(folder, max(backend.get_vocab().values()))
+    return backend
+
+
+def _check_ids(folder: pathlib.Path, largest: int) -> None:
+    """Raise InputError if the text encoder beside a tokenizer has no embedding for its largest id."""
+    encoder = folder.with_name(folders.ENCODER_FOLDERS.get(folder.name, folder.name))
+    config = encoder / 'config.json'
+    # Some programs copy or download tokenizers alone.
+    if encoder == folder or not is_there(config):
+        return
+    # Without the models, which take seconds to import.
+    size = read_json(config, dict[str, Any]).get('vocab_size')
+    if isinstance(size, int) and largest >= size:
+        raise InputError(
+            f'{folder}: has tokens up to number {largest}, but {encoder.name} only {size} embeddings. They belong to '
+            'different models; copy both folders again.'
+        )

@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import Field
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_there
 from neodragon_jax.base.json_file import checked, read_json, shown
 from neodragon_jax.config.component import Positive
 from neodragon_jax.config.safety_checker import CONCEPTS, SPECIAL_CONCEPTS, SafetyCheckerConfig
@@ -126,7 +127,7 @@ class Preparation:
           InputError: the file is missing or damaged.
         """
         path = pathlib.Path(folder) / 'preprocessor_config.json'
-        if not path.exists():
+        if not is_there(path):
             raise InputError(f'{path}: no such file. Copy the folder again, or use --no-safety-checker.')
         values = read_json(path, dict[str, Any], max_bytes=2**20)
         get = lambda name, kind: checked(values.get(name), kind, str(path), name)

@@ -12,6 +12,7 @@ import random
 import shutil
 import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -19,6 +20,8 @@ import safetensors.numpy
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
+from neodragon_jax.checkpoint.names.text import T5_TIED_NAMES
+from neodragon_jax.checkpoint.weights import ZERO_AT_START
 from neodragon_jax.generation.tokens import ClipTokenizer, T5Tokenizer
 from support.goldens import TINY_CHECKPOINT
 from support.mutations import TEXTS, change_header, change_value, join, split
@@ -112,6 +115,70 @@ def test_numbers_that_are_not_finite(adapter, value, everywhere):
     safetensors.numpy.save_file(tensors, weight_file(adapter))
     with pytest.raises(InputError, match=f'tensor {name} has values that are not finite'):
         checkpoint.load(adapter)
+
+
+def edit_tensors(folder: pathlib.Path, edit) -> None:
+    tensors = safetensors.numpy.load_file(weight_file(folder))
+    edit(tensors)
+    safetensors.numpy.save_file(tensors, weight_file(folder))
+
+
+@pytest.mark.parametrize(
+    ('value', 'dtype'),
+    [(1e300, np.float64), (3e38, np.float32), (-3e38, np.float32), (2e18, ml_dtypes.bfloat16)],
+)
+def test_numbers_too_large_to_compute_with(adapter, value, dtype):
+    """They are finite in the file, but not as float32 or after the first product."""
+
+    def edit(tensors) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].astype(dtype)
+        tensors[max(tensors)].reshape(-1)[0] = value
+
+    edit_tensors(adapter, edit)
+    with pytest.raises(InputError, match=r'tensor .* has values of .*, beyond 1e\+18\. Copy the file again'):
+        checkpoint.load(adapter)
+
+
+def test_matrices_of_zeros(tmp_path, adapter):
+    """A preallocated file whose download was interrupted; modulation is zero at the start of a training."""
+    edit_tensors(adapter, lambda tensors: tensors.update({name: tensors[name] * 0 for name in tensors}))
+    with pytest.raises(InputError, match='are all zeros, as an interrupted download'):
+        checkpoint.load(adapter)
+    denoiser = pathlib.Path(shutil.copytree(TINY_CHECKPOINT / 'diffusion_transformer_320p', tmp_path / 'denoiser'))
+    at_start = lambda tensors: [name for name in tensors if ZERO_AT_START.fullmatch(name)]
+    edit_tensors(denoiser, lambda tensors: tensors.update({name: tensors[name] * 0 for name in at_start(tensors)}))
+    checkpoint.load(denoiser)
+    path = weight_file(denoiser)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with pytest.raises(InputError, match='are all zeros, as an interrupted download'):
+        checkpoint.load(denoiser)
+
+
+def test_two_sets_of_weights(adapter):
+    kept = weight_file(adapter)
+    content = kept.read_bytes()
+    index, weights = shard(adapter)
+    index.write_text(json.dumps({'weight_map': weights}))
+    module, params = checkpoint.load(adapter)
+    kept.write_bytes(content)
+    with pytest.raises(InputError, match=f'two sets of weights are in it, {kept.name} and {index.name}. Remove'):
+        checkpoint.load(adapter)
+    # Saving replaces whatever was there.
+    checkpoint.save(adapter, module, params)
+    checkpoint.load(adapter)
+    assert not index.exists()
+
+
+def test_two_names_of_one_tensor_that_differ(tmp_path):
+    folder = pathlib.Path(shutil.copytree(TINY_CHECKPOINT / 'text_encoder_3', tmp_path / 't5'))
+    alias, name = next(iter(T5_TIED_NAMES.items()))
+    edit_tensors(folder, lambda tensors: tensors.update({alias: tensors[name].copy()}))
+    checkpoint.load(folder)
+    edit_tensors(folder, lambda tensors: tensors.update({alias: tensors[name] * 0}))
+    with pytest.raises(InputError, match=f'tensors {name} and {alias} are two names of one tensor, but differ'):
+        checkpoint.load(folder)
 
 
 def shard(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]:

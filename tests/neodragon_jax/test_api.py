@@ -70,6 +70,9 @@ def test_first_frame_from_an_array_and_from_a_file(system, tmp_path):
 
 def test_save_and_contact_sheet(video, tmp_path):
     assert read_mp4(video.save(tmp_path / 'new' / 'a.mp4')).shape == video.frames.shape == (9, 64, 128, 3)
+    for name in ('a.gif', 'a'):
+        with pytest.raises(nd.InputError, match=r'give a name that ends in \.mp4'):
+            video.save(tmp_path / name)
     sheet = video.contact_sheet(columns=3, tiles=6)
     shown = Image.open(io.BytesIO(video._repr_png_()))
     assert sheet.width < shown.width and shown.format == 'PNG'
@@ -95,6 +98,20 @@ def test_prompts_beyond_the_token_limit_are_found(system):
         ({'frames': 10}, '10 frames'),
         ({'height': 65}, 'height 65'),
         ({'steps': (1, 0, 1)}, 'steps is 1 0 1'),
+        *(({'seed': value}, f'--seed is {value!r}; give a whole number') for value in (0.5, '0', True)),
+        ({'seed': None}, '--seed is None'),
+        *(({'number': value}, f'number is {value!r}; give a whole number from 0') for value in (-1, 2**32, 1.5, True)),
+        *(({'frames': value}, f'--frames is {value!r}; give a whole number') for value in ('17', 17.0, True)),
+        ({'height': 64.0}, '--height is 64.0; give a whole'),
+        *(({'steps': value}, '--steps is .*; give 3 whole numbers') for value in (1, (1, 1), (), '111')),
+        ({'first_steps': (1.0, 1, 1)}, '--first-steps is 1.0; give a whole number'),
+        *(({'guidance': value}, f'--guidance is {value!r}; give a number') for value in ('2', True)),
+        ({'first_frame': 'nope'}, "--first-frame 'nope' is unknown. Use model or denoiser"),
+        ({'image': [[0]]}, '--image is of type list; give a file or RGB bytes'),
+        ({'image': Image.new('RGB', (8, 8))}, r"--image is of type Image; .*numpy.asarray\(image.convert\('RGB'\)\)"),
+        ({'prompt_modifier': 3}, '--prompt-modifier is of type int; give a text'),
+        ({'negative_prompt': b'x'}, '--negative-prompt is of type bytes'),
+        ({'prompt_modifier': '\udcff'}, r"--prompt-modifier '\\udcff' is not valid UTF-8"),
         ({'image': 'nowhere.png'}, 'nowhere.png'),
         ({'image': np.zeros((8, 8), np.uint8)}, 'image: got uint8'),
         ({'image': 'x.png', 'first_frame': 'model'}, 'both set the first frame; pass one.'),
@@ -106,7 +123,35 @@ def test_bad_options_are_refused_before_the_work(system, options, message):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('prompt', 'message'),
+    [
+        (None, 'prompts is of type NoneType; give a list of texts'),
+        (b'a cat', 'prompts is of type bytes'),
+        (['a cat', None], r'prompts\[1\] is of type NoneType; give a text'),
+        ('\udcff', r"prompts\[0\] '\\udcff' is not valid UTF-8"),
+        (['a cat', ' '], r'prompts\[1\] is blank'),
+        ('', r'prompts\[0\] is blank'),
+    ],
+)
+def test_bad_prompts_are_refused_before_the_work(system, prompt, message):
+    with pytest.raises(nd.InputError, match=message):
+        system.generate(prompt, **SIZE)
+
+
+def test_numbers_and_lists_of_numpy_are_taken(system, video):
+    size = {name: np.int64(value) for name, value in SIZE.items()}
+    same = system.generate('a cat', seed=np.uint32(0), number=np.int64(0), steps=np.array([1, 1, 1]), **size)
+    np.testing.assert_array_equal(same.frames, video.frames)
+    assert type(same.seed) is int and nd.VideoOptions(guidance=np.float32(2)).guidance == 2.0
+
+
 def test_bad_model_options():
+    for options in ({'checkpoint': 3}, {'student': b'x'}, {'upscale': 1}, {'low_memory': 'no'}, {'profile': 1}):
+        with pytest.raises(nd.InputError, match=f'--{next(iter(options)).replace("_", "-")} is .*; give'):
+            nd.load(**({'checkpoint': TINY_CHECKPOINT} | options))
+    with pytest.raises(nd.InputError, match='devices is empty'):
+        nd.load(TINY_CHECKPOINT, devices=[])
     with pytest.raises(nd.InputError, match=r"dtype 'float16' is unknown"):
         nd.load(TINY_CHECKPOINT, dtype='float16')
     with pytest.raises(nd.InputError, match="mode 'hybird' is unknown"):

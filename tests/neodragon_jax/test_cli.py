@@ -182,6 +182,8 @@ def refusal(capsys, argv: list[str]) -> str:
         (['--prompt', 'x', '--mode', 'monolithic', '--height', '65'], 'height 65'),
         (['--prompt', 'x', '--mode', 'monolithic', '--steps', '1', '0', '1'], 'steps is 1 0 1'),
         (['--prompt', 'x', '--mode', 'monolithic', '--num-samples', '0'], '--num-samples'),
+        (['--prompt', 'x', '--prompt-modifier', '\udcff'], 'is not valid UTF-8'),
+        (['--prompt', 'x', '--negative-prompt', '\udcff'], 'is not valid UTF-8'),
         (['--prompt', 'x', '--mode', 'monolithic', '--student', 'nowhere'], 'nowhere'),
         (['--prompt', 'x', '--mode', 'monolithic', '--upscale', 'nowhere'], 'nowhere'),
     ],

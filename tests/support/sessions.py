@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from neodragon_jax import __main__ as cli
+from neodragon_jax.base.video import write_contact_sheet
+from neodragon_jax.generation.record import write_sheet
+from neodragon_jax.generation.result import Video
 from neodragon_jax.generation.session import Clip, Session
 from support.goldens import TINY_CHECKPOINT
 
@@ -38,6 +43,16 @@ def open_session(*more: str, root: pathlib.Path = TINY_CHECKPOINT, videos: int =
 def clips(session: Session, prompts: list[str]) -> list[Clip]:
     """Return the first sample of each prompt."""
     return list(session.make(prompts, [0] * len(prompts)))
+
+
+def write_video(path: pathlib.Path, record: Mapping[str, Any] | None = None) -> None:
+    """Write a video and its contact sheet as the command does; without a record, as before there was one."""
+    clip = Video(np.zeros((9, 64, 128, 3), np.uint8), path.stem, 0)
+    if record is None:
+        write_contact_sheet(path.with_suffix('.png'), clip.frames)
+    else:
+        write_sheet(path.with_suffix('.png'), clip, record)
+    clip.save(path)
 
 
 @functools.cache

@@ -27,7 +27,7 @@ import tqdm
 from absl import flags as command_flags
 from ml_collections import config_flags
 
-from neodragon_jax.base.atomic import atomic_file
+from neodragon_jax.base.atomic import atomic_file, check_file_writable
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json
 from neodragon_jax.base.paths import user_path
@@ -112,6 +112,9 @@ def main(settings: Settings, dry_run: bool = False) -> None:
     given: Any = command_flags.FLAGS
     program = runner.program_name(config_flags.get_config_filename(given['config']))
     options = _options(given, settings)
+    record = user_path(given.json, '--json') if given.json else None
+    if record is not None:
+        check_file_writable(record)
     todo = make_jobs(program, settings, options)
     if dry_run:
         for job in todo:
@@ -127,8 +130,8 @@ def main(settings: Settings, dry_run: bool = False) -> None:
         if options.variant == ALL:
             for name in options.topologies:
                 print(mean_of_variants([pair for pair in sized if pair[0].topology.name == name]))
-    if given.json:
-        with atomic_file(user_path(given.json, '--json')) as path:
+    if record is not None:
+        with atomic_file(record) as path:
             path.write_text(json.dumps([aot_report.to_json(*pair) for pair in sized], indent=1) + '\n')
 
 

@@ -66,12 +66,13 @@ class Repeated:
         return self._sample
 
 
-def hold_out(source: Source, count: int, prompts: int = 0) -> tuple[Part, Part]:
+def hold_out(source: Source, count: int, prompts: int = 0, setting: str = 'held_out') -> tuple[Part, Part]:
     """Return (the samples to train on, the last `count` samples).
 
     Args:
       prompts: number of prompts that the samples repeat in order; a prompt that is held out is in no sample to train
         on. 0 where samples do not repeat prompts.
+      setting: the setting that `count` is from, with the folder of the samples, for the message.
     Raises:
       InputError: nothing would be left to train on.
     """
@@ -83,7 +84,7 @@ def hold_out(source: Source, count: int, prompts: int = 0) -> tuple[Part, Part]:
         left = [index for index in rest if index % prompts not in unseen]
     if count < 0 or not left:
         of = f'{len(source)} with {prompts} prompts' if prompts else f'{len(source)}'
-        raise InputError(f'{count} samples are to be held out of {of}; hold out fewer, or add data.')
+        raise InputError(f'{setting}: {count} samples are to be held out of {of}; hold out fewer, or add data.')
     return Part(source, left), Part(source, held_out)
 
 

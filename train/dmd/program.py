@@ -90,7 +90,8 @@ def load(settings: Settings) -> Training:
             f'config.loop.evaluate_every is {run.evaluate_every}, config.dmd.evaluation.videos '
             f'{config.evaluation.videos}; set both, or both to 0.'
         )
-    training, held_out = hold_out(source, config.evaluation.videos, source.protocol.get('prompt_count', 0))
+    setting = f'config.dmd.evaluation.videos, {settings.data}'
+    training, held_out = hold_out(source, config.evaluation.videos, source.protocol.get('prompt_count', 0), setting)
     program = load_program(config, source, stacked(held_out) if held_out else None)
     return Training(program, training if config.input == 'samples' else PromptSource(training, config.frames), run)
 

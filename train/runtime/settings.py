@@ -60,7 +60,16 @@ def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config', top: 
         if required and name not in values:
             raise InputError(f'{where}.{name} is missing; set it.')
     types = typing.get_type_hints(cls, include_extras=True)
-    return cls(**{name: _converted(types[name], value, f'{where}.{name}', top) for name, value in values.items()})
+    converted = {name: _converted(types[name], value, f'{where}.{name}', top) for name, value in values.items()}
+    try:
+        return cls(**converted)
+    except InputError as error:
+        # A section does not know its place in the settings.
+        field = fields.get(str(error).partition(' ')[0])
+        if field is None:
+            raise
+        place = where.partition('.')[0] if _TOP_LEVEL in field.metadata else where
+        raise InputError(f'{place}.{error}') from None
 
 
 def _converted(kind: Any, value: Any, where: str, top: Mapping[str, Any]) -> Any:

@@ -305,7 +305,11 @@ def load_program(
     sources = [SampleSource(folder) for folder in folders]
     shapes = [list(source.spec.latents) for source in sources]
     flow_matching.check_unit_weights(config.unit_weights, max(frames for frames, *_ in shapes))
-    parts = [hold_out(source, examples // len(sources)) for source in sources]
+    setting = 'config.teacher.evaluation.examples'
+    each = examples // len(sources)
+    parts = [
+        hold_out(source, each, setting=f'{setting}, {folder}') for folder, source in zip(folders, sources, strict=True)
+    ]
     training = Mixture([part for part, _ in parts], weights, seed)
     held_out = stacked(Mixture([part for _, part in parts], [1] * len(parts), seed))
     data = {'latents': shapes, 'protocols': [source.protocol for source in sources], 'held_out': examples}

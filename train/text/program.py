@@ -283,7 +283,7 @@ def load(settings: Settings) -> Training:
         if name not in source.spec.arrays:
             writer = 'train.prompts' if name != T5_STATES else 'train.text_states, or set config.teacher'
             raise InputError(f'{settings.data}: its samples have no {name}; pass a folder of {writer}.')
-    training, held_out = hold_out(source, config.held_out)
+    training, held_out = hold_out(source, config.held_out, setting=f'config.text.held_out, {settings.data}')
     parts = read_parts(**settings.folders, dtype=config.dtype)
     rows = {name: array for name, array in stacked(held_out).items() if name in needed} if config.held_out else None
     data = {'protocol': source.protocol, 'cached': not settings.teacher}

@@ -110,7 +110,7 @@ def open_clips(data: str, config: ClipsConfig, seed: int = 0) -> Clips:
         read = functools.partial(_read_attributes, held_out)
     else:
         whole, protocol = _stored(data)
-        source, held_out = hold_out(whole, config.held_out)
+        source, held_out = hold_out(whole, config.held_out, setting=f'config.clips.held_out, {data}')
         metadata = {'protocol': protocol, 'clips': len(whole)}
     stored = np.asarray(source[0]['video']).shape[:3]
     if any(have < want for have, want in zip(stored, config.size, strict=True)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -32,9 +34,11 @@ def failing(error: BaseException):
         (OSError(errno.EFBIG, 'x', '/out/a.mp4'), 3, '/out/a.mp4: the file is larger than the limit'),
         (OSError(errno.EBUSY, 'Device or resource busy', '/out'), 3, '/out: Device or resource busy; choose another'),
         (KeyboardInterrupt(), 130, 'interrupted'),
+        (BrokenPipeError(errno.EPIPE, 'x'), 141, 'closed it before the work was finished'),
     ],
 )
-def test_failures_are_one_line(capsys, error, status, message):
+def test_failures_are_one_line(capsys, monkeypatch, error, status, message):
+    monkeypatch.setattr(sys, 'stdout', sys.stdout)  # a closed one is replaced
     assert exit_status(failing(error)) == status
     said = capsys.readouterr().err
     assert said.startswith('error: ') and said.count('\n') == 1 and message in said
@@ -46,6 +50,22 @@ def test_success_is_zero_and_faults_of_ours_are_not_hidden():
     for error in (ZeroDivisionError(), OSError('no number'), OSError(errno.ECONNREFUSED, 'no file')):
         with pytest.raises(type(error)):
             exit_status(failing(error))
+
+
+@pytest.mark.parametrize(('finished', 'status'), [(False, 141), (True, 0)])
+def test_a_reader_that_closes_the_output(finished, status):
+    """Work that is left is a failure; output that is left is none."""
+    code = (
+        'import sys; from neodragon_jax.base.command_line import exit_status\n'
+        f'sys.exit(exit_status(lambda: print("made", flush={not finished})))'
+    )
+    buffered = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    program = subprocess.Popen([sys.executable, '-c', code], env=buffered, text=True, **pipes)
+    program.stdout.close()
+    error = program.stderr.read()
+    assert program.wait() == status
+    assert ('closed it before' in error) == (not finished) and 'Traceback' not in error and 'ignored' not in error
 
 
 def test_outputs_are_tried_before_the_work(tmp_path):

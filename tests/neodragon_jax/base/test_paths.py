@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.paths import storage_path, user_path
+from neodragon_jax.base.paths import input_path, storage_path, user_path
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,17 @@ def test_other_texts_of_buckets_are_refused_with_the_remedy(text, remedy):
         storage_path(text, '--out')
     message = str(error.value)
     assert message.startswith('--out') and remedy in message and '\n' not in message
+
+
+@pytest.mark.parametrize('read', [user_path, storage_path, input_path])
+def test_links_in_a_circle_are_refused(tmp_path, read):
+    (tmp_path / 'a').symlink_to('b')
+    (tmp_path / 'b').symlink_to('a')
+    for path in (tmp_path / 'a', tmp_path / 'a' / 'below'):
+        with pytest.raises(InputError, match=r'--out .*: links form a circle; correct the path'):
+            read(path, '--out')
+    (tmp_path / 'c').symlink_to('nowhere')
+    assert user_path(tmp_path / 'c', '--out') == tmp_path / 'c'
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,11 @@ import safetensors.numpy
 
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.checkpoint.abstract import tensor_shapes
+from neodragon_jax.checkpoint.abstract import example_inputs, tensor_shapes
+from neodragon_jax.checkpoint.classes import COMPONENTS as COMPONENT_CLASSES
 from neodragon_jax.checkpoint.names.text import T5_TIED_NAMES
+from neodragon_jax.checkpoint.random_params import PRESETS
+from neodragon_jax.checkpoint.weights import ZERO_AT_START
 from neodragon_jax.config.neodragon import FULL, TINY
 from neodragon_jax.models.mmdit import stack_blocks
 from support.goldens import GOLDENS, TINY_CHECKPOINT
@@ -124,6 +127,18 @@ def test_tiny_preset_is_the_miniature():
     }
     for name, config in modules.items():
         assert checkpoint.load(TINY_CHECKPOINT / name)[0].config == config, name
+
+
+@pytest.mark.parametrize('name', ['diffusion_transformer_320p', 'context_adapter', 'quicksrnet'])
+def test_untrained_components_can_be_loaded(tmp_path, name):
+    """Matrices that are zero at the start of a training are not taken for damage."""
+    part = PRESETS['tiny'][name]
+    module = COMPONENT_CLASSES[part.kind].build(part.config)
+    params = jax.jit(module.init)(jax.random.key(0), *example_inputs(module))['params']
+    checkpoint.save(tmp_path, module, jax.tree.map(np.asarray, params))
+    checkpoint.load(tmp_path)
+    zero = [key for key, value in weights(tmp_path).items() if value.ndim > 1 and not value.any()]
+    assert all(ZERO_AT_START.fullmatch(key) for key in zero) and bool(zero) == name.startswith('diffusion')
 
 
 @pytest.fixture

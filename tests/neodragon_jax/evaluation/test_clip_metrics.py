@@ -152,11 +152,25 @@ def test_command_measures_and_lists(folder, tmp_path, capsys):
     assert out.count('not measured: ') == 3 and '| **mean**' in out
 
 
-def test_command_survives_a_folder_without_a_good_clip(folder, capsys):
+def test_a_folder_without_a_good_clip_is_a_failure(folder, tmp_path, capsys):
     for path in folder.glob('a cat*'):
         path.unlink()
-    assert evaluate.main([str(folder)]) == 0
-    assert capsys.readouterr().out.count('not measured: ') == 3
+    assert evaluate.main([str(folder), '--json', str(tmp_path / 'm.json')]) == 2
+    said = capsys.readouterr()
+    assert said.out.count('not measured: ') == 3 and 'none of its 3 videos could be measured' in said.err
+    assert len(json.loads((tmp_path / 'm.json').read_text())['unreadable']) == 3
+
+
+def test_vbench_without_any_result_is_a_failure(folder, tmp_path, capfd):
+    arguments = ['--vbench', '/bin/false', '--vbench-out', str(tmp_path / 'scores'), '--vbench-dimensions', 'color']
+    assert evaluate.main([str(folder), *arguments]) == 2
+    assert '--vbench /bin/false: no result in any dimension' in capfd.readouterr().err
+
+
+def test_a_folder_as_the_file_of_the_numbers_is_refused_first(folder, tmp_path, capsys):
+    assert evaluate.main([str(folder), '--json', str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert f'{tmp_path} is a folder; give the name of a file' in said.err and said.out == ''
 
 
 def test_wrong_folders_are_refused(tmp_path, capsys):

@@ -176,6 +176,29 @@ def test_a_sample_does_not_depend_on_its_batch_or_devices():
     assert np.abs(together[0].astype(int) - together[2].astype(int)).max() > 1, 'sample number is ignored'
 
 
+@pytest.mark.parametrize(
+    ('function', 'named'),
+    [
+        ('encode_prompt', pipeline.TEXT_ENCODERS),
+        ('encode_image', pipeline.VIDEO_ENCODER),
+        ('denoise', pipeline.DENOISER),
+        ('decode_step', pipeline.VIDEO_DECODER),
+    ],
+)
+def test_the_first_module_whose_output_is_not_finite_is_named(function, named):
+    """No later module runs, and the denoiser takes one step."""
+    parts = pipeline.load(TINY_CHECKPOINT, 'hybrid', dtype=np.float32)
+    plan = parts.check(make_plan('hybrid', 17, 64, 64))
+    whole, steps = getattr(parts, function), []
+    broken = lambda *args: jax.tree.map(lambda x: x * np.inf if x.dtype == np.float32 else x, whole(*args))
+    parts = dataclasses.replace(parts, **{function: broken})
+    noise = DrawnNoise(pipeline.sample_keys(0, ['a cat'], [0]))
+    frame = np.zeros((1, 1, 64, 64, 3), np.float32)
+    with pytest.raises(InputError, match=f'^{named}: its output has values that are not finite numbers; copy'):
+        pipeline.generate(parts, plan, ['a cat'], noise, '', frame, lambda *step: steps.append(step))
+    assert len(steps) == (plan.calls(1) if function == 'decode_step' else 0)
+
+
 def test_calls_are_counted():
     """18 for the few-step student, 21 with unit 0; the multi-step teacher's 20/10 steps with guidance."""
     assert make_plan('hybrid', 49, 320, 512).calls(first_unit=1) == 18

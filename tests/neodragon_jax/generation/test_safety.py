@@ -279,6 +279,9 @@ def test_a_checker_that_is_off_or_absent(root, capsys):
     worker = open_session('--no-safety-checker', '--mode', 'monolithic', '--low-memory', root=root)
     assert worker.loaded.checker is None and capsys.readouterr().out == ''
     shutil.rmtree(root / folders.SAFETY_CHECKER)
+    with pytest.raises(InputError, match=r'safety_checker: no such folder, but feature_extractor.*--no-safety-checker'):
+        safety.load(root, Store())
+    shutil.rmtree(root / folders.FEATURE_EXTRACTOR)
     worker = open_session('--mode', 'monolithic', '--low-memory', root=root)
     line = capsys.readouterr().out
     assert worker.loaded.checker is None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.params import cast
 from neodragon_jax.generation import first_frame, phases, pipeline
@@ -23,7 +24,7 @@ from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.generation.session import Session
 from neodragon_jax.pyramid.sampler import DrawnNoise, Prompt, sample
 from support.goldens import TINY_CHECKPOINT, relative_error
-from support.sessions import clips, make, open_session, plain_clip, plain_session
+from support.sessions import clips, make, open_session, plain_clip, plain_session, write_video
 
 
 @functools.cache
@@ -181,18 +182,23 @@ def test_profile_of_every_module(tmp_path, capsys):
 # --- several processes -------------------------------------------------------------------------------------------
 
 
+def test_more_videos_than_memory_for_their_names(tmp_path):
+    with pytest.raises(InputError, match=r'--num-samples 1000000000: with 2 prompts, .* in several runs'):
+        make_jobs(['a', 'b'], 10**9, tmp_path)
+
+
 def test_jobs_are_shared_whatever_the_others_have_made(tmp_path):
     prompts = ['a', 'b', 'c', 'd']
-    every = make_jobs(prompts, 2, tmp_path)[0]
+    every = make_jobs(prompts, 2, tmp_path).todo
     assert len(every) == 8
-    parts = [make_jobs(prompts, 2, tmp_path, index, 3)[0] for index in range(3)]
+    parts = [make_jobs(prompts, 2, tmp_path, index, 3).todo for index in range(3)]
     assert sorted(len(part) for part in parts) == [2, 3, 3]
     assert {job.path for part in parts for job in part} == {job.path for job in every}
     # A process that starts late, or again, still takes only its own jobs.
-    parts[0][0].path.touch()
-    parts[1][0].path.touch()
-    assert make_jobs(prompts, 2, tmp_path, 1, 3) == (parts[1][1:], 1)
-    assert make_jobs(prompts, 2, tmp_path, 2, 3) == (parts[2], 0)
+    for job in (parts[0][0], parts[1][0]):
+        write_video(job.path)
+    assert make_jobs(prompts, 2, tmp_path, 1, 3) == (parts[1][1:], parts[1][:1], [])
+    assert make_jobs(prompts, 2, tmp_path, 2, 3) == (parts[2], [], [])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,19 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.getaddrinfo = refuse
 print(tokens.Tokenizers.load(sys.argv[1])(['a dog']).t5_mask.sum())
 """
+
+
+@pytest.mark.parametrize('encoder', ['text_encoder', 'text_encoder_3'])
+def test_tokens_without_an_embedding_are_found_on_loading(tmp_path, encoder):
+    """As the tokenizer of another model has them; the encoder's output would be NaN for some prompts."""
+    root = pathlib.Path(shutil.copytree(TINY_CHECKPOINT, tmp_path / 'checkpoint'))
+    path = root / encoder / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'vocab_size': 500}))
+    with pytest.raises(InputError, match=rf'has tokens up to number \d+, but {encoder} only 500 embeddings'):
+        Tokenizers.load(root)
+    # Tokenizers alone can be used to count tokens.
+    shutil.rmtree(root / encoder)
+    Tokenizers.load(root)
 
 
 def test_import_is_light_and_loading_is_offline_and_quiet():

@@ -18,8 +18,8 @@ def test_a_held_out_prompt_is_in_no_training_sample():
     assert index_of(plain) == list(range(18))
     # One sample per prompt leaves nothing out; a prompt that nothing is left of is refused.
     assert len(hold_out(source, 2, prompts=20)[0]) == 18
-    with pytest.raises(InputError, match='6 samples are to be held out of 20 with 6 prompts'):
-        hold_out(source, 6, prompts=6)
+    with pytest.raises(InputError, match=r'^config\.x, data: 6 samples are to be held out of 20 with 6 prompts'):
+        hold_out(source, 6, prompts=6, setting='config.x, data')
     assert len({identity(part) for part in (training, plain, held_out)}) == 3
 
 

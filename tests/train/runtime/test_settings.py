@@ -79,6 +79,16 @@ def test_a_dataclass_refuses_a_nan_by_itself():
         LoopConfig(steps=1, batch_size=1, seed=2**32)
 
 
+def test_messages_of_a_section_name_its_place():
+    with pytest.raises(InputError, match=r'^config\.loop\.steps is 0; it must be at least 1'):
+        freeze(LoopConfig, {'steps': 0, 'batch_size': 1}, 'config.loop')
+    with pytest.raises(InputError, match=r'^config\.loop\.best_mode is'):
+        freeze(LoopConfig, {'steps': 1, 'batch_size': 1, 'best_mode': 'x'}, 'config.loop')
+    # The value of a section that is set at the top.
+    with pytest.raises(InputError, match=r'^config\.seed is -1'):
+        freeze(LoopConfig, {'steps': 1, 'batch_size': 1}, 'config.loop', {'seed': -1})
+
+
 def test_required_settings_may_be_in_a_section():
     settings = {'data': 'x', 'workdir': '', 'decoder': {'start': ''}}
     required = {'data': 'FOLDER', 'decoder.start': 'FOLDER of a VAE', 'workdir': 'FOLDER'}
