@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,8 +36,8 @@ FLOATING = ('F16', 'BF16', 'F32', 'F64')
 LARGEST = 1e18
 # Matrices that are zero until they are trained: those of the modulation, and the last layers of denoisers.
 ZERO_AT_START = re.compile(r'(.*\.)?(norm1|norm1_context|norm_out)\.linear\.weight|proj_out\.weight')
-# All-zero matrices with which a file is damaged; one alone may be a part that a trained model does not use.
-TOO_MANY_ZEROS = 2
+# Share of a file in all-zero matrices beyond which it is damaged; a model may have parts that it does not use.
+ZERO_SHARE = 0.1
 
 _COPY = 'Copy the folder again.'
 _OTHER_MODEL = f'Weights and config belong to different models; {_COPY[0].lower()}{_COPY[1:]}'
@@ -115,21 +116,27 @@ class Weights:
         """Yield tensors with their names, file by file.
 
         Raises:
-          InputError: a number is not finite or exceeds LARGEST, TOO_MANY_ZEROS matrices are zero, a second copy of a
-        tensor differs, or a file cannot be read.
+          InputError: a number is not finite or exceeds LARGEST, more than ZERO_SHARE of a file is in matrices of zeros,
+            a second copy of a tensor differs, or a file cannot be read.
         """
         by_path: dict[pathlib.Path, list[str]] = {}
         for name in names:
             by_path.setdefault(self.headers[name].path, []).append(name)
         for path, inside in by_path.items():
-            zeros: list[str] = []
+            zeros: dict[str, int] = {}
             with _opened(path) as file:
                 for name in inside:
                     tensor = file.get_tensor(self.headers[name].name)
                     _check_numbers(path, name, tensor)
                     self._check_copy(name, tensor)
-                    _check_zeros(path, name, tensor, zeros)
+                    if tensor.ndim > 1 and not tensor.any() and not ZERO_AT_START.fullmatch(name):
+                        zeros[name] = tensor.size
                     yield name, tensor
+            if sum(zeros.values()) > ZERO_SHARE * sum(math.prod(self.headers[name].shape) for name in inside):
+                raise InputError(
+                    f'{path}: {len(zeros)} of {len(inside)} tensors are all zeros, as an interrupted download leaves '
+                    f'them, such as {next(iter(zeros))}. Copy the file again.'
+                )
 
     def _check_copy(self, name: str, tensor: np.ndarray) -> None:
         """Raise InputError if a file holds another tensor under the second name of this one."""
@@ -151,18 +158,6 @@ def _check_numbers(path: pathlib.Path, name: str, tensor: np.ndarray) -> None:
     most = max(float(tensor.max(initial=0)), -float(tensor.min(initial=0)))
     if most > LARGEST:
         raise InputError(f'{path}: tensor {name} has values of {most:.1e}, beyond {LARGEST:g}. Copy the file again.')
-
-
-def _check_zeros(path: pathlib.Path, name: str, tensor: np.ndarray, zeros: list[str]) -> None:
-    """Add a matrix of zeros to those of its file; raise InputError if there are too many."""
-    if tensor.ndim < 2 or tensor.any() or ZERO_AT_START.fullmatch(name):
-        return
-    zeros.append(name)
-    if len(zeros) >= TOO_MANY_ZEROS:
-        raise InputError(
-            f'{path}: tensors {" and ".join(zeros)} are all zeros, as an interrupted download leaves them. Copy the '
-            'file again.'
-        )
 
 
 @contextlib.contextmanager

@@ -183,7 +183,7 @@ def real_autoencoder(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, A
 def real_decoder(settings: ConfigDict, folder: pathlib.Path) -> tuple[Any, Any]:
     sizes = settings_of('autoencoder', 'tiny').autoencoder.sizes.to_dict()
     module = NativeVAE(PyramidFlowVAEConfig(**sizes))
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(module))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), abstract_params(module))
     checkpoint.save(folder, module, params)
     settings.decoder.update({'start': str(folder), 'native_weight': 1.0})
     return loaded('decoder', settings)
