@@ -16,6 +16,7 @@ import pydantic
 
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.text import is_unicode
 
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 32
@@ -178,7 +179,7 @@ def _check_values(source: str, value: Any) -> None:
             problem = f'is a number of {len(value):,} digits; at most {MAX_DIGITS} are read'
         elif isinstance(value, float) and not math.isfinite(value):
             problem = f'is {value}; it must be a finite number'
-        elif any('\ud800' <= letter <= '\udfff' for text in strings for letter in text):
+        elif not all(map(is_unicode, strings)):
             problem = 'has a character that is not valid Unicode'
         if problem:
             raise InputError(f'{source}: {_place("", place[: MAX_DEPTH // 4])} {problem}. Correct it.')

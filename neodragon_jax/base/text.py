@@ -15,6 +15,11 @@ class BadText(ValueError):
     """Error for a damaged text; the message has the reason."""
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no surrogates, into which bytes that are not UTF-8 are turned."""
+    return not any('\ud800' <= character <= '\udfff' for character in text)
+
+
 def decode(content: bytes, named: str) -> str:
     """Return the text of a file in UTF-8, without its byte order mark.
 
@@ -43,7 +48,7 @@ def clean(text: Any, noun: str = 'caption') -> str:
     """
     if not isinstance(text, str):
         raise BadText(f'{noun} is not a text')
-    if any(unicodedata.category(character) == 'Cs' for character in text):
+    if not is_unicode(text):
         raise BadText(f'{noun} is not valid Unicode (not UTF-8?)')
     if '\0' in text:
         raise BadText(f'{noun} has NUL characters (UTF-16? save it as UTF-8)')

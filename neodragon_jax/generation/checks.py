@@ -10,6 +10,7 @@ from typing import Any
 
 from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.base.json_file import shown
+from neodragon_jax.base.text import is_unicode
 
 
 def whole_number(name: str, value: Any, limits: tuple[int, int] | None = None) -> int:
@@ -35,7 +36,7 @@ def text(name: str, value: Any) -> str:
     """Return a text of valid Unicode; a command line in another encoding gives surrogates."""
     if not isinstance(value, str):
         raise InputError(f'{name} is of type {type(value).__name__}; give a text.')
-    if any('\ud800' <= character <= '\udfff' for character in value):
+    if not is_unicode(value):
         raise InputError(f'{name} {value!r} is not valid UTF-8; type it in a UTF-8 terminal.')
     return value
 
