@@ -4,9 +4,8 @@
 
 Every video is decoded to its end. Videos are left out if they are damaged, truncated, too short or too small, if they
 have no usable caption, or if they are HDR, interlaced, transparent or of unusual colors; CLIPS/report.tsv has the
-reasons. All others are
-resampled to 24 frames per second by their frame timestamps, cropped to the size that keeps most of the picture, and
-stored as H.264 with their captions.
+reasons. All others are resampled to 24 frames per second by their frame timestamps, cropped to the size that keeps most
+of the picture, and stored as H.264 with their captions.
 
 Each size is a separate sample set, CLIPS/320x512 and so on: batches are arrays of one shape, a training step is
 compiled per shape, and training chooses the shares of the sizes (train.data.mixture).

@@ -70,7 +70,7 @@ def has_checker(root: str | os.PathLike[str]) -> bool:
     if is_there(folder.with_name(folders.FEATURE_EXTRACTOR)):
         raise InputError(
             f'{folder}: no such folder, but {folders.FEATURE_EXTRACTOR}, which only it uses, is there. Copy it again, '
-            'or use --no-safety-checker.'
+            f'remove {folders.FEATURE_EXTRACTOR}, or generate with --no-safety-checker.'
         )
     return False
 
