@@ -63,6 +63,8 @@ def _make(
     """Run the export in the locked folders."""
     replays = whole_video.planned(program, options.whole_video, options.simulate_video)
     calibration = CalibrationSet.open(options.calibration, protocol)
+    # Before the work, as half of a safety checker is refused.
+    warnings = [*warnings_of(calibration.protocol), *safety_warnings(options.program.root)]
     progress = Progress(_steps(options, calibration) + len(replays))
     calibration.record(program.open_recording, progress)
     counts = {name: options.graphs.samples_of(name) for name in options.names}
@@ -77,7 +79,6 @@ def _make(
         progress(f'whole videos, {replay.graphs} on the {replay.runner}: {lowest:.1f} dB')
     progress.close()
     made_from = _made_from(options, program, calibration)
-    warnings = [*warnings_of(calibration.protocol), *safety_warnings(options.program.root)]
     made_from['keys_and_values'] = None if choice is None else dataclasses.asdict(choice)
     report = Report(rows, list(videos.values()), made_from, binaries, compared, calibration.resources, warnings)
     report.write(options.graphs.out)

@@ -16,6 +16,7 @@ from PIL import Image
 import export.__main__ as command
 from export.__main__ import main, make_options, parse_args
 from export.graphs.table import GRAPH_SPECS
+from export.host.calibration_set import CalibrationSet
 from export.qnn.chipsets import TARGETS
 from export.report.report import Report
 from neodragon_jax.base.command_line import FAILED_FILE
@@ -262,6 +263,18 @@ def test_a_safety_checker_is_not_dropped_without_a_word(checker, tmp_path, capsy
     said = f'The safety checker of {root} is not exported'
     assert (f'warning: {said}' in capsys.readouterr().err) == checker
     assert (said in (tmp_path / 'out' / 'report.md').read_text()) == checker
+
+
+def test_half_of_a_safety_checker_is_refused_before_videos_are_recorded(tmp_path, monkeypatch, capsys):
+    root = tmp_path / 'checkpoint'
+    root.mkdir()
+    for folder in TINY_CHECKPOINT.iterdir():
+        (root / folder.name).symlink_to(folder)
+    (root / 'feature_extractor').mkdir()
+    monkeypatch.setattr(CalibrationSet, 'record', lambda *args: pytest.fail('the long work has begun'))
+    command = ['--checkpoint', str(root), *SIZE, *COUNTS, '--graphs', 'clip_l', '--no-simulate']
+    assert main([*command, '--out', str(tmp_path / 'out')]) == 2
+    assert 'safety_checker: no such folder, but feature_extractor' in capsys.readouterr().err
 
 
 def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
