@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.checkpoint import components as checkpoint
+from neodragon_jax.base.files import is_there
+from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.checkpoint.folders import FIRST_FRAME_UNET
 from neodragon_jax.checkpoint.results import find_teacher
@@ -77,14 +78,26 @@ def _check_first_frame(config: DMDConfig, record: Mapping[str, Any]) -> None:
             'config.dmd.protocol.'
         )
     if got == DRAWN:
-        folder = checkpoint.component_folder(config.checkpoint, FIRST_FRAME_UNET)
-        made_by, model = record.get('first_frame_model'), fingerprint(folder)
-        if made_by != model:
-            raise InputError(
-                f"the samples' first frames were drawn by the first-frame model {made_by}, the checkpoint "
-                f'{config.checkpoint} has {model}; use the checkpoint that made them, or make them again with '
-                'train.teacher_samples.'
-            )
+        _check_first_frame_model(config, record.get('first_frame_model'))
+
+
+def _check_first_frame_model(config: DMDConfig, made_by: str | None) -> None:
+    """Raise InputError if the checkpoint has another first-frame model than the one that drew the samples' frames.
+
+    The distillation does not run that model. So it is not downloaded for this, and its absence is told.
+    """
+    folder = shipped.find(config.checkpoint, ()) / FIRST_FRAME_UNET
+    if not is_there(folder):
+        if jax.process_index() == 0:
+            print(f'{folder} is not here, so that it is not compared with the model of the samples, {made_by}.')
+        return
+    model = fingerprint(folder)
+    if made_by != model:
+        raise InputError(
+            f"the samples' first frames were drawn by the first-frame model {made_by}, the checkpoint "
+            f'{config.checkpoint} has {model}; use the checkpoint that made them, or make them again with '
+            'train.teacher_samples.'
+        )
 
 
 def _compare_modifiers(config: DMDConfig, record: Mapping[str, Any]) -> None:

@@ -95,6 +95,16 @@ def test_first_frames_of_another_model_are_refused():
         check_samples(config, RECORD | DRAWN | {'first_frame_model': 'another'})
 
 
+def test_a_first_frame_model_that_is_not_here_is_not_asked_for(tmp_path, capsys):
+    """On a pod, the distillation downloads only the components that it runs."""
+    root = tmp_path / 'checkpoint'
+    root.mkdir()
+    for name in (TEACHER, TEACHER_ADAPTER):
+        (root / name).symlink_to(TINY_CHECKPOINT / name)
+    check_samples(dataclasses.replace(CONFIG, checkpoint=str(root), protocol='18'), RECORD | DRAWN)
+    assert f'{FIRST_FRAME_UNET} is not here' in capsys.readouterr().out
+
+
 def test_another_modifier_of_the_prompts_is_named(capsys):
     check_samples(CONFIG, RECORD | {'prompt_modifier': RELEASED.prompt_modifier})
     assert not capsys.readouterr().out
