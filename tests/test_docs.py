@@ -187,6 +187,27 @@ def test_links_lead_somewhere(document: pathlib.Path):
             assert (document.parent / target).exists(), target
 
 
+def headings(document: pathlib.Path) -> set[str]:
+    """Return the anchors of a document's headings, as the site and GitHub make them."""
+    text = re.sub(r'(?ms)^```.*?^```', '', document.read_text())
+    titles = (re.sub(r'[^\w\s-]', '', title).strip().lower() for title in re.findall(r'(?m)^#+ (.*)$', text))
+    return {re.sub(r'[\s-]+', '-', title) for title in titles}
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_headings(document: pathlib.Path):
+    for target, anchor in re.findall(r'\]\(([^)#\s]*)#([^)\s]+)\)', document.read_text()):
+        if not target.startswith(('http://', 'https://')):
+            assert anchor in headings(document.parent / target if target else document), f'{target}#{anchor}'
+
+
+def test_every_page_is_in_the_navigation():
+    """A page that the site's menu does not name is found by a search only."""
+    pages = {str(path.relative_to(ROOT / 'docs')) for path in (ROOT / 'docs').rglob('*.md')}
+    named = re.findall(r'(?m)^ +- [^:\n]+: (\S+\.md)$', (ROOT / 'mkdocs.yml').read_text())
+    assert sorted(named) == sorted(pages)
+
+
 @pytest.mark.parametrize('package', ['neodragon_jax', 'train', 'export', 'configs', 'tests'])
 def test_every_room_is_in_one_row(package):
     """The tables of a folder's README name each of its files and folders once."""
