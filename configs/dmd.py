@@ -28,7 +28,7 @@ well, from step 1,000 on, and in all examples from step 3,000 on:
 
 Recipes are presets too, alone or after a size, as in shapes-adversarial:
 
-paper (default): matching, and half the regression; bit for bit the objective of the paper.
+paper (default): matching, and half the regression; the objective of the paper.
 adversarial: the paper's with the adversarial term, for sharper single steps; five updates of fake model and critic per
     update of the student, at the rates and Adam betas of One-Forcing (arXiv 2605.23458).
 decayed: the regression fades out between steps 1,000 and 2,000 of 5,000, at the coarsest stage from the start; with
