@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.processes import PROCESS_VARIABLES, start_processes
+from neodragon_jax.base.processes import PROCESS_VARIABLES, SHUTDOWN_TIMEOUT_S, start_processes
 from support.jobs import Job
 from train import launch
 
@@ -126,6 +126,7 @@ def place(address: str, count: int, index: int, devices: list[int] | None = None
         'num_processes': count,
         'process_id': index,
         'local_device_ids': devices,
+        'shutdown_timeout_seconds': SHUTDOWN_TIMEOUT_S,
     }
 
 
