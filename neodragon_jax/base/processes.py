@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import os
@@ -18,9 +19,9 @@ from jax._src.clusters import ClusterEnv
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.roll_call import PROCESS_VARIABLES, START_TIMEOUT_S, roll_call
 
-# Seconds that a finished process waits for the others, which may have hours of work left. JAX ends all processes when
-# the wait is over, those that still work included; its own limit is 300 s.
-SHUTDOWN_TIMEOUT_S = 24 * 3600
+# Seconds that a finished process waits for the others, which may have hours of work left. JAX alone would wait 300 s,
+# and then end all processes, those that still work included.
+LONGEST_WAIT_S = 24 * 3600
 # Key of JAX's coordination service under which a process that fails leaves its reason, followed by its number.
 _FAILURE = 'neodragon_jax/failure/'
 # Seconds between two looks for the failures of others.
@@ -64,7 +65,8 @@ def separate_shares(distributed: bool, timeout_s: float = START_TIMEOUT_S) -> It
     thread.start()
     try:
         yield index, count
-        jax.distributed.shutdown()  # waits for the others; JAX would do this at the exit, without `_tell_failures`
+        _wait_for_all()  # here rather than at the exit, so that the failures of the others are still told
+        atexit.unregister(_wait_for_all)
     except Exception as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
         with contextlib.suppress(Exception):  # without process 0 nobody can be told
@@ -76,6 +78,17 @@ def separate_shares(distributed: bool, timeout_s: float = START_TIMEOUT_S) -> It
     finally:
         end.set()
         thread.join()
+
+
+def _wait_for_all() -> None:
+    """Wait until all processes have finished, before JAX shuts down the coordination.
+
+    The limit of that shutdown cannot be set: the options of `jax.distributed.initialize` reach process 0 only.
+    """
+    client = coordination.global_state.client
+    with contextlib.suppress(Exception):  # a process is gone; JAX then ends this one
+        if client is not None:
+            client.wait_at_barrier('neodragon_jax/finished', LONGEST_WAIT_S * 1000)
 
 
 def _tell_failures(client: Any, index: int, end: threading.Event) -> None:
@@ -129,8 +142,8 @@ def start_processes(
         num_processes=place.count,
         process_id=place.index,
         local_device_ids=place.devices,
-        shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S,
     )
+    atexit.register(_wait_for_all)  # runs before JAX's own function, which was registered first
 
 
 def _given_place(given: Sequence[str]) -> Place:

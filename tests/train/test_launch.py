@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.processes import PROCESS_VARIABLES, SHUTDOWN_TIMEOUT_S, start_processes
+from neodragon_jax.base.processes import PROCESS_VARIABLES, start_processes
 from support.jobs import Job
 from train import launch
 
@@ -116,6 +116,7 @@ def joined(monkeypatch):
     calls = []
     monkeypatch.setattr('neodragon_jax.base.processes.roll_call', lambda *given: None)  # there are no other processes
     monkeypatch.setattr(jax.distributed, 'initialize', lambda **given: calls.append(given))
+    monkeypatch.setattr('atexit.register', lambda function: None)
     return calls
 
 
@@ -126,7 +127,6 @@ def place(address: str, count: int, index: int, devices: list[int] | None = None
         'num_processes': count,
         'process_id': index,
         'local_device_ids': devices,
-        'shutdown_timeout_seconds': SHUTDOWN_TIMEOUT_S,
     }
 
 
