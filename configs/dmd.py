@@ -58,6 +58,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from train.data.sources import EVALUATION_VIDEOS
 from train.dmd.evaluation import EvaluationConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
@@ -97,7 +98,9 @@ FULL = {
         'pairs': False,  # inputs and targets from the teacher's own paths, of samples made with --store-starts
         'levels': 'student',  # or 'uniform', for the consistency objective
         'average': {'decay': 0.99, 'start': 50},  # of the student; decay 0 for none
-        'evaluation': defaults(EvaluationConfig, videos=8),  # videos 0 and loop.evaluate_every 0 for none
+        'evaluation': defaults(
+            EvaluationConfig, videos=EVALUATION_VIDEOS
+        ),  # videos 0 and loop.evaluate_every 0 for none
         'accumulate': 1,  # parts of a batch, for less memory
         'gather_student': False,  # once per iteration, not per call: less communication, more memory
         'dtype': 'bfloat16',

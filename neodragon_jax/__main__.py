@@ -231,11 +231,18 @@ def load_system(options: GenerateOptions, videos: int) -> System:
 
 def run(options: GenerateOptions) -> None:
     """Make all videos of a command line."""
-    prompts, (index, count) = find_prompts(options), (0, 1)
-    if options.distributed:
-        from neodragon_jax.generation.processes import join_processes
+    prompts = find_prompts(options)
+    if not options.distributed:
+        make_share(options, prompts, 0, 1)
+        return
+    from neodragon_jax.base.processes import separate_shares
 
-        index, count = join_processes(options.start_timeout_s)
+    with separate_shares(options.distributed, options.start_timeout_s) as (index, count):
+        make_share(options, prompts, index, count)
+
+
+def make_share(options: GenerateOptions, prompts: Sequence[str], index: int, count: int) -> None:
+    """Make the videos of process `index` of `count`."""
     jobs = make_jobs(prompts, options.samples, options.out, index, count)
     from neodragon_jax.generation.record import make_record
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Sequence
 
+from neodragon_jax.base.bucket import StoragePath, check_bucket, is_bucket, staged
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.checkpoint import hub, model_card
+from neodragon_jax.checkpoint import folders, hub, model_card
 
 EXAMPLES = """
 examples:
   look at the card first:
     python -m neodragon_jax.upload RUN/result --to ORG/NAME --dry-run
+  of a run on a pod, in a bucket:
+    python -m neodragon_jax.upload gs://BUCKET/RUN/result --to ORG/NAME --dry-run
   then upload (log in once with: hf auth login):
     python -m neodragon_jax.upload RUN/result --to ORG/NAME --private
 """
@@ -24,7 +26,7 @@ examples:
 class UploadOptions:
     """Options of this command."""
 
-    student: pathlib.Path
+    student: StoragePath
     to: hub.HubName
     license: str
     private: bool
@@ -43,7 +45,8 @@ def parse_options(argv: Sequence[str] | None = None) -> UploadOptions:
         EXAMPLES,
     )
     add = parser.add_argument
-    add('student', action=PathOption, metavar='STUDENT_DIR', help='result of a distillation, such as RUN/result')
+    add('student', action=PathOption, bucket=True, metavar='STUDENT_DIR',
+        help='result of a distillation, such as RUN/result')  # fmt: skip
     add('--to', required=True, metavar='ORG/NAME', help='repository; it is made if it does not exist')
     add('--license', default='other', metavar='NAME', help='license, as the hub names it (default: %(default)s)')
     add('--private', action='store_true', help='make a new repository private')
@@ -57,12 +60,15 @@ def parse_options(argv: Sequence[str] | None = None) -> UploadOptions:
 
 def run(options: UploadOptions) -> None:
     """Upload a student, or print its card."""
+    if is_bucket(options.student):
+        check_bucket(options.student, 'STUDENT_DIR')
     record, metrics = model_card.read_record(options.student), model_card.read_metrics(options.student)
     card = model_card.write_card(options.to.repository, record, metrics, options.license)
     if options.dry_run:
         print(card)
         return
-    commit = hub.upload_student(options.student, options.to, card, options.private)
+    local = staged(options.student, 'STUDENT_DIR', (folders.STUDENT, folders.STUDENT_ADAPTER))
+    commit = hub.upload_student(local, options.to, card, options.private)
     print(f'Uploaded. Use it with --student {options.to}@{commit}')
 
 

@@ -37,7 +37,7 @@ from neodragon_jax.base.command_line import PathOption, add_checkpoint, add_dist
 from neodragon_jax.base.compile_cache import use_compile_cache
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
-from neodragon_jax.base.processes import start_processes
+from neodragon_jax.base.processes import separate_shares
 from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
@@ -291,10 +291,10 @@ def run(options: Options) -> None:
       InputError: the checkpoint or a folder is not usable.
     """
     sets = find_sets(options.clips, options.out)
-    start_processes(options.distributed, options.start_timeout_s)
-    use_compile_cache(tell=jax.process_index() == 0)
-    with output_folder(options.out, jax.process_index(), jax.process_count()):
-        write_sets(sets, options)
+    with separate_shares(options.distributed, options.start_timeout_s) as (index, count):
+        use_compile_cache(tell=index == 0)
+        with output_folder(options.out, index, count):
+            write_sets(sets, options)
 
 
 def write_sets(sets: Sequence[tuple[pathlib.Path, StoragePath]], options: Options) -> None:

@@ -23,7 +23,7 @@ import jax
 from neodragon_jax.base.command_line import PathOption, add_checkpoint, add_distributed, command_parser, exit_status
 from neodragon_jax.base.compile_cache import use_compile_cache
 from neodragon_jax.base.output import output_folder
-from neodragon_jax.base.processes import start_processes
+from neodragon_jax.base.processes import separate_shares
 from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.arguments import released
@@ -32,6 +32,7 @@ from neodragon_jax.generation.tokens import cut_notice
 from neodragon_jax.models.attention import STRATEGIES
 from train.data import DTYPES, SampleSpec, SampleWriter
 from train.data.first_frames import describe_pairs
+from train.data.sources import EVALUATION_VIDEOS, held_out_indices
 from train.flow.first_frames import DRAWN, GENERATED
 from train.flow.stage_starts import start_shapes
 from train.flow.teacher_sampler import Request, TeacherSampler, TeacherSamplesOptions, load_teacher, make_request
@@ -157,13 +158,15 @@ def run(options: TeacherSamplesOptions) -> None:
     Raises:
       InputError: an argument, the checkpoint or the folder is not usable.
     """
-    request = make_request(options)
-    start_processes(options.distributed, options.start_timeout_s)
-    use_compile_cache(tell=jax.process_index() == 0)
-    with output_folder(options.out, jax.process_index(), jax.process_count()):
-        if jax.process_index() == 0:
-            print(_describe_first_frames(request))
-        write_samples(load_teacher(request))
+    # The others wait a minute for this process, and the request may download gigabytes.
+    with separate_shares(options.distributed, options.start_timeout_s) as (index, count):
+        request = make_request(options)
+        use_compile_cache(tell=index == 0)
+        with output_folder(options.out, index, count):
+            if index == 0:
+                print(_describe_first_frames(request))
+                print(_notice_of_few(request), end='')
+            write_samples(load_teacher(request))
 
 
 def _describe_first_frames(request: Request) -> str:
@@ -173,6 +176,18 @@ def _describe_first_frames(request: Request) -> str:
     if request.first_frame == DRAWN:
         return "first frames: drawn by the checkpoint's first-frame model, for students that are given them, too"
     return 'first frames: sampled by the teacher, for students that generate them, too'
+
+
+def _notice_of_few(request: Request) -> str:
+    """Return the line on videos that are too few, or of too few prompts, for `train.dmd`, or ''."""
+    count, prompts = request.options.count, len(request.prompts)
+    if request.settings.size[0] == 1 or held_out_indices(count, EVALUATION_VIDEOS, prompts)[0]:
+        return ''
+    return (
+        f'train.dmd will refuse these samples: it holds out {EVALUATION_VIDEOS} of them and their prompts, and nothing '
+        f'is left of {count} samples of {prompts} prompts. Stop, and give more than {EVALUATION_VIDEOS} prompts and '
+        'samples; or set config.dmd.evaluation.videos and config.loop.evaluate_every of train.dmd to 0.\n'
+    )
 
 
 def _writer(teacher: TeacherSampler) -> SampleWriter:

@@ -23,7 +23,7 @@ from neodragon_jax.base.command_line import PathOption, add_distributed, command
 from neodragon_jax.base.compile_cache import use_compile_cache
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
-from neodragon_jax.base.processes import start_processes
+from neodragon_jax.base.processes import separate_shares
 from neodragon_jax.base.progress import ProgressBar
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.batch < 1:
         raise InputError(f'--batch is {args.batch}; give at least 1.')
-    start_processes(args.distributed, args.start_timeout_s)
-    use_compile_cache(tell=jax.process_index() == 0)
-    with output_folder(args.out, jax.process_index(), jax.process_count()):
-        write_states(args)
+    with separate_shares(args.distributed, args.start_timeout_s) as (index, count):
+        use_compile_cache(tell=index == 0)
+        with output_folder(args.out, index, count):
+            write_states(args)
 
 
 def write_states(args: argparse.Namespace) -> None:

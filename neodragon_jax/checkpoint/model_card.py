@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from neodragon_jax.base.bucket import StoragePath, is_bucket, staged
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import parse_json, read_json
 from neodragon_jax.checkpoint import folders
@@ -33,7 +33,7 @@ python -m neodragon_jax --checkpoint CKPT --student hf://{title} --prompt "..." 
 """
 
 
-def read_record(folder: pathlib.Path) -> dict[str, Any]:
+def read_record(folder: StoragePath) -> dict[str, Any]:
     """Return the record of a student's training.
 
     Raises:
@@ -45,15 +45,16 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.exists():
         raise InputError(f'{path}: no such file; train.dmd writes it beside the student. Pass RUN/result.')
-    return read_json(path, dict[str, Any])
+    return read_json(staged(path, 'STUDENT_DIR'), dict[str, Any])
 
 
-def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
+def read_metrics(folder: StoragePath) -> dict[str, Any]:
     """Return the last metrics of the run that produced a student folder; {} if the run is not beside it."""
-    path = folder.resolve().parent / METRICS
+    whole = folder if is_bucket(folder) else folder.resolve()  # '.' has no parent
+    path = whole.parent / METRICS
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+    lines = path.read_bytes().decode('utf-8', 'replace').splitlines()
     for line in reversed(lines):
         try:
             return parse_json(line, dict[str, Any], str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -150,8 +151,9 @@ def test_the_encoder_may_be_that_of_a_native_autoencoder(clips, means, tmp_path)
 
 def test_two_processes_share_the_shards(clips, means, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    monkeypatch.setattr(latents, 'start_processes', lambda distributed, timeout_s: None)
     for number in (1, 0):
+        shares = contextlib.nullcontext((number, 2))
+        monkeypatch.setattr(latents, 'separate_shares', lambda distributed, timeout_s, shares=shares: shares)
         monkeypatch.setattr(jax, 'process_index', lambda number=number: number)
         assert not (tmp_path / 'features.json').exists()
         assert latents.main(arguments(clips / '64x64', tmp_path, '--posterior', 'mean')) == 0

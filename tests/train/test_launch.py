@@ -116,6 +116,7 @@ def joined(monkeypatch):
     calls = []
     monkeypatch.setattr('neodragon_jax.base.processes.roll_call', lambda *given: None)  # there are no other processes
     monkeypatch.setattr(jax.distributed, 'initialize', lambda **given: calls.append(given))
+    monkeypatch.setattr('atexit.register', lambda function: None)
     return calls
 
 

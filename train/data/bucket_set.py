@@ -43,18 +43,22 @@ class BucketSet:
                 with atomic_file(target) as draft:
                     filesystem().get_file(path, str(draft))
 
-    def push_shards(self, layout: ShardLayout) -> None:
-        """Upload the complete shards that are still on local disk, each before its record, and delete them here."""
+    def resume(self, layout: ShardLayout) -> None:
+        """Upload the shards that an earlier writer has completed and not uploaded; forget those that are gone."""
         for shard in layout.shards:
-            if not layout.record_path(shard).exists():
-                continue
-            if layout.shard_path(shard).exists():
-                self.push(layout.shard_path(shard))
-                self.push(layout.record_path(shard))
-                layout.shard_path(shard).unlink()
-            elif not (self._folder / RECORDS / layout.record_path(shard).name).exists():
+            self.push_shard(layout, shard)
+        there = {path.rpartition('/')[2] for path in filesystem().find(os.fspath(self._folder / RECORDS))}
+        for path in (layout.record_path(shard) for shard in layout.shards):
+            if path.exists() and path.name not in there:
                 # The set was deleted from the bucket: its samples are gone.
-                layout.record_path(shard).unlink()
+                path.unlink()
+
+    def push_shard(self, layout: ShardLayout, shard: int) -> None:
+        """Upload a shard if it is complete and still on local disk, before its record, and delete it here."""
+        if layout.record_path(shard).exists() and layout.shard_path(shard).exists():
+            self.push(layout.shard_path(shard))
+            self.push(layout.record_path(shard))
+            layout.shard_path(shard).unlink()
 
     def push(self, *paths: pathlib.Path) -> None:
         """Upload files of the local folder."""

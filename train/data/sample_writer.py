@@ -77,7 +77,8 @@ class SampleWriter:
         shards = self._layout.shards[part::parts]
         for shard in shards:
             recover(self._layout, shard, part)
-        self._push_shards()
+        if self._bucket is not None:
+            self._bucket.resume(self._layout)
         self._todo = [index for shard in shards for index in recover(self._layout, shard, part)]
         self._position = 0
         self._journal: Journal | None = None
@@ -127,7 +128,8 @@ class SampleWriter:
         if index == self._layout.samples(shard)[-1]:
             complete(self._layout, shard, self._journal, self._part)
             self._journal = None
-            self._push_shards()
+            if self._bucket is not None:
+                self._bucket.push_shard(self._layout, shard)
 
     def _open(self, shard: int, index: int) -> Journal:
         """Return the journal of a shard, ready for a sample."""
@@ -155,11 +157,6 @@ class SampleWriter:
         """Upload files of a set in a bucket."""
         if self._bucket is not None:
             self._bucket.push(*paths)
-
-    def _push_shards(self) -> None:
-        """Upload the complete shards of a set in a bucket."""
-        if self._bucket is not None:
-            self._bucket.push_shards(self._layout)
 
     def close(self) -> bool:
         """Keep the written samples; return whether the whole set is complete, which makes it readable."""

@@ -11,6 +11,9 @@ import numpy as np
 
 from neodragon_jax.base.errors import InputError
 
+# Samples that a distillation holds out for its evaluation, unless its settings say otherwise.
+EVALUATION_VIDEOS = 8
+
 
 class Source(Protocol):
     """Random access to samples whose arrays have equal shapes. Texts and bytes stay on the host: batches omit them."""
@@ -76,16 +79,21 @@ def hold_out(source: Source, count: int, prompts: int = 0, setting: str = 'held_
     Raises:
       InputError: nothing would be left to train on.
     """
-    rest = range(max(len(source) - count, 0))
-    held_out = range(len(rest), len(source))
-    left: Sequence[int] = rest
-    if held_out and 0 < prompts < len(source):
-        unseen = {index % prompts for index in held_out}
-        left = [index for index in rest if index % prompts not in unseen]
+    left, held_out = held_out_indices(len(source), count, prompts)
     if count < 0 or not left:
         of = f'{len(source)} with {prompts} prompts' if prompts else f'{len(source)}'
         raise InputError(f'{setting}: {count} samples are to be held out of {of}; hold out fewer, or add data.')
     return Part(source, left), Part(source, held_out)
+
+
+def held_out_indices(samples: int, count: int, prompts: int = 0) -> tuple[Sequence[int], range]:
+    """Return the indices of the samples to train on, and of those that `hold_out` holds out of so many samples."""
+    rest = range(max(samples - count, 0))
+    held_out = range(len(rest), samples)
+    if not held_out or not 0 < prompts < samples:
+        return rest, held_out
+    unseen = {index % prompts for index in held_out}
+    return [index for index in rest if index % prompts not in unseen], held_out
 
 
 def stacked(source: Source) -> dict[str, np.ndarray]:

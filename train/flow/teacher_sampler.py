@@ -148,12 +148,13 @@ def make_request(options: TeacherSamplesOptions) -> Request:
       InputError: the prompts, the pictures, generation.json or a choice is not usable.
     """
     prompts, defaults = read_prompts(options.prompts_file), generation.read(options.checkpoint)
+    # Before the models, which may be downloaded.
+    settings = video_settings(options.video, MODE, defaults)
     source, pictures = options.first_frame or SOURCES[defaults.of('hybrid').first_frame], None
     if isinstance(source, pathlib.Path):
         source, pictures = PICTURES, pair_pictures(source, prompts, '--first-frame', (DRAWN, GENERATED))
     elif source == DRAWN:
         first_frame_model(options.checkpoint)
-    settings = video_settings(options.video, MODE, defaults)
     folders = find_teacher(options.checkpoint, options.teacher, '--teacher')
     return Request(options, settings, prompts, source, pictures, folders)
 

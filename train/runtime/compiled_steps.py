@@ -9,6 +9,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from neodragon_jax.base import compile_cache
+from neodragon_jax.base.bucket import StoragePath, check_bucket, is_bucket
 from train.runtime import flops
 from train.runtime.processes import wait_for_processes
 from train.runtime.program import Metrics, Program
@@ -44,14 +45,19 @@ class CompiledSteps:
         return self._steps[variant]
 
 
-def use_compile_cache(folder: str) -> None:
+def use_compile_cache(folder: str, workdir: StoragePath) -> None:
     """Enable JAX's compilation cache in a folder, for the whole process.
 
     Args:
-      folder: AUTO is the folder that JAX is configured with, or otherwise one in the user's cache; '' changes nothing.
+      folder: AUTO is the folder that JAX is configured with, or otherwise the one that `base.compile_cache` chooses; ''
+        changes nothing.
+      workdir: folder of the run.
     """
     if folder == AUTO:
-        compile_cache.use_compile_cache(tell=jax.process_index() == 0)
+        shared = workdir if jax.process_count() > 1 else None
+        compile_cache.use_compile_cache(tell=jax.process_index() == 0, shared=shared)
     elif folder and jax.config.values['jax_compilation_cache_dir'] != folder:
+        if is_bucket(folder):
+            check_bucket(folder, 'config.loop.compile_cache', write=True)
         jax.config.update('jax_compilation_cache_dir', folder)
         compilation_cache.reset_cache()  # JAX opens its cache once, at the first compilation

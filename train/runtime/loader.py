@@ -20,7 +20,7 @@ from typing import Any, Self
 import grain
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from neodragon_jax.base.errors import InputError
 from train.data import Source
@@ -174,12 +174,17 @@ def _leading(source: Source, sharding: NamedSharding, batch_size: int, updates: 
     """Return the leading dimensions of batches, or raise InputError where source, mesh and batch do not fit."""
     if len(source) == 0:
         raise InputError('the data source is empty; generate samples or choose another one.')
-    groups = batch_groups(sharding.mesh)
+    check_batch_size(batch_size, sharding.mesh)
+    return (batch_size,) if updates is None else (updates, batch_size)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
+    """Raise InputError unless a mesh divides the samples of a batch evenly."""
+    groups = batch_groups(mesh)
     if batch_size < 1 or batch_size % groups:
         raise InputError(
             f'batch_size is {batch_size}, but data x fsdp of the mesh is {groups}; choose a multiple of {groups}.'
         )
-    return (batch_size,) if updates is None else (updates, batch_size)
 
 
 def _arrays(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -153,9 +153,9 @@ def _prepare(config: LoopConfig) -> None:
       InputError: the processes cannot find each other, or the bucket does not allow it.
     """
     start_processes(config.distributed, config.start_timeout_s)
-    use_compile_cache(config.compile_cache)
     if is_bucket(config.folder):
         check_bucket(config.folder, 'config.workdir', write=True)
+    use_compile_cache(config.compile_cache, config.folder)
 
 
 def _agree(config: LoopConfig, metadata: dict[str, Any]) -> None:

@@ -28,9 +28,11 @@ from train.runtime.step import GUARDED
 
 JSON_LINES = 'metrics.jsonl'
 # Metrics on one console line; the files have all of them. Evaluations have separate lines.
-CONSOLE_METRICS = 8
+CONSOLE_METRICS = 10
+# The last of them, however many others a program has: on a pod they are what the user pays for.
+SPEED_ON_CONSOLE = ('steps_per_second', 'tflops_per_device', 'mfu')
 # Metrics of time, which differ between two runs that are otherwise equal.
-SPEED = ('steps_per_second', 'tflops_per_device', 'mfu', 'goodput')
+SPEED = (*SPEED_ON_CONSOLE, 'goodput')
 # Seconds between two progress lines without a terminal.
 PROGRESS_EVERY_S = 60.0
 # Steps that the host may dispatch ahead of the devices: enough to keep them busy, few enough to bound memory.
@@ -109,11 +111,13 @@ class MetricsLog:
             self._board.file_writer.add_summary(summary, step)
 
     def _to_show(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return the metrics of a console line: the program's choice, guards, speed, then others with a value."""
+        """Return the metrics of a console line: the program's choice, guards, others with a value, and the speed."""
         first = [name for name in (*self._shown, *values) if name in self._shown or name.endswith(GUARDED)]
         finite = [name for name, value in values.items() if math.isfinite(value)]
-        names = [name for name in dict.fromkeys([*first, 'steps_per_second', 'mfu', *finite]) if name in finite]
-        return {name: values[name] for name in names[:CONSOLE_METRICS]}
+        speed_names = [name for name in SPEED_ON_CONSOLE if name in finite]
+        names = [name for name in dict.fromkeys([*first, *finite]) if name in finite and name not in speed_names]
+        names = names[: CONSOLE_METRICS - len(speed_names)] + speed_names
+        return {name: values[name] for name in names}
 
     def sync(self) -> None:
         """Copy the logs to the bucket of the run's folder, if it is in one."""

@@ -11,7 +11,7 @@ from neodragon_jax.base.processes import start_processes
 from train.data import Source
 from train.runtime import flops
 from train.runtime.program import LoopConfig, Program
-from train.runtime.sharding import bytes_per_device, count_parameters, describe, make_mesh, path_name
+from train.runtime.sharding import bytes_per_device, count_parameters, describe, make_mesh, path_name, unused_devices
 from train.runtime.step import STEPS_SEEN, Arguments, abstract_arguments, jit_step, shardings_of, variants
 
 
@@ -25,6 +25,8 @@ def plan(program: Program, source: Source, config: LoopConfig) -> str:
     mesh = make_mesh(config.mesh)
     arguments = abstract_arguments(program, program.frozen(), source, config, mesh)
     lines = [f'{program.name}: {config.steps} steps on {mesh.size} of {jax.device_count()} devices']
+    if mesh.size < jax.device_count():
+        lines.append(f'warning: {unused_devices(config.mesh, jax.device_count())} Several processes refuse this mesh.')
     lines += [f'batch  {name}  {list(array.shape)}  {array.dtype}' for name, array in arguments.batch.items()]
     lines.append(f'the run reads {config.samples:,} samples; the data may hold fewer, which are then read again')
     held = {'state': arguments.carry.state, 'frozen': arguments.frozen, 'batch': arguments.batch}

@@ -131,8 +131,9 @@ class LoopConfig:
       profile_steps: (first, last) steps to trace into workdir/profile, counted from 1; () for none. Independently,
         SIGUSR1 requests a trace of the next steps of the process that receives it.
       compile_cache: folder of compiled programs, so that a restarted run does not compile again. 'auto' is the
-        environment's JAX_COMPILATION_CACHE_DIR, or a folder in the user's cache; '' keeps JAX's configuration. With
-        several processes on CPU devices, only the first can use the cache.
+        environment's JAX_COMPILATION_CACHE_DIR; or workdir/compiled, if several processes run and it is in a bucket;
+        or a folder in the user's cache. '' keeps JAX's configuration. With several processes on CPU devices, only the
+        first can use the cache.
       distributed: run as one of several processes that JAX detects (see `start_processes`).
       start_timeout_s: seconds within which all processes must have started.
     """

@@ -25,11 +25,13 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.processes import start_processes
 from train.data import Source
 from train.runtime import loop
+from train.runtime.loader import check_batch_size
 from train.runtime.plan import plan
 from train.runtime.processes import exit_process
 from train.runtime.profiler import note_requests
 from train.runtime.program import DivergedError, LoopConfig, Program
 from train.runtime.settings import freeze, missing, require
+from train.runtime.sharding import make_mesh
 
 
 class RunSettings(Protocol):
@@ -99,6 +101,8 @@ class Recipe(Generic[Settings]):
         if not dry_run:
             require(settings, self.required)
         start_processes(given.loop.distributed, given.loop.start_timeout_s)
+        # Before `load`, which may copy gigabytes.
+        check_batch_size(given.loop.batch_size, make_mesh(given.loop.mesh))
         if not dry_run and jax.process_index() == 0:
             check_writable(given.loop.folder)
         training = self.abstract(given) if as_shapes else self.load(given)

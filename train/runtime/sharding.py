@@ -100,12 +100,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f'mesh {asked} (data x fsdp x tensor): sizes are positive, and at most one is -1 (the rest).')
     given = math.prod(size for size in sizes if size != -1)
-    if count % given or (given < count and -1 not in sizes and jax.process_count() > 1):
+    if count % given:
         factors = ', '.join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise InputError(
             f'mesh {asked} (data x fsdp x tensor): {given} does not divide the {count} devices evenly. '
             f'Choose sizes whose product is {count} (its factors: {factors}), or set one of them to -1.'
         )
+    if given < count and -1 not in sizes and jax.process_count() > 1:
+        raise InputError(unused_devices(config, count) + ' Several processes must use all of their devices.')
     if -1 in sizes:
         sizes[sizes.index(-1)] = count // given
     used = devices[: math.prod(sizes)]
@@ -113,6 +115,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if slices > 1:
         return _mesh_over_slices(sizes, used, slices)
     return _named(mesh_utils.create_device_mesh(sizes, used, allow_split_physical_axes=True))
+
+
+def unused_devices(config: MeshConfig, count: int) -> str:
+    """Return the sentences on a mesh that uses a part of `count` devices: how many it leaves idle, and the remedy."""
+    used = config.data * config.fsdp * config.tensor
+    return (
+        f'mesh {config.data}x{config.fsdp}x{config.tensor} (data x fsdp x tensor) uses {used} of the {count} devices. '
+        f'Set loop.mesh.data to {config.data * count // used} or to -1 to use all.'
+    )
 
 
 def _named(devices: np.ndarray) -> Mesh:

@@ -207,6 +207,24 @@ def test_uploads_of_other_folders_are_refused(student, capsys):
     assert 'no diffusion_transformer_320p in it' in capsys.readouterr().err
 
 
+def test_a_student_in_a_bucket(student, bucket, bucket_store, tmp_path, capsys):
+    """A run on a pod leaves it there; its card needs no copy of the weights."""
+    bucket_store.put(str(student.parent), f'{bucket}/run', recursive=True)
+    where = f'{bucket}/run/{student.name}'
+    assert upload.main([where, '--to', 'org/student', '--dry-run']) == 0
+    assert '| fake_mse | 0.125 |' in capsys.readouterr().out
+    assert not list((tmp_path / 'cache').rglob('*.safetensors'))
+    with serve(tmp_path / 'served', 'org/student') as server:
+        done = run(
+            server, tmp_path / 'home', '-m', 'neodragon_jax.upload', where, '--to', 'org/student', HF_TOKEN='hf_test'
+        )
+        assert done.returncode == 0, done.stderr
+        served = set(server.files())
+    assert {f'{folders.STUDENT}/{path.name}' for path in (student / folders.STUDENT).iterdir()} < served
+    assert upload.main([f'{bucket}/run', '--to', 'org/student', '--dry-run']) == 2
+    assert f'{bucket}/run: no diffusion_transformer_320p in it' in capsys.readouterr().err
+
+
 def test_upload_and_use_by_name(student, tmp_path):
     with serve(tmp_path / 'served', 'org/student') as server:
         argv = ['-m', 'neodragon_jax.upload', str(student), '--to', 'org/student']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gcsfs
 import numpy as np
 import pytest
 
@@ -79,3 +80,29 @@ def test_a_set_with_other_settings_is_refused(bucket, tmp_path, monkeypatch):
     machine(2, tmp_path, monkeypatch)
     with pytest.raises(InputError, match='was begun with count = 7, not 8'):
         write(bucket / 'samples', 0, count=8)
+
+
+def test_a_shard_costs_as_many_requests_as_the_first(bucket, monkeypatch):
+    count, requests, counts = 12, [0], []
+    call = gcsfs.GCSFileSystem._call
+
+    async def counted(self, *given, **named):
+        requests[0] += 1
+        return await call(self, *given, **named)
+
+    monkeypatch.setattr(gcsfs.GCSFileSystem, '_call', counted)
+    writer = SampleWriter(bucket / 'samples', SPEC, count, protocol={}, samples_per_shard=1)
+    for index in range(count):
+        before = requests[0]
+        writer.append(sample(index))
+        counts.append(requests[0] - before)
+    assert writer.close()
+    assert set(counts) == {counts[0]}
+
+
+def test_shards_that_are_gone_from_the_bucket_are_written_again(bucket):
+    folder = bucket / 'samples'
+    write(folder, 0)
+    (folder / bucket_set.RECORDS / '00002.json').unlink()
+    writer = SampleWriter(folder, SPEC, COUNT, protocol={}, samples_per_shard=2, part=0, parts=2)
+    assert writer.missing() == [4, 5]

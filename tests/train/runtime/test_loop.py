@@ -187,7 +187,10 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_plan_counts_without_running(tmp_path):
+    text = loop.plan(Toy(), LinearSource(), config_for(tmp_path, mesh=MeshConfig(1, 4, 1)))
+    assert 'warning: mesh 1x4x1 (data x fsdp x tensor) uses 4 of the 8 devices. Set loop.mesh.data to 2' in text
     text = loop.plan(Toy(), LinearSource(), config_for(tmp_path, updates=3))
+    assert 'warning' not in text
     numbers = 2 * WIDTH * HIDDEN + WIDTH + HIDDEN
     lines = text.splitlines()
     assert lines[0] == 'toy: 12 steps on 8 of 8 devices'

@@ -133,10 +133,11 @@ def test_steps_named_in_advance_are_traced(tmp_path, capsys):
 def test_compiled_programs_are_kept_where_asked(tmp_path):
     """In a separate process, because the cache folder applies to everything that a process compiles afterwards."""
     code = (
-        'import sys, jax, jax.numpy as jnp; from train.runtime.compiled_steps import use_compile_cache\n'
-        'use_compile_cache(""); assert jax.config.values["jax_compilation_cache_dir"] == sys.argv[1]\n'
+        'import sys, pathlib, jax, jax.numpy as jnp; from train.runtime.compiled_steps import use_compile_cache\n'
+        'run = pathlib.Path("run"); use_compile_cache("", run)\n'
+        'assert jax.config.values["jax_compilation_cache_dir"] == sys.argv[1]\n'
         'jax.jit(lambda x: x + 1)(jnp.ones(3))\n'
-        'use_compile_cache(sys.argv[2]); jax.jit(lambda x: x - 1)(jnp.ones(3))'
+        'use_compile_cache(sys.argv[2], run); jax.jit(lambda x: x - 1)(jnp.ones(3))'
     )
     first, second = tmp_path / 'first', tmp_path / 'second'
     variables = {'JAX_COMPILATION_CACHE_DIR': str(first), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import math
+import re
 import struct
 from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from neodragon_jax.base import video
 from neodragon_jax.base.errors import InputError
+from support.goldens import ROOT
 from train.runtime import metrics
 from train.runtime.goodput import COMPILE, DATA, Goodput, speed
 from train.runtime.metrics import JSON_LINES, MetricsLog, read_metrics
@@ -57,6 +60,33 @@ def test_console_shows_the_choice_of_the_program_and_no_nan(tmp_path, capsys):
     assert out.startswith('step 1  fake_mse 0.5  ') and 'loss 2' in out and 'nan' not in out
     (row,) = read_metrics(tmp_path)
     assert row['unit1'] is None and row['a8'] == 1.0
+
+
+def chosen_metrics() -> list[tuple[str, tuple[str, ...]]]:
+    """Return (file, `shown`) of every program: the metrics that it wants on the console."""
+    line = re.compile(r"^    (?:name, )?shown = (?:'\w+', )?(\(.*\))$", re.MULTILINE)
+    paths = (path for path in sorted((ROOT / 'train').rglob('*.py')) if 'class ' in path.read_text())
+    found = ((path.relative_to(ROOT), match) for path in paths for match in line.finditer(path.read_text()))
+    return [(str(path), ast.literal_eval(match[1])) for path, match in found]
+
+
+@pytest.mark.parametrize(('program', 'shown'), chosen_metrics())
+def test_the_speed_is_the_end_of_every_console_line(program, shown, tmp_path, capsys):
+    """A distillation chose five metrics and has two norms, and no place was left for the utilization."""
+    values = {name: 1.0 for name in (*(f'a{number}' for number in range(9)), *shown, 'x_grad_norm', 'y_grad_norm')}
+    speeds = {'steps_per_second': 2.0, 'tflops_per_device': 90.0, 'mfu': 0.47, 'goodput': 0.9}
+    with MetricsLog(tmp_path, start=0, steps=10, progress=False, shown=shown) as log:
+        log.write(1, values | speeds)
+        log.write(2, {'eval/psnr': 20.0})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith('  steps_per_second 2  tflops_per_device 90  mfu 0.47')
+    assert [name for name in (*shown, 'x_grad_norm') if f'  {name} 1' not in first] == [], program
+    assert second == 'step 2  eval/psnr 20'
+
+
+def test_every_program_is_among_them():
+    programs = {program for program, _ in chosen_metrics()}
+    assert 'train/dmd/distillation.py' in programs and len(programs) >= 6
 
 
 def test_progress_is_a_line_a_minute_without_a_terminal(tmp_path, capsys, monkeypatch):

@@ -78,6 +78,15 @@ def test_impossible_meshes_are_refused(config, message):
         make_mesh(config)
 
 
+def test_several_processes_use_all_devices(monkeypatch):
+    """4 divides 8: the message must not say that it does not."""
+    config = MeshConfig(1, 4, 1)
+    assert make_mesh(config).size == 4
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(InputError, match=r'1x4x1 .* uses 4 of the 8 devices\. Set loop\.mesh\.data to 2 or to -1'):
+        make_mesh(config)
+
+
 @pytest.mark.parametrize('scan', [True, False])
 def test_rules_know_every_parameter_of_the_denoiser(tiny, scan):
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tiny[scan])]
