@@ -211,11 +211,11 @@ def _open(
 
 
 def _finish(program: Program, state: Any, folder: StoragePath) -> None:
-    """Write the result of a state; it takes the place of an earlier one when it is complete."""
+    """Write the result of a state; it takes the place of another one when it is complete."""
     if jax.process_index() != 0:
         program.finish(state, pathlib.Path('unused'))
         return
-    with atomic_folder(folder, replace=True) as local:
+    with atomic_folder(folder, replace=True, keep_equal=True) as local:
         program.finish(state, local)
 
 

@@ -82,7 +82,7 @@ class Program(Protocol):
         """Write the result into `folder`, which is empty.
 
         Every process calls it, with sharded arrays; only process 0 writes. The state is the last one, or the best so
-        far where the settings keep that.
+        far where the settings keep that. Equal states must give equal files, which a repeated run leaves alone.
         """
         ...
 
@@ -114,6 +114,7 @@ class LoopConfig:
 
     Attributes:
       workdir: folder for checkpoints, logs, samples and the result, shared by all processes; local, or gs://BUCKET/PATH.
+        Keep files of your own elsewhere: a run that trains further replaces the folders of its results.
       steps: length of the run.
       batch_size: samples in a batch, over all devices and processes.
       updates: None for batches [batch, ...]; n for [n, batch, ...], different samples for each update in a step.
