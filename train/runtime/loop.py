@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import pathlib
 import sys
 import threading
 from collections.abc import Mapping
@@ -24,8 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from neodragon_jax.base.atomic import atomic_folder
-from neodragon_jax.base.bucket import StoragePath, check_bucket, is_bucket
+from neodragon_jax.base.bucket import check_bucket, is_bucket
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import UNTIL_EXPIRED_S, folder_lock
 from neodragon_jax.base.processes import start_processes
@@ -43,6 +41,7 @@ from train.runtime.plan import plan
 from train.runtime.processes import wait_for_processes
 from train.runtime.profiler import Profiler
 from train.runtime.program import DivergedError, EvaluatedProgram, LoopConfig, Metrics, Program, State
+from train.runtime.results import RESULT, restore_best, write_if_best, write_result
 from train.runtime.sharding import make_mesh, put
 from train.runtime.step import (
     COUNTERS,
@@ -76,7 +75,7 @@ __all__ = [
 ]
 
 # Names inside the run's folder.
-CHECKPOINTS, RESULT, BEST, PROFILE = 'checkpoints', 'result', 'best', 'profile'
+CHECKPOINTS, PROFILE = 'checkpoints', 'profile'
 
 
 def run(program: Program, source: Source, config: LoopConfig) -> Any:
@@ -134,14 +133,14 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
                 with goodput.spending(CHECKPOINT):
                     parts.log.sync()
                     parts.checkpoints.save(done, carry, _place(parts.loader, root_key), scores)
-                    _write_best(program, carry.state, parts.checkpoints, config, done)
+                    write_if_best(program, carry.state, done, parts.checkpoints, config.folder)
             if evaluator.failure:
                 parts.checkpoints.wait()
                 raise evaluator.failure
             if stopped and not last:
                 _stop(parts, program, done)
         parts.checkpoints.wait()
-        _finish(program, carry.state, config.folder / RESULT)
+        write_result(program, carry.state, config.folder / RESULT)
         parts.log.print_line(f'{program.name}: {goodput.describe()}')
     return carry.state
 
@@ -210,21 +209,6 @@ def _open(
     )
 
 
-def _finish(program: Program, state: Any, folder: StoragePath) -> None:
-    """Write the result of a state; it takes the place of another one when it is complete."""
-    if jax.process_index() != 0:
-        program.finish(state, pathlib.Path('unused'))
-        return
-    with atomic_folder(folder, replace=True, keep_equal=True) as local:
-        program.finish(state, local)
-
-
-def _write_best(program: Program, state: Any, checkpoints: Checkpoints, config: LoopConfig, step: int | None) -> None:
-    """Write the result of a state into the folder BEST if the checkpoint of its step is the best."""
-    if config.keep_best and checkpoints.best() == step:
-        _finish(program, state, config.folder / BEST)
-
-
 def _stop(parts: _Parts, program: Program, done: int) -> None:
     """Wait until the checkpoint is written, then end the process with status 0."""
     parts.checkpoints.wait()
@@ -270,9 +254,8 @@ def _begin(
         compiled = jax.jit(begin, out_shardings=shardings_of(abstract.carry)).lower(init_key, frozen).compile()
         wait_for_processes()
         return compiled(init_key, frozen), root_key
+    restore_best(program, abstract.carry, parts.checkpoints, config.folder)
     carry, place = parts.checkpoints.restore(abstract.carry)
-    # The run may have been killed between this checkpoint and its result.
-    _write_best(program, carry.state, parts.checkpoints, config, parts.checkpoints.latest())
     parts.log.print_line(f'{program.name}: continuing from the checkpoint of step {parts.checkpoints.latest()}')
     parts.loader.set_state(place['data'])
     # Use the stored key: another version of JAX may derive a different key from the seed.

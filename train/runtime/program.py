@@ -122,7 +122,7 @@ class LoopConfig:
       checkpoint_every: steps between checkpoints.
       keep: newest checkpoints to keep.
       keep_best: best checkpoints by `best_metric` to keep as well; if positive, every evaluation saves a checkpoint,
-        and workdir/best holds the result as of the best one.
+        and workdir/best holds the result as of the best one, with its step and metric in best.json.
       best_metric: a metric of the program's evaluation, such as 'eval/psnr'.
       best_mode: 'min' where lower is better, or 'max'.
       evaluate_every: steps between evaluations; the last one is at the end. 0 turns evaluations off.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shutil
 
 import pytest
 
+from neodragon_jax.base.errors import InputError
 from support.toy_program import LinearSource, Toy, WithEvaluations, config_for
 from train.runtime.loop import run
 from train.runtime.sharding import MeshConfig
@@ -17,6 +21,68 @@ SCORES = {1: 2.0, 2: 1.0, 3: 3.0, 4: 2.5}
 
 def train(folder, steps, program=None, **settings):
     return run(program or WithEvaluations(scores=SCORES), LinearSource(), config_for(folder, steps=steps, **settings))
+
+
+# --- The best result --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class TwoScores(WithEvaluations):
+    """A toy with a second metric, which is highest at step 1."""
+
+    def evaluate(self, state, frozen, folder):
+        return super().evaluate(state, frozen, folder) | {'other': -float(state.step)}
+
+
+@pytest.mark.parametrize('lost', ['best', 'best/best.json'])
+@pytest.mark.parametrize(('done', 'steps'), [(2, 3), (3, 4), (4, 4)], ids=['newest', 'an older one', 'at the end'])
+def test_a_best_result_that_is_not_there_is_written(tmp_path, done, steps, lost):
+    """A run that was killed before it wrote the result, or an earlier version, leaves checkpoints without RUN/best."""
+    train(tmp_path, done, **BEST)
+    path = tmp_path / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(tmp_path, steps, **BEST)
+    assert (tmp_path / 'best' / 'step.txt').read_text() == '2'
+    assert json.loads((tmp_path / 'best' / 'best.json').read_text()) == {
+        'step': 2,
+        'eval/distance': 1.0,
+        'mode': 'min',
+    }
+
+
+@pytest.mark.parametrize(
+    ('changes', 'best'),
+    [({'best_mode': 'max'}, '3'), ({'best_metric': 'eval/other', 'best_mode': 'max'}, '1')],
+    ids=['mode', 'metric'],
+)
+def test_the_best_result_follows_another_metric(tmp_path, changes, best):
+    train(tmp_path, 3, TwoScores(scores=SCORES), **BEST)
+    assert (tmp_path / 'best' / 'step.txt').read_text() == '2'
+    train(tmp_path, 4, TwoScores(scores=SCORES), **BEST | changes)
+    assert (tmp_path / 'best' / 'step.txt').read_text() == best
+    listed = json.loads((tmp_path / 'best.json').read_text())['best_first'][0]
+    assert json.loads((tmp_path / 'best' / 'best.json').read_text()).items() >= listed.items()
+
+
+def test_a_best_result_that_is_there_costs_nothing(tmp_path, monkeypatch):
+    train(tmp_path, 3, **BEST)
+    before = (tmp_path / 'best').stat().st_ino
+    monkeypatch.setattr('train.runtime.checkpoints.Checkpoints.restore_best', None)
+    train(tmp_path, 4, **BEST)
+    assert (tmp_path / 'best').stat().st_ino == before
+
+
+def test_a_damaged_best_checkpoint_is_named(tmp_path):
+    train(tmp_path, 3, **BEST)
+    shutil.rmtree(tmp_path / 'best')
+    for path in (tmp_path / 'checkpoints' / '2' / 'state').rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r'checkpoints/2: the checkpoint is damaged .*; delete this folder to contin'):
+        train(tmp_path, 4, **BEST)
+    shutil.rmtree(tmp_path / 'checkpoints' / '2')
+    train(tmp_path, 4, **BEST)
+    assert (tmp_path / 'best' / 'step.txt').read_text() == '1'
 
 
 # --- The result -------------------------------------------------------------------------------------------------------
