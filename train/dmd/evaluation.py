@@ -52,7 +52,7 @@ class EvaluationConfig:
     Attributes:
       videos: V, samples held out from the end of the data; 0 for no evaluation.
       lowest, highest: band of the ratios of motion, sharpness and saturation.
-      stop: end the run when a ratio leaves the band, instead of warning.
+      stop: end the run when a ratio leaves the band, instead of warning; the same command ends again.
       stop_after: steps before which the run is not ended.
     """
 
@@ -206,7 +206,11 @@ class StudentEvaluation:
             'videos of this step'
         )
         if config.stop and step >= config.stop_after:
-            raise DivergedError(f'{message}, then lower the learning rate or change the objectives.', metrics)
+            raise DivergedError(
+                f'{message}. To go on from here, set config.dmd.evaluation.stop to False; to lower the learning rate '
+                'before it, delete the checkpoints from this step on, or choose another workdir.',
+                metrics,
+            )
         if jax.process_index() == 0:
             print(f'warning: {message}.')
 

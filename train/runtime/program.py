@@ -103,7 +103,8 @@ class EvaluatedProgram(Program, Protocol):
         randomness from the step, so that a resumed run evaluates like an uninterrupted one.
 
         Raises:
-          DivergedError: the run should end; samples, metrics and a checkpoint are kept.
+          DivergedError: the run should end; samples, metrics and a checkpoint are kept. A run that resumes from that
+            checkpoint evaluates it first.
         """
         ...
 

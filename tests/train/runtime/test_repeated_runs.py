@@ -1,4 +1,4 @@
-"""Runs that are started again: what they write, and what they leave alone."""
+"""Runs that are started again: what they write, what they leave alone, and the errors that they raise again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import shutil
 import pytest
 
 from neodragon_jax.base.errors import InputError
-from support.toy_program import LinearSource, Toy, WithEvaluations, config_for
+from support.toy_program import LinearSource, Toy, WithEvaluations, checkpoint_steps, config_for
 from train.runtime.loop import run
+from train.runtime.metrics import read_metrics
+from train.runtime.program import DivergedError
 from train.runtime.sharding import MeshConfig
 
 SMALL = {'mesh': MeshConfig(1, 1, 1), 'log_every': 100}
@@ -83,6 +85,80 @@ def test_a_damaged_best_checkpoint_is_named(tmp_path):
     shutil.rmtree(tmp_path / 'checkpoints' / '2')
     train(tmp_path, 4, **BEST)
     assert (tmp_path / 'best' / 'step.txt').read_text() == '1'
+
+
+# --- Runs that an error ended -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Stopping(WithEvaluations):
+    """A toy whose evaluation ends the run after some steps, unless the setting is changed."""
+
+    stop: bool = True
+    stop_after: int = 2
+
+    def evaluate(self, state, frozen, folder):
+        metrics = super().evaluate(state, frozen, folder)
+        if self.stop and int(state.step) >= self.stop_after:
+            raise DivergedError('the picture is black.', metrics)
+        return metrics
+
+
+@pytest.mark.parametrize('steps', [2, 4], ids=['at its end', 'on its way'])
+def test_a_run_that_its_evaluation_ended_ends_again(tmp_path, steps):
+    """Also on its way: a pod that restarts by itself must not train on."""
+    settings = {'evaluate_every': 2, **SMALL}
+    for _ in range(3):
+        with pytest.raises(DivergedError, match='black'):
+            train(tmp_path, steps, Stopping(), **settings)
+        assert checkpoint_steps(tmp_path) == [2] and not (tmp_path / 'result').exists()
+    rows = read_metrics(tmp_path)
+    assert [row['step'] for row in rows if 'eval/distance' in row] == [2]
+    assert os.listdir(tmp_path / 'samples' / 'step_000002') == ['bias.npy']
+    assert int(train(tmp_path, steps, Stopping(stop=False), **settings).step) == steps
+    assert (tmp_path / 'result' / 'step.txt').read_text() == str(steps)
+
+
+@pytest.mark.parametrize('steps', [1, 2], ids=['at its end', 'on its way'])
+def test_a_misspelled_metric_is_refused_until_it_is_corrected(tmp_path, steps):
+    for _ in range(2):
+        with pytest.raises(InputError, match=r'eval/distanse.*Did you mean "eval/distance"'):
+            train(tmp_path, steps, **BEST | {'best_metric': 'eval/distanse'})
+        assert not (tmp_path / 'result').exists() and not (tmp_path / 'best').exists()
+    train(tmp_path, steps, **BEST)
+    assert (tmp_path / 'best' / 'step.txt').read_text() == str(steps)
+
+
+def test_a_metric_that_is_misspelled_later_is_found_before_the_next_step(tmp_path):
+    train(tmp_path, 2, **BEST)
+    with pytest.raises(InputError, match=r'eval/distanse.*Did you mean "eval/distance"'):
+        train(tmp_path, 3, **BEST | {'best_metric': 'eval/distanse'})
+    assert checkpoint_steps(tmp_path) == [1, 2]
+
+
+def test_a_state_that_was_saved_without_its_evaluation_is_evaluated(tmp_path):
+    """For instance where the run was stopped at a step that became its last."""
+    train(tmp_path, 2, **SMALL)
+    train(tmp_path, 2, evaluate_every=5, **SMALL)
+    (row,) = read_metrics(tmp_path)
+    assert row['step'] == 2 and row['eval/distance'] == 1.0 and row['loss'] > 0
+
+
+def test_an_evaluation_that_passed_is_not_repeated(tmp_path):
+    train(tmp_path, 2, evaluate_every=2, **SMALL)
+    before = read_metrics(tmp_path)
+    train(tmp_path, 2, Stopping(), evaluate_every=2, **SMALL)
+    assert read_metrics(tmp_path) == before
+
+
+def test_a_run_that_diverged_in_its_last_steps_ends_again(tmp_path):
+    """The steps are used up, so that a repetition would find nothing to do and end well."""
+    bad, settings = Toy(poison=(2, 3)), {'max_skips': 2, **SMALL, 'log_every': 1}
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=r'step 4: the last 2 steps .* larger config\.loop\.steps'):
+            train(tmp_path, 4, bad, **settings)
+        assert not (tmp_path / 'result').exists()
+    assert int(train(tmp_path, 5, bad, **settings).step) == 5
 
 
 # --- The result -------------------------------------------------------------------------------------------------------
