@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
@@ -74,7 +75,7 @@ def hold_out(source: Source, count: int, prompts: int = 0, setting: str = 'held_
         on. 0 where samples do not repeat prompts.
       setting: the setting that `count` is from, with the folder of the samples, for the message.
     Raises:
-      InputError: nothing would be left to train on.
+      InputError: nothing would be left to train on, or less than half of the samples that are not held out.
     """
     rest = range(max(len(source) - count, 0))
     held_out = range(len(rest), len(source))
@@ -82,9 +83,16 @@ def hold_out(source: Source, count: int, prompts: int = 0, setting: str = 'held_
     if held_out and 0 < prompts < len(source):
         unseen = {index % prompts for index in held_out}
         left = [index for index in rest if index % prompts not in unseen]
-    if count < 0 or not left:
+    if count < 0 or not left or 2 * len(left) < len(rest):
         of = f'{len(source)} with {prompts} prompts' if prompts else f'{len(source)}'
-        raise InputError(f'{setting}: {count} samples are to be held out of {of}; hold out fewer, or add data.')
+        remain = f', which leaves {len(left)} of other prompts to train on' if prompts and count >= 0 else ''
+        more = 'make samples of more prompts' if prompts else 'add data'
+        raise InputError(f'{setting}: {count} samples are to be held out of {of}{remain}; hold out fewer, or {more}.')
+    if len(left) < len(rest) and jax.process_index() == 0:
+        print(
+            f'{setting}: besides the {count} samples held out, {len(rest) - len(left)} repeat their prompts; '
+            f'{len(left)} of {len(source)} remain to train on.'
+        )
     return Part(source, left), Part(source, held_out)
 
 
