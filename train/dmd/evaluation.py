@@ -220,12 +220,12 @@ def compared(
 ) -> dict[str, float]:
     """Return METRIC/unit{u} for every generated unit, and METRIC, of the units' means: student over teacher.
 
-    Unit 0 is one frame, so that it has sharpness and saturation alone; METRIC is without it.
+    Unit 0 is one frame, so that it has sharpness and saturation alone; METRIC is without it, and absent without others.
     """
     units = range(max(first_unit, 1), 1 + (len(student[0]) - 1) // FRAMES_PER_UNIT)
-    ours, theirs = (np.asarray([unit_metrics(videos, unit) for unit in units]) for videos in (student, teacher))
-    metrics = _ratios(ours.mean(axis=0), theirs.mean(axis=0))
-    for unit, pair in zip(units, zip(ours, theirs, strict=True), strict=True):
+    pairs = {unit: [unit_metrics(videos, unit) for videos in (student, teacher)] for unit in units}
+    metrics = _ratios(*np.mean(list(pairs.values()), axis=0)) if pairs else {}
+    for unit, pair in pairs.items():
         metrics |= {f'{name}/unit{unit}': value for name, value in _ratios(*pair).items()}
     if first_unit == 0:
         of_frame = _ratios(first_frame_metrics(student), first_frame_metrics(teacher))
