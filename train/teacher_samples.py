@@ -32,7 +32,7 @@ from neodragon_jax.generation.tokens import cut_notice
 from neodragon_jax.models.attention import STRATEGIES
 from train.data import DTYPES, SampleSpec, SampleWriter
 from train.data.first_frames import describe_pairs
-from train.data.sources import EVALUATION_VIDEOS, held_out_indices
+from train.data.sources import EVALUATION_VIDEOS, held_out_indices, is_enough
 from train.flow.first_frames import DRAWN, GENERATED
 from train.flow.stage_starts import start_shapes
 from train.flow.teacher_sampler import Request, TeacherSampler, TeacherSamplesOptions, load_teacher, make_request
@@ -181,12 +181,13 @@ def _describe_first_frames(request: Request) -> str:
 def _notice_of_few(request: Request) -> str:
     """Return the line on videos that are too few, or of too few prompts, for `train.dmd`, or ''."""
     count, prompts = request.options.count, len(request.prompts)
-    if request.settings.size[0] == 1 or held_out_indices(count, EVALUATION_VIDEOS, prompts)[0]:
+    left, held_out = held_out_indices(count, EVALUATION_VIDEOS, prompts)
+    if request.settings.size[0] == 1 or is_enough(left, held_out):
         return ''
     return (
-        f'train.dmd will refuse these samples: it holds out {EVALUATION_VIDEOS} of them and their prompts, and nothing '
-        f'is left of {count} samples of {prompts} prompts. Stop, and give more than {EVALUATION_VIDEOS} prompts and '
-        'samples; or set config.dmd.evaluation.videos and config.loop.evaluate_every of train.dmd to 0.\n'
+        f'train.dmd will refuse these samples: it holds out {EVALUATION_VIDEOS} of them and their prompts, and '
+        f'{len(left)} are left of {count} samples of {prompts} prompts. Stop, and give many more than '
+        f'{EVALUATION_VIDEOS} prompts and samples; or set config.dmd.evaluation.videos and config.loop.evaluate_every of train.dmd to 0.\n'
     )
 
 

@@ -9,6 +9,7 @@ processes are removed by the next process that writes into the folder.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import functools
 import hashlib
 import os
@@ -63,28 +64,34 @@ def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: PathLike, replace: bool = False) -> Iterator[pathlib.Path]:
+def atomic_folder(path: PathLike, replace: bool = False, keep_equal: bool = False) -> Iterator[pathlib.Path]:
     """Yield a new temporary folder, and rename it to `path` when the block ends without an exception.
 
     Args:
-      path: the folder to make; an empty one may exist.
+      path: the folder to make; an empty one may exist. If it is a link, the folder that the link names.
       replace: whether a folder with content may exist. It stays until the new one is complete; of the two renames that
         swap them, the first is undone if the second fails.
+      keep_equal: leave an existing folder as it is if it has every new file with the same content already, so that
+        other files in it stay.
     Raises:
       InputError: `path` is a file, or a folder with content and not `replace`; the temporary folder is then not made.
     """
     if bucket.is_bucket(path):
-        with bucket.uploaded_folder(path, replace) as draft:
+        with bucket.uploaded_folder(path, replace, keep_equal) as draft:
             yield draft
         return
-    path = pathlib.Path(path)
+    # The temporary folder must be on the disk of the folder that it replaces.
+    path = pathlib.Path(os.path.realpath(path) if os.path.islink(path) else path)
     _check_folder(path, replace)
     temporary = _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
         _check_folder(path, replace)
-        _swap(temporary, path)
+        if keep_equal and _holds(path, temporary):
+            shutil.rmtree(temporary)
+        else:
+            _swap(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -222,6 +229,12 @@ def _check_folder(path: pathlib.Path, replace: bool) -> None:
         raise InputError(f'{path} is a file; give the name of a folder.')
     if path.is_dir() and not replace and any(not child.name.startswith(LOCK_PREFIX) for child in path.iterdir()):
         raise InputError(f'{path} exists and is not empty; remove it or choose another folder.')
+
+
+def _holds(path: pathlib.Path, new: pathlib.Path) -> bool:
+    """Return whether the folder `path` has every file of the folder `new`, with the same content."""
+    files = [(file, path / file.relative_to(new)) for file in new.rglob('*') if file.is_file()]
+    return path.is_dir() and all(old.is_file() and filecmp.cmp(file, old, shallow=False) for file, old in files)
 
 
 def _swap(new: pathlib.Path, path: pathlib.Path) -> None:

@@ -9,9 +9,11 @@ If STORAGE_EMULATOR_HOST is set, everything goes to that emulator, checkpoints i
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import pathlib
@@ -206,13 +208,16 @@ def uploaded_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def uploaded_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterator[pathlib.Path]:
+def uploaded_folder(
+    path: str | os.PathLike[str], replace: bool = False, keep_equal: bool = False
+) -> Iterator[pathlib.Path]:
     """Yield an empty local folder, and upload its files when the block ends without an exception.
 
     Nothing is uploaded from a folder without files.
 
     Args:
       replace: whether a folder with content may exist; its files are then removed.
+      keep_equal: leave an existing folder as it is if it is complete and has every file with the same content already.
     Raises:
       InputError: there is content, and not `replace`.
     """
@@ -222,8 +227,24 @@ def uploaded_folder(path: str | os.PathLike[str], replace: bool = False) -> Iter
     with tempfile.TemporaryDirectory(prefix='neodragon-') as folder:
         yield pathlib.Path(folder)
         names = [file for file in sorted(pathlib.Path(folder).rglob('*')) if file.is_file()]
-        if names:
-            _replace(remote, {f'{remote}/{file.relative_to(folder).as_posix()}': file for file in names})
+        files = {f'{remote}/{file.relative_to(folder).as_posix()}': file for file in names}
+        if files and not (keep_equal and _holds(remote, files)):
+            _replace(remote, files)
+
+
+def _holds(remote: str, files: Mapping[str, pathlib.Path]) -> bool:
+    """Return whether a folder is complete and has the given files with the same content."""
+    found = {SCHEME + name: info for name, info in filesystem().find(remote, detail=True).items()}
+    # An object without a hash, which several uploads were composed to, counts as another.
+    return f'{remote}/{INCOMPLETE}' not in found and all(
+        name in found and found[name].get('md5Hash') == _md5(file) for name, file in files.items()
+    )
+
+
+def _md5(file: pathlib.Path) -> str:
+    """Return the hash of a file as Google Cloud Storage writes it."""
+    with file.open('rb') as content:
+        return base64.b64encode(hashlib.file_digest(content, 'md5').digest()).decode()
 
 
 def _replace(remote: str, files: Mapping[str, pathlib.Path]) -> None:

@@ -50,15 +50,15 @@ def make_batch(pooled_scale: float = 1.0) -> dict[str, jax.Array]:
     }
 
 
-def point_program(monkeypatch=None, **options) -> dmd.DMD:
-    """Return the program with the closed-form denoiser in place of the network."""
+def point_program(length: int = FRAMES, **options) -> dmd.DMD:
+    """Return the program, for `length` latent frames, with the closed-form denoiser in place of the network."""
     config = dmd.DMDConfig(checkpoint=str(TINY_CHECKPOINT), dtype='float32', remat='none', **options)
     negative = {
         'text': np.zeros((4, 64), np.float32),
         'text_mask': np.ones(4, np.int32),
         'pooled': np.ones(6, np.float32),
     }
-    program = dmd.DMD(config, negative, FRAMES)
+    program = dmd.DMD(config, negative, length)
     program.module = program.teacher_module = PointMass()  # pyright: ignore[reportAttributeAccessIssue]
     program.negative = program.negative._replace(text=np.zeros((4, 8), np.float32))  # pyright: ignore[reportArgumentType]
     program.teacher = point(0)

@@ -7,7 +7,8 @@ import pathlib
 import shutil
 
 from support.toy_program import checkpoint_steps
-from train.runtime.loop import CHECKPOINTS, RESULT
+from train.runtime.loop import CHECKPOINTS
+from train.runtime.results import RESULT
 
 
 def digests(folder: pathlib.Path) -> dict[str, str]:

@@ -92,7 +92,7 @@ def test_error_of_one_process_ends_the_job_at_once(tmp_path):
         'from train.runtime.processes import of_first_process\n'
         'def main(settings, dry_run):\n'
         '    start_processes()\n'
-        '    print(of_first_process({"numbers": [1.5, jax.process_index()]}))\n'
+        '    print(of_first_process({"numbers": [1.5, float("nan"), -float("inf"), jax.process_index()]}))\n'
         '    if jax.process_index() == 1:\n'
         '        raise InputError("the disk of this host is not there; mount it.")\n'
         '    time.sleep(600)\n'
@@ -100,7 +100,7 @@ def test_error_of_one_process_ends_the_job_at_once(tmp_path):
     )
     with Job([str(path)], tmp_path / 'log.txt', devices=1) as job:
         assert job.wait(60) == 2, job.output
-        assert "[0] {'numbers': [1.5, 0]}" in job.output and "[1] {'numbers': [1.5, 0]}" in job.output
+        assert all(f"[{process}] {{'numbers': [1.5, nan, -inf, 0]}}" in job.output for process in (0, 1))
         assert '[1] error: the disk of this host is not there; mount it.\n' in job.output
         assert 'launch: process 1 of 2 failed with status 2' in job.output
 

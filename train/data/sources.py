@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from neodragon_jax.base.errors import InputError
@@ -77,12 +78,19 @@ def hold_out(source: Source, count: int, prompts: int = 0, setting: str = 'held_
         on. 0 where samples do not repeat prompts.
       setting: the setting that `count` is from, with the folder of the samples, for the message.
     Raises:
-      InputError: nothing would be left to train on.
+      InputError: nothing would be left to train on, or less than half of the samples that are not held out.
     """
     left, held_out = held_out_indices(len(source), count, prompts)
-    if count < 0 or not left:
+    if count < 0 or not is_enough(left, held_out):
         of = f'{len(source)} with {prompts} prompts' if prompts else f'{len(source)}'
-        raise InputError(f'{setting}: {count} samples are to be held out of {of}; hold out fewer, or add data.')
+        remain = f', which leaves {len(left)} of other prompts to train on' if prompts and count >= 0 else ''
+        more = 'make samples of more prompts' if prompts else 'add data'
+        raise InputError(f'{setting}: {count} samples are to be held out of {of}{remain}; hold out fewer, or {more}.')
+    if len(left) < held_out.start and jax.process_index() == 0:
+        print(
+            f'{setting}: besides the {count} samples held out, {held_out.start - len(left)} repeat their prompts; '
+            f'{len(left)} of {len(source)} remain to train on.'
+        )
     return Part(source, left), Part(source, held_out)
 
 
@@ -94,6 +102,11 @@ def held_out_indices(samples: int, count: int, prompts: int = 0) -> tuple[Sequen
         return rest, held_out
     unseen = {index % prompts for index in held_out}
     return [index for index in rest if index % prompts not in unseen], held_out
+
+
+def is_enough(left: Sequence[int], held_out: range) -> bool:
+    """Return whether `hold_out` accepts what `held_out_indices` returned: most samples that are not held out remain."""
+    return len(left) > 0 and 2 * len(left) >= held_out.start
 
 
 def stacked(source: Source) -> dict[str, np.ndarray]:

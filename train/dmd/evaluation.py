@@ -52,7 +52,7 @@ class EvaluationConfig:
     Attributes:
       videos: V, samples held out from the end of the data; 0 for no evaluation.
       lowest, highest: band of the ratios of motion, sharpness and saturation.
-      stop: end the run when a ratio leaves the band, instead of warning.
+      stop: end the run when a ratio leaves the band, instead of warning; the same command ends again.
       stop_after: steps before which the run is not ended.
     """
 
@@ -206,7 +206,11 @@ class StudentEvaluation:
             'videos of this step'
         )
         if config.stop and step >= config.stop_after:
-            raise DivergedError(f'{message}, then lower the learning rate or change the objectives.', metrics)
+            raise DivergedError(
+                f'{message}. To go on from here, set config.dmd.evaluation.stop to False; to lower the learning rate '
+                'before it, delete the checkpoints from this step on, or choose another workdir.',
+                metrics,
+            )
         if jax.process_index() == 0:
             print(f'warning: {message}.')
 
@@ -216,12 +220,12 @@ def compared(
 ) -> dict[str, float]:
     """Return METRIC/unit{u} for every generated unit, and METRIC, of the units' means: student over teacher.
 
-    Unit 0 is one frame, so that it has sharpness and saturation alone; METRIC is without it.
+    Unit 0 is one frame, so that it has sharpness and saturation alone; METRIC is without it, and absent without others.
     """
     units = range(max(first_unit, 1), 1 + (len(student[0]) - 1) // FRAMES_PER_UNIT)
-    ours, theirs = (np.asarray([unit_metrics(videos, unit) for unit in units]) for videos in (student, teacher))
-    metrics = _ratios(ours.mean(axis=0), theirs.mean(axis=0))
-    for unit, pair in zip(units, zip(ours, theirs, strict=True), strict=True):
+    pairs = {unit: [unit_metrics(videos, unit) for videos in (student, teacher)] for unit in units}
+    metrics = _ratios(*np.mean(list(pairs.values()), axis=0)) if pairs else {}
+    for unit, pair in pairs.items():
         metrics |= {f'{name}/unit{unit}': value for name, value in _ratios(*pair).items()}
     if first_unit == 0:
         of_frame = _ratios(first_frame_metrics(student), first_frame_metrics(teacher))

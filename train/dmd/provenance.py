@@ -66,6 +66,11 @@ def check_samples(config: DMDConfig, record: Mapping[str, Any]) -> None:
             )
     _check_first_frame(config, record)
     _compare_modifiers(config, record)
+    if 'prompt_count' not in record and config.evaluation.videos:
+        _warn(
+            'an earlier version made the samples and did not record how many prompts they repeat. Other samples of the '
+            'held-out prompts may be trained on.'
+        )
 
 
 def _check_first_frame(config: DMDConfig, record: Mapping[str, Any]) -> None:
@@ -87,6 +92,12 @@ def _check_first_frame_model(config: DMDConfig, made_by: str | None) -> None:
     The distillation does not run that model. So it is not downloaded for this, and its absence is told.
     """
     folder = shipped.find(config.checkpoint, ()) / FIRST_FRAME_UNET
+    if made_by is None:
+        _warn(
+            'an earlier version made the samples and did not record the first-frame model that drew them. If it is not '
+            f"the one of {config.checkpoint}, the student's first frames differ from those that it learns from."
+        )
+        return
     if not is_there(folder):
         if jax.process_index() == 0:
             print(f'{folder} is not here, so that it is not compared with the model of the samples, {made_by}.')
@@ -103,9 +114,15 @@ def _check_first_frame_model(config: DMDConfig, made_by: str | None) -> None:
 def _compare_modifiers(config: DMDConfig, record: Mapping[str, Any]) -> None:
     """Warn if generation appends other words to a prompt than the samples had."""
     used, appended = record.get('prompt_modifier'), generation.read(config.checkpoint).prompt_modifier
-    if used is not None and used != appended and jax.process_index() == 0:
-        print(
-            f'warning: the samples were made with prompt_modifier {used!r}, generation with the checkpoint '
-            f'{config.checkpoint} appends {appended!r}. Make the samples without --prompt-modifier, or write the '
-            "samples' modifier into the checkpoint's generation.json."
+    if used is not None and used != appended:
+        _warn(
+            f'the samples were made with prompt_modifier {used!r}, generation with the checkpoint {config.checkpoint} '
+            f"appends {appended!r}. Make the samples without --prompt-modifier, or write the samples' modifier into "
+            "the checkpoint's generation.json."
         )
+
+
+def _warn(text: str) -> None:
+    """Print a warning, on process 0."""
+    if jax.process_index() == 0:
+        print(f'warning: {text}')

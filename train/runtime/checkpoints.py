@@ -110,9 +110,10 @@ class Checkpoints:
         """Return the step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def best(self) -> int | None:
-        """Return the step of the best checkpoint by the metric of its evaluation; None if none has the metric."""
-        return next(iter(self._keep.ranked(self._metrics)), None)
+    def best(self) -> dict[str, Any] | None:
+        """Return step, metric and mode of the best checkpoint, as JSON; None if no evaluation has the metric."""
+        best = [{'step': step, self._keep.metric: value} for step, value in self._keep.ranked(self._metrics).items()]
+        return best[0] | {'mode': self._keep.mode} if best else None
 
     def _check(self, step: int) -> None:
         """Raise InputError if a checkpoint's metadata are damaged, or differ from this run's."""
@@ -145,8 +146,8 @@ class Checkpoints:
     def _damaged(self, step: int, reason: str) -> InputError:
         """Return the error of a damaged checkpoint."""
         return InputError(
-            f'{self._folder / str(step)}: the checkpoint is damaged ({reason}); delete this folder to continue from '
-            'the checkpoint before it.'
+            f'{self._folder / str(step)}: the checkpoint is damaged ({reason}); delete this folder to continue '
+            'without it.'
         )
 
     def _records(self, step: int, manager: ocp.CheckpointManager | None = None, **more: Any) -> Any:
@@ -206,6 +207,17 @@ class Checkpoints:
         bad = [self._folder / str(step) for step in steps if good is None or step > good]
         then = f'to continue from step {good}' if good is not None else 'to start again: no other checkpoint is good'
         raise InputError(f'{bad[0]}: the checkpoint is damaged ({reason}); delete {", ".join(map(str, bad))} {then}.')
+
+    def restore_best(self, abstract_state: Any) -> Any:
+        """Return the state of the best checkpoint, which must exist; raise InputError if it is damaged."""
+        best = self.best()
+        assert best is not None
+        try:
+            return self._restore(best['step'], abstract_state)[0]
+        except InputError:
+            raise
+        except Exception as error:
+            raise self._damaged(best['step'], type(error).__name__) from error
 
     def _restore(
         self, step: int, abstract_state: Any, manager: ocp.CheckpointManager | None = None

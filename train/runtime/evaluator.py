@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -43,6 +43,23 @@ class Evaluator:
         """Return whether an evaluation follows after `done` steps."""
         every = self._config.evaluate_every
         return bool(every) and (done % every == 0 or done == self._config.steps)
+
+    def is_missing(self, done: int, passed: Collection[str] | None) -> bool:
+        """Return whether the run must not go on from a checkpoint before its state is evaluated.
+
+        Args:
+          passed: what `passed` returned when the checkpoint was saved; None also for one of an earlier version.
+        """
+        lacks_best = passed is not None and self._config.keep_best and self._config.best_metric not in passed
+        return self.due(done) and (passed is None or bool(lacks_best))
+
+    def passed(self, scores: dict[str, float] | None) -> list[str] | None:
+        """Return what a checkpoint tells of the evaluation of its state: its metrics; None if it failed or was not due.
+
+        Args:
+          scores: result of `run`; None if the state was not evaluated.
+        """
+        return None if scores is None or self.failure else sorted(scores)
 
     def run(
         self,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import pathlib
 import sys
 import threading
 from collections.abc import Mapping
@@ -24,8 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from neodragon_jax.base.atomic import atomic_folder
-from neodragon_jax.base.bucket import StoragePath, check_bucket, is_bucket
+from neodragon_jax.base.bucket import check_bucket, is_bucket
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import UNTIL_EXPIRED_S, folder_lock
 from neodragon_jax.base.processes import start_processes
@@ -43,6 +41,7 @@ from train.runtime.plan import plan
 from train.runtime.processes import wait_for_processes
 from train.runtime.profiler import Profiler
 from train.runtime.program import DivergedError, EvaluatedProgram, LoopConfig, Metrics, Program, State
+from train.runtime.results import RESULT, restore_best, write_if_best, write_result
 from train.runtime.sharding import make_mesh, put
 from train.runtime.step import (
     COUNTERS,
@@ -76,21 +75,22 @@ __all__ = [
 ]
 
 # Names inside the run's folder.
-CHECKPOINTS, RESULT, BEST, PROFILE = 'checkpoints', 'result', 'best', 'profile'
+CHECKPOINTS, PROFILE = 'checkpoints', 'profile'
 
 
 def run(program: Program, source: Source, config: LoopConfig) -> Any:
     """Train to `config.steps`, from the newest checkpoint in `config.workdir` if there is one.
 
     At the end `program.finish` writes to `workdir/result`. On SIGTERM, on the first Ctrl-C, or before a preemption of
-    the pod, the run saves a checkpoint and exits with status 0; the same command resumes from it.
+    the pod, the run saves a checkpoint and exits with status 0; the same command resumes from it. A run that
+    its evaluation ended, or that diverged in its last steps, ends with the same error when it is repeated.
 
     Returns:
       The program's state after the last step, sharded.
     Raises:
       InputError: the configuration does not fit the devices, the data, the program or the checkpoint, or the processes
         do not agree on it.
-      DivergedError: `config.max_skips` steps in a row were not finite.
+      DivergedError: `config.max_skips` steps in a row were not finite, or an evaluation ended the run.
     """
     _prepare(config)
     mesh, goodput, metadata = make_mesh(config.mesh), Goodput(), _metadata(program, source, config)
@@ -104,10 +104,14 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             parts = _open(stack, program, source, config, mesh, metadata)
             frozen = put(host_frozen, shardings_of(abstract.frozen))
             del host_frozen
-            carry, root_key = _begin(program, config, abstract, frozen, parts)
+            carry, root_key, place = _begin(program, config, abstract, frozen, parts)
+        start = parts.checkpoints.latest() or 0
+        if start and evaluator.is_missing(start, place.get('passed')):
+            with goodput.spending(EVALUATION):
+                _evaluate_restored(evaluator, carry.state, frozen, start, parts.log)
         compiled, window = CompiledSteps(program, abstract, parts.log.print_line), Window(goodput, mesh, COUNTERS)
 
-        for done in range((parts.checkpoints.latest() or 0) + 1, config.steps + 1):
+        for done in range(start + 1, config.steps + 1):
             watch.at(done)
             with goodput.spending(COMPILE):
                 step = compiled.step(program.variant(done - 1))
@@ -122,26 +126,27 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             last = done == config.steps
             values = window.read() if last or done % config.log_every == 0 else {}
             if values and values['skipped_in_a_row'] >= config.max_skips:
-                _end_diverged(parts, carry, root_key, done, values, config.workdir)
+                _end_diverged(parts, carry, root_key, done, values, config)
             with goodput.spending(EVALUATION):
-                scores = evaluator.run(carry.state, frozen, done, parts.log.show) if evaluator.due(done) else {}
+                scores = evaluator.run(carry.state, frozen, done, parts.log.show) if evaluator.due(done) else None
             if values or scores:
-                parts.log.write(done, values | scores)
+                parts.log.write(done, values | (scores or {}))
             # Called every step: the processes of a pod agree on the step at which they stop.
             stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
             every = done % config.checkpoint_every == 0 or bool(scores and config.keep_best)
             if last or stopped or every or evaluator.failure:
                 with goodput.spending(CHECKPOINT):
                     parts.log.sync()
-                    parts.checkpoints.save(done, carry, _place(parts.loader, root_key), scores)
-                    _write_best(program, carry.state, parts.checkpoints, config, done)
+                    place = _place(parts.loader, root_key) | {'passed': evaluator.passed(scores)}
+                    parts.checkpoints.save(done, carry, place, scores or {})
+                    write_if_best(program, carry.state, done, parts.checkpoints, config.folder)
             if evaluator.failure:
                 parts.checkpoints.wait()
                 raise evaluator.failure
             if stopped and not last:
                 _stop(parts, program, done)
         parts.checkpoints.wait()
-        _finish(program, carry.state, config.folder / RESULT)
+        write_result(program, carry.state, config.folder / RESULT)
         parts.log.print_line(f'{program.name}: {goodput.describe()}')
     return carry.state
 
@@ -210,19 +215,17 @@ def _open(
     )
 
 
-def _finish(program: Program, state: Any, folder: StoragePath) -> None:
-    """Write the result of a state; it takes the place of an earlier one when it is complete."""
-    if jax.process_index() != 0:
-        program.finish(state, pathlib.Path('unused'))
-        return
-    with atomic_folder(folder, replace=True) as local:
-        program.finish(state, local)
+def _evaluate_restored(evaluator: Evaluator, state: Any, frozen: Any, done: int, log: MetricsLog) -> None:
+    """Evaluate the state of a checkpoint whose evaluation ended the run, or that has none.
 
-
-def _write_best(program: Program, state: Any, checkpoints: Checkpoints, config: LoopConfig, step: int | None) -> None:
-    """Write the result of a state into the folder BEST if the checkpoint of its step is the best."""
-    if config.keep_best and checkpoints.best() == step:
-        _finish(program, state, config.folder / BEST)
+    Raises:
+      DivergedError, InputError: as the evaluation before.
+    """
+    log.print_line(f'evaluating the checkpoint of step {done}: no evaluation that it passed is recorded')
+    scores = evaluator.run(state, frozen, done, log.show)
+    log.write(done, scores)
+    if evaluator.failure:
+        raise evaluator.failure
 
 
 def _stop(parts: _Parts, program: Program, done: int) -> None:
@@ -233,14 +236,17 @@ def _stop(parts: _Parts, program: Program, done: int) -> None:
 
 
 def _end_diverged(
-    parts: _Parts, carry: Carry, root_key: PRNGKeyArray, done: int, values: Mapping[str, float], workdir: str
+    parts: _Parts, carry: Carry, root_key: PRNGKeyArray, done: int, values: Mapping[str, float], config: LoopConfig
 ) -> None:
     """Save the state before the non-finite steps, and raise DivergedError."""
     parts.log.write(done, values)
     parts.log.sync()
-    parts.checkpoints.save(done, _without_skips(carry), _place(parts.loader, root_key), {})
+    skipped = int(values['skipped_in_a_row'])
+    # A run without steps left would end well when it is repeated.
+    place = _place(parts.loader, root_key) | {'diverged_at_end': skipped if done == config.steps else 0}
+    parts.checkpoints.save(done, _without_skips(carry), place, {})
     parts.checkpoints.wait()
-    raise DivergedError(_divergence(done, values, workdir))
+    raise _diverged(done, skipped, config)
 
 
 def _loader(source: Source, config: LoopConfig, mesh: jax.sharding.Mesh) -> Loader:
@@ -256,8 +262,12 @@ def _loader(source: Source, config: LoopConfig, mesh: jax.sharding.Mesh) -> Load
 
 def _begin(
     program: Program, config: LoopConfig, abstract: Arguments, frozen: Any, parts: _Parts
-) -> tuple[Carry, PRNGKeyArray]:
-    """Return the initial or restored carry, and the key of all steps; set the loader to its position."""
+) -> tuple[Carry, PRNGKeyArray, dict[str, Any]]:
+    """Return the initial or restored carry, the key of all steps, and the checkpoint's place; set the loader to it.
+
+    Raises:
+      DivergedError: the checkpoint is of a run that diverged in its last steps, and no step is added.
+    """
 
     def keys(seed: jax.Array) -> tuple[PRNGKeyArray, PRNGKeyArray]:
         init_key, root_key = jax.random.split(jax.random.key(seed))
@@ -269,15 +279,16 @@ def _begin(
         begin = functools.partial(initial, program)
         compiled = jax.jit(begin, out_shardings=shardings_of(abstract.carry)).lower(init_key, frozen).compile()
         wait_for_processes()
-        return compiled(init_key, frozen), root_key
+        return compiled(init_key, frozen), root_key, {}
+    restore_best(program, abstract.carry, parts.checkpoints, config.folder)
     carry, place = parts.checkpoints.restore(abstract.carry)
-    # The run may have been killed between this checkpoint and its result.
-    _write_best(program, carry.state, parts.checkpoints, config, parts.checkpoints.latest())
+    if parts.checkpoints.latest() == config.steps and place.get('diverged_at_end'):
+        raise _diverged(config.steps, place['diverged_at_end'], config)
     parts.log.print_line(f'{program.name}: continuing from the checkpoint of step {parts.checkpoints.latest()}')
     parts.loader.set_state(place['data'])
     # Use the stored key: another version of JAX may derive a different key from the seed.
     stored = put(np.asarray(place['key'], np.uint32), sharding)
-    return carry, jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(stored)
+    return carry, jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(stored), place
 
 
 def _place(loader: Loader, root_key: PRNGKeyArray) -> dict[str, Any]:
@@ -304,9 +315,10 @@ def _metadata(program: Program, source: Source, config: LoopConfig) -> dict[str,
     return program.metadata() | {'program': program.name, 'optimizers': optimizer_kinds(program)} | order
 
 
-def _divergence(done: int, values: Mapping[str, float], workdir: str) -> str:
-    """Return the message of a run that skips all its steps."""
-    return (
-        f'step {done}: the last {values["skipped_in_a_row"]:.0f} steps had a loss or gradient that is not finite; the '
-        f'state before them is saved in {workdir}. Lower the learning rate or look at the data, then run again.'
+def _diverged(done: int, skipped: int, config: LoopConfig) -> DivergedError:
+    """Return the error of a run that skips all its steps."""
+    then = 'run again' if done < config.steps else 'run again with a larger config.loop.steps: none is left'
+    return DivergedError(
+        f'step {done}: the last {skipped} steps had a loss or gradient that is not finite; the state before them is '
+        f'saved in {config.workdir}. Lower the learning rate or look at the data, then {then}.'
     )

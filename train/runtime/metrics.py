@@ -60,9 +60,9 @@ class MetricsLog:
         if not self._primary:
             return
         self._mirror = Mirror(folder, resumed=(JSON_LINES,))
-        path = self._mirror.local / JSON_LINES
-        _keep_lines(path, start)
-        self._file = path.open('a')
+        self._path = self._mirror.local / JSON_LINES
+        self._last = _keep_lines(self._path, start)
+        self._file = self._path.open('a')
         self._board = tensorboardX.SummaryWriter(str(self._mirror.local / 'tensorboard'), purge_step=start + 1)
         self._shown, self._steps, self._start = tuple(shown), steps, start
         self._lines = progress and not sys.stderr.isatty()
@@ -88,13 +88,12 @@ class MetricsLog:
             sys.stdout.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the metrics of a step; a non-finite number becomes null."""
+        """Log the metrics of a step, in addition to those that it has; a non-finite number becomes null."""
         if not self._primary:
             return
         plain = {name: float(value) for name, value in values.items()}
-        row = {'step': step} | {name: value if math.isfinite(value) else None for name, value in plain.items()}
-        self._file.write(json.dumps(row) + '\n')
-        self._file.flush()
+        row = {name: value if math.isfinite(value) else None for name, value in plain.items()}
+        self._write_row({'step': step} | row)
         for name, value in plain.items():
             if math.isfinite(value):
                 self._board.add_scalar(name, value, step)
@@ -102,6 +101,17 @@ class MetricsLog:
             shown = self._to_show({name: plain[name] for name in plain if name.startswith(EVALUATION) == evaluated})
             if shown:
                 self.print_line('  '.join([f'step {step}', *(f'{name} {value:.4g}' for name, value in shown.items())]))
+
+    def _write_row(self, row: dict[str, Any]) -> None:
+        """Write the row of a step; if the last row is of the same step, extend that one."""
+        if self._last.get('step') == row['step']:
+            self._file.close()
+            row = self._last | row
+            _keep_lines(self._path, row['step'] - 1)
+            self._file = self._path.open('a')
+        self._last = row
+        self._file.write(json.dumps(row) + '\n')
+        self._file.flush()
 
     def show(self, step: int, folder: pathlib.Path) -> None:
         """Log the samples of an evaluation as TensorBoard's images."""
@@ -197,13 +207,14 @@ def read_metrics(folder: StoragePath) -> list[dict[str, Any]]:
     return _rows(path) if path.exists() else []
 
 
-def _keep_lines(path: pathlib.Path, last: int) -> None:
-    """Drop the rows after a step, and an unfinished last row of a killed process."""
+def _keep_lines(path: pathlib.Path, last: int) -> dict[str, Any]:
+    """Drop the rows after a step, and an unfinished last row of a killed process; return the last one, {} for none."""
     if not path.exists():
-        return
-    kept = [json.dumps(row) + '\n' for row in _rows(path) if row['step'] <= last]
+        return {}
+    kept = [row for row in _rows(path) if row['step'] <= last]
     with atomic_file(path) as partial:
-        partial.write_text(''.join(kept))
+        partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    return kept[-1] if kept else {}
 
 
 def _rows(path: StoragePath) -> list[dict[str, Any]]:

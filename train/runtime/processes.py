@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from neodragon_jax.base.json_file import parse_json
+from neodragon_jax.base.json_file import parse_own_json
 
 # Largest difference in seconds between processes in loading and compiling.
 LONGEST_WAIT_S = 3600
@@ -45,10 +45,10 @@ def exit_process(status: int) -> NoReturn:
 
 
 def of_first_process(value: Any) -> Any:
-    """Return the JSON value of process 0 on every process; all must call it."""
+    """Return the JSON value of process 0, whose numbers may be not finite, on every process; all must call it."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8) if jax.process_index() == 0 else np.zeros(0, np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
     received = multihost_utils.broadcast_one_to_all(text if text.size == size else np.zeros(size, np.uint8))
-    return parse_json(np.asarray(received, np.uint8).tobytes(), object, 'process 0')
+    return parse_own_json(np.asarray(received, np.uint8).tobytes())

@@ -82,7 +82,7 @@ class Program(Protocol):
         """Write the result into `folder`, which is empty.
 
         Every process calls it, with sharded arrays; only process 0 writes. The state is the last one, or the best so
-        far where the settings keep that.
+        far where the settings keep that. Equal states must give equal files, which a repeated run leaves alone.
         """
         ...
 
@@ -103,7 +103,8 @@ class EvaluatedProgram(Program, Protocol):
         randomness from the step, so that a resumed run evaluates like an uninterrupted one.
 
         Raises:
-          DivergedError: the run should end; samples, metrics and a checkpoint are kept.
+          DivergedError: the run should end; samples, metrics and a checkpoint are kept. A run that resumes from that
+            checkpoint evaluates it first.
         """
         ...
 
@@ -114,6 +115,7 @@ class LoopConfig:
 
     Attributes:
       workdir: folder for checkpoints, logs, samples and the result, shared by all processes; local, or gs://BUCKET/PATH.
+        Keep files of your own elsewhere: a run that trains further replaces the folders of its results.
       steps: length of the run.
       batch_size: samples in a batch, over all devices and processes.
       updates: None for batches [batch, ...]; n for [n, batch, ...], different samples for each update in a step.
@@ -121,7 +123,7 @@ class LoopConfig:
       checkpoint_every: steps between checkpoints.
       keep: newest checkpoints to keep.
       keep_best: best checkpoints by `best_metric` to keep as well; if positive, every evaluation saves a checkpoint,
-        and workdir/best holds the result as of the best one.
+        and workdir/best holds the result as of the best one, with its step and metric in best.json.
       best_metric: a metric of the program's evaluation, such as 'eval/psnr'.
       best_mode: 'min' where lower is better, or 'max'.
       evaluate_every: steps between evaluations; the last one is at the end. 0 turns evaluations off.

@@ -108,3 +108,30 @@ def test_atomic_folder_undoes_half_a_swap(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='no'), atomic_folder(path, replace=True) as temporary:
         (temporary / 'part').write_text('new')
     assert names(path) == ['old'] and names(tmp_path) == ['bundle']
+
+
+def test_atomic_folder_leaves_an_equal_folder_with_its_other_files(tmp_path):
+    path = full_folder(tmp_path / 'bundle')
+    (path / 'sub').mkdir()
+    (path / 'sub' / 'part').write_text('new')
+    before = path.stat().st_ino
+    for part in ('new', 'NEW'):
+        with atomic_folder(path, replace=True, keep_equal=True) as temporary:
+            (temporary / 'sub').mkdir()
+            (temporary / 'sub' / 'part').write_text(part)
+        assert (path.stat().st_ino == before) == ('old' in names(path)) == (part == 'new')
+    assert (path / 'sub' / 'part').read_text() == 'NEW' and names(tmp_path) == ['bundle']
+
+
+@pytest.mark.parametrize('target', ['disk/real', 'disk/not yet made'])
+def test_atomic_folder_keeps_a_link_to_another_disk(tmp_path, target):
+    (tmp_path / 'disk').mkdir()
+    full_folder(tmp_path / 'disk' / 'real')
+    (tmp_path / 'link').symlink_to(target)
+    for part in ('first', 'second'):
+        with atomic_folder(tmp_path / 'link', replace=True) as temporary:
+            assert temporary.parent == tmp_path / 'disk'  # a rename does not cross disks
+            (temporary / 'part').write_text(part)
+        assert (tmp_path / 'link').is_symlink() and (tmp_path / target / 'part').read_text() == part
+        assert names(tmp_path / target) == ['part']
+    assert names(tmp_path) == ['disk', 'link'] and not any(name.startswith('.') for name in names(tmp_path / 'disk'))

@@ -57,6 +57,22 @@ def test_a_folder_replaces_the_files_of_an_older_one(bucket):
     assert names(bucket / 'out') == ['sub'] and (bucket / 'out' / 'sub' / 'kept').read_text() == '2'
 
 
+def test_an_equal_folder_is_left_with_its_other_files(bucket, bucket_store):
+    with atomic_folder(bucket / 'out') as draft:
+        write(draft, sub__part='1')
+    (bucket / 'out' / 'own').write_text('x')
+    generation = lambda: bucket_store.info(os.fspath(bucket / 'out' / 'sub' / 'part'))['generation']
+    before = generation()
+    with atomic_folder(bucket / 'out', replace=True, keep_equal=True) as draft:
+        write(draft, sub__part='1')
+    assert names(bucket / 'out') == ['own', 'sub'] and generation() == before
+    (bucket / 'out' / buckets.INCOMPLETE).write_text('')
+    for part in '12':
+        with atomic_folder(bucket / 'out', replace=True, keep_equal=True) as draft:
+            write(draft, sub__part=part)
+        assert names(bucket / 'out') == ['sub'] and (bucket / 'out' / 'sub' / 'part').read_text() == part
+
+
 def test_a_folder_whose_upload_was_interrupted_is_refused_until_it_is_written_again(bucket, monkeypatch):
     def fail(files):
         raise KeyboardInterrupt

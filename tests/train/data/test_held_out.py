@@ -20,7 +20,25 @@ def test_a_held_out_prompt_is_in_no_training_sample():
     assert len(hold_out(source, 2, prompts=20)[0]) == 18
     with pytest.raises(InputError, match=r'^config\.x, data: 6 samples are to be held out of 20 with 6 prompts'):
         hold_out(source, 6, prompts=6, setting='config.x, data')
+    with pytest.raises(InputError, match=r'^x: 3 samples are to be held out of 2; hold out fewer, or add data'):
+        hold_out(Numbers(2), 3, setting='x')
     assert len({identity(part) for part in (training, plain, held_out)}) == 3
+
+
+def test_samples_that_are_lost_with_their_prompt_are_told(capsys):
+    for prompts in (0, 512):  # no sample repeats a prompt
+        assert len(hold_out(Numbers(512), 16, prompts)[0]) == 496 and not capsys.readouterr().out
+    assert len(hold_out(Numbers(512), 16, 100, 'config.x, data')[0]) == 420
+    assert capsys.readouterr().out == (
+        'config.x, data: besides the 16 samples held out, 76 repeat their prompts; 420 of 512 remain to train on.\n'
+    )
+
+
+@pytest.mark.parametrize(('prompts', 'left'), [(20, 100), (17, 30), (16, 0)])
+def test_most_samples_must_remain(prompts, left):
+    message = rf'16 samples .* of 512 with {prompts} prompts, which leaves {left} of other .*samples of more prompts'
+    with pytest.raises(InputError, match=message):
+        hold_out(Numbers(512), 16, prompts)
 
 
 class Numbers:

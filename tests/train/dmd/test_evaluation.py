@@ -123,6 +123,14 @@ def test_a_generated_first_frame_is_compared_too():
     assert 'saturation/unit0' not in compared([gray], [teacher], 1)
 
 
+def test_videos_of_one_frame_have_finite_metrics(tmp_path):
+    program, rows = point_program(protocol='21', length=1), held_out()
+    rows['latents'] = rows['latents'][:, :1]
+    metrics = evaluation(program, rows)(point(1), point(0), 1, tmp_path)
+    assert {'sharpness/unit0', 'saturation/unit0', 'distance'} < metrics.keys() and 'motion' not in metrics
+    assert np.isfinite(list(metrics.values())).all()
+
+
 def test_outside_the_band_it_warns_or_stops(capsys, tmp_path):
     program, rows = point_program(), held_out()
     still = {'point': 0 * point(1)['point']}

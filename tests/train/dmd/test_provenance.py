@@ -16,6 +16,7 @@ from support.goldens import TINY_CHECKPOINT
 from support.point_world import point_program
 from train.data import ArraySpec, RecordSpec, SampleSource, SampleWriter
 from train.dmd import program as dmd
+from train.dmd.evaluation import EvaluationConfig
 from train.dmd.objectives.regression import RegressionConfig
 from train.dmd.objectives.weighted import ObjectivesConfig
 from train.dmd.own_history import OwnHistoryConfig
@@ -30,6 +31,7 @@ RECORD = {
     'steps': [10, 10, 10],
     'first_steps': [20, 20, 20],
     'first_frame': 'generated',
+    'prompt_count': 3,
 }
 DRAWN = {'first_frame': 'model', 'first_frame_model': fingerprint(TINY_CHECKPOINT / FIRST_FRAME_UNET)}
 LATENTS, MASK, POOLED = (2, 8, 8, 16), np.ones(4, np.int32), np.zeros(48, np.float32)
@@ -103,6 +105,17 @@ def test_a_first_frame_model_that_is_not_here_is_not_asked_for(tmp_path, capsys)
         (root / name).symlink_to(TINY_CHECKPOINT / name)
     check_samples(dataclasses.replace(CONFIG, checkpoint=str(root), protocol='18'), RECORD | DRAWN)
     assert f'{FIRST_FRAME_UNET} is not here' in capsys.readouterr().out
+
+
+def test_what_an_earlier_version_did_not_record_is_told_and_not_refused(capsys):
+    """Such samples train as before, and a run on them resumes."""
+    config = dataclasses.replace(CONFIG, protocol='18', evaluation=EvaluationConfig(videos=1))
+    check_samples(config, RECORD | DRAWN)
+    assert not capsys.readouterr().out
+    for key, message in {'first_frame_model': 'first-frame model that', 'prompt_count': 'how many prompts'}.items():
+        check_samples(config, {name: value for name, value in (RECORD | DRAWN).items() if name != key})
+        said = capsys.readouterr().out
+        assert said.startswith('warning: an earlier version made the samples and did not record') and message in said
 
 
 def test_another_modifier_of_the_prompts_is_named(capsys):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -15,26 +14,12 @@ from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError
 from support import goldens
-from support.toy_program import LinearSource, Toy, checkpoint_steps, config_for, traces
+from support.toy_program import LinearSource, Toy, WithEvaluations, checkpoint_steps, config_for, traces
 from train.runtime.loop import LoopConfig, run
 from train.runtime.metrics import read_metrics
 from train.runtime.program import DivergedError
 from train.runtime.settings import defaults, freeze
-from train.runtime.sharding import MeshConfig, to_host
-
-
-@dataclasses.dataclass
-class WithEvaluations(Toy):
-    """A toy with given evaluations by step; without them, the evaluation is the distance covered by the bias."""
-
-    scores: dict[int, float] = dataclasses.field(default_factory=dict)
-    silent: bool = False
-
-    def evaluate(self, state, frozen, folder):
-        bias = [to_host(tree['image_mlp']['linear_2']['bias']) for tree in (state.student, frozen['teacher'])]
-        if not self.silent:
-            np.save(folder / 'bias.npy', bias[0])
-        return {'distance': self.scores.get(int(state.step), float(np.linalg.norm(bias[0] - bias[1])))}
+from train.runtime.sharding import MeshConfig
 
 
 def best_steps(folder) -> list[int]:
@@ -73,15 +58,6 @@ def test_newest_and_best_checkpoints_stay(tmp_path, mode, best):
     assert json.loads((tmp_path / 'best.json').read_text())['best_first'][0]['eval/distance'] == program.scores[best[0]]
     assert read_metrics(tmp_path)[4]['eval/distance'] is None
     assert (tmp_path / 'best' / 'step.txt').read_text() == str(best[0])
-
-
-def test_the_best_result_that_a_killed_run_did_not_write_is_written_by_its_successor(tmp_path):
-    settings = {'evaluate_every': 1, 'keep_best': 1, 'best_metric': 'eval/distance'}
-    program = WithEvaluations(scores={1: 2.0, 2: 1.0, 3: 3.0})
-    run(program, LinearSource(), config_for(tmp_path, steps=2, **settings))
-    shutil.rmtree(tmp_path / 'best')
-    run(program, LinearSource(), config_for(tmp_path, steps=3, **settings))
-    assert (tmp_path / 'best' / 'step.txt').read_text() == '2'
 
 
 def test_an_evaluation_that_ends_the_run_keeps_samples_metrics_and_checkpoint(tmp_path):
