@@ -125,7 +125,7 @@ def test_an_older_sdk_is_named_with_the_one_that_is_needed(refused, runner, bund
 def test_a_bundle_that_does_not_name_its_sdk_is_refused_on_the_htp(refused, bundle, tmp_path):
     change(bundle, lambda manifest: [binary.pop('qnn_sdk') for binary in manifest['binaries']])
     message = refused(bundle, tmp_path / 'out', 'sm8750', env=QNN)
-    assert 'does not tell the QNN SDK that made' in message and 'export the bundle again' in message
+    assert 'does not tell the QNN SDK that made' in message and 'export the bundle again, or run with cpu' in message
 
 
 @pytest.mark.parametrize('missing', ['libQnnHtp.so', 'libonnxruntime_providers_qnn.so'])
