@@ -56,7 +56,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_parser(
         'python -m export',
         'Export the modules of a checkpoint: convert JAX to ONNX, quantize on recorded generations,\n'
-        'compile to QNN context binaries, run them on the HTP simulator, and compare them with JAX in float32.',
+        'compile to QNN context binaries, run them on the HTP simulator, and compare them with JAX in float32, by SNR\n'
+        '(signal-to-noise ratio).',
         EXAMPLES,
         status='1    a graph is below its target, and --allow-below-target is not given',
     )
@@ -149,7 +150,7 @@ def _add_measurements(group: argparse._ArgumentGroup) -> None:
     add('--simulate', action=argparse.BooleanOptionalAction, default=True,
         help='run the binaries on the HTP simulator; takes minutes per call at full size')  # fmt: skip
     add('--simulated-samples', type=int, default=2, metavar='N',
-        help='calls per graph that run on the simulator: those with the lowest ratio on the CPU (default: '
+        help='calls per graph that run on the simulator: those with the lowest SNR on the CPU (default: '
         '%(default)s)')  # fmt: skip
     add('--whole-video', action=argparse.BooleanOptionalAction, default=True,
         help='generate whole videos with the exported graphs on the CPU, if all stages of the denoiser are exported; '
