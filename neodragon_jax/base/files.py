@@ -14,8 +14,8 @@ from neodragon_jax.base.errors import InputError
 
 
 def file_sha256(path: PathLike) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal digits."""
-    with open(path, 'rb') as file:
+    """Return the SHA-256 of a file's bytes in hexadecimal digits; an error of the system names the file."""
+    with naming(path), open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 

@@ -19,6 +19,7 @@ from export.host.recording import Scenes, Video
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.pyramid.sampler import Prompt
+from support.lost_files import lose
 
 CALLS, KEEP, VIDEOS = 5, 2, 4
 PROMPTS, EVALUATION, VALIDATION = ('one', 'two'), ('three', 'four'), ('five',)
@@ -118,6 +119,17 @@ def test_a_damaged_protocol_is_one_line(content, tmp_path):
     with pytest.raises(InputError, match=r'protocol\.json: damaged\. Remove ') as failure:
         record(tmp_path)
     assert '\n' not in str(failure.value)
+
+
+@pytest.mark.parametrize('name', ['protocol.json', 'record.json'])
+def test_a_record_that_the_system_cannot_read_is_not_damaged(name, tmp_path, monkeypatch):
+    """The set takes hours to record; the message on a damaged one says to remove it."""
+    record(tmp_path)
+    lose(monkeypatch, name)
+    with pytest.raises(OSError, match=name):
+        record(tmp_path)
+    monkeypatch.undo()
+    assert not record(tmp_path)[1].generated
 
 
 def test_other_protocols_are_refused_and_larger_sets_serve(tmp_path):
