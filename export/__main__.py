@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from neodragon_jax.base.atomic import check_writable
-from neodragon_jax.base.command_line import PathOption, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import known_entries
 from neodragon_jax.checkpoint import shipped
@@ -48,19 +48,18 @@ examples:
     python -m export --checkpoint CKPT --graphs video_decoder --ranges minmax,percentile,mse --out phone/
 
 Every finished step is kept and checked by its hashes: the same command resumes after an interruption.
-exit status: 0 done, 1 a graph is below its target, 2 wrong input, 3 the system refused a file (a full disk), 130
-interrupted
 """
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
         'python -m export',
-        description='Export the modules of a checkpoint: convert JAX to ONNX, quantize on recorded generations,\n'
-        'compile to QNN context binaries, run them on the HTP simulator, and compare them with JAX in float32.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        'Export the modules of a checkpoint: convert JAX to ONNX, quantize on recorded generations,\n'
+        'compile to QNN context binaries, run them on the HTP simulator, and compare them with JAX in float32, by SNR\n'
+        '(signal-to-noise ratio).',
+        EXAMPLES,
+        status='1    a graph is below its target, and --allow-below-target is not given',
     )
     parser.add_argument('--checkpoint', action=PathOption, names=('hf',), required=True, metavar='DIR|NAME',
         help='root folder of a checkpoint in the released layout, or the name of a shipped one')  # fmt: skip
@@ -151,7 +150,7 @@ def _add_measurements(group: argparse._ArgumentGroup) -> None:
     add('--simulate', action=argparse.BooleanOptionalAction, default=True,
         help='run the binaries on the HTP simulator; takes minutes per call at full size')  # fmt: skip
     add('--simulated-samples', type=int, default=2, metavar='N',
-        help='calls per graph that run on the simulator: those with the lowest ratio on the CPU (default: '
+        help='calls per graph that run on the simulator: those with the lowest SNR on the CPU (default: '
         '%(default)s)')  # fmt: skip
     add('--whole-video', action=argparse.BooleanOptionalAction, default=True,
         help='generate whole videos with the exported graphs on the CPU, if all stages of the denoiser are exported; '

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from neodragon_jax.base.atomic import check_writable
-from neodragon_jax.base.command_line import PathOption, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import known_entries
 
@@ -28,8 +28,6 @@ examples:
 
   two forms for 8 Gen 3:
     python -m export.compare_stage --forms masked,prefix_folded_matrices --soc sm8650 --out out/stage2
-
-exit status: 0 the shipped form saves as much as required, 1 it does not, 2 wrong input
 """
 
 
@@ -67,11 +65,11 @@ class CompareOptions:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
         'python -m export.compare_stage',
-        description='Build a stage of the denoiser in several forms and count operations, bytes and weights.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        'Build a stage of the denoiser in several forms and count operations, bytes and weights.',
+        EXAMPLES,
+        status='1    the shipped form saves less than required',
     )
     add = parser.add_argument
     add('--out', action=PathOption, required=True, metavar='DIR', help='folder for compare.md and compare.json')

@@ -48,7 +48,7 @@ class DeviceOptions:
 
 def parse_options(argv: Sequence[str] | None = None) -> DeviceOptions:
     """Return the options of a command line."""
-    description = 'Copy a bundle to a phone with adb, check its recorded calls, and measure ratios and latencies.'
+    description = 'Copy a bundle to a phone with adb, check its recorded calls, and measure SNR and latencies.'
     parser = command_parser('python -m export.device', description, EXAMPLES)
     add = parser.add_argument
     add('bundle', action=PathOption, metavar='BUNDLE_DIR', help='OUT/bundle of an export')

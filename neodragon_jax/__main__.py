@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath
-from neodragon_jax.base.command_line import EXIT_CODES, PathOption, add_distributed, exit_status
+from neodragon_jax.base.command_line import PathOption, add_distributed, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.progress import ProgressBar
@@ -28,7 +28,7 @@ from neodragon_jax.generation.options import DTYPES, NOISES, ModelOptions, Video
 if TYPE_CHECKING:
     from neodragon_jax.api import Progress, System
 
-EXAMPLES = f"""
+EXAMPLES = """
 Options override the checkpoint's generation.json, which overrides the released defaults. An option always wins.
 
 examples:
@@ -53,8 +53,6 @@ examples:
 
   a small machine: half the bytes per parameter, one module in memory at a time, and the cost of each:
     python -m neodragon_jax --checkpoint CKPT --dtype bfloat16 --low-memory --profile --prompt "..." --out out/
-
-{EXIT_CODES}
 """
 
 
@@ -114,11 +112,10 @@ def parse_options(argv: Sequence[str] | None = None) -> GenerateOptions:
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
         'python -m neodragon_jax',
-        description='Turn prompts into videos with a released or distilled Neodragon checkpoint.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        'Turn prompts into videos with a released or distilled Neodragon checkpoint.',
+        EXAMPLES,
     )
     _add_prompts(parser)
     _add_model(parser)

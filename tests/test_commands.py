@@ -14,7 +14,7 @@ import typing
 
 import pytest
 
-from neodragon_jax.base.command_line import PathOption, exit_status
+from neodragon_jax.base.command_line import EXIT_CODES, PathOption, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from support.goldens import TINY_CHECKPOINT
@@ -60,8 +60,8 @@ def run(name: str, argv: list[str]) -> int:
     return module_of(name).main(argv)
 
 
-def parsers(name: str) -> dict[str, argparse.ArgumentParser]:
-    """Return the parser of a command by '', or those of its subcommands by name."""
+def whole_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command."""
 
     def capture(parser, *args, **kwargs):
         raise Captured(parser)
@@ -72,11 +72,27 @@ def parsers(name: str) -> dict[str, argparse.ArgumentParser]:
         with pytest.raises(Captured) as caught:
             module = module_of(name)
             module.main() if name in WITHOUT_ARGUMENTS else module.main([])
-    parser = caught.value.args[0]
+    return caught.value.args[0]
+
+
+def parsers(name: str) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of a command by '', or those of its subcommands by name."""
+    parser = whole_parser(name)
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
     return {'': parser}
+
+
+@pytest.mark.parametrize('name', commands())
+def test_help_ends_with_the_one_table_of_exit_statuses(name):
+    """A command may add a line of its own, and says nothing else about its status."""
+    heading, *lines = EXIT_CODES.splitlines()
+    text, _, table = whole_parser(name).format_help().partition(f'\n{heading}\n')
+    own = [line for line in table.splitlines() if line not in lines]
+    assert [line for line in table.splitlines() if line in lines] == lines
+    assert len(own) <= 1 and all(re.match(r'  (1|N)    \w', line) for line in own)
+    assert 'exit status' not in text.lower()
 
 
 def takes_path(action: argparse.Action) -> bool:

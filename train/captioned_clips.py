@@ -108,12 +108,13 @@ def find_files(folder: pathlib.Path, leave_out: Sequence[PathLike]) -> list[str]
       leave_out: files and whole folders to leave out.
     Raises:
       InputError: the folder is not there, or has no files.
+      OSError: the system cannot list a folder in it, for another reason than permissions.
     """
     if not folder.is_dir():
         raise InputError(f'--videos {folder}: no such folder. Give a folder of videos.')
     excluded = [pathlib.Path(path).resolve() for path in leave_out]
     names, visited = set(), {folder.resolve()}
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=_lost, followlinks=True):
         here = pathlib.Path(root)
         inside = {name: (here / name).resolve() for name in folders if name[0] != '.'}
         # A link may point to a visited folder or form a cycle.
@@ -127,6 +128,12 @@ def find_files(folder: pathlib.Path, leave_out: Sequence[PathLike]) -> list[str]
     if not found:
         raise InputError(f'--videos {folder}: no files in it. Give a folder of videos.')
     return found
+
+
+def _lost(error: OSError) -> None:
+    """Stop at a folder that cannot be listed: without its files, sets would be written again, smaller."""
+    if not isinstance(error, PermissionError):  # such as lost+found, which stays closed
+        raise error
 
 
 def inspect_all(options: ClipOptions, names: Sequence[str], captions: Captions) -> list[Verdict]:

@@ -6,8 +6,8 @@ After the two dashes comes a module, or a file that ends in .py, and its argumen
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Every line of output begins with the number of its
 process.
 
-SIGTERM, SIGINT and SIGUSR1 (which requests a trace) are forwarded. When one process fails, the others are ended, and
-the exit status is that of the first failure (128 + n if it was killed by signal n). No process outlives the launcher.
+SIGTERM, SIGINT and SIGUSR1 (which requests a trace) are forwarded. When one process fails, the others are ended. No
+process outlives the launcher.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 
 # Seconds after a failure in which the other processes may report the same error.
@@ -46,12 +46,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if '--' in own:
         split = own.index('--')
         own, command = own[:split], own[split + 1 :]
-    parser = argparse.ArgumentParser(
-        'python -m train.launch',
-        usage='%(prog)s [--processes N] [--devices N] -- MODULE [ARGUMENT ...]',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    failed = 'N    that of the first process that failed, or 128 + the number of the signal that killed it'
+    parser = command_parser('python -m train.launch', str(__doc__), status=failed)
+    parser.usage = '%(prog)s [--processes N] [--devices N] -- MODULE [ARGUMENT ...]'
     parser.add_argument('--processes', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
     parser.add_argument(
         '--devices', type=int, default=4, metavar='N', help='virtual CPU devices of each process (default: %(default)s)'

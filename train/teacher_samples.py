@@ -187,7 +187,8 @@ def _notice_of_few(request: Request) -> str:
     return (
         f'train.dmd will refuse these samples: it holds out {EVALUATION_VIDEOS} of them and their prompts, and '
         f'{len(left)} are left of {count} samples of {prompts} prompts. Stop, and give many more than '
-        f'{EVALUATION_VIDEOS} prompts and samples; or set config.dmd.evaluation.videos and config.loop.evaluate_every of train.dmd to 0.\n'
+        f'{EVALUATION_VIDEOS} prompts and samples; or set config.dmd.evaluation.videos and config.loop.evaluate_every '
+        'of train.dmd to 0.\n'
     )
 
 

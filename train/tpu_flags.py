@@ -5,19 +5,16 @@ export LIBTPU_INIT_ARGS="$(python -m train.tpu_flags)"
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from train.aot.xla_flags import FLAGS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the flags for LIBTPU_INIT_ARGS."""
-    argparse.ArgumentParser(
-        'python -m train.tpu_flags', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(argv)
+    command_parser('python -m train.tpu_flags', str(__doc__)).parse_args(argv)
     print(' '.join(f'--{name}={value}' for name, value in FLAGS.items()))
 
 

@@ -61,8 +61,8 @@ $phases
 1. Compare every file with the hashes in `manifest.json` when it arrives on the device.
 2. Check the chipset ($chipsets) and the runtime ($runtime, or newer): a binary of another chip or for a newer runtime
    fails late or not at all. The version of QNN's libraries is that of their SDK, not that of ONNX Runtime.
-3. Run the recorded calls once on each device model. A ratio below `minimum_db` means that this runtime computes
-   something else; do not use its results.
+3. Run the recorded calls once on each device model. An SNR (signal-to-noise ratio, against JAX) below `minimum_db`
+   means that this runtime computes something else; do not use its results.
 4. Graphs that share a binary need one process and the session options in `binaries`.
 5. Measure load time and run time apart; report the median of several runs and the thermal state.
 6. $safety

@@ -4,8 +4,8 @@ There are three kinds of videos, of disjoint prompts: calibration, validation an
 
 The folder of a video is created when the video is complete, so that an interrupted recording resumes. Its `record.json`
 holds the sizes and hashes of its files, and the SHA-256 of the protocol that it depends on; a damaged video is recorded
-again. A set is reused for the same protocol and rejected for any other; only the code and tools may differ, and its
-videos are then recorded again.
+again. A set is reused for the same protocol, also if it is larger, and rejected for any other. Only the code and tools
+may differ: the videos that this export needs are then recorded again.
 """
 
 from __future__ import annotations
@@ -202,43 +202,46 @@ class CalibrationSet:
         """
         path = self.folder / _PROTOCOL
         if not path.is_file():
-            return self._write_protocol()
+            return self._write_protocol(self.protocol.to_json())
         found = read_json(path)
         if found is None or not {KEPT, VIDEOS} <= set(found):
             raise InputError(f'{path}: damaged. Remove {self.folder} to record the calibration set again.')
         return self._agreed(found)
 
-    def _write_protocol(self) -> Protocol:
+    def _write_protocol(self, values: Mapping[str, Any]) -> Protocol:
         with atomic_file(self.folder / _PROTOCOL) as draft:
-            draft.write_text(json.dumps(self.protocol.to_json(), indent=2) + '\n')
+            draft.write_text(json.dumps(values, indent=2) + '\n')
         return self.protocol
 
     def _agreed(self, found: Mapping[str, Any]) -> Protocol:
         """Return this protocol with the calls and videos of the set in the folder.
 
-        For a set of other code or tools, and nothing else, this protocol is written: `record` then repeats its videos.
+        For a set of other code or tools, and nothing else, this protocol is written: `record` then repeats the videos
+        that this export needs.
 
         Raises:
           InputError: the set has another protocol, or fewer calls.
         """
         wanted = self.protocol.to_json()
-        if found == wanted | {MADE_BY: found.get(MADE_BY)}:
-            return self.protocol if found == wanted else self._write_protocol()
-        if self._has_enough(found):
-            wanted |= {key: found[key] for key in (KEPT, VIDEOS)}
-            # Without quantized graphs no validation videos are asked for; those in the folder do no harm.
-            wanted[VALIDATION] = wanted[VALIDATION] or found.get(VALIDATION)
-        if different := differences(found, wanted):
+        # Without quantized graphs no validation videos are asked for; those in the folder do no harm.
+        wanted[VALIDATION] = wanted[VALIDATION] or found.get(VALIDATION, [])
+        as_large = wanted
+        if self.protocol.takes_no_more_calls_than(found):
+            as_large = wanted | {key: found[key] for key in (KEPT, VIDEOS)}
+        if differences(found, as_large) == [MADE_BY]:
+            return self._write_protocol(wanted)
+        if as_large != wanted and not self._is_complete(found):
+            as_large = wanted
+        if different := differences(found, as_large):
             raise InputError(
                 f'{self.folder}: this calibration set was recorded with other {", ".join(different)}. '
                 'Remove it, or name another folder with --calibration.'
             )
-        return dataclasses.replace(self.protocol, keep=wanted[KEPT], videos=wanted[VIDEOS])
+        return dataclasses.replace(self.protocol, keep=as_large[KEPT], videos=as_large[VIDEOS])
 
-    def _has_enough(self, found: Mapping[str, Any]) -> bool:
-        """Return whether the set in the folder has all its videos and as many calls as this protocol requires."""
-        enough = self.protocol.takes_no_more_calls_than(found)
-        return enough and all(self._folder(_CALIBRATION, number).is_dir() for number in range(found[VIDEOS]))
+    def _is_complete(self, found: Mapping[str, Any]) -> bool:
+        """Return whether the folder has all calibration videos of its protocol."""
+        return all(self._folder(_CALIBRATION, number).is_dir() for number in range(found[VIDEOS]))
 
 
 def _read_video(folder: pathlib.Path) -> Video:

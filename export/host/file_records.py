@@ -9,7 +9,7 @@ from typing import Any
 
 from neodragon_jax.base import json_file
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.files import file_sha256
+from neodragon_jax.base.files import file_sha256, naming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +58,16 @@ def damage(folder: pathlib.Path, records: Any) -> str | None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None if the file is missing, damaged, or holds another type."""
+    """Return the object in a JSON file, or None if the file is missing, damaged, or holds another type.
+
+    Raises:
+      OSError: the system cannot read the file, which may be good; it names the file.
+    """
     try:
-        return json_file.read_json(path, dict[str, Any])
-    except InputError:
+        with naming(path):
+            content = path.read_bytes()
+        return json_file.parse_json(content, dict[str, Any], str(path))
+    except (FileNotFoundError, IsADirectoryError, InputError):
         return None
 
 

@@ -16,10 +16,10 @@ def lines_of(measured: Measured) -> list[str]:
     lines = [
         f'## {measured.model}, {measured.chipset}',
         '',
-        f'Latents of the last frame of the recorded video: {measured.latents_db:.1f} dB against JAX. Hottest sensor: '
-        f'{before} before, {after} after.',
+        'SNR (signal-to-noise ratio) against JAX of the last latent frame of the recorded video: '
+        f'{measured.latents_db:.1f} dB. Hottest sensor: {before} before, {after} after.',
         '',
-        '| graph | ratio dB | load ms | runs | min ms | median ms |',
+        '| graph | SNR dB | load ms | runs | min ms | median ms |',
         '|---|---|---|---|---|---|',
     ]
     for name, graph in measured.graphs.items():

@@ -11,7 +11,7 @@ from export.report.rows import Row
 LABELS, BARS, LINE, MARGIN, TEXT = 330, 480, 22, 12, 13
 HIGHEST = 80.0  # dB at the right end of the axis; higher ratios are drawn there, with their number
 MET, MISSED, TARGET, INK, PROMPT = '#2a7f9e', '#c0392b', '#202020', '#202020', '#f2c14e'
-_LEGEND = 'dB against JAX: bar = lowest, dots = evaluation prompts, ring = median, line = target'
+_LEGEND = 'SNR in dB against JAX: bar = lowest, dots = evaluation prompts, ring = median, line = target'
 
 
 def draw_ratios(rows: Sequence[Row]) -> Image.Image:

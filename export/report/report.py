@@ -85,7 +85,7 @@ class Report:
         lines = ['# Export report', '']
         lines += [*(f'* **{warning}**' for warning in self.warnings), ''] if self.warnings else []
         lines += [*tables.INTRODUCTION, '', *tables.table(tables.FIDELITY, self.rows), '']
-        lines += ['![ratio of every graph for every evaluation prompt](report.png)', '']
+        lines += ['![SNR of every graph for every evaluation prompt](report.png)', '']
         lines += ['## Compiled graphs', '', *tables.STATIC, '', *tables.table(tables.COST, self.rows)]
         lines += ['', '![estimated latency of every graph, and the measured graphs behind it](latency.png)']
         lines += ['', '## Time and memory', '', *tables.RESOURCES, '', *tables.table(tables.TIMES, self.rows)]

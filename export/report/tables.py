@@ -11,10 +11,11 @@ from export.qnn.latency import show
 from export.report.rows import STEPS, Row, SharedBinary, VideoRow
 
 INTRODUCTION = (
-    'Ratios are 20 log10(|JAX| / |JAX - graph|) in dB against JAX in float32, on prompts that calibration did not see.',
-    'ONNX: float graph on the CPU. QDQ: W8A16 graph on the CPU, the lowest ratio over all evaluation prompts, and the',
-    'median of the lowest ratio per prompt. HTP: context binary on the x86 simulator, the lowest over the calls with',
-    'the lowest ratios on the CPU. The lowest ratio is compared with the target. * marks the precision that ships.',
+    'SNR (signal-to-noise ratio) in dB: 20 log10(|JAX| / |JAX - graph|), against JAX in float32, on prompts that',
+    'calibration did not see. ONNX: float graph on the CPU. QDQ: W8A16 graph on the CPU, the lowest SNR over all',
+    'evaluation prompts, and the median of the lowest SNR per prompt. HTP: context binary on the x86 simulator, the',
+    'lowest over the calls with the lowest SNR on the CPU. The lowest SNR is compared with the target. * marks the',
+    'precision that ships.',
     'Weights are in two parts of 8 bits where the target needs it, and in the patch embedding of the denoiser.',
     'Settings were chosen on validation prompts, which are neither calibration nor evaluation prompts. All are listed',
     'at the end, with the bits of keys and values.',
@@ -56,11 +57,11 @@ _NAMES: dict[str, Callable[[Row], object]] = {
 }
 FIDELITY: dict[str, Callable[[Row], object]] = {
     **_NAMES,
-    'ONNX': lambda row: _ratio(row.onnx_db),
-    'QDQ lowest': lambda row: _ratio(row.lowest_db),
-    'QDQ median': lambda row: _ratio(row.median_db),
-    'HTP': lambda row: _ratio(row.htp_db),
-    'target': lambda row: _ratio(row.target_db),
+    'ONNX dB': lambda row: _ratio(row.onnx_db),
+    'QDQ lowest dB': lambda row: _ratio(row.lowest_db),
+    'QDQ median dB': lambda row: _ratio(row.median_db),
+    'HTP dB': lambda row: _ratio(row.htp_db),
+    'target dB': lambda row: _ratio(row.target_db),
     'met': lambda row: _MET[row.met],
     'weights in two parts': lambda row: row.doubled_weights,
 }
@@ -94,9 +95,9 @@ VIDEOS: dict[str, Callable[[VideoRow], object]] = {
     'graphs': lambda video: video.graphs,
     'on': lambda video: video.runner,
     'videos': lambda video: len(video.latents_db),
-    'latents, lowest dB': lambda video: _ratio(min(video.latents_db.values())),
+    'SNR of the latents, lowest dB': lambda video: _ratio(min(video.latents_db.values())),
     'median dB': lambda video: _ratio(statistics.median(video.latents_db.values())),
-    'frames, lowest dB': lambda video: _ratio(min(video.frames_db.values(), default=None)),
+    'of the frames, lowest dB': lambda video: _ratio(min(video.frames_db.values(), default=None)),
 }
 
 
@@ -112,7 +113,7 @@ def compared(title: str, reached: Mapping[str, Mapping[str, float]]) -> list[str
     if not rows:
         return []
     settings = list(next(iter(rows.values())))
-    lines = ['', f'## {title}', '', 'QDQ on calibration calls, weights in 8 bits, in dB; the best is taken.', '']
+    lines = ['', f'## {title}', '', 'SNR of QDQ on calibration calls, weights in 8 bits, in dB; the best is taken.', '']
     lines += [f'| graph | {" | ".join(settings)} |', '|---' * (1 + len(settings)) + '|']
     return lines + [
         f'| {graph} | {" | ".join(_ratio(ratios[setting]) for setting in settings)} |' for graph, ratios in rows.items()

@@ -16,7 +16,7 @@ from neodragon_jax.base.atomic import atomic_file
 LESS_BYTES, LESS_WEIGHTS, LATENCY_MS = 0.35, 0.30, 850.0
 
 HEADER = (
-    '| form | ops | moved MB | scores MB | transposes | weights MB | estimated ms (band) | QDQ dB | '
+    '| form | ops | moved MB | scores MB | transposes | weights MB | estimated ms (band) | QDQ SNR dB | '
     'quantize s | compile s | peak GB |\n|---|---|---|---|---|---|---|---|---|---|---|'
 )
 
@@ -79,8 +79,8 @@ def write_forms(folder: pathlib.Path, rows: Sequence[FormRow], settings: Mapping
         '',
         'Counted in the graphs that QNN compiled; latencies are estimates for a Snapdragon 8 Elite, see '
         'export/qnn/latency.py. Counts and estimates are those of the whole model, extrapolated from graphs of one and '
-        'of two blocks; ratio, times and memory are those of the two blocks. Weights are random, and calibration sees '
-        'the one random call that the ratio is measured on: it shows the rounding error alone.',
+        'of two blocks; SNR (signal-to-noise ratio), times and memory are those of the two blocks. Weights are random, '
+        'and calibration sees the one random call that the SNR is measured on: it shows the rounding error alone.',
         '',
         HEADER,
         *map(table_line, rows),

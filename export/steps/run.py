@@ -143,13 +143,13 @@ def warnings_of(protocol: Protocol) -> list[str]:
         )
     if prompts and (validated := len(protocol.validation.prompts)) < FEWEST_VALIDATION_PROMPTS:
         warnings.append(
-            f'Settings are chosen on {validated} prompt(s) only: others may reach lower ratios. Hold out at least '
+            f'Settings are chosen on {validated} prompt(s) only: others may be farther from JAX. Hold out at least '
             f'{FEWEST_VALIDATION_PROMPTS} (--validation-prompts) of at least {3 * FEWEST_VALIDATION_PROMPTS}.'
         )
     if evaluated < FEWEST_EVALUATION_PROMPTS:
         warnings.append(
-            f'Evaluated on {evaluated} prompt(s) only: the lowest ratio of other prompts may be lower. Evaluate on at '
-            f'least {FEWEST_EVALUATION_PROMPTS} (--evaluation-prompts).'
+            f'Evaluated on {evaluated} prompt(s) only: others may be farther from JAX. Evaluate on at least '
+            f'{FEWEST_EVALUATION_PROMPTS} (--evaluation-prompts).'
         )
     return warnings
 

@@ -74,18 +74,21 @@ class PathOption(argparse.Action):
         return text if has_scheme(text, self._names) else read(text, name)
 
 
-def command_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+def command_parser(command: str, description: str, examples: str = '', status: str = '') -> argparse.ArgumentParser:
     """Return the parser of a command; its --help ends with the examples and the exit status.
 
     Args:
       command: the command as typed, such as 'python -m train.latents'.
       description: one sentence on the result of the command.
       examples: text below the options, with line breaks: a purpose and a command line each, and any notes.
+      status: another line of EXIT_CODES, such as '1    a graph is below its target'.
     """
+    head, success, *failures = EXIT_CODES.splitlines()
+    table = '\n'.join((head, success, *([f'  {status}'] if status else []), *failures))
     return argparse.ArgumentParser(
         command,
-        description=description,
-        epilog=f'{examples.strip()}\n\n{EXIT_CODES}',
+        description=description.strip(),
+        epilog='\n\n'.join(part for part in (examples.strip(), table) if part),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 

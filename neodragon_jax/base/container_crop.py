@@ -11,6 +11,8 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
+from neodragon_jax.base.files import naming
+
 Span = tuple[int, int]
 # Yields the name and the content's first and last byte + 1 of every part between two places of a file.
 Walk = Callable[[BinaryIO, int, int], Iterator[tuple[Any, int, int]]]
@@ -32,7 +34,7 @@ def is_cropped(path: str | os.PathLike[str], container: str, track: int, size: t
     kind = container.split(',')[0]
     if kind not in ('mov', 'matroska'):
         return False
-    with pathlib.Path(path).open('rb') as file:
+    with naming(path), pathlib.Path(path).open('rb') as file:
         whole = 0, os.fstat(file.fileno()).st_size
         return _mp4_crops(file, whole, track, size) if kind == 'mov' else _matroska_crops(file, whole)
 

@@ -54,7 +54,7 @@ def clean(text: Any, noun: str = 'caption') -> str:
         raise BadText(f'{noun} has NUL characters (UTF-16? save it as UTF-8)')
     if '\ufffd' in text:
         raise BadText(f'{noun} has lost characters (U+FFFD)')
-    text = unicodedata.normalize('NFC', text).replace('\ufeff', '')
+    text = unicodedata.normalize('NFC', text.replace('\ufeff', ''))
     kept = (' ' if unicodedata.category(character) == 'Cc' else character for character in text)
     cleaned = ' '.join(''.join(kept).split())
     # A text of only joiners and direction marks is invisible.

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from neodragon_jax.base.atomic import PathLike, atomic_file
 from neodragon_jax.base.color_profile import take_tags, to_srgb
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_system_error, naming
 from neodragon_jax.base.video_stream import Unusable, open_video
 
 # x264's constant quality, 0 (lossless) to 51; at 16 the loss is hard to see.
@@ -94,6 +95,8 @@ def read_mp4(path: PathLike) -> UInt8[np.ndarray, 'T H W 3']:
         raise InputError(
             f'{path} cannot be read as a video ({problem}); copy it again, or re-encode it as mp4.'
         ) from None
+    except OSError as error:
+        raise InputError(f'{path} cannot be read ({error.strerror}); correct the path, or check the disk.') from None
 
 
 def write_contact_sheet(
@@ -144,7 +147,20 @@ def read_image(path: PathLike) -> UInt8[np.ndarray, 'H W 3']:
         colors than sRGB; profiles are converted.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        return decode_image(path)
+    except OSError as error:
+        raise InputError(f'{path} cannot be read as a picture ({error.strerror}); give a PNG or JPEG file.') from None
+
+
+def decode_image(path: PathLike) -> UInt8[np.ndarray, 'H W 3']:
+    """Return a picture as `read_image` does, which see.
+
+    Raises:
+      InputError: the content of the file is not as it must be.
+      OSError: the system cannot read the file, which may be good; it names the file.
+    """
+    try:
+        with naming(path), Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
                     f'{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}; save it smaller.'
@@ -162,8 +178,11 @@ def read_image(path: PathLike) -> UInt8[np.ndarray, 'H W 3']:
     except Image.DecompressionBombError:
         raise InputError(f'{path} has more than {MAX_PIXELS} pixels; save it smaller.') from None
     except (OSError, ValueError, SyntaxError) as error:  # a damaged PNG or TIFF is a ValueError or SyntaxError
-        reason = getattr(error, 'strerror', None) or 'not a picture, or damaged'
-        raise InputError(f'{path} cannot be read as a picture ({reason}); give a PNG or JPEG file.') from None
+        if is_system_error(error):
+            raise
+        raise InputError(
+            f'{path} cannot be read as a picture (not a picture, or damaged); give a PNG or JPEG file.'
+        ) from None
 
 
 def crop_center(image: UInt8[np.ndarray, 'h w 3'], height: int, width: int) -> UInt8[np.ndarray, 'h_ w_ 3']:

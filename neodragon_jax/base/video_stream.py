@@ -15,7 +15,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.container
@@ -27,6 +27,7 @@ from jaxtyping import UInt8
 
 from neodragon_jax.base.color_tags import UNTAGGED, color_problem
 from neodragon_jax.base.container_crop import is_cropped
+from neodragon_jax.base.files import naming
 
 # Largest number of pixels of a frame, checked before decoding: 8K video has 33 million.
 MOST_PIXELS = 2**25
@@ -82,6 +83,46 @@ class ShownFrame:
         if self.transposed:
             return stored.swapaxes(0, 1)[::b, ::c]
         return stored[::d, ::a]
+
+
+class _Bytes:
+    """The bytes of a file, as PyAV reads them.
+
+    FFmpeg takes an error of the system for the end of the file, or for damage.
+
+    Attributes:
+      name: of the file.
+      error: the error of the system after which nothing more is read; None if there was none.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Begin at the first byte of a file without buffer."""
+        self.name, self.error = file.name, None
+        self._file, self._place, self._size = file, 0, os.fstat(file.fileno()).st_size
+
+    def read(self, count: int) -> bytes:
+        """Return up to `count` bytes, none at the end."""
+        if self.error is not None or self._place >= self._size:
+            return b''
+        try:
+            with naming(self.name):
+                self._file.seek(self._place)
+                content = self._file.read(count)
+        except OSError as error:
+            self.error = error
+            return b''
+        self._place += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place, which may lie behind the end; return it."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._place
 
 
 class VideoStream:
@@ -182,13 +223,21 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[VideoStream]:
 
     Raises:
       Unusable: it is no video, damaged, or cannot be shown correctly.
+      OSError: the system cannot read the file, which may be good; it names the file.
     """
-    try:
-        # Without "file:", FFmpeg takes the beginning of "2024-05-01T12:30.mp4" for a protocol.
-        with av.open(f'file:{os.fspath(path)}') as container:
-            yield VideoStream(container, path)
-    except (av.error.FFmpegError, OSError) as error:
-        raise Unusable(f'damaged, or not a video ({error.strerror})') from None
+    with open(path, 'rb', buffering=0) as file:
+        content = _Bytes(file)
+        try:
+            with av.open(content, 'r') as container:
+                yield VideoStream(container, path)
+        except av.error.FFmpegError as error:
+            if content.error is None:
+                raise Unusable(f'damaged, or not a video ({error.strerror})') from None
+        except Unusable:
+            if content.error is None:
+                raise
+        if content.error is not None:
+            raise content.error
 
 
 def _shown_track(tracks: Sequence[av.video.stream.VideoStream]) -> av.video.stream.VideoStream:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import naming
 from neodragon_jax.base.json_file import parse_json
 from neodragon_jax.base.table import read_rows
 from neodragon_jax.base.text import BadText, clean, decode
@@ -111,15 +112,18 @@ def read_table(path: str | os.PathLike[str], folder: pathlib.Path, option: str =
 
 
 def read_sidecars(folder: pathlib.Path, names: Iterable[str]) -> Captions:
-    """Return the captions in NAME.txt or NAME.mp4.txt beside each file NAME.mp4; files without one are left out."""
+    """Return the captions in NAME.txt or NAME.mp4.txt beside each file NAME.mp4; files without one are left out.
+
+    Raises:
+      OSError: the system cannot read one, which may be good.
+    """
     captions = Captions()
     for name in names:
         path = next((folder / sidecar for sidecar in sidecars(name) if (folder / sidecar).is_file()), None)
         if path is not None:
-            try:
-                captions.add(name, path.read_bytes().decode('utf-8-sig', 'surrogateescape'))
-            except OSError as error:
-                captions.problems[file_key(name)] = f'caption cannot be read ({error.strerror})'
+            with naming(path):
+                content = path.read_bytes()
+            captions.add(name, content.decode('utf-8-sig', 'surrogateescape'))
     return captions
 
 

@@ -91,6 +91,7 @@ def write_clips(options: ClipOptions, size: tuple[int, int], verdicts: Sequence[
 
     Raises:
       InputError: the folder holds a set with other settings, or a file has changed since its inspection.
+      OSError: the system cannot read a file, which may be good.
       Unreadable: a file must be left out. What is written by then is kept only if the set was complete before.
     """
     numbered = ((verdict, number) for verdict in verdicts for number in range(len(verdict.clips)))
@@ -128,7 +129,7 @@ def _stored_clips(folder: pathlib.Path) -> dict[str, tuple[SampleSource, int]]:
     try:
         source = SampleSource(folder)
         origins = (folder / ORIGINS).read_text().splitlines()
-    except (InputError, OSError, ValueError):
+    except (InputError, FileNotFoundError, ValueError):
         return {}
     return {line: (source, index) for index, line in enumerate(origins)} if len(origins) == len(source) else {}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.files import is_system_error
 from neodragon_jax.base.json_file import as_json, parse_json
 from neodragon_jax.base.progress import ProgressBar
 from train.data.parallel import ordered_map
@@ -17,7 +18,7 @@ from train.data.video_files import Unusable, choose_size, cut, inspect
 
 LOG = 'inspection.jsonl'
 # Counts up when the rules for usable files change: verdicts by older rules are not taken over.
-RULES = 2
+RULES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,11 @@ class Verdict:
 
 
 def inspect_file(folder: pathlib.Path, name: str, criteria: Criteria) -> Verdict:
-    """Return the verdict on one file; any problem with it becomes a reason, not an exception."""
+    """Return the verdict on one file; any problem with its content becomes a reason, not an exception.
+
+    Raises:
+      OSError: the system cannot read the file. A verdict would leave it out as long as its size and time stay the same.
+    """
     try:
         footage = inspect(folder / name)
         size = choose_size(footage, criteria.sizes)
@@ -74,6 +79,8 @@ def inspect_file(folder: pathlib.Path, name: str, criteria: Criteria) -> Verdict
     except Unusable as problem:
         return Verdict(name, str(problem))
     except Exception as error:  # Files of unknown origin may raise any error.
+        if is_system_error(error):
+            raise
         return Verdict(name, f'cannot be read ({type(error).__name__}: {" ".join(str(error).split())})')
     indices = tuple(tuple(int(index) for index in clip) for clip in clips)
     starts = tuple(round(float(footage.times[clip[0]]), 6) for clip in indices)

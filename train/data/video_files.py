@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.video import read_image
+from neodragon_jax.base.video import decode_image
 from neodragon_jax.base.video_stream import Unusable, VideoStream, mean_interval, open_video
 
 FPS = 24
@@ -46,6 +46,7 @@ def inspect(path: pathlib.Path) -> Footage:
 
     Raises:
       Unusable: it is no video or picture, damaged, truncated, or cannot be displayed correctly.
+      OSError: the system cannot read the file, which may be good.
     """
     if path.suffix.lower() not in VIDEOS + PICTURES:
         raise Unusable(f'neither video nor picture by its name ({path.suffix or "no suffix"})')
@@ -138,6 +139,7 @@ def read_clips(
 
     Raises:
       Unusable: the file has changed since its inspection.
+      OSError: the system cannot read the file, which may be good.
     """
     wanted = {index for clip in clips for index in clip}
     if path.suffix.lower() in PICTURES:
@@ -184,7 +186,7 @@ def fit(
 
 def _picture(path: pathlib.Path) -> UInt8[np.ndarray, 'H W 3']:
     try:
-        return read_image(path)
+        return decode_image(path)
     except InputError as problem:
         # Without the path: the report prints it beside the reason.
         raise Unusable(str(problem).removeprefix(f'{path} ').split('; ')[0].rstrip('.')) from None

@@ -7,8 +7,6 @@ from a temporary set of full-size latents and text states, or from a given one (
 is in the page cache, warm that all of it is. Finally, steps run at exactly the required rate and their waiting time is
 measured.
 
-The exit status is 1 if the loader is slower than the required rate.
-
 Legend: L text tokens, D text width, P pooled width.
 """
 
@@ -27,7 +25,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from neodragon_jax.base.command_line import PathOption, exit_status
+from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.paths import input_path
 from neodragon_jax.base.progress import ProgressBar
@@ -51,11 +49,11 @@ examples:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
         'python -m train.measure.loader',
-        description='Measure the data loader, and compare it with the rate that a training job needs.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        'Measure the data loader, and compare it with the rate that a training job needs.',
+        EXAMPLES,
+        status='1    the loader is slower than --needs',
     )
     add = parser.add_argument
     add('--needs', type=float, metavar='N', help='samples per second of the whole job (default: only measure)')

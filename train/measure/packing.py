@@ -12,7 +12,6 @@ Legend: B batch, S tokens of a sequence, D width.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.command_line import command_parser, exit_status
 from neodragon_jax.config.neodragon import MMDiTConfig
 from neodragon_jax.models.mmdit import Condition, FinalModulation, PyramidMMDiT
 from neodragon_jax.models.modulation import BlockModulation, Modulation
@@ -204,11 +203,7 @@ class PackingOptions:
 
 def parse_options(argv: Sequence[str] | None = None) -> PackingOptions:
     """Return the options of a command line."""
-    parser = argparse.ArgumentParser(
-        'python -m train.measure.packing',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser('python -m train.measure.packing', str(__doc__))
     add = parser.add_argument
     add('--width', type=int, default=128, help='width of the denoiser, a multiple of 64 (default: %(default)s)')
     add('--blocks', type=int, default=4, help='blocks of the denoiser (default: %(default)s)')

@@ -81,7 +81,8 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     add('--canary', choices=CANARIES, default='graphs',
         help='graphs: run the recorded call of each graph before it is used; video: make the recorded video first; '
         'none: check hashes and versions only (default: %(default)s)')  # fmt: skip
-    add('--report', type=pathlib.Path, metavar='FILE', help='write times and ratios of all graphs as JSON')
+    add('--report', type=pathlib.Path, metavar='FILE',
+        help='write times and SNR (signal-to-noise ratio) of all graphs as JSON')  # fmt: skip
     given = parser.parse_args(argv)
     request = None if given.prompt is None else Request(given.prompt, given.seed, given.image)
     return Options(given.bundle, request, given.out, given.backend, given.chipset, given.canary, given.report)
@@ -104,7 +105,7 @@ def run(options: Options) -> None:
     if options.canary != 'none':
         player.check_all()
     if options.canary == 'video':
-        print(f'recorded video: {check_video(player):.1f} dB at its last latent frame')
+        print(f'recorded video: SNR {check_video(player):.1f} dB at its last latent frame')
     if request is not None:
         video = generate(player, request)
         write_video(options.out, video.frames, bundle.manifest['video']['frames_per_second'])

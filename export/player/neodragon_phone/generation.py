@@ -15,6 +15,7 @@ from neodragon_phone.manifest import Manifest
 from neodragon_phone.noise import check_seed
 from neodragon_phone.pictures import read_frame
 from neodragon_phone.player import Player, snr_db
+from neodragon_phone.prompts import clean
 from neodragon_phone.text import encode_prompts
 
 
@@ -23,10 +24,10 @@ class Request:
     """A video to make.
 
     Raises:
-      BundleError: the seed is out of range, or the prompt is not Unicode.
+      BundleError: the seed is out of range, or the prompt is empty or damaged.
 
     Attributes:
-      prompt: without modifier.
+      prompt: without modifier; it is cleaned, see `prompts.clean`.
       seed: of all noise, in 0..2^64 - 1.
       image: file of the first frame, or the frame itself [H, W, 3] in [-1, 1]; None draws it, or generates all frames.
     """
@@ -37,10 +38,7 @@ class Request:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        try:
-            self.prompt.encode()
-        except UnicodeEncodeError:
-            raise BundleError('--prompt: has bytes that are not UTF-8. Type it in a terminal with UTF-8.') from None
+        object.__setattr__(self, 'prompt', clean(self.prompt))
 
 
 @dataclasses.dataclass(frozen=True)

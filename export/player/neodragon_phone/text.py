@@ -25,7 +25,10 @@ class Prompt(NamedTuple):
 
 
 def encode_prompts(player: Player, prompts: list[str]) -> list[Prompt]:
-    """Return the text conditioning of prompts, modifier included."""
+    """Return the text conditioning of prompts, modifier included; a first prompt that is cut is reported."""
+    entry = player.manifest['text']['dt5']
+    if is_cut(player.bundle, entry, prompts[0]):
+        player.report(f'The prompt has more than {entry["tokens"]} tokens and is cut. Shorten it.')
     with player.phase('text') as graphs:
         return [_encode_prompt(player.bundle, graphs, prompt) for prompt in prompts]
 
@@ -62,6 +65,16 @@ def tower_ids(bundle: Bundle, entry: Any, prompt: str) -> np.ndarray:
 
 def encode(bundle: Bundle, entry: Any, prompt: str) -> tuple[np.ndarray, np.ndarray]:
     """Return ids and mask of a prompt, padded or cut to the tower's length."""
+    encoding = _encoding(bundle, entry, prompt)
+    return np.asarray(encoding.ids, np.int64), np.asarray(encoding.attention_mask, np.int64)
+
+
+def is_cut(bundle: Bundle, entry: Any, prompt: str) -> bool:
+    """Return whether a prompt has more tokens than the tower takes."""
+    return bool(_encoding(bundle, entry, prompt).overflowing)
+
+
+def _encoding(bundle: Bundle, entry: Any, prompt: str) -> tokenizers.Encoding:
     path = bundle.path(entry['tokenizer'])
     try:
         encoding = tokenizers.Tokenizer.from_file(str(path)).encode(prompt)
@@ -71,7 +84,7 @@ def encode(bundle: Bundle, entry: Any, prompt: str) -> tuple[np.ndarray, np.ndar
         ) from None
     if len(encoding.ids) != entry['tokens']:
         raise BundleError(f'{entry["tokenizer"]}: gives {len(encoding.ids)} tokens, not {entry["tokens"]}.')
-    return np.asarray(encoding.ids, np.int64), np.asarray(encoding.attention_mask, np.int64)
+    return encoding
 
 
 def rows(table: np.ndarray, ids: np.ndarray) -> np.ndarray:

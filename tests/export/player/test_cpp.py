@@ -1,5 +1,6 @@
 """The C++ runner: built by the test, run on the CPU provider, compared with the player on the same encoded prompt."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,6 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 from neodragon_phone import noise
+from neodragon_phone.chipsets import find_chipset
 from neodragon_phone.denoiser import generate_latents
 from neodragon_phone.frames import decode
 from neodragon_phone.player import snr_db
@@ -16,6 +18,7 @@ from neodragon_phone.text import Prompt
 
 from export.phone.copies import CPU, runner_files, runner_graphs
 from export.phone.session import read_output
+from export.qnn.chipsets import TARGETS
 from support.goldens import ROOT
 
 # Both run the same library; the host's arithmetic differs by rounding.
@@ -46,11 +49,21 @@ int main(int, char** argv) {
 """
 
 
-def _program(folder: pathlib.Path, text: str, source: str) -> pathlib.Path:
-    """Compile a program with one file of the runner."""
+CHIPSET_PROGRAM = """
+#include <cstdio>
+#include "chipsets.h"
+int main(int count, char** arguments) {
+  const neodragon::Json chipsets = neodragon::Json::parse(arguments[1]);
+  for (int i = 2; i < count; ++i) std::printf("%s\\n", neodragon::find_chipset(chipsets, arguments[i]).c_str());
+}
+"""
+
+
+def _program(folder: pathlib.Path, text: str, *sources: str) -> pathlib.Path:
+    """Compile a program with some files of the runner."""
     (folder / 'main.cpp').write_text(text)
     command = ['g++', '-std=c++17', '-O2', '-ffp-contract=off', '-I', SOURCE / 'src', folder / 'main.cpp']
-    subprocess.run([*command, SOURCE / 'src' / source, '-o', folder / 'program'], check=True)
+    subprocess.run([*command, *(SOURCE / 'src' / name for name in sources), '-o', folder / 'program'], check=True)
     return folder / 'program'
 
 
@@ -69,6 +82,17 @@ def test_all_bits_of_a_seed_are_read(tmp_path):
     assert read(str(2**64)) == 'manifest.json: a whole number is too large'
     for text in ('-1', '1.5', '1e3', 'null', '"1"'):
         assert read(text) == 'manifest.json: a value is not a whole number'
+
+
+def test_chipsets_have_the_names_that_the_player_knows(tmp_path):
+    chipsets = {name: dataclasses.asdict(target) for name, target in TARGETS.items()}
+    models = [model for target in TARGETS.values() for model in (target.chipset, *target.aliases)]
+    known = [model + grade for model in models for grade in ('', '-AB', '-AC', '-3-AB', '-1-AA', 'P', ' p ')]
+    names = [*known, *(name.upper() for name in known), 'x1e-80-100', 'sm_8750 - ab', '\tSM8750-AB\n']
+    names += ['', 'sm0000', 'SM8750-AZ', '-ab', 'AB', 'sm8750-0-ab', 'p', '8750', 'sm8750-ab-ab', 'cpu', 'a\nsm8750-ab']
+    program = _program(tmp_path, CHIPSET_PROGRAM, 'chipsets.cpp', 'json.cpp')
+    found = subprocess.check_output([program, json.dumps(chipsets), *names], text=True).split('\n')[:-1]
+    assert dict(zip(names, found, strict=True)) == {name: find_chipset(chipsets, name) or '' for name in names}
 
 
 def test_latents_and_frames_are_the_players(runner, player, bundle_folder, tmp_path):
@@ -124,7 +148,7 @@ def test_errors_are_one_line(refused, bundle_folder, tmp_path):
     for arguments, complaint in (
         ([tmp_path, tmp_path], 'manifest.json: cannot be read'),
         ([old, tmp_path], 'not a bundle of version 2'),
-        ([bundle_folder, tmp_path, 'sm0000'], 'sm0000'),
+        ([bundle_folder, tmp_path, 'sm0000'], 'has no binaries for sm0000, only for sm8750; export for this chipset'),
     ):
         assert complaint in refused(*arguments)
 

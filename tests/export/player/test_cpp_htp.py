@@ -89,6 +89,17 @@ def test_the_graphs_of_a_binary_are_opened_and_closed_together(runner, bundle_fo
     assert not alive
 
 
+def test_a_chipset_is_known_by_its_name_with_a_grade(runner, bundle_folder, tmp_path, replacement):
+    """As Android names it."""
+    environment = fake(replacement, bundle_folder, tmp_path)
+    lines = [
+        subprocess.run([runner, bundle_folder, tmp_path, name], capture_output=True, text=True, env=environment)
+        for name in ('sm8750', 'SM8750-AB')
+    ]
+    opened = [[line for line in run.stdout.splitlines() if line.startswith('open ')] for run in lines]
+    assert lines[1].returncode == 0 and opened[0] == opened[1] != [], lines[1].stderr
+
+
 def test_a_machine_without_htp_is_one_line(refused, bundle_folder, tmp_path, replacement):
     environment = fake(replacement, bundle_folder, tmp_path) | {'FAKE_NO_HTP': '1'}
     assert 'finds no HTP on this machine' in refused(bundle_folder, tmp_path / 'out', 'sm8750', env=environment)
@@ -114,7 +125,7 @@ def test_an_older_sdk_is_named_with_the_one_that_is_needed(refused, runner, bund
 def test_a_bundle_that_does_not_name_its_sdk_is_refused_on_the_htp(refused, bundle, tmp_path):
     change(bundle, lambda manifest: [binary.pop('qnn_sdk') for binary in manifest['binaries']])
     message = refused(bundle, tmp_path / 'out', 'sm8750', env=QNN)
-    assert 'does not tell the QNN SDK that made' in message and 'export the bundle again' in message
+    assert 'does not tell the QNN SDK that made' in message and 'export the bundle again, or run with cpu' in message
 
 
 @pytest.mark.parametrize('missing', ['libQnnHtp.so', 'libonnxruntime_providers_qnn.so'])

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import ImageColor
 
+from export.__main__ import parse_args
+from export.host.protocol import Protocol
+from export.host.recording import Scenes
+from export.phone.session import GraphTimes, Measured
+from export.phone.table import lines_of
 from export.qnn.latency import MEASURED
 from export.report.chart import LINE, MARGIN, MET, MISSED, PROMPT, draw_ratios
 from export.report.latency_chart import BAND, BARS, ESTIMATE, MEASUREMENT, draw_latencies
 from export.report.report import Report
 from export.report.rows import SharedBinary, VideoRow
+from export.steps.run import warnings_of
+from neodragon_jax.generation.plan import make_plan
 from support.export_rows import make_row
 
 
@@ -42,7 +50,26 @@ def test_whole_videos_show_their_lowest_ratio(tmp_path):
     Report([make_row(31.0)], videos, {}, warnings=['Evaluated on 3 prompt(s) only']).write(tmp_path)
     text = (tmp_path / 'report.md').read_text()
     assert '| all graphs | CPU | 3 | 21.4 | 28.0 | 25.0 |' in text
-    assert text.startswith('# Export report\n\n* **Evaluated on 3 prompt(s) only**\n\nRatios')
+    assert text.startswith('# Export report\n\n* **Evaluated on 3 prompt(s) only**\n\nSNR (signal-to-noise ratio)')
+
+
+def test_the_measure_has_its_usual_name(capsys):
+    """SNR, written out where it is first named; "ratio" alone does not tell of what."""
+    rows = [dataclasses.replace(make_row(31.0), ranges_db={'minmax': 40.0}, rounding_db={'nearest': 40.0})]
+    videos = [VideoRow('all graphs', 'CPU', {'a': 30.0}, {'a': 27.0}, {'a': 27.0})]
+    scenes = [Scenes([name]) for name in 'abc']
+    warnings = warnings_of(Protocol({}, *scenes, make_plan('hybrid', 9, 64, 64), {}, 1, {}))
+    measured = Measured('Phone', 'sm8750', {'clip_l': GraphTimes(40.0, 1.0, (1.0,))}, 30.0, (None, None))
+    with pytest.raises(SystemExit):
+        parse_args(['--help'])
+    for text in (
+        Report(rows, videos, {}, warnings=warnings).markdown(),
+        '\n'.join(lines_of(measured)),
+        capsys.readouterr().out,
+    ):
+        flat, first = ' '.join(text.split()), 'SNR (signal-to-noise ratio)'
+        assert flat.index('SNR') == flat.index(first)
+        assert not re.search(r'(?i)\bratios?\b', flat.replace(first, ''))
 
 
 def test_report_shows_costs_and_comparisons(tmp_path):

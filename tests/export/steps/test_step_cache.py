@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from export.steps.step_cache import METADATA, finished_or_made
+from support.lost_files import lose
 
 SOURCE = {'weights': 'abc', 'sizes': (1, 2)}
 
@@ -45,6 +46,15 @@ def test_a_finished_step_is_kept(step, capsys):
 def test_other_sources_make_it_again_without_a_complaint(step, capsys):
     step({'weights': 'other'})
     assert step.made == 2 and capsys.readouterr().out == ''
+
+
+def test_a_record_that_the_system_cannot_read_is_not_damaged(step, monkeypatch):
+    """Making the step again can take hours."""
+    lose(monkeypatch, METADATA)
+    with pytest.raises(OSError, match=METADATA):
+        step()
+    monkeypatch.undo()
+    assert step()['operations'] == 7 and step.made == 1
 
 
 def cut(path: pathlib.Path) -> None:

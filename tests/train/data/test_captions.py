@@ -18,6 +18,7 @@ from train.data.captions import read_table
         ('b\0c', BadText(r'caption has NUL characters \(UTF-16')),
         ('e\u0301', 'é'),
         ('\ufeffx', 'x'),
+        ('e\ufeff\u0301', '\u00e9'),
         ('👩\u200d🚀 می\u200cخواهم', '👩\u200d🚀 می\u200cخواهم'),  # joiners are meaningful
         ('', BadText('caption is empty')),
         ('\u200e\u200d ', BadText('caption is empty')),

@@ -6,11 +6,26 @@
 #include <stdexcept>
 #include <string>
 
+#include "chipsets.h"
+
 namespace neodragon {
 
 namespace {
 // Version of the format of manifest.json.
 constexpr int64_t kVersion = 2;
+
+// The chipset of a bundle with a name; throws unless there are binaries for it.
+std::string named(const std::string& folder, const Json& manifest, const std::string& name) {
+  const std::string chipset = find_chipset(manifest["chipsets"], name);
+  for (const Json& binary : manifest["binaries"].items()) {
+    if (binary["chipset"].text() == chipset) return chipset;
+  }
+  std::string known;
+  for (const auto& [key, entry] : manifest["chipsets"].members()) known += (known.empty() ? "" : ", ") + key;
+  throw std::runtime_error(folder + ": has no binaries for " + name + ", only for " +
+                           (known.empty() ? "no chipset" : known) + "; export for this chipset, or run with cpu");
+}
+
 }  // namespace
 
 std::string read_text(const std::string& path) {
@@ -35,11 +50,12 @@ void write_bytes(const std::string& path, const void* data, size_t bytes) {
 }
 
 Bundle::Bundle(const std::string& folder, const std::string& chipset)
-    : folder_(folder), chipset_(chipset), manifest_(Json::parse(read_text(folder + "/manifest.json"))) {
+    : folder_(folder), manifest_(Json::parse(read_text(folder + "/manifest.json"))) {
   if (manifest_["schema"].text() != "neodragon-bundle" || manifest_["version"].whole() != kVersion) {
     throw std::runtime_error(folder + ": not a bundle of version " + std::to_string(kVersion) +
                              "; export it again, or use the runner that came with its exporter");
   }
+  if (!chipset.empty()) chipset_ = named(folder, manifest_, chipset);
 }
 
 std::string Bundle::model(const std::string& graph) const {

@@ -12,10 +12,11 @@ namespace neodragon {
 
 class Bundle {
  public:
-  // `chipset` is the one whose context binaries run; empty runs the portable graphs on the CPU.
+  // `chipset` is the one whose context binaries run, by any of its names; empty runs the portable graphs on the CPU.
   explicit Bundle(const std::string& folder, const std::string& chipset = "");
 
   const Json& manifest() const { return manifest_; }
+  // Its name in the manifest.
   const std::string& chipset() const { return chipset_; }
   std::string path(const std::string& file) const { return folder_ + "/" + file; }
   // The ONNX file of a graph: portable, or the one that wraps its context binary.

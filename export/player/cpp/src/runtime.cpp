@@ -85,7 +85,7 @@ void check_runtime(const Bundle& bundle) {
     if (!binary->has("qnn_sdk")) {
       throw std::runtime_error("manifest.json: \"binaries\" does not tell the QNN SDK that made " +
                                (*binary)["file"].text() +
-                               "; export the bundle again (finished steps are kept), or run with cpu");
+                               "; export the bundle again, or run with cpu");
     }
     check_version("QNN SDK", qnn_sdk(), (*binary)["qnn_sdk"].text(),
                   "use the libraries of onnxruntime-qnn " + minimum["onnxruntime-qnn"].text() + " or newer");
