@@ -13,7 +13,7 @@ from neodragon_jax.base.atomic import check_writable
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.lists import known_entries
-from neodragon_jax.checkpoint import shipped
+from neodragon_jax.checkpoint import hub, shipped
 from neodragon_jax.generation import defaults as generation
 from neodragon_jax.generation.defaults import RELEASED
 from neodragon_jax.generation.options import check_seed
@@ -61,8 +61,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         EXAMPLES,
         status='1    a graph is below its target, and --allow-below-target is not given',
     )
-    parser.add_argument('--checkpoint', action=PathOption, names=('hf',), required=True, metavar='DIR|NAME',
-        help='root folder of a checkpoint in the released layout, or the name of a shipped one')  # fmt: skip
+    parser.add_argument('--checkpoint', action=PathOption, bucket=True, names=('hf',), required=True,
+        metavar='DIR|NAME', help='root folder of a checkpoint in the released layout, also in a bucket, the name of a shipped one, or '
+        'hf://ORG/NAME@REVISION, of which the needed folders are downloaded')  # fmt: skip
     parser.add_argument('--out', action=PathOption, required=True, metavar='DIR',
         help='output folder: {graph}-{runtime}-{precision}-{chipset}/, calibration/, report.*')  # fmt: skip
     _add_program(parser.add_argument_group('program'))
@@ -192,8 +193,10 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
     find_targets(args.soc)  # before anything slow
     _check_out(args.out)
     check_writable(args.out)
-    root = shipped.find(args.checkpoint)
-    defaults = generation.read(root)
+    defaults = generation.read(args.checkpoint)
+    mode = args.mode or defaults.mode
+    needed = hub.needed_folders(mode, args.first_frame or defaults.of(mode).first_frame)
+    root = shipped.find(args.checkpoint, needed)
     from export.host.denoiser_choice import choose_denoiser
     from export.host.denoiser_graphs import check_denoiser
     from export.host.modules import select
@@ -203,7 +206,6 @@ def make_options(args: argparse.Namespace) -> ExportOptions:
 
     counts = (args.validation_prompts, args.evaluation_prompts)
     prompts = choose_prompts(root, args.prompts_file, args.evaluation_prompts_file, *counts)
-    mode = args.mode or defaults.mode
     chosen = choose_denoiser(root, mode, defaults, args.student, args.denoiser, args.adapter)
     program = _program(args, root, mode, chosen)
     check_denoiser(chosen.denoiser)

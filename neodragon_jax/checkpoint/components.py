@@ -22,7 +22,7 @@ from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import is_there
 from neodragon_jax.base.json_file import read_json, shown
-from neodragon_jax.base.paths import input_path
+from neodragon_jax.base.paths import input_path, user_path
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.classes import COMPONENTS, class_name, class_names
 from neodragon_jax.checkpoint.shape_cache import released_shapes
@@ -115,7 +115,7 @@ def save(folder: Path, module: nn.Module, params: Mapping[str, Any]) -> None:
     Raises:
       InputError: the module is not a released component, or has no parameter of that name.
     """
-    folder = pathlib.Path(folder)
+    folder = user_path(folder, 'component folder')
     name = class_name(module)
     component, config = COMPONENTS[name], module.config  # pyright: ignore[reportAttributeAccessIssue]
     flat = traverse_util.flatten_dict(_unrolled(module, params))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pathlib
 
 from neodragon_jax.base.files import file_sha256
+from neodragon_jax.base.paths import input_path
 
 # Bytes that `sampled_fingerprint` reads of a file.
 SAMPLE = 2**16
@@ -16,9 +16,12 @@ _SUFFIXES = ('.json', '.safetensors', '.txt', '.model')
 
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:
-    """Return a short SHA-256 of the files of a component or a tokenizer; copying or moving the folder keeps it."""
+    """Return a short SHA-256 of the files of a component or a tokenizer; copying or moving the folder keeps it.
+
+    A folder in a bucket is copied first.
+    """
     digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(folder).iterdir()):
+    for path in sorted(input_path(folder, 'folder').iterdir()):
         if path.suffix in _SUFFIXES:
             digest.update(path.name.encode())
             digest.update(bytes.fromhex(file_sha256(path)))
@@ -31,7 +34,7 @@ def sampled_fingerprint(folder: str | os.PathLike[str]) -> str:
     It takes no time on large weights. Trained weights differ from others in every part; an edit elsewhere is not seen.
     """
     digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(folder).iterdir()):
+    for path in sorted(input_path(folder, 'folder').iterdir()):
         if path.suffix in _SUFFIXES:
             size = path.stat().st_size
             with path.open('rb') as file:

@@ -17,7 +17,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import folders, model_card
 
 # Small files beside the component folders, which are always downloaded.
-ROOT_FILES = ('generation.json', model_card.RECORD, model_card.CARD, 'LICENSE*')
+ROOT_FILES = ('generation.json', '*_prompts.txt', model_card.RECORD, model_card.CARD, 'LICENSE*')
 _NAME = re.compile(r'(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?')
 # pathlib merges two slashes into one.
 _SCHEME = re.compile('hf://?', re.IGNORECASE)

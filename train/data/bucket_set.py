@@ -14,6 +14,7 @@ from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import SCHEME, StoragePath, check_bucket, filesystem, stage_folder, upload
 from train.data.manifest import MANIFEST
 from train.data.shard_layout import RECORDS, ShardLayout
+from train.data.stored_conditioning import KINDS, conditioning_path
 
 
 class BucketSet:
@@ -36,8 +37,8 @@ class BucketSet:
         self.pull()
 
     def pull(self) -> None:
-        """Copy the small files: the manifest, and the records of the shards that other processes have completed."""
-        for name in (MANIFEST, RECORDS):
+        """Copy the small files: manifest, conditionings, and the records of the shards of other processes."""
+        for name in (MANIFEST, RECORDS, *(conditioning_path(self.local, kind).name for kind in KINDS)):
             for path in filesystem().find(os.fspath(self._folder / name)):
                 target = self.local / path.removeprefix(os.fspath(self._folder).removeprefix(SCHEME) + '/')
                 with atomic_file(target) as draft:

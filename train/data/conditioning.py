@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders as component_folders
 from neodragon_jax.checkpoint.fingerprint import fingerprint
@@ -119,7 +120,7 @@ def load_conditioner(
     spread = spread or Spread(jax.local_devices())
     find = lambda name: checkpoint.component_folder(root, name)
     folders: dict[str, pathlib.Path] = {
-        't5': pathlib.Path(text_encoder) if text_encoder else find(component_folders.T5),
+        't5': input_path(text_encoder, '--text-encoder') if text_encoder else find(component_folders.T5),
         'clip_l': find(component_folders.CLIP_L),
         'clip_g': find(component_folders.CLIP_G),
     }

@@ -17,7 +17,7 @@ from train.data.manifest import Manifest
 from train.data.record_spec import RecordSpec
 
 # The prompt that guidance steers away from, and the empty one, which takes the place of dropped captions.
-NEGATIVE, NULL = 'negative', 'null'
+NEGATIVE, NULL = KINDS = 'negative', 'null'
 
 
 def conditioning_path(folder: pathlib.Path, kind: str) -> pathlib.Path:
@@ -37,7 +37,7 @@ def write_conditioning(folder: pathlib.Path, kind: str, arrays: Mapping[str, Any
 
 def conditioning_hashes(folder: pathlib.Path) -> dict[str, str]:
     """Return the name and SHA-256 of every conditioning in a folder."""
-    paths = {kind: conditioning_path(folder, kind) for kind in (NEGATIVE, NULL)}
+    paths = {kind: conditioning_path(folder, kind) for kind in KINDS}
     return {kind: file_sha256(path) for kind, path in paths.items() if path.is_file()}
 
 

@@ -201,3 +201,13 @@ def test_the_length_of_prompts_is_part_of_recordings_and_graphs(checkpoint, opti
     assert program_of(checkpoint, options).options.text_tokens == length // 2
     assert after[0] != before[0]
     assert all(after[1][name] != before[1][name] for name in before[1])
+
+
+def test_a_checkpoint_in_a_bucket_is_copied_as_far_as_the_export_needs_it(bucket, bucket_store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bucket_store.put(f'{TINY_CHECKPOINT}/', f'{bucket}/model/', recursive=True)
+    arguments = ['--out', 'x', '--checkpoint', f'{bucket}/model', '--first-frame', 'denoiser']
+    root = command.make_options(command.parse_args(arguments)).program.root
+    found = {path.name for path in root.iterdir()}
+    assert {folders.STUDENT, folders.VIDEO_VAE, folders.T5} <= found
+    assert not found & {folders.FIRST_FRAME_UNET, folders.TEACHER}

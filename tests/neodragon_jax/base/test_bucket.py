@@ -19,6 +19,7 @@ from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
+from neodragon_jax.checkpoint.fingerprint import fingerprint, sampled_fingerprint
 from neodragon_jax.generation.result import Video
 from support.goldens import TINY_CHECKPOINT
 
@@ -235,6 +236,23 @@ def test_a_checkpoint_in_a_bucket_is_read_by_its_folder_with_the_needed_parts_on
     assert folder == root / 'context_adapter'
     _, params = checkpoint.load(bucket / 'model' / 'context_adapter')
     assert len(params) == len(checkpoint.load(TINY_CHECKPOINT / 'context_adapter')[1])
+
+
+def test_a_component_in_a_bucket_has_the_fingerprint_of_its_copy_on_disk(bucket):
+    for path in (TINY_CHECKPOINT / 'context_adapter').iterdir():
+        with atomic_file(bucket / 'adapter' / path.name) as draft:
+            draft.write_bytes(path.read_bytes())
+    for identity in (fingerprint, sampled_fingerprint):
+        for given in (bucket / 'adapter', str(bucket / 'adapter')):
+            assert identity(given) == identity(TINY_CHECKPOINT / 'context_adapter')
+
+
+def test_a_component_is_not_saved_into_a_local_folder_named_like_a_bucket(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module, params = checkpoint.load(TINY_CHECKPOINT / 'context_adapter')
+    with pytest.raises(InputError, match='gs://bucket/adapter'):
+        checkpoint.save('gs://bucket/adapter', module, params)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_video_is_saved_into_a_bucket(bucket):

@@ -56,6 +56,29 @@ def test_a_set_written_by_two_machines_reads_like_one_on_disk(bucket, tmp_path, 
         np.testing.assert_array_equal(stored[index]['latents'], local[index]['latents'])
 
 
+@pytest.mark.parametrize('last', [0, 1])
+def test_a_set_knows_its_conditionings_whichever_machine_ends_last(bucket, tmp_path, monkeypatch, last):
+    folder, arrays = (
+        bucket / 'samples',
+        {'text': np.ones((1, 2)), 'text_mask': np.ones(1, np.int32), 'pooled': np.ones(2)},
+    )
+    for part in (1 - last, last):
+        machine(part, tmp_path, monkeypatch)
+        writer = SampleWriter(folder, SPEC, COUNT, protocol={}, samples_per_shard=2, part=part, parts=2)
+        if part == 0:
+            writer.write_negative(**arrays)
+        for index in writer.missing():
+            writer.append(sample(index))
+        writer.close()
+    # Another set's negative prompt, by mistake.
+    local = tmp_path / 'another.npz'
+    np.savez(local, **{name: 2 * array for name, array in arrays.items()})
+    bucket_set.upload({f'{folder}/negative.npz': local})
+    machine(3, tmp_path, monkeypatch)
+    with pytest.raises(InputError, match='negative'):
+        SampleSource(folder).negative()
+
+
 def test_a_shard_whose_upload_fails_is_uploaded_by_the_next_writer(bucket, monkeypatch):
     def fail(files):
         raise ConnectionError
