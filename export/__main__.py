@@ -62,7 +62,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         status='1    a graph is below its target, and --allow-below-target is not given',
     )
     parser.add_argument('--checkpoint', action=PathOption, bucket=True, names=('hf',), required=True,
-        metavar='DIR|NAME', help='root folder of a checkpoint in the released layout, also in a bucket, the name of a shipped one, or '
+        metavar='DIR|NAME',
+        help='root folder of a checkpoint in the released layout, also in a bucket, the name of a shipped one, or '
         'hf://ORG/NAME@REVISION, of which the needed folders are downloaded')  # fmt: skip
     parser.add_argument('--out', action=PathOption, required=True, metavar='DIR',
         help='output folder: {graph}-{runtime}-{precision}-{chipset}/, calibration/, report.*')  # fmt: skip
