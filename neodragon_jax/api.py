@@ -83,7 +83,7 @@ class System:
         image: Picture | None = ..., first_frame: str | None = ..., frames: int | None = ...,
         height: int | None = ..., width: int | None = ..., steps: Sequence[int] | None = ...,
         first_steps: Sequence[int] | None = ..., guidance: float | None = ..., first_guidance: float | None = ...,
-        prompt_modifier: str | None = ..., negative_prompt: str | None = ...,
+        prompt_modifier: str | None = ..., negative_prompt: str | None = ..., noise: str = ...,
     ) -> Video: ...  # fmt: skip
 
     @overload
@@ -93,7 +93,7 @@ class System:
         frames: int | None = ...,
         height: int | None = ..., width: int | None = ..., steps: Sequence[int] | None = ...,
         first_steps: Sequence[int] | None = ..., guidance: float | None = ..., first_guidance: float | None = ...,
-        prompt_modifier: str | None = ..., negative_prompt: str | None = ...,
+        prompt_modifier: str | None = ..., negative_prompt: str | None = ..., noise: str = ...,
     ) -> list[Video]: ...  # fmt: skip
 
     def generate(
@@ -114,6 +114,7 @@ class System:
         first_guidance: float | None = None,
         prompt_modifier: str | None = None,
         negative_prompt: str | None = None,
+        noise: str = 'jax',
     ) -> Video | list[Video]:
         """Generate one video per prompt.
 
@@ -138,6 +139,8 @@ class System:
           first_guidance: the same for unit 0.
           prompt_modifier: text appended to every prompt.
           negative_prompt: text that guidance steers away from.
+          noise: 'jax', or 'portable', which JAX, NumPy and C++ reproduce bit for bit and which depends on seed + number
+            but not on the prompt.
         Returns:
           A video for a text, a list of videos for a batch.
         Raises:
@@ -145,7 +148,7 @@ class System:
         """
         options = VideoOptions(
             frames, height, width, steps, first_steps, guidance, first_guidance, prompt_modifier, negative_prompt,
-            first_frame, image,
+            first_frame, image, noise,
         )  # fmt: skip
         prompts = checks.prompts([prompt] if isinstance(prompt, str) else prompt)
         numbers = [check_number(number) + prompts[:index].count(text) for index, text in enumerate(prompts)]

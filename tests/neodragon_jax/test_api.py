@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import io
 import subprocess
 import sys
+import typing
 
 import jax
 import numpy as np
@@ -182,3 +185,15 @@ def test_portable_noise_comes_from_seed_plus_number(system, video):
     (two,) = system.stream(['a cat'], numbers=[0], seed=1, options=options)
     np.testing.assert_array_equal(one.frames, two.frames)
     assert np.abs(one.frames.astype(int) - video.frames.astype(int)).max() > 8
+    np.testing.assert_array_equal(system.generate('a cat', seed=1, noise='portable', **SIZE).frames, two.frames)
+
+
+def test_generate_takes_every_option_of_a_video(system):
+    """With the default of the options, and in each form of the call that a type checker knows."""
+    for call in (nd.System.generate, *typing.get_overloads(nd.System.generate)):
+        parameters = inspect.signature(call).parameters
+        assert {field.name for field in dataclasses.fields(nd.VideoOptions)} <= set(parameters)
+    for field in dataclasses.fields(nd.VideoOptions):
+        assert inspect.signature(nd.System.generate).parameters[field.name].default == field.default
+    with pytest.raises(nd.InputError, match=r"--noise 'portble' is unknown\."):
+        system.generate('a cat', noise='portble', **SIZE)

@@ -25,6 +25,7 @@ from neodragon_jax.generation import defaults as generation
 from train.benchmark import schedule
 from train.benchmark.chain import Chain, Step
 from train.benchmark.tiers import Tier
+from train.runtime.settings_file import check_command_line
 
 TIER, SETTINGS = 'tier.txt', 'settings.json'
 START = 'start: '
@@ -131,9 +132,10 @@ def _check_settings(step: Step, more: Sequence[str]) -> None:
     file = ROOT / step.arguments[0].removeprefix('--config=')
     given = [step.module, f'--config={file}', *step.arguments[1:]]
     try:
+        check_command_line(given, str(file))
         config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=given)
         values(given)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, InputError) as error:
         said = ' '.join(str(error.args[0] if error.args else error).split())
         raise InputError(f'--set {step.name}:{shlex.join(more)}: {said}') from None
 

@@ -31,6 +31,7 @@ from train.runtime.processes import exit_process
 from train.runtime.profiler import note_requests
 from train.runtime.program import DivergedError, LoopConfig, Program
 from train.runtime.settings import freeze, missing, require
+from train.runtime.settings_file import check_command_line
 from train.runtime.sharding import make_mesh
 
 
@@ -140,6 +141,7 @@ _CONFIG_HELP = (
     'settings file and preset, FILE:PRESET; --config.KEY=VALUE changes one setting. The docstring of the file has '
     'commands, hardware and expected results, the file has all settings.'
 )
+_WRONG_SETTINGS = (flags.Error, InputError)
 
 
 def program_name(config_file: str) -> str:
@@ -158,7 +160,11 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
       main: function of the settings, and of whether to print the plan only.
       default: the program's settings file.
     """
-    settings = config_flags.DEFINE_config_file('config', default, _CONFIG_HELP)
+    try:
+        check_command_line(sys.argv, default)
+        settings = config_flags.DEFINE_config_file('config', default, _CONFIG_HELP)
+    except _WRONG_SETTINGS as error:
+        _refuse(f'settings: {_last_line(error)}')
     dry_run = flags.DEFINE_bool('dry-run', False, 'print mesh, shapes, bytes and arithmetic, then stop')
     _list_flags_in_help()
 
@@ -168,7 +174,7 @@ def command_line(main: Callable[[ConfigDict, bool], None], default: str) -> None
             return flags.FLAGS(list(argv))
         except SystemExit:  # after --help, which absl ends with status 1
             sys.exit(0)
-        except (flags.Error, AttributeError, OSError, InputError) as error:
+        except _WRONG_SETTINGS as error:
             _refuse(f'settings: {_last_line(error)}')
 
     def run(argv: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -39,6 +39,16 @@ def top_level(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={_TOP_LEVEL: True})
 
 
+def no_such_setting(where: str, name: str, known: Iterable[str]) -> InputError:
+    """Return the error for an unknown name in a section.
+
+    Args:
+      where: path of the section, such as 'config.loop'.
+      known: the names in the section.
+    """
+    return InputError(f'{where}.{name}: no such setting.{did_you_mean(name, known)} Correct or remove it.')
+
+
 def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config', top: Mapping[str, Any] | None = None) -> T:
     """Return a frozen dataclass with the given values; nested mappings become nested dataclasses.
 
@@ -54,7 +64,7 @@ def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config', top: 
     values = inherited | dict(values)
     for key in values:
         if key not in fields:
-            raise InputError(f'{where}.{key}: no such setting.{did_you_mean(key, fields)} Correct or remove it.')
+            raise no_such_setting(where, key, fields)
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -220,9 +230,7 @@ def _shown_fields(cls: type, changes: Mapping[str, Any], left_out: tuple[str, ..
     }
     for name in changes:
         if name not in fields:
-            raise InputError(
-                f'{cls.__name__}.{name}: no such setting.{did_you_mean(name, fields)} Correct or remove it.'
-            )
+            raise no_such_setting(cls.__name__, name, fields)
     return fields
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -96,6 +97,7 @@ def test_sharded_weight_files(tmp_path):
 def full_components() -> list[tuple[str, str, object]]:
     return [
         ('diffusion_transformer_320p', 'PyramidMMDiT', FULL.denoiser),
+        ('teacher_24_layers_reference_class', 'PyramidMMDiT', dataclasses.replace(FULL.denoiser, num_layers=24)),
         ('context_adapter', 'ContextAdapter', FULL.context_adapter),
         ('text_encoder_3', 'T5EncoderWithProjection', FULL.t5),
         ('causal_video_vae', 'AsymmetricCausalVideoVAE', FULL.video_vae),

@@ -17,6 +17,7 @@ from neodragon_jax.checkpoint.names.mmdit import half_split_order
 from neodragon_jax.config.neodragon import FULL, MMDiTConfig
 from neodragon_jax.models.layers import sincos_table, timestep_sinusoid
 from neodragon_jax.models.mmdit import PyramidMMDiT, stack_blocks, unstack_blocks
+from neodragon_jax.models.modulation import modulate
 from neodragon_jax.models.rotary import rotary_table
 from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.layout import attention_mask, layout_of, patchify, position_ids
@@ -38,9 +39,10 @@ def compiled(name: str, scan: bool = False, remat: str = 'none'):
     return lambda *args: run(params, *args)
 
 
-def cases(name: str) -> list[tuple[str, str]]:
+def cases(name: str, golden: str = 'out') -> list[tuple[str, str]]:
+    """Return the cases of a model that have a golden, as (model, case)."""
     with np.load(GOLDENS / name / 'golden.npz') as arrays:
-        return [(name, key[: -len('/out')]) for key in arrays if key.endswith('/out')]
+        return [(name, key.removesuffix(f'/{golden}')) for key in arrays if key.endswith(f'/{golden}')]
 
 
 @pytest.mark.parametrize(('name', 'case'), cases('dit_a') + cases('dit_b'))
@@ -51,24 +53,20 @@ def test_flow(name, case):
 
 
 @pytest.mark.parametrize('stage', [0, 1, 2])
-def test_stages_packed_in_training_order(stage):
-    golden = load_golden('dit_a')
+@pytest.mark.parametrize('name', ['dit_a', 'dit_b'])
+def test_stages_packed_in_training_order(name, stage):
+    golden = load_golden(name)
     clips = inputs(golden, 'packed3', f'stage{stage}_clip')[0]
     rest = [jnp.asarray(golden[f'packed3/in/{key}'][stage::3]) for key in ('text', 'text_mask', 'pooled', 'timestep')]
-    got = compiled('dit_a')(clips, *rest)
+    got = compiled(name)(clips, *rest)
     assert relative_error(got, channels_last(golden[f'packed3/out_stage{stage}'])) < TOLERANCE
 
 
-def inner_cases() -> list[str]:
-    with np.load(GOLDENS / 'dit_a' / 'golden.npz') as arrays:
-        return [key.split('/')[0] for key in arrays if key.endswith('inter/temb')]
-
-
-@pytest.mark.parametrize('case', inner_cases())
-def test_intermediates(case):
+@pytest.mark.parametrize(('name', 'case'), cases('dit_a', 'inter/temb') + cases('dit_b', 'inter/temb'))
+def test_intermediates(name, case):
     """Positions, rotary tables, masks and every block's output."""
-    golden = load_golden('dit_a')
-    model, params = model_and_params('dit_a')
+    golden = load_golden(name)
+    model, params = model_and_params(name)
     clips, text, text_mask, pooled, timestep = inputs(golden, case)
     layout = layout_of(clips, 2, text.shape[1])
     ids = jnp.broadcast_to(jnp.arange(len(layout.grids)), (text.shape[0], len(layout.grids)))
@@ -86,9 +84,9 @@ def test_intermediates(case):
 
     spied = functools.partial(model.apply, method=run, capture_intermediates=True, mutable='intermediates')
     (condition, _), state = jax.jit(spied)({'params': params}, clips, text, text_mask, pooled, timestep)
-    for table, name, at_text in ((condition.rotary.cos, 'rope_cos', 1), (condition.rotary.sin, 'rope_sin', 0)):
-        assert relative_error(table[:, :, 0], want(name)[:, layout.text_tokens :]) < TOLERANCE
-        assert np.all(want(name)[:, : layout.text_tokens] == at_text), 'text is not rotated'
+    for table, kind, at_text in ((condition.rotary.cos, 'rope_cos', 1), (condition.rotary.sin, 'rope_sin', 0)):
+        assert relative_error(table[:, :, 0], want(kind)[:, layout.text_tokens :]) < TOLERANCE
+        assert np.all(want(kind)[:, : layout.text_tokens] == at_text), 'text is not rotated'
     crops = [want(f'pos_crop{i}')[0] for i in range(len(clips))]
     frames = [clip.shape[1] for clip in clips]
     rows = np.concatenate([np.tile(crop, (count, 1)) for crop, count in zip(crops, frames, strict=True)])
@@ -105,22 +103,24 @@ def test_intermediates(case):
         assert relative_error(words, want(f'block{block}_text')) < TOLERANCE
     (image, _), _ = seen['last_block']['__call__'][0]
     assert relative_error(image, want(f'block{last}_hidden')) < TOLERANCE
+    assert relative_error(modulate(image, condition.head.gain, condition.head.shift), want('norm_out')) < TOLERANCE
     assert relative_error(seen['head']['__call__'][0], want('proj_out')) < TOLERANCE
 
 
-def test_tables():
-    golden = load_golden('dit_a')
-    for got, name in zip(rotary_table(30, 16), ('cos', 'sin'), strict=True):
-        assert relative_error(got, golden[f'unit/rope_pos0_29_{name}']) < 1e-6
+@pytest.mark.parametrize('name', ['dit_a', 'dit_b'])
+def test_tables(name):
+    golden, sizes = load_golden(name), model_and_params(name)[0].config
+    for got, kind in zip(rotary_table(30, sizes.attention_head_dim), ('cos', 'sin'), strict=True):
+        assert relative_error(got, golden[f'unit/rope_pos0_29_{kind}']) < 1e-6
     got = timestep_sinusoid(jnp.asarray(golden['unit/timesteps']), 256)
     assert relative_error(got, golden['unit/timestep_proj256']) < SINUSOID_TOLERANCE
     assert relative_error(sincos_table(6, 16, 4).reshape(36, 16), golden['unit/sincos2d_grid6_base4_dim16']) < 1e-6
 
 
-def test_bfloat16_is_as_far_from_float32_as_the_reference():
-    golden = load_golden('dit_a')
-    model, params = model_and_params('dit_a')
-    case = 'u1_s1_b1'
+@pytest.mark.parametrize(('name', 'case'), cases('dit_a', 'out_bf16_model'))
+def test_bfloat16_is_as_far_from_float32_as_the_reference(name, case):
+    golden = load_golden(name)
+    model, params = model_and_params(name)
     want = channels_last(golden[f'{case}/out'])
     reference = relative_error(channels_last(golden[f'{case}/out_bf16_model']), want)
     got = jax.jit(model.clone(dtype=jnp.bfloat16).apply)({'params': params}, *inputs(golden, case))
@@ -237,8 +237,8 @@ def test_more_frames_than_positions_are_refused():
     """JAX would silently clamp their positions to the last row of the table."""
     golden = load_golden('dit_a')
     model, params = model_and_params('dit_a')
-    cases = [inputs(golden, name) for name in inner_cases()]
-    case = max(cases, key=lambda case: sum(clip.shape[1] for clip in case[0]))
+    given = [inputs(golden, case) for _, case in cases('dit_a', 'inter/temb')]
+    case = max(given, key=lambda case: sum(clip.shape[1] for clip in case[0]))
     frames = sum(clip.shape[1] for clip in case[0])
     short = lambda count: model.clone(config=dataclasses.replace(model.config, max_num_frames=count))
     jax.eval_shape(short(frames).apply, {'params': params}, *case)

@@ -58,6 +58,12 @@ def test_history_clips(golden, frames_per_unit, unit, stage):
         assert relative_error(clip, channels_last(golden[f'{case}/s{stage}/clip{number}'])) < 1e-6
 
 
+def test_history_of_a_batch_that_guidance_doubles(golden):
+    once = channels_last(golden['past_fpu2/u6/history'])
+    clips = history(jnp.asarray(np.concatenate([once, once])), 0, 3, 2)
+    assert relative_error(clips[0], channels_last(golden['past_cfg/s0_clip0'])) < 1e-6
+
+
 @pytest.mark.parametrize('gamma', ['0.3333', '0.2500'])
 def test_block_noise_is_the_symmetric_root_of_its_covariance(golden, gamma):
     """The map white -> colored, read off one block, is the reference's square root."""

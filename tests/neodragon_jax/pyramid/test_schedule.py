@@ -37,6 +37,11 @@ def test_original_sigmas_and_levels(golden):
         assert relative_error(schedule.train_levels, golden['f64/v0/sigmas_per_stage'][stage]) < 1e-6
 
 
+def test_range_of_a_stage_in_timesteps(golden):
+    first, last = Schedule().train_timesteps[:, 0], Schedule().train_timesteps[:, -1]
+    assert relative_error(first - last, golden['f64/v0/timestep_per_stage_range']) < 1e-6
+
+
 def test_upsample_coefficients(golden):
     pairs = np.array([Schedule().upsample_coefficients(stage) for stage in (1, 2)])
     assert relative_error(pairs[:, 0], golden['f64/v0/upsample_alpha_stage1plus']) < 1e-6
@@ -51,6 +56,9 @@ def test_inference_steps(golden):
             steps = Schedule().steps(stage, count)
             assert relative_error(steps.timesteps, golden[f'f64/v0/n{count}/s{stage}/timesteps']) < 1e-6
             assert relative_error(steps.levels, golden[f'f64/v0/n{count}/s{stage}/sigmas']) < 1e-6
+            # The denoiser takes float32; the reference in bfloat16 takes the same numbers, rounded.
+            rounded = np.float32(jnp.asarray(steps.timesteps, jnp.bfloat16))
+            np.testing.assert_array_equal(rounded, golden[f'v0/n{count}/s{stage}/timesteps_bf16'])
 
 
 def test_continuous_timestep_passes_through_the_training_table():
@@ -67,16 +75,19 @@ def test_sigma_ends_at_the_stage_limits():
         np.testing.assert_allclose(got, [schedule.start_sigmas[stage], schedule.end_sigmas[stage]], rtol=1e-6)
 
 
-def test_euler_step(golden):
-    names = sorted(key for key in golden if key.startswith('step') and key.endswith('/prev_sample'))
+# The reference in bfloat16 also rounds the product of step and flow; ours rounds the result only.
+@pytest.mark.parametrize(
+    ('dtype', 'wanted', 'tolerance'), [(jnp.float32, 'prev_sample', 1e-6), (jnp.bfloat16, 'prev_sample_bf16', 2**-8)]
+)
+def test_euler_step(golden, dtype, wanted, tolerance):
+    names = sorted(key for key in golden if key.startswith('step') and key.endswith(f'/{wanted}'))
     assert names
     for name in names:
         case = name.rsplit('/', 1)[0]
-        first, second = golden[f'{case}/sigma']
-        got = euler_step(
-            jnp.asarray(golden[f'{case}/sample']), jnp.asarray(golden[f'{case}/model_output']), first, second
-        )
-        assert relative_error(got, golden[name]) < 1e-6
+        x, flow = (jnp.asarray(golden[f'{case}/{key}'], dtype) for key in ('sample', 'model_output'))
+        got = euler_step(x, flow, *golden[f'{case}/sigma'])
+        assert got.dtype == jnp.float32
+        assert relative_error(got.astype(dtype), golden[name]) < tolerance
 
 
 @pytest.mark.parametrize('count', [0, -1, 1001])

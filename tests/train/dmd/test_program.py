@@ -112,7 +112,7 @@ def after_one_step(samples: str, mesh_sizes: tuple[int, int, int]):
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh_sizes', [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_meshes_agree(samples, mesh_sizes):
-    """Each mesh is a minute of compiling. test_whole_recipe.py compares (2, 2, 2) with one device by default."""
+    """Each mesh is a minute of compiling. The long tests compare (2, 2, 2) with one device in test_whole_recipe.py."""
     want_metrics, want = after_one_step(samples, ONE_DEVICE)
     metrics, moved = after_one_step(samples, mesh_sizes)
     for name, value in want_metrics.items():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.models.vae import PYRAMID_FLOW, normalize
 from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import down, down_noise, levels, stage_pair, up
 from support.goldens import GOLDENS, channels_last, load_golden, relative_error
@@ -65,19 +66,30 @@ def test_flow_between_stages_matches_teacher_objective(golden, name):
         assert relative_error(level, golden[f'{name}/out/col{column}_ratio'].reshape(-1)) < 1e-6
         timestep = SCHEDULE.timestep(stage, level)
         assert relative_error(timestep, golden[f'{name}/out/col{column}_timestep']) < 1e-6
+        assert relative_error(timestep, golden[f'{name}/out/timesteps_rowmajor'][column :: len(stages)]) < 1e-6
+
+
+@pytest.mark.parametrize('name', list(CONFIG))
+def test_scaled_latents_and_their_levels_match_the_teacher_objective(golden, name):
+    raw = jnp.asarray(channels_last(golden[f'{name}/in/vae_latents_raw']))
+    for level, got in enumerate(levels(normalize(raw, statistics=PYRAMID_FLOW), SCHEDULE.stages)):
+        assert relative_error(got, channels_last(golden[f'{name}/pyramid_level{level}'])) < TOLERANCE
 
 
 @pytest.mark.parametrize('name', ['sp0', 'sp1'])
 def test_flow_of_the_spatial_pyramid_alone(golden, name):
     raw = jnp.asarray(channels_last(golden[f'{name}/in/vae_latents_raw']))
     # Pyramid-Flow's own latent scales, which Neodragon changed.
-    clean = jnp.concatenate([(raw[:, :1] - 0.1490) / 1.8415, (raw[:, 1:] + 0.2343) / 3.0986], axis=1)
+    clean = normalize(raw, statistics=PYRAMID_FLOW)
     noise = jnp.asarray(channels_last(golden[f'{name}/draw/noise_fullres']))
     pyramid = levels(clean, SCHEDULE.stages)
     for stage in STAGES:
         rows = slice(stage, None, SCHEDULE.stages)
         pair = stage_pair(pyramid[stage][rows], down_noise(noise[rows], 2 - stage), stage, SCHEDULE)
-        got = losses.interpolate(*pair, draw_level(golden, name, stage))
+        level = draw_level(golden, name, stage)
+        assert relative_error(level, golden[f'{name}/out/col{stage}_ratio'].reshape(-1)) < 1e-6
+        assert relative_error(SCHEDULE.timestep(stage, level), golden[f'{name}/out/col{stage}_timestep']) < 1e-6
+        got = losses.interpolate(*pair, level)
         assert relative_error(got, channels_last(golden[f'{name}/out/col{stage}_noisy'])) < TOLERANCE
         assert relative_error(pair[0] - pair[1], channels_last(golden[f'{name}/out/col{stage}_target'])) < TOLERANCE
 
