@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import importlib
 import re
 import runpy
+import shutil
+import subprocess
 
 import jax
 import pytest
 
 from configs import dmd as dmd_settings
+from neodragon_jax.checkpoint import folders, hub
+from neodragon_jax.generation import defaults
 from support.glossary import unexplained
 from support.goldens import ROOT
 from train.runtime.runner import recipe_of
@@ -142,3 +147,48 @@ def test_files_cite_the_paper_that_the_architecture_names():
             assert paper in told or (paper == '2511.06055' and 'Neodragon, section' in told), f'{name}: {paper}'
             checked += 1
     assert checked > 20
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+FILES = ROOT / 'docs' / 'reference' / 'files.md'
+
+
+def code_blocks(language: str) -> list[str]:
+    """Return the code blocks of the page of files in one language; '' for command lines."""
+    return [code for name, code in re.findall(r'(?ms)^```(\w*)\n(.*?)^```', FILES.read_text()) if name == language]
+
+
+def test_the_data_set_of_the_page_is_written_and_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    read, read_alone, write = code_blocks('python')
+    for code in (write, read, read_alone):
+        exec(code, {})
+    shown = capsys.readouterr().out
+    assert '24 ArraySpec' in shown and "(3, 8, 8, 16) b'a video number 0'" in shown and '\n8 ' in shown
+    config = importlib.import_module('configs.teacher').get_config('tiny')
+    config.data, config.teacher.evaluation.examples = 'OWN', 8
+    program, source, _ = recipe_of('teacher').load(recipe_of('teacher').read(config))
+    assert len(source) == 16 and source[0]['latents'].shape == (3, 8, 8, 16) and program.evaluation is not None
+
+
+def test_the_checkpoint_of_the_page_is_assembled(tmp_path):
+    (commands,) = (code for code in code_blocks('') if 'BASE=' in code)
+    base, result = ROOT / 'neodragon_jax' / 'assets' / 'moving_shapes', tmp_path / 'RUN' / 'result'
+    for name in (folders.STUDENT, folders.STUDENT_ADAPTER):
+        shutil.copytree(base / name, result / name)
+    script = commands.replace('BASE=neodragon_jax/assets/moving_shapes', f'BASE={base}').partition('python -m')[0]
+    subprocess.run(['bash', '-e', '-c', script], cwd=tmp_path, check=True)
+    assert defaults.read(tmp_path / 'MINE').of('hybrid').first_steps == (2, 2, 2)
+    for mode in defaults.MODES:
+        absent = {name for name in hub.needed_folders(mode, 'denoiser') if not (tmp_path / 'MINE' / name).is_dir()}
+        assert absent == {folders.SAFETY_CHECKER, folders.FEATURE_EXTRACTOR}
+
+
+def test_every_key_of_generation_json_is_explained():
+    section = FILES.read_text().partition('## generation.json')[2].partition('\n## ')[0]
+    cells = [line.split('|')[1] for line in section.splitlines() if line.startswith('| `')]
+    explained = {name for cell in cells for name in re.findall(r'`(\w+)`', cell)}
+    of_modes = {field.name for field in dataclasses.fields(defaults.ModeDefaults)} - {'given_first_frame'}
+    of_file = {field.name for field in dataclasses.fields(defaults.GenerationDefaults)} - set(defaults.MODES)
+    assert explained == of_modes | of_file | {'modes'}
