@@ -40,6 +40,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from train.runtime.optimizer import OptimizerConfig
 from train.runtime.program import LoopConfig
 from train.runtime.settings import defaults, preset_of
 
@@ -73,15 +74,7 @@ FULL = {
         # What the backward pass keeps instead of computing it again: 'full' keeps least, then 'kernel', 'dots', 'none'.
         'remat': 'kernel',
         'attention': 'auto',  # 'splash', the TPU kernel, on TPUs, else 'masked'
-        'optimizer': {
-            'kind': 'adamw',
-            'learning_rate': 5e-5,
-            'warmup_steps': 1000,
-            'betas': (0.9, 0.95),
-            'epsilon': 1e-8,
-            'weight_decay': 1e-4,
-            'clip_norm': 1.0,
-        },
+        'optimizer': defaults(OptimizerConfig, learning_rate=5e-5, warmup_steps=1000),
         'evaluation': {
             'examples': 64,
             'batch': 64,

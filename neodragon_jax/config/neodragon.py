@@ -37,7 +37,19 @@ from neodragon_jax.config.component import (
 
 @dataclasses.dataclass(frozen=True)
 class MMDiTConfig(ComponentConfig):
-    """PyramidMMDiT: the SD3-style joint-attention denoiser."""
+    """PyramidMMDiT: the SD3-style joint-attention denoiser.
+
+    Attributes:
+      num_layers: blocks.
+      num_attention_heads: heads.
+      attention_head_dim: width of a head, even.
+      in_channels: channels of the latents.
+      sample_size: side of the latent grid whose positions have the scale 1.
+      pos_embed_max_size: rows and columns of patches that have positions.
+      joint_attention_dim: width of the text states before the context embedder or adapter.
+      caption_projection_dim: width of the text states that the blocks read: heads x head width.
+      pooled_projection_dim: width of the pooled vector, of both CLIP towers together.
+    """
 
     num_layers: Count = 18
     num_attention_heads: Count = 24
@@ -195,7 +207,20 @@ class CLIPTextConfig(ComponentConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CausalEncoderConfig(ComponentConfig):
-    """Causal 3-D encoder, the same in Neodragon's and Pyramid-Flow's video VAE."""
+    """Causal 3-D encoder, the same in Neodragon's and Pyramid-Flow's video VAE.
+
+    Attributes:
+      encoder_in_channels: colors.
+      encoder_out_channels: channels of the latents.
+      encoder_block_out_channels: channels of each level, full resolution first.
+      encoder_layers_per_block: residual blocks of each level.
+      encoder_down_block_types: class of each level.
+      encoder_spatial_down_sample: whether a level halves height and width.
+      encoder_temporal_down_sample: whether a level halves the frames.
+      encoder_block_dropout: probability of dropping an activation, by level.
+      encoder_act_fn: activation.
+      encoder_norm_num_groups: groups of a group norm.
+    """
 
     encoder_in_channels: Literal[3] = 3
     encoder_out_channels: Width = 16

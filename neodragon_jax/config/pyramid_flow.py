@@ -44,7 +44,27 @@ class TeacherMMDiTConfig(MMDiTConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PyramidFlowVAEConfig(CausalEncoderConfig):
-    """CausalVideoVAE: the causal encoder, and the native decoder that mirrors it."""
+    """CausalVideoVAE: the causal encoder, and the native decoder that mirrors it.
+
+    Attributes:
+      encoder_double_z: whether the encoder gives mean and variance.
+      encoder_type, decoder_type: kinds of the two parts.
+      decoder_in_channels: channels of the latents.
+      decoder_out_channels: colors.
+      decoder_layers_per_block: residual blocks of each level.
+      decoder_up_block_types: class of each level.
+      decoder_block_out_channels: channels of each level, full resolution first.
+      decoder_spatial_up_sample: whether a level doubles height and width.
+      decoder_temporal_up_sample: whether a level doubles the frames.
+      decoder_block_dropout: probability of dropping an activation, by level.
+      decoder_act_fn: activation.
+      decoder_norm_num_groups: groups of a group norm.
+      sample_size: side in pixels of the pictures of the release; not used.
+      scaling_factor: of the release; not used.
+      add_post_quant_conv: whether a pointwise convolution precedes the decoder.
+      interpolate: of the release; not used.
+      downsample_scale: pixels per latent.
+    """
 
     encoder_double_z: bool = True
     encoder_type: str = 'causal_vae_conv'

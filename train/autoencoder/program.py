@@ -168,7 +168,13 @@ def _read_start(folder: str) -> tuple[NativeVAE, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of configs/autoencoder.py; `data` is a folder of clips, or shapes:cpu, shapes:gpu."""
+    """The settings of configs/autoencoder.py.
+
+    Attributes:
+      data: folder of clips, or shapes:WORLD for drawn ones, of train/shapes/world.py.
+      workdir: folder of the run.
+      seed: seed of parameters, data order and all randomness in steps.
+    """
 
     data: str
     workdir: str

@@ -137,7 +137,13 @@ class DecoderDistillation(VAETraining[DecoderConfig]):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of configs/decoder.py; `data` is a folder of clips, or shapes:cpu, shapes:gpu."""
+    """The settings of configs/decoder.py.
+
+    Attributes:
+      data: folder of clips, or shapes:WORLD for drawn ones, of train/shapes/world.py.
+      workdir: folder of the run.
+      seed: seed of parameters, data order and all randomness in steps.
+    """
 
     data: str
     workdir: str

@@ -38,8 +38,9 @@ class DMDConfig:
         another distillation; '' for the teacher.
       keep: blocks of the teacher with which they start, as '0,1,2' or keep.json of `train.prune`; '' for all.
       student_lora, fake_lora: low-rank updates in place of all parameters, for less memory.
+      student, fake: optimizers.
       protocol: denoiser calls of a 1-1-1 video of seven units: '18' starts from an external first frame, '21' does not.
-      clean_prediction: 'exact' or 'paper', see `losses.clean_prediction`.
+      clean_prediction: 'exact', the clean latent that a flow implies; or 'paper', the flow extrapolated to sigma 0.
       student_steps, student_first_steps: the student's steps per stage, coarsest first, for units > 0 and for unit 0.
       fake_updates: updates of the fake model per update of the student.
       guidance, first_guidance: the teacher's scales for units > 0 and for unit 0.
@@ -61,7 +62,9 @@ class DMDConfig:
       dtype: compute type of the denoisers, 'float32' or 'bfloat16'; masters stay float32.
       float32_probes: where teacher and fake model are compared, keep the token streams between their layers, and their
         heads, in float32; with 'bfloat16' the rounding of both is several percent of their difference.
-      remat, attention: see `PyramidMMDiT`; attention 'auto' is 'splash' on TPUs and 'masked' elsewhere.
+      remat: what the backward pass keeps instead of computing it again: 'full' keeps least, then 'kernel', 'dots' and
+        'none', which keeps all.
+      attention: 'auto', which is 'splash' on TPUs and 'masked' elsewhere, or a strategy of models/attention.py.
       seed: of the order of the stages.
     """
 

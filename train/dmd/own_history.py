@@ -33,6 +33,9 @@ class OwnHistoryConfig:
     default, is the paper's objective.
 
     Attributes:
+      first, last: the share at the start and at the end, in 0..1.
+      ramp_start: step up to which the share is `first`.
+      ramp_steps: steps in which it moves to `last`; 0 jumps.
       videos: R, videos rolled out per iteration, of the first prompts of its first batch; 0 for the whole batch. The
         examples on a roll-out use its prompt and the data's video for that prompt.
       arrive: these examples start at the student's own state, instead of a noisy latent of the data.

@@ -52,6 +52,8 @@ class Settings:
       checkpoint: root of the released layout, with the multi-step denoiser and its adapter.
       teacher: RUN/result of train.teacher or train.pruning in place of the checkpoint's denoiser; '' for none.
       data: folder written by train.teacher_samples.
+      workdir: folder of the run.
+      seed: seed of parameters, data order and all randomness in steps.
       blank_sample: the sample assumed when a run is planned without data.
     """
 

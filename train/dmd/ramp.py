@@ -27,7 +27,7 @@ class Weight:
     """The factor of an objective, by stage and step.
 
     Attributes:
-      weight: the factor; 0 leaves the objective out.
+      weight: factor of the objective; 0 leaves it out.
       stages: further factor of each stage, coarsest first; () for 1 everywhere.
       decayed: share of the weight that remains after the ramp.
       ramp_start, ramp_steps: when the ramp begins and how long it takes, in steps; the weight is constant by default.

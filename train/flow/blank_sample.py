@@ -10,7 +10,8 @@ class BlankSample:
     """Sizes of a training sample: the section `blank_sample` of a settings file.
 
     Attributes:
-      frames, height, width: T, H, W of the latents.
+      frames: T, latent frames.
+      height, width: H and W of the latent grid.
       text_tokens: L, tokens of the text states.
     """
 

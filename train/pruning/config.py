@@ -19,8 +19,12 @@ class PruningConfig:
       denoiser: component folder of the full denoiser.
       keep: blocks to keep, '0,1,2,4', or the keep.json of `train.prune`.
       start: component folder of the pruned denoiser to continue from; '' begins with the blocks of the full one.
-      stage: 1 or 2, see `train.pruning.program`.
-      mapping: 'simple' or 'next', see `train.pruning.program`.
+      stage: 1, flow matching on data; or 2, feature matching as well.
+      mapping: target of a kept block in stage 2: 'simple', the same block of the full denoiser; or 'next', the input of
+        the next kept block.
+      image_weight, text_weight: weights of the features of image and text tokens, in stage 2.
+      output_weight, data_weight: weights of the flow's distance from the full denoiser's, and from the data's, in
+        stage 2.
     """
 
     denoiser: PathText = top_level('')

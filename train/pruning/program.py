@@ -238,8 +238,13 @@ class Settings:
     """The settings of configs/pruning.py.
 
     Attributes:
-      denoiser, keep, start: see `PruningConfig`.
-      data, weights: folders of train.latents, separated by commas, and the share of each; () for equal shares.
+      denoiser: component folder of the full denoiser.
+      keep: blocks to keep, '0,1,2,4', or the keep.json of `train.prune`.
+      start: component folder of the pruned denoiser to continue from; '' begins with the blocks of the full one.
+      data: folders of train.latents, separated by commas.
+      weights: share of each folder; () for equal ones.
+      workdir: folder of the run.
+      seed: seed of parameters, data order and all randomness in steps.
       blank_sample: sizes of a sample in a plan without data.
     """
 

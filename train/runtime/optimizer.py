@@ -35,11 +35,15 @@ class OptimizerConfig:
     All defaults except the rate are those of Pyramid-Flow (arXiv 2410.05954).
 
     Attributes:
-      kind: one of KINDS; 'muon' orthogonalizes the updates of matrices (Jordan et al., 2024; optax.contrib.muon) and
-        updates the other parameters by AdamW with Nesterov momentum.
+      learning_rate: the rate after the warm-up.
+      betas: decays of the two moments.
+      epsilon: added to the root of the second moment.
+      weight_decay: decoupled decay, per update and unit of the rate.
+      kind: 'adamw' or 'muon', which orthogonalizes the updates of matrices (Jordan et al., 2024; optax.contrib.muon)
+        and updates the other parameters by AdamW with Nesterov momentum.
       warmup_steps: updates of the linear warm-up from 0.
       clip_norm: limit of the gradient's global norm.
-      schedule: schedule of the rate after the warm-up, one of SCHEDULES.
+      schedule: of the rate after the warm-up: 'constant', 'cosine' or 'linear'.
       decay_steps: update at which a decaying rate reaches its final value, warm-up included.
       final_fraction: final value of a decaying rate, as a fraction of the learning rate.
     """

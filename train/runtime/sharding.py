@@ -77,7 +77,13 @@ SMALL = 2**18
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one size may be -1, for all remaining devices."""
+    """Devices along each mesh axis; one size may be -1, for all remaining devices.
+
+    Attributes:
+      data: copies of the parameters, between which the batch is split.
+      fsdp: devices between which the batch and every large parameter are split.
+      tensor: devices between which attention heads and hidden units are split.
+    """
 
     data: int = -1
     fsdp: int = 1

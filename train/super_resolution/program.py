@@ -50,7 +50,8 @@ class SuperResolutionTraining:
     Attributes:
       variant: 'small', 'medium' or 'large'.
       scaling_factor: 2, 3 or 4.
-      learning_rate: of Adam, falling to 0 on a cosine over `decay_steps`; constant where that is 0.
+      learning_rate: of Adam.
+      decay_steps: steps in which the rate falls to 0 on a cosine; 0 keeps it constant.
       clip_norm: limit of the gradient's global norm.
     """
 
@@ -67,7 +68,13 @@ class SuperResolutionTraining:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of configs/super_resolution.py; `data` is a folder of videos and pictures."""
+    """The settings of configs/super_resolution.py.
+
+    Attributes:
+      data: folder of videos and pictures.
+      workdir: folder of the run.
+      seed: seed of parameters, data order and crops.
+    """
 
     data: str
     workdir: str

@@ -26,15 +26,17 @@ class TeacherConfig:
       sizes: sizes of the denoiser; `joint_attention_dim` is the width of the samples' text states.
       context_embedder: also train Pyramid-Flow's linear embedding of the text states. Without it the states must have
         the denoiser's width, like the output of a context adapter.
-      start: component folder of a denoiser to continue from, with or without an embedder; it overrides the two settings
-        above. '' begins with fresh parameters.
+      start: component folder of a denoiser to continue from, with or without an embedder, in place of `sizes` and
+        `context_embedder`; '' begins with fresh parameters.
       stages: 'one' trains a stage per step, drawn for the whole batch; 'all' trains every sample at every stage.
       accumulate: parts of a batch whose gradients are computed one after the other, to save memory.
       caption_dropout: probability of training without the caption, as guidance requires.
       corruption: largest amount of noise in the history.
       ema_decay: decay of the averaged parameters, which are evaluated and saved; 0 for no average.
       dtype: compute type, 'float32' or 'bfloat16'; master parameters stay float32.
-      remat, attention: see `PyramidMMDiT`; attention 'auto' is 'splash' on TPUs and 'masked' elsewhere.
+      remat: what the backward pass keeps instead of computing it again: 'full' keeps least, then 'kernel', 'dots' and
+        'none', which keeps all.
+      attention: 'auto', which is 'splash' on TPUs and 'masked' elsewhere, or a strategy of models/attention.py.
       stage_weights: relative frequency of the stages of single-stage steps; () for equal ones (Pyramid-Flow: 1, 2, 1).
       unit_weights: relative frequency of the units; () for equal ones.
       seed: seed of the order of the stages.

@@ -42,7 +42,7 @@ class EvaluationConfig:
 
     Attributes:
       examples: V, the samples at the end of the data, excluded from training.
-      batch: B, a divisor of V.
+      batch: B, held-out samples at a time, a divisor of V.
       samples: number of videos to sample, of the first held-out prompts; 0 for none.
       steps, first_steps: steps per stage, for units > 0 and for unit 0.
       guidance, first_guidance: guidance scale of units > 0 and of unit 0.

@@ -258,6 +258,8 @@ class Settings:
     Attributes:
       data: folders of train.latents, separated by commas.
       weights: share of each folder; () for equal ones.
+      workdir: folder of the run.
+      seed: seed of parameters, data order and all randomness in steps.
       blank_sample: sizes of a sample in a plan without data.
     """
 

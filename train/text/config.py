@@ -30,7 +30,8 @@ class TextConfig:
       adapter: 'replace' (the deployed one), 'extend' or 'none', see parts.py.
       encoder: training of DT5: 'frozen', 'trained' or 'lora'.
       hidden: widths of the adapter's hidden layers, each concatenated with the input.
-      mse_weight, cosine_weight: weights of the two terms.
+      mse_weight: weight of the squared error of the embeddings.
+      cosine_weight: weight of their cosine distance.
       held_out: V, prompts at the end of the data for the retrieval evaluation.
       held_out_batch: held-out prompts at a time; divides V.
       dtype: compute type, and storage type of T5-XXL; trained parameters stay float32.

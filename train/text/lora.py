@@ -28,7 +28,7 @@ class LoraConfig:
     """Low-rank updates of a module; each kind of module has a subclass with its defaults.
 
     Attributes:
-      rank: R; at least LEAST_RANK.
+      rank: R, rank of the updates.
       alpha: numerator of the scale of the updates, alpha / rank.
       layers: regular expression of the linear layers' names.
     """

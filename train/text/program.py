@@ -249,8 +249,14 @@ class Settings:
 
     Attributes:
       data: folder of train.prompts or train.text_states.
-      encoder, embedder, teacher, start: component folders, see `read_parts`.
-      text_tokens, cached: for a plan without data: tokens of a prompt, and whether samples hold T5-XXL's states.
+      workdir: folder of the run.
+      seed: seed of parameters, data order and all randomness in steps.
+      encoder: component folder of DT5.
+      embedder: component folder of Pyramid-Flow's denoiser, whose embedding of the text states is the target's.
+      teacher: component folder of T5-XXL; '' where the samples hold its states.
+      start: component folder of a context adapter to continue from; '' begins with fresh parameters.
+      text_tokens: tokens of a prompt, in a plan without data.
+      cached: whether samples hold T5-XXL's states, in a plan without data.
     """
 
     data: str

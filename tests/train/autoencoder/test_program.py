@@ -18,6 +18,7 @@ from neodragon_jax.checkpoint import folders
 from neodragon_jax.config.pyramid_flow import PYRAMID_FLOW_VAE, PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import VideoVAE
+from support.glossary import unexplained
 from support.goldens import TINY_CHECKPOINT
 from support.training_runs import copy_killed, digests
 from support.vae_runs import SIZES, random
@@ -148,6 +149,7 @@ def test_it_learns(unbroken):
     assert last < 0.6 * first
     # The initialization alone gives much of the quality.
     assert len(evaluated) == 2 and evaluated[1] > evaluated[0]
+    assert not unexplained({name for row in rows for name in row})
 
 
 def test_result_is_in_the_released_layout_with_latents_as_expected(unbroken):

@@ -24,6 +24,7 @@ from neodragon_jax.config.neodragon import FULL, VideoVAEConfig
 from neodragon_jax.config.pyramid_flow import PyramidFlowVAEConfig
 from neodragon_jax.models.native_decoder import NativeVAE
 from neodragon_jax.models.vae import VideoVAE, normalize
+from support.glossary import unexplained
 from support.goldens import TINY_CHECKPOINT
 from support.training_runs import copy_killed, digests
 from train.decoder import networks
@@ -93,6 +94,7 @@ def test_it_learns(unbroken):
     # The mean color, the easy part, is right before the first step.
     assert last < 0.95 * first
     assert evaluated[-1]['eval/psnr'] > evaluated[0]['eval/psnr'] + 0.2
+    assert not unexplained({name for row in rows for name in row})
     # The native decoder is random, and does not change.
     assert evaluated[-1]['eval/native_psnr'] == pytest.approx(evaluated[0]['eval/native_psnr'], abs=1e-3)
     assert evaluated[-1]['eval/psnr'] > evaluated[-1]['eval/native_psnr']

@@ -12,6 +12,7 @@ from neodragon_jax.checkpoint import folders
 from neodragon_jax.generation.student import find_student
 from neodragon_jax.models import joint_block
 from support.dmd_runs import settings
+from support.glossary import unexplained
 from support.training_runs import digests
 from train.data.sources import hold_out
 from train.dmd import program as dmd
@@ -61,6 +62,7 @@ def test_a_run_that_leaves_the_band_loses_nothing(samples, tmp_path):
     videos = sorted(path.name for path in (tmp_path / 'samples' / 'step_000002').iterdir())
     assert videos == ['000.mp4', '000.png', '001.mp4', '001.png']
     (row,) = (row for row in read_metrics(tmp_path) if 'eval/outside_band' in row)
+    assert not unexplained(row)
     assert row['step'] == 2 and row['eval/outside_band'] > 0 and row['eval/distance'] > 0
     assert [path.name for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()] == ['2']
     assert json.loads((tmp_path / 'best' / 'student.json').read_text())['iterations'] == 2

@@ -23,6 +23,7 @@ from support.dmd_runs import (
     settings,
     write_pictures,
 )
+from support.glossary import unexplained
 from support.goldens import TINY_CHECKPOINT, relative_error
 from support.training_runs import copy_killed, digests
 from train import teacher_samples
@@ -174,6 +175,7 @@ def test_tiny_settings_train_and_save_a_released_layout(unbroken):
     assert record['protocol'] == '18' and record['clean_prediction'] == 'exact' and record['iterations'] == 4
     rows = read_metrics(unbroken)
     assert [row['step'] for row in rows] == [1, 2, 3, 4]
+    assert not unexplained({name for row in rows for name in row})
     for name in ('endpoint_mse', 'cauchy', 'fake_mse', 'teacher_error', 'direction_rms', 'weight', 'student_grad_norm'):
         assert all(np.isfinite(row[name]) for row in rows), name
     assert {name for row in rows for name in row if name.startswith('endpoint_mse/')} == {

@@ -14,6 +14,7 @@ import pytest
 from configs import pruning as pruning_settings
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
+from support.glossary import unexplained
 from support.goldens import relative_error
 from support.toy_denoiser import BLOCKS, CHANNELS, GRID, IDENTITY, POOLED, TOKENS, WIDTH, denoiser
 from support.training_runs import copy_killed, digests
@@ -245,6 +246,7 @@ def test_both_stages_run_and_resume(full, data, tmp_path):
     pruning.RECIPE.run(second(copy_killed(tmp_path / 'unbroken', 2, tmp_path / 'broken')))
     assert digests(tmp_path / 'broken' / 'result') == digests(tmp_path / 'unbroken' / 'result')
     rows = read_metrics(tmp_path / 'unbroken')
+    assert not unexplained({name for row in rows for name in row})
     assert all(np.isfinite([row[name] for row in rows for name in ('loss', 'image', 'text', 'output', 'data')]))
     record = json.loads((tmp_path / 'unbroken' / 'result' / 'teacher.json').read_text())
     assert record['pruning']['keep'] == [0, 2, 3] and record['pruning']['mapping'] == 'simple'

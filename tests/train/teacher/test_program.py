@@ -18,6 +18,7 @@ from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.models.teacher import TeacherMMDiT
 from neodragon_jax.pyramid.history import envelope_frame_ids
 from neodragon_jax.pyramid.sampler import Prompt
+from support.glossary import unexplained
 from support.goldens import relative_error
 from support.teacher_runs import (
     BATCH,
@@ -83,6 +84,7 @@ def test_results_are_in_both_layouts(unbroken, data):
 def test_evaluation(unbroken, data):
     """The logged numbers are those of the result, and the samples come from its guided denoiser."""
     row = [row for row in read_metrics(unbroken) if 'eval/validation' in row][-1]
+    assert not unexplained(row)
     program = program_for(data)
     assert program.evaluation is not None
     module, params = checkpoint.load(unbroken / 'result' / folders.PYRAMID_FLOW)

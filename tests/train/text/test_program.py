@@ -21,6 +21,7 @@ from neodragon_jax.config.neodragon import T5Config, T5EncoderConfig
 from neodragon_jax.config.pyramid_flow import TeacherMMDiTConfig
 from neodragon_jax.models.context_adapter import ContextAdapter
 from neodragon_jax.models.t5 import T5EncoderWithProjection
+from support.glossary import unexplained
 from support.goldens import relative_error
 from support.training_runs import copy_killed, digests
 from train import text_states
@@ -231,6 +232,7 @@ def test_it_learns(unbroken):
     for row in rows:
         assert row['loss'] == pytest.approx(row['embedding_mse'] + 0.1 * row['cosine_distance'], rel=1e-5)
     first, *_, last = [row for row in read_metrics(unbroken) if 'eval/retrieval/top1' in row]
+    assert not unexplained({*rows[0], *last})
     assert last['eval/embedding_mse'] < first['eval/embedding_mse']
     assert last['eval/retrieval/mean_rank'] <= first['eval/retrieval/mean_rank']
     assert last['eval/retrieval/top1'] > 0.3 > 1 / 8

@@ -43,7 +43,7 @@ class AdversarialConfig(Weight):
       depths: blocks whose features the critic sees, as a share of the fake model's depth.
       registers: learned queries per block.
       r1, r2: weights of the two slope terms; 0 for none. Each costs one more call of the fake model.
-      slope_step: s.
+      slope_step: s, deviation of the noise of the slope terms.
     """
 
     depths: tuple[float, ...] = (2 / 3, 1.0)

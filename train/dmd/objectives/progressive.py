@@ -36,7 +36,7 @@ class ProgressiveConfig(Weight):
     """Options of progressive distillation.
 
     Attributes:
-      substeps: K.
+      substeps: K, steps of the finer model in one of the student.
       finer: 'teacher', the guided teacher; or 'start', the model from which the student starts, without guidance.
     """
 
