@@ -51,8 +51,17 @@ def imports(name: str) -> frozenset[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f'{name}: relative import'
-            names |= {str(node.module)} | {f'{node.module}.{alias.name}' for alias in node.names}
+            package, inside = str(node.module), {f'{node.module}.{alias.name}' for alias in node.names}
+            names |= inside if inside <= modules().keys() and is_namespace(package) else {package, *inside}
     return frozenset(names - {name})
+
+
+def is_namespace(package: str) -> bool:
+    """Return whether importing a package imports nothing but Python's own modules: it has lazy names, or none."""
+    body = ast.parse(modules()[package].read_text()).body if package in modules() else []
+    tops = [str(node.module) for node in body if isinstance(node, ast.ImportFrom)]
+    tops += [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    return all(name.split('.')[0] in sys.stdlib_module_names for name in tops)
 
 
 def folder(name: str) -> str:

@@ -29,8 +29,8 @@ SIZE = ['--height', '64', '--width', '64', '--frames', '9']
 SIMULATED = 'sm8750'
 COUNTS = ['--calibration-samples', '12', '--evaluation-prompts', '2', '--evaluation-samples', '1']
 COUNTS += ['--validation-prompts', '2', '--simulated-samples', '1']
-# The oldest and the newest architecture: test_chipsets compiles for all.
-SOCS = f'{SIMULATED},sm8550,sm8850'
+# One of every architecture, and the laptop; test_chipsets compiles a small graph for all chipsets.
+SOCS = f'{SIMULATED},sm8550,sm8650,sm8850,sc8380xp'
 EXACT_DB = 100.0
 
 
