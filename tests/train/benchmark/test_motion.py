@@ -153,6 +153,35 @@ def test_the_best_recipe_is_judged_on_captions_that_did_not_choose_it():
     assert np.mean(losses) == pytest.approx(0, abs=4)
 
 
+def test_a_caption_stays_in_its_half_when_another_is_left_out():
+    """The error of the best recipe is found by leaving captions out; halves that change with them would widen it."""
+    rng = np.random.default_rng(1)
+    every = CPU.combinations('all')
+    combinations = np.array([number for number, traits in enumerate(every) if CPU.is_held_out(traits)])
+    captions = [every[number] for number in combinations]
+    right = {name: (rng.random(len(captions)) < 0.5).astype(float) for name in ('text', 'a', 'b', 'c')}
+    results: dict[str, Any] = {
+        f'{name}/{GENERATED}': {'shape': [shape.mean(), 0.0], CLIPS: {'shape': shape}, COMBINATIONS: combinations}
+        for name, shape in right.items()
+    }
+    results[DRAWN] = results[f'text/{GENERATED}']
+    seen, (lost, *_) = Evidence(results, {}, 0.0, True), recipe_targets(('a', 'b', 'c'), 'text', CPU)
+    half = np.array([sorted(captions).index(caption) % 2 == 0 for caption in captions])
+
+    def fixed(kept: np.ndarray) -> float:
+        values = []
+        for chosen, rest in ((half, ~half), (~half, half)):
+            best = max('abc', key=lambda name: right[name][chosen & kept].mean())
+            values.append(100 * (right['text'][rest & kept].mean() - right[best][rest & kept].mean()))
+        return float(np.mean(values))
+
+    for place in range(len(captions)):
+        kept = np.arange(len(captions)) != place
+        assert lost.value(seen.only(kept)) == pytest.approx(fixed(kept)), captions[place]
+    # Captions of one half alone leave nothing to judge.
+    assert np.isnan(lost.value(seen.only(half)))
+
+
 def test_a_student_that_was_added_later_is_left_out_of_reports(evidence, tmp_path):
     """A folder of an older version has no `own_half`; the other students are still reported."""
     chain = WholeChain(TIERS['collapse'], tmp_path, 0)
