@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -133,7 +134,7 @@ def test_a_training_that_began_keeps_its_settings(chain):
     for other in ({}, {'stage2': ['--config.loop.steps=8']}):
         with pytest.raises(InputError, match=f'was begun with {SHORTER}; --set has to say the same'):
             record.record_changes([chain], steps, other)
-    finish(stage2)
+    finish(*steps[: steps.index(stage2) + 1])
     record.record_changes([chain], steps, {})
     assert record.recorded_changes(chain.out) == {'seed-0/stage2': [SHORTER]}
     with pytest.raises(InputError, match='was begun with unchanged settings'):
@@ -147,8 +148,49 @@ def test_what_was_made_from_an_earlier_result_has_to_go(chain):
     finish(*(step for step in steps if step.name != 'text'))
     with pytest.raises(InputError, match='remove them') as error:
         record.record_changes([chain], steps, {'text': [SHORTER]})
+    assert to_remove(error) == [chain.folder / name for name in ('teacher_samples', 'student', 'regression', 'paper')]
+
+
+def to_remove(error: pytest.ExceptionInfo[InputError]) -> list[pathlib.Path]:
+    """Return the folders that a message says to remove."""
     folders = str(error.value).partition('remove them: ')[2].removesuffix('.').split(', ')
-    assert folders == [str(chain.folder / name) for name in ('teacher_samples', 'student', 'regression', 'paper')]
+    return [pathlib.Path(folder) for folder in folders]
+
+
+@pytest.fixture(name='refused')
+def _refused(monkeypatch) -> Callable[..., list[pathlib.Path]]:
+    """A function from a chain and options of a training that is refused to the folders to remove."""
+    monkeypatch.setattr(benchmark, 'run_step', lambda step, *_: pytest.fail(f'{step.name} was run'))
+
+    def train(chain: Chain, step: str, until: str | None, changes: record.Changes) -> list[pathlib.Path]:
+        options = benchmark.Options(chain.out, 'cpu', None, (chain.seed,), 'train', until, 1, 1, changes)
+        with pytest.raises(InputError, match=f'/{step}: has no result, but these were made from an earlier') as error:
+            benchmark.train([chain], options)
+        return to_remove(error)
+
+    return train
+
+
+@pytest.mark.parametrize('until', [None, 'text'])
+@pytest.mark.parametrize('changes', [{'text': [SHORTER]}, {}])
+def test_stale_readers_are_found_beyond_the_last_step_and_without_a_change(chain, refused, until, changes):
+    """A step that is not asked for now reads the old result later, when nothing tells it from the new one."""
+    finish(*(step for step in chain.steps() if step.name != 'text'))
+    assert len(refused(chain, 'text', until, changes)) == 4
+
+
+def test_seeds_that_are_not_asked_for_read_the_steps_that_all_share(chain, refused):
+    other = dataclasses.replace(chain, seed=12)
+    finish(*other.steps())
+    shutil.rmtree(chain.out / 'decoder')
+    assert refused(chain, 'decoder', 'decoder', {})[0] == other.folder / 'teacher_samples'
+
+
+def test_a_training_that_began_without_a_change_may_be_continued_beside_its_readers(chain):
+    """It ends with the result that it had, as in a folder whose results an older version kept elsewhere."""
+    finish(*(step for step in chain.steps() if step.name != 'text'))
+    begin(named(chain, 'text'))
+    record.record_changes([chain], chain.steps(), {})
 
 
 def test_an_evaluation_is_repeated_for_a_new_system(chain):
