@@ -22,8 +22,8 @@ GENERATED, GIVEN = 'generated', 'given'
 DRAWN, CLIPS, COMBINATIONS = 'drawn', 'clips', 'combinations'
 # Column of clips: whether a second reader sees the caption's shape, see `train.shapes.fill`; older results lack it.
 SECOND = 'shape, second reader'
-# Key of a system's results: identity of its weights.
-WEIGHTS = 'weights'
+# Keys of a system's results: identity of its weights, and of how they were sampled; older results lack them.
+WEIGHTS, SAMPLING = 'weights', 'sampling'
 
 # Name of a system and first frame -> attribute -> (mean, standard error); some entries are plain numbers.
 Results = Mapping[str, Mapping[str, Any]]

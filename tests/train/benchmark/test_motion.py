@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.benchmark.evaluation import systems
 from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, GIVEN, Evidence
 from train.benchmark.motion import (
     late_units,
@@ -22,6 +21,7 @@ from train.benchmark.recipes import recipe_table
 from train.benchmark.report import head, not_evaluated
 from train.benchmark.statistics import Estimator
 from train.benchmark.students import HISTORIES, ONE_STEP
+from train.benchmark.systems import systems
 from train.benchmark.targets import recipe_targets, targets
 from train.benchmark.tiers import TIERS
 from train.benchmark.whole_chain import WholeChain

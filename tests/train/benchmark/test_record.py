@@ -7,7 +7,6 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 
@@ -15,15 +14,11 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
 from neodragon_jax.generation import defaults as generation
-from train.benchmark import evaluation, record
+from train.benchmark import record
 from train.benchmark import run as benchmark
 from train.benchmark.chain import Chain, Step
-from train.benchmark.evidence import GENERATED, GIVEN, WEIGHTS
-from train.benchmark.run import make_chain, missing
-from train.benchmark.tiers import TIERS
-from train.benchmark.whole_chain import WholeChain
+from train.benchmark.run import make_chain
 
-FIRST_FRAMES = (GENERATED, GIVEN)
 SHORTER = '--config.loop.steps=7'
 
 
@@ -193,14 +188,6 @@ def test_a_training_that_began_without_a_change_may_be_continued_beside_its_read
     record.record_changes([chain], chain.steps(), {})
 
 
-def test_an_evaluation_is_repeated_for_a_new_system(chain):
-    steps = chain.steps()
-    finish(*steps)
-    assert missing(steps) == []
-    named(chain, 'paper').result.unlink()
-    assert [step.name for step in missing(steps)] == ['paper', 'evaluation']
-
-
 def test_a_part_is_renewed_with_its_source(tmp_path):
     source, target = tmp_path / 'made', tmp_path / 'checkpoint' / 'part'
     source.mkdir()
@@ -212,37 +199,3 @@ def test_a_part_is_renewed_with_its_source(tmp_path):
     before = (target / 'config.json').stat().st_ino
     benchmark.copy_parts(step)
     assert (target / 'config.json').stat().st_ino == before
-
-
-class OneSystem(NamedTuple):
-    """A system that generates the drawn clips."""
-
-    denoiser: pathlib.Path
-    weights: str
-
-
-def test_systems_with_other_weights_are_evaluated_again(tmp_path, monkeypatch, capsys):
-    """Results of older versions, without weights, are kept; students that were never trained are left out."""
-    tier = dataclasses.replace(TIERS['cpu'], captions=3, students=('student', 'paper'))
-    chain = WholeChain(tier, tmp_path, 0)
-    (tmp_path / 'config.json').write_text('{}')
-    generated = []
-    found = {name: OneSystem(tmp_path, 'first') for name in ('teacher', 'student')}
-    found['paper'] = OneSystem(tmp_path / 'absent', '')
-    monkeypatch.setattr(evaluation, 'systems', lambda chain: found)
-    monkeypatch.setattr(evaluation, 'autoencoders', lambda chain: {})
-    monkeypatch.setattr(
-        evaluation.HeldOutCaptions, 'generate', lambda self, *system: generated.append(system[0]) or self.drawn
-    )
-    results = evaluation.evaluate(chain)
-    assert len(generated) == 4 and 'paper is not trained, and left out' in capsys.readouterr().out
-    assert set(results) == {'drawn', *(f'{name}/{first}' for name in ('teacher', 'student') for first in FIRST_FRAMES)}
-    evaluation.evaluate(chain)
-    assert len(generated) == 4
-    found['student'] = OneSystem(tmp_path, 'second')
-    evaluation.evaluate(chain)
-    assert generated[4:] == [found['student']] * 2
-    path = chain.folder / 'evaluation.json'
-    old = {name: {key: value for key, value in one.items() if key != WEIGHTS} for name, one in results.items()}
-    path.write_text(json.dumps(old))
-    assert evaluation.evaluate(chain) == old and len(generated) == 6
