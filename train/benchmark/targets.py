@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json
+from train.benchmark import outdated
 from train.benchmark.chain import AUTOENCODER, VAE, Chain
 from train.benchmark.continuation import Continuation
 from train.benchmark.cosine_term import CosineTerm, cosine_targets
@@ -28,10 +30,19 @@ from train.shapes.world import WORLDS, World
 
 
 def gather(chain: Chain) -> Evidence:
-    """Read the results of a seed."""
+    """Read the results of a seed.
+
+    Raises:
+      InputError: it is not evaluated, or a file is damaged.
+    """
     if isinstance(chain, CosineTerm):
         return Evidence({}, {}, math.nan, encoder_kept=True, runs=chain.numbers())
-    results = read_json(chain.folder / 'evaluation.json', dict[str, Any])
+    if not chain.evaluation_file.is_file():
+        raise InputError(
+            f'{chain.evaluation_file}: there is none; seed {chain.seed} is not evaluated. Run the same command without '
+            '--only.'
+        )
+    results = outdated.read_results(chain)
     if isinstance(chain, Recovery):
         return Evidence(results, {}, math.nan, encoder_kept=True, runs=chain.validation())
     if isinstance(chain, Continuation):
