@@ -164,6 +164,11 @@ class Chain:
         return self.folder / 'moving_shapes'
 
     @property
+    def evaluation_file(self) -> pathlib.Path:
+        """The results of the evaluation."""
+        return self.folder / 'evaluation.json'
+
+    @property
     def evaluated(self) -> pathlib.Path:
         """A file that marks the evaluation as done, of a tier without students."""
         return self.folder / 'evaluated.txt'

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from neodragon_jax.base.errors import InputError
 from train.benchmark.chain import ADAPTER, TEXT_ENCODER, WITH_EMBEDDER, Chain, Step
 from train.benchmark.evidence import Evidence, Target
 from train.runtime.metrics import read_metrics
@@ -30,6 +31,8 @@ OUTLIER_ENCODER = 'text_encoder'
 RUNS: Mapping[str, float] = MappingProxyType({'with_cosine': 0.1, 'without_cosine': 0.0})
 # A spike is a gradient whose norm is this many times the median of the WINDOW steps before it.
 SPIKE, WINDOW = 3.0, 50
+# Metric that the evaluation of a run logs, with others.
+EVALUATED = 'eval/cosine_distance'
 # Number of a run -> title.
 TITLES: Mapping[str, str] = MappingProxyType(
     {
@@ -76,19 +79,27 @@ class CosineTerm(Chain):
             yield self._train('text', self.folder / name, self.result(name) / ADAPTER, arguments, name)
 
     def numbers(self) -> dict[str, dict[str, float]]:
-        """Return the numbers of both runs, see TITLES."""
-        return {name: numbers_of(read_metrics(self.folder / name)) for name in RUNS}
+        """Return the numbers of both runs, see TITLES.
+
+        Raises:
+          InputError: a run is not trained.
+        """
+        rows = {name: read_metrics(self.folder / name) for name in RUNS}
+        for name, logged in rows.items():
+            if not any(EVALUATED in row for row in logged):
+                raise InputError(f'{self.folder / name}: is not trained. Run the same command without --only.')
+        return {name: numbers_of(logged) for name, logged in rows.items()}
 
 
 def numbers_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the numbers of a run from its logged metrics."""
     over = over_median(np.array([row['grad_norm'] for row in rows if 'grad_norm' in row]))
-    last = next(row for row in reversed(rows) if 'eval/cosine_distance' in row)
+    last = next(row for row in reversed(rows) if EVALUATED in row)
     return {
         'spikes': 1000 * float(np.mean(over > SPIKE)),
         'largest': float(np.max(over)),
-        'mean': last['eval/cosine_distance'],
-        'tail': last['eval/cosine_distance/p99'],
+        'mean': last[EVALUATED],
+        'tail': last[f'{EVALUATED}/p99'],
         'top1': last['eval/retrieval/top1'],
     }
 

@@ -8,7 +8,6 @@ Legend: N captions, F frames, H W pixels.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,31 +21,26 @@ from PIL import Image
 
 from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
-from neodragon_jax.base.json_file import read_json
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
-from neodragon_jax.checkpoint.fingerprint import fingerprint
 from neodragon_jax.generation import pipeline
 from neodragon_jax.generation.plan import make_plan
 from neodragon_jax.models.vae import CausalVAE, posterior_mean
 from neodragon_jax.pyramid.sampler import DrawnNoise
 from neodragon_jax.pyramid.schedule import Schedule
-from train.benchmark.chain import AUTOENCODER, VAE, Chain
-from train.benchmark.continuation import Continuation
-from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GIVEN, SECOND, WEIGHTS
+from train.benchmark import outdated
+from train.benchmark.chain import Chain
+from train.benchmark.evidence import CLIPS, DRAWN, GIVEN, SECOND
 from train.benchmark.motion import motion_columns
-from train.benchmark.recovery import Recovery
-from train.benchmark.systems import System, systems
+from train.benchmark.systems import System
 from train.benchmark.tiers import Tier
 from train.shapes.attributes import Attributes, Estimate, columns, estimate, measure, summarize
 from train.shapes.fill import read_fill
-from train.shapes.source import MovingShapesSource
 from train.shapes.world import WORLDS, Traits
 from train.vae.clips import to_float
 from train.vae.reconstruction import quality
 
 Videos = UInt8[np.ndarray, 'N F H W 3']
-# Seed of the held-out scenes; training scenes have a different one.
-SCENES_SEED = 1_000_003
 # Number of videos generated at a time, and number of videos on a contact sheet.
 BATCH, SHOWN = 32, 6
 
@@ -57,17 +51,11 @@ class HeldOutCaptions:
     def __init__(self, tier: Tier) -> None:
         """Draw the scenes."""
         self.tier, self.world = tier, WORLDS[tier.world]
-        size = (tier.height, tier.width)
-        source = MovingShapesSource(self.world, tier.frames, size, SCENES_SEED, tier.captions, 'held_out', True)
+        source = outdated.held_out_scenes(tier)
+        self.combinations = outdated.combinations_of(source)
         self.captions = [source.caption(index) for index in range(len(source))]
         self.expected: list[Traits] = [source.scene(index).traits for index in range(len(source))]
         self.drawn: Videos = np.stack([source[index]['video'] for index in range(len(source))])
-
-    @property
-    def combinations(self) -> list[int]:
-        """The number of each clip's combination of attributes."""
-        every = self.world.combinations('all')
-        return [every.index(expected) for expected in self.expected]
 
     @property
     def told(self) -> list[Traits]:
@@ -138,63 +126,52 @@ def _floats(clips: UInt8[np.ndarray, '*S 3']) -> Float[np.ndarray, '*S 3']:
 def evaluate(chain: Chain) -> dict[str, Any]:
     """Evaluate every system of a seed; return and store the results and contact sheets.
 
-    Systems that are in the seed's evaluation.json with the same weights, or from a version without record of
-    them, are not evaluated again. A student that was never trained is named and left out.
+    What the seed's evaluation.json has of the same weights, sampling and captions is not evaluated again, nor what an
+    older version stored without them. A student that was never trained is named and left out.
+
+    Raises:
+      InputError: another system is not trained.
     """
     held_out, folder = HeldOutCaptions(chain.tier), chain.folder / 'evaluation'
-    record = chain.folder / 'evaluation.json'
-    results: dict[str, Any] = read_json(record, dict[str, Any]) if record.is_file() else {}
+    results, wanted = outdated.read_results(chain), outdated.identities(chain)
+    vaes, systems = outdated.autoencoders(chain), outdated.all_systems(chain)
 
-    def keep(name: str, videos: Videos, weights: str, more: Mapping[str, list[float]] = {}, **numbers: Any) -> None:
+    def keep(name: str, videos: Videos, more: Mapping[str, list[float]] = {}, **numbers: Any) -> None:
         clips = columns(held_out.read(videos)) | {SECOND: held_out.second(videos)} | dict(more)
         if held_out.world.omitted:
             clips |= motion_columns(videos, held_out.world)
         means = {column: list(estimate(np.array(values), held_out.told)) for column, values in clips.items()}
-        results[name] = means | numbers | {WEIGHTS: weights, CLIPS: clips, COMBINATIONS: held_out.combinations}
-        folder.mkdir(parents=True, exist_ok=True)
-        show(folder / f'{name}.png', videos)
-        with atomic_file(record) as path:
-            path.write_text(json.dumps(results, indent=1) + '\n')
-
-    def is_new(name: str, weights: str) -> bool:
-        return name not in results or results[name].get(WEIGHTS, weights) != weights
-
-    if is_new(DRAWN, ''):
-        keep(DRAWN, held_out.drawn, '')
-    for name, vae in autoencoders(chain).items():
-        if is_new(name, weights := fingerprint(vae)):
-            videos = held_out.reconstruct(vae)
-            more = {'psnr_db': psnr_db(videos, held_out.drawn)}
-            keep(name, videos, weights, more, decoder_parameters=_decoder_parameters(vae))
-    todo = [
-        (f'{name}/{first}', system, first)
-        for name, system in trained(chain).items()
-        for first in chain.first_frames
-        if is_new(f'{name}/{first}', system.weights)
-    ]
-    for name, system, first in tqdm.tqdm(todo, desc='evaluation', unit='system', disable=None):
+        results[name] = means | numbers | dict(wanted[name] or {}) | {CLIPS: clips}
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        keep(name, held_out.generate(system, first, chain.seed), system.weights)
+        show(folder / f'{name}.png', videos)
+        outdated.write_results(chain, results)
+
+    todo = _trained(chain, wanted, outdated.due(wanted, results))
+    for name in tqdm.tqdm(todo, desc='evaluation', unit='system', disable=None):
+        if name == DRAWN:
+            keep(name, held_out.drawn)
+        elif name in vaes:
+            videos = held_out.reconstruct(vaes[name])
+            more = {'psnr_db': psnr_db(videos, held_out.drawn)}
+            keep(name, videos, more, decoder_parameters=_decoder_parameters(vaes[name]))
+        else:
+            system, _, first = name.rpartition('/')
+            keep(name, held_out.generate(systems[system], first, chain.seed))
     return results
 
 
-def trained(chain: Chain) -> dict[str, System]:
-    """Return the systems of a seed, but for students that were never trained; print the names of those."""
-    found = chain.systems() if isinstance(chain, Recovery) else systems(chain)
-    absent = [name for name in chain.students[1:] if not (found[name].denoiser / 'config.json').is_file()]
+def _trained(chain: Chain, wanted: Mapping[str, outdated.Identity | None], names: Sequence[str]) -> list[str]:
+    """Return the names of results without those of students that were never trained; print the latter.
+
+    Raises:
+      InputError: something else is absent.
+    """
+    absent = dict.fromkeys(name.partition('/')[0] for name in names if wanted[name] is None)
     for name in absent:
+        if name not in chain.students[1:]:
+            raise InputError(f'{chain.folder}: {name} is not trained, or its folders are incomplete. Leave out --only.')
         print(f'seed {chain.seed}: student {name} is not trained, and left out. Leave out --only to train it.')
-    return {name: system for name, system in found.items() if name not in absent}
-
-
-def autoencoders(chain: Chain) -> dict[str, pathlib.Path]:
-    """Return the video VAEs to evaluate, by name; a continuation trains none."""
-    if isinstance(chain, Continuation):
-        return {'small': chain.start / VAE}
-    return {
-        'native': chain.out / 'autoencoder' / 'result' / AUTOENCODER,
-        'small': chain.out / 'decoder' / 'result' / VAE,
-    }
+    return [name for name in names if wanted[name] is not None]
 
 
 def show(path: pathlib.Path, videos: Videos) -> None:

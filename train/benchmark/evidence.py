@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
+from neodragon_jax.base.errors import InputError
 from train.shapes.world import Traits, World
 
 # First frames of the videos: from nothing, or that of the drawn scene.
@@ -22,11 +23,22 @@ GENERATED, GIVEN = 'generated', 'given'
 DRAWN, CLIPS, COMBINATIONS = 'drawn', 'clips', 'combinations'
 # Column of clips: whether a second reader sees the caption's shape, see `train.shapes.fill`; older results lack it.
 SECOND = 'shape, second reader'
-# Key of a system's results: identity of its weights.
-WEIGHTS = 'weights'
+# Keys of a system's results: identity of its weights, and of how they were sampled; older results lack them.
+WEIGHTS, SAMPLING = 'weights', 'sampling'
 
 # Name of a system and first frame -> attribute -> (mean, standard error); some entries are plain numbers.
 Results = Mapping[str, Mapping[str, Any]]
+
+
+class Evaluated(dict[str, Mapping[str, Any]]):
+    """The results that all seeds have; a report that needs another one ends."""
+
+    def __missing__(self, name: str) -> Mapping[str, Any]:
+        """Raise InputError, which names the result and the remedy."""
+        raise InputError(
+            f'{name}: the report needs its results of every seed, as it is there now. Run the same command without '
+            '--only, which trains and evaluates what is missing.'
+        )
 
 
 class Evidence(NamedTuple):
@@ -62,7 +74,7 @@ class Evidence(NamedTuple):
             means = {name: [float(np.mean(values)), 0.0] for name, values in clips.items()}
             return {**system, **means, CLIPS: clips, COMBINATIONS: np.array(system.get(COMBINATIONS, ()))[kept]}
 
-        return self._replace(results={name: reduced(system) for name, system in self.results.items()})
+        return self._replace(results=Evaluated({name: reduced(system) for name, system in self.results.items()}))
 
     def accuracy(self, system: str, first: str = GENERATED) -> float:
         """Return the mean accuracy over all attributes."""

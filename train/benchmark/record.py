@@ -8,7 +8,9 @@ Another tier or start is refused, and so are other settings of a step that has b
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import shlex
@@ -141,12 +143,12 @@ def _check_settings(step: Step, more: Sequence[str]) -> None:
 
 
 def record_changes(chains: Sequence[Chain], steps: Sequence[Step], changes: Changes) -> None:
-    """Record the changed settings of all steps, which are in order.
+    """Record the changed settings of the steps to run, which are in order.
 
     Raises:
-      InputError: a step has begun with other settings, or a step that reads its result is done.
+      InputError: a step has begun with other settings, or a step of any seed that reads its result is done.
     """
-    out = chains[0].out
+    out, every = chains[0].out, _steps_of_all_seeds(chains)
     path = out / SETTINGS
     recorded = recorded_changes(out)
     kept = {}
@@ -160,8 +162,9 @@ def record_changes(chains: Sequence[Chain], steps: Sequence[Step], changes: Chan
                 f'{folder}: was begun with {had}; --set has to say the same. To try other settings, copy {out} without '
                 f'{key} and what was made from it.'
             )
-        if given and not step.result.is_file():
-            _check_readers(steps, step)
+        # A training that has begun goes on as it was begun and ends with the result that its readers had.
+        if (given or not begun) and not step.result.is_file():
+            _check_readers(every, step)
         if settings := before if begun else given:
             kept[key] = settings
     if kept or path.is_file():
@@ -184,12 +187,26 @@ def recorded_changes(out: pathlib.Path) -> dict[str, list[str]]:
     return read_json(path, dict[str, list[str]]) if path.is_file() else {}
 
 
+def _steps_of_all_seeds(chains: Sequence[Chain]) -> list[Step]:
+    """Return the steps of all seeds of a folder, in order: those of other seeds read the shared steps, too."""
+    first, seeds = chains[0], {chain.seed: chain for chain in chains}
+    for folder in sorted(first.out.glob('seed-*')):
+        number = folder.name.removeprefix('seed-')
+        if number.isdecimal():
+            seeds.setdefault(int(number), dataclasses.replace(first, seed=int(number)))
+    return list({step.result: step for chain in seeds.values() for step in chain.steps()}.values())
+
+
 def _check_readers(steps: Sequence[Step], begun: Step) -> None:
     """Raise InputError if a step is done that reads the result of one which is not; evaluations are renewed."""
     stale = [begun]
-    for step in steps[list(steps).index(begun) + 1 :]:
+    later = itertools.dropwhile(lambda step: step.result != begun.result, steps)
+    for step in itertools.islice(later, 1, None):
         if not step.after and any(schedule.waits_for(step, one) for one in stale):
             stale.append(step)
     done = [str(_folder_of(step)) for step in stale[1:] if step.result.is_file()]
     if done:
-        raise InputError(f'--set {begun.name}: these were made from an earlier result; remove them: {", ".join(done)}.')
+        raise InputError(
+            f'{_folder_of(begun)}: has no result, but these were made from an earlier one; bring that back, or remove '
+            f'them: {", ".join(done)}.'
+        )

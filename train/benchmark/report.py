@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.json_file import read_json
 from train.benchmark.chain import Chain
+from train.benchmark.common import common
 from train.benchmark.continuation import Continuation
 from train.benchmark.cosine_term import CosineTerm, cosine_table
 from train.benchmark.evidence import GIVEN, SECOND, Evidence, Target
@@ -75,9 +76,13 @@ class Row:
 def write(chains: Sequence[Chain]) -> int:
     """Write report.md, report.html, report.json and verdicts.md of all seeds; return how many targets were missed."""
     out = chains[0].out
-    seen = [gather(chain) for chain in chains]
-    absent = not_evaluated(chains, seen)
-    chain = chains[0].with_students([name for name in chains[0].students if name not in absent])
+    seen, left_out = common(chains, [gather(chain) for chain in chains])
+    if left_out:
+        print(named(left_out))
+    # The targets need the first one, which is shipped.
+    chain = chains[0].with_students(
+        [*chains[0].students[:1], *(one for one in chains[0].students[1:] if one not in left_out)]
+    )
     estimate = Estimator(seen, WORLDS[chain.tier.world])
     rows = [
         Row(target, tuple(target.value(evidence) for evidence in seen), estimate(target.value))
@@ -88,14 +93,14 @@ def write(chains: Sequence[Chain]) -> int:
             draw_curves(run / 'metrics.jsonl', folder / 'curves' / f'{run.name}.png')
     text = '\n'.join(
         [
-            *head(chains, absent),
+            *head(chains, left_out),
             '## Targets',
             '',
             *target_table(rows),
             '',
             *tier_table(chain, seen, estimate),
             *(system_tables(seen, estimate) if seen[0].results else ()),
-            *pictures(chain),
+            *pictures(chain, seen[0].results),
             *seconds(chains),
         ]
     )
@@ -117,12 +122,9 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def not_evaluated(chains: Sequence[Chain], seen: Sequence[Evidence]) -> list[str]:
-    """Return the students, but for the shipped one, that are not evaluated in every seed."""
-    first = chains[0].first_frames[0]
-    return [
-        name for name in chains[0].students[1:] if not all(f'{name}/{first}' in evidence.results for evidence in seen)
-    ]
+def named(left_out: Mapping[str, str]) -> str:
+    """Return what is left out of a report, and why, as a sentence."""
+    return f'Left out: {"; ".join(f"{name} ({why})" for name, why in left_out.items())}.'
 
 
 def _to_json(rows: Sequence[Row], seen: Sequence[Evidence]) -> dict[str, Any]:
@@ -140,11 +142,11 @@ def _to_json(rows: Sequence[Row], seen: Sequence[Evidence]) -> dict[str, Any]:
     return {'targets': numbers, 'systems': [evidence.results for evidence in seen]}
 
 
-def head(chains: Sequence[Chain], absent: Sequence[str]) -> list[str]:
+def head(chains: Sequence[Chain], left_out: Mapping[str, str]) -> list[str]:
     """Return the title, the setting, and how to read the errors.
 
     Args:
-      absent: students that are not in the report.
+      left_out: systems that are not in the report -> why, see `common`.
     """
     tier, out = chains[0].tier, chains[0].out
     lines = [
@@ -156,8 +158,8 @@ def head(chains: Sequence[Chain], absent: Sequence[str]) -> list[str]:
         start = recorded_start(out) or f'{chains[0].start} (not recorded when the folder was begun)'
         lines.append(f'Continued from {start}.')
     lines += [f'Settings of {step}: {" ".join(given)}' for step, given in recorded_changes(out).items()]
-    if absent:
-        lines.append(f'Not trained in every seed, and left out: {", ".join(absent)}.')
+    if left_out:
+        lines.append(named(left_out))
     return ['# The benchmark on moving shapes', *(text for line in lines for text in ('', line)), '']
 
 
@@ -227,12 +229,17 @@ def system_table(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
     return lines
 
 
-def pictures(chain: Chain) -> list[str]:
-    """Return the contact sheets of a seed, and the curves of its trainings and of those that all seeds share."""
-    sheets = sorted((chain.folder / 'evaluation').rglob('*.png'))
+def pictures(chain: Chain, shown: Collection[str]) -> list[str]:
+    """Return the contact sheets of a seed, and the curves of its trainings and of those that all seeds share.
+
+    Args:
+      shown: names of the results in the report; a sheet of another one may be of earlier weights.
+    """
+    folder = chain.folder / 'evaluation'
+    sheets = {path.relative_to(folder).with_suffix('').as_posix(): path for path in sorted(folder.rglob('*.png'))}
+    sheets = {name: path for name, path in sheets.items() if name in shown}
     lines = ['## Videos', '', 'The same captions in every picture, a video per row.', ''] if sheets else []
-    for path in sheets:
-        name = path.relative_to(chain.folder / 'evaluation').with_suffix('')
+    for name, path in sheets.items():
         lines += [f'{name}:', '', f'![{name}]({path.relative_to(chain.out)})', '']
     lines += ['## Curves', '']
     for folder in (chain.out, chain.folder):

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tqdm
@@ -22,7 +22,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.json_file import read_json
 from neodragon_jax.checkpoint.fingerprint import fingerprint
-from train.benchmark import record, schedule
+from train.benchmark import outdated, record, schedule
 from train.benchmark.chain import Chain, Step
 from train.benchmark.continuation import Continuation
 from train.benchmark.cosine_term import CosineTerm
@@ -100,6 +100,8 @@ def train(chains: Sequence[Chain], options: Options) -> None:
     """
     of_step = _steps(chains, options)
     record.record_changes(chains, [step for step, _ in of_step.values()], options.changes)
+    for chain in chains:
+        outdated.adopt(chain)
     write_prompts(chains[0].out / 'prompts.txt', chains[0].tier)
     devices, jobs = options.devices, options.jobs
     environment = os.environ | {
@@ -107,7 +109,7 @@ def train(chains: Sequence[Chain], options: Options) -> None:
         'JAX_COMPILATION_CACHE_DIR': str(chains[0].out / 'compiled'),
         'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', HUGE_PAGES),
     }
-    todo = missing([step for step, _ in of_step.values()])
+    todo = missing(of_step)
     log = lambda step: of_step[step.result][1].folder / 'logs' / f'{step.name}.txt'
     with tqdm.tqdm(total=len(of_step), initial=len(of_step) - len(todo), unit='step', disable=None) as bar:
 
@@ -136,11 +138,23 @@ def _steps(chains: Sequence[Chain], options: Options) -> dict[pathlib.Path, tupl
     return of_step
 
 
-def missing(steps: Sequence[Step]) -> list[Step]:
-    """Return the steps without a result, and evaluations of systems among them."""
-    todo = [step for step in steps if not step.result.is_file()]
-    results = {step.result for step in todo}
-    return [step for step in steps if step.result in results or results & set(step.after)]
+def missing(of_step: Mapping[pathlib.Path, tuple[Step, Chain]]) -> list[Step]:
+    """Return the steps without a result, and the evaluations whose results are not of what is there, or will be.
+
+    The call that trained a system may have ended before its evaluation.
+
+    Args:
+      of_step: result -> its step and the chain of its seed, in order.
+    """
+    absent = {result for result in of_step if not result.is_file()}
+
+    def is_missing(step: Step, chain: Chain) -> bool:
+        if step.result in absent or absent & set(step.after):
+            return True
+        is_evaluation = bool(step.after)
+        return is_evaluation and bool(outdated.due(outdated.identities(chain), outdated.read_results(chain)))
+
+    return [step for step, chain in of_step.values() if is_missing(step, chain)]
 
 
 def write_prompts(path: pathlib.Path, tier: Tier) -> None:
@@ -193,11 +207,12 @@ def run(options: Options) -> int:
 
         if options.only == 'evaluate':
             for chain in chains:
-                if not isinstance(chain, CosineTerm):
-                    evaluation.evaluate(chain)
+                # First: an evaluation whose results are of what is there is not repeated, nor this with it.
                 if chain.students:
                     shipping.write(chain)
-                else:
+                if not isinstance(chain, CosineTerm):
+                    evaluation.evaluate(chain)
+                if not chain.students:
                     chain.evaluated.write_text('The evaluation is done.\n')
         missed = 0
         if options.only in (None, 'report'):

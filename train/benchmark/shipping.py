@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from neodragon_jax.base.atomic import atomic_file, atomic_folder
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.folders import CLIP_G, CLIP_L, STUDENT, STUDENT_ADAPTER, TOKENIZERS
 from neodragon_jax.checkpoint.params import cast
@@ -26,10 +27,17 @@ CALIBRATED, EVALUATED = 60, 16
 
 
 def write(chain: Chain) -> pathlib.Path:
-    """Write teacher, student and their components to a folder of the seed, replacing it; return the folder."""
+    """Write teacher, student and their components to a folder of the seed, replacing it; return the folder.
+
+    Raises:
+      InputError: one of them is not trained.
+    """
     out, student = chain.shipped, chain.result(chain.students[0])
     parts = {name: chain.distilled_text / name for name in (*ENCODERS, VAE, DENOISER, ADAPTER)}
     parts |= {STUDENT: student / STUDENT, STUDENT_ADAPTER: student / STUDENT_ADAPTER}
+    absent = [str(path) for path in parts.values() if not path.is_dir()]
+    if absent:
+        raise InputError(f'{absent[0]}: does not exist, so that the seed cannot be evaluated. Leave out --only.')
     with atomic_folder(out, replace=True) as partial:
         for name in TOKENIZERS:
             shutil.copytree(chain.distilled_text / name, partial / name)

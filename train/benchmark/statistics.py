@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, SECOND, Evidence, captions_of
+from train.benchmark.evidence import CLIPS, COMBINATIONS, SECOND, Evidence, captions_of
 from train.shapes.attributes import Estimate
 from train.shapes.world import Traits, World
 
@@ -39,18 +39,23 @@ class Estimator:
     """Estimator of numbers from the evidence of all seeds."""
 
     def __init__(self, seen: Sequence[Evidence], world: World) -> None:
-        """Prepare the evidence without each caption, with one wrong caption, and without any clip."""
+        """Prepare the evidence without each caption, with one wrong caption, and without any clip.
+
+        Args:
+          seen: of each seed; all have results of the same systems, on the same captions.
+        """
         self._seen = seen
         # The oldest results have no clips.
-        self._unknown = DRAWN in seen[0].results and COMBINATIONS not in seen[0].results[DRAWN]
-        captions = captions_of(seen[0], world)
+        self._unknown = any(COMBINATIONS not in system for one in seen for system in one.results.values())
+        captions = [] if self._unknown else captions_of(seen[0], world)
         clips = [np.array([one == caption for one in captions]) for caption in sorted(set(captions))]
         several = clips if len(clips) > 1 else []
         self._without = [[evidence.only(~here) for evidence in seen] for here in several]
         # As many clips as captions have on average.
-        usual = min(clips, key=lambda here: abs(here.sum() - len(captions) / len(clips)), default=np.zeros(0, bool))
-        self._one_wrong = list(_one_wrong(seen, usual))
-        self._blank = seen[0]._replace(results={name: _blank(system) for name, system in seen[0].results.items()})
+        usual = min(clips, key=lambda here: abs(here.sum() - len(captions) / len(clips)), default=None)
+        self._one_wrong = [] if usual is None else list(_one_wrong(seen, usual))
+        blank = lambda results: {name: _blank(system) for name, system in results.items()}
+        self._blank = [one._replace(results=blank(one.results)) for one in seen]
 
     def __call__(self, value: Callable[[Evidence], float]) -> Estimate:
         """Return the mean of a number over seeds, and its error; NaN where it is unknown."""
@@ -59,7 +64,7 @@ class Estimator:
         of_seeds = student_factor(count) * float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else 0.0
         if self._unknown:
             return Estimate(mean, math.nan)
-        if not math.isnan(value(self._blank)):  # depends on no clips
+        if not any(math.isnan(value(one)) for one in self._blank):  # depends on no clips
             return Estimate(mean, of_seeds if count > 1 else math.nan)
         return Estimate(mean, math.hypot(self._of_captions(value), self._of_one_wrong(value, mean), of_seeds))
 

@@ -41,10 +41,24 @@ class System:
     spacing: str = 'released'
 
     @property
+    def parts(self) -> tuple[pathlib.Path, ...]:
+        """The folders of everything that makes the videos."""
+        return self.denoiser, self.adapter, *(self.root / name for name in (VAE, TEXT_ENCODER, *LANGUAGE))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all parts are there."""
+        return all(part.is_dir() for part in self.parts)
+
+    @property
     def weights(self) -> str:
-        """An identity of everything that makes the videos."""
-        parts = (self.denoiser, self.adapter, *(self.root / name for name in (VAE, TEXT_ENCODER, *LANGUAGE)))
-        return ' '.join(fingerprint(part) for part in parts)
+        """An identity of all parts."""
+        return ' '.join(fingerprint(part) for part in self.parts)
+
+    @property
+    def sampling(self) -> str:
+        """An identity of how the denoiser is sampled."""
+        return f'{self.steps} {self.first_steps} {self.guidance} {self.spacing}'
 
 
 def systems(chain: Chain) -> dict[str, System]:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import read_json
+from train.benchmark import outdated
 from train.benchmark.chain import AUTOENCODER, VAE, Chain
 from train.benchmark.continuation import Continuation
 from train.benchmark.cosine_term import CosineTerm, cosine_targets
@@ -28,10 +30,19 @@ from train.shapes.world import WORLDS, World
 
 
 def gather(chain: Chain) -> Evidence:
-    """Read the results of a seed."""
+    """Read the results of a seed.
+
+    Raises:
+      InputError: it is not evaluated, or a file is damaged.
+    """
     if isinstance(chain, CosineTerm):
         return Evidence({}, {}, math.nan, encoder_kept=True, runs=chain.numbers())
-    results = read_json(chain.folder / 'evaluation.json', dict[str, Any])
+    if not chain.evaluation_file.is_file():
+        raise InputError(
+            f'{chain.evaluation_file}: there is none; seed {chain.seed} is not evaluated. Run the same command without '
+            '--only.'
+        )
+    results = outdated.read_results(chain)
     if isinstance(chain, Recovery):
         return Evidence(results, {}, math.nan, encoder_kept=True, runs=chain.validation())
     if isinstance(chain, Continuation):
@@ -164,16 +175,17 @@ def recipe_targets(recipes: Sequence[str], teacher: str, world: World) -> tuple[
     """Return the targets of the best recipe: the one that loses the least shape to its teacher.
 
     The best of many is better than it is on the captions that it was chosen on. So it is chosen on every second caption
-    and judged on the others, and the reverse; the value is the mean of both.
+    and judged on the others, and the reverse; the value is the mean of both. A caption's half is that of its place
+    among all held-out captions: its error is found by leaving captions out, which must not move the others.
     """
+    held_out = sorted({world.captioned(traits) for traits in world.combinations('held_out')})
+    first_half = set(held_out[::2])
 
     def of_best(value: Callable[[str], Value]) -> Value:
         def judged(seen: Evidence, first: str) -> float:
-            captions = captions_of(seen, world)
-            if len(set(captions)) < 2:
+            half = np.array([caption in first_half for caption in captions_of(seen, world)], bool)
+            if half.all() or not half.any():
                 return math.nan
-            rank = {caption: number for number, caption in enumerate(sorted(set(captions)))}
-            half = np.array([rank[caption] % 2 == 0 for caption in captions])
             found = []
             for chosen, rest in ((half, ~half), (~half, half)):
                 judges = seen.only(chosen)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from typing import NamedTuple
+from collections.abc import Callable
 
 import pytest
 
@@ -14,15 +14,11 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.folders import TEACHER, TEACHER_ADAPTER
 from neodragon_jax.generation import defaults as generation
-from train.benchmark import evaluation, record
+from train.benchmark import record
 from train.benchmark import run as benchmark
 from train.benchmark.chain import Chain, Step
-from train.benchmark.evidence import GENERATED, GIVEN, WEIGHTS
-from train.benchmark.run import make_chain, missing
-from train.benchmark.tiers import TIERS
-from train.benchmark.whole_chain import WholeChain
+from train.benchmark.run import make_chain
 
-FIRST_FRAMES = (GENERATED, GIVEN)
 SHORTER = '--config.loop.steps=7'
 
 
@@ -133,7 +129,7 @@ def test_a_training_that_began_keeps_its_settings(chain):
     for other in ({}, {'stage2': ['--config.loop.steps=8']}):
         with pytest.raises(InputError, match=f'was begun with {SHORTER}; --set has to say the same'):
             record.record_changes([chain], steps, other)
-    finish(stage2)
+    finish(*steps[: steps.index(stage2) + 1])
     record.record_changes([chain], steps, {})
     assert record.recorded_changes(chain.out) == {'seed-0/stage2': [SHORTER]}
     with pytest.raises(InputError, match='was begun with unchanged settings'):
@@ -147,16 +143,49 @@ def test_what_was_made_from_an_earlier_result_has_to_go(chain):
     finish(*(step for step in steps if step.name != 'text'))
     with pytest.raises(InputError, match='remove them') as error:
         record.record_changes([chain], steps, {'text': [SHORTER]})
+    assert to_remove(error) == [chain.folder / name for name in ('teacher_samples', 'student', 'regression', 'paper')]
+
+
+def to_remove(error: pytest.ExceptionInfo[InputError]) -> list[pathlib.Path]:
+    """Return the folders that a message says to remove."""
     folders = str(error.value).partition('remove them: ')[2].removesuffix('.').split(', ')
-    assert folders == [str(chain.folder / name) for name in ('teacher_samples', 'student', 'regression', 'paper')]
+    return [pathlib.Path(folder) for folder in folders]
 
 
-def test_an_evaluation_is_repeated_for_a_new_system(chain):
-    steps = chain.steps()
-    finish(*steps)
-    assert missing(steps) == []
-    named(chain, 'paper').result.unlink()
-    assert [step.name for step in missing(steps)] == ['paper', 'evaluation']
+@pytest.fixture(name='refused')
+def _refused(monkeypatch) -> Callable[..., list[pathlib.Path]]:
+    """A function from a chain and options of a training that is refused to the folders to remove."""
+    monkeypatch.setattr(benchmark, 'run_step', lambda step, *_: pytest.fail(f'{step.name} was run'))
+
+    def train(chain: Chain, step: str, until: str | None, changes: record.Changes) -> list[pathlib.Path]:
+        options = benchmark.Options(chain.out, 'cpu', None, (chain.seed,), 'train', until, 1, 1, changes)
+        with pytest.raises(InputError, match=f'/{step}: has no result, but these were made from an earlier') as error:
+            benchmark.train([chain], options)
+        return to_remove(error)
+
+    return train
+
+
+@pytest.mark.parametrize('until', [None, 'text'])
+@pytest.mark.parametrize('changes', [{'text': [SHORTER]}, {}])
+def test_stale_readers_are_found_beyond_the_last_step_and_without_a_change(chain, refused, until, changes):
+    """A step that is not asked for now reads the old result later, when nothing tells it from the new one."""
+    finish(*(step for step in chain.steps() if step.name != 'text'))
+    assert len(refused(chain, 'text', until, changes)) == 4
+
+
+def test_seeds_that_are_not_asked_for_read_the_steps_that_all_share(chain, refused):
+    other = dataclasses.replace(chain, seed=12)
+    finish(*other.steps())
+    shutil.rmtree(chain.out / 'decoder')
+    assert refused(chain, 'decoder', 'decoder', {})[0] == other.folder / 'teacher_samples'
+
+
+def test_a_training_that_began_without_a_change_may_be_continued_beside_its_readers(chain):
+    """It ends with the result that it had, as in a folder whose results an older version kept elsewhere."""
+    finish(*(step for step in chain.steps() if step.name != 'text'))
+    begin(named(chain, 'text'))
+    record.record_changes([chain], chain.steps(), {})
 
 
 def test_a_part_is_renewed_with_its_source(tmp_path):
@@ -170,37 +199,3 @@ def test_a_part_is_renewed_with_its_source(tmp_path):
     before = (target / 'config.json').stat().st_ino
     benchmark.copy_parts(step)
     assert (target / 'config.json').stat().st_ino == before
-
-
-class OneSystem(NamedTuple):
-    """A system that generates the drawn clips."""
-
-    denoiser: pathlib.Path
-    weights: str
-
-
-def test_systems_with_other_weights_are_evaluated_again(tmp_path, monkeypatch, capsys):
-    """Results of older versions, without weights, are kept; students that were never trained are left out."""
-    tier = dataclasses.replace(TIERS['cpu'], captions=3, students=('student', 'paper'))
-    chain = WholeChain(tier, tmp_path, 0)
-    (tmp_path / 'config.json').write_text('{}')
-    generated = []
-    found = {name: OneSystem(tmp_path, 'first') for name in ('teacher', 'student')}
-    found['paper'] = OneSystem(tmp_path / 'absent', '')
-    monkeypatch.setattr(evaluation, 'systems', lambda chain: found)
-    monkeypatch.setattr(evaluation, 'autoencoders', lambda chain: {})
-    monkeypatch.setattr(
-        evaluation.HeldOutCaptions, 'generate', lambda self, *system: generated.append(system[0]) or self.drawn
-    )
-    results = evaluation.evaluate(chain)
-    assert len(generated) == 4 and 'paper is not trained, and left out' in capsys.readouterr().out
-    assert set(results) == {'drawn', *(f'{name}/{first}' for name in ('teacher', 'student') for first in FIRST_FRAMES)}
-    evaluation.evaluate(chain)
-    assert len(generated) == 4
-    found['student'] = OneSystem(tmp_path, 'second')
-    evaluation.evaluate(chain)
-    assert generated[4:] == [found['student']] * 2
-    path = chain.folder / 'evaluation.json'
-    old = {name: {key: value for key, value in one.items() if key != WEIGHTS} for name, one in results.items()}
-    path.write_text(json.dumps(old))
-    assert evaluation.evaluate(chain) == old and len(generated) == 6
