@@ -2,9 +2,9 @@
 
     python -m train.super_resolution --config=configs/super_resolution.py --config.data=FOLDER --config.workdir=RUN
 
-FOLDER holds videos or pictures (mp4, mov, mkv, webm, png, jpg), at any depth, at least as large as a crop. A step reads
-`loop.batch_size` files and cuts `crops.per_file` crops from each. RUN/result gets `super_resolution`, for `--upscale`
-of the generation.
+FOLDER holds videos or pictures, at any depth, at least as large as a crop, in the formats of `train.captioned_clips`
+(mp4, mov, mkv, webm, avi and others; png, jpg, webp). A step reads `loop.batch_size` files and cuts `crops.per_file`
+crops from each. RUN/result gets `super_resolution`, for `--upscale` of the generation.
 
 full (default): the medium variant, 2x, 50,000 parameters, 200,000 steps of 128 crops of 128x128. Hardware: one
 accelerator; reading the files is the slower part. Expected: `loss` (mean absolute error, 0..1) begins above

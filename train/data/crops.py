@@ -18,8 +18,8 @@ from PIL import Image
 from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import read_image, read_mp4
+from train.data.video_files import PICTURES, VIDEOS
 
-VIDEOS, PICTURES = ('.mp4', '.mov', '.mkv', '.webm'), ('.png', '.jpg', '.jpeg')
 # Both average over the area of a small pixel, which avoids aliasing.
 FILTERS = {'lanczos': Image.Resampling.LANCZOS, 'bicubic': Image.Resampling.BICUBIC}
 

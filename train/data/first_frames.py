@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from neodragon_jax.base.errors import InputError, did_you_mean
 from train.data.captions import TABLES, read_table
+from train.data.video_files import PICTURES
 
-PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 SHOWN = 4  # pairs that are printed
 
 _NUMBER = re.compile(r'\d+')

@@ -18,6 +18,7 @@ from neodragon_jax.base.video import decode_image
 from neodragon_jax.base.video_stream import Unusable, VideoStream, mean_interval, open_video
 
 FPS = 24
+# Names of files that all programs take for videos and for pictures.
 VIDEOS = (
     *('.mp4', '.m4v', '.mov', '.3gp', '.mkv', '.webm', '.avi', '.mpg', '.mpeg'),
     *('.ts', '.mts', '.m2ts', '.flv', '.wmv', '.ogv'),

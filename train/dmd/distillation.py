@@ -81,7 +81,7 @@ def examples_of(config: DMDConfig, frames: int, schedule: Schedule) -> Examples:
       InputError: there are too few unit weights.
     """
     first_unit = PROTOCOLS[config.protocol]
-    flow_matching.check_unit_weights(config.unit_weights, frames - first_unit)
+    flow_matching.check_unit_weights('config.dmd.unit_weights', config.unit_weights, frames - first_unit)
     return Examples(
         frames,
         first_unit,

@@ -34,6 +34,7 @@ from train.dmd.updates import Updates
 from train.flow.guidance import scale_by_unit
 from train.runtime.processes import of_first_process
 from train.runtime.program import DivergedError
+from train.runtime.settings import check_range
 from train.runtime.sharding import place, to_host
 
 # Metrics that a good student shares with its teacher; flicker has no floor to compare with.
@@ -63,11 +64,9 @@ class EvaluationConfig:
     stop_after: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ('videos', 'stop_after'):
-            if getattr(self, name) < 0:
-                raise InputError(f'evaluation.{name} is {getattr(self, name)}; it must be at least 0.')
+        check_range(self, 'videos', 'stop_after', least=0)
         if not 0 <= self.lowest < 1 < self.highest:
-            raise InputError(f'evaluation.lowest and highest are {self.lowest} and {self.highest}; enclose 1 by them.')
+            raise InputError(f'lowest and highest are {self.lowest} and {self.highest}; enclose 1 by them.')
 
 
 class HeldOut(NamedTuple):

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Denoiser
 from train.dmd.examples import prompt_of
 from train.dmd.ramp import ramp
 from train.dmd.rollout import RolledOut, Rollout, drawn_noise
+from train.runtime.settings import check_range
 
 Batch = dict[str, Array]
 
@@ -49,12 +49,8 @@ class OwnHistoryConfig:
     arrive: bool = True
 
     def __post_init__(self) -> None:
-        for name in ('first', 'last'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f'own_history.{name} is {getattr(self, name)}; it must be in 0..1.')
-        for name in ('ramp_start', 'ramp_steps', 'videos'):
-            if getattr(self, name) < 0:
-                raise InputError(f'own_history.{name} is {getattr(self, name)}; it must be at least 0.')
+        check_range(self, 'first', 'last', least=0, most=1)
+        check_range(self, 'ramp_start', 'ramp_steps', 'videos', least=0)
 
     @property
     def enabled(self) -> bool:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from neodragon_jax.base.errors import InputError
 from train.flow.flow_matching import check_weights
+from train.runtime.settings import check_range
 
 
 def ramp(step: Int[Array, ''] | int, first: float, last: float, ramp_start: int, ramp_steps: int) -> Float[Array, '']:
@@ -40,11 +41,7 @@ class Weight:
     ramp_steps: int = 0
 
     def __post_init__(self) -> None:
-        values = {'weight': self.weight, 'decayed': self.decayed, 'ramp_start': self.ramp_start}
-        values |= {'ramp_steps': self.ramp_steps} | {f'stages[{i}]': value for i, value in enumerate(self.stages)}
-        for name, value in values.items():
-            if not value >= 0:
-                raise InputError(f'{name} is {value}; it must be at least 0.')
+        check_range(self, 'weight', 'decayed', 'ramp_start', 'ramp_steps', 'stages', least=0)
         check_weights('stages', self.stages, count=3)
         if self.decayed == 1.0 and (self.ramp_start or self.ramp_steps):
             raise InputError(

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from neodragon_jax.base.errors import InputError
 from train.runtime.optimizer import Ema, EmaConfig, update_ema
+from train.runtime.settings import check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,8 @@ class AverageConfig:
     start: int = 50
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise InputError(f'average.decay is {self.decay}; it must be at least 0 and less than 1.')
-        if self.start < 0:
-            raise InputError(f'average.start is {self.start}; it must be at least 0.')
+        check_range(self, 'decay', least=0, below=1)
+        check_range(self, 'start', least=0)
 
 
 @flax.struct.dataclass

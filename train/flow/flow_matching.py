@@ -156,17 +156,18 @@ def check_weights(name: str, weights: Sequence[float], count: int | None = None)
         raise InputError(f'{name} is {tuple(weights)}; give {number} of at least 0, not all 0, or ().')
 
 
-def check_unit_weights(weights: Sequence[float], units: int) -> None:
+def check_unit_weights(name: str, weights: Sequence[float], units: int) -> None:
     """Raise InputError if the weights leave out units of the longest clip without saying so.
 
     Args:
+      name: the setting that they are from.
       weights: relative frequency of the units; () for equal ones.
       units: number of units of the longest clip that are trained.
     """
     if weights and len(weights) < units:
         raise InputError(
-            f'unit_weights is {tuple(weights)}, but clips have {units} trained units: the last {units - len(weights)} '
-            f'would never be trained. Give {units} numbers, 0 for a unit to leave out, or () for equal ones.'
+            f'{name} is {tuple(weights)}, but clips have {units} trained units: the last {units - len(weights)} would '
+            f'never be trained. Give {units} numbers, 0 for a unit to leave out, or () for equal ones.'
         )
 
 

@@ -34,7 +34,8 @@ class Evaluator:
         """
         if config.evaluate_every and not hasattr(program, 'evaluate'):
             raise InputError(
-                f'evaluate_every is {config.evaluate_every}, but program {program.name} has no evaluation; set it to 0.'
+                f'config.loop.evaluate_every is {config.evaluate_every}, but program {program.name} has no evaluation; '
+                'set it to 0.'
             )
         self._program, self._config = program, config
         self.failure: DivergedError | InputError | None = None
@@ -89,7 +90,8 @@ class Evaluator:
         wanted = self._config.best_metric
         if self._config.keep_best and wanted not in scores:
             self.failure = InputError(
-                f'best_metric is {wanted!r}, no metric of {self._program.name}.{did_you_mean(wanted, scores)}'
+                f'config.loop.best_metric is {wanted!r}, no metric of {self._program.name}.'
+                f'{did_you_mean(wanted, scores)}'
             )
         return scores
 

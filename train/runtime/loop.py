@@ -202,7 +202,7 @@ def _open(
     checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=keep, metadata=metadata))
     start = checkpoints.latest() or 0
     if start > config.steps:
-        raise InputError(f'{workdir} is at step {start} already, beyond steps = {config.steps}; raise steps.')
+        raise InputError(f'{workdir} is at step {start} already, beyond config.loop.steps = {config.steps}; raise it.')
     shown = getattr(program, 'shown', ())
     log = MetricsLog(workdir, start=start, steps=config.steps, progress=config.progress, shown=shown)
     stack.enter_context(log)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,12 +75,25 @@ def freeze(cls: type[T], values: Mapping[str, Any], where: str = 'config', top: 
     try:
         return cls(**converted)
     except InputError as error:
-        # A section does not know its place in the settings.
-        field = fields.get(str(error).partition(' ')[0])
-        if field is None:
-            raise
-        place = where.partition('.')[0] if _TOP_LEVEL in field.metadata else where
-        raise InputError(f'{place}.{error}') from None
+        raise InputError(_with_place(str(error), cls.__name__, fields, where)) from None
+
+
+def _with_place(message: str, section: str, fields: Mapping[str, Any], where: str) -> str:
+    """Return the message of a section, which does not know its place in the settings, with that place at its begin.
+
+    Args:
+      section: name of its class, which classes of the library begin their messages with.
+      fields: name -> field of the section.
+      where: path of the section in the settings.
+    """
+    top = where.partition('.')[0]
+    if message.startswith(f'{top}.'):
+        return message
+    message = re.sub(rf'^{section}(\.|: )', '', message)
+    field = fields.get(re.split(r'\W', message, maxsplit=1)[0])
+    if field is None:
+        return f'{where}: {message}'
+    return f'{top if _TOP_LEVEL in field.metadata else where}.{message}'
 
 
 def _converted(kind: Any, value: Any, where: str, top: Mapping[str, Any]) -> Any:

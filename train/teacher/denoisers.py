@@ -71,7 +71,7 @@ def blank_latents(blank_sample: BlankSample, config: TeacherConfig) -> Repeated:
     Raises:
       InputError: there are fewer unit weights than units of a sample.
     """
-    check_unit_weights(config.unit_weights, blank_sample.frames)
+    check_unit_weights('config.teacher.unit_weights', config.unit_weights, blank_sample.frames)
     sizes, stored = config.sizes, DTYPES['bfloat16']
     text_width = sizes.joint_attention_dim if config.context_embedder else sizes.width
     sample = {

@@ -306,7 +306,8 @@ def load_program(
         )
     sources = [SampleSource(folder) for folder in folders]
     shapes = [list(source.spec.latents) for source in sources]
-    flow_matching.check_unit_weights(config.unit_weights, max(frames for frames, *_ in shapes))
+    units = max(frames for frames, *_ in shapes)
+    flow_matching.check_unit_weights('config.teacher.unit_weights', config.unit_weights, units)
     setting = 'config.teacher.evaluation.examples'
     each = examples // len(sources)
     parts = [

@@ -21,7 +21,7 @@ from neodragon_jax.base import video
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.models.vae import Video
-from train.runtime.settings import PathText
+from train.runtime.settings import PathText, check_range
 from train.runtime.sharding import place, to_host
 from train.vae.clips import Clips
 from train.vae.perceptual import edge_error, load_lpips
@@ -147,8 +147,8 @@ class EvaluationConfig:
     videos: int = 4
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.videos < 0:
-            raise InputError(f'evaluation: batch is {self.batch}, videos {self.videos}; give at least 1 and 0.')
+        check_range(self, 'batch', least=1)
+        check_range(self, 'videos', least=0)
 
 
 class Evaluation:

@@ -86,7 +86,7 @@ def test_unit_weights_fit_the_clips_of_their_training(tmp_path, tier, continued)
             settings = settings_of(step)
             section = settings[{'train.teacher': 'teacher', 'train.pruning': 'flow', 'train.dmd': 'dmd'}[step.module]]
             units = 1 if 'still_latents' in settings.get('data', '') else TIERS[tier].units + 1
-            check_unit_weights(section.unit_weights, units)
+            check_unit_weights('unit_weights', section.unit_weights, units)
             if section.unit_weights:
                 weighted.append(step.name)
                 assert section.unit_weights[0] == sum(section.unit_weights[1:]), step.name

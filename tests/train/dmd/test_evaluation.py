@@ -146,7 +146,7 @@ def test_outside_the_band_it_warns_or_stops(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ('values', 'message'),
-    [({'videos': -1}, 'evaluation.videos is -1'), ({'lowest': 1.5}, 'enclose 1'), ({'highest': 0.9}, 'enclose 1')],
+    [({'videos': -1}, '^videos is -1'), ({'lowest': 1.5}, 'enclose 1'), ({'highest': 0.9}, 'enclose 1')],
 )
 def test_impossible_options_are_refused(values, message):
     with pytest.raises(InputError, match=message):

@@ -103,7 +103,7 @@ def test_share_by_step():
 
 
 @pytest.mark.parametrize(
-    ('values', 'message'), [({'last': 1.5}, 'own_history.last is 1.5'), ({'ramp_steps': -1}, 'ramp_steps is -1')]
+    ('values', 'message'), [({'last': 1.5}, '^last is 1.5'), ({'ramp_steps': -1}, 'ramp_steps is -1')]
 )
 def test_impossible_ramps_are_refused(values, message):
     with pytest.raises(InputError, match=message):

@@ -68,5 +68,5 @@ def test_parts_of_a_batch_make_the_step_of_the_whole():
 
 @pytest.mark.parametrize('values', [{'decay': 1.0}, {'decay': -0.1}, {'start': -1}])
 def test_impossible_averages_are_refused(values):
-    with pytest.raises(InputError, match='average'):
+    with pytest.raises(InputError, match=rf'^{next(iter(values))} is .* it must be at least 0'):
         AverageConfig(**values)

@@ -107,3 +107,31 @@ def test_work_folders_are_paths_as_typed(monkeypatch):
         LoopConfig(steps=1, batch_size=1, workdir='gs:/bucket/run')
     with pytest.raises(InputError, match='sample set s3://bucket/samples'):
         SampleSource('s3://bucket/samples')
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    low: float = 0.0
+    message: str = ''
+
+    def __post_init__(self) -> None:
+        raise InputError(self.message)
+
+
+@pytest.mark.parametrize(
+    ('message', 'placed'),
+    [
+        ('low is 1', 'config.x.low is 1'),
+        ('low, high are 1', 'config.x.low, high are 1'),
+        ('low[1] is 2', 'config.x.low[1] is 2'),
+        ('low.inner needs more', 'config.x.low.inner needs more'),
+        ('Pair.low is 1', 'config.x.low is 1'),
+        ('Pair: all is wrong', 'config.x: all is wrong'),
+        ('the pair is wrong', 'config.x: the pair is wrong'),
+        ('config.workdir is wrong', 'config.workdir is wrong'),
+    ],
+)
+def test_no_message_of_a_section_lacks_its_place(message, placed):
+    with pytest.raises(InputError) as error:
+        freeze(Pair, {'message': message}, 'config.x')
+    assert str(error.value) == placed

@@ -18,6 +18,7 @@ from neodragon_jax.models.super_resolution import upscale
 from support.glossary import unexplained
 from support.training_runs import copy_killed, digests
 from train.data import crops as frames
+from train.data.video_files import PICTURES, VIDEOS
 from train.runtime import loop
 from train.runtime.metrics import read_metrics
 from train.runtime.settings import freeze
@@ -86,6 +87,18 @@ def test_samples_depend_on_seed_and_index(data):
         assert not np.array_equal(source[index]['large'], source[index + 7]['large'])
         assert not np.array_equal(source[index]['large'], make(1)[index]['large'])
     assert source.metadata() == make(0).metadata() != make(1).metadata()
+
+
+@pytest.mark.parametrize('suffix', [*VIDEOS, *PICTURES, '.AVI', '.WebP'])
+def test_files_of_all_programs_are_taken(tmp_path, suffix):
+    path = tmp_path / f'file{suffix}'
+    if suffix.lower() in PICTURES:
+        Image.fromarray(waves(48, 64, 0)).save(path)
+    else:
+        video.write_mp4(tmp_path / 'clip.mp4', waves(48, 64, 0)[None])
+        (tmp_path / 'clip.mp4').rename(path)
+    source = frames.CropSource(tmp_path, frames.CropConfig(16, per_file=1, rounds=1), 2)
+    assert len(source) == 1 and source[0]['large'].shape == (1, 16, 16, 3)
 
 
 def test_folders_without_crops_are_refused(data, tmp_path):

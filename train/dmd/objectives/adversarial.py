@@ -33,6 +33,7 @@ from train.dmd.examples import Draws, Example, Examples
 from train.dmd.objectives.objective import Models, Values
 from train.dmd.ramp import Weight
 from train.pruning.features import Features
+from train.runtime.settings import check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +56,10 @@ class AdversarialConfig(Weight):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
-            raise InputError(f'adversarial.depths is {self.depths}; give shares of the depth in 0..1, 0 excluded.')
-        if self.registers < 1:
-            raise InputError(f'adversarial.registers is {self.registers}; give at least 1.')
-        if not (self.r1 >= 0 and self.r2 >= 0 and self.slope_step > 0):
-            raise InputError(
-                f'adversarial.r1, r2 and slope_step are {self.r1}, {self.r2} and {self.slope_step}; the first two must '
-                'be at least 0, the third greater than 0.'
-            )
+            raise InputError(f'depths is {self.depths}; give shares of the depth in 0..1, 0 excluded.')
+        check_range(self, 'registers', least=1)
+        check_range(self, 'r1', 'r2', least=0)
+        check_range(self, 'slope_step', above=0)
 
 
 class Critic(nn.Module):

@@ -27,6 +27,7 @@ from train.dmd.examples import Draws, Example, Examples
 from train.dmd.objectives.objective import Models, Values
 from train.dmd.ramp import Weight
 from train.flow import losses
+from train.runtime.settings import check_range
 
 TEACHER, START = 'teacher', 'start'
 
@@ -45,10 +46,9 @@ class ProgressiveConfig(Weight):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.substeps < 1:
-            raise InputError(f'progressive.substeps is {self.substeps}; it must be at least 1.')
+        check_range(self, 'substeps', least=1)
         if self.finer not in (TEACHER, START):
-            raise InputError(f'progressive.finer is {self.finer!r}; use one of {TEACHER}, {START}.')
+            raise InputError(f'finer is {self.finer!r}; use one of {TEACHER}, {START}.')
 
     @property
     def needs_start(self) -> bool:

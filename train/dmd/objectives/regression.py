@@ -14,12 +14,12 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from neodragon_jax.base.errors import InputError
 from neodragon_jax.pyramid.sampler import Unit
 from train.dmd.examples import Draws, Example, Examples
 from train.dmd.objectives.objective import Models, Values
 from train.dmd.ramp import Weight
 from train.flow import losses
+from train.runtime.settings import check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,7 @@ class RegressionConfig(Weight):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.own_history >= 0:
-            raise InputError(f'regression.own_history is {self.own_history}; it must be at least 0.')
+        check_range(self, 'own_history', least=0)
 
 
 @dataclasses.dataclass(frozen=True)
