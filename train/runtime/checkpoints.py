@@ -31,8 +31,9 @@ import orbax.checkpoint as ocp
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath, filesystem, is_bucket
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.json_file import as_json, parse_json
+from neodragon_jax.base.json_file import as_json
 from train.runtime.checksum import checksums
+from train.runtime.damage import damaged, described, is_damage, raise_unless_damaged, recorded_metrics
 
 # File that lists the best checkpoints and their metric, beside the checkpoints' folder.
 BEST = 'best.json'
@@ -88,7 +89,7 @@ class Checkpoints:
             filesystem()  # configures the libraries that Orbax uses
         self._folder, self._keep = folder if is_bucket(folder) else folder.absolute(), keep
         self._metadata = as_json(metadata)
-        recorded = self._recorded_metrics()  # Orbax reads the same files, and fails with a traceback
+        recorded = recorded_metrics(self._folder)  # Orbax reads the same files, and fails with a traceback
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep,  # pyright: ignore[reportArgumentType]
             # Orbax stores metrics only if this is set; `keep` ranks them.
@@ -116,13 +117,12 @@ class Checkpoints:
         return best[0] | {'mode': self._keep.mode} if best else None
 
     def _check(self, step: int) -> None:
-        """Raise InputError if a checkpoint's metadata are damaged, or differ from this run's."""
+        """Raise InputError if a checkpoint's metadata cannot be read, or differ from this run's."""
         try:
             recorded = self._records(step)['metadata']
-        except InputError:
-            raise
         except Exception as error:
-            raise self._damaged(step, type(error).__name__) from error
+            raise_unless_damaged(self._folder / str(step), error)
+            raise damaged(self._folder / str(step), type(error).__name__) from error
         for name in sorted(recorded.keys() | self._metadata.keys()):
             old, new = recorded.get(name), self._metadata.get(name)
             if old != new:
@@ -130,25 +130,6 @@ class Checkpoints:
                     f'{self._folder}: its checkpoint has {name} = {json.dumps(old)}, this run {json.dumps(new)}; '
                     'choose another workdir, or the recorded setting.'
                 )
-
-    def _recorded_metrics(self) -> dict[int, dict[str, float]]:
-        """Return step -> metrics with which the checkpoints were saved."""
-        found = {}
-        for step in sorted(int(path.name) for path in self._folder.glob('*') if path.name.isdigit()):
-            path = self._folder / str(step) / 'metrics' / 'metrics'
-            if path.exists():
-                try:
-                    found[step] = parse_json(path.read_bytes(), dict[str, float], str(path))
-                except InputError as error:
-                    raise self._damaged(step, str(error).removeprefix(f'{path}: ').rstrip('.')) from error
-        return found
-
-    def _damaged(self, step: int, reason: str) -> InputError:
-        """Return the error of a damaged checkpoint."""
-        return InputError(
-            f'{self._folder / str(step)}: the checkpoint is damaged ({reason}); delete this folder to continue '
-            'without it.'
-        )
 
     def _records(self, step: int, manager: ocp.CheckpointManager | None = None, **more: Any) -> Any:
         """Return the items of a checkpoint: `place`, `metadata`, and those in `more`, with their arguments.
@@ -196,28 +177,29 @@ class Checkpoints:
         """Return the newest state, in the shardings of `abstract_state`, and its place.
 
         Raises:
-          InputError: the newest checkpoint is damaged; the message names the newest undamaged one.
+          InputError: the newest checkpoint is damaged, and the message names the newest undamaged one; or it cannot be
+            read now.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         try:
             return self._restore(steps[0], abstract_state)
         except Exception as error:
-            reason = f'{type(error).__name__}: {error}'.splitlines()[0][:160]
+            raise_unless_damaged(self._folder / str(steps[0]), error)
+            reason = described(error)
             good = self._newest_good(steps[1:], abstract_state)
         bad = [self._folder / str(step) for step in steps if good is None or step > good]
         then = f'to continue from step {good}' if good is not None else 'to start again: no other checkpoint is good'
         raise InputError(f'{bad[0]}: the checkpoint is damaged ({reason}); delete {", ".join(map(str, bad))} {then}.')
 
     def restore_best(self, abstract_state: Any) -> Any:
-        """Return the state of the best checkpoint, which must exist; raise InputError if it is damaged."""
+        """Return the state of the best checkpoint, which must exist; raise InputError as `restore` does."""
         best = self.best()
         assert best is not None
         try:
             return self._restore(best['step'], abstract_state)[0]
-        except InputError:
-            raise
         except Exception as error:
-            raise self._damaged(best['step'], type(error).__name__) from error
+            raise_unless_damaged(self._folder / str(best['step']), error)
+            raise damaged(self._folder / str(best['step']), type(error).__name__) from error
 
     def _restore(
         self, step: int, abstract_state: Any, manager: ocp.CheckpointManager | None = None
@@ -230,7 +212,7 @@ class Checkpoints:
         return restored['state'], restored['place']
 
     def _newest_good(self, steps: Sequence[int], abstract_state: Any) -> int | None:
-        """Return the first of these steps whose checkpoint can be restored, or None.
+        """Return the first of these steps whose checkpoint is not known to be damaged, or None.
 
         This process searches alone, in the memory of its host: the others may have succeeded and do not take part.
         """
@@ -242,8 +224,9 @@ class Checkpoints:
             for step in steps:
                 try:
                     self._restore(step, on_host, manager)
-                except Exception:
-                    continue
+                except Exception as error:
+                    if is_damage(error):
+                        continue
                 return step
         return None
 

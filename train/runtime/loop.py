@@ -198,6 +198,7 @@ def _open(
     if jax.process_index() == 0:
         # A preempted pod may restart on other hosts, where the lock of the old process 0 has yet to expire.
         stack.enter_context(folder_lock(workdir, wait_s=UNTIL_EXPIRED_S if jax.process_count() > 1 else 0.0))
+    wait_for_processes()  # until then, the run before may save its last checkpoint
     keep = Keep(config.keep, config.keep_best, config.best_metric, config.best_mode)
     checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=keep, metadata=metadata))
     start = checkpoints.latest() or 0
