@@ -32,8 +32,9 @@ from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath, filesystem, is_bucket
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import as_json
+from train.runtime.checkpoint_metrics import CheckpointMetrics
 from train.runtime.checksum import checksums
-from train.runtime.damage import damaged, described, is_damage, raise_unless_damaged, recorded_metrics
+from train.runtime.damage import damaged, described, is_damage, raise_unless_damaged
 
 # File that lists the best checkpoints and their metric, beside the checkpoints' folder.
 BEST = 'best.json'
@@ -65,16 +66,21 @@ class Keep:
         sign = 1 if self.mode == 'min' else -1
         return dict(sorted(scored.items(), key=lambda item: (sign * item[1], item[0]))[: self.best])
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Return for each checkpoint whether to keep it (Orbax's interface)."""
-        del context
-        steps = [info.step for info in checkpoints]
-        kept = {*steps[-self.newest :], *self.ranked({info.step: info.metrics for info in checkpoints})}
-        return [step in kept for step in steps]
+    def kept(self, metrics: Mapping[int, Mapping[str, float] | None]) -> set[int]:
+        """Return the steps of the checkpoints to keep.
+
+        Args:
+          metrics: step -> metrics of its evaluation, of all checkpoints.
+        """
+        return {*sorted(metrics)[-self.newest :], *self.ranked(metrics)}
 
 
 class Checkpoints:
-    """Checkpoints of a run, written in the background; each appears when complete."""
+    """Checkpoints of a run, written in the background; each appears when complete.
+
+    Attributes:
+      metrics: those of the evaluations of their states.
+    """
 
     def __init__(self, folder: StoragePath, *, keep: Keep, metadata: dict[str, Any]) -> None:
         """Open the folder.
@@ -89,9 +95,9 @@ class Checkpoints:
             filesystem()  # configures the libraries that Orbax uses
         self._folder, self._keep = folder if is_bucket(folder) else folder.absolute(), keep
         self._metadata = as_json(metadata)
-        recorded = recorded_metrics(self._folder)  # Orbax reads the same files, and fails with a traceback
+        self.metrics = CheckpointMetrics(self._folder)  # Orbax reads the same files, and fails with a traceback
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep,  # pyright: ignore[reportArgumentType]
+            preservation_policy=self,  # pyright: ignore[reportArgumentType]
             # Orbax stores metrics only if this is set; `keep` ranks them.
             best_fn=lambda metrics: metrics[keep.metric],
             # Remove the temporary folders of killed processes.
@@ -99,9 +105,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
-        self._metrics: dict[int, dict[str, float]] = {
-            step: recorded.get(step, {}) for step in self._manager.all_steps()
-        }
+        self.metrics.drop_other_than(self._manager.all_steps())
         latest = self.latest()
         if latest is not None:
             self._check(latest)
@@ -113,8 +117,16 @@ class Checkpoints:
 
     def best(self) -> dict[str, Any] | None:
         """Return step, metric and mode of the best checkpoint, as JSON; None if no evaluation has the metric."""
-        best = [{'step': step, self._keep.metric: value} for step, value in self._keep.ranked(self._metrics).items()]
+        best = [
+            {'step': step, self._keep.metric: value} for step, value in self._keep.ranked(self.metrics.of()).items()
+        ]
         return best[0] | {'mode': self._keep.mode} if best else None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return for each checkpoint whether to keep it (Orbax's interface)."""
+        del context
+        kept = self._keep.kept(self.metrics.of([info.step for info in checkpoints]))
+        return [info.step in kept for info in checkpoints]
 
     def _check(self, step: int) -> None:
         """Raise InputError if a checkpoint's metadata cannot be read, or differ from this run's."""
@@ -148,7 +160,7 @@ class Checkpoints:
                 f'{self._folder / str(step)}: the checkpoint has no checksums, so an earlier version of this program '
                 'wrote it. Nothing is lost: continue with that version, or choose another workdir.'
             )
-        if stored['sha256'] != _digest(stored['place'], stored['state'], found['metadata'], self._metrics[step]):
+        if stored['sha256'] != _digest(stored['place'], stored['state'], found['metadata'], self.metrics.saved(step)):
             raise ValueError('its hash is another')
         return dict(found) | {'place': stored['place'], 'checksums': stored['state']}
 
@@ -163,15 +175,15 @@ class Checkpoints:
             return
         # Wait for the previous checkpoint, as Orbax would: only then is it known to be complete.
         self.wait()
-        self._metrics[step] = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.metrics.begin(step, metrics)
         sums = checksums(state)
-        digest = _digest(place, sums, self._metadata, self._metrics[step])
+        digest = _digest(place, sums, self._metadata, self.metrics.saved(step))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             place=ocp.args.JsonSave({'place': place, 'state': sums, 'sha256': digest}),
             metadata=ocp.args.JsonSave(self._metadata),
         )
-        self._manager.save(step, args=items, metrics=self._metrics[step], force=True)
+        self._manager.save(step, args=items, metrics=self.metrics.saved(step), force=True)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Return the newest state, in the shardings of `abstract_state`, and its place.
@@ -243,7 +255,7 @@ class Checkpoints:
         """Write `best.json`."""
         if not self._keep.best or jax.process_index() != 0:
             return
-        there = {step: self._metrics[step] for step in self._manager.all_steps()}
+        there = self.metrics.of(self._manager.all_steps())
         best = [{'step': step, self._keep.metric: value} for step, value in self._keep.ranked(there).items()]
         with atomic_file(self._folder.parent / BEST) as path:
             path.write_text(json.dumps({'mode': self._keep.mode, 'best_first': best}, indent=2) + '\n')

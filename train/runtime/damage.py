@@ -9,7 +9,6 @@ from typing import Any
 
 from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.json_file import parse_json
 
 _MEMORY = 'the state does not fit into the memory; resume on more devices, or spread it over more of them.'
 _ACCESS = 'give this user or service account access to it.'
@@ -97,20 +96,3 @@ def _is_content(error: BaseException) -> bool:
     """Return whether an error is of the kinds that missing files and other content have."""
     missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     return missing or isinstance(error, _CONTENT) or 'DATA_LOSS' in str(error)
-
-
-def recorded_metrics(folder: StoragePath) -> dict[int, dict[str, float]]:
-    """Return step -> metrics with which the checkpoints of a folder were saved.
-
-    Raises:
-      InputError: a file is damaged.
-    """
-    found = {}
-    for step in sorted(int(path.name) for path in folder.glob('*') if path.name.isdigit()):
-        path = folder / str(step) / 'metrics' / 'metrics'
-        if path.exists():
-            try:
-                found[step] = parse_json(path.read_bytes(), dict[str, float], str(path))
-            except InputError as error:
-                raise damaged(folder / str(step), str(error).removeprefix(f'{path}: ').rstrip('.')) from error
-    return found
