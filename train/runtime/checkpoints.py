@@ -32,12 +32,17 @@ from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath, filesystem, is_bucket
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import as_json
+from train.runtime.agreement import require_agreement
 from train.runtime.checkpoint_metrics import CheckpointMetrics
 from train.runtime.checksum import checksums
 from train.runtime.damage import damaged, described, is_damage, raise_unless_damaged
 
 # File that lists the best checkpoints and their metric, beside the checkpoints' folder.
 BEST = 'best.json'
+_SAME_LIST = (
+    'some hosts see an old state of the folder, as a network disk may show it for a minute. Run the same command '
+    'again; if this repeats, give all hosts the same folder.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Checkpoints:
           keep: checkpoints to keep; `best.json` beside the folder lists the best.
           metadata: JSON that a checkpoint and a run that resumes from it must agree on.
         Raises:
-          InputError: the newest checkpoint there belongs to another kind of run.
+          InputError: the newest checkpoint there belongs to another kind of run, or the processes see different ones.
         """
         if is_bucket(folder):
             filesystem()  # configures the libraries that Orbax uses
@@ -106,6 +111,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
         self.metrics.drop_other_than(self._manager.all_steps())
+        require_agreement({'list of checkpoints': self.metrics.of()}, _SAME_LIST)
         latest = self.latest()
         if latest is not None:
             self._check(latest)
