@@ -27,6 +27,7 @@ from neodragon_jax.base.bucket import check_bucket, is_bucket
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import UNTIL_EXPIRED_S, folder_lock
 from neodragon_jax.base.processes import start_processes
+from neodragon_jax.base.shared_folder import require_shared
 from train.data import Source
 from train.data.sources import identity
 from train.runtime.agreement import code_version, require_agreement
@@ -195,10 +196,11 @@ def _open(
     """Open checkpoints, logs and data.
 
     Raises:
-      InputError: another process trains in this folder, or the checkpoints belong to another run or are beyond the last
-        step.
+      InputError: another process trains in this folder, the hosts do not share it, or the checkpoints belong to another
+        run or are beyond the last step.
     """
     workdir = config.folder
+    require_shared(workdir, 'config.workdir')
     if jax.process_index() == 0:
         # A preempted pod may restart on other hosts, where the lock of the old process 0 has yet to expire.
         stack.enter_context(folder_lock(workdir, wait_s=UNTIL_EXPIRED_S if jax.process_count() > 1 else 0.0))

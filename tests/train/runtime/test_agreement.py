@@ -12,6 +12,7 @@ import time
 import jax
 import pytest
 
+from neodragon_jax.base import shared_folder
 from neodragon_jax.base.processes import start_processes
 from support.jobs import Job
 from support.toy_program import LinearSource, Toy, WithEvaluations, config_for
@@ -61,6 +62,13 @@ def test_processes_that_see_other_checkpoints_do_not_resume(tmp_path):
         assert re.search(r'\[1\] error: process 1 .* \(2: \S+ \S+ on process 0, null here\); some hosts', job.output)
 
 
+def test_hosts_must_share_the_folder_of_a_run(tmp_path):
+    with Job([__file__, str(tmp_path), 'apart'], tmp_path / 'log.txt', devices=1) as job:
+        assert job.wait(120) == 2, job.output
+        told = r'error: config\.workdir .*: the hosts do not share this folder; process 1 on \S+ does not see'
+        assert re.search(rf'\[0\] {told}', job.output) and re.search(rf'\[1\] {told}', job.output)
+
+
 def test_all_processes_wait_for_the_run_before(tmp_path):
     """It may save its last checkpoint while process 0 waits for the folder."""
     scored(tmp_path / 'run', 2)
@@ -82,6 +90,8 @@ def resume(folder: str, kind: str) -> None:
             return contextlib.nullcontext(iter(found))
 
         os.scandir, os.listdir = listed, lambda path: [entry.name for entry in real(path) if entry.path != hidden]
+    if kind == 'apart':
+        folder, shared_folder._SEEN_WITHIN_S = f'{folder}/host{jax.process_index()}', 1.0
     lock = loop.folder_lock
 
     @contextlib.contextmanager
@@ -105,4 +115,4 @@ def train(folder: str, kind: str) -> None:
 
 
 if __name__ == '__main__':
-    exit_on_errors(lambda: (resume if sys.argv[2] in ('stale', 'race') else train)(*sys.argv[1:]))
+    exit_on_errors(lambda: (resume if sys.argv[2] in ('stale', 'race', 'apart') else train)(*sys.argv[1:]))
