@@ -234,7 +234,7 @@ def run(options: GenerateOptions) -> None:
         return
     from neodragon_jax.base.processes import separate_shares
 
-    with separate_shares(options.distributed, options.start_timeout_s) as (index, count):
+    with separate_shares(options.distributed, options.start_timeout_s, options.out) as (index, count):
         make_share(options, prompts, index, count)
 
 

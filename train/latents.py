@@ -291,7 +291,7 @@ def run(options: Options) -> None:
       InputError: the checkpoint or a folder is not usable.
     """
     sets = find_sets(options.clips, options.out)
-    with separate_shares(options.distributed, options.start_timeout_s) as (index, count):
+    with separate_shares(options.distributed, options.start_timeout_s, options.out) as (index, count):
         use_compile_cache(tell=index == 0)
         with output_folder(options.out, index, count):
             write_sets(sets, options)

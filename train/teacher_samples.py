@@ -159,7 +159,7 @@ def run(options: TeacherSamplesOptions) -> None:
       InputError: an argument, the checkpoint or the folder is not usable.
     """
     # The others wait a minute for this process, and the request may download gigabytes.
-    with separate_shares(options.distributed, options.start_timeout_s) as (index, count):
+    with separate_shares(options.distributed, options.start_timeout_s, options.out) as (index, count):
         request = make_request(options)
         use_compile_cache(tell=index == 0)
         with output_folder(options.out, index, count):

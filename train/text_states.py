@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.batch < 1:
         raise InputError(f'--batch is {args.batch}; give at least 1.')
-    with separate_shares(args.distributed, args.start_timeout_s) as (index, count):
+    with separate_shares(args.distributed, args.start_timeout_s, args.out) as (index, count):
         use_compile_cache(tell=index == 0)
         with output_folder(args.out, index, count):
             write_states(args)

@@ -16,8 +16,10 @@ import jax
 from jax._src import distributed as coordination
 from jax._src.clusters import ClusterEnv
 
+from neodragon_jax.base.atomic import PathLike
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.roll_call import PROCESS_VARIABLES, START_TIMEOUT_S, roll_call
+from neodragon_jax.base.shared_folder import require_shared
 
 # Seconds that a finished process waits for the others, which may have hours of work left. JAX alone would wait 300 s,
 # and then end all processes, those that still work included.
@@ -44,7 +46,9 @@ class Place:
 
 
 @contextlib.contextmanager
-def separate_shares(distributed: bool, timeout_s: float = START_TIMEOUT_S) -> Iterator[tuple[int, int]]:
+def separate_shares(
+    distributed: bool, timeout_s: float = START_TIMEOUT_S, folder: PathLike | None = None
+) -> Iterator[tuple[int, int]]:
     """Join the other processes of a run, each of which does a share of the work; yield the own index and their number.
 
     The processes share no steps: SIGTERM ends the process that gets it, and one that fails does not stop the others.
@@ -52,8 +56,9 @@ def separate_shares(distributed: bool, timeout_s: float = START_TIMEOUT_S) -> It
 
     Args:
       distributed, timeout_s: as of `start_processes`.
+      folder: option --out, into which all write their shares; a bucket, or on a disk that all hosts share.
     Raises:
-      InputError: as of `start_processes`.
+      InputError: as of `start_processes`, or the hosts do not share the folder.
     """
     start_processes(distributed, timeout_s, shared_steps=False)
     index, count = jax.process_index(), jax.process_count()
@@ -64,6 +69,8 @@ def separate_shares(distributed: bool, timeout_s: float = START_TIMEOUT_S) -> It
     thread = threading.Thread(target=_tell_failures, args=(client, index, end), name='failures', daemon=True)
     thread.start()
     try:
+        if folder is not None:
+            require_shared(folder, '--out')
         yield index, count
         _wait_for_all()  # here rather than at the exit, so that the failures of the others are still told
         atexit.unregister(_wait_for_all)

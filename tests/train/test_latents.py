@@ -153,7 +153,7 @@ def test_two_processes_share_the_shards(clips, means, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     for number in (1, 0):
         shares = contextlib.nullcontext((number, 2))
-        monkeypatch.setattr(latents, 'separate_shares', lambda distributed, timeout_s, shares=shares: shares)
+        monkeypatch.setattr(latents, 'separate_shares', lambda *given, shares=shares: shares)
         monkeypatch.setattr(jax, 'process_index', lambda number=number: number)
         assert not (tmp_path / 'features.json').exists()
         assert latents.main(arguments(clips / '64x64', tmp_path, '--posterior', 'mean')) == 0

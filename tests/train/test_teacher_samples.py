@@ -21,7 +21,7 @@ def command(tmp_path, monkeypatch):
     events: list[str] = []
 
     @contextlib.contextmanager
-    def shares(distributed, timeout_s):
+    def shares(distributed, timeout_s, folder):
         events.append('roll call')
         yield 0, 1
 

@@ -19,6 +19,7 @@ from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import as_json
 from train.runtime.processes import of_first_process
 
+SAME_COMMAND = 'start the same commit with the same command and the same data on every host.'
 PACKAGES = ('neodragon_jax', 'train', 'configs')
 
 
@@ -31,9 +32,11 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def require_agreement(facts: Mapping[str, Any]) -> None:
+def require_agreement(facts: Mapping[str, Any], remedy: str = SAME_COMMAND) -> None:
     """Compare facts about a run, as JSON, between its processes; all must call it.
 
+    Args:
+      remedy: end of the message.
     Raises:
       InputError: on every process, if one of them differs from process 0; the message names that process and the facts.
     """
@@ -47,10 +50,7 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
         if wrong:
             told = '; '.join(differences(first[name], given[name]) for name in wrong)
             detail = f' ({told})' if process == jax.process_index() else ''
-            raise InputError(
-                f'process {process} has another {" and ".join(wrong)} than process 0{detail}; start the same commit '
-                'with the same command and the same data on every host.'
-            )
+            raise InputError(f'process {process} has another {" and ".join(wrong)} than process 0{detail}; {remedy}')
 
 
 def _digests(facts: Mapping[str, Any]) -> np.ndarray:

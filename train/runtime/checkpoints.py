@@ -31,11 +31,18 @@ import orbax.checkpoint as ocp
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.bucket import StoragePath, filesystem, is_bucket
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.json_file import as_json, parse_json
+from neodragon_jax.base.json_file import as_json
+from train.runtime.agreement import require_agreement
+from train.runtime.checkpoint_metrics import CheckpointMetrics
 from train.runtime.checksum import checksums
+from train.runtime.damage import damaged, described, is_damage, raise_unless_damaged
 
 # File that lists the best checkpoints and their metric, beside the checkpoints' folder.
 BEST = 'best.json'
+_SAME_LIST = (
+    'some hosts see an old state of the folder, as a network disk may show it for a minute. Run the same command '
+    'again; if this repeats, give all hosts the same folder.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +71,21 @@ class Keep:
         sign = 1 if self.mode == 'min' else -1
         return dict(sorted(scored.items(), key=lambda item: (sign * item[1], item[0]))[: self.best])
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Return for each checkpoint whether to keep it (Orbax's interface)."""
-        del context
-        steps = [info.step for info in checkpoints]
-        kept = {*steps[-self.newest :], *self.ranked({info.step: info.metrics for info in checkpoints})}
-        return [step in kept for step in steps]
+    def kept(self, metrics: Mapping[int, Mapping[str, float] | None]) -> set[int]:
+        """Return the steps of the checkpoints to keep.
+
+        Args:
+          metrics: step -> metrics of its evaluation, of all checkpoints.
+        """
+        return {*sorted(metrics)[-self.newest :], *self.ranked(metrics)}
 
 
 class Checkpoints:
-    """Checkpoints of a run, written in the background; each appears when complete."""
+    """Checkpoints of a run, written in the background; each appears when complete.
+
+    Attributes:
+      metrics: those of the evaluations of their states.
+    """
 
     def __init__(self, folder: StoragePath, *, keep: Keep, metadata: dict[str, Any]) -> None:
         """Open the folder.
@@ -82,15 +94,15 @@ class Checkpoints:
           keep: checkpoints to keep; `best.json` beside the folder lists the best.
           metadata: JSON that a checkpoint and a run that resumes from it must agree on.
         Raises:
-          InputError: the newest checkpoint there belongs to another kind of run.
+          InputError: the newest checkpoint there belongs to another kind of run, or the processes see different ones.
         """
         if is_bucket(folder):
             filesystem()  # configures the libraries that Orbax uses
         self._folder, self._keep = folder if is_bucket(folder) else folder.absolute(), keep
         self._metadata = as_json(metadata)
-        recorded = self._recorded_metrics()  # Orbax reads the same files, and fails with a traceback
+        self.metrics = CheckpointMetrics(self._folder)  # Orbax reads the same files, and fails with a traceback
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep,  # pyright: ignore[reportArgumentType]
+            preservation_policy=self,  # pyright: ignore[reportArgumentType]
             # Orbax stores metrics only if this is set; `keep` ranks them.
             best_fn=lambda metrics: metrics[keep.metric],
             # Remove the temporary folders of killed processes.
@@ -98,9 +110,8 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
-        self._metrics: dict[int, dict[str, float]] = {
-            step: recorded.get(step, {}) for step in self._manager.all_steps()
-        }
+        self.metrics.drop_other_than(self._manager.all_steps())
+        require_agreement({'list of checkpoints': self.metrics.of()}, _SAME_LIST)
         latest = self.latest()
         if latest is not None:
             self._check(latest)
@@ -112,17 +123,24 @@ class Checkpoints:
 
     def best(self) -> dict[str, Any] | None:
         """Return step, metric and mode of the best checkpoint, as JSON; None if no evaluation has the metric."""
-        best = [{'step': step, self._keep.metric: value} for step, value in self._keep.ranked(self._metrics).items()]
+        best = [
+            {'step': step, self._keep.metric: value} for step, value in self._keep.ranked(self.metrics.of()).items()
+        ]
         return best[0] | {'mode': self._keep.mode} if best else None
 
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return for each checkpoint whether to keep it (Orbax's interface)."""
+        del context
+        kept = self._keep.kept(self.metrics.of([info.step for info in checkpoints]))
+        return [info.step in kept for info in checkpoints]
+
     def _check(self, step: int) -> None:
-        """Raise InputError if a checkpoint's metadata are damaged, or differ from this run's."""
+        """Raise InputError if a checkpoint's metadata cannot be read, or differ from this run's."""
         try:
             recorded = self._records(step)['metadata']
-        except InputError:
-            raise
         except Exception as error:
-            raise self._damaged(step, type(error).__name__) from error
+            raise_unless_damaged(self._folder / str(step), error)
+            raise damaged(self._folder / str(step), type(error).__name__) from error
         for name in sorted(recorded.keys() | self._metadata.keys()):
             old, new = recorded.get(name), self._metadata.get(name)
             if old != new:
@@ -130,25 +148,6 @@ class Checkpoints:
                     f'{self._folder}: its checkpoint has {name} = {json.dumps(old)}, this run {json.dumps(new)}; '
                     'choose another workdir, or the recorded setting.'
                 )
-
-    def _recorded_metrics(self) -> dict[int, dict[str, float]]:
-        """Return step -> metrics with which the checkpoints were saved."""
-        found = {}
-        for step in sorted(int(path.name) for path in self._folder.glob('*') if path.name.isdigit()):
-            path = self._folder / str(step) / 'metrics' / 'metrics'
-            if path.exists():
-                try:
-                    found[step] = parse_json(path.read_bytes(), dict[str, float], str(path))
-                except InputError as error:
-                    raise self._damaged(step, str(error).removeprefix(f'{path}: ').rstrip('.')) from error
-        return found
-
-    def _damaged(self, step: int, reason: str) -> InputError:
-        """Return the error of a damaged checkpoint."""
-        return InputError(
-            f'{self._folder / str(step)}: the checkpoint is damaged ({reason}); delete this folder to continue '
-            'without it.'
-        )
 
     def _records(self, step: int, manager: ocp.CheckpointManager | None = None, **more: Any) -> Any:
         """Return the items of a checkpoint: `place`, `metadata`, and those in `more`, with their arguments.
@@ -167,7 +166,7 @@ class Checkpoints:
                 f'{self._folder / str(step)}: the checkpoint has no checksums, so an earlier version of this program '
                 'wrote it. Nothing is lost: continue with that version, or choose another workdir.'
             )
-        if stored['sha256'] != _digest(stored['place'], stored['state'], found['metadata'], self._metrics[step]):
+        if stored['sha256'] != _digest(stored['place'], stored['state'], found['metadata'], self.metrics.saved(step)):
             raise ValueError('its hash is another')
         return dict(found) | {'place': stored['place'], 'checksums': stored['state']}
 
@@ -182,42 +181,43 @@ class Checkpoints:
             return
         # Wait for the previous checkpoint, as Orbax would: only then is it known to be complete.
         self.wait()
-        self._metrics[step] = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.metrics.begin(step, metrics)
         sums = checksums(state)
-        digest = _digest(place, sums, self._metadata, self._metrics[step])
+        digest = _digest(place, sums, self._metadata, self.metrics.saved(step))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             place=ocp.args.JsonSave({'place': place, 'state': sums, 'sha256': digest}),
             metadata=ocp.args.JsonSave(self._metadata),
         )
-        self._manager.save(step, args=items, metrics=self._metrics[step], force=True)
+        self._manager.save(step, args=items, metrics=self.metrics.saved(step), force=True)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Return the newest state, in the shardings of `abstract_state`, and its place.
 
         Raises:
-          InputError: the newest checkpoint is damaged; the message names the newest undamaged one.
+          InputError: the newest checkpoint is damaged, and the message names the newest undamaged one; or it cannot be
+            read now.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         try:
             return self._restore(steps[0], abstract_state)
         except Exception as error:
-            reason = f'{type(error).__name__}: {error}'.splitlines()[0][:160]
+            raise_unless_damaged(self._folder / str(steps[0]), error)
+            reason = described(error)
             good = self._newest_good(steps[1:], abstract_state)
         bad = [self._folder / str(step) for step in steps if good is None or step > good]
         then = f'to continue from step {good}' if good is not None else 'to start again: no other checkpoint is good'
         raise InputError(f'{bad[0]}: the checkpoint is damaged ({reason}); delete {", ".join(map(str, bad))} {then}.')
 
     def restore_best(self, abstract_state: Any) -> Any:
-        """Return the state of the best checkpoint, which must exist; raise InputError if it is damaged."""
+        """Return the state of the best checkpoint, which must exist; raise InputError as `restore` does."""
         best = self.best()
         assert best is not None
         try:
             return self._restore(best['step'], abstract_state)[0]
-        except InputError:
-            raise
         except Exception as error:
-            raise self._damaged(best['step'], type(error).__name__) from error
+            raise_unless_damaged(self._folder / str(best['step']), error)
+            raise damaged(self._folder / str(best['step']), type(error).__name__) from error
 
     def _restore(
         self, step: int, abstract_state: Any, manager: ocp.CheckpointManager | None = None
@@ -230,7 +230,7 @@ class Checkpoints:
         return restored['state'], restored['place']
 
     def _newest_good(self, steps: Sequence[int], abstract_state: Any) -> int | None:
-        """Return the first of these steps whose checkpoint can be restored, or None.
+        """Return the first of these steps whose checkpoint is not known to be damaged, or None.
 
         This process searches alone, in the memory of its host: the others may have succeeded and do not take part.
         """
@@ -242,8 +242,9 @@ class Checkpoints:
             for step in steps:
                 try:
                     self._restore(step, on_host, manager)
-                except Exception:
-                    continue
+                except Exception as error:
+                    if is_damage(error):
+                        continue
                 return step
         return None
 
@@ -260,7 +261,7 @@ class Checkpoints:
         """Write `best.json`."""
         if not self._keep.best or jax.process_index() != 0:
             return
-        there = {step: self._metrics[step] for step in self._manager.all_steps()}
+        there = self.metrics.of(self._manager.all_steps())
         best = [{'step': step, self._keep.metric: value} for step, value in self._keep.ranked(there).items()]
         with atomic_file(self._folder.parent / BEST) as path:
             path.write_text(json.dumps({'mode': self._keep.mode, 'best_first': best}, indent=2) + '\n')

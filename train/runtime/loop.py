@@ -27,6 +27,7 @@ from neodragon_jax.base.bucket import check_bucket, is_bucket
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import UNTIL_EXPIRED_S, folder_lock
 from neodragon_jax.base.processes import start_processes
+from neodragon_jax.base.shared_folder import require_shared
 from train.data import Source
 from train.data.sources import identity
 from train.runtime.agreement import code_version, require_agreement
@@ -106,9 +107,11 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             del host_frozen
             carry, root_key, place = _begin(program, config, abstract, frozen, parts)
         start = parts.checkpoints.latest() or 0
-        if start and evaluator.is_missing(start, place.get('passed')):
+        late = parts.checkpoints.metrics.late(start)
+        if start and evaluator.is_missing(start, place.get('passed') if late is None else late):
             with goodput.spending(EVALUATION):
-                _evaluate_restored(evaluator, carry.state, frozen, start, parts.log)
+                _evaluate_restored(evaluator, carry.state, frozen, start, parts)
+            write_if_best(program, carry.state, start, parts.checkpoints, config.folder)
         compiled, window = CompiledSteps(program, abstract, parts.log.print_line), Window(goodput, mesh, COUNTERS)
 
         for done in range(start + 1, config.steps + 1):
@@ -127,12 +130,14 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             values = window.read() if last or done % config.log_every == 0 else {}
             if values and values['skipped_in_a_row'] >= config.max_skips:
                 _end_diverged(parts, carry, root_key, done, values, config)
+            # Called every step: the processes of a pod agree on the step at which they stop. They save at once, because
+            # an evaluation may outlast the notice of a preemption; the resumed run makes it up.
+            stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
+            evaluates = evaluator.due(done) and not stopped
             with goodput.spending(EVALUATION):
-                scores = evaluator.run(carry.state, frozen, done, parts.log.show) if evaluator.due(done) else None
+                scores = evaluator.run(carry.state, frozen, done, parts.log.show) if evaluates else None
             if values or scores:
                 parts.log.write(done, values | (scores or {}))
-            # Called every step: the processes of a pod agree on the step at which they stop.
-            stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
             every = done % config.checkpoint_every == 0 or bool(scores and config.keep_best)
             if last or stopped or every or evaluator.failure:
                 with goodput.spending(CHECKPOINT):
@@ -143,7 +148,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             if evaluator.failure:
                 parts.checkpoints.wait()
                 raise evaluator.failure
-            if stopped and not last:
+            if stopped and (not last or evaluator.due(done)):
                 _stop(parts, program, done)
         parts.checkpoints.wait()
         write_result(program, carry.state, config.folder / RESULT)
@@ -191,13 +196,15 @@ def _open(
     """Open checkpoints, logs and data.
 
     Raises:
-      InputError: another process trains in this folder, or the checkpoints belong to another run or are beyond the last
-        step.
+      InputError: another process trains in this folder, the hosts do not share it, or the checkpoints belong to another
+        run or are beyond the last step.
     """
     workdir = config.folder
+    require_shared(workdir, 'config.workdir')
     if jax.process_index() == 0:
         # A preempted pod may restart on other hosts, where the lock of the old process 0 has yet to expire.
         stack.enter_context(folder_lock(workdir, wait_s=UNTIL_EXPIRED_S if jax.process_count() > 1 else 0.0))
+    wait_for_processes()  # until then, the run before may save its last checkpoint
     keep = Keep(config.keep, config.keep_best, config.best_metric, config.best_mode)
     checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=keep, metadata=metadata))
     start = checkpoints.latest() or 0
@@ -215,17 +222,19 @@ def _open(
     )
 
 
-def _evaluate_restored(evaluator: Evaluator, state: Any, frozen: Any, done: int, log: MetricsLog) -> None:
-    """Evaluate the state of a checkpoint whose evaluation ended the run, or that has none.
+def _evaluate_restored(evaluator: Evaluator, state: Any, frozen: Any, done: int, parts: _Parts) -> None:
+    """Evaluate the state of a checkpoint whose evaluation ended the run, or that has none; record the metrics.
 
     Raises:
       DivergedError, InputError: as the evaluation before.
     """
-    log.print_line(f'evaluating the checkpoint of step {done}: no evaluation that it passed is recorded')
-    scores = evaluator.run(state, frozen, done, log.show)
-    log.write(done, scores)
+    parts.log.print_line(f'evaluating the checkpoint of step {done}: no evaluation that it passed is recorded')
+    scores = evaluator.run(state, frozen, done, parts.log.show)
+    parts.log.write(done, scores)
     if evaluator.failure:
         raise evaluator.failure
+    parts.checkpoints.metrics.add_late(done, scores)
+    parts.checkpoints.wait()  # which records the best
 
 
 def _stop(parts: _Parts, program: Program, done: int) -> None:

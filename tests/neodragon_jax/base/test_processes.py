@@ -88,9 +88,42 @@ def test_a_training_that_ends_early_waits_too(tmp_path):
         assert started.output.count('finished') == 2
 
 
+SEPARATE = """
+import os, pathlib, sys
+from neodragon_jax.base import shared_folder
+from neodragon_jax.base.command_line import exit_status
+from neodragon_jax.base.processes import separate_shares
+
+shared_folder._SEEN_WITHIN_S = 1.0
+
+def work():
+    folders = [pathlib.Path(sys.argv[1]) / name for name in sys.argv[2:]]
+    with separate_shares(True, folder=folders[int(os.environ['JAX_PROCESS_ID'])]):
+        print('works', flush=True)
+
+raise SystemExit(exit_status(work))
+"""
+
+
+@pytest.mark.parametrize(('folders', 'status'), [('aa', 0), ('ab', 2)], ids=['shared', 'a folder of each host'])
+def test_hosts_must_share_the_folder_of_their_shares(tmp_path, folders, status):
+    """Otherwise each host would write a part of the set, and nothing would say that it is not whole."""
+    path = tmp_path / 'script.py'
+    path.write_text(SEPARATE)
+    with Job([str(path), str(tmp_path), *folders], tmp_path / 'log.txt', devices=1) as started:
+        assert started.wait(60) == status, started.output
+    told = re.findall(
+        r'\[(\d)\] error: --out .*: the hosts do not share .* process 1 on \S+ does not see', started.output
+    )
+    assert sorted(told) == (['0', '1'] if status else [])
+    assert started.output.count('works') == (0 if status else 2)
+    assert not list(tmp_path.glob('[ab]'))
+
+
 def test_every_command_with_distributed_has_separate_shares():
     """`start_processes` alone is for trainings, which ask JAX whether to stop."""
     texts = {path: path.read_text() for name in ('neodragon_jax', 'train') for path in (ROOT / name).rglob('*.py')}
     commands = [path for path, text in texts.items() if re.search(r'(?<!def )add_distributed\(', text)]
     assert len(commands) >= 4
-    assert [str(path) for path in commands if 'separate_shares(' not in texts[path]] == []
+    given = re.compile(r'separate_shares\(\w+\.distributed, \w+\.start_timeout_s, \w+\.out\)')
+    assert [str(path) for path in commands if not given.search(texts[path])] == []

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -18,7 +19,7 @@ from train.runtime.sharding import MeshConfig
 
 SMALL = {'mesh': MeshConfig(1, 1, 1), 'log_every': 100}
 BEST = {'evaluate_every': 1, 'keep_best': 1, 'best_metric': 'eval/distance', **SMALL}
-SCORES = {1: 2.0, 2: 1.0, 3: 3.0, 4: 2.5}
+SCORES = {1: 2.0, 2: 1.0, 3: 3.0, 4: 2.5, 5: 4.0}
 
 
 def train(folder, steps, program=None, **settings):
@@ -85,6 +86,50 @@ def test_a_damaged_best_checkpoint_is_named(tmp_path):
     shutil.rmtree(tmp_path / 'checkpoints' / '2')
     train(tmp_path, 4, **BEST)
     assert (tmp_path / 'best' / 'step.txt').read_text() == '1'
+
+
+# --- Runs that are stopped before an evaluation -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Preempted(WithEvaluations):
+    """A toy that gets SIGTERM in a step, and whose evaluations would outlast the notice."""
+
+    stop_in: int = 0
+
+    def variant(self, step):
+        if step + 1 == self.stop_in:
+            signal.raise_signal(signal.SIGTERM)
+        return super().variant(step)
+
+    def evaluate(self, state, frozen, folder):
+        assert int(state.step) < self.stop_in, 'the state must be saved first'
+        return super().evaluate(state, frozen, folder)
+
+
+@pytest.mark.parametrize('steps', [2, 4], ids=['at its end', 'on its way'])
+def test_a_run_that_is_stopped_saves_before_it_evaluates(tmp_path, steps):
+    """The evaluation is made up, and counts as if it had been in time."""
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / 'run', steps, Preempted(scores=SCORES, stop_in=2), **BEST)
+    assert not ended.value.code and checkpoint_steps(tmp_path / 'run') == [1, 2]
+    assert not (tmp_path / 'run' / 'result').exists()
+    for folder in ('run', 'whole'):
+        train(tmp_path / folder, steps, keep=1, **BEST)
+        rows = read_metrics(tmp_path / folder)
+        assert [row['eval/distance'] for row in rows if 'eval/distance' in row] == list(SCORES.values())[:steps]
+    # What was made up is remembered when the run is continued once more, and its checkpoint stays.
+    for folder in ('run', 'whole'):
+        train(tmp_path / folder, 5, keep=1, **BEST)
+        assert checkpoint_steps(tmp_path / folder) == [2, 5]
+    for name in ('best.json', 'best/best.json', 'best/step.txt', 'best/bias.npy'):
+        assert (tmp_path / 'run' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+
+
+def test_an_evaluation_that_was_made_up_is_not_repeated(tmp_path):
+    train(tmp_path, 2, **SMALL)
+    for program in (WithEvaluations(), Stopping()):
+        train(tmp_path, 2, program, evaluate_every=2, **SMALL)
 
 
 # --- Runs that an error ended -----------------------------------------------------------------------------------------
