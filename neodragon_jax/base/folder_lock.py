@@ -35,21 +35,35 @@ _HELD: set[pathlib.Path] = set()
 T = TypeVar('T')
 
 
+class _InUseError(InputError):
+    """Error of a folder that another process may be writing into.
+
+    Attributes:
+      elsewhere: whether that process is on another host, and may have vanished with it.
+    """
+
+    def __init__(self, message: str, elsewhere: bool) -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
+
+
 @contextlib.contextmanager
-def folder_lock(folder: PathLike, part: str = '', wait_s: float = 0.0) -> Iterator[None]:
+def folder_lock(folder: PathLike, part: str = '') -> Iterator[None]:
     """Hold the lock of an output folder while the block runs.
+
+    A process of another host may have vanished, as where a preempted job restarts elsewhere: this one says so, waits up
+    to UNTIL_EXPIRED_S until the lock expires or is released, and only then refuses.
 
     Args:
       folder: made if absent; removed again if it is then empty.
       part: name of the part of the folder that this process writes; each part has a lock of its own. Several processes
         of one run, each writing its own shards, give their numbers.
-      wait_s: seconds to wait for another process.
     Raises:
       InputError: the folder is a file, or another process has the lock.
     """
     name = f'{LOCK_PREFIX}-{part}' if part else LOCK_PREFIX
     if bucket.is_bucket(folder):
-        with _bucket_lock(os.fspath(folder), name, wait_s):
+        with _bucket_lock(os.fspath(folder), name):
             yield
         return
     folder = pathlib.Path(folder).resolve()
@@ -57,7 +71,7 @@ def folder_lock(folder: PathLike, part: str = '', wait_s: float = 0.0) -> Iterat
     if path in _HELD:
         raise InputError(f'{folder}: this process writes into it already; give another folder.')
     with made_folder(folder):
-        descriptor, end = _waiting(lambda: _acquire(folder, path), wait_s), threading.Event()
+        descriptor, end = _waiting(lambda: _acquire(folder, path)), threading.Event()
         renewal = threading.Thread(target=_renew, args=(path, descriptor, end), name='folder lock', daemon=True)
         renewal.start()
         _HELD.add(path)
@@ -71,23 +85,23 @@ def folder_lock(folder: PathLike, part: str = '', wait_s: float = 0.0) -> Iterat
             os.close(descriptor)
 
 
-def _waiting(acquire: Callable[[], T], wait_s: float) -> T:
-    """Return the result of a function, which is called again for some seconds while another process has the lock."""
-    deadline, told = time.monotonic() + wait_s, False
+def _waiting(acquire: Callable[[], T]) -> T:
+    """Return the result of a function, which is called again for some seconds while another host has the lock."""
+    deadline, told = time.monotonic() + UNTIL_EXPIRED_S, False
     while True:
         try:
             return acquire()
-        except InputError as error:
-            if time.monotonic() >= deadline:
+        except _InUseError as error:
+            if not error.elsewhere or time.monotonic() >= deadline:
                 raise
             if not told:
-                print(f'{error} This process waits up to {wait_s:.0f} s.', file=sys.stderr, flush=True)
+                print(f'{error} This process waits up to {UNTIL_EXPIRED_S:.0f} s.', file=sys.stderr, flush=True)
             told = True
             time.sleep(_POLL_S)
 
 
 @contextlib.contextmanager
-def _bucket_lock(folder: str, name: str, wait_s: float) -> Iterator[None]:
+def _bucket_lock(folder: str, name: str) -> Iterator[None]:
     """Hold the lock of a folder of a bucket."""
 
     def acquire() -> BucketLock:
@@ -97,19 +111,25 @@ def _bucket_lock(folder: str, name: str, wait_s: float) -> Iterator[None]:
             raise _in_use(folder, owner)
         return lock
 
-    lock = _waiting(acquire, wait_s)
+    lock = _waiting(acquire)
     try:
         yield
     finally:
         lock.release()
 
 
-def _in_use(folder: PathLike, owner: Mapping[str, str]) -> InputError:
+def _in_use(folder: PathLike, owner: Mapping[str, str]) -> _InUseError:
     """Return the error of a folder that another process may be writing into."""
-    return InputError(
+    return _InUseError(
         f'{folder}: {_shown(owner)} is writing into it. Wait for it, stop it, or give another folder; the lock of a '
-        f'machine that has vanished expires after {EXPIRES_S:.0f} s.'
+        f'machine that has vanished expires after {EXPIRES_S:.0f} s.',
+        elsewhere=_is_elsewhere(owner),
     )
+
+
+def _is_elsewhere(owner: Mapping[str, str]) -> bool:
+    """Return whether the owner of a lock is on another host."""
+    return owner.get('host', '') not in ('', socket.gethostname())
 
 
 def _acquire(folder: pathlib.Path, path: pathlib.Path) -> int:
@@ -145,7 +165,7 @@ def _lock(descriptor: int, folder: pathlib.Path) -> None:
     content = os.pread(descriptor, 4096, 0)
     owner, age_s = lock_fields(content), time.time() - os.fstat(descriptor).st_mtime
     # File systems of several hosts do not all share record locks, so an owner elsewhere may be alive.
-    if content and owner.get('host', '') not in ('', socket.gethostname()) and age_s < EXPIRES_S:
+    if content and _is_elsewhere(owner) and age_s < EXPIRES_S:
         raise _in_use(folder, owner)
 
 

@@ -86,7 +86,7 @@ class Evaluator:
                 folder.rmdir()
         else:
             numbers = self._numbers(state, frozen, folder.with_name(f'.not_of_process_{jax.process_index()}'))
-        scores = {EVALUATION + name: float(value) for name, value in of_first_process(numbers).items()}
+        scores = {EVALUATION + name: value for name, value in of_first_process(numbers).items()}
         wanted = self._config.best_metric
         if self._config.keep_best and wanted not in scores:
             self.failure = InputError(
@@ -96,9 +96,9 @@ class Evaluator:
         return scores
 
     def _numbers(self, state: Any, frozen: Any, folder: StoragePath) -> dict[str, float]:
-        """Return the metrics of an evaluation, also of one that ends the run."""
+        """Return the metrics of an evaluation as Python's numbers, also of one that ends the run."""
         try:
-            return self._program.evaluate(state, frozen, folder)
+            metrics = self._program.evaluate(state, frozen, folder)
         except DivergedError as error:
-            self.failure = error
-            return error.metrics
+            self.failure, metrics = error, error.metrics
+        return {name: float(value) for name, value in metrics.items()}

@@ -25,7 +25,7 @@ from jaxtyping import PRNGKeyArray
 
 from neodragon_jax.base.bucket import check_bucket, is_bucket
 from neodragon_jax.base.errors import InputError
-from neodragon_jax.base.folder_lock import UNTIL_EXPIRED_S, folder_lock
+from neodragon_jax.base.folder_lock import folder_lock
 from neodragon_jax.base.processes import start_processes
 from neodragon_jax.base.shared_folder import require_shared
 from train.data import Source
@@ -202,8 +202,7 @@ def _open(
     workdir = config.folder
     require_shared(workdir, 'config.workdir')
     if jax.process_index() == 0:
-        # A preempted pod may restart on other hosts, where the lock of the old process 0 has yet to expire.
-        stack.enter_context(folder_lock(workdir, wait_s=UNTIL_EXPIRED_S if jax.process_count() > 1 else 0.0))
+        stack.enter_context(folder_lock(workdir))
     wait_for_processes()  # until then, the run before may save its last checkpoint
     keep = Keep(config.keep, config.keep_best, config.best_metric, config.best_mode)
     checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=keep, metadata=metadata))

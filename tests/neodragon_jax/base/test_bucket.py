@@ -192,6 +192,7 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over(bucket, monkeypatch,
     (bucket / 'run' / '.lock').write_text(json.dumps(owner | {'started': 'then'}))
     now = time.time() + age_s
     monkeypatch.setattr(bucket_lock.time, 'time', lambda: now)
+    monkeypatch.setattr('neodragon_jax.base.folder_lock.UNTIL_EXPIRED_S', 0.0)
     if taken:
         with folder_lock(bucket / 'run'):
             assert json.loads((bucket / 'run' / '.lock').read_text())['pid'] == str(os.getpid())

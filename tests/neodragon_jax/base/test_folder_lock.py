@@ -15,6 +15,7 @@ from neodragon_jax.base import folder_lock
 from neodragon_jax.base.atomic import atomic_folder
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock as hold
+from neodragon_jax.base.output import output_folder
 from support.goldens import ROOT
 
 OWNER = """
@@ -75,7 +76,8 @@ def left_elsewhere(folder, age_s: float = 0.0) -> dict:
     return owner
 
 
-def test_owner_on_another_host_is_named_until_its_lock_expires(tmp_path):
+def test_owner_on_another_host_is_named_until_its_lock_expires(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, 'UNTIL_EXPIRED_S', 0.0)
     owner = left_elsewhere(tmp_path, folder_lock.EXPIRES_S - 10)
     message = r'process 7 on elsewhere, since 2026-01-02T03:04:05\+00:00, is writing into it\. .* expires after 90 s'
     with pytest.raises(InputError, match=message), hold(tmp_path):
@@ -86,12 +88,14 @@ def test_owner_on_another_host_is_named_until_its_lock_expires(tmp_path):
         assert json.loads((tmp_path / '.lock').read_text())['pid'] == os.getpid()
 
 
-def test_a_process_can_wait_until_a_lock_expires(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('take', [hold, output_folder])
+def test_every_process_waits_until_the_lock_of_another_host_expires(tmp_path, monkeypatch, capsys, take):
+    """A preempted job of any kind may restart on another host, where the lock of the old one has yet to expire."""
     monkeypatch.setattr(folder_lock, '_POLL_S', 0.05)
     left_elsewhere(tmp_path, folder_lock.EXPIRES_S - 0.5)
-    with hold(tmp_path, wait_s=20):
+    with take(tmp_path):
         assert json.loads((tmp_path / '.lock').read_text())['pid'] == os.getpid()
-    assert capsys.readouterr().err.count('This process waits up to 20 s.') == 1
+    assert capsys.readouterr().err.count('process 7 on elsewhere') == 1
 
 
 def test_the_owner_renews_its_lock(tmp_path, monkeypatch):
@@ -104,7 +108,8 @@ def test_the_owner_renews_its_lock(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('content', ['', 'x', '[]', '{"host": 3}'])
-def test_damaged_lock_file_is_taken_over_or_refused_in_one_line(tmp_path, content):
+def test_damaged_lock_file_is_taken_over_or_refused_in_one_line(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(folder_lock, 'UNTIL_EXPIRED_S', 0.0)
     (tmp_path / '.lock').write_text(content)
     if 'host' in content:
         with pytest.raises(InputError, match='another process is writing into it'), hold(tmp_path):

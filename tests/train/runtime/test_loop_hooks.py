@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from neodragon_jax.base.errors import InputError
 from support import goldens
 from support.toy_program import LinearSource, Toy, WithEvaluations, checkpoint_steps, config_for, traces
+from train.runtime.evaluator import Evaluator
 from train.runtime.loop import LoopConfig, run
 from train.runtime.metrics import read_metrics
 from train.runtime.program import DivergedError
@@ -70,6 +72,23 @@ def test_an_evaluation_that_ends_the_run_keeps_samples_metrics_and_checkpoint(tm
         run(Diverging(), LinearSource(), config_for(tmp_path, steps=8, evaluate_every=3))
     assert [path.name for path in (tmp_path / 'samples' / 'step_000003').iterdir()] == ['bias.npy']
     assert 'eval/distance' in read_metrics(tmp_path)[-1] and checkpoint_steps(tmp_path) == [3]
+
+
+@pytest.mark.parametrize('number', [np.float32(0.5), np.int64(2), float('nan')], ids=str)
+@pytest.mark.parametrize('diverged', [False, True])
+def test_metrics_of_any_type_reach_all_processes(tmp_path, monkeypatch, number, diverged):
+    class Numbers(WithEvaluations):
+        def evaluate(self, state, frozen, folder):
+            if diverged:
+                raise DivergedError('the picture is black.', {'distance': number})
+            return {'distance': number}
+
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr('train.runtime.processes.multihost_utils.broadcast_one_to_all', lambda value: value)
+    evaluator = Evaluator(Numbers(), config_for(tmp_path, steps=1, evaluate_every=1))
+    scores = evaluator.run(None, None, 1)
+    assert scores == pytest.approx({'eval/distance': float(number)}, nan_ok=True)
+    assert bool(evaluator.failure) == diverged
 
 
 def test_evaluation_that_killed_processes_left_is_cleared_away(tmp_path):
