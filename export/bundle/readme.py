@@ -59,7 +59,7 @@ $phases
 ## Before you ship
 
 1. Compare every file with the hashes in `manifest.json` when it arrives on the device.
-2. Check the chipset ($chipsets) and the runtime ($runtime, or newer): a binary of another chip or for a newer runtime
+2. Check the chipset ($chipsets) and the runtime ($runtime, or newer): a binary of another chip or for a newer SDK
    fails late or not at all. The version of QNN's libraries is that of their SDK, not that of ONNX Runtime.
 3. Run the recorded calls once on each device model. An SNR (signal-to-noise ratio, against JAX) below `minimum_db`
    means that this runtime computes something else; do not use its results.

@@ -109,16 +109,22 @@ def test_an_older_runtime_is_named_with_the_one_that_is_needed(refused, bundle, 
     change(bundle, lambda manifest: manifest['minimum_runtime'].update(onnxruntime='1.100.2'))
     for place in ('cpu', 'sm8750'):
         message = refused(bundle, tmp_path / 'out', place, env=QNN)
-        assert 'is older than the bundle, made with 1.100.2' in message
+        assert 'is older than 1.100.2, the lowest that plays the bundle' in message
         assert f'ONNX Runtime {onnxruntime.__version__} ' in message
 
 
 def test_an_older_sdk_is_named_with_the_one_that_is_needed(refused, runner, bundle, tmp_path):
     made = json.loads((bundle / 'manifest.json').read_text())['binaries'][0]['qnn_sdk']
-    change(bundle, lambda manifest: [binary.update(qnn_sdk='v2.100.0.1') for binary in manifest['binaries']])
+
+    def edit(manifest):
+        manifest['tool_versions']['onnxruntime-qnn'] = '2.100.0'
+        for binary in manifest['binaries']:
+            binary['qnn_sdk'] = 'v2.100.0.1'
+
+    change(bundle, edit)
     message = refused(bundle, tmp_path / 'out', 'sm8750', env=QNN)
-    assert f'QNN SDK {made} is older than the bundle, made with v2.100.0.1' in message
-    assert 'use the libraries of onnxruntime-qnn' in message
+    assert f'QNN SDK {made} is older than v2.100.0.1, which compiled binaries/' in message
+    assert 'use the libraries of onnxruntime-qnn 2.100.0 or newer' in message
     subprocess.run([runner, bundle, tmp_path / 'out', 'cpu'], check=True, capture_output=True)
 
 
