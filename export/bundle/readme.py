@@ -27,8 +27,9 @@ binaries on a Snapdragon machine, and `--backend simulator` the HTP simulator on
 $flow
 
 The rest is arithmetic on small arrays: indexing tables, halving and doubling grids, adding noise. All of it is
-specified in docs/bundle.md, and implemented in the player twice: in Python (NumPy), and in C++ on ONNX Runtime's
-C API for an app to call through JNI (export/player/cpp).
+specified in docs/bundle.md. The player in Python (NumPy) has it all, for laptops and servers. Denoiser, decoder and
+super-resolution are also in C++ on ONNX Runtime's C API, for an app to call through JNI (export/player/cpp);
+"In an Android app" in docs/bundle.md says what else an app needs.
 
 ## The loop
 

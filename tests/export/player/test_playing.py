@@ -140,3 +140,22 @@ def _one_line(capsys) -> str:
     error = capsys.readouterr().err
     assert error.startswith('error: ') and error.count('\n') == 1
     return error
+
+
+def test_the_page_lists_the_files_of_an_app(bundle_folder):
+    """Its lines of Python name the files of one chipset, without portable graphs; they are enough for the player."""
+    page = (ROOT / 'docs' / 'bundle.md').read_text()
+    (code,) = re.findall(r'```python\n(.*?)```', page, flags=re.S)
+    names: dict[str, list[str]] = {}
+    exec(code.replace('OUT/bundle', str(bundle_folder)), names)
+    everything = {str(path.relative_to(bundle_folder)) for path in bundle_folder.rglob('*') if path.is_file()}
+    left = everything - set(names['files'])
+    assert left == {'README.md', 'LICENSE', *(name for name in everything if name.startswith('portable/'))}
+
+
+def test_help_sends_apps_to_the_code_for_them(capsys):
+    """A phone runs no Python."""
+    with pytest.raises(SystemExit):
+        command.parse_options(['--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    assert 'An Android app does not run Python' in text and 'on a phone' not in text
