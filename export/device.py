@@ -70,7 +70,8 @@ def parse_options(argv: Sequence[str] | None = None) -> DeviceOptions:
 def run(options: DeviceOptions) -> None:
     """Measure, and write the table."""
     check_writable(options.out)
-    measured = measure(options.phone, options.bundle, options.runtime, options.chipset, options.runs)
+    progress = lambda line: print(line, flush=True)
+    measured = measure(options.phone, options.bundle, options.runtime, options.chipset, options.runs, progress)
     path = write(options.out, measured)
     print(path.read_text(encoding='utf-8'), end='')
     print(path)

@@ -27,8 +27,9 @@ binaries on a Snapdragon machine, and `--backend simulator` the HTP simulator on
 $flow
 
 The rest is arithmetic on small arrays: indexing tables, halving and doubling grids, adding noise. All of it is
-specified in docs/bundle.md, and implemented in the player twice: in Python (NumPy), and in C++ on ONNX Runtime's
-C API for an app to call through JNI (export/player/cpp).
+specified in docs/bundle.md. The player in Python (NumPy) has it all, for laptops and servers. Denoiser, decoder and
+super-resolution are also in C++ on ONNX Runtime's C API, for an app to call through JNI (export/player/cpp);
+"In an Android app" in docs/bundle.md says what else an app needs.
 
 ## The loop
 
@@ -59,7 +60,7 @@ $phases
 ## Before you ship
 
 1. Compare every file with the hashes in `manifest.json` when it arrives on the device.
-2. Check the chipset ($chipsets) and the runtime ($runtime, or newer): a binary of another chip or for a newer runtime
+2. Check the chipset ($chipsets) and the runtime ($runtime, or newer): a binary of another chip or for a newer SDK
    fails late or not at all. The version of QNN's libraries is that of their SDK, not that of ONNX Runtime.
 3. Run the recorded calls once on each device model. An SNR (signal-to-noise ratio, against JAX) below `minimum_db`
    means that this runtime computes something else; do not use its results.

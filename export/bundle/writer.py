@@ -33,6 +33,10 @@ from neodragon_jax.generation.safety import has_checker
 # Increases when a reader of the version before cannot read a bundle; the players have their own constant.
 SCHEMA, VERSION = 'neodragon-bundle', 2
 FRAMES_PER_SECOND = 24
+# The lowest versions that play a bundle, whatever made it. Plugin: onnxruntime-qnn 2.7.0 names ONNX Runtime 1.24.1 as
+# its lowest. Graphs: those of a W8A16 bundle load with 1.24.1 and have their SNR. Older plugins were not tried. QNN's
+# SDK is compared by the binary's own `qnn_sdk`; recorded calls judge what a version computes.
+MINIMUM_RUNTIME = {'onnxruntime': '1.24.1', 'onnxruntime-qnn': '2.7.0'}
 _LICENSE = pathlib.Path(__file__).parents[2] / 'LICENSE'
 
 
@@ -126,7 +130,7 @@ def _identity(model: Model, tools: Mapping[str, str]) -> dict[str, Any]:
             'calibration': dict(model.protocol),
         },
         'tool_versions': dict(tools),
-        'minimum_runtime': {name: tools[name] for name in ('onnxruntime', 'onnxruntime-qnn') if name in tools},
+        'minimum_runtime': dict(MINIMUM_RUNTIME),
         'license': _license_notes(),
         'safety': {'checkpoint_has_checker': has_checker(model.options.root)},
     }

@@ -6,7 +6,8 @@ import dataclasses
 import pathlib
 import shlex
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 
 from neodragon_jax.base.errors import InputError
 
@@ -39,9 +40,13 @@ class Phone:
         """
         return self._run(['shell', shlex.join(command)])
 
-    def script(self, text: str) -> str:
-        """Run a line of shell script on the phone; return its output."""
-        return self._run(['shell', text])
+    def script(self, text: str, report: Callable[[str], object] = lambda line: None) -> str:
+        """Run a line of shell script on the phone; return its output.
+
+        Args:
+          report: takes each line of the output as soon as it comes.
+        """
+        return self._run(['shell', text], report)
 
     def push(self, source: pathlib.Path, target: str) -> None:
         """Copy a file to the phone; its folder must exist."""
@@ -51,13 +56,23 @@ class Phone:
         """Copy a file from the phone."""
         self._run(['pull', source, str(target)])
 
-    def _run(self, arguments: Sequence[str]) -> str:
-        command = [self.adb, '-s', self.serial, *arguments]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            raise InputError(f'--adb {self.adb}: cannot be run ({error.strerror}). Install platform-tools.') from None
-        if run.returncode:
-            reason = ' '.join((run.stderr or run.stdout).split())[-300:] or f'status {run.returncode}'
-            raise InputError(f'adb {arguments[0]} on {self.serial}: {reason}')
-        return run.stdout
+    def _run(self, arguments: Sequence[str], report: Callable[[str], object] = lambda line: None) -> str:
+        command, lines = [self.adb, '-s', self.serial, *arguments], list[str]()
+        # A file for errors, as a full second pipe would stop a program whose output is read line by line.
+        with tempfile.TemporaryFile('w+') as errors:
+            try:
+                process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            except OSError as error:
+                raise InputError(
+                    f'--adb {self.adb}: cannot be run ({error.strerror}). Install platform-tools.'
+                ) from None
+            with process:
+                for line in process.stdout or ():
+                    lines.append(line)
+                    report(line.rstrip('\n'))
+            output = ''.join(lines)
+            if process.returncode:
+                errors.seek(0)
+                reason = ' '.join((errors.read() or output).split())[-300:] or f'status {process.returncode}'
+                raise InputError(f'adb {arguments[0]} on {self.serial}: {reason}')
+        return output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from export.phone.adb import Phone
@@ -25,9 +25,8 @@ class Copy:
 
 
 def runner_graphs(manifest: Mapping[str, Any]) -> list[str]:
-    """Return the graphs that the runner of export/player/cpp runs: those of denoiser and decoder."""
-    stages = [stage['graph'] for stage in manifest['denoiser']['stages']]
-    return ['denoiser_modulation', *stages, 'video_decoder']
+    """Return the graphs that the runner of export/player/cpp runs: all, of each at least the recorded call."""
+    return [graph for phase in manifest['phases'] for graph in phase['graphs']]
 
 
 def runner_files(manifest: Mapping[str, Any], chipset: str) -> list[str]:
@@ -57,11 +56,12 @@ def _tables(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield from filter(None, manifest['vectors']['video']['prompt_tables'].values())
 
 
-def synchronize(phone: Phone, folder: str, copies: Mapping[str, Copy]) -> None:
+def synchronize(phone: Phone, folder: str, copies: Mapping[str, Copy], report: Callable[[str], object]) -> None:
     """Make a folder of a phone hold given files and no others; equal files that are there are not copied again.
 
     Args:
       copies: by path in the folder.
+      report: takes a line before each group of files is copied.
     Raises:
       InputError: adb fails, or a file arrives damaged.
     """
@@ -71,12 +71,23 @@ def synchronize(phone: Phone, folder: str, copies: Mapping[str, Copy]) -> None:
     digests = _digests(phone, folder, sorted(there & copies.keys()))
     missing = [path for path, copy in copies.items() if digests.get(path) != copy.sha256]
     _on_each(phone, folder, ['mkdir', '-p'], sorted({str(pathlib.PurePosixPath(path).parent) for path in missing}))
-    for path in missing:
-        phone.push(copies[path].source, f'{folder}/{path}')
+    for group, paths in _groups(missing).items():
+        size = sum(copies[path].source.stat().st_size for path in paths)
+        report(f'push {group}: files {len(paths)}, {size / 1e6:,.1f} MB')
+        for path in paths:
+            phone.push(copies[path].source, f'{folder}/{path}')
     digests = _digests(phone, folder, missing)
     for path in missing:
         if digests.get(path) != copies[path].sha256:
             raise InputError(f'{phone.serial}: {path} arrived damaged. Check the cable and run again.')
+
+
+def _groups(paths: Sequence[str]) -> dict[str, list[str]]:
+    """Return paths by the part of the bundle that they belong to, or the runtime."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault('/'.join(path.split('/')[:-1][:2]) or 'runtime', []).append(path)
+    return groups
 
 
 def _digests(phone: Phone, folder: str, paths: Sequence[str]) -> dict[str, str]:

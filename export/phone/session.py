@@ -11,7 +11,7 @@ import re
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,16 +89,25 @@ def read_bundle(folder: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-def measure(phone: Phone, bundle: pathlib.Path, runtime: pathlib.Path, chipset: str | None, runs: int) -> Measured:
+def measure(
+    phone: Phone,
+    bundle: pathlib.Path,
+    runtime: pathlib.Path,
+    chipset: str | None,
+    runs: int,
+    report: Callable[[str], object] = lambda line: None,
+) -> Measured:
     """Run a bundle on a phone.
 
     Args:
       runtime: folder of the runner, built for the phone, and of the libraries that it loads.
       chipset: chipset of the binaries to run; CPU runs the portable graphs; None queries the phone.
       runs: runs of each recorded call.
+      report: takes lines of progress: checks, groups of files that are copied, and those of the runner as they come.
     Raises:
       InputError: the bundle, the runner or the phone is unsuitable, or a graph or the video computes another result.
     """
+    report(f'check the files of {bundle}')
     manifest = read_bundle(bundle)
     _check_files(runtime, [RUNNER], 'Build export/player/cpp for the phone')
     phone.check()
@@ -106,12 +115,12 @@ def measure(phone: Phone, bundle: pathlib.Path, runtime: pathlib.Path, chipset: 
     if chosen != CPU:
         _check_files(runtime, _QNN_LIBRARIES, 'Copy the libraries of onnxruntime-qnn for the phone')
     # The folder on the phone holds nothing else: no file of another bundle or runtime, no output of another run.
-    synchronize(phone, FOLDER, _copies(bundle, manifest, chosen, runtime))
+    report(f'compare them with those on {phone.serial}')
+    synchronize(phone, FOLDER, _copies(bundle, manifest, chosen, runtime), report)
     phone.shell('chmod', '755', f'{FOLDER}/{RUNNER}')
     before = _celsius(phone)
-    output = phone.script(
-        f'cd {FOLDER} && LD_LIBRARY_PATH=. ADSP_LIBRARY_PATH=. ./{RUNNER} bundle out {chosen} {int(runs)} 2>&1'
-    )
+    command = f'LD_LIBRARY_PATH=. ADSP_LIBRARY_PATH=. ./{RUNNER} bundle out {chosen} {int(runs)} 2>&1'
+    output = phone.script(f'cd {FOLDER} && {command}', report)
     after = _celsius(phone)
     graphs = read_output(output)
     for graph in runner_graphs(manifest):

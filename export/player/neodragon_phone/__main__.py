@@ -26,11 +26,13 @@ examples:
   on any machine, with the portable graphs:
     python -m neodragon_phone bundle --prompt "a small red circle moves right on a blue background" --out video.mp4
 
-  on a phone or a Snapdragon laptop, with the context binaries:
+  on a Snapdragon machine that runs Python (a laptop, or Linux), with the context binaries:
     python -m neodragon_phone bundle --prompt "..." --out video.mp4 --backend htp --chipset sc8380xp
 
   check a bundle and a machine without making a video:
     python -m neodragon_phone bundle --canary video
+
+An Android app does not run Python: it uses the C++ of export/player/cpp, see "In an Android app" in docs/bundle.md.
 
 exit status: 0 done, 2 wrong input: the line on standard error names the bundle, option or machine and the remedy
 """

@@ -75,7 +75,7 @@ def check_runtime(bundle: Bundle, packages: Sequence[str], version: Callable[[st
             raise BundleError(f'{package}: not installed. Run: pip install {package}') from None
         if needed is not None and version_key(found) < version_key(needed):
             raise BundleError(
-                f'{package} {found} is older than the bundle, made with {needed}. '
+                f'{package} {found} is older than {needed}, the lowest that plays the bundle. '
                 f'Run: pip install "{package}>={needed}"'
             )
 

@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
 import re
 import shutil
+import tomllib
 
 import numpy as np
 import onnx
@@ -19,7 +21,7 @@ from export.bundle.host_tables import choose_rows
 from export.bundle.meanings import input_meaning, output_meaning
 from export.bundle.memory import memory
 from export.bundle.readme import memory_line, readme
-from export.bundle.writer import _graph_entry, name_of
+from export.bundle.writer import MINIMUM_RUNTIME, _graph_entry, name_of
 from export.graphs import to_onnx
 from export.graphs.runners import Call, OnnxSession
 from export.graphs.table import GRAPH_SPECS
@@ -121,6 +123,16 @@ def test_a_binary_tells_the_sdk_that_made_it(bundle_folder, manifest):
         metadata = json.loads((bundle_folder.parent / binary['file'].split('/')[1] / 'metadata.json').read_text())
         assert binary['qnn_sdk'] == metadata['tool_versions']['qnn_sdk']
         assert f'QNN SDK {binary["qnn_sdk"]}' in readme
+
+
+def test_the_lowest_runtime_is_not_the_one_that_made_the_bundle(manifest):
+    """A phone's package of ONNX Runtime is often older than the exporter's; recorded calls judge what it computes."""
+    assert manifest['minimum_runtime'] == MINIMUM_RUNTIME
+    made = {name: manifest['tool_versions'][name] for name in MINIMUM_RUNTIME}
+    assert made == {name: importlib.metadata.version(name) for name in MINIMUM_RUNTIME}
+    project = tomllib.loads((ROOT / 'export' / 'player' / 'pyproject.toml').read_text())['project']
+    packages = (*project['dependencies'], *project['optional-dependencies']['qnn'])
+    assert {f'{name}>={version}' for name, version in MINIMUM_RUNTIME.items()} <= set(packages)
 
 
 def test_phases_hold_every_graph_once(manifest):

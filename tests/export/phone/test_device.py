@@ -37,7 +37,7 @@ else:
 # Makes the recorded video, which a test puts beside it.
 RUNNER = """#!{python}
 import pathlib, sys
-for graph in ('denoiser_modulation', 'denoiser_stage0', 'video_decoder'):
+for graph in ('clip_l', 'denoiser_modulation', 'denoiser_stage0', 'video_decoder'):
     print('load', graph, '12.5')
     for ms in ('3.0', '2.0', '9.0')[: int(sys.argv[4])]:
         print('run', graph, ms)
@@ -103,6 +103,7 @@ def setup(tmp_path):
     manifest = {
         'files': {name: _record(data) for name, data in content.items()},
         'denoiser': {'stages': [stage]},
+        'phases': [{'graphs': [name]} for name in sorted(graphs)],
         'graphs': {name: {'vector': {'file': f'vectors/{name}'}, 'portable': [f'portable/{name}']} for name in graphs},
         'tables': {name: {'file': f'tables/{name}.bin'} for name in tables},
         'binaries': binaries,
@@ -136,7 +137,7 @@ def test_a_phone_is_measured_and_the_table_written(setup, capsys):
     assert run('--runs', '3') == 0
     table = (folder / 'device-sm8750.md').read_text()
     assert '| denoiser_stage0 | 41.7 | 12 | 3 | 2.0 | 3.0 |' in table
-    assert '300.0 dB against JAX' in table and '46 °C before, 46 °C after' in table
+    assert 'recorded video: 300.0 dB' in table and '46 °C before, 46 °C after' in table
     measured = json.loads((folder / 'device-sm8750.json').read_text())
     assert measured['model'] == 'Example 25' and measured['graphs']['denoiser_stage0']['run_ms'] == [3, 2, 9]
     assert table in capsys.readouterr().out
@@ -148,12 +149,33 @@ def pushed(folder: pathlib.Path) -> list[str]:
     return [call.split()[-1].rsplit('local/tmp/neodragon/', 1)[1] for call in calls if call.startswith('push')]
 
 
+def test_progress_is_told_before_the_end(setup, capsys):
+    """Gigabytes are copied, and every graph runs ten times."""
+    run, folder = setup
+    assert run('--runs', '2') == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.split(',')[0] for line in lines if line.startswith('push ')]
+    assert told == [
+        'push runtime: files 5',
+        'push bundle/binaries: files 8',
+        'push bundle/tables: files 6',
+        'push bundle/vectors: files 4',
+        'push bundle: files 1',
+    ]
+    assert lines.index('run denoiser_stage0 3.0') > lines.index('load clip_l 12.5') > 0
+    failing = 'print("run clip_l 3.0", flush=True)\nraise SystemExit("error: no HTP")'
+    executable(folder / 'runtime/neodragon_runner', f'#!{sys.executable}\n{failing}\n')
+    assert run() == 2
+    shown = capsys.readouterr()
+    assert 'run clip_l 3.0' in shown.out.splitlines() and 'error: no HTP' in shown.err
+
+
 def on_phone(folder: pathlib.Path) -> set[str]:
     there = folder / 'phone/data/local/tmp/neodragon'
     return {path.relative_to(there).as_posix() for path in there.rglob('*') if path.is_file()}
 
 
-OURS = ('denoiser_modulation', 'denoiser_stage0', 'video_decoder')
+OURS = ('clip_l', 'denoiser_modulation', 'denoiser_stage0', 'video_decoder')
 ALWAYS = {f'bundle/vectors/{name}' for name in OURS} | {'neodragon_runner', 'bundle/manifest.json', *LIBRARIES}
 TABLES = {f'bundle/tables/{name}.bin' for name in ('sinusoid', 'rotary', 'padded', 'text', 'mask', 'pooled')}
 

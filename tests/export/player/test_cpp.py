@@ -1,6 +1,7 @@
 """The C++ runner: built by the test, run on the CPU provider, compared with the player on the same encoded prompt."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
@@ -8,13 +9,17 @@ import shutil
 import subprocess
 
 import numpy as np
+import onnx
 import pytest
 from neodragon_phone import noise
+from neodragon_phone.backends import Session, open_backend
+from neodragon_phone.bundle import Bundle
 from neodragon_phone.chipsets import find_chipset
 from neodragon_phone.denoiser import generate_latents
-from neodragon_phone.frames import decode
-from neodragon_phone.player import snr_db
+from neodragon_phone.frames import _enlarge, decode
+from neodragon_phone.player import Sessions, snr_db
 from neodragon_phone.text import Prompt
+from onnx import helper, numpy_helper
 
 from export.phone.copies import CPU, runner_files, runner_graphs
 from export.phone.session import read_output
@@ -98,7 +103,7 @@ def test_chipsets_have_the_names_that_the_player_knows(tmp_path):
 def test_latents_and_frames_are_the_players(runner, player, bundle_folder, tmp_path):
     run = subprocess.run([str(runner), str(bundle_folder), str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count('canary ') == 5
+    assert set(read_output(run.stdout)) == set(player.manifest['graphs'])
     entry = player.manifest['vectors']['video']
     arrays = [np.asarray(player.bundle.table(entry['prompt_tables'][name])) for name in Prompt._fields]
     latents = generate_latents(player, [Prompt(*arrays)], entry['seed'], None)
@@ -118,6 +123,44 @@ def test_the_device_command_copies_all_that_the_runner_reads(runner, bundle_fold
     run = subprocess.run([runner, tmp_path / 'bundle', tmp_path / 'out'], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert read_output(run.stdout).keys() == set(runner_graphs(manifest))
+
+
+def test_frames_have_the_size_of_super_resolution(runner, bundle_folder, tmp_path):
+    """The graph takes a frame and gives it twice as large and darker."""
+    bundle = pathlib.Path(shutil.copytree(bundle_folder, tmp_path / 'bundle'))
+    small = _frames(runner, bundle, tmp_path / 'small')
+    _add_super_resolution(bundle)
+    (session,) = open_backend('cpu', Bundle.open(bundle), None).open(['super_resolution']).values()
+    inputs = json.loads((bundle / 'manifest.json').read_text())['graphs']['super_resolution']['inputs']
+    graph = Session('super_resolution', session, inputs, ['enlarged'])
+    expected = _enlarge(Sessions(super_resolution=graph), small)
+    np.testing.assert_array_equal(_frames(runner, bundle, tmp_path / 'large').reshape(expected.shape), expected)
+
+
+def test_a_graph_that_the_video_does_not_run_is_checked(refused, player, bundle_folder, tmp_path):
+    """A text encoder: a wrong one gives the video of another prompt."""
+    file = player.manifest['graphs']['clip_l']['vector']['file']
+    bundle = _changed(bundle_folder, tmp_path, file, -np.fromfile(bundle_folder / file, '<f4'))
+    assert 'clip_l: computes another result than recorded' in refused(bundle, tmp_path)
+
+
+@pytest.mark.parametrize('key', ['guidance', 'first_guidance'])
+def test_guidance_is_refused_before_the_work(runner, bundle_folder, tmp_path, key):
+    bundle = pathlib.Path(shutil.copytree(bundle_folder, tmp_path / 'bundle'))
+    manifest = json.loads((bundle / 'manifest.json').read_text())
+    manifest['denoiser'][key] = 2.0
+    (bundle / 'manifest.json').write_text(json.dumps(manifest))
+    run = subprocess.run([runner, bundle, tmp_path / 'out'], capture_output=True, text=True)
+    assert run.returncode == 2 and 'this bundle uses guidance' in run.stderr and not run.stdout
+
+
+def test_an_error_follows_the_lines_before_it(runner, player, bundle_folder, tmp_path):
+    """adb gives both in one stream, and a message shows its end."""
+    file = player.manifest['graphs']['video_decoder']['vector']['file']
+    bundle = _changed(bundle_folder, tmp_path, file, -np.fromfile(bundle_folder / file, '<f4'))
+    streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+    lines = subprocess.run([runner, bundle, tmp_path / 'out'], text=True, **streams).stdout.splitlines()
+    assert lines[0].startswith('load clip_l ') and lines[-1].startswith('error: video_decoder')
 
 
 @pytest.mark.parametrize('side', ['inputs', 'outputs'])
@@ -158,3 +201,52 @@ def _changed(bundle: pathlib.Path, folder: pathlib.Path, file: str, numbers: np.
     copy = shutil.copytree(bundle, folder / 'bundle')
     numbers.astype('<f4').tofile(copy / file)
     return copy
+
+
+def _frames(runner: pathlib.Path, bundle: pathlib.Path, out: pathlib.Path) -> np.ndarray:
+    """Return the frames that the runner makes, in the size that the decoder gives if the number of bytes is that."""
+    subprocess.run([runner, bundle, out], check=True, capture_output=True)
+    video = json.loads((bundle / 'manifest.json').read_text())['video']
+    shape = (video['frames'], video['height'], video['width'], 3)
+    frames = np.fromfile(out / 'frames.bin', np.uint8)
+    return frames.reshape(shape) if frames.size == math.prod(shape) else frames
+
+
+def _add_super_resolution(bundle: pathlib.Path) -> None:
+    """Give a bundle a graph that doubles frames, with its recorded call."""
+    manifest = json.loads((bundle / 'manifest.json').read_text())
+    video = manifest['video']
+    small, large = ([1, size * video['height'], size * video['width'], 3] for size in (1, 2))
+    constants = {'scales': np.float32([1, 2, 2, 1]), 'dark': np.float32(0.9)}
+    nodes = [
+        helper.make_node('Resize', ['frame', '', 'scales'], ['doubled'], mode='nearest'),
+        helper.make_node('Mul', ['doubled', 'dark'], ['enlarged']),
+    ]
+    tensors = [
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)]
+        for name, shape in (('frame', small), ('enlarged', large))
+    ]
+    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, 'super_resolution', *tensors, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    call = np.repeat(np.float32([1, 0.9]), [math.prod(small), math.prod(large)])
+    content = {
+        'portable/super_resolution.onnx': model.SerializeToString(),
+        'vectors/super_resolution.bin': call.astype('<f4').tobytes(),
+    }
+    for name, data in content.items():
+        (bundle / name).write_bytes(data)
+        manifest['files'][name] = {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest()}
+    entry = json.loads(json.dumps(manifest['graphs']['video_decoder']))
+    tensor = lambda sides, shape: next(iter(entry[sides].values())) | {'shape': shape}
+    entry |= {
+        'portable': ['portable/super_resolution.onnx'],
+        'inputs': {'frame': tensor('inputs', small)},
+        'outputs': {'enlarged': tensor('outputs', large)},
+        'vector': entry['vector'] | {'file': 'vectors/super_resolution.bin', 'compared': ['enlarged']},
+    }
+    manifest['graphs']['super_resolution'] = entry
+    manifest['phases'][-1]['graphs'].append('super_resolution')
+    data = json.dumps(manifest).encode()
+    (bundle / 'manifest.json').write_bytes(data)
+    (bundle / 'manifest.json.sha256').write_text(f'{hashlib.sha256(data).hexdigest()}  manifest.json\n')

@@ -75,7 +75,7 @@ def test_the_canary_catches_another_result(player, monkeypatch):
 
 
 def test_an_older_runtime_is_one_line(player):
-    with pytest.raises(BundleError, match=r'onnxruntime 1\.20\.1 is older than the bundle, made with 1\.\d+'):
+    with pytest.raises(BundleError, match=r'onnxruntime 1\.20\.1 is older than 1\.\d+\.\d+, the lowest that'):
         check_runtime(player.bundle, ['onnxruntime'], lambda package: '1.20.1')
     check_runtime(player.bundle, ['onnxruntime'], lambda package: '1.100.0')
 
@@ -95,7 +95,7 @@ def test_an_older_sdk_is_one_line(bundle_folder):
 def test_the_command_refuses_an_older_runtime_in_one_line(bundle_folder, monkeypatch, capsys):
     monkeypatch.setattr('importlib.metadata.version', lambda package: '1.20.1')
     assert command.main([str(bundle_folder), '--prompt', PROMPT]) == 2
-    assert 'onnxruntime 1.20.1 is older than the bundle' in _one_line(capsys)
+    assert 'onnxruntime 1.20.1 is older than 1.' in _one_line(capsys)
 
 
 def test_a_wrong_chipset_is_one_line(bundle_folder, capsys):
@@ -140,3 +140,22 @@ def _one_line(capsys) -> str:
     error = capsys.readouterr().err
     assert error.startswith('error: ') and error.count('\n') == 1
     return error
+
+
+def test_the_page_lists_the_files_of_an_app(bundle_folder):
+    """Its lines of Python name the files of one chipset, without portable graphs; they are enough for the player."""
+    page = (ROOT / 'docs' / 'bundle.md').read_text()
+    (code,) = re.findall(r'```python\n(.*?)```', page, flags=re.S)
+    names: dict[str, list[str]] = {}
+    exec(code.replace('OUT/bundle', str(bundle_folder)), names)
+    everything = {str(path.relative_to(bundle_folder)) for path in bundle_folder.rglob('*') if path.is_file()}
+    left = everything - set(names['files'])
+    assert left == {'README.md', 'LICENSE', *(name for name in everything if name.startswith('portable/'))}
+
+
+def test_help_sends_apps_to_the_code_for_them(capsys):
+    """A phone runs no Python."""
+    with pytest.raises(SystemExit):
+        command.parse_options(['--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    assert 'An Android app does not run Python' in text and 'on a phone' not in text

@@ -1,6 +1,8 @@
 """Tests of portable noise: published vectors of its generator, vectors shared with other languages, distribution."""
 
 import hashlib
+import re
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.pyramid import portable_noise
 from neodragon_jax.pyramid.portable_noise import (
     BLOCK,
     INITIAL,
@@ -21,6 +24,9 @@ from neodragon_jax.pyramid.portable_noise import (
 from neodragon_jax.pyramid.sampler import NoiseSource, Plan, Prompt, sample
 from neodragon_jax.pyramid.schedule import Schedule
 from neodragon_jax.pyramid.stages import color_noise
+from support.goldens import ROOT
+
+PAGE = (ROOT / 'docs' / 'bundle.md').read_text()
 
 
 # Key, counter, result: known-answer tests of the Random123 library, file kat_vectors, threefry2x32 with 20 rounds.
@@ -66,6 +72,31 @@ def test_normals_are_the_test_vectors(seed, stream, first, digest):
     assert numbers[:3].tobytes().hex(' ', 4) == first
     assert hashlib.sha256(numbers.tobytes()).hexdigest() == digest
     np.testing.assert_array_equal(numbers[:5], normals(seed, stream, 5))
+
+
+def page_rows(columns: int) -> list[list[str]]:
+    """Return the rows of hexadecimal numbers in the tables of docs/bundle.md with a number of columns."""
+    rows = [line.strip('| ').split(' | ') for line in PAGE.splitlines() if line.startswith('|')]
+    return [row for row in rows if len(row) == columns and re.fullmatch(r'[0-9a-f]{8}( [0-9a-f]{8})+', row[-1])]
+
+
+def test_the_page_of_the_bundle_has_the_vectors():
+    """An engineer has the page, not the code."""
+    words = lambda text: [int(word, 16) for word in text.split()]
+    generator, numbers = ([row for row in page_rows(3) if (' ' in row[0]) == is_key] for is_key in (True, False))
+    assert len(generator) == len(numbers) == 3
+    for key, counter, result in generator:
+        first, second = words(key)
+        found = threefry((first, second), *(np.array([word], np.uint32) for word in words(counter)))
+        assert [int(word[0]) for word in found] == words(result)
+    for seed, stream, first in numbers:
+        found = normals(int(seed), stream_of(*map(int, stream.split(', '))), 3)
+        assert found.astype('<f4').tobytes().hex(' ', 4) == first
+
+
+def test_the_page_of_the_bundle_has_the_pseudo_code():
+    _, start, rest = str(portable_noise.__doc__).partition('    normals(seed')
+    assert f'```\n{textwrap.dedent(start + rest).strip()}\n```' in PAGE
 
 
 def test_normals_are_the_exact_box_muller_transform():

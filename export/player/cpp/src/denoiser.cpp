@@ -51,12 +51,8 @@ class Generation {
         prompt_(prompt),
         seed_(seed),
         patch_(denoiser_["patch"].whole()),
-        modulation_(modulate(bundle, prompt.pooled)) {
-    if (!denoiser_["guidance"].is_null() || !denoiser_["first_guidance"].is_null()) {
-      throw std::runtime_error("this bundle uses guidance, which this runner does not support");
-    }
-    graphs_ = open_graphs(bundle, bundle.stage_graphs());
-  }
+        modulation_(modulate(bundle, prompt.pooled)),
+        graphs_(open_graphs(bundle, bundle.stage_graphs())) {}
 
   std::vector<Tensor> run(const Tensor* first_frame) const {
     const Json& video = bundle_.manifest()["video"];
@@ -129,12 +125,20 @@ class Generation {
   const uint64_t seed_;
   const int patch_;
   const Modulation modulation_;
-  Sessions graphs_;
+  const Sessions graphs_;
 };
 
 }  // namespace
 
+void check_supported(const Bundle& bundle) {
+  const Json& denoiser = bundle.manifest()["denoiser"];
+  if (denoiser["guidance"].is_null() && denoiser["first_guidance"].is_null()) return;
+  throw std::runtime_error(
+      "this bundle uses guidance, which this runner does not support; export a distilled student, or use the Python player");
+}
+
 std::vector<Tensor> generate_latents(const Bundle& bundle, const Prompt& prompt, uint64_t seed, const Tensor* first_frame) {
+  check_supported(bundle);
   return Generation(bundle, prompt, seed).run(first_frame);
 }
 

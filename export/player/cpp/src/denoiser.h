@@ -15,8 +15,11 @@ struct Prompt {
   Tensor pooled;  // [1, P], pooled vectors of the two CLIP towers
 };
 
+// Throws if the bundle needs what this program does not do: guidance.
+void check_supported(const Bundle& bundle);
+
 // Returns the normalized latents of a video, one frame [h, w, C] per unit. `first_frame` is the normalized latent of a
-// given first frame, or null. Guidance is not supported.
+// given first frame, or null.
 std::vector<Tensor> generate_latents(const Bundle& bundle, const Prompt& prompt, uint64_t seed, const Tensor* first_frame);
 
 }  // namespace neodragon

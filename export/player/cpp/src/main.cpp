@@ -1,5 +1,5 @@
-// neodragon_runner BUNDLE OUT [CHIPSET [RUNS]]: check the recorded calls of denoiser and decoder, RUNS times each, then
-// make the recorded video from its encoded prompt; OUT/latents.bin (float32) and OUT/frames.bin (bytes) have the
+// neodragon_runner BUNDLE OUT [CHIPSET [RUNS]]: check the recorded calls of all graphs, RUNS times each, then make the
+// recorded video from its encoded prompt; OUT/latents.bin (float32) and OUT/frames.bin (bytes) have the
 // layout of vectors/video.*. CHIPSET runs its context binaries on the HTP; without it, or with "cpu", the portable graphs
 // run on the CPU. Output lines: "canary GRAPH DB", "load GRAPH MS", "run GRAPH MS".
 
@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -57,25 +58,25 @@ void check_call(const Bundle& bundle, const std::string& name, const Session& se
   }
 }
 
-// Checks the recorded calls of denoiser and decoder. The graphs of a phase are loaded together, as for a video.
+// Checks the recorded calls of all graphs, those of the text encoders and of the first frame included, which the video does
+// not run. The graphs of a phase are loaded together, as for a video.
 void check_calls(const Bundle& bundle, int runs) {
-  std::vector<std::string> ours = bundle.stage_graphs();
-  ours.insert(ours.end(), {"denoiser_modulation", "video_decoder"});
-  size_t checked = 0;
+  std::set<std::string> checked;
   for (const Json& phase : bundle.manifest()["phases"].items()) {
     std::vector<std::string> graphs;
-    for (const Json& graph : phase["graphs"].items()) {
-      if (std::find(ours.begin(), ours.end(), graph.text()) != ours.end()) graphs.push_back(graph.text());
-    }
+    for (const Json& graph : phase["graphs"].items()) graphs.push_back(graph.text());
     const Sessions sessions = open_graphs(bundle, graphs);
     for (const std::string& graph : graphs) check_call(bundle, graph, *sessions.at(graph), runs);
-    checked += graphs.size();
+    checked.insert(graphs.begin(), graphs.end());
   }
-  if (checked != ours.size()) throw std::runtime_error("manifest.json: \"phases\" does not name every graph once");
+  for (const auto& [name, graph] : bundle.manifest()["graphs"].members()) {
+    if (!checked.count(name)) throw std::runtime_error("manifest.json: \"phases\" does not name " + name);
+  }
 }
 
 int run(const std::string& folder, const std::string& out, const std::string& chipset, int runs) {
   const Bundle bundle(folder, chipset);
+  check_supported(bundle);
   check_calls(bundle, runs);
   const Json& video = bundle.manifest()["vectors"]["video"];
   const Json& recorded = video["prompt_tables"];
@@ -104,6 +105,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: neodragon_runner BUNDLE OUT [CHIPSET [RUNS]]\n");
     return 2;
   }
+  // A program that reads the lines gets each at once, and an error after them.
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
   int status = 2;
   try {
     const std::string chipset = argc > 3 ? argv[3] : "cpu";

@@ -28,10 +28,11 @@ std::array<long, 3> numbers(const std::string& version) {
   return found;
 }
 
+// `reason` says what needs the version.
 void check_version(const std::string& subject, const std::string& found, const std::string& needed,
-                   const std::string& remedy) {
+                   const std::string& reason, const std::string& remedy) {
   if (numbers(found) >= numbers(needed)) return;
-  throw std::runtime_error(subject + " " + found + " is older than the bundle, made with " + needed + "; " + remedy);
+  throw std::runtime_error(subject + " " + found + " is older than " + needed + ", " + reason + "; " + remedy);
 }
 
 // QNN's devices, after its registration with ONNX Runtime.
@@ -76,9 +77,8 @@ OrtEnv* environment() {
 }
 
 void check_runtime(const Bundle& bundle) {
-  const Json& minimum = bundle.manifest()["minimum_runtime"];
-  const std::string needed = minimum["onnxruntime"].text();
-  check_version("ONNX Runtime", OrtGetApiBase()->GetVersionString(), needed,
+  const std::string needed = bundle.manifest()["minimum_runtime"]["onnxruntime"].text();
+  check_version("ONNX Runtime", OrtGetApiBase()->GetVersionString(), needed, "the lowest that plays the bundle",
                 "use libonnxruntime.so of onnxruntime " + needed + " or newer");
   if (bundle.chipset().empty()) return;
   for (const Json* binary : bundle.binaries()) {
@@ -87,8 +87,9 @@ void check_runtime(const Bundle& bundle) {
                                (*binary)["file"].text() +
                                "; export the bundle again, or run with cpu");
     }
-    check_version("QNN SDK", qnn_sdk(), (*binary)["qnn_sdk"].text(),
-                  "use the libraries of onnxruntime-qnn " + minimum["onnxruntime-qnn"].text() + " or newer");
+    check_version("QNN SDK", qnn_sdk(), (*binary)["qnn_sdk"].text(), "which compiled " + (*binary)["file"].text(),
+                  "use the libraries of onnxruntime-qnn " + bundle.manifest()["tool_versions"]["onnxruntime-qnn"].text() +
+                      " or newer");
   }
 }
 

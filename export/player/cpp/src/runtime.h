@@ -19,8 +19,8 @@ const OrtApi& api();
 void check(OrtStatus* status, const std::string& subject);
 OrtEnv* environment();
 
-// Throws unless ONNX Runtime, and for context binaries QNN, are at least as new as those that the bundle was made with:
-// an older one fails late, or computes something else. The message names both versions.
+// Throws unless ONNX Runtime is at least as new as the bundle's minimum, and for context binaries QNN's SDK as the one that
+// compiled them: an older one fails late, or computes something else. The message names both versions.
 void check_runtime(const Bundle& bundle);
 
 // Makes a session run on the HTP and nowhere else. Throws if QNN's libraries or the HTP are missing.
