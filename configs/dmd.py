@@ -42,7 +42,7 @@ progressive: one step covers two of the teacher's. From 4-4-4 to 1-1-1 in three 
     student_first_steps (4, 4, 4), each later one with half as many, `--config.dmd.start` of the run before, and
     `--config.dmd.objectives.progressive.finer=start`.
 prompts: matching alone, on the student's own videos; the data are prompts and first frames, of train.teacher_samples
-    --frames 1 or train.latents --text out. No evaluation, which compares with the teacher's videos.
+    --frames 1 or train.latents --text states. No evaluation, which compares with the teacher's videos.
 matching, regression: one of the paper's two terms alone, as controls.
 
 A student of another depth than the teacher: `--config.dmd.start` with a pruned denoiser of train.pruning, or

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
+import importlib
 import importlib.util
 import io
 import pathlib
@@ -59,6 +61,22 @@ def options(words: list[str]) -> set[str]:
     return {word.partition('=')[0] for word in words[1:] if word.startswith('--')}
 
 
+def mentions(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (module, option, the word after it or '') for the options that follow a module's name, also in prose."""
+    text = re.sub(r'\\\n\s*', ' ', text)
+    module, values = r'(?:train|export|neodragon_jax)(?:\.\w+)*', r'(?:[ =](?!train\.|export\.|neodragon_jax)[\w/.]+)*'
+    for found in re.finditer(rf'\b({module})((?:\s+--[a-z][a-z-]*{values})+)', text):
+        for option, value in re.findall(r'(--[a-z-]+)(?:[ =]([\w/]+))?', found[2]):
+            yield found[1], option, value
+
+
+def strings(path: pathlib.Path) -> Iterator[str]:
+    """Yield the docstrings and all other texts of a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
 @functools.cache
 def shown_help(module: str, *arguments: str) -> str:
     """Return the output of `python -m module --help`."""
@@ -98,6 +116,83 @@ def test_help_teaches(module):
     text = shown_help(module)
     assert re.search(rf'(?m)^(?!usage:).*python -m {module}', text)
     assert not re.findall(r'(?m)^\s+(?:--?\S.*  )?default: .*', text)
+
+
+def sources() -> list[pathlib.Path]:
+    """Return our modules and settings files."""
+    paths = (
+        path for package in ('neodragon_jax', 'train', 'export', 'configs') for path in (ROOT / package).rglob('*.py')
+    )
+    return sorted(path for path in paths if 'player' not in path.relative_to(ROOT).parts)
+
+
+def test_options_and_their_values_are_named_as_they_are():
+    """In documents, docstrings and messages, also outside of command lines."""
+    texts = [(path, path.read_text()) for path in DOCUMENTS] + [
+        (path, text) for path in sources() for text in strings(path)
+    ]
+    known, checked = set(parser_commands()) - {'train.prune'}, 0
+    for path, text in texts:
+        for module, option, value in mentions(text):
+            if module not in known:
+                continue
+            given = re.search(rf'{option} \{{([^}}]*)\}}', shown_help(module))
+            assert option in shown_options(module), f'{path}: {module} {option}'
+            if given and value and not value.isupper():
+                assert value in given[1].split(','), f'{path}: {module} {option} {value}; it takes {given[1]}'
+                checked += 1
+    assert checked > 10
+
+
+def docstrings(path: pathlib.Path) -> Iterator[str]:
+    """Yield the docstrings of a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ''
+
+
+@functools.cache
+def rooms(package: str) -> frozenset[str]:
+    """Return the folders of a package."""
+    return frozenset(path.parent.name for path in (ROOT / package).glob('*/*.py'))
+
+
+def packages_of(name: str, own: str) -> list[str]:
+    """Return the packages in which a dotted name may begin: '' if it begins with one, [] if it is no module's."""
+    first, last = name.split('.')[0], name.split('.')[-1]
+    if last in ('json', 'py') or first == 'config':  # a file; or settings, which most functions call `config`
+        return []
+    if first in ('neodragon_jax', 'train', 'export', 'configs'):
+        return ['']
+    # The exporter does not know the trainings, nor the library either of them.
+    below = {'neodragon_jax': ('neodragon_jax',), 'configs': ('train', 'neodragon_jax')}
+    return [f'{package}.' for package in below.get(own, (own, 'neodragon_jax')) if first in rooms(package)]
+
+
+def resolves(name: str) -> bool:
+    """Return whether a dotted name is a module, or something in one."""
+    parts = name.split('.')
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module('.'.join(parts[:count]))
+        except ImportError:
+            continue
+        for part in parts[count:]:
+            if not hasattr(found, part) and part not in getattr(found, '__annotations__', {}):
+                return False
+            found = getattr(found, part, None)
+        return True
+    return False
+
+
+@pytest.mark.parametrize('path', sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_in_docstrings_lead_somewhere(path):
+    package = path.relative_to(ROOT).parts[0]
+    for name in re.findall(r'`((?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*)(?:\(\))?`', '\n'.join(docstrings(path))):
+        places = packages_of(name, package)
+        if package == 'configs' and setting_exists(importlib.import_module(f'configs.{path.stem}').get_config(), name):
+            continue
+        assert not places or any(resolves(place + name) for place in places), name
 
 
 def test_documents_are_found():

@@ -45,7 +45,7 @@ class StoredParams(Mapping[str, Any]):
         """Locate every tensor.
 
         Raises:
-          InputError: as in `checkpoint.load`.
+          InputError: as in `checkpoint.components.load`.
         """
         self.module = checkpoint.load_module(folder)
         self._weights = checkpoint.open_weights(folder, self.module)

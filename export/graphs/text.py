@@ -80,7 +80,7 @@ def clip_states(name: str, folder: Path, pooled: bool) -> PhoneGraph:
 def dt5(folder: Path, text_tokens: int) -> PhoneGraph:
     """Return DT5: `embeddings` [L, D] divided by RESIDUAL_SCALE, `keys` [1, L] -> `states` [L, O].
 
-    `keys` is added to the scores of each key, see `models.text.key_bias`.
+    `keys` is added to the scores of each key, see `models.t5.key_bias`.
 
     Args:
       text_tokens: L.

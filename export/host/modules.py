@@ -39,7 +39,7 @@ class ProgramOptions:
       plan: latent size, steps and guidance of the video.
       adapter: context adapter folder; None uses the mode's default.
       upscaler: folder of a QuickSRNet; None leaves super-resolution out (the release has no weights for it).
-      first_frame: source of frame 0 if no image is given, one of `generation.FIRST_FRAMES`.
+      first_frame: source of frame 0 if no image is given, one of `generation.defaults.FIRST_FRAMES`.
       images: whether images are given as first frames.
     """
 

@@ -129,7 +129,7 @@ def staged(source: StoragePath, option: str, parts: Sequence[str] | None = None)
     Args:
       source: returned as it is if local.
       option: the option that the path is from, for error messages.
-      parts: subfolders to copy, besides the files of the folder itself; None copies everything.
+      parts: subfolders at any depth to copy, besides the files of the folders that they are in; None copies everything.
     Raises:
       InputError: nothing is there, its upload is unfinished, or the disk is too small.
     """
@@ -143,16 +143,19 @@ def staged(source: StoragePath, option: str, parts: Sequence[str] | None = None)
         found = filesystem().find(remote, detail=True)
         if not found:
             raise InputError(f'{option} {source}: no such file or folder in the bucket.')
-        if any(name.rpartition('/')[2] == INCOMPLETE for name in found):
-            raise InputError(f'{option} {source}: its upload is unfinished; run the command that writes it again.')
         files = {name: info for name, info in found.items() if _is_part(name.removeprefix(remote + '/'), parts)}
+        if any(name.rpartition('/')[2] == INCOMPLETE for name in files):
+            raise InputError(f'{option} {source}: its upload is unfinished; run the command that writes it again.')
         _download(files, {name: stage_folder() / name for name in files}, f'{option} {source}')
     return target
 
 
 def _is_part(name: str, parts: Sequence[str] | None) -> bool:
-    """Return whether a file of a folder belongs to some of its subfolders, or to the folder itself."""
-    return parts is None or '/' not in name or any(name.startswith(f'{part}/') for part in parts)
+    """Return whether a file of a folder is in one of its subfolders, or beside one on the way to it."""
+    if parts is None or '/' not in name:
+        return True
+    folder = name.rpartition('/')[0] + '/'
+    return any(folder.startswith(f'{part}/') or f'{part}/'.startswith(folder) for part in parts)
 
 
 def _download(files: Mapping[str, Any], targets: Mapping[str, pathlib.Path], what: str) -> None:

@@ -62,7 +62,7 @@ def input_path(text: str | os.PathLike[str], option: str, parts: Sequence[str] |
 
     Args:
       option: the option that the text is from, for error messages.
-      parts: subfolders to copy from a bucket, besides the files of the folder itself; None copies everything.
+      parts: subfolders to copy from a bucket, besides the files of the folders that they are in; None copies all.
     Raises:
       InputError: as of `storage_path` and `neodragon_jax.base.bucket.staged`.
     """

@@ -28,7 +28,7 @@ def cast(
     """Return parameters in a smaller type, cast on the host before they are copied to a device.
 
     Args:
-      params: of one component as `checkpoint.load` returns them, blocks not stacked.
+      params: of one component as `checkpoint.components.load` returns them, blocks not stacked.
       dtype: type to which wider parameters are cast; narrower ones are unchanged, as are all with None.
       keep: (path, parameter) -> whether the parameter keeps its type.
     """

@@ -28,7 +28,8 @@ def find_result(given: str | os.PathLike[str], components: Sequence[str], option
     """Return the folder of a training result: the given one, or `result` in it.
 
     Args:
-      components: folders of the result; only these are copied from a bucket. The result must hold the first.
+      components: folders of the result; only these and the files beside them, such as student.json, are copied from a
+        bucket. The result must hold the first.
       option: the option that named the folder, for error messages.
     Raises:
       InputError: neither folder holds the first component.

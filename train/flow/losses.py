@@ -1,8 +1,8 @@
 """Objectives of pyramidal flow matching and of its step distillation, as pure functions of arrays.
 
 Symbols, for one stage: `clean` is the unit's clean latent at the stage's resolution (z in the papers), `start` and
-`end` are the two ends of the stage's flow (`pyramid.stage_pair`), s0 and s1 the global noise levels there, `flow` is
-start - end, and P = Up(Down(.)) is the mean of every 2x2 block.
+`end` are the two ends of the stage's flow (`pyramid.stages.stage_pair`), s0 and s1 the global noise levels there,
+`flow` is start - end, and P = Up(Down(.)) is the mean of every 2x2 block.
 Legend: B batch, T latent frames of a unit, h w the stage's grid, C channels.
 Source: PF = Pyramid-Flow, arXiv 2410.05954, section 3; ND = Neodragon, arXiv 2511.06055, section on step distillation.
 """

@@ -209,15 +209,13 @@ class Checkpoints:
         then = f'to continue from step {good}' if good is not None else 'to start again: no other checkpoint is good'
         raise InputError(f'{bad[0]}: the checkpoint is damaged ({reason}); delete {", ".join(map(str, bad))} {then}.')
 
-    def restore_best(self, abstract_state: Any) -> Any:
-        """Return the state of the best checkpoint, which must exist; raise InputError as `restore` does."""
-        best = self.best()
-        assert best is not None
+    def restore_state(self, step: int, abstract_state: Any) -> Any:
+        """Return the state of one checkpoint; raise InputError as `restore` does."""
         try:
-            return self._restore(best['step'], abstract_state)[0]
+            return self._restore(step, abstract_state)[0]
         except Exception as error:
-            raise_unless_damaged(self._folder / str(best['step']), error)
-            raise damaged(self._folder / str(best['step']), type(error).__name__) from error
+            raise_unless_damaged(self._folder / str(step), error)
+            raise damaged(self._folder / str(step), type(error).__name__) from error
 
     def _restore(
         self, step: int, abstract_state: Any, manager: ocp.CheckpointManager | None = None

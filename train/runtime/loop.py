@@ -83,8 +83,8 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
     """Train to `config.steps`, from the newest checkpoint in `config.workdir` if there is one.
 
     At the end `program.finish` writes to `workdir/result`. On SIGTERM, on the first Ctrl-C, or before a preemption of
-    the pod, the run saves a checkpoint and exits with status 0; the same command resumes from it. A run that
-    its evaluation ended, or that diverged in its last steps, ends with the same error when it is repeated.
+    the pod, the run saves a checkpoint and exits with status 0; the same command resumes from it. A run that its
+    evaluation ended, or that diverged in its last steps, ends with the same error when it is repeated.
 
     Returns:
       The program's state after the last step, sharded.

@@ -58,7 +58,7 @@ def restore_best(program: Program, abstract_carry: Any, checkpoints: Checkpoints
     """
     best = checkpoints.best()
     if best is not None and of_first_process(_recorded(run / BEST)) != as_json(best):
-        write_result(program, checkpoints.restore_best(abstract_carry).state, run / BEST, best)
+        write_result(program, checkpoints.restore_state(best['step'], abstract_carry).state, run / BEST, best)
 
 
 def _recorded(folder: StoragePath) -> Any:

@@ -95,7 +95,7 @@ def measure(video: UInt8[np.ndarray, 'T H W 3'], expected: Traits, world: World)
     """Read the attributes of a clip.
 
     Args:
-      expected: the caption's attributes, see `train.shapes.world.parse`.
+      expected: the caption's attributes, see `train.shapes.captions.parse`.
       world: the world of the clip, which defines the possible values and turns.
     Raises:
       InputError: the clip is not RGB bytes, or too short or too small, or its caption is not of this world.

@@ -20,7 +20,10 @@ from neodragon_jax.base.paths import input_path
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.fingerprint import fingerprint, sampled_fingerprint
+from neodragon_jax.checkpoint.folders import STUDENT, STUDENT_ADAPTER
+from neodragon_jax.generation.defaults import RELEASED
 from neodragon_jax.generation.result import Video
+from neodragon_jax.generation.student import find_student, with_student
 from support.goldens import TINY_CHECKPOINT
 
 # --- Uploads ----------------------------------------------------------------------------------------------------------
@@ -123,6 +126,32 @@ def test_only_new_and_changed_files_of_the_needed_parts_are_copied(bucket, bucke
     again = input_path(bucket / 'model', '--checkpoint')
     assert again == folder and (folder / 'unet' / 'a').read_text() == 'UNET/A'
     assert sorted(fetched[3:]) == [f'{bucket.name}/model/{name}' for name in ('unet/a', 'vae/a')]
+
+
+def test_parts_come_with_the_files_beside_them(bucket):
+    names = (
+        'run.json',
+        'result/student.json',
+        'result/unet/a',
+        'result/unet/b/c',
+        'result/unet_2/a',
+        'best/student.json',
+    )
+    for name in names:
+        (bucket / 'run' / name).write_text(name)
+    folder = input_path(bucket / 'run', '--student', ['unet', 'result/unet'])
+    copied = {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
+    assert copied == set(names[:4])
+
+
+def test_only_the_upload_of_what_is_copied_must_be_finished(bucket):
+    for name in ('result/unet/a', f'best/{buckets.INCOMPLETE}'):
+        (bucket / 'run' / name).write_text('')
+    assert (input_path(bucket / 'run', '--student', ['result/unet']) / 'result' / 'unet' / 'a').is_file()
+    (bucket / 'run' / 'result' / buckets.INCOMPLETE).write_text('')
+    for parts in (['result/unet'], None):
+        with pytest.raises(InputError, match='upload is unfinished'):
+            input_path(bucket / 'run', '--student', parts)
 
 
 def test_an_interrupted_copy_keeps_its_complete_files(bucket, bucket_store, monkeypatch):
@@ -254,6 +283,16 @@ def test_a_component_is_not_saved_into_a_local_folder_named_like_a_bucket(tmp_pa
     with pytest.raises(InputError, match='gs://bucket/adapter'):
         checkpoint.save('gs://bucket/adapter', module, params)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('given', ['run', 'run/result'])
+def test_a_student_of_a_run_in_a_bucket_has_its_record(bucket, given):
+    for name in (f'{STUDENT}/config.json', f'{STUDENT_ADAPTER}/config.json', 'not_averaged/student.json'):
+        (bucket / 'run' / 'result' / name).write_text('{}')
+    record = {'student_steps': [2, 2, 1], 'student_first_steps': [3, 3, 3], 'spacing': 'even', 'protocol': '18'}
+    (bucket / 'run' / 'result' / 'student.json').write_text(json.dumps(record))
+    chosen = with_student(RELEASED, find_student(os.fspath(bucket / given))).hybrid
+    assert chosen.steps == (2, 2, 1) and chosen.first_steps == (3, 3, 3) and chosen.given_first_frame
 
 
 def test_a_video_is_saved_into_a_bucket(bucket):

@@ -70,7 +70,7 @@ def test_the_best_result_follows_another_metric(tmp_path, changes, best):
 def test_a_best_result_that_is_there_costs_nothing(tmp_path, monkeypatch):
     train(tmp_path, 3, **BEST)
     before = (tmp_path / 'best').stat().st_ino
-    monkeypatch.setattr('train.runtime.checkpoints.Checkpoints.restore_best', None)
+    monkeypatch.setattr('train.runtime.checkpoints.Checkpoints.restore_state', None)
     train(tmp_path, 4, **BEST)
     assert (tmp_path / 'best').stat().st_ino == before
 
