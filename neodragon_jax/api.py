@@ -176,6 +176,8 @@ class System:
         """
         session, prompts = self.session(options, seed), checks.prompts(prompts)
         numbers = [0] * len(prompts) if numbers is None else [check_number(number) for number in numbers]
+        if len(numbers) != len(prompts):
+            raise InputError(f'numbers has {len(numbers)} entries for {len(prompts)} prompts; give one for each.')
         count, done = session.videos_at_once, 0
         batches = -(-len(prompts) // len(self.loaded.spread.devices))
 

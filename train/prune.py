@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.command_line import PathOption, command_parser, exit_status
 from neodragon_jax.base.compile_cache import use_compile_cache
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint.fingerprint import fingerprint
@@ -101,9 +103,11 @@ def apply(denoiser: pathlib.Path, keep_list: str, out: pathlib.Path) -> None:
     """Write a denoiser with only the kept blocks; `pruning.json` beside its weights lists them.
 
     Raises:
-      InputError: the denoiser cannot be read, or the keep list is invalid for it.
+      InputError: the denoiser cannot be read, the keep list is invalid for it, or `out` is its own folder.
     """
     keep = read_keep(keep_list)
+    if os.path.realpath(out) == os.path.realpath(denoiser):
+        raise InputError(f'--out {out} is the folder of --denoiser, which would be overwritten; name another folder.')
     module, params = read_denoiser(denoiser)
     module, params = prune(module.clone(scan=True), params, keep)
     checkpoint.save(out, module, params)

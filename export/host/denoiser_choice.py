@@ -46,8 +46,6 @@ def choose_denoiser(
         return DenoiserChoice(denoiser, adapter, with_student(defaults, denoiser.parent))
     if denoiser is not None or adapter is not None:
         raise InputError('--student brings a denoiser and its context adapter; leave --denoiser and --adapter out.')
-    if mode != 'hybrid':
-        raise InputError(f'--student is for hybrid mode, but the mode is {mode}; add --mode hybrid.')
-    folder = find_student(student)
+    folder = find_student(student, mode)
     parts = [checkpoint.component_folder(folder, name) for name in (folders.STUDENT, folders.STUDENT_ADAPTER)]
     return DenoiserChoice(parts[0], parts[1], with_student(defaults, folder))

@@ -88,7 +88,7 @@ def load_checkpoint(options: ModelOptions, devices: Sequence[Any]) -> LoadedChec
     spread, dtype = Spread(devices), jnp.dtype(options.dtype)
     store = Store(spread.replicate, one_at_a_time=options.low_memory)
     profile = Profile() if options.profile else None
-    student = None if options.student is None else find_student(options.student)
+    student = None if options.student is None else find_student(options.student, mode)
     values = with_student(values, student) if student else values
     components = pipeline.load(
         root,

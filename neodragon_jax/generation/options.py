@@ -123,9 +123,9 @@ def check_number(number: int) -> int:
 
 
 def _convert(options: Any, name: str, check: Callable[..., Any], *limits: Any) -> None:
-    """Check an option that is given, and keep it in its plain type."""
+    """Check an option, and keep it in its plain type; None passes only where it is the default."""
     value = getattr(options, name)
-    if value is not None:
+    if value is not None or options.__dataclass_fields__[name].default is not None:
         object.__setattr__(options, name, check(f'--{name.replace("_", "-")}', value, *limits))
 
 

@@ -37,7 +37,7 @@ def make_record(model: ModelOptions, video: VideoOptions, seed: int) -> dict[str
     """
     values = defaults.read(model.checkpoint)
     mode = model.mode or values.mode
-    student = None if model.student is None else find_student(model.student)
+    student = None if model.student is None else find_student(model.student, mode)
     if student is not None:
         values = with_student(values, student)
     settings = video_settings(video, mode, values)

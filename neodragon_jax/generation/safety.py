@@ -104,10 +104,16 @@ def load(
 
 
 def _read(folder: pathlib.Path) -> dict[str, Any]:
-    """Read the parameters of a safety checker; check that no concept is zero."""
+    """Read the parameters of a safety checker; check that every concept can be met."""
     params = read_params(folder, jnp.float32)
     for name in ('concepts', 'special_concepts'):
         # The cosine of a zero vector with any picture is NaN.
         if not np.all(np.linalg.norm(np.asarray(params[name], np.float64), axis=-1)):
             raise InputError(f'{folder}: a concept of {name} is all zeros, so the checker cannot work. Copy it again.')
+    for name in ('concept_thresholds', 'special_thresholds'):
+        # No cosine is above 1, so a picture would never be refused.
+        if not np.all(np.asarray(params[name], np.float64) <= 1):
+            raise InputError(
+                f'{folder}: a value of {name} is above 1, which no picture reaches. Copy the checker again.'
+            )
     return params

@@ -12,6 +12,7 @@ import os
 import pathlib
 from typing import Any
 
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.files import is_there
 from neodragon_jax.base.json_file import checked, read_json
 from neodragon_jax.checkpoint import folders, hub, shipped
@@ -34,8 +35,14 @@ class _Levels:
     protocol: str = ''  # absent from older records
 
 
-def find_student(given: str | os.PathLike[str]) -> pathlib.Path:
-    """Return the folder of a student: RUN/result or RUN, local or in a bucket, or hf://ORG/NAME@REVISION."""
+def find_student(given: str | os.PathLike[str], mode: str) -> pathlib.Path:
+    """Return the folder of a student: RUN/result or RUN, local or in a bucket, or hf://ORG/NAME@REVISION.
+
+    Raises:
+      InputError: there is none, or the mode is that of the multi-step denoiser.
+    """
+    if mode != 'hybrid':
+        raise InputError(f'--student is for hybrid mode, but the mode is {mode}; add --mode hybrid.')
     parts, option = (folders.STUDENT, folders.STUDENT_ADAPTER), '--student'
     if hub.is_explicit(os.fspath(given)):
         return shipped.find(given, parts, option)

@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 import neodragon_jax as nd
+from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.video import crop_center, read_mp4
+from neodragon_jax.generation.options import ModelOptions
 from support.goldens import ROOT, TINY_CHECKPOINT
 from support.sessions import plain_clip
 
@@ -147,6 +149,19 @@ def test_numbers_and_lists_of_numpy_are_taken(system, video):
     same = system.generate('a cat', seed=np.uint32(0), number=np.int64(0), steps=np.array([1, 1, 1]), **size)
     np.testing.assert_array_equal(same.frames, video.frames)
     assert type(same.seed) is int and nd.VideoOptions(guidance=np.float32(2)).guidance == 2.0
+
+
+@pytest.mark.parametrize('name', ['safety_checker', 'dtype', 'low_memory', 'profile', 'noise'])
+def test_none_is_no_value_of_an_option_with_another_default(name):
+    """None would switch the safety checker off, and compute in float64."""
+    kind = nd.VideoOptions if name == 'noise' else ModelOptions
+    with pytest.raises(InputError, match=f'--{name.replace("_", "-")}.* None'):
+        kind(**{name: None})
+
+
+def test_every_prompt_of_a_batch_has_a_number(system):
+    with pytest.raises(InputError, match='numbers has 1 entries for 2 prompts'):
+        next(system.stream(['a cat', 'a dog'], numbers=[0], options=nd.VideoOptions(**SIZE)))
 
 
 def test_bad_model_options():

@@ -291,7 +291,7 @@ def test_a_student_of_a_run_in_a_bucket_has_its_record(bucket, given):
         (bucket / 'run' / 'result' / name).write_text('{}')
     record = {'student_steps': [2, 2, 1], 'student_first_steps': [3, 3, 3], 'spacing': 'even', 'protocol': '18'}
     (bucket / 'run' / 'result' / 'student.json').write_text(json.dumps(record))
-    chosen = with_student(RELEASED, find_student(os.fspath(bucket / given))).hybrid
+    chosen = with_student(RELEASED, find_student(os.fspath(bucket / given), 'hybrid')).hybrid
     assert chosen.steps == (2, 2, 1) and chosen.first_steps == (3, 3, 3) and chosen.given_first_frame
 
 

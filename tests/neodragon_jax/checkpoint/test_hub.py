@@ -141,7 +141,7 @@ def test_messages_name_the_option_that_was_given(served, tmp_path):
     with pytest.raises(InputError, match='--start hf://someone: not a name of the hub'):
         shipped.find('hf://someone', option='--start')
     with pytest.raises(InputError, match='--student hf://someone: not a name of the hub'):
-        find_student('hf://someone')
+        find_student('hf://someone', 'hybrid')
 
 
 def test_gated_and_offline_are_one_line(served, tmp_path):

@@ -103,6 +103,11 @@ def test_the_same_videos_have_the_same_record(tmp_path):
     assert changed != record_of() and {name for name in changed if changed[name] != record_of()[name]} == {'checkpoint'}
 
 
+def test_a_student_is_refused_in_the_mode_of_the_multi_step_denoiser():
+    with pytest.raises(InputError, match='--student is for hybrid mode, but the mode is monolithic'):
+        record_of(student=TINY_CHECKPOINT, mode='monolithic')
+
+
 def test_the_command_compares_existing_videos(tmp_path, capsys):
     """A whole video of the same settings is kept, one of others is refused, and one without a record is named."""
     for name in ('a', 'b'):

@@ -38,7 +38,7 @@ TINY_CHECKER = SafetyCheckerConfig(
 
 
 def write_checker(root: pathlib.Path, threshold: float) -> tuple[StableDiffusionSafetyChecker, dict[str, Any]]:
-    """Write a random checker and its preprocessor; a threshold of -2 refuses everything, of 2 nothing."""
+    """Write a random checker and its preprocessor; a threshold of -2 refuses everything, of 1 nothing."""
     module = StableDiffusionSafetyChecker(TINY_CHECKER)
     params = jax.jit(module.init)(jax.random.key(0), *example_inputs(module))['params']
     params = jax.tree.map(np.asarray, params)
@@ -215,6 +215,8 @@ NAN = float('nan')
         (weight(f'{TOWER}.class_embedding', first(np.inf)), 'has values that are not finite'),
         (weight('concept_embeds', lambda tensor: tensor * 0), 'a concept of concepts is all zeros'),
         (weight('special_care_embeds', lambda tensor: tensor * 0), 'a concept of special_concepts is all zeros'),
+        (weight('concept_embeds_weights', lambda tensor: tensor * 0 + 1.5), 'concept_thresholds is above 1'),
+        (weight('special_care_embeds_weights', lambda tensor: tensor * 0 + 1e6), 'special_thresholds is above 1'),
         (weight('concept_embeds', lambda tensor: tensor[:0]), r'has shape \[0, 12\]; config.json asks for \[17, 12\]'),
         (preparation(image_std=[0, 0, 0]), r'image_std\[0\] is 0; it must be greater than 0'),
         (preparation(image_mean=[NAN] * 3), r'image_mean\[\d\] is nan; it must be a finite number'),
@@ -264,7 +266,7 @@ def test_refused_videos_are_black_and_named(tmp_path, root, capsys):
 
 @pytest.mark.long
 def test_checker_that_refuses_nothing_changes_nothing(root):
-    write_checker(root, threshold=2.0)
+    write_checker(root, threshold=1.0)
     checker = safety.load(root, Store())
     assert checker is not None
     plain = plain_session()
@@ -275,7 +277,7 @@ def test_checker_that_refuses_nothing_changes_nothing(root):
 
 
 def test_a_checker_that_is_off_or_absent(root, capsys):
-    write_checker(root, threshold=2.0)
+    write_checker(root, threshold=1.0)
     worker = open_session('--no-safety-checker', '--mode', 'monolithic', '--low-memory', root=root)
     assert worker.loaded.checker is None and capsys.readouterr().out == ''
     shutil.rmtree(root / folders.SAFETY_CHECKER)

@@ -50,7 +50,7 @@ def test_every_model_of_an_evaluation_sees_the_mesh(samples, tmp_path, monkeypat
     result, best = tmp_path / 'result', tmp_path / 'best'
     told = digests(best)
     assert told.pop('best.json') and told == digests(result)  # of the only evaluation
-    assert find_student(best) == best
+    assert find_student(best, 'hybrid') == best
     checkpoint.load(best / folders.STUDENT)
 
 

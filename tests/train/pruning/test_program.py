@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 from typing import Any
 
 import jax
@@ -132,6 +133,17 @@ def test_applied_keep_list_is_an_ordinary_checkpoint(full, tmp_path, capsys):
     assert json.loads((tmp_path / 'pruned' / 'pruning.json').read_text())['keep'] == [0, 2, 3]
     assert prune.main([*given, '--keep', '0,1,2']) == 2
     assert 'cannot be removed' in capsys.readouterr().err
+
+
+def test_a_denoiser_is_not_overwritten_by_its_pruned_copy(full, tmp_path, capsys):
+    own = tmp_path / 'own'
+    shutil.copytree(full, own)
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    (tmp_path / 'link').symlink_to(own)
+    for out in (own, tmp_path / 'link'):
+        assert prune.main(['apply', '--denoiser', str(own), '--out', str(out), '--keep', KEEP]) == 2
+        assert 'would be overwritten' in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
 
 
 # --- The program ------------------------------------------------------------------------------------------------------
