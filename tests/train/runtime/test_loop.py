@@ -138,7 +138,7 @@ def test_other_program_or_data_order_is_refused(tmp_path):
     with_muon.config = TwoOptimizers()
     with pytest.raises(InputError, match=r'optimizers = \{\}, this run \{"student": "adamw", "fake": "muon"\}'):
         run(with_muon, LinearSource(), config_for(tmp_path, steps=3))
-    with pytest.raises(InputError, match='at step 2 already, beyond steps = 1; raise steps'):
+    with pytest.raises(InputError, match=r'at step 2 already, beyond config\.loop\.steps = 1; raise it'):
         run(Toy(), LinearSource(), config_for(tmp_path, steps=1))
 
 
