@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 import subprocess
+import time
 
 import psutil
 import pytest
@@ -13,10 +15,11 @@ from configs import dmd as dmd_settings
 from support.goldens import ROOT
 
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / 'docs').glob('*.md'))}
-# Stands for the interpreter: prints flags, or runs until SIGTERM like a program with a graceful stop.
+# Stands for the interpreter: prints flags, or says that it runs until SIGTERM, like a program with a graceful stop.
 PYTHON = """#!/bin/sh
 case "$*" in *tpu_flags*) echo --flag=1; exit;; esac
 trap 'echo stopped; exit' TERM
+echo started
 while sleep 0.1; do :; done
 """
 
@@ -55,6 +58,14 @@ def oldest(number: int, pattern: str) -> psutil.Process | None:
     return next((each for each in session(number) if re.search(pattern, ' '.join(each.cmdline()))), None)
 
 
+def wait_for(log: pathlib.Path, text: str) -> None:
+    """Return when a log has a text; the shell returns before its program runs."""
+    end = time.monotonic() + 20
+    while not log.exists() or text not in log.read_text():
+        assert time.monotonic() < end, f'{log} never had {text!r}'
+        time.sleep(0.05)
+
+
 def test_commands_are_found():
     assert {page for page, _ in BACKGROUND} == {'first_hour.md', 'launch.md'} and len(BACKGROUND) >= 3
     assert set(STOPS) >= {'train.dmd', 'train.teacher_samples'}
@@ -73,12 +84,13 @@ def test_a_start_returns_and_its_stop_reaches_the_program(page, command, tmp_pat
     (module,) = re.findall(r'python -m (train\.(?!tpu_flags)\w+)', command)
     try:
         assert shell.communicate(timeout=10) == (b'', b'')
+        (log,) = (tmp_path / 'neodragon' / name for name in re.findall(r'> (\S+\.log)', command))
+        wait_for(log, 'started')
         program = oldest(shell.pid, module)
         assert program is not None and program.cmdline()[1].endswith('python'), session(shell.pid)
         program.terminate()
         program.wait(10)
-        (log,) = re.findall(r'> (\S+\.log)', command)
-        assert 'stopped' in (tmp_path / 'neodragon' / log).read_text()
+        assert 'stopped' in log.read_text()
         assert oldest(shell.pid, module) is None
         assert module in STOPS, f'{page}: no command stops {module}'
     finally:
