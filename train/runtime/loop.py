@@ -42,7 +42,7 @@ from train.runtime.plan import plan
 from train.runtime.processes import wait_for_processes
 from train.runtime.profiler import Profiler
 from train.runtime.program import DivergedError, EvaluatedProgram, LoopConfig, Metrics, Program, State
-from train.runtime.results import RESULT, restore_best, write_if_best, write_result
+from train.runtime.results import RESULT, check_no_result, restore_best, write_if_best, write_result
 from train.runtime.sharding import make_mesh, put
 from train.runtime.step import (
     COUNTERS,
@@ -196,8 +196,8 @@ def _open(
     """Open checkpoints, logs and data.
 
     Raises:
-      InputError: another process trains in this folder, the hosts do not share it, or the checkpoints belong to another
-        run or are beyond the last step.
+      InputError: another process trains in this folder, the hosts do not share it, it has a result without checkpoints,
+        or the checkpoints belong to another run or are beyond the last step.
     """
     workdir = config.folder
     require_shared(workdir, 'config.workdir')
@@ -207,6 +207,8 @@ def _open(
     keep = Keep(config.keep, config.keep_best, config.best_metric, config.best_mode)
     checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=keep, metadata=metadata))
     start = checkpoints.latest() or 0
+    if not start:
+        check_no_result(workdir)
     if start > config.steps:
         raise InputError(f'{workdir} is at step {start} already, beyond config.loop.steps = {config.steps}; raise it.')
     shown = getattr(program, 'shown', ())

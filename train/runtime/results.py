@@ -25,6 +25,25 @@ from train.runtime.program import Program
 RESULT, BEST, RECORD = 'result', 'best', 'best.json'
 
 
+def check_no_result(run: StoragePath) -> None:
+    """Refuse to begin a run in a folder that has a result, and no checkpoint to continue from; all processes call it.
+
+    Raises:
+      InputError: the new run would replace the result and the log of a run whose checkpoints are gone.
+    """
+    first = jax.process_index() == 0
+    found = of_first_process([name for name in (RESULT, BEST) if first and _has_content(run / name)])
+    if found:
+        raise InputError(
+            f'{run} has {" and ".join(found)}, but no checkpoint to continue from; the run would begin anew and '
+            'replace them. Name another config.loop.workdir, or remove the folder.'
+        )
+
+
+def _has_content(folder: StoragePath) -> bool:
+    return folder.exists() and any(True for _ in folder.iterdir())
+
+
 def write_result(program: Program, state: Any, folder: StoragePath, record: Mapping[str, Any] | None = None) -> None:
     """Write the result of a state into a folder; all processes call it.
 

@@ -88,6 +88,20 @@ def test_a_damaged_best_checkpoint_is_named(tmp_path):
     assert (tmp_path / 'best' / 'step.txt').read_text() == '1'
 
 
+def test_a_result_without_checkpoints_is_not_replaced(tmp_path):
+    """A folder without its checkpoints, which someone removed to save space, is no new run."""
+    train(tmp_path, 3, **BEST)
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*.txt')} | {
+        path: path.read_bytes() for path in tmp_path.glob('metrics.jsonl')
+    }
+    shutil.rmtree(tmp_path / 'checkpoints')
+    for kept in ('result and best', 'best'):
+        with pytest.raises(InputError, match=f'has {kept}, but no checkpoint'):
+            train(tmp_path, 4, **BEST)
+        assert all(path.read_bytes() == content for path, content in before.items() if path.exists())
+        shutil.rmtree(tmp_path / 'result', ignore_errors=True)
+
+
 # --- Runs that are stopped before an evaluation -----------------------------------------------------------------------
 
 
