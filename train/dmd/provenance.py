@@ -100,7 +100,10 @@ def _check_first_frame_model(config: DMDConfig, made_by: str | None) -> None:
         return
     if not is_there(folder):
         if jax.process_index() == 0:
-            print(f'{folder} is not here, so that it is not compared with the model of the samples, {made_by}.')
+            print(
+                f'The first-frame model that drew the samples, {made_by}, is not checked: {folder} is not here. Copy it '
+                'there to check it.'
+            )
         return
     model = fingerprint(folder)
     if made_by != model:
