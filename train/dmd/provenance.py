@@ -101,8 +101,8 @@ def _check_first_frame_model(config: DMDConfig, made_by: str | None) -> None:
     if not is_there(folder):
         if jax.process_index() == 0:
             print(
-                f'The first-frame model that drew the samples, {made_by}, is not checked: {folder} is not here. Copy it '
-                'there to check it.'
+                f'The first-frame model that drew the samples, {made_by}, is not checked: {folder} is not here. '
+                'Copy it there to check it.'
             )
         return
     model = fingerprint(folder)
