@@ -184,7 +184,8 @@ def refusal(capsys, argv: list[str]) -> str:
         (['--prompt', 'x', '--mode', 'monolithic', '--num-samples', '0'], '--num-samples'),
         (['--prompt', 'x', '--prompt-modifier', '\udcff'], 'is not valid UTF-8'),
         (['--prompt', 'x', '--negative-prompt', '\udcff'], 'is not valid UTF-8'),
-        (['--prompt', 'x', '--mode', 'monolithic', '--student', 'nowhere'], 'nowhere'),
+        (['--prompt', 'x', '--student', 'nowhere'], 'nowhere'),
+        (['--prompt', 'x', '--mode', 'monolithic', '--student', 'nowhere'], '--student is for hybrid mode'),
         (['--prompt', 'x', '--mode', 'monolithic', '--upscale', 'nowhere'], 'nowhere'),
     ],
 )
