@@ -7,18 +7,18 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.interpreters import partial_eval
 from ml_collections import ConfigDict
 
 from neodragon_jax.base.errors import InputError
 from train.aot import chips as aot_chips
 from train.aot.report import Case
 from train.aot.xla_flags import FLAGS
-from train.runtime import flops, loop, runner
+from train.runtime import loop, runner
+from train.runtime.model_flops import of_step
 from train.runtime.platform import AUTO, ON_TPU
 from train.runtime.sharding import AXES, MeshConfig, make_mesh
 from train.runtime.step import variants
@@ -28,8 +28,6 @@ Settings = Any
 
 # Settings of a section that do not change the results of a program.
 CHOICES = ('remat', 'attention')
-# Values of settings that avoid recomputation and padding.
-PLAIN = {'remat': 'none', 'attention': 'masked', 'memory': {'blocks': False, 'window': 0}, 'accumulate': 1}
 LARGEST, ALL = 'largest', 'all'
 
 
@@ -189,25 +187,9 @@ def model_flops(program: str, settings: Settings, batch_size: int) -> dict[Any, 
     """
     settings = settings.copy_and_resolve_references()
     settings.loop.batch_size = batch_size
-    for name, section in sections(settings, PLAIN):
-        section[name] = PLAIN[name]
     abstract = runner.size(program, settings)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices('cpu')[:1])
     arguments = loop.abstract_arguments(
         abstract.program, abstract.program.frozen(), abstract.source, abstract.run, mesh
     )
-    return {
-        variant: traced_flops(functools.partial(loop.guarded_step, abstract.program, variant), *arguments)
-        for variant in variants(abstract.program)
-    }
-
-
-def traced_flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """Return the FLOPs of the matrix products and convolutions in a traced function, without compiling it."""
-    closed = jax.make_jaxpr(function)(*arguments)
-    # Remove operations that no output needs, such as gradients of constants.
-    needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    counted = flops.count(needed)
-    if counted.open_loops:
-        raise NotImplementedError('products in a loop of unknown length; use lax.scan.')
-    return counted.total
+    return {variant: of_step(abstract.program, variant, arguments) for variant in variants(abstract.program)}

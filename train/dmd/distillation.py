@@ -10,11 +10,12 @@ Source: Neodragon, arXiv 2511.06055, section on step distillation.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ from train.flow import flow_matching
 from train.flow.stage_starts import start_name
 from train.flow.unused import Unused, unused_in_stages
 from train.runtime.gradients import value_and_grad
+from train.runtime.model_flops import plain_denoiser
 from train.runtime.optimizer import make_optimizer
 from train.runtime.platform import attention_on_platform
 from train.runtime.sharding import to_host
@@ -167,6 +169,17 @@ class DMD:
         if held_out is not None:
             decode, parts = checkpoint_decoder(config.checkpoint), (rollout, first_unit, self.updates, self.negative)
             self.evaluation = StudentEvaluation(config.evaluation, *parts, held_out, decode)
+
+    def plain(self) -> Self:
+        """Return the program without recomputation and padding, itself if it has none."""
+        module = plain_denoiser(self.module)
+        if module == self.module and self.config.accumulate == 1:
+            return self
+        config = dataclasses.replace(self.config, remat='none', attention=module.attention, accumulate=1)
+        plain = copy.copy(self)
+        plain.config, plain.module, plain.teacher_module = config, module, plain_denoiser(self.teacher_module)
+        plain.critic = self.critic and dataclasses.replace(self.critic, module=module)
+        return plain
 
     @property
     def updates(self) -> Updates:

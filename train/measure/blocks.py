@@ -33,10 +33,10 @@ from neodragon_jax.pyramid.history import envelope
 from neodragon_jax.pyramid.layout import Layout
 from train.aot.chips import Topology, topology
 from train.aot.compilation import facts_of
-from train.aot.jobs import traced_flops
 from train.aot.report import Case, Facts, estimate
 from train.aot.request import QUIET
 from train.aot.xla_flags import FLAGS
+from train.runtime.model_flops import traced_flops
 from train.runtime.sharding import MeshConfig, make_mesh
 
 EXAMPLES = """examples:

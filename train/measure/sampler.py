@@ -39,13 +39,13 @@ from neodragon_jax.pyramid.history import history_stage
 from neodragon_jax.pyramid.sampler import Plan, Prompt
 from train.aot.chips import Topology, topology
 from train.aot.compilation import facts_of
-from train.aot.jobs import traced_flops
 from train.aot.report import Case, Facts, estimate, needs
 from train.aot.request import QUIET
 from train.aot.xla_flags import FLAGS
 from train.flow.guidance import scale_by_unit
 from train.flow.guided_teacher import GuidedTeacher, calls_of
 from train.flow.teacher_sampler import MODE
+from train.runtime.model_flops import traced_flops
 from train.runtime.platform import ON_TPU
 from train.runtime.sharding import MeshConfig, make_mesh
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ from train.pruning.config import WEIGHTS, PruningConfig
 from train.pruning.features import Features, observer, with_features
 from train.pruning.keep_list import check_keep, prune, read_keep
 from train.runtime.gradients import value_and_grad
+from train.runtime.model_flops import plain_denoiser
 from train.runtime.optimizer import AveragedState
 from train.runtime.program import LoopConfig
 from train.runtime.runner import Recipe, Training
@@ -144,6 +145,13 @@ class Pruning(TeacherTraining):
         super().__init__(config, *data, denoiser=(denoisers.module, denoisers.start))
         self.pruning, self.keep, self.fingerprint = pruning, denoisers.keep, denoisers.fingerprint
         self.full_module, self.full = self.module.clone(config=denoisers.full_module.config), denoisers.full
+
+    def plain(self) -> Self:
+        """Return the program without recomputation and padding, itself if it has none."""
+        plain = super().plain()
+        if plain is not self:
+            plain.full_module = plain_denoiser(self.full_module)
+        return plain
 
     def frozen(self) -> dict[str, Any]:
         """Return the initial parameters, and in stage 2 those of the teacher."""

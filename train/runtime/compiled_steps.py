@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+from jax.extend.core import ClosedJaxpr
 
 from neodragon_jax.base import compile_cache
 from neodragon_jax.base.bucket import StoragePath, check_bucket, is_bucket
-from train.runtime import flops
+from train.runtime import model_flops
 from train.runtime.processes import wait_for_processes
 from train.runtime.program import Metrics, Program
 from train.runtime.step import Arguments, Carry, jit_step
@@ -20,7 +21,7 @@ AUTO = 'auto'
 
 
 class CompiledStep(NamedTuple):
-    """A compiled step, and the FLOPs of its matrix products and convolutions over all devices."""
+    """A compiled step, and its model FLOPs over all devices."""
 
     run: Callable[..., tuple[Carry, Metrics]]
     flops: float
@@ -39,10 +40,16 @@ class CompiledSteps:
         if variant not in self._steps:
             self._print_line(f'{self._program.name}: compiling the step of variant {variant!r}')
             traced = jit_step(self._program, variant, self._abstract).trace(*self._abstract)
-            counted = flops.count(traced.jaxpr).total
+            counted = self._model_flops(variant, traced.jaxpr)
             self._steps[variant] = CompiledStep(traced.lower().compile(), counted)
             wait_for_processes()
         return self._steps[variant]
+
+    def _model_flops(self, variant: Hashable, trace: ClosedJaxpr) -> float:
+        """Return the model FLOPs of a step, of its own trace if it recomputes nothing."""
+        if model_flops.plain(self._program) is self._program:
+            return model_flops.needed_flops(trace)
+        return model_flops.of_step(self._program, variant, self._abstract)
 
 
 def use_compile_cache(folder: str, workdir: StoragePath) -> None:

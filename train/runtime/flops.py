@@ -1,8 +1,8 @@
 """FLOPs of a function, counted in its jaxpr.
 
 The count covers the multiplications and additions of matrix products and convolutions over all devices. A loop body is
-multiplied by its trip count (XLA's cost analysis counts it once), and rematerialized products count again. Elementwise
-operations, reductions, softmax and norms are not counted.
+multiplied by its trip count (XLA's cost analysis counts it once), and rematerialized products count again
+(`model_flops.py` leaves them out). Elementwise operations, reductions, softmax and norms are not counted.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ class Program(Protocol):
 
     An optional attribute `shown` lists the metrics that the console shows first; the files have all of them. An
     optional method `unused(variant, sample)` tells `train.aot` which shares of the arithmetic are padding and masked
-    scores, as `train.flow.unused.Unused`.
+    scores, as `train.flow.unused.Unused`. A program whose settings choose recomputation or padding has a method
+    `plain()`: it returns a copy with the same results and without these, whose step is traced to count model FLOPs.
     """
 
     name: str

@@ -1,8 +1,7 @@
 """Recipes: construction of a run from its settings, shared by a program's command, --dry-run and `train.aot`.
 
 A program's package train/NAME has a module `program` with a constant `RECIPE`; configs/NAME.py holds its settings.
-`train.aot` varies these settings by name: `loop.mesh`, `loop.batch_size`, and `remat`, `attention`, `memory` and
-`accumulate` in any section.
+`train.aot` varies these settings by name: `loop.mesh`, `loop.batch_size`, and `remat` and `attention` in any section.
 """
 
 from __future__ import annotations

@@ -18,12 +18,13 @@ p pooled width.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,7 @@ from train.flow import flow_matching, losses
 from train.flow.blank_sample import BlankSample
 from train.flow.unused import Unused, unused_in_stages
 from train.runtime.gradients import value_and_grad
+from train.runtime.model_flops import plain_denoiser
 from train.runtime.optimizer import AveragedState, make_optimizer, masters
 from train.runtime.platform import attention_on_platform
 from train.runtime.program import LoopConfig
@@ -68,8 +70,6 @@ from train.teacher.denoisers import (
 )
 from train.teacher.evaluation import FlowEvaluation, predict_flow
 from train.text.parts import deployed_adapter
-
-# Folder of the denoiser with its context embedder, in Pyramid-Flow's layout.
 
 
 class TeacherTraining:
@@ -110,6 +110,15 @@ class TeacherTraining:
             whole = np.full(len(held_out['latents']), held_out['latents'].shape[1], np.int32)
             arrays = {'latents': held_out['latents'], 'units': held_out.get('units', whole)} | self.prompts(held_out)
             self.evaluation = FlowEvaluation(config.evaluation, self.apply, arrays, self.null, self.schedule)
+
+    def plain(self) -> Self:
+        """Return the program without recomputation and padding, itself if it has none."""
+        module, config = plain_denoiser(self.module), dataclasses.replace(self.config, accumulate=1)
+        if (module, config) == (self.module, self.config):
+            return self
+        plain = copy.copy(self)
+        plain.module, plain.config = module, config
+        return plain
 
     def prompts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return text, text_mask and pooled of samples, whichever name their text states have.

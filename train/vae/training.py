@@ -5,9 +5,10 @@ Legend: B batch, T frames, H W pixels, t latent frames, h w latent grid, C laten
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,15 @@ class VAETraining(Generic[Options]):
         self.terms = Terms(config.terms, dtype)
         self.tx = make_optimizer(config.optimizer, fixed=())
         self.evaluation = Evaluation(config.evaluation, clips)
+
+    def plain(self) -> Self:
+        """Return the program without recomputation, itself if it has none."""
+        config = dataclasses.replace(self.config, accumulate=1, memory=MemoryConfig())
+        if config == self.config:
+            return self
+        plain = copy.copy(self)
+        plain.config = config
+        return plain
 
     def begin(self, params: Any) -> AveragedState:
         """Return the state before the first step."""

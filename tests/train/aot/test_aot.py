@@ -26,11 +26,11 @@ from train.aot import chips as aot_chips
 from train.aot import compilation, jobs
 from train.aot import report as aot_report
 from train.aot import sizing as aot
-from train.aot.jobs import traced_flops
 from train.aot.report import Facts
 from train.dmd import teacher as dmd_teacher
 from train.flow.unused import Unused
 from train.runtime import runner
+from train.runtime.model_flops import traced_flops
 from train.runtime.step import variants
 
 # Slices.

@@ -10,8 +10,8 @@ import pytest
 from neodragon_jax.config.neodragon import FULL
 from neodragon_jax.models.mmdit import PyramidMMDiT
 from neodragon_jax.pyramid.history import envelope
-from train.aot.jobs import traced_flops
 from train.measure import blocks
+from train.runtime.model_flops import traced_flops
 
 
 @pytest.mark.parametrize('stage', [0, 2])

@@ -12,9 +12,9 @@ import pytest
 from neodragon_jax.checkpoint.abstract import abstract_params
 from neodragon_jax.pyramid.sampler import DrawnNoise, sample
 from train.aot.chips import topology
-from train.aot.jobs import traced_flops
 from train.aot.report import Case, Facts
 from train.measure import sampler
+from train.runtime.model_flops import traced_flops
 from train.runtime.sharding import MeshConfig, make_mesh
 
 BATCH = 2
