@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from train.dmd.examples import Examples
 from train.dmd.gather import gather_blocks
 from train.dmd.metrics import Sums, gradient_metrics, means
 from train.dmd.own_history import OwnHistories
-from train.dmd.result import NOT_AVERAGED, write_student
+from train.dmd.result import NOT_AVERAGED, write_students
 from train.dmd.rollout import Rollout
 from train.dmd.state import DMDState, follow
 from train.dmd.teacher import MultiStepTeacher, read_teacher
@@ -170,16 +170,9 @@ class DMD:
             decode, parts = checkpoint_decoder(config.checkpoint), (rollout, first_unit, self.updates, self.negative)
             self.evaluation = StudentEvaluation(config.evaluation, *parts, held_out, decode)
 
-    def plain(self) -> Self:
+    def plain(self) -> DMD:
         """Return the program without recomputation and padding, itself if it has none."""
-        module = plain_denoiser(self.module)
-        if module == self.module and self.config.accumulate == 1:
-            return self
-        config = dataclasses.replace(self.config, remat='none', attention=module.attention, accumulate=1)
-        plain = copy.copy(self)
-        plain.config, plain.module, plain.teacher_module = config, module, plain_denoiser(self.teacher_module)
-        plain.critic = self.critic and dataclasses.replace(self.critic, module=module)
-        return plain
+        return _plain(self)
 
     @property
     def updates(self) -> Updates:
@@ -285,10 +278,8 @@ class DMD:
           student: the student's parameters.
           keys: of the updates, [N].
         """
-        names = ['latents', 'text', 'text_mask', 'pooled']
-        if self.config.pairs:
-            names += [start_name(stage) for stage in range(self.schedule.stages)]
-        given = {name: batch[name] for name in names}
+        starts = [start_name(stage) for stage in range(self.schedule.stages)] if self.config.pairs else []
+        given = {name: batch[name] for name in ('latents', 'text', 'text_mask', 'pooled', *starts)}
         draw = lambda key: self.examples.draw(jax.random.split(key, 3)[0], stage, batch['latents'].shape[1:])
         draws = jax.vmap(draw)(keys)
         if not self.config.own_history.enabled:
@@ -316,15 +307,25 @@ class DMD:
         assert self.adapter is not None  # only a program without weights has none
         record = self.metadata() | {'iterations': int(step), 'checkpoint': str(self.config.checkpoint)}
         student_of, _ = self.trained.whole(self.frozen())
-        for name, student in students.items():
-            averaged = {'averaged': not name and state.average is not None}
-            write_student(folder / name, self.module, student_of(student), self.adapter, record | averaged)
+        whole = {name: student_of(student) for name, student in students.items()}
+        write_students(folder, self.module, whole, self.adapter, record)
 
     def metadata(self) -> dict[str, Any]:
         """Return the identity of the distillation: teacher, protocol and objective, but not learning rates."""
-        config = dataclasses.asdict(self.config)
-        for name in NOT_IN_IDENTITY:
-            del config[name]
+        settings = dataclasses.asdict(self.config).items()
+        config = {name: value for name, value in settings if name not in NOT_IN_IDENTITY}
         record = config | self.trained.start.identity() | {'spacing': self.schedule.spacing, 'frames': self.frames}
         record |= {'teacher': self.fingerprint, 'samples': self.samples}
         return as_json(record)
+
+
+def _plain(program: DMD) -> DMD:
+    """Return a distillation without recomputation and padding, itself if it has none."""
+    module = plain_denoiser(program.module)
+    if module == program.module and program.config.accumulate == 1:
+        return program
+    plain = copy.copy(program)
+    plain.config = dataclasses.replace(program.config, remat='none', attention=module.attention, accumulate=1)
+    plain.module, plain.teacher_module = module, plain_denoiser(program.teacher_module)
+    plain.critic = program.critic and dataclasses.replace(program.critic, module=module)
+    return plain

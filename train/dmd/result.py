@@ -17,21 +17,24 @@ from neodragon_jax.models.mmdit import PyramidMMDiT
 NOT_AVERAGED = 'not_averaged'
 
 
-def write_student(
+def write_students(
     folder: pathlib.Path,
     module: PyramidMMDiT,
-    student: Any,
+    students: Mapping[str, Any],
     adapter: tuple[ContextAdapter, Any],
     record: Mapping[str, Any],
 ) -> None:
-    """Write one student.
+    """Write the students of a distillation.
 
     Args:
-      student: its parameters on the host.
+      students: parameters on the host by subfolder; '' for the folder itself, whose student is the average where there
+        is another one.
       adapter: the context adapter with its parameters.
-      record: JSON for `student.json`.
+      record: JSON for `student.json`, which also says whether a student is the average.
     """
-    checkpoint.save(folder / STUDENT, module, student)
-    checkpoint.save(folder / STUDENT_ADAPTER, *adapter)
-    with atomic_file(folder / 'student.json') as path:
-        path.write_text(json.dumps(record, indent=2) + '\n')
+    for name, student in students.items():
+        place, averaged = folder / name, {'averaged': not name and len(students) > 1}
+        checkpoint.save(place / STUDENT, module, student)
+        checkpoint.save(place / STUDENT_ADAPTER, *adapter)
+        with atomic_file(place / 'student.json') as path:
+            path.write_text(json.dumps({**record, **averaged}, indent=2) + '\n')

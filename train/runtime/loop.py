@@ -30,6 +30,7 @@ from neodragon_jax.base.processes import start_processes
 from neodragon_jax.base.shared_folder import require_shared
 from train.data import Source
 from train.data.sources import identity
+from train.runtime import frozen_weights
 from train.runtime.agreement import code_version, require_agreement
 from train.runtime.checkpoints import Checkpoints, Keep, stop_on_signals
 from train.runtime.compiled_steps import CompiledSteps, use_compile_cache
@@ -105,7 +106,8 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             parts = _open(stack, program, source, config, mesh, metadata)
             frozen = put(host_frozen, shardings_of(abstract.frozen))
             del host_frozen
-            carry, root_key, place = _begin(program, config, abstract, frozen, parts)
+            weights = frozen_weights.identities(frozen)
+            carry, root_key, place = _begin(program, config, abstract, frozen, weights, parts)
         start = parts.checkpoints.latest() or 0
         late = parts.checkpoints.metrics.late(start)
         if start and evaluator.is_missing(start, place.get('passed') if late is None else late):
@@ -129,7 +131,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             last = done == config.steps
             values = window.read() if last or done % config.log_every == 0 else {}
             if values and values['skipped_in_a_row'] >= config.max_skips:
-                _end_diverged(parts, carry, root_key, done, values, config)
+                _end_diverged(parts, carry, _place(parts.loader, root_key, weights), done, values, config)
             # Called every step: the processes of a pod agree on the step at which they stop. They save at once, because
             # an evaluation may outlast the notice of a preemption; the resumed run makes it up.
             stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
@@ -142,7 +144,7 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             if last or stopped or every or evaluator.failure:
                 with goodput.spending(CHECKPOINT):
                     parts.log.sync()
-                    place = _place(parts.loader, root_key) | {'passed': evaluator.passed(scores)}
+                    place = _place(parts.loader, root_key, weights) | {'passed': evaluator.passed(scores)}
                     parts.checkpoints.save(done, carry, place, scores or {})
                     write_if_best(program, carry.state, done, parts.checkpoints, config.folder)
             if evaluator.failure:
@@ -246,14 +248,14 @@ def _stop(parts: _Parts, program: Program, done: int) -> None:
 
 
 def _end_diverged(
-    parts: _Parts, carry: Carry, root_key: PRNGKeyArray, done: int, values: Mapping[str, float], config: LoopConfig
+    parts: _Parts, carry: Carry, place: dict[str, Any], done: int, values: Mapping[str, float], config: LoopConfig
 ) -> None:
     """Save the state before the non-finite steps, and raise DivergedError."""
     parts.log.write(done, values)
     parts.log.sync()
     skipped = int(values['skipped_in_a_row'])
     # A run without steps left would end well when it is repeated.
-    place = _place(parts.loader, root_key) | {'diverged_at_end': skipped if done == config.steps else 0}
+    place |= {'diverged_at_end': skipped if done == config.steps else 0}
     parts.checkpoints.save(done, _without_skips(carry), place, {})
     parts.checkpoints.wait()
     raise _diverged(done, skipped, config)
@@ -271,12 +273,13 @@ def _loader(source: Source, config: LoopConfig, mesh: jax.sharding.Mesh) -> Load
 
 
 def _begin(
-    program: Program, config: LoopConfig, abstract: Arguments, frozen: Any, parts: _Parts
+    program: Program, config: LoopConfig, abstract: Arguments, frozen: Any, weights: dict[str, Any], parts: _Parts
 ) -> tuple[Carry, PRNGKeyArray, dict[str, Any]]:
     """Return the initial or restored carry, the key of all steps, and the checkpoint's place; set the loader to it.
 
     Raises:
       DivergedError: the checkpoint is of a run that diverged in its last steps, and no step is added.
+      InputError: the checkpoint was trained with other frozen weights.
     """
 
     def keys(seed: jax.Array) -> tuple[PRNGKeyArray, PRNGKeyArray]:
@@ -292,6 +295,8 @@ def _begin(
         return compiled(init_key, frozen), root_key, {}
     restore_best(program, abstract.carry, parts.checkpoints, config.folder)
     carry, place = parts.checkpoints.restore(abstract.carry)
+    # Checkpoints of earlier versions do not record the weights.
+    frozen_weights.require_same(place.get('frozen', weights), weights, config.workdir)
     if parts.checkpoints.latest() == config.steps and place.get('diverged_at_end'):
         raise _diverged(config.steps, place['diverged_at_end'], config)
     parts.log.print_line(f'{program.name}: continuing from the checkpoint of step {parts.checkpoints.latest()}')
@@ -301,9 +306,10 @@ def _begin(
     return carry, jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(stored), place
 
 
-def _place(loader: Loader, root_key: PRNGKeyArray) -> dict[str, Any]:
-    """Return as JSON the position in the data, and the key of all randomness."""
-    return {'data': loader.get_state(), 'key': np.asarray(jax.random.key_data(root_key)).tolist()}
+def _place(loader: Loader, root_key: PRNGKeyArray, weights: dict[str, Any]) -> dict[str, Any]:
+    """Return as JSON the position in the data, the key of all randomness, and the identities of the frozen weights."""
+    key = np.asarray(jax.random.key_data(root_key)).tolist()
+    return {'data': loader.get_state(), 'key': key, 'frozen': weights}
 
 
 def _without_skips(carry: Carry) -> Carry:

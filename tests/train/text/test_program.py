@@ -265,6 +265,15 @@ def test_resumed_run_ends_where_an_unbroken_one_does(folders, unbroken, tmp_path
     assert record['adapter'] == 'replace' and record['iterations'] == 60 and 'lora' not in record
 
 
+@pytest.mark.parametrize('part', ['teacher', 'embedder', 'encoder'])
+def test_a_run_does_not_continue_with_another_model(folders, unbroken, tmp_path, part):
+    kind, config = PARTS[part]
+    checkpoint.save(tmp_path / part, COMPONENTS[kind].build(config), random_params(kind, config, seed=99))
+    changed = folders | {part: str(tmp_path / part)}
+    with pytest.raises(InputError, match=f'trained with other frozen weights, .*{part}'):
+        text.RECIPE.run(settings(changed, copy_killed(unbroken, 30, tmp_path / 'run'), steps=60))
+
+
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
 
