@@ -13,7 +13,7 @@ import dataclasses
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from neodragon_jax.checkpoint import components as checkpoint
 from neodragon_jax.checkpoint import folders
 from neodragon_jax.checkpoint.params import read_params
 from neodragon_jax.generation.defaults import SPATIAL_FACTOR, TEMPORAL_FACTOR
+from neodragon_jax.generation.fit import Part, check_fit, text_parts
 from neodragon_jax.generation.param_store import Store
 from neodragon_jax.generation.phases import Task, finish, finite
 from neodragon_jax.generation.tokens import Tokenizers, Tokens
@@ -120,18 +121,21 @@ def load(
       place: puts a tree of arrays on the devices.
       store: holds the parameters; default: one that reads them all now and places them with `place`.
     Raises:
-      InputError: a component is missing or damaged, or the mode is unknown.
+      InputError: a component is missing or damaged, two are of different models, or the mode is unknown.
     """
     if mode not in folders.DENOISER_FOLDERS:
         raise InputError(f'mode {mode!r} is unknown; use one of {", ".join(folders.DENOISER_FOLDERS)}.')
     find = lambda name: checkpoint.component_folder(root, name)
-    store = store or Store(place)
-    model, params = load_denoiser(denoiser or find(folders.DENOISER_FOLDERS[mode]), dtype, store)
+    denoiser, store = pathlib.Path(denoiser or find(folders.DENOISER_FOLDERS[mode])), store or Store(place)
     vae = checkpoint.load_module(find(folders.VIDEO_VAE), VideoVAE).clone(dtype=dtype)
+    text = text_parts(root, adapter or find(folders.ADAPTER_FOLDERS[mode]))
+    sizes = Part(denoiser, checkpoint.load_module(denoiser, PyramidMMDiT))
+    check_fit(text, sizes, Part(find(folders.VIDEO_VAE), vae))
+    model, params = load_denoiser(denoiser, dtype, store)
     encode_image, decode_step = _vae_functions(vae, find(folders.VIDEO_VAE), dtype, store)
     tokenizers = Tokenizers.load(root)
     return Components(
-        encode_prompt=_prompt_encoder(root, tokenizers, adapter or find(folders.ADAPTER_FOLDERS[mode]), dtype, store),
+        encode_prompt=_prompt_encoder(text, tokenizers, dtype, store),
         encode_image=encode_image,
         denoise=jax_denoiser(model.apply, params),
         decode_step=decode_step,
@@ -172,24 +176,12 @@ def _vae_functions(
 
 
 def _prompt_encoder(
-    root: str | os.PathLike[str],
-    tokenizers: Tokenizers,
-    adapter_folder: str | os.PathLike[str],
-    dtype: Any,
-    store: Store,
+    parts: Mapping[str, Part], tokenizers: Tokenizers, dtype: Any, store: Store
 ) -> Callable[[Sequence[str]], Prompt]:
     """Return the function from prompts to the conditioning of the denoiser."""
-    find = lambda name: checkpoint.component_folder(root, name)
-    parts = {
-        'clip_l': find(folders.CLIP_L),
-        'clip_g': find(folders.CLIP_G),
-        't5': find(folders.T5),
-        'adapter': adapter_folder,
-    }
-    modules: dict[str, Any] = {
-        name: checkpoint.load_module(folder).clone(dtype=dtype) for name, folder in parts.items()
-    }
-    params = store.hold(TEXT_ENCODERS, lambda: {name: read_params(folder, dtype) for name, folder in parts.items()})
+    modules = {name: part.module.clone(dtype=dtype) for name, part in parts.items()}
+    read = lambda: {name: read_params(part.folder, dtype) for name, part in parts.items()}
+    params = store.hold(TEXT_ENCODERS, read)
 
     @jax.jit
     def encode(params: Any, tokens: Tokens) -> Prompt:
