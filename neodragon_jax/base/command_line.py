@@ -11,6 +11,7 @@ from typing import Any
 
 from neodragon_jax.base.cpu_compilation import compile_faster_on_cpus
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.jax_platform import no_platform
 from neodragon_jax.base.paths import has_scheme, storage_path, user_path
 from neodragon_jax.base.roll_call import LONGEST_TIMEOUT_S, PROCESS_VARIABLES, START_TIMEOUT_S
 
@@ -155,6 +156,10 @@ def exit_status(program: Callable[[], object]) -> int:
         return _fail(f'{where}{remedy}', FAILED_FILE)
     except KeyboardInterrupt:
         return _fail('interrupted; finished files are complete. The same command continues from them.', INTERRUPTED)
+    except Exception:
+        if reason := no_platform():
+            return _fail(reason, WRONG_INPUT)
+        raise
     return status if type(status) is int else SUCCESS
 
 

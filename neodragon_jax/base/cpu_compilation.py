@@ -10,13 +10,14 @@ _LEVEL = '--xla_backend_optimization_level'
 
 
 def compile_faster_on_cpus() -> None:
-    """Set XLA's optimization level to 1 if JAX can use CPUs only; a level in XLA_FLAGS is kept.
+    """Set XLA's optimization level to 1 if JAX can use CPUs only; a level in XLA_FLAGS, or a file named there, is kept.
 
     At level 1 programs compile faster than at the default, 3, and run as fast (docs/results.md). JAX reads the level
     when it first looks for devices; later calls change nothing.
     """
     flags = os.environ.get('XLA_FLAGS', '')
-    if _LEVEL not in flags and _has_only_cpus():
+    is_file = flags and not flags.lstrip().startswith('-')  # of flags, to which nothing can be added
+    if not is_file and _LEVEL not in flags and _has_only_cpus():
         os.environ['XLA_FLAGS'] = f'{flags} {_LEVEL}=1'.strip()
 
 

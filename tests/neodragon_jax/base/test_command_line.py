@@ -74,3 +74,24 @@ def test_outputs_are_tried_before_the_work(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='is, or lies under, a file'):
         check_writable(tmp_path / 'file')
+
+
+@pytest.mark.parametrize('chosen', ['foo', 'cuda', 'tpu,foo'])
+def test_a_platform_that_jax_cannot_use_is_one_line(chosen):
+    code = """
+import sys, jax
+from neodragon_jax.base.command_line import exit_status
+sys.exit(exit_status(lambda: jax.local_devices()))
+"""
+    environment = os.environ | {'JAX_PLATFORMS': chosen}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if 'error' in line]
+    assert line.startswith(f'error: JAX cannot use the platform of JAX_PLATFORMS={chosen}: ')
+    assert 'Traceback' not in done.stderr and '..' not in line
+
+
+def test_another_failure_keeps_its_traceback(monkeypatch):
+    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+    with pytest.raises(RuntimeError, match='a fault'):
+        exit_status(failing(RuntimeError('a fault')))
