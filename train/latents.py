@@ -235,7 +235,7 @@ def write_latents(
               f'"{cut[0][:60]}"')  # fmt: skip
     seconds = time.monotonic() - start
     print(f'{out}: {len(missing)} of {len(source)} clips encoded by process {jax.process_index()} in {seconds:.1f} s, '
-          f'{len(missing) / seconds:.2f} per second, compilation included')  # fmt: skip
+          f'{len(missing) / seconds:.2f} per second, compilation included; {writer.state}')  # fmt: skip
 
 
 def _writer(

@@ -234,7 +234,7 @@ def write_samples(teacher: TeacherSampler) -> None:
             writer.append(record)
     seconds = time.monotonic() - start
     print(f'{options.out}: {len(missing)} samples written by process {jax.process_index()} in {seconds:.1f} s, '
-          f'{len(missing) / seconds:.3f} per second')  # fmt: skip
+          f'{len(missing) / seconds:.3f} per second; {writer.state}')  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -107,7 +107,7 @@ def write_states(args: argparse.Namespace) -> None:
             writer.append(record)
     if full:
         print(f'{args.out}: {full} prompts fill all {ids.shape[0]} tokens; train.prompts has cut the longer ones')
-    print(f'{args.out}: {len(missing)} prompts written by process {jax.process_index()}')
+    print(f'{args.out}: {len(missing)} prompts written by process {jax.process_index()}; {writer.state}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

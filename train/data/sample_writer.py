@@ -36,7 +36,12 @@ class SampleWriter:
 
     Several processes write together when each takes its own `part`. The last one to finish completes the set: it writes
     the metadata of TFDS, and the manifest with the size and the SHA-256 of every file.
+
+    Attributes:
+      state: whether the set was complete when this writer closed, as text for the user.
     """
+
+    state: str
 
     def __init__(
         self,
@@ -80,7 +85,7 @@ class SampleWriter:
         if self._bucket is not None:
             self._bucket.resume(self._layout)
         self._todo = [index for shard in shards for index in recover(self._layout, shard, part)]
-        self._position = 0
+        self._position, self.state = 0, ''
         self._journal: Journal | None = None
 
     def _begin(self) -> None:
@@ -166,13 +171,19 @@ class SampleWriter:
         layout = self._layout
         if self._bucket is not None:
             self._bucket.pull()
-        if not all(layout.record_path(shard).exists() for shard in layout.shards):
+        missing = sum(not layout.record_path(shard).exists() for shard in layout.shards)
+        if missing:
+            self.state = (
+                f'{missing} of {len(layout.shards)} shards of the set are missing; the process that finishes last '
+                'completes it'
+            )
             return False
         shards = [_read_record(layout.record_path(shard)) for shard in layout.shards]
         write_metadata(layout, self._spec, shards, self._part)
         write_manifest(layout.folder, self._plan, self._part, shards, conditioning_hashes(layout.folder))
         self._push(*(layout.folder / name for name in METADATA))
         self._push(layout.folder / MANIFEST)
+        self.state = 'the set is complete'
         return True
 
     def __enter__(self) -> SampleWriter:

@@ -131,6 +131,22 @@ def test_two_parts_make_one_dataset(folder, tmp_path):
     assert json.loads((tmp_path / 'manifest.json').read_text()) == json.loads((folder / 'manifest.json').read_text())
 
 
+def test_a_writer_tells_whether_the_set_is_complete(tmp_path):
+    first, second = (writer_for(tmp_path, part=part, parts=2) for part in range(2))
+    for writer in (first, second):
+        for index in writer.missing():
+            writer.append(sample(index))
+        if writer is first:
+            assert not writer.close()
+    assert second.close()
+    of_all = len(range(0, COUNT, 4))
+    share = len(range(1, of_all, 2))
+    assert (
+        first.state == f'{share} of {of_all} shards of the set are missing; the process that finishes last completes it'
+    )
+    assert second.state == 'the set is complete'
+
+
 def test_folder_keeps_to_its_plan(copied):
     with pytest.raises(InputError, match=r'begun with protocol.guidance = 5.0, not 7.0'):
         writer_for(copied, protocol=PROTOCOL | {'guidance': 7.0})
