@@ -33,7 +33,7 @@ from train.benchmark.tiers import TIERS
 
 EXAMPLES = """
 tiers:
-  cpu       two and a half hours of one core for the first seed, one and a half for others
+  cpu       two hours of one core for the first seed, one and a half for others
   gpu       longer clips of a richer world, for an accelerator
   vivid     33 frames of 128x128 with light and texture
   one_step  recipes of one-step students, on the teacher of tier cpu
@@ -45,8 +45,8 @@ tiers:
   clips, and one_step keeps it.
 
 examples:
-  one seed:
-    python -m train.benchmark --out out/benchmark
+  one seed, two programs at a time (73 minutes of two cores):
+    python -m train.benchmark --out out/benchmark --jobs 2
 
   three seeds, two programs at a time:
     python -m train.benchmark --out out/benchmark --seeds 0,1,2 --jobs 2
