@@ -112,7 +112,7 @@ def run(options: EvaluateOptions) -> None:
     dimensions = options.vbench_dimensions or MODES[mode]
     program = None if options.vbench is None else find_vbench(options.vbench, mode, dimensions)
     if options.json is not None:
-        check_file_writable(options.json)
+        check_file_writable(options.json, '.json')
     if program is not None:
         check_writable(options.vbench_out)
     evaluation = evaluate(folder)

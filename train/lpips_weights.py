@@ -105,9 +105,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     add('--backbone', action=PathOption, required=True, metavar='FILE', help="torchvision's VGG16 or AlexNet, a .pth")
     add('--out', action=PathOption, required=True, metavar='FILE', help='safetensors file to write')
     args = parser.parse_args(argv)
-    if args.out.suffix != '.safetensors':
-        raise InputError(f'--out {args.out}: give a name that ends in .safetensors.')
-    check_file_writable(args.out)
+    check_file_writable(args.out, '.safetensors')
     backbone = read_torch(args.backbone, '--backbone')
     network = network_of(backbone)
     tensors = convert(backbone, read_linear(args.linear, network), network)

@@ -146,14 +146,18 @@ def check_writable(folder: PathLike) -> None:
             probe.unlink(missing_ok=True)
 
 
-def check_file_writable(path: PathLike) -> None:
+def check_file_writable(path: PathLike, suffix: str = '') -> None:
     """Try to write beside a file that a long run is to make.
 
+    Args:
+      suffix: required end of the name, such as '.json', so that no input is overwritten; '' allows every name.
     Raises:
-      InputError: it is a folder, or a part of the path is a file.
+      InputError: it is a folder, its name has another suffix, or a part of the path is a file.
       OSError: the disk or the permissions do not allow it.
     """
     _refuse_folder(pathlib.Path(path))
+    if suffix and pathlib.Path(path).suffix != suffix:
+        raise InputError(f'{path}: give a name that ends in {suffix}.')
     check_writable(pathlib.Path(path).parent)
 
 

@@ -114,7 +114,7 @@ def main(settings: Settings, dry_run: bool = False) -> None:
     options = _options(given, settings)
     record = user_path(given.json, '--json') if given.json else None
     if record is not None:
-        check_file_writable(record)
+        check_file_writable(record, '.json')
     todo = make_jobs(program, settings, options)
     if dry_run:
         for job in todo:

@@ -133,8 +133,18 @@ def _check_outputs(options: Options) -> None:
     for option, path in outputs.items():
         if path is not None:
             check_output(path, option)
+            _refuse_input(path, option, options)
     if len(outputs) > 1 and options.report is not None and options.report.absolute() == options.out.absolute():
         raise BundleError(f'--report {options.report}: the same file as --out. Give another --report.')
+
+
+def _refuse_input(path: pathlib.Path, option: str, options: Options) -> None:
+    """Raise BundleError if writing to a path would overwrite the bundle or the given picture."""
+    image = None if options.request is None else options.request.image
+    if options.bundle.resolve() in path.resolve().parents:
+        raise BundleError(f'{option} {path}: it is in the bundle. Give another {option}.')
+    if isinstance(image, pathlib.Path) and path.resolve() == image.resolve():
+        raise BundleError(f'{option} {path}: it is the picture of --image. Give another {option}.')
 
 
 def _write_report(path: pathlib.Path, player: Player) -> None:

@@ -76,6 +76,19 @@ def test_a_report_in_place_of_the_video_is_refused(tmp_path, capsys, monkeypatch
     assert 'the same file as --out' in refused(capsys, monkeypatch, '--out', path, '--report', path)
 
 
+@pytest.mark.parametrize('option', OUTPUTS)
+def test_an_input_in_place_of_an_output_is_refused(option, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / 'picture.png'
+    picture.write_bytes(b'picture')
+    assert f'{option} bundle/manifest.json: it is in the bundle' in refused(
+        capsys, monkeypatch, '--out', 'video.mp4', option, 'bundle/manifest.json'
+    )
+    line = refused(capsys, monkeypatch, '--out', 'video.mp4', '--image', 'picture.png', option, picture)
+    assert f'{option} {picture}: it is the picture of --image' in line
+    assert [path.name for path in tmp_path.iterdir()] == ['picture.png'] and picture.read_bytes() == b'picture'
+
+
 def test_a_missing_encoder_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
     def unknown(*_):
         raise av.codec.codec.UnknownCodecError('libx264')

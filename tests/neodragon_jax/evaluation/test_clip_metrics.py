@@ -167,6 +167,14 @@ def test_vbench_without_any_result_is_a_failure(folder, tmp_path, capfd):
     assert '--vbench /bin/false: no result in any dimension' in capfd.readouterr().err
 
 
+def test_numbers_never_replace_a_video(folder, capsys):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    video = next(path for path in before if path.suffix == '.mp4')
+    assert evaluate.main([str(folder), '--json', str(video)]) == 2
+    assert f'{video}: give a name that ends in .json' in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_folder_as_the_file_of_the_numbers_is_refused_first(folder, tmp_path, capsys):
     assert evaluate.main([str(folder), '--json', str(tmp_path)]) == 2
     said = capsys.readouterr()
