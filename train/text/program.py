@@ -59,6 +59,8 @@ from train.text.retrieval import retrieval
 # Names of the samples' arrays: token ids and their mask, and T5-XXL's states where they are stored.
 IDS, MASK = 'ids', 'text_mask'
 LORA_FILE = 'text_encoder_3_lora.safetensors'
+# Prompts whose tokens are compared with the encoders' vocabularies before the training.
+TRIED_PROMPTS = 256
 # Quantile of the held-out tokens' cosine distances that the evaluation reports.
 WORST = 0.99
 
@@ -291,6 +293,7 @@ def load(settings: Settings) -> Training:
             raise InputError(f'{settings.data}: its samples have no {name}; pass a folder of {writer}.')
     training, held_out = hold_out(source, config.held_out, setting=f'config.text.held_out, {settings.data}')
     parts = read_parts(**settings.folders, dtype=config.dtype)
+    _check_vocabulary(source, settings, parts)
     rows = {name: array for name, array in stacked(held_out).items() if name in needed} if config.held_out else None
     data = {'protocol': source.protocol, 'cached': not settings.teacher}
     return Training(TextDistillation(config, parts, rows, data), training, settings.loop)
@@ -309,6 +312,19 @@ def abstract(settings: Settings) -> Training:
     parts = sized_parts(published, settings.folders, config.dtype)
     states = parts.encoder.config.out_dim if parts.teacher is None else None
     return Training(TextDistillation(config, parts), blank_prompts(settings.text_tokens, states), settings.loop)
+
+
+def _check_vocabulary(source: SampleSource, settings: Settings, parts: TextParts) -> None:
+    """Raise InputError if a token of the first prompts has no embedding in an encoder that reads it."""
+    rows = [source[index][IDS] for index in range(min(len(source), TRIED_PROMPTS))]
+    highest = max(int(np.max(row)) for row in rows)
+    for name, module in (('encoder', parts.encoder), ('teacher', parts.teacher)):
+        if module is not None and highest >= module.config.vocab_size:
+            raise InputError(
+                f'{settings.data}: its prompts have tokens up to number {highest}, but config.{name} '
+                f'{settings.folders[name]} has embeddings of {module.config.vocab_size} tokens: make the prompts with '
+                'train.prompts and the tokenizer of this encoder.'
+            )
 
 
 REQUIRED = {name: 'FOLDER' for name in ('encoder', 'embedder', 'data', 'workdir')}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -285,6 +286,17 @@ def test_parts_that_do_not_fit_are_refused(folders):
         text.read_parts(folders['teacher'], folders['embedder'], '', '', 'float32')
     with pytest.raises(InputError, match=r'config\.embedder is empty'):
         text.RECIPE.run(settings(folders | {'embedder': ''}))
+
+
+@pytest.mark.parametrize('part', ['encoder', 'teacher'])
+def test_prompts_of_another_tokenizer_are_refused(folders, tmp_path, part):
+    kind, config = PARTS[part]
+    smaller = dataclasses.replace(config, vocab_size=VOCABULARY // 2)
+    checkpoint.save(tmp_path / part, COMPONENTS[kind].build(smaller), random_params(kind, smaller, seed=1))
+    message = rf'tokens up to number \d+, but config\.{part} \S+ has embeddings of {VOCABULARY // 2} tokens: make'
+    with pytest.raises(InputError, match=message):
+        text.RECIPE.run(settings(folders | {part: str(tmp_path / part)}, tmp_path / 'run'))
+    assert not list((tmp_path / 'run').glob('checkpoints'))
 
 
 def test_an_adapter_without_layers_is_the_embedder():
