@@ -217,6 +217,11 @@ class VideoStream:
             raise Unusable(f'truncated: declares {counted or f"{declared:.1f} s, holds {shown:.1f} s"}')
 
 
+def open_container(file: object) -> av.container.InputContainer:
+    """Open a video for reading, of an open file; text in it, such as its title, may be in any encoding."""
+    return av.open(file, mode='r', metadata_errors='replace')
+
+
 @contextlib.contextmanager
 def open_video(path: str | os.PathLike[str]) -> Iterator[VideoStream]:
     """Open a file of any name; damage found inside the block also raises Unusable.
@@ -228,7 +233,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[VideoStream]:
     with open(path, 'rb', buffering=0) as file:
         content = _Bytes(file)
         try:
-            with av.open(content, 'r') as container:
+            with open_container(content) as container:
                 yield VideoStream(container, path)
         except av.error.FFmpegError as error:
             if content.error is None:

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import av
 import av.error
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -18,6 +17,7 @@ from neodragon_jax.base.bucket import StoragePath
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.json_file import as_json, parse_json, shown
 from neodragon_jax.base.paths import input_path
+from neodragon_jax.base.video_stream import open_container
 from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.checkpoint.fingerprint import sampled_fingerprint
 from neodragon_jax.generation import defaults
@@ -119,7 +119,7 @@ def is_whole(path: StoragePath) -> bool:
     try:
         with path.with_suffix('.png').open('rb') as file, Image.open(file, formats=('PNG',)) as sheet:
             sheet.verify()
-        with path.open('rb') as file, av.open(file, 'r') as container:
+        with path.open('rb') as file, open_container(file) as container:
             track = container.streams.video[0]
             packets = [packet for packet in container.demux(track) if packet.size]
             return 0 < len(packets) == track.frames and not any(packet.is_corrupt for packet in packets)

@@ -31,6 +31,7 @@ def video(path: pathlib.Path, codec: str) -> bytes:
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(codec, rate=24)
         stream.height, stream.width, stream.pix_fmt = 64, 96, 'yuv420p'
+        stream.codec_context.thread_count = 1  # so that the same files are damaged everywhere
         for _ in range(12):
             pixels = rng.integers(0, 255, (8, 12, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format='rgb24')))

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from neodragon_jax.base.errors import InputError
+from neodragon_jax.base.video_stream import open_container
 
 
 def encode(frames: UInt8[np.ndarray, 'T H W 3'], fps: int, quality: int) -> bytes:
@@ -55,7 +56,7 @@ def decode(clip: bytes, frames: int, where: str) -> UInt8[np.ndarray, 'T H W 3']
       InputError: it is damaged, or has another number of frames.
     """
     try:
-        with av.open(io.BytesIO(clip), 'r') as container:
+        with open_container(io.BytesIO(clip)) as container:
             decoded = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
     except (av.error.FFmpegError, IndexError) as error:
         raise InputError(f'{where}: the clip cannot be decoded ({error}). Copy the dataset again.') from None

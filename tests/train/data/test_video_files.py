@@ -334,3 +334,23 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(video_stream.VideoStream, 'frames', None)
     with pytest.raises(Unusable, match='96x64 pixels, more than 6143'):
         inspect(path)
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.avi'])
+def test_text_in_a_file_may_be_in_any_encoding(tmp_path, suffix):
+    """Cameras and editors write titles and the names of their encoders in the encoding of their system."""
+    path = tmp_path / f'a{suffix}'
+    with av.open(str(path), 'w') as container:
+        container.metadata['title'] = 'a title in CAFE'
+        stream = container.add_stream('mpeg4', rate=24)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, 'yuv420p'
+        stream.metadata['handler_name'] = stream.metadata['title'] = 'a track in CAFE'
+        for _ in range(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(quadrants(), format='rgb24')))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    assert content.count(b'CAFE') >= 2
+    path.write_bytes(content.replace(b'CAFE', b'C\xe9\x85\xff'))
+    with pytest.raises(UnicodeDecodeError), av.open(str(path)):
+        pass
+    assert len(inspect(path).times) == 12
