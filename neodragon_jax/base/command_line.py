@@ -156,8 +156,8 @@ def exit_status(program: Callable[[], object]) -> int:
         return _fail(f'{where}{remedy}', FAILED_FILE)
     except KeyboardInterrupt:
         return _fail('interrupted; finished files are complete. The same command continues from them.', INTERRUPTED)
-    except Exception:
-        if reason := no_platform():
+    except Exception as error:
+        if reason := no_platform(error):
             return _fail(reason, WRONG_INPUT)
         raise
     return status if type(status) is int else SUCCESS

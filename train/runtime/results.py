@@ -36,7 +36,7 @@ def check_no_result(run: StoragePath) -> None:
     if found:
         raise InputError(
             f'{run} has {" and ".join(found)}, but no checkpoint to continue from; the run would begin anew and '
-            'replace them. Name another config.loop.workdir, or remove the folder.'
+            'replace them. Give another config.workdir, or remove the folder.'
         )
 
 

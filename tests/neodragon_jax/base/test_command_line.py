@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from neodragon_jax.base import command_line
@@ -91,7 +92,9 @@ sys.exit(exit_status(lambda: jax.local_devices()))
     assert 'Traceback' not in done.stderr and '..' not in line
 
 
-def test_another_failure_keeps_its_traceback(monkeypatch):
-    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+@pytest.mark.parametrize('chosen', ['cpu', 'foo'])
+def test_another_failure_keeps_its_traceback_and_looks_for_no_device(monkeypatch, chosen):
+    monkeypatch.setenv('JAX_PLATFORMS', chosen)
+    monkeypatch.setattr(jax, 'devices', lambda *_: pytest.fail('on a pod this may wait for other hosts'))
     with pytest.raises(RuntimeError, match='a fault'):
         exit_status(failing(RuntimeError('a fault')))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -86,4 +85,4 @@ def test_a_checkpoint_without_identities_continues(tmp_path, monkeypatch):
 
 
 def _old_place(loader, key):
-    return json.loads(json.dumps({'data': loader.get_state(), 'key': np.asarray(jax.random.key_data(key)).tolist()}))
+    return {'data': loader.get_state(), 'key': np.asarray(jax.random.key_data(key)).tolist()}
