@@ -9,7 +9,8 @@ Autoencoder, small decoder, teacher, text encoder, pruning and step distillation
 own program. Then videos of held-out captions are generated; colors, shapes, directions and speeds are read from their
 pixels.
 OUT/report.md and OUT/report.html compare them with the targets; OUT/seed-0/moving_shapes is a checkpoint for
-`python -m neodragon_jax`. The same command continues a stopped run.
+`python -m neodragon_jax`. Ctrl-C or SIGTERM stops the running programs, and trainings save first; the same command
+continues.
 
 A missed target is reported and does not stop the run; with --gate it sets the exit status.
 """

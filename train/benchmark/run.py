@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
-import shlex
-import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tqdm
 
-from neodragon_jax.base.atomic import atomic_file, atomic_folder
+from neodragon_jax.base.atomic import atomic_file
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.folder_lock import folder_lock
-from neodragon_jax.base.json_file import read_json
-from neodragon_jax.checkpoint.fingerprint import fingerprint
 from train.benchmark import outdated, record, schedule
 from train.benchmark.chain import Chain, Step
 from train.benchmark.continuation import Continuation
 from train.benchmark.cosine_term import CosineTerm
+from train.benchmark.programs import Programs
 from train.benchmark.recovery import Recovery
 from train.benchmark.tiers import TIERS, Tier
 from train.benchmark.whole_chain import WholeChain
@@ -61,37 +55,6 @@ class Options:
     changes: record.Changes = dataclasses.field(default_factory=dict)
 
 
-def run_step(step: Step, environment: dict[str, str], log: pathlib.Path) -> float:
-    """Run a program, its output in a log file; return the seconds it took.
-
-    Raises:
-      InputError: it failed.
-    """
-    copy_parts(step)
-    start = time.monotonic()
-    command = [sys.executable, '-m', step.module, *step.arguments]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open('a') as file:
-        file.write(f'$ python -m {step.module} {shlex.join(step.arguments)}\n')
-        file.flush()
-        done = subprocess.run(command, cwd=record.ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    if done.returncode:
-        tail = '\n'.join(log.read_text(errors='replace').splitlines()[-15:])
-        raise InputError(
-            f'step {step.name} failed with status {done.returncode}; its output is in {log}. Correct '
-            f'the cause and run the same command again: it continues there. The last lines:\n{tail}'
-        )
-    return time.monotonic() - start
-
-
-def copy_parts(step: Step) -> None:
-    """Copy the components that a program reads into its checkpoint, where they differ."""
-    for target, source in step.parts.items():
-        if not target.is_dir() or fingerprint(target) != fingerprint(source):
-            with atomic_folder(target, replace=True) as partial:
-                shutil.copytree(source, partial, dirs_exist_ok=True)
-
-
 def train(chains: Sequence[Chain], options: Options) -> None:
     """Run the commands of some chains that are not done yet; the evaluation only if it is asked for.
 
@@ -110,16 +73,15 @@ def train(chains: Sequence[Chain], options: Options) -> None:
         'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', HUGE_PAGES),
     }
     todo = missing(of_step)
-    log = lambda step: of_step[step.result][1].folder / 'logs' / f'{step.name}.txt'
-    with tqdm.tqdm(total=len(of_step), initial=len(of_step) - len(todo), unit='step', disable=None) as bar:
+    programs = Programs(environment)
+    bar = tqdm.tqdm(total=len(of_step), initial=len(of_step) - len(todo), unit='step', disable=None)
+    with programs.stopped_by_signals(), bar:
 
         def done(step: Step, seconds: float) -> None:
-            chain = of_step[step.result][1]
-            note_time(chain.folder / 'times.json', step.name, seconds)
             bar.update()
-            bar.write(f'seed {chain.seed}, {step.name}: {seconds:.0f} s', file=sys.stdout)
+            bar.write(f'seed {of_step[step.result][1].seed}, {step.name}: {seconds:.0f} s', file=sys.stdout)
 
-        schedule.run_all(todo, jobs, lambda step: run_step(step, environment, log(step)), done)
+        schedule.run_all(todo, jobs, lambda step: programs.run(step, of_step[step.result][1].folder), done)
 
 
 def _steps(chains: Sequence[Chain], options: Options) -> dict[pathlib.Path, tuple[Step, Chain]]:
@@ -178,14 +140,6 @@ def prompts_of(world: World) -> list[str]:
         wordings.append([different[index] for index in rng.permutation(len(different))])
     rounds = itertools.zip_longest(*wordings)
     return [lines[index] for lines in rounds for index in rng.permutation(len(lines)) if lines[index] is not None]
-
-
-def note_time(path: pathlib.Path, name: str, seconds: float) -> None:
-    """Add the seconds of a step to those of earlier attempts."""
-    times = read_json(path, dict[str, float]) if path.is_file() else {}
-    times[name] = times.get(name, 0.0) + seconds
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(times, indent=1) + '\n')
 
 
 def run(options: Options) -> int:

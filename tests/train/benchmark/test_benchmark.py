@@ -31,6 +31,7 @@ from train.benchmark.chain import Step
 from train.benchmark.continuation import Continuation
 from train.benchmark.evaluation import psnr_db, show
 from train.benchmark.evidence import GENERATED, GIVEN
+from train.benchmark.programs import note_time
 from train.benchmark.students import STUDENTS
 from train.benchmark.systems import systems
 from train.benchmark.targets import Evidence, Target
@@ -223,8 +224,8 @@ def test_report(held_out, tmp_path, monkeypatch):
     for folder in (run.folder / 'teacher', run.out / 'autoencoder'):
         (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     show(run.folder / 'evaluation' / 'drawn.png', held_out.drawn)
-    benchmark.note_time(run.folder / 'times.json', 'teacher', 60.0)
-    benchmark.note_time(run.folder / 'times.json', 'teacher', 1.0)
+    note_time(run.folder / 'times.json', 'teacher', 60.0)
+    note_time(run.folder / 'times.json', 'teacher', 1.0)
     monkeypatch.setattr(benchmark_report, 'gather', lambda chain: evidence(held_out, teacher=0.2, student=0.5))
     assert benchmark_report.write([run]) == 2 * len(BAD)
     text = (tmp_path / 'report.md').read_text()

@@ -16,6 +16,7 @@ from train.benchmark import evaluation, outdated, shipping
 from train.benchmark import run as benchmark
 from train.benchmark.chain import Chain, Step
 from train.benchmark.evidence import COMBINATIONS, GENERATED, GIVEN, SAMPLING, WEIGHTS
+from train.benchmark.programs import Programs
 from train.benchmark.tiers import TIERS
 from train.benchmark.whole_chain import WholeChain
 
@@ -86,7 +87,7 @@ def test_the_evaluation_of_an_interrupted_run_is_made_up_for(tmp_path, monkeypat
     outdated.write_results(chain, {name: one for name, one in results.items() if not name.startswith('own_half')})
     ran = []
 
-    def run_step(step: Step, *_: object) -> float:
+    def run(_: Programs, step: Step, *__: object) -> float:
         ran.append(step.name)
         if step.name == 'own_half':
             for folder in (step.result.parent, step.result.parent.with_name('context_adapter')):
@@ -95,7 +96,7 @@ def test_the_evaluation_of_an_interrupted_run_is_made_up_for(tmp_path, monkeypat
             outdated.write_results(chain, outdated.identities(chain))
         return 1.0
 
-    monkeypatch.setattr(benchmark, 'run_step', run_step)
+    monkeypatch.setattr(Programs, 'run', run)
     for only in ('train', None, None):
         benchmark.train([chain], benchmark.Options(tmp_path, 'collapse', None, (0,), only, None, 1, 1))
     assert ran == ['own_half', 'evaluation']
@@ -116,14 +117,14 @@ def test_results_of_an_older_version_stay_until_their_system_is_trained_again(tm
     shutil.rmtree(chain.folder / 'regression')  # a copy for another setting
     due = []
 
-    def run_step(step: Step, *_: object) -> float:
+    def run(_: Programs, step: Step, *__: object) -> float:
         if step.name == 'evaluation':
             due.extend(outdated.due(outdated.identities(chain), outdated.read_results(chain)))
         for part in outdated.all_systems(chain)['regression'].parts:
             write(part / 'config.json', part.name)  # the same weights as before: even so they are not the old ones
         return 1.0
 
-    monkeypatch.setattr(benchmark, 'run_step', run_step)
+    monkeypatch.setattr(Programs, 'run', run)
     benchmark.train([chain], benchmark.Options(tmp_path, 'cpu', None, (0,), None, None, 1, 1))
     assert due == ['regression/generated', 'regression/given']
     kept = outdated.read_results(chain)

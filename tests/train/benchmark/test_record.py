@@ -17,6 +17,7 @@ from neodragon_jax.generation import defaults as generation
 from train.benchmark import record
 from train.benchmark import run as benchmark
 from train.benchmark.chain import Chain, Step
+from train.benchmark.programs import Programs
 from train.benchmark.run import make_chain
 
 SHORTER = '--config.loop.steps=7'
@@ -155,7 +156,7 @@ def to_remove(error: pytest.ExceptionInfo[InputError]) -> list[pathlib.Path]:
 @pytest.fixture(name='refused')
 def _refused(monkeypatch) -> Callable[..., list[pathlib.Path]]:
     """A function from a chain and options of a training that is refused to the folders to remove."""
-    monkeypatch.setattr(benchmark, 'run_step', lambda step, *_: pytest.fail(f'{step.name} was run'))
+    monkeypatch.setattr(Programs, 'run', lambda self, step, *_: pytest.fail(f'{step.name} was run'))
 
     def train(chain: Chain, step: str, until: str | None, changes: record.Changes) -> list[pathlib.Path]:
         options = benchmark.Options(chain.out, 'cpu', None, (chain.seed,), 'train', until, 1, 1, changes)
@@ -186,16 +187,3 @@ def test_a_training_that_began_without_a_change_may_be_continued_beside_its_read
     finish(*(step for step in chain.steps() if step.name != 'text'))
     begin(named(chain, 'text'))
     record.record_changes([chain], chain.steps(), {})
-
-
-def test_a_part_is_renewed_with_its_source(tmp_path):
-    source, target = tmp_path / 'made', tmp_path / 'checkpoint' / 'part'
-    source.mkdir()
-    step = Step('samples', tmp_path / 'done', 'this', [], {target: source})
-    for text in ('{"old": 1}', '{"new": 1}'):
-        (source / 'config.json').write_text(text)
-        benchmark.copy_parts(step)
-        assert (target / 'config.json').read_text() == text
-    before = (target / 'config.json').stat().st_ino
-    benchmark.copy_parts(step)
-    assert (target / 'config.json').stat().st_ino == before
