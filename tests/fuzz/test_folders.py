@@ -36,8 +36,8 @@ def workdir(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp('runs') / 'run'
     with Checkpoints(folder / 'checkpoints', keep=KEEP, metadata=METADATA) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, state_of(step), PLACE, {'eval/loss': 1.0 / step})
-        checkpoints.wait()
+            checkpoints.save(step, state_of(step), PLACE)
+            checkpoints.add_metrics(step, {'eval/loss': 1.0 / step})
     return folder
 
 

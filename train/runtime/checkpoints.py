@@ -103,8 +103,6 @@ class Checkpoints:
         self.metrics = CheckpointMetrics(self._folder)  # Orbax reads the same files, and fails with a traceback
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,  # pyright: ignore[reportArgumentType]
-            # Orbax stores metrics only if this is set; `keep` ranks them.
-            best_fn=lambda metrics: metrics[keep.metric],
             # Remove the temporary folders of killed processes.
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
@@ -170,18 +168,17 @@ class Checkpoints:
             raise ValueError('its hash is another')
         return dict(found) | {'place': stored['place'], 'checksums': stored['state']}
 
-    def save(self, step: int, state: Any, place: dict[str, Any], metrics: Mapping[str, float]) -> None:
+    def save(self, step: int, state: Any, place: dict[str, Any]) -> None:
         """Save in the background, unless this step is saved already. The state may be donated after the call.
 
         Args:
           place: JSON, equal on every process.
-          metrics: metrics of an evaluation of this state; {} without one.
         """
         if self.latest() == step:
             return
         # Wait for the previous checkpoint, as Orbax would: only then is it known to be complete.
         self.wait()
-        self.metrics.begin(step, metrics)
+        self.metrics.begin(step)
         sums = checksums(state)
         digest = _digest(place, sums, self._metadata, self.metrics.saved(step))
         items = ocp.args.Composite(
@@ -189,7 +186,13 @@ class Checkpoints:
             place=ocp.args.JsonSave({'place': place, 'state': sums, 'sha256': digest}),
             metadata=ocp.args.JsonSave(self._metadata),
         )
-        self._manager.save(step, args=items, metrics=self.metrics.saved(step), force=True)
+        self._manager.save(step, args=items, force=True)
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float], *, passed: bool = True) -> None:
+        """Record the evaluation of a saved state, once it is written; all processes call it."""
+        self.wait()
+        self.metrics.add(step, metrics, passed=passed)
+        self._record_best()
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Return the newest state, in the shardings of `abstract_state`, and its place.

@@ -49,18 +49,10 @@ class Evaluator:
         """Return whether the run must not go on from a checkpoint before its state is evaluated.
 
         Args:
-          passed: what `passed` returned when the checkpoint was saved; None also for one of an earlier version.
+          passed: names of the metrics of an evaluation that the state passed; None without one.
         """
         lacks_best = passed is not None and self._config.keep_best and self._config.best_metric not in passed
         return self.due(done) and (passed is None or bool(lacks_best))
-
-    def passed(self, scores: dict[str, float] | None) -> list[str] | None:
-        """Return what a checkpoint tells of the evaluation of its state: its metrics; None if it failed or was not due.
-
-        Args:
-          scores: result of `run`; None if the state was not evaluated.
-        """
-        return None if scores is None or self.failure else sorted(scores)
 
     def run(
         self,

@@ -109,11 +109,11 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             weights = frozen_weights.identities(frozen)
             carry, root_key, place = _begin(program, config, abstract, frozen, weights, parts)
         start = parts.checkpoints.latest() or 0
-        late = parts.checkpoints.metrics.late(start)
-        if start and evaluator.is_missing(start, place.get('passed') if late is None else late):
+        # A checkpoint of an earlier version has the names in its place.
+        if start and evaluator.is_missing(start, parts.checkpoints.metrics.passed(start, place.get('passed'))):
+            parts.log.print_line(f'evaluating the checkpoint of step {start}: no evaluation that it passed is recorded')
             with goodput.spending(EVALUATION):
-                _evaluate_restored(evaluator, carry.state, frozen, start, parts)
-            write_if_best(program, carry.state, start, parts.checkpoints, config.folder)
+                _evaluate(evaluator, program, carry.state, frozen, start, parts, config)
         compiled, window = CompiledSteps(program, abstract, parts.log.print_line), Window(goodput, mesh, COUNTERS)
 
         for done in range(start + 1, config.steps + 1):
@@ -132,24 +132,19 @@ def run(program: Program, source: Source, config: LoopConfig) -> Any:
             values = window.read() if last or done % config.log_every == 0 else {}
             if values and values['skipped_in_a_row'] >= config.max_skips:
                 _end_diverged(parts, carry, _place(parts.loader, root_key, weights), done, values, config)
-            # Called every step: the processes of a pod agree on the step at which they stop. They save at once, because
-            # an evaluation may outlast the notice of a preemption; the resumed run makes it up.
+            if values:
+                parts.log.write(done, values)
+            # Called every step: the processes of a pod agree on the step at which they stop.
             stopped = parts.checkpoints.preempted(done) or parts.stop.is_set()
-            evaluates = evaluator.due(done) and not stopped
-            with goodput.spending(EVALUATION):
-                scores = evaluator.run(carry.state, frozen, done, parts.log.show) if evaluates else None
-            if values or scores:
-                parts.log.write(done, values | (scores or {}))
-            every = done % config.checkpoint_every == 0 or bool(scores and config.keep_best)
-            if last or stopped or every or evaluator.failure:
+            # Saved before it is evaluated, because an evaluation may outlast the notice of a preemption; a run that was
+            # ended before or during its evaluation makes it up.
+            if last or stopped or evaluator.due(done) or done % config.checkpoint_every == 0:
                 with goodput.spending(CHECKPOINT):
                     parts.log.sync()
-                    place = _place(parts.loader, root_key, weights) | {'passed': evaluator.passed(scores)}
-                    parts.checkpoints.save(done, carry, place, scores or {})
-                    write_if_best(program, carry.state, done, parts.checkpoints, config.folder)
-            if evaluator.failure:
-                parts.checkpoints.wait()
-                raise evaluator.failure
+                    parts.checkpoints.save(done, carry, _place(parts.loader, root_key, weights))
+            if evaluator.due(done) and not stopped:
+                with goodput.spending(EVALUATION):
+                    _evaluate(evaluator, program, carry.state, frozen, done, parts, config)
             if stopped and (not last or evaluator.due(done)):
                 _stop(parts, program, done)
         parts.checkpoints.wait()
@@ -225,19 +220,21 @@ def _open(
     )
 
 
-def _evaluate_restored(evaluator: Evaluator, state: Any, frozen: Any, done: int, parts: _Parts) -> None:
-    """Evaluate the state of a checkpoint whose evaluation ended the run, or that has none; record the metrics.
+def _evaluate(
+    evaluator: Evaluator, program: Program, state: Any, frozen: Any, done: int, parts: _Parts, config: LoopConfig
+) -> None:
+    """Evaluate the state of a checkpoint; record the metrics, and the result if they are the best.
 
     Raises:
-      DivergedError, InputError: as the evaluation before.
+      DivergedError, InputError: the evaluation ends the run.
     """
-    parts.log.print_line(f'evaluating the checkpoint of step {done}: no evaluation that it passed is recorded')
     scores = evaluator.run(state, frozen, done, parts.log.show)
+    parts.checkpoints.wait()
     parts.log.write(done, scores)
+    parts.checkpoints.add_metrics(done, scores, passed=evaluator.failure is None)
+    write_if_best(program, state, done, parts.checkpoints, config.folder)
     if evaluator.failure:
         raise evaluator.failure
-    parts.checkpoints.metrics.add_late(done, scores)
-    parts.checkpoints.wait()  # which records the best
 
 
 def _stop(parts: _Parts, program: Program, done: int) -> None:
@@ -256,7 +253,7 @@ def _end_diverged(
     skipped = int(values['skipped_in_a_row'])
     # A run without steps left would end well when it is repeated.
     place |= {'diverged_at_end': skipped if done == config.steps else 0}
-    parts.checkpoints.save(done, _without_skips(carry), place, {})
+    parts.checkpoints.save(done, _without_skips(carry), place)
     parts.checkpoints.wait()
     raise _diverged(done, skipped, config)
 

@@ -121,10 +121,10 @@ class LoopConfig:
       batch_size: samples in a batch, over all devices and processes.
       updates: None for batches [batch, ...]; n for [n, batch, ...], different samples for each update in a step.
       seed: seed of the initial state, the data order and all randomness in steps.
-      checkpoint_every: steps between checkpoints.
+      checkpoint_every: steps between checkpoints; a state is also saved before it is evaluated.
       keep: newest checkpoints to keep.
-      keep_best: best checkpoints by `best_metric` to keep as well; if positive, every evaluation saves a checkpoint,
-        and workdir/best holds the result as of the best one, with its step and metric in best.json.
+      keep_best: best checkpoints by `best_metric` to keep as well; if positive, workdir/best holds the result as of the
+        best one, with its step and metric in best.json.
       best_metric: a metric of the program's evaluation, such as 'eval/psnr'.
       best_mode: 'min' where lower is better, or 'max'.
       evaluate_every: steps between evaluations; the last one is at the end. 0 turns evaluations off.

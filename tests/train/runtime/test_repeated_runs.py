@@ -140,10 +140,36 @@ def test_a_run_that_is_stopped_saves_before_it_evaluates(tmp_path, steps):
         assert (tmp_path / 'run' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
 
 
-def test_an_evaluation_that_was_made_up_is_not_repeated(tmp_path):
+@dataclasses.dataclass
+class Killed(WithEvaluations):
+    """A toy that is ended in an evaluation, as by the end of the notice of a preemption."""
+
+    def evaluate(self, state, frozen, folder):
+        if int(state.step) == 2:
+            raise KeyboardInterrupt
+        return super().evaluate(state, frozen, folder)
+
+
+@pytest.mark.parametrize('every', [1, 100])
+def test_a_run_that_is_ended_in_an_evaluation_loses_no_step(tmp_path, every):
+    """Steps between two checkpoints of the schedule are saved, too, before they are evaluated."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / 'run', 4, Killed(scores=SCORES), checkpoint_every=every, **BEST)
+    assert checkpoint_steps(tmp_path / 'run') == [1, 2]
+    for folder in ('run', 'whole'):
+        train(tmp_path / folder, 4, checkpoint_every=every, **BEST)
+        rows = read_metrics(tmp_path / folder)
+        assert [row['eval/distance'] for row in rows if 'eval/distance' in row] == list(SCORES.values())[:4]
+    for name in ('best.json', 'best/best.json', 'result/bias.npy'):
+        assert (tmp_path / 'run' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+
+
+@pytest.mark.parametrize('score', [1.0, float('nan')])
+def test_an_evaluation_that_was_made_up_is_not_repeated(tmp_path, score):
+    """Nor one whose metric for the best is not finite."""
     train(tmp_path, 2, **SMALL)
-    for program in (WithEvaluations(), Stopping()):
-        train(tmp_path, 2, program, evaluate_every=2, **SMALL)
+    for program in (WithEvaluations(scores={2: score}), Stopping()):
+        train(tmp_path, 2, program, **BEST | {'evaluate_every': 2})
 
 
 # --- Runs that an error ended -----------------------------------------------------------------------------------------
