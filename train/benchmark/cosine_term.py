@@ -21,6 +21,7 @@ import numpy as np
 from neodragon_jax.base.errors import InputError
 from train.benchmark.chain import ADAPTER, TEXT_ENCODER, WITH_EMBEDDER, Chain, Step
 from train.benchmark.evidence import Evidence, Target
+from train.benchmark.figures import Curves
 from train.runtime.metrics import read_metrics
 from train.shapes.text_encoders import TEACHER_ENCODER
 
@@ -33,6 +34,8 @@ RUNS: Mapping[str, float] = MappingProxyType({'with_cosine': 0.1, 'without_cosin
 SPIKE, WINDOW = 3.0, 50
 # Metric that the evaluation of a run logs, with others.
 EVALUATED = 'eval/cosine_distance'
+# Largest norm over the median before it, in each WINDOW steps after the first.
+LARGEST_BY_WINDOW = 'largest_by_window'
 # Number of a run -> title.
 TITLES: Mapping[str, str] = MappingProxyType(
     {
@@ -78,8 +81,8 @@ class CosineTerm(Chain):
             arguments = [*common, f'--config.text.cosine_weight={weight}']
             yield self._train('text', self.folder / name, self.result(name) / ADAPTER, arguments, name)
 
-    def numbers(self) -> dict[str, dict[str, float]]:
-        """Return the numbers of both runs, see TITLES.
+    def numbers(self) -> dict[str, dict[str, Any]]:
+        """Return the numbers of both runs, see `numbers_of`.
 
         Raises:
           InputError: a run is not trained.
@@ -91,11 +94,13 @@ class CosineTerm(Chain):
         return {name: numbers_of(logged) for name, logged in rows.items()}
 
 
-def numbers_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a run from its logged metrics."""
+def numbers_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the numbers of a run from its logged metrics: those in TITLES, and the largest norm by window."""
     over = over_median(np.array([row['grad_norm'] for row in rows if 'grad_norm' in row]))
     last = next(row for row in reversed(rows) if EVALUATED in row)
+    whole = over[: len(over) // WINDOW * WINDOW].reshape(-1, WINDOW)
     return {
+        LARGEST_BY_WINDOW: np.max(whole, axis=1).tolist(),
         'spikes': 1000 * float(np.mean(over > SPIKE)),
         'largest': float(np.max(over)),
         'mean': last[EVALUATED],
@@ -131,3 +136,18 @@ def cosine_table(seen: Sequence[Evidence], estimate: Any) -> list[str]:
         cells = [estimate(lambda one, r=run, n=name: one.runs[r][n]) for run in RUNS]
         lines.append(f'| {title} | {" | ".join(map(str, cells))} |')
     return [*lines, '']
+
+
+def cosine_curves(seen: Sequence[Evidence], estimate: Any) -> Curves:
+    """Return the largest gradient norm by window of both runs, over the median before it.
+
+    Args:
+      estimate: as in `cosine_table`.
+    """
+    windows = range(min(len(one.runs[run][LARGEST_BY_WINDOW]) for one in seen for run in RUNS))
+    series = {
+        f'weight {weight:g}': [estimate(lambda one, r=run, n=n: one.runs[r][LARGEST_BY_WINDOW][n]) for n in windows]
+        for run, weight in RUNS.items()
+    }
+    title = f'largest gradient norm of {WINDOW} steps, over the median before'
+    return Curves([WINDOW * (number + 2) for number in windows], 'step', {title: series})

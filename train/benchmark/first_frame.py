@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train.benchmark.evidence import GENERATED, GIVEN, Evidence
+from train.benchmark.figures import Rows
 
 # Attributes whose accuracy is compared.
 COLUMNS = ('shape', 'all')
@@ -23,8 +24,7 @@ def first_frame_table(seen: Sequence[Evidence], estimate: Any) -> list[str]:
     """
     titles = [f'{column}, {part}' for column in COLUMNS for part in ('generated', 'given', 'points gained')]
     lines = ['## The first frame', '', f'| system | {" | ".join(titles)} |', f'|---{"|---:" * len(titles)}|']
-    ending = f'/{GIVEN}'
-    for system in (name.removesuffix(ending) for name in seen[0].results if name.endswith(ending)):
+    for system in _systems(seen):
         cells = []
         for column in COLUMNS:
             mean = lambda one, first, c=column, s=system: one.mean(s, c, first)
@@ -32,3 +32,27 @@ def first_frame_table(seen: Sequence[Evidence], estimate: Any) -> list[str]:
             cells.append(estimate(lambda one, mean=mean: 100 * (mean(one, GIVEN) - mean(one, GENERATED))))
         lines.append(f'| {system} | {" | ".join(map(str, cells))} |')
     return [*lines, '']
+
+
+def first_frame_rows(seen: Sequence[Evidence], estimate: Any) -> Rows:
+    """Return the accuracies of every system with frames of both kinds.
+
+    Args:
+      estimate: as in `first_frame_table`.
+    """
+    of = lambda system, column, first: estimate(lambda one: one.mean(system, column, first))
+    return Rows(
+        {
+            f'{column} right': {
+                f'first frame {first}': {system: of(system, column, first) for system in _systems(seen)}
+                for first in (GENERATED, GIVEN)
+            }
+            for column in COLUMNS
+        }
+    )
+
+
+def _systems(seen: Sequence[Evidence]) -> list[str]:
+    """Return the names of the systems that generate behind a given first frame."""
+    ending = f'/{GIVEN}'
+    return [name.removesuffix(ending) for name in seen[0].results if name.endswith(ending)]

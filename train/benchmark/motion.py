@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from train.benchmark.evidence import CLIPS, DRAWN, GENERATED, Evidence, Target, Value, captions_of
+from train.benchmark.figures import Curves
 from train.shapes.motion import motion_of, spread, variety
 from train.shapes.world import World
 
@@ -110,9 +111,29 @@ def motion_table(seen: Sequence[Evidence], estimate: Any, world: World, units: i
     """
     names = ('system', *map(str, range(1, units + 1)), 'variety', 'spread')
     lines = ['## Motion by unit, 1 as drawn', '', f'| {" | ".join(names)} |', f'|---{"|---:" * (units + 2)}|']
-    for system in (name for name in seen[0].results if name == DRAWN or name.endswith(f'/{GENERATED}')):
-        cells = [estimate(lambda one, u=unit, s=system: motion_kept(one, s, [u])) for unit in range(1, units + 1)]
+    for system in _shown(seen):
+        cells = _by_unit(estimate, system, units)
         cells.append(estimate(lambda one, s=system: variety_of(one, s, world)))
         cells.append(estimate(lambda one, s=system: spread_of(one, s, world, units)))
         lines.append(f'| {system} | {" | ".join(map(str, cells))} |')
     return [*lines, '']
+
+
+def motion_curves(seen: Sequence[Evidence], estimate: Any, units: int) -> Curves:
+    """Return the displacement of every system by unit, 1 as drawn.
+
+    Args:
+      estimate: as in `motion_table`.
+    """
+    series = {name.removesuffix(f'/{GENERATED}'): _by_unit(estimate, name, units) for name in _shown(seen)}
+    return Curves(range(1, units + 1), 'unit', {'displacement, 1 as drawn': series})
+
+
+def _shown(seen: Sequence[Evidence]) -> list[str]:
+    """Return the names of the drawn clips and of all videos from nothing."""
+    return [name for name in seen[0].results if name == DRAWN or name.endswith(f'/{GENERATED}')]
+
+
+def _by_unit(estimate: Any, system: str, units: int) -> list[Any]:
+    """Return the displacement of a system in each unit, 1 as drawn."""
+    return [estimate(lambda one, u=unit: motion_kept(one, system, [u])) for unit in range(1, units + 1)]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from train.benchmark.evidence import GENERATED, GIVEN, Evidence
+from train.benchmark.figures import Rows
 
 COLUMNS = ('shape', 'all', 'mismatch', 'motion', 'saturation')
+DRAWN_COLUMNS = {'shape': 'shape right', 'steady': 'shape steady', 'mismatch': 'shape mismatch'}
 
 
 def recipe_table(seen: Sequence[Evidence], estimate: Any, students: Sequence[str], teacher: str) -> list[str]:
@@ -31,6 +33,29 @@ def recipe_table(seen: Sequence[Evidence], estimate: Any, students: Sequence[str
             )
             cells = [estimate(lost), estimate(beyond)]
             cells += [estimate(lambda one, column=column, mean=mean: mean(one, column)) for column in COLUMNS]
-            title = {teacher: 'teacher', 'teacher_1': 'teacher at 1-1-1'}.get(name, name)
-            lines.append(f'| {title} | {first} | {" | ".join(map(str, cells))} |')
+            lines.append(f'| {_title(name, teacher)} | {first} | {" | ".join(map(str, cells))} |')
     return [*lines, '']
+
+
+def recipe_rows(estimate: Any, students: Sequence[str], teacher: str) -> Rows:
+    """Return the numbers of the teacher and of every recipe, for a first frame of both kinds.
+
+    Args:
+      estimate, teacher: as in `recipe_table`.
+    """
+    of = lambda name, column, first: estimate(lambda one: one.mean(name, column, first))
+    names = (teacher, 'teacher_1', *students)
+    return Rows(
+        {
+            title: {
+                f'first frame {first}': {_title(name, teacher): of(name, column, first) for name in names}
+                for first in (GENERATED, GIVEN)
+            }
+            for column, title in DRAWN_COLUMNS.items()
+        }
+    )
+
+
+def _title(name: str, teacher: str) -> str:
+    """Return how a system is shown."""
+    return {teacher: 'teacher', 'teacher_1': 'teacher at 1-1-1'}.get(name, name)

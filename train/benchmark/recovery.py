@@ -23,6 +23,7 @@ from neodragon_jax.models.context_adapter import ContextAdapter
 from train.benchmark.chain import ADAPTER, DENOISER, Step
 from train.benchmark.continuation import Continuation
 from train.benchmark.evidence import GENERATED, Evidence, Target
+from train.benchmark.figures import Curves
 from train.benchmark.systems import System
 from train.runtime.metrics import read_metrics
 
@@ -34,6 +35,7 @@ BOTH, ALONE = 'both', 'alone'
 # The full denoiser, and the pruned one before any step.
 FULL, UNTRAINED = 'teacher', 'untrained'
 COLUMNS = ('shape', 'all', 'mismatch', 'motion')
+DRAWN_COLUMNS = {'all': 'all attributes right', 'mismatch': 'shape mismatch'}
 # Width of a head of the teacher.
 HEAD = 32
 VALIDATION = 'eval/validation'
@@ -148,3 +150,25 @@ def recovery_table(seen: Sequence[Evidence], estimate: Any) -> list[str]:
         flow = sum(one.runs.get(name, math.nan) for one in seen) / len(seen)
         lines.append(f'| {name} | {flow:.4f} | {" | ".join(map(str, cells))} |')
     return [*lines, '']
+
+
+def recovery_curves(estimate: Any) -> Curves:
+    """Return the numbers of both ways over the total of steps.
+
+    Args:
+      estimate: as in `recovery_table`.
+    """
+    of = lambda name, column: estimate(lambda one: one.mean(name, column))
+    ways = {'stages 1 and 2': BOTH, 'stage 2 alone': ALONE}
+    return Curves(
+        x=TOTALS,
+        label='steps of both stages together',
+        panels={
+            title: {way: [of(f'{run}_{total}', column) for total in TOTALS] for way, run in ways.items()}
+            for column, title in DRAWN_COLUMNS.items()
+        },
+        levels={
+            title: {'all blocks': of(FULL, column), 'not trained': of(UNTRAINED, column)}
+            for column, title in DRAWN_COLUMNS.items()
+        },
+    )

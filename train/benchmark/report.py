@@ -8,11 +8,10 @@ import math
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-import matplotlib.figure
 from markdown_it import MarkdownIt
 
 from neodragon_jax.base.atomic import atomic_file
@@ -20,23 +19,21 @@ from neodragon_jax.base.json_file import read_json
 from train.benchmark.chain import Chain
 from train.benchmark.common import common
 from train.benchmark.continuation import Continuation
-from train.benchmark.cosine_term import CosineTerm, cosine_table
+from train.benchmark.cosine_term import CosineTerm, cosine_curves, cosine_table
 from train.benchmark.evidence import GIVEN, SECOND, Evidence, Target
-from train.benchmark.first_frame import first_frame_table
-from train.benchmark.motion import motion_table
-from train.benchmark.recipes import recipe_table
+from train.benchmark.figures import Curves, Rows, draw_training, save
+from train.benchmark.first_frame import first_frame_rows, first_frame_table
+from train.benchmark.motion import motion_curves, motion_table
+from train.benchmark.recipes import recipe_rows, recipe_table
 from train.benchmark.record import recorded_changes, recorded_start
-from train.benchmark.recovery import Recovery, recovery_table
+from train.benchmark.recovery import Recovery, recovery_curves, recovery_table
 from train.benchmark.statistics import Estimator
 from train.benchmark.students import ONE_STEP
 from train.benchmark.targets import GIVEN_TOO, gather, targets
-from train.runtime.metrics import read_metrics
 from train.shapes.attributes import NUMBERS, Estimate
 from train.shapes.world import WORLDS, Traits
 
 COLUMNS = (*Traits._fields, 'all', SECOND, *NUMBERS)
-# Metrics whose curves are drawn: every program's loss and evaluation metrics.
-CURVES = ('loss', 'eval/validation', 'eval/psnr', 'fake_mse', 'cauchy')
 STYLE = (
     'body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;'
     'font-size:13px}td,th{border:1px solid #ccc;padding:.2em .6em}img{max-width:100%;image-rendering:pixelated}'
@@ -90,7 +87,7 @@ def write(chains: Sequence[Chain]) -> int:
     ]
     for folder in (out, *(chain.folder for chain in chains)):
         for run in sorted(path.parent for path in folder.glob('*/metrics.jsonl')):
-            draw_curves(run / 'metrics.jsonl', folder / 'curves' / f'{run.name}.png')
+            draw_training(run / 'metrics.jsonl', folder / 'curves' / f'{run.name}.png')
     text = '\n'.join(
         [
             *head(chains, left_out),
@@ -98,8 +95,8 @@ def write(chains: Sequence[Chain]) -> int:
             '',
             *target_table(rows),
             '',
-            *tier_table(chain, seen, estimate),
-            *(system_tables(seen, estimate) if seen[0].results else ()),
+            *tier_section([chain, *chains[1:]], seen, estimate),
+            *(system_sections(seen, estimate, out) if seen[0].results else ()),
             *pictures(chain, seen[0].results),
             *seconds(chains),
         ]
@@ -183,17 +180,30 @@ def target_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def tier_table(chain: Chain, seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
-    """Return the section that belongs to the tier; none for most."""
+def tier_section(chains: Sequence[Chain], seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
+    """Return the section that belongs to the tier, with its figure; none for most."""
+    chain, out = chains[0], chains[0].out
     if isinstance(chain, CosineTerm):
-        return cosine_table(seen, estimate)
+        return with_figure(cosine_table(seen, estimate), cosine_curves(seen, estimate), out)
     if isinstance(chain, Recovery):
-        return recovery_table(seen, estimate)
+        return with_figure(recovery_table(seen, estimate), recovery_curves(estimate), out)
     tier, world = chain.tier, WORLDS[chain.tier.world]
     if world.omitted:
-        return motion_table(seen, estimate, world, tier.units)
-    recipes = set(ONE_STEP) <= set(chain.students)
-    return recipe_table(seen, estimate, chain.students, chain.sampled_teacher) if recipes else []
+        return with_figure(
+            motion_table(seen, estimate, world, tier.units), motion_curves(seen, estimate, tier.units), out
+        )
+    if not set(ONE_STEP) <= set(chain.students):
+        return []
+    shown = chain.students, chain.sampled_teacher
+    return with_figure(recipe_table(seen, estimate, *shown), recipe_rows(estimate, *shown), out)
+
+
+def with_figure(section: Sequence[str], numbers: Curves | Rows, out: pathlib.Path) -> list[str]:
+    """Draw the numbers of a section into `out/figures`; return the section with the figure below its title."""
+    title = section[0].removeprefix('## ')
+    path = pathlib.Path('figures', re.sub(r'\W+', '_', title).lower() + '.png')
+    save(numbers.figure(), out / path)
+    return [section[0], '', f'![{title}]({path.as_posix()})', *section[1:]]
 
 
 def verdict_table(rows: Sequence[Row]) -> list[str]:
@@ -212,9 +222,10 @@ def verdict_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def system_tables(seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
+def system_sections(seen: Sequence[Evidence], estimate: Estimator, out: pathlib.Path) -> list[str]:
     """Return the sections on all systems that generate videos."""
-    first = first_frame_table(seen, estimate) if any(name.endswith(f'/{GIVEN}') for name in seen[0].results) else []
+    given = any(name.endswith(f'/{GIVEN}') for name in seen[0].results)
+    first = with_figure(first_frame_table(seen, estimate), first_frame_rows(seen, estimate), out) if given else []
     return [*first, '## Every system', '', *system_table(seen, estimate), '']
 
 
@@ -260,20 +271,3 @@ def seconds(chains: Sequence[Chain]) -> list[str]:
         lines.append(f'| {name} | {" | ".join(f"{row[name]:.0f}" if name in row else "" for row in times)} |')
     lines.append(f'| all | {" | ".join(f"{sum(row.values()):.0f}" for row in times)} |')
     return [*lines, '', 'The autoencoder, scenes and latents are made once, in the first seed.']
-
-
-def draw_curves(metrics: pathlib.Path, out: pathlib.Path) -> None:
-    """Draw a program's logged metrics over its steps."""
-    rows = read_metrics(metrics.parent)
-    curves = {name: [(row['step'], row[name]) for row in rows if row.get(name) is not None] for name in CURVES}
-    shown = {name: points for name, points in curves.items() if points}
-    if not shown:
-        return
-    figure = matplotlib.figure.Figure(figsize=(4 * len(shown), 2.6), layout='constrained')
-    for place, (name, points) in enumerate(shown.items(), start=1):
-        axes = figure.add_subplot(1, len(shown), place, title=f'{metrics.parent.name}: {name}', xlabel='step')
-        axes.plot(*zip(*points, strict=True))
-        axes.grid(alpha=0.3)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out) as path:
-        figure.savefig(path, format='png', dpi=100)

@@ -5,15 +5,39 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from neodragon_jax.base.video import read_image
 from neodragon_jax.checkpoint import shipped
 from neodragon_jax.checkpoint.folders import VIDEO_VAE
-from train.benchmark.cosine_term import RUNS, SPIKE, WINDOW, CosineTerm, cosine_table, cosine_targets, numbers_of
+from train.benchmark.cosine_term import (
+    LARGEST_BY_WINDOW,
+    RUNS,
+    SPIKE,
+    WINDOW,
+    CosineTerm,
+    cosine_curves,
+    cosine_table,
+    cosine_targets,
+    numbers_of,
+)
 from train.benchmark.evidence import GENERATED, GIVEN, Evidence
-from train.benchmark.first_frame import first_frame_table
-from train.benchmark.recovery import BOTH, FULL, TOTALS, UNTRAINED, Recovery, recovery_table, recovery_targets, runs
+from train.benchmark.first_frame import first_frame_rows, first_frame_table
+from train.benchmark.recovery import (
+    ALONE,
+    BOTH,
+    FULL,
+    TOTALS,
+    UNTRAINED,
+    Recovery,
+    recovery_curves,
+    recovery_table,
+    recovery_targets,
+    runs,
+)
+from train.benchmark.report import with_figure
 from train.benchmark.run import make_chain
 from train.benchmark.statistics import Estimator
 from train.benchmark.targets import targets
+from train.shapes.attributes import Estimate
 from train.shapes.world import CPU
 
 
@@ -72,6 +96,28 @@ def test_targets_of_the_recovery(recovery):
     assert '| both_50 | 0.2500 | 0.90 | 0.90 | 0.90 | 1.00 |' in lines
 
 
+def test_the_recovery_is_drawn_over_its_steps(tmp_path):
+    seen = recovered(f'{ALONE}_{TOTALS[0]}')
+    drawn = recovery_curves(lambda value: Estimate(value(seen), 0.01))
+    assert list(drawn.x) == list(TOTALS)
+    right = drawn.panels['all attributes right']
+    assert [one.mean for one in right['stage 2 alone']] == [0.5, 0.9, 0.9, 0.9]
+    assert [one.mean for one in right['stages 1 and 2']] == [0.9] * 4
+    assert {name: one.mean for name, one in drawn.levels['shape mismatch'].items()} == {
+        'all blocks': 0.9,
+        'not trained': 0.9,
+    }
+    section = with_figure(['## The recovery, drawn', '', 'table'], drawn, tmp_path)
+    assert section == [
+        '## The recovery, drawn',
+        '',
+        '![The recovery, drawn](figures/the_recovery_drawn.png)',
+        '',
+        'table',
+    ]
+    assert np.ptp(read_image(tmp_path / 'figures' / 'the_recovery_drawn.png')) == 255
+
+
 def test_the_runs_of_the_cosine_term_differ_in_its_weight_alone(tmp_path):
     chain = make_chain('cosine', tmp_path, 0, None)
     assert isinstance(chain, CosineTerm)
@@ -93,6 +139,7 @@ def metrics(spikes: int, tail: float) -> list[dict[str, float]]:
 
 def test_spikes_are_counted_against_the_median_before_them():
     numbers = numbers_of(metrics(spikes=7, tail=0.4))
+    assert max(numbers.pop(LARGEST_BY_WINDOW)) == SPIKE + 1
     assert numbers == {'spikes': 70.0, 'largest': SPIKE + 1, 'mean': 0.1, 'tail': 0.4, 'top1': 0.5}
     assert numbers_of(metrics(spikes=0, tail=0.4))['largest'] == 1.0
 
@@ -106,6 +153,11 @@ def test_the_cosine_term_is_judged_over_the_seeds():
     assert [one.reached(one.value(swapped[0])) for one in cosine_targets()] == [False, False, True]
     table = cosine_table(seen, Estimator(seen, CPU))
     assert any(line.startswith('| cosine distance, 99th percentile | 0.200') for line in table)
+    ((series,),) = [cosine_curves(seen, Estimator(seen, CPU)).panels.values()]
+    assert [[one.mean for one in line] for line in series.values()] == [
+        calm[LARGEST_BY_WINDOW],
+        wild[LARGEST_BY_WINDOW],
+    ]
 
 
 def test_the_first_frame_is_compared_for_every_system():
@@ -115,3 +167,8 @@ def test_the_first_frame_is_compared_for_every_system():
     lines = first_frame_table([seen], lambda value: f'{value(seen):.2f}')
     assert [line for line in lines if 'student' in line] == ['| student | 0.70 | 0.95 | 25.00 | 0.50 | 0.50 | 0.00 |']
     assert not any('drawn' in line for line in lines)
+    shape = first_frame_rows([seen], lambda value: Estimate(value(seen), 0.1)).panels['shape right']
+    assert {kind: rows['student'].mean for kind, rows in shape.items()} == {
+        'first frame generated': 0.7,
+        'first frame given': 0.95,
+    }

@@ -12,20 +12,21 @@ from train.benchmark.evidence import CLIPS, COMBINATIONS, DRAWN, GENERATED, GIVE
 from train.benchmark.motion import (
     late_units,
     motion_columns,
+    motion_curves,
     motion_kept,
     motion_table,
     motion_targets,
     spread_of,
     variety_of,
 )
-from train.benchmark.recipes import recipe_table
+from train.benchmark.recipes import recipe_rows, recipe_table
 from train.benchmark.statistics import Estimator
 from train.benchmark.students import HISTORIES, ONE_STEP
 from train.benchmark.systems import systems
 from train.benchmark.targets import recipe_targets, targets
 from train.benchmark.tiers import TIERS
 from train.benchmark.whole_chain import WholeChain
-from train.shapes.attributes import estimate
+from train.shapes.attributes import Estimate, estimate
 from train.shapes.source import MovingShapesSource
 from train.shapes.world import COLLAPSE, CPU
 
@@ -100,6 +101,9 @@ def test_the_table_has_errors_of_clustered_clips(evidence):
     assert cells[0].strip().startswith('1.000')
     drawn = next(line for line in lines if line.startswith('| drawn'))
     assert float(drawn.split('|')[-3].partition('±')[2]) > 0
+    (series,) = motion_curves([evidence], Estimator([evidence], COLLAPSE), UNITS).panels.values()
+    assert list(series) == [DRAWN, 'text', 'own_history', 'matching', 'student', 'regression']
+    assert [str(one) for one in series['student']] == [cell.strip() for cell in cells[:UNITS]]
 
 
 def test_chains_of_the_tiers(tmp_path):
@@ -118,7 +122,7 @@ def test_chains_of_the_tiers(tmp_path):
 
 
 def test_recipes_are_compared_with_their_teacher():
-    columns = {'shape': 0.9, 'all': 0.8, 'mismatch': 0.2, 'motion': 1.0, 'saturation': 0.5}
+    columns = {'shape': 0.9, 'all': 0.8, 'steady': 0.7, 'mismatch': 0.2, 'motion': 1.0, 'saturation': 0.5}
     results = {
         f'{name}/{first}': {column: [value - 0.05 * (name == 'student'), 0.0] for column, value in columns.items()}
         for name in ('text', 'teacher_1', *ONE_STEP)
@@ -128,6 +132,11 @@ def test_recipes_are_compared_with_their_teacher():
     lines = recipe_table([seen], lambda value: f'{value(seen):.2f}', ONE_STEP, 'text')
     assert '| student | generated | 5.00 | 0.00 | 0.85 | 0.75 | 0.15 | 0.95 | 0.45 |' in lines
     assert '| adversarial | given | 0.00 | 0.05 | 0.90 | 0.80 | 0.20 | 1.00 | 0.50 |' in lines
+    rows = recipe_rows(lambda value: Estimate(value(seen), 0.1), ONE_STEP, 'text')
+    mismatch = rows.panels['shape mismatch']['first frame generated']
+    assert list(mismatch) == ['teacher', 'teacher at 1-1-1', *ONE_STEP]
+    assert mismatch['student'].mean == pytest.approx(0.15) and mismatch['even'].mean == 0.2
+    assert len(rows.figure().axes) == len(rows.panels)
 
 
 def test_the_best_recipe_is_judged_on_captions_that_did_not_choose_it():
