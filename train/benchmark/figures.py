@@ -15,8 +15,8 @@ from train.shapes.attributes import Estimate
 # Metrics whose curves are drawn: every program's loss and evaluation metrics.
 TRAINING = ('loss', 'eval/validation', 'eval/psnr', 'fake_mse', 'cauchy')
 DPI = 100
-# Distance of the series at one x, as a share of the axis.
-SHIFT = 0.006
+# Width of the fan of all series at one x, as a share of the axis.
+FAN = 0.03
 # Numbers of x that are all named below the axis.
 MOST_TICKS = 10
 
@@ -42,9 +42,10 @@ class Curves:
             axes = figure.add_subplot(1, len(self.panels), place, title=title, xlabel=self.label)
             for number, (name, values) in enumerate(series.items()):
                 means, errors = zip(*values, strict=True)
-                axes.errorbar(
-                    self.x, means, errors, label=name, marker='o', markersize=3, capsize=2, color=f'C{number}'
-                )
+                # Series lie beside each other, so that their bars stay apart.
+                shift = FAN * (max(self.x) - min(self.x)) * ((number + 0.5) / len(series) - 0.5)
+                beside = [x + shift for x in self.x]
+                axes.errorbar(beside, means, errors, label=name, marker='o', markersize=3, capsize=2)
             for number, (name, value) in enumerate(self.levels.get(title, {}).items()):
                 axes.axhline(value.mean, label=name, linestyle=(':', '--')[number % 2], color='gray')
             if len(self.x) <= MOST_TICKS:
