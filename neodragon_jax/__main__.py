@@ -15,11 +15,10 @@ from neodragon_jax.base.command_line import PathOption, add_distributed, command
 from neodragon_jax.base.errors import InputError
 from neodragon_jax.base.output import output_folder
 from neodragon_jax.base.progress import ProgressBar
-from neodragon_jax.base.text import BadText, clean
 from neodragon_jax.checkpoint import folders, hub, shipped
 from neodragon_jax.evaluation import vbench
 from neodragon_jax.evaluation.prompt_files import read_prompts
-from neodragon_jax.generation import defaults
+from neodragon_jax.generation import checks, defaults
 from neodragon_jax.generation.arguments import add_sampling_options, add_video_options, released
 from neodragon_jax.generation.defaults import RELEASED
 from neodragon_jax.generation.jobs import Job, Jobs, make_jobs
@@ -178,7 +177,7 @@ def find_prompts(options: GenerateOptions) -> list[str]:
     Raises:
       InputError: there is none, or one is empty or damaged.
     """
-    prompts = [_typed(text) for text in options.prompts]
+    prompts = [checks.prompt('--prompt', text) for text in options.prompts]
     if options.prompts_file is not None:
         prompts += read_prompts(options.prompts_file)
     if options.vbench is not None:
@@ -187,14 +186,6 @@ def find_prompts(options: GenerateOptions) -> list[str]:
         example = defaults.read(options.model.checkpoint).example
         raise InputError(f'no prompt given. Use --prompt "{example or "TEXT"}", --prompts-file FILE or --vbench.')
     return list(dict.fromkeys(prompts))
-
-
-def _typed(text: str) -> str:
-    """Return a prompt of the command line, cleaned like those of files."""
-    try:
-        return clean(text, 'text')
-    except BadText as problem:
-        raise InputError(f'--prompt {text[:200]!r}: {problem}; correct it.') from None
 
 
 def load_system(options: GenerateOptions, videos: int) -> System:

@@ -122,7 +122,7 @@ class System:
         first call of a size compiles.
 
         Args:
-          prompt: a text, or a batch of texts.
+          prompt: a text, or a batch of texts; line breaks and double spaces become one space.
           seed: 0..2**32-1.
           number: sample number; with the same prompt and seed, other numbers give other videos. A text that repeats
             in a batch takes the next numbers.

@@ -10,7 +10,7 @@ from typing import Any
 
 from neodragon_jax.base.errors import InputError, did_you_mean
 from neodragon_jax.base.json_file import shown
-from neodragon_jax.base.text import is_unicode
+from neodragon_jax.base.text import BadText, clean, is_unicode
 
 
 def whole_number(name: str, value: Any, limits: tuple[int, int] | None = None) -> int:
@@ -42,14 +42,20 @@ def text(name: str, value: Any) -> str:
 
 
 def prompts(values: Any) -> list[str]:
-    """Return a list of texts, each with something to show."""
+    """Return a list of cleaned prompts."""
     # A single text is also a sequence of texts, one per character.
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise InputError(f'prompts is of type {type(values).__name__}; give a list of texts, such as [prompt].')
-    for index, value in enumerate(values):
-        if not text(f'prompts[{index}]', value).strip():
-            raise InputError(f'prompts[{index}] is blank; describe what the video shows.')
-    return list(values)
+    return [prompt(f'prompts[{index}]', value) for index, value in enumerate(values)]
+
+
+def prompt(name: str, value: Any) -> str:
+    """Return a prompt, cleaned as those of files are: the same text gives the same video, however it is given."""
+    given = text(name, value)
+    try:
+        return clean(given, 'text')
+    except BadText as problem:
+        raise InputError(f'{name} {given[:200]!r}: {problem}; correct it.') from None
 
 
 def choice(name: str, value: Any, known: Sequence[str]) -> str:

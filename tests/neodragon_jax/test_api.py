@@ -135,13 +135,21 @@ def test_bad_options_are_refused_before_the_work(system, options, message):
         (b'a cat', 'prompts is of type bytes'),
         (['a cat', None], r'prompts\[1\] is of type NoneType; give a text'),
         ('\udcff', r"prompts\[0\] '\\udcff' is not valid UTF-8"),
-        (['a cat', ' '], r'prompts\[1\] is blank'),
-        ('', r'prompts\[0\] is blank'),
+        (['a cat', ' '], r"prompts\[1\] ' ': text is empty; correct it"),
+        ('', r"prompts\[0\] '': text is empty"),
     ],
 )
 def test_bad_prompts_are_refused_before_the_work(system, prompt, message):
     with pytest.raises(nd.InputError, match=message):
         system.generate(prompt, **SIZE)
+
+
+@pytest.mark.parametrize('prompt', [' a cat\n', 'a\n  cat', '\ufeffa\tcat'])
+def test_a_prompt_gives_the_video_that_the_command_line_makes_of_it(system, video, prompt):
+    """As in files and on the command line, white space does not count; noise depends on the prompt."""
+    same = system.generate(prompt, **SIZE)
+    np.testing.assert_array_equal(same.frames, video.frames)
+    assert same.prompt == 'a cat'
 
 
 def test_numbers_and_lists_of_numpy_are_taken(system, video):
