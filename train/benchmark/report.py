@@ -95,7 +95,7 @@ def write(chains: Sequence[Chain]) -> int:
             '',
             *target_table(rows),
             '',
-            *tier_section([chain, *chains[1:]], seen, estimate),
+            *tier_section(chain, seen, estimate),
             *(system_sections(seen, estimate, out) if seen[0].results else ()),
             *pictures(chain, seen[0].results),
             *seconds(chains),
@@ -180,9 +180,9 @@ def target_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def tier_section(chains: Sequence[Chain], seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
+def tier_section(chain: Chain, seen: Sequence[Evidence], estimate: Estimator) -> list[str]:
     """Return the section that belongs to the tier, with its figure; none for most."""
-    chain, out = chains[0], chains[0].out
+    out = chain.out
     if isinstance(chain, CosineTerm):
         return with_figure(cosine_table(seen, estimate), cosine_curves(seen, estimate), out)
     if isinstance(chain, Recovery):
