@@ -11,31 +11,35 @@ from typing import Any
 
 from train.benchmark.evidence import GENERATED, GIVEN, Evidence
 from train.benchmark.figures import Rows
+from train.shapes.world import Traits
 
-# Attributes whose accuracy is compared.
-COLUMNS = ('shape', 'all')
+# Shares of clips, which a given frame should raise, and a number that it should lower.
+SHARES, LOWERED = ('shape', 'all', 'steady'), ('mismatch',)
 
 
 def first_frame_table(seen: Sequence[Evidence], estimate: Any) -> list[str]:
-    """Return a row per system: accuracy with frames of both kinds, and the points that a given one gains.
+    """Return a row per system: numbers with frames of both kinds, and what a given one gains.
 
     Args:
       estimate: function from a number of the evidence to its mean and error, see `statistics.Estimator`.
     """
-    titles = [f'{column}, {part}' for column in COLUMNS for part in ('generated', 'given', 'points gained')]
+    columns = _columns(seen)
+    gained = {column: 'points gained' if column in SHARES else 'lowered by' for column in columns}
+    titles = [f'{column}, {part}' for column in columns for part in ('generated', 'given', gained[column])]
     lines = ['## The first frame', '', f'| system | {" | ".join(titles)} |', f'|---{"|---:" * len(titles)}|']
     for system in _systems(seen):
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             mean = lambda one, first, c=column, s=system: one.mean(s, c, first)
+            scale = 100 if column in SHARES else -1
             cells += [estimate(lambda one, first=first, mean=mean: mean(one, first)) for first in (GENERATED, GIVEN)]
-            cells.append(estimate(lambda one, mean=mean: 100 * (mean(one, GIVEN) - mean(one, GENERATED))))
+            cells.append(estimate(lambda one, mean=mean, k=scale: k * (mean(one, GIVEN) - mean(one, GENERATED))))
         lines.append(f'| {system} | {" | ".join(map(str, cells))} |')
     return [*lines, '']
 
 
 def first_frame_rows(seen: Sequence[Evidence], estimate: Any) -> Rows:
-    """Return the accuracies of every system with frames of both kinds.
+    """Return the numbers of every system with frames of both kinds.
 
     Args:
       estimate: as in `first_frame_table`.
@@ -43,13 +47,22 @@ def first_frame_rows(seen: Sequence[Evidence], estimate: Any) -> Rows:
     of = lambda system, column, first: estimate(lambda one: one.mean(system, column, first))
     return Rows(
         {
-            f'{column} right': {
+            f'{column} right' if column in Traits._fields else column: {
                 f'first frame {first}': {system: of(system, column, first) for system in _systems(seen)}
                 for first in (GENERATED, GIVEN)
             }
-            for column in COLUMNS
+            for column in _columns(seen)
+            if column != 'all'
         }
     )
+
+
+def _columns(seen: Sequence[Evidence]) -> list[str]:
+    """Return the numbers that all results have; the oldest lack some."""
+    results = [
+        one.results[f'{system}/{first}'] for one in seen for system in _systems(seen) for first in (GENERATED, GIVEN)
+    ]
+    return [column for column in (*SHARES, *LOWERED) if all(column in result for result in results)]
 
 
 def _systems(seen: Sequence[Evidence]) -> list[str]:

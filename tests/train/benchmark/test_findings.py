@@ -161,11 +161,13 @@ def test_the_cosine_term_is_judged_over_the_seeds():
 
 
 def test_the_first_frame_is_compared_for_every_system():
-    value = lambda shape: {'shape': [shape, 0.0], 'all': [0.5, 0.0]}
+    value = lambda shape: {'shape': [shape, 0.0], 'all': [0.5, 0.0], 'mismatch': [1 - shape, 0.0]}
     results = {'drawn': value(1.0), f'student/{GENERATED}': value(0.7), f'student/{GIVEN}': value(0.95)}
     seen = Evidence(results, {}, 0.0, True)
     lines = first_frame_table([seen], lambda value: f'{value(seen):.2f}')
-    assert [line for line in lines if 'student' in line] == ['| student | 0.70 | 0.95 | 25.00 | 0.50 | 0.50 | 0.00 |']
+    assert [line for line in lines if 'student' in line] == [
+        '| student | 0.70 | 0.95 | 25.00 | 0.50 | 0.50 | 0.00 | 0.30 | 0.05 | 0.25 |'
+    ]
     assert not any('drawn' in line for line in lines)
     shape = first_frame_rows([seen], lambda value: Estimate(value(seen), 0.1)).panels['shape right']
     assert {kind: rows['student'].mean for kind, rows in shape.items()} == {
