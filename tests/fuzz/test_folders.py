@@ -37,6 +37,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
     with Checkpoints(folder / 'checkpoints', keep=KEEP, metadata=METADATA) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, state_of(step), PLACE)
+            checkpoints.wait()
             checkpoints.add_metrics(step, {'eval/loss': 1.0 / step})
     return folder
 

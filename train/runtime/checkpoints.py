@@ -189,8 +189,7 @@ class Checkpoints:
         self._manager.save(step, args=items, force=True)
 
     def add_metrics(self, step: int, metrics: Mapping[str, float], *, passed: bool = True) -> None:
-        """Record the evaluation of a saved state, once it is written; all processes call it."""
-        self.wait()
+        """Record the evaluation of a state whose checkpoint is written; all processes call it."""
         self.metrics.add(step, metrics, passed=passed)
         self._record_best()
 

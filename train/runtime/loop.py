@@ -229,7 +229,7 @@ def _evaluate(
       DivergedError, InputError: the evaluation ends the run.
     """
     scores = evaluator.run(state, frozen, done, parts.log.show)
-    parts.checkpoints.wait()
+    parts.checkpoints.wait()  # the metrics go into its folder
     parts.log.write(done, scores)
     parts.checkpoints.add_metrics(done, scores, passed=evaluator.failure is None)
     write_if_best(program, state, done, parts.checkpoints, config.folder)
